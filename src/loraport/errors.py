@@ -1,0 +1,44 @@
+"""What can go wrong, and whose move it is.
+
+    LoraportError
+    ├── InputError              the user's file, name or setting is at fault: exit 2, nothing written
+    │   ├── FileFormatError     a file is not what its name or place says (truncated, unsafe, unknown)
+    │   ├── MismatchError       files that are fine alone do not belong together
+    │   └── SettingsError       an unknown name or a value out of range
+    └── OutputError             the result cannot be written (no room, no permission): exit 2, nothing half-written
+
+Every message names what is wrong, with which file or layer, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class LoraportError(Exception):
+    """Base of every error that the program raises on purpose; its text is meant to be shown as it is."""
+
+
+class InputError(LoraportError):
+    """The user's input cannot be used."""
+
+
+class FileFormatError(InputError):
+    """A file is damaged, unsafe or of a kind that is not read."""
+
+
+class MismatchError(InputError):
+    """Inputs that do not belong together: another model's LoRA, disagreeing shapes, no common layer."""
+
+
+class SettingsError(InputError):
+    """A setting has an unknown name or a value outside its range."""
+
+
+class OutputError(LoraportError):
+    """The output cannot be written."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingsError:
+    """The error for a name that nothing answers to; it lists the names that exist."""
+    return SettingsError(f"unknown {kind} {name!r}; known: {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""MATH: tensors in, tensors out. Silent; no paths, no configuration, no logging."""
