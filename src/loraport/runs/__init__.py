@@ -1,0 +1,1 @@
+"""ORCHESTRATION: what to do, in what order, where."""
