@@ -1,6 +1,6 @@
 """Every singular value decomposition of the program: bases of weights, low-rank factors of updates, energy, rank.
 
-Energy always means a share of the squared Frobenius norm, ΣS². `V` is never stored: always `Vh`, as the routine returns it.
+Energy always means a share of the squared Frobenius norm, ΣS². `V` is never stored: always `Vh`, as torch returns it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from loraport.errors import InputError, SettingsError
 
 KRYLOV_STEPS = 4
-"""Powers of D·Dᵀ in the Krylov space. Its polynomials of degree 2·4+1 resolve more than six plain power iterations do."""
+"""Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
 
 OVERSAMPLING = 16
 """Columns in the random block beyond the rank (Halko, Martinsson & Tropp 2011 advise 5 to 10)."""
@@ -80,7 +80,7 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
         raise InputError("the weight holds NaN or infinite values; use an undamaged checkpoint")
     try:
         return SingularBasis(*torch.linalg.svd(W, full_matrices=False))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         from scipy.linalg import svd
 
         U, S, Vh = svd(W.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
@@ -90,14 +90,15 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
 def orthonormal(basis: SingularBasis) -> SingularBasis:
     """The basis with its directions made orthonormal again, after storage in 16 bits.
 
-    Q·R of each factor, the signs of R's diagonal kept: each direction moves by no more than the rounding that spoilt it.
+    Q·R of each factor, the signs of R's diagonal kept: a direction moves no more than by the rounding that spoilt it.
     """
     return SingularBasis(_orthonormal_columns(basis.U), basis.S, _orthonormal_columns(basis.Vh.mT).mT)
 
 
 def _orthonormal_columns(X: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
     Q, R = torch.linalg.qr(X)
-    return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)
+    signs: Tensor = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)
+    return Q * signs
 
 
 def energy_rank(S: Float[Tensor, " n"], energy: float) -> int:
@@ -115,9 +116,9 @@ def energy_rank(S: Float[Tensor, " n"], energy: float) -> int:
 def factorize(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> LowRank:
     """The best rank-r approximation of an update, √Σ on both sides, with the share of energy that it loses.
 
-    Exact where the Krylov space would span half of the matrix or more; else randomised block Krylov iteration (Musco & Musco
-    2015): one block of rank + 16 random columns and its 4 successors under D·Dᵀ, then an exact SVD inside that space.
-    The generator is the only source of randomness and lives on the CPU, so that every device draws the same numbers.
+    Exact where the Krylov space would span half of the matrix or more; else randomised block Krylov iteration (Musco &
+    Musco 2015): one block of rank + 16 random columns and its 4 successors under D·Dᵀ, then an exact SVD inside that
+    space. The generator is the only source of randomness; it lives on the CPU, so that every device draws the same.
     """
     n = min(D.shape)
     if rank < 1:
@@ -154,7 +155,7 @@ def _truncate(D: Float[Tensor, "out in"], basis: SingularBasis, rank: int) -> Lo
 def kept_correction(low: LowRank, source: LowRank, correction: Float[Tensor, "out in"]) -> float | None:
     """Share of the correction that survives truncation: ⟨D_r − D_lora, E⟩ / ‖E‖² with E = D' − D_lora.
 
-    Kept energy flatters, because what truncation throws away is mostly the correction. None where there is no correction.
+    Kept energy flatters: what truncation throws away is mostly the correction. None where there is no correction.
     """
     size = float(correction.double().square().sum())
     if size == 0:

@@ -1,0 +1,119 @@
+"""CASA: cluster-aware spectral arbitration (arXiv 2605.01929, §4), whole, on one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from loraport.errors import SettingsError
+from loraport.methods.layer import Layer, Update
+from loraport.spectral.arbitration import (
+    arbitrated_part,
+    dominant_directions,
+    dominant_mask,
+    off_dominant,
+    over_activation_risk,
+    risky_entries,
+)
+from loraport.spectral.clusters import cluster_sizes, singular_clusters
+from loraport.spectral.routing import Routing, observe, to_routing
+from loraport.spectral.svd import SingularBasis, energy_rank
+
+
+@dataclass(frozen=True)
+class CasaSettings:
+    """The knobs of CASA; the defaults are the paper's (§5.1 and appendix)."""
+
+    energy: float = 0.9
+    """Share of ΣS² that the leading directions hold (Eq. 3)."""
+    energy_rectangular: float = 0.9
+    """The same for layers that are not square; the published code takes all of their directions (1.0)."""
+    tau: float = 1.0
+    """Predicted rotation above which two directions are connected (Eq. 4); 1 to 10 are alike in the paper."""
+    eps: float = 1e-6
+    """Added to the singular gap in Eq. 4, in units of singular values."""
+    q_dom: float = 0.5
+    """Quantile over clusters from which on a cluster dominates (Eq. 5–6)."""
+    q_act: float = 0.85
+    """Quantile of the candidates' risks above which an entry is arbitrated (Eq. 13)."""
+    restore: float = 1.0
+    """How much of the weak drift restoration takes back (Eq. 8); 0 is Table 2's ablation without it."""
+    arbitrate: bool = True
+    """Whether risky entries are arbitrated (Eq. 14); False is Table 2's ablation without it."""
+    densities: Literal["whole", "block"] = "whole"
+    """Norms over whole rows and columns (the paper), or inside the k × k block (the published code)."""
+
+    def __post_init__(self) -> None:
+        for name in ("q_dom", "q_act", "restore"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1]")
+        for name in ("energy", "energy_rectangular"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but a share of energy lies in (0, 1]")
+        for name in ("tau", "eps"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}, but it must be 0 or more")
+
+
+PAPER = CasaSettings()
+PUBLISHED_CODE = CasaSettings(tau=0.5, energy_rectangular=1.0, densities="block")
+CASA_PRESETS = {"paper": PAPER, "published-code": PUBLISHED_CODE}
+
+
+def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
+    """The LoRA's update, restored where the distillation is weak, arbitrated where both push the same way (Eq. 2–14).
+
+    D_casa = D_lora − restore·(I − P_U)·D_fft·(I − P_V) − U·[K ∘ sign(C_lora) ∘ min(|C_lora|, |C_fft|)]·Vᵀ
+    with P_U, P_V the projectors on dominant receivers and senders and K the arbitrated entries.
+
+    A zero LoRA does not transfer to zero: off the dominant mask the rule writes −C_fft, so a strength slider on the
+    result also scales that counter-drift. Where we differ from the paper: bases are thin, and what lies outside them is
+    handled as a block (a full SVD completes them arbitrarily); Eq. 14 is read as its prose has it (see
+    `arbitrated_part`). A wide layer is the transpose of a tall one.
+    """
+    if layer.drift.shape[0] < layer.drift.shape[1]:
+        return casa(layer.transposed(), settings).transposed()
+    basis = _basis_of(layer)
+    k = leading_directions(basis, settings)  # Eq. 3
+    C_lora = to_routing(layer.lora, basis)  # Eq. 2
+    drift = observe(layer.drift, basis)  # Eq. 2
+    labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
+    send, receive = _strengths(drift, k, settings)  # Eq. 5–6
+    senders = dominant_directions(send, labels, q_dom=settings.q_dom)
+    receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
+    dominant = dominant_mask(receivers, senders)  # Eq. 7
+    taken = settings.restore * off_dominant(drift, basis.U, receivers, senders)  # Eq. 8
+    risk = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
+    arbitrated = risky_entries(risk, dominant & (C_lora * drift.C > 0), q_act=settings.q_act)
+    if settings.arbitrate:
+        taken = taken + basis.U @ (arbitrated * arbitrated_part(C_lora, drift.C))  # Eq. 14
+    sizes = cluster_sizes(labels)
+    facts = {
+        "k": k,
+        "clusters": len(sizes),
+        "largest_cluster": int(sizes.max()) / k,
+        "arbitrated": int(arbitrated.sum()) if settings.arbitrate else 0,
+    }
+    return Update(layer.lora, -(taken @ basis.Vh), facts)
+
+
+def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:
+    """k of Eq. 3 for this layer's shape."""
+    square = basis.U.shape[0] == basis.Vh.shape[1]
+    return energy_rank(basis.S, settings.energy if square else settings.energy_rectangular)
+
+
+def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:
+    """How much each direction sends and receives, over the whole drift or only inside the k × k block."""
+    if settings.densities == "whole":
+        return drift.send, drift.receive
+    return torch.linalg.vector_norm(drift.C[:k], dim=0), torch.linalg.vector_norm(drift.C[:, :k], dim=1)
+
+
+def _basis_of(layer: Layer) -> SingularBasis:
+    if layer.basis is None:
+        raise SettingsError("CASA needs the singular basis of the source weight; pass decompose(W_s) as Layer.basis")
+    return layer.basis

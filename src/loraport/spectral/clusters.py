@@ -1,0 +1,39 @@
+"""Which singular directions belong together: the LoRA's predicted rotation as a graph, and its connected parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+
+def predicted_rotation(C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, eps: float) -> Float[Tensor, "k k"]:
+    """How far the LoRA turns direction j into direction i, to first order (Eq. 4).
+
+    R(i, j) = |C_lora(i, j)| / (|S_i − S_j| + eps), and 0 on the diagonal.
+    """
+    gap = (S[:, None] - S[None, :]).abs()
+    return (C_lora.abs() / (gap + eps)).fill_diagonal_(0)
+
+
+def singular_clusters(
+    C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, tau: float, eps: float
+) -> Int[Tensor, " k"]:
+    """The cluster number of each leading direction (Eq. 4 and the text below it).
+
+    i and j are connected where R(i, j) > tau or R(j, i) > tau; clusters are the connected components, numbered by their
+    first member. The rotation is symmetrised by that "or", so a directed and an undirected reading agree.
+    """
+    R = predicted_rotation(C_lora, S, eps=eps)
+    rows, columns = ((R > tau) | (R.mT > tau)).nonzero().cpu().numpy().T
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=R.shape)
+    _, labels = connected_components(graph, directed=False)
+    return torch.from_numpy(labels.astype(np.int64)).to(C_lora.device)
+
+
+def cluster_sizes(labels: Int[Tensor, " k"]) -> Int[Tensor, " m"]:
+    """Members of each cluster."""
+    return torch.bincount(labels)

@@ -1,0 +1,66 @@
+"""Updates seen in a singular basis: the routing matrix, how much each direction sends and receives, block sums.
+
+Rows of a routing matrix receive (left directions u_i), columns send (right directions v_j).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loraport.spectral.svd import LowRank, SingularBasis
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A dense update D of a layer with out ≥ in, carried into the basis of its weight.
+
+    `Y = D·V` keeps all of D, because V is square there; `C = Uᵀ·Y` is the routing matrix (Eq. 2). What C misses is the
+    complement of a tall layer, (I − UUᵀ)·D, which has no canonical basis and is therefore kept as the block Y − U·C.
+    """
+
+    Y: Float[Tensor, "out n"]
+    C: Float[Tensor, "n n"]
+
+    @property
+    def send(self) -> Float[Tensor, " n"]:
+        """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
+        return self.Y.norm(dim=0)
+
+    @property
+    def receive(self) -> Float[Tensor, " n"]:
+        """‖u_iᵀ·D‖: what each left direction receives; V is square, so the row norms of C are all of it."""
+        return self.C.norm(dim=1)
+
+
+def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
+    """The dense update of a square or tall layer in its weight's basis (Eq. 2): Y = D·V, C = Uᵀ·D·V."""
+    Y = D @ basis.Vh.mT
+    return Routing(Y, basis.U.mT @ Y)
+
+
+def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
+    """The routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
+    return (basis.U.mT @ update.B) @ (update.A @ basis.Vh.mT)
+
+
+def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:
+    """Sums of the entries of X over the blocks (cluster of the row, cluster of the column), in float64."""
+    m = int(labels.max()) + 1
+    rows = torch.zeros(m, X.shape[1], dtype=torch.float64, device=X.device).index_add_(0, labels, X.double())
+    return torch.zeros(m, m, dtype=torch.float64, device=X.device).index_add_(1, labels, rows)
+
+
+def directional_alignment(
+    C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"]
+) -> Float[Tensor, "m m"]:
+    """Cosine of the two routing blocks of each pair of clusters (Eq. 10–11).
+
+    Cos(m, n) = ⟨C_lora[m, n], C_fft[m, n]⟩ / (‖C_lora[m, n]‖ · ‖C_fft[m, n]‖ + 1e-8)
+    """
+    inner = block_sums(C_lora * C_fft, labels)
+    norms = block_sums(C_lora.square(), labels).sqrt() * block_sums(C_fft.square(), labels).sqrt()
+    return (inner / (norms + 1e-8)).to(C_lora.dtype)

@@ -1,0 +1,24 @@
+"""Shapes in signatures are checked while tests run, and only then; no test touches the user's cache or the network."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+install_import_hook(["loraport.spectral", "loraport.methods"], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Each test has a cache folder of its own."""
+    monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices: more threads only get in each other's way."""
+    torch.set_num_threads(1)
