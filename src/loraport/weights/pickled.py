@@ -1,0 +1,107 @@
+"""PyTorch pickles (`.pt`, `.pth`, `.ckpt`, `.bin`), weights only and memory-mapped; code inside a file is never run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError
+from loraport.weights.quantized import refuse_quantized
+from loraport.weights.safetensors_files import StoredTensor
+
+PARTS = ("generator_ema", "generator", "state_dict", "model", "module", "ema")
+"""Where trainers put the network inside the file, best first: the moving average is what their authors run."""
+
+
+def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], str | None]:
+    """The tensors of one part of a pickle, and the name of that part (None where the file itself is the table).
+
+    `part` names the entry to take; otherwise the best of PARTS is. Data stays in the mapped file until it is read.
+    Raises FileFormatError for what weights-only loading refuses, InputError for a part that is not there.
+    """
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise FileFormatError(
+            f"{path} holds a {type(content).__name__}, not a table of tensors; save its state_dict instead"
+        )
+    table, part = _part_of(path, content, part)
+    tensors = {str(key): value for key, value in table.items() if isinstance(value, Tensor)}
+    for key, value in tensors.items():
+        if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_meta:
+            raise FileFormatError(
+                f"{path}: {key!r} is a {type(value).__name__} of layout {value.layout}, not a plain tensor; "
+                "gather it and save it again as safetensors"
+            )
+    refuse_quantized(path, {key: value.dtype for key, value in tensors.items()}, {})
+    stored = {
+        key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value))
+        for key, value in tensors.items()
+    }
+    return stored, part
+
+
+def _fresh(mapped: Tensor) -> Tensor:
+    return mapped.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _load(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, nothing to map
+    except pickle.UnpicklingError as error:
+        raise FileFormatError(_unsafe(path, str(error))) from error
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # damaged bytes can raise anything inside the unpickler
+        raise FileFormatError(
+            f"{path} cannot be read as a PyTorch file ({_first_line(error)}); it is damaged or of another kind: "
+            "download it again"
+        ) from error
+
+
+def _unsafe(path: Path, message: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Cc]lass ([\w.]+)", message)
+    if not found:
+        return (
+            f"{path} is no PyTorch file that can be loaded safely; it is damaged or of another kind: download it again"
+        )
+    return (
+        f"{path} holds more than tensors ({found[1]}), and loading that could run any code, so it is not done; "
+        "in the program that wrote it, save the tensors alone as safetensors"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[Mapping[Any, Any], str | None]:
+    tables = {str(key): value for key, value in content.items() if _is_table(value)}
+    if part is not None:
+        if part not in tables:
+            known = ", ".join(tables) or "none: the file itself is the table of tensors"
+            raise InputError(f"{path} has no part {part!r}; its parts: {known}")
+        return tables[part], part
+    for name in PARTS:
+        if name in tables:
+            return tables[name], name
+    if _is_table(content):
+        return content, None
+    if tables:
+        raise InputError(f"{path} has several parts and none with a usual name; give one of them: {', '.join(tables)}")
+    raise FileFormatError(f"{path} is not a table of tensors; save the network's state_dict instead")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())

@@ -1,0 +1,199 @@
+"""Safetensors files read by their headers: names, dtypes, shapes and places now, the bytes of one tensor on demand.
+
+The header is checked here, entry by entry, before a byte of data is believed: eight bytes of length, JSON, and offsets
+that cover the rest of the file without gap or overlap. Data is read with plain reads into fresh memory, not through a
+mapping: no pages accumulate in the process, however many layers pass through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError
+from loraport.weights.quantized import NOT_READ, refuse_quantized
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit that the safetensors library sets too."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+_IMPOSTORS = {
+    b"GGUF": f"is a GGUF file; {NOT_READ}",
+    b"PK\x03\x04": "is a zip archive, most likely a PyTorch pickle; rename it to .pt",
+    b"version https://git-lfs": "is a git-lfs pointer, not the weights; fetch them with `git lfs pull`",
+    b"<": "looks like a web page, not the weights; download the file itself",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of the stored dtype."""
+
+    key: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """What the header of one file says; `digest` is the SHA-256 of the header and the file's size."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+    digest: str
+
+
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """The header of a safetensors file, checked against the file's size; no tensor data is read.
+
+    Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
+    quantised weights.
+    """
+    raw, size = _raw_header(path)
+    header = _parsed(path, raw)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FileFormatError(f"{path}: the header's __metadata__ is not a table of strings; download the file again")
+    start = 8 + len(raw)
+    entries = {key: _entry(path, key, entry) for key, entry in header.items()}
+    _check_cover(path, entries, size - start)
+    tensors = {
+        key: StoredTensor(key, path, dtype, shape, _Reader(path, start + begin, end - begin, dtype, shape))
+        for key, (dtype, shape, begin, end) in entries.items()
+    }
+    refuse_quantized(path, {key: stored.dtype for key, stored in tensors.items()}, metadata)
+    digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
+    return SafetensorsFile(path, tensors, metadata, digest)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    path: Path
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def __call__(self) -> Tensor:
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+        view = buffer.numpy().data
+        filled = 0
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            while filled < self.nbytes:
+                count = file.readinto(view[filled:])
+                if not count:
+                    raise FileFormatError(f"{self.path}: the file became shorter while it was read; start again")
+                filled += count
+        return buffer.view(self.dtype).view(self.shape)
+
+
+def _raw_header(path: Path) -> tuple[bytes, int]:
+    """The JSON bytes of the header, and the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(32)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:9] not in (b"{", b"") or size < 8:
+            answers = (answer for magic, answer in _IMPOSTORS.items() if start.startswith(magic))
+            kind = next(answers, "is not a safetensors file; it was renamed, or the download broke off")
+            raise FileFormatError(f"{path} {kind}")
+        if length > LONGEST_HEADER:
+            raise FileFormatError(
+                f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or no "
+                "safetensors file: download it again"
+            )
+        if 8 + length > size:
+            raise FileFormatError(
+                f"{path} is truncated: {size} bytes, but its header alone has {length}; download it again"
+            )
+        file.seek(8)
+        return file.read(length), size
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise ValueError("a key stands twice")
+        return table
+
+    try:
+        header = json.loads(raw, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the header cannot be read ({error}); download the file again") from error
+    if not isinstance(header, dict):
+        raise FileFormatError(f"{path}: the header is not a table of tensors; download the file again")
+    return header
+
+
+def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """(dtype, shape, first byte, byte after the last) of one tensor, each of the right kind."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise FileFormatError(
+            f"{path}: the header's entry for {key!r} lacks a dtype, shape or offsets; download it again"
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise FileFormatError(
+            f"{path}: {key!r} has an impossible shape or place in the header; download the file again"
+        )
+    dtype = DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise FileFormatError(f"{path}: {key!r} is stored as {entry['dtype']}; {NOT_READ}")
+    if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+        raise FileFormatError(
+            f"{path}: {key!r} has {offsets[1] - offsets[0]} bytes, not what {entry['dtype']} of shape {shape} takes; "
+            "download the file again"
+        )
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_cover(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], room: int) -> None:
+    """The entries lie end to end and fill the data section exactly."""
+    position = 0
+    for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position:
+            raise FileFormatError(f"{path}: the data of {key!r} overlaps or leaves a gap; download the file again")
+        position = end
+    if position > room:
+        raise FileFormatError(
+            f"{path} is truncated: the header describes {position} bytes of data, {room} are there; download it again"
+        )
+    if position < room:
+        raise FileFormatError(
+            f"{path} has {room - position} bytes that its header does not describe; download it again"
+        )
