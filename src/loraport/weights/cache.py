@@ -1,0 +1,231 @@
+"""Content-addressed store of singular bases: the same weight is decomposed once, whatever file it lies in.
+
+One safetensors file per basis, `v1/ab/<key>.safetensors`: U and Vh in float16, S in float32, and a checksum that every
+read verifies. Entries appear whole or not at all (temporary name, fsync, rename): processes may share a folder and die
+in it, and all of it is safe to delete.
+
+What is used is always the basis as it reads back, in the run that computed it as in every later one, with a cache or
+without: a cold, a warm and an interrupted run give the same bytes. Rounding to float16 and straightening again moves
+each direction by 1.5e-4 to 2e-4, and C = Uᵀ·D·V and U·S·Vh by 2.1e-4 to 2.5e-4 of their norm (1536×1536, 1792×320 and
+smaller); max |UᵀU − I| comes back at 1e-6. For scale: rounding the weight itself to bfloat16 costs 1.7e-3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError
+from loraport.spectral.svd import SingularBasis, orthonormal
+from loraport.weights.safetensors_files import read_safetensors
+
+VERSION = 1
+"""Of the entries' layout and meaning; part of every key and of the folder's name."""
+
+MARKER = "CACHEDIR.TAG"
+_MARKER_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# Singular bases of model weights, kept by loraport; safe to delete. For the signature see https://bford.info/cachedir/\n"
+)
+_ENTRY = re.compile(r"([0-9a-f]{64})\.safetensors")
+_TEMPORARY = re.compile(r"\.loraport-.*\.tmp")
+
+
+def default_folder() -> Path:
+    """$LORAPORT_CACHE, else $XDG_CACHE_HOME/loraport, else ~/.cache/loraport."""
+    if own := os.environ.get("LORAPORT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "loraport"
+
+
+def basis_key(fingerprint: str, algorithm: str = "thin svd") -> str:
+    """The key of a weight's basis, from the weight's fingerprint (dtype, shape, bytes) and how it is decomposed."""
+    return hashlib.sha256(f"loraport basis {VERSION}\n{algorithm}\n{fingerprint}\n".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A basis as it is stored, where it came from, and why it was not written (None where it was or need not be)."""
+
+    basis: SingularBasis
+    found: bool
+    not_written: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache."""
+
+    key: str
+    path: Path
+    bytes: int
+
+
+class BasisCache:
+    """The bases in one folder; without a folder nothing is kept, and the values are the same.
+
+    The folder is created by the first `put`. Raises InputError where the folder exists and holds anything else.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        if self.folder is not None and not _is_ours(self.folder):
+            raise InputError(
+                f"{self.folder} is not a cache of loraport and not empty; give another folder for the cache"
+            )
+
+    def get(self, key: str, device: torch.device | str = "cpu") -> SingularBasis | None:
+        """The basis in float32 on the device, or None. A torn or altered entry counts as absent and is removed."""
+        if self.folder is None or not (path := _place(self.folder, key)).is_file():
+            return None
+        try:
+            return _restored(_read(path, key), device)
+        except FileFormatError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass  # removed or replaced by another process, or not ours to read: absent either way
+        return None
+
+    def put(self, key: str, basis: SingularBasis) -> str | None:
+        """Write an entry; an existing one is replaced. Returns why it could not be written, or None: a run goes on."""
+        return self._write(key, _stored(basis))
+
+    def get_or_compute(
+        self, key: str, compute: Callable[[], SingularBasis], device: torch.device | str = "cpu"
+    ) -> Fetched:
+        """The stored basis, or the computed one rounded, stored and restored: the same values in either case."""
+        if (basis := self.get(key, device)) is not None:
+            return Fetched(basis, True, None)
+        tensors = _stored(compute())
+        return Fetched(_restored(tensors, device), False, self._write(key, tensors))
+
+    def list(self) -> tuple[Entry, ...]:
+        """The entries, by key."""
+        files = ((match[1], path, size) for path, size in self._files() if (match := _ENTRY.fullmatch(path.name)))
+        return tuple(Entry(*file) for file in sorted(files))
+
+    def total_bytes(self) -> int:
+        """Bytes of all files, those that an interrupted write left behind included."""
+        return sum(size for _, size in self._files())
+
+    def verify(self) -> tuple[tuple[Entry, str], ...]:
+        """The entries that are torn or altered, each with what is wrong; nothing is removed."""
+        broken = []
+        for entry in self.list():
+            try:
+                _read(entry.path, entry.key)
+            except (FileFormatError, OSError) as error:
+                broken.append((entry, str(error)))
+        return tuple(broken)
+
+    def clear(self) -> tuple[int, int]:
+        """Remove all entries and leftovers and nothing else; returns how many files and bytes that were."""
+        files = self._files()
+        for path, _ in files:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path, _ in files}:
+            with contextlib.suppress(OSError):  # not empty: another process writes, or something there is not ours
+                folder.rmdir()
+        return len(files), sum(size for _, size in files)
+
+    def _files(self) -> tuple[tuple[Path, int], ...]:
+        """Our files, two folders deep, and their sizes; links and files with other names are not ours."""
+        if self.folder is None:
+            return ()
+        files = []
+        for path in self.folder.glob(f"v{VERSION}/[0-9a-f][0-9a-f]/*"):
+            ours = _ENTRY.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if ours and path.is_file() and not path.is_symlink():
+                    files.append((path, path.stat().st_size))
+        return tuple(files)
+
+    def _write(self, key: str, tensors: dict[str, Tensor]) -> str | None:
+        if self.folder is None:
+            return None
+        from safetensors.torch import save
+
+        metadata = {"format": "loraport basis", "version": str(VERSION), "sha256": _checksum(key, tensors)}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / MARKER).is_file():
+                _write_whole(self.folder / MARKER, _MARKER_TEXT.encode())
+            path = _place(self.folder, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, save(tensors, metadata))
+        except OSError as error:
+            return f"{self.folder}: {error.strerror or error}"
+        return None
+
+
+def _place(folder: Path, key: str) -> Path:
+    return folder / f"v{VERSION}" / key[:2] / f"{key}.safetensors"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Marked as ours, empty, or not there yet."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    marker = folder / MARKER
+    if marker.is_file():
+        return "loraport" in marker.read_text(errors="replace")
+    return all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _stored(basis: SingularBasis) -> dict[str, Tensor]:
+    """The tensors of an entry, on the CPU and contiguous: layout decides the last bits of later products."""
+    return {
+        "U": basis.U.to("cpu", torch.float16).contiguous(),
+        "S": basis.S.to("cpu", torch.float32).contiguous(),
+        "Vh": basis.Vh.to("cpu", torch.float16).contiguous(),
+    }
+
+
+def _restored(tensors: dict[str, Tensor], device: torch.device | str) -> SingularBasis:
+    U, S, Vh = (tensors[name].to(device).float() for name in ("U", "S", "Vh"))
+    return orthonormal(SingularBasis(U, S, Vh))
+
+
+def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{key}\n".encode())
+    for name in ("U", "S", "Vh"):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of an entry; raises FileFormatError where the header, the names or the checksum are wrong."""
+    file = read_safetensors(path)
+    if set(file.tensors) != {"U", "S", "Vh"}:
+        raise FileFormatError(f"{path} holds no basis; remove it")
+    tensors = {name: stored.read() for name, stored in file.tensors.items()}
+    if file.metadata.get("sha256") != _checksum(key, tensors):
+        raise FileFormatError(f"{path} does not match its checksum; remove it")
+    return tensors
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """The file with this content under its name, or no change: temporary name, fsync, rename."""
+    temporary = path.with_name(f".loraport-{path.stem[:16]}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
