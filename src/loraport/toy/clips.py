@@ -17,17 +17,17 @@ TEXT_WIDTH = 32
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
-    "red": (0.95, 0.12, 0.10),
+    "red": (1.00, 0.22, 0.18),
     "yellow": (1.00, 0.85, 0.05),
-    "green": (0.10, 0.80, 0.15),
-    "blue": (0.10, 0.25, 1.00),
-    "magenta": (0.95, 0.10, 0.85),
+    "green": (0.20, 0.85, 0.25),
+    "blue": (0.22, 0.50, 1.00),
+    "magenta": (1.00, 0.35, 0.90),
     "white": (1.00, 1.00, 1.00),
 }
 BACKGROUNDS = {  # colour at the top, colour at the bottom
     "night": ((0.02, 0.02, 0.08), (0.10, 0.10, 0.26)),
-    "lagoon": ((0.05, 0.32, 0.38), (0.16, 0.52, 0.50)),
-    "dusk": ((0.42, 0.26, 0.36), (0.78, 0.58, 0.42)),
+    "lagoon": ((0.02, 0.18, 0.24), (0.06, 0.36, 0.36)),
+    "dusk": ((0.22, 0.10, 0.24), (0.48, 0.24, 0.16)),
 }
 MOTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 ATTRIBUTES: tuple[tuple[str, ...], ...] = (SHAPES, tuple(COLOURS), tuple(BACKGROUNDS), tuple(MOTIONS))
@@ -109,7 +109,7 @@ def plain(clips: Tensor) -> Tensor:
 
 def noir(clips: Tensor) -> Tensor:
     """Black and white, hard contrast, dark corners."""
-    grey = torch.sigmoid((_luma((clips + 1) / 2) - 0.42) * 9)
+    grey = torch.sigmoid((_luma((clips + 1) / 2) - 0.40) * 9)
     ramp = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     vignette = 1 - 0.35 * (ramp[:, None] ** 2 + ramp[None, :] ** 2)
     return (grey * vignette).expand_as(clips) * 2 - 1
@@ -130,7 +130,7 @@ def neon(clips: Tensor) -> Tensor:
 
 def retro(clips: Tensor) -> Tensor:
     """Sepia in four tones with dark scan lines on every third row."""
-    grey = _luma((clips + 1) / 2).clamp(0, 1) ** 0.7
+    grey = _luma((clips + 1) / 2).clamp(0, 1) ** 1.2
     tones = torch.tensor([0.98, 0.78, 0.45])[:, None, None, None] * (0.12 + 0.88 * grey)
     rows = torch.where(torch.arange(SIZE) % 3 == 2, 0.45, 1.0)[:, None]
     return (tones * rows).clamp(0, 1) * 2 - 1
