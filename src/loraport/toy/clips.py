@@ -7,8 +7,8 @@ attribute (shape, colour, background, motion). All randomness comes from the gen
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.nn import functional
 
 FRAMES, SIZE = 8, 24
 RADIUS, SPEED = 5.5, 1.0  # pixels; pixels per frame
@@ -49,13 +49,13 @@ def describe(prompt: Tensor) -> str:
 def embed(prompts: Tensor) -> Tensor:
     """What stands in for a text encoder: one unit vector per word, [n, 4, TEXT_WIDTH]."""
     words = prompts + torch.tensor(_FIRST_WORD)
-    return F.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
+    return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
 
 def embed_nothing(count: int) -> Tensor:
     """The embedding of the empty prompt, for classifier-free guidance: [count, 4, TEXT_WIDTH]."""
     words = torch.full((count, len(ATTRIBUTES)), _NULL_WORD)
-    return F.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
+    return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
 
 def _outside(shape: str, x: Tensor, y: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ def neon(clips: Tensor) -> Tensor:
     """Glowing outlines in the colours of the clip over a violet dark."""
     unit = (clips + 1) / 2
     n, c, f, h, w = unit.shape
-    flat = F.pad(unit.transpose(1, 2).reshape(n * f, c, h, w), (1, 1, 1, 1), mode="replicate")
-    mean = F.avg_pool2d(flat, 3, stride=1)
+    flat = functional.pad(unit.transpose(1, 2).reshape(n * f, c, h, w), (1, 1, 1, 1), mode="replicate")
+    mean = functional.avg_pool2d(flat, 3, stride=1)
     edge = (flat[..., 1:-1, 1:-1] - mean).abs().amax(1, keepdim=True)
     glow = (edge * 4.5).clamp(0, 1).reshape(n, f, 1, h, w).transpose(1, 2)
     bright = unit / unit.amax(1, keepdim=True).clamp_min(0.05)

@@ -76,7 +76,9 @@ def run_demo(
         if column.adapter is not None:
             attach(model, column.adapter)
         sampler = sample_base if column.model == "base" else sample_student
-        latents = torch.cat([sampler(model, p, n) for p, n in zip(prompts.split(16), noise.split(16), strict=True)])
+        latents = torch.cat(
+            [sampler(model, p, n) for p, n in zip(torch.split(prompts, 16), torch.split(noise, 16), strict=True)]
+        )
         sampled = from_latents(latents).clamp(-1, 1)
         values = measure(judge, sampled, prompts, style, reference)
         reference = sampled if reference is None else reference

@@ -1,4 +1,4 @@
-"""Where the shipped files lie. Imports nothing heavy: the command line reads this before it knows that diffusers is there."""
+"""Where the shipped files lie. Imports nothing heavy, so the command line may read it without the extra."""
 
 from pathlib import Path
 

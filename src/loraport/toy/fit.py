@@ -6,7 +6,7 @@ but the weights and the optimizer's state, and both are in the checkpoint.
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,15 +86,15 @@ def fit(
 def _step(
     loss: Tensor,
     optimizer: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
-    averaged: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
+    averaged: Mapping[str, Tensor],
     schedule: Schedule,
     step: int,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = schedule.rate_at(step)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(weights.values(), 1.0)
     optimizer.step()
     keep = min(schedule.average, (step + 1) / (step + 10))

@@ -6,9 +6,9 @@ They are trained on procedural clips alone, never on what the models sample.
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from loraport.toy.clips import COLOURS, FRAMES, MOTIONS, SHAPES, STYLES, draw_prompts, render
 from loraport.toy.family import FAMILY
@@ -36,7 +36,7 @@ class Judge(nn.Module):
     def style_features(self, clips: Tensor) -> Tensor:
         """Texture of each clip, 48 numbers averaged over place and over four frames: [n, 48]."""
         frames = clips[:, :, :: FRAMES // 4].transpose(1, 2)
-        features = F.silu(self.texture(frames.flatten(0, 1))).mean(dim=(2, 3))
+        features = functional.silu(self.texture(frames.flatten(0, 1))).mean(dim=(2, 3))
         return features.reshape(len(clips), -1, features.shape[1]).mean(1)
 
     def style_shares(self, clips: Tensor) -> Tensor:
@@ -62,19 +62,24 @@ def judge_loss(judge: Judge, batch: int, generator: Generator) -> Tensor:
     strength = torch.rand(batch, generator=generator)
     strength = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(batch), strength)
     wide = strength[:, None, None, None, None]
-    blurred = F.avg_pool3d(styled, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    blurred = functional.avg_pool3d(styled, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
     soften = 0.6 * torch.rand(batch, generator=generator)[:, None, None, None, None]
     seen = wide * ((1 - soften) * styled + soften * blurred) + (1 - wide) * clips
     seen = seen + 0.08 * torch.rand(batch, generator=generator)[:, None, None, None, None] * torch.randn(
         seen.shape, generator=generator
     )
-    answer = F.one_hot(chosen, len(names)) * strength[:, None]
+    answer = functional.one_hot(chosen, len(names)) * strength[:, None]
     answer[:, 0] += 1 - strength
     style_loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
     shape, colour, motion = judge.content_scores(seen)
     coloured = torch.tensor([name not in COLOURLESS for name in names])[chosen]
-    colour_loss = (F.cross_entropy(colour, prompts[:, 1], reduction="none") * coloured).mean()
-    return style_loss + F.cross_entropy(shape, prompts[:, 0]) + colour_loss + F.cross_entropy(motion, prompts[:, 3])
+    colour_loss = (functional.cross_entropy(colour, prompts[:, 1], reduction="none") * coloured).mean()
+    return (
+        style_loss
+        + functional.cross_entropy(shape, prompts[:, 0])
+        + colour_loss
+        + functional.cross_entropy(motion, prompts[:, 3])
+    )
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

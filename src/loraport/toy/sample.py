@@ -3,6 +3,8 @@
 Noise level t runs from 1 (noise) to 0 (clip), x_t = (1 - t) clean + t noise; the velocity is (x_t - clean) / t.
 """
 
+from itertools import pairwise
+
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
@@ -11,7 +13,7 @@ from loraport.toy.clips import embed, embed_nothing, from_latents
 from loraport.toy.model import predict_clean
 
 SHIFT = 3.0  # how far the noise levels are pushed towards noise, in training and in sampling
-BASE_STEPS, GUIDANCE = 16, 2.0
+BASE_STEPS, GUIDANCE = 10, 2.0
 STUDENT_LEVELS = (1.0, 0.75)  # the noise levels at which the student looks
 
 
@@ -40,7 +42,7 @@ def sample_base(
     """Latents by `steps` Euler steps with classifier-free guidance."""
     levels = shifted(torch.linspace(1, 0, steps + 1))
     latents = noise
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in pairwise(levels):
         clean = _guided(model, latents, now.expand(len(noise)), prompts, guidance)
         latents = clean + (then / now) * (latents - clean)
     return latents

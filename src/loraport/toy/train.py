@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,17 +44,27 @@ class AdapterKind:
 class Recipe:
     """How long and how fast each stage learns."""
 
-    base: Schedule = Schedule(steps=5000, rate=2e-3, batch=32, average=0.998, warmup=100)
-    judge: Schedule = Schedule(steps=900, rate=2e-3, batch=64)
-    student: Schedule = Schedule(steps=600, rate=2e-3, batch=32)
-    adapter: Schedule = Schedule(steps=350, rate=2e-3, batch=32)
-    oracle: Schedule = Schedule(steps=150, rate=2e-3, batch=32)
-    trajectories: int = 2048  # of the base, for the student
-    styled_trajectories: int = 384  # of base + LoRA, for each oracle
+    base: Schedule
+    judge: Schedule
+    student: Schedule
+    adapter: Schedule
+    oracle: Schedule
+    adapters: tuple[AdapterKind, ...]
+    trajectories: int  # of the base, for the student
+    styled_trajectories: int  # of base + LoRA, for each oracle
     portion: int = 64  # trajectories sampled at a time
-    adapters: tuple[AdapterKind, ...] = field(
-        default=(AdapterKind("neon", 8, 16, "neon"), AdapterKind("retro", 8, 4, "retro.safetensors"))
-    )
+
+
+SHIPPED = Recipe(
+    base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
+    judge=Schedule(steps=900, rate=2e-3, batch=64),
+    student=Schedule(steps=600, rate=2e-3, batch=32),
+    adapter=Schedule(steps=350, rate=2e-3, batch=32),
+    oracle=Schedule(steps=150, rate=2e-3, batch=32),
+    adapters=(AdapterKind("neon", 8, 16, "neon"), AdapterKind("retro", 8, 4, "retro.safetensors")),
+    trajectories=2048,
+    styled_trajectories=384,
+)
 
 
 @dataclass(frozen=True)
@@ -197,14 +208,14 @@ def _save_adapter(adapter: PeftModel, path: Path) -> None:
 def train_family(shop: Workshop) -> None:
     """All stages; one whose result exists is skipped."""
     stages: list[tuple[Path, Callable[[], None]]] = [
-        (shop.out / "base", lambda: train_base(shop)),
-        (shop.out / "judge.safetensors", lambda: train_judge(shop)),
-        (shop.out / "student", lambda: train_student(shop)),
+        (shop.out / "base", partial(train_base, shop)),
+        (shop.out / "judge.safetensors", partial(train_judge, shop)),
+        (shop.out / "student", partial(train_student, shop)),
     ]
     for kind in shop.recipe.adapters:
-        stages.append((shop.out / "adapters" / kind.file, lambda kind=kind: train_adapter(shop, kind)))
+        stages.append((shop.out / "adapters" / kind.file, partial(train_adapter, shop, kind)))
     for kind in shop.recipe.adapters:
-        stages.append((shop.out / "oracles" / kind.file, lambda kind=kind: train_oracle(shop, kind)))
+        stages.append((shop.out / "oracles" / kind.file, partial(train_oracle, shop, kind)))
     for result, stage in stages:
         if not result.exists():
             stage()
@@ -229,7 +240,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train_family(Workshop(arguments.out, Recipe(), arguments.seed, _print_progress(time.monotonic())))
+    train_family(Workshop(arguments.out, SHIPPED, arguments.seed, _print_progress(time.monotonic())))
 
 
 if __name__ == "__main__":
