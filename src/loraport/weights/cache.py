@@ -184,12 +184,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _stored(basis: SingularBasis) -> dict[str, Tensor]:
-    """The tensors of an entry, on the CPU and contiguous: layout decides the last bits of later products."""
-    return {
-        "U": basis.U.to("cpu", torch.float16).contiguous(),
-        "S": basis.S.to("cpu", torch.float32).contiguous(),
-        "Vh": basis.Vh.to("cpu", torch.float16).contiguous(),
-    }
+    """The tensors of an entry, laid out as a file gives them: layout decides the last bits of later products."""
+    kinds = (("U", basis.U, torch.float16), ("S", basis.S, torch.float32), ("Vh", basis.Vh, torch.float16))
+    return {name: X.to("cpu", dtype).clone(memory_format=torch.contiguous_format) for name, X, dtype in kinds}
 
 
 def _restored(tensors: dict[str, Tensor], device: torch.device | str) -> SingularBasis:
@@ -202,7 +199,7 @@ def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
     for name in ("U", "S", "Vh"):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

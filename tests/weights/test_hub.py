@@ -1,0 +1,155 @@
+"""Models on the Hub, against a stand-in for its client: what is fetched, what is refused before a byte is fetched."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from loraport.errors import InputError
+from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.hub import looks_like_hub_id
+from tests import tiny
+
+STATE = tiny.tiny_state()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub whose repositories are folders in tmp_path/hub; it notes what is asked of it."""
+    fake = ModuleType("huggingface_hub")
+    fake.asked = []
+    fake.constants = SimpleNamespace(HF_HUB_OFFLINE=False)
+    root = tmp_path / "hub"
+
+    def listing(repo, revision=None):
+        if not (root / repo).is_dir():
+            raise OSError("404 Client Error\nRepository Not Found")
+        return sorted(str(path.relative_to(root / repo)) for path in (root / repo).rglob("*") if path.is_file())
+
+    def snapshot(repo, revision=None, allow_patterns=("*",), local_files_only=False):
+        names = [name for name in listing(repo) if any(fnmatch.fnmatch(name, p) for p in allow_patterns)]
+        fake.asked.append((repo, revision, sorted(names), local_files_only))
+        return str(root / repo)
+
+    fake.HfApi = lambda: SimpleNamespace(list_repo_files=listing)
+    fake.snapshot_download = snapshot
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.chdir(tmp_path)
+    fake.root = root
+    return fake
+
+
+def pipeline(root: Path, shards: int = 2) -> Path:
+    folder = tiny.write_diffusers(root / "Wan-AI/Wan", STATE, shards=shards)
+    for other in ("vae", "text_encoder"):
+        (folder / other).mkdir()
+        tiny.write_original(folder / other / "model.safetensors", STATE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("where", "is_one"),
+    [
+        ("Wan-AI/Wan2.1-T2V-1.3B", True),
+        ("org/repo@main", True),
+        ("org/repo@refs/pr/3:transformer/x.safetensors", True),
+        ("gdhe17/Self-Forcing:checkpoints/self_forcing_dmd.pt", True),
+        ("models/wan.safetensors", False),
+        ("models/wan.pt", False),
+        ("wan", False),
+        ("/models/wan", False),
+        ("../models/wan", False),
+        ("a/b/c", False),
+        ("C:\\models\\wan", False),
+    ],
+)
+def test_which_strings_are_hub_ids(where, is_one):
+    assert looks_like_hub_id(where) is is_one
+
+
+def test_only_the_network_is_fetched(hub):
+    pipeline(hub.root)
+    model = open_checkpoint("Wan-AI/Wan@abc")
+    assert set(model) == set(STATE)
+    [(repo, revision, names, _)] = hub.asked
+    assert (repo, revision) == ("Wan-AI/Wan", "abc")
+    assert names == [
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "transformer/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+    ]
+
+
+@pytest.mark.parametrize("inside", ["transformer", "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"])
+def test_a_folder_or_a_file_inside_can_be_named(hub, inside):
+    pipeline(hub.root)
+    assert set(open_checkpoint(f"Wan-AI/Wan:{inside}")) == set(STATE)
+    assert sum("safetensors" in name and "index" not in name for name in hub.asked[0][2]) == 2
+
+
+def test_a_pickle_can_be_named(hub):
+    (hub.root / "g/Self-Forcing/checkpoints").mkdir(parents=True)
+    for name in ("a.pt", "b.pt"):
+        tiny.write_pickle(hub.root / "g/Self-Forcing/checkpoints" / name, {"generator_ema": STATE})
+    assert open_checkpoint("g/Self-Forcing:checkpoints/a.pt").part == "generator_ema"
+    assert hub.asked[0][2] == ["checkpoints/a.pt"]
+
+
+def test_ambiguity_is_refused_before_anything_is_fetched(hub):
+    tiny.write_diffusers(pipeline(hub.root), STATE, inner="transformer_2")
+    with pytest.raises(InputError, match=r"several models; name one of: .*Wan/transformer, .*Wan/transformer_2"):
+        open_checkpoint("Wan-AI/Wan")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("no/where", "neither a path here nor a Hub model that can be reached .*404"),
+        ("Wan-AI/Wan:unet", "has no folder 'unet'; its weights: .*transformer/"),
+        ("Wan-AI/Wan:x.safetensors", "has no file 'x.safetensors'; its weights: .*transformer/"),
+        ("Wan-AI/Wan:../../etc", "leaves the repository"),
+    ],
+)
+def test_what_is_not_there_is_named(hub, where, message):
+    pipeline(hub.root)
+    with pytest.raises(InputError, match=message) as refusal:
+        open_checkpoint(where)
+    assert "\n" not in str(refusal.value)
+    assert hub.asked == []
+
+
+def test_offline_only_the_local_copy_is_looked_at(hub):
+    pipeline(hub.root)
+    hub.constants.HF_HUB_OFFLINE = True
+    hub.HfApi = None
+    assert set(open_checkpoint("Wan-AI/Wan")) == set(STATE)
+    assert hub.asked[0][3] is True
+    with pytest.raises(InputError, match="'unet' is not in the local copy"):
+        open_checkpoint("Wan-AI/Wan:unet")
+
+
+def test_an_existing_path_wins_over_the_hub(hub, tmp_path):
+    tiny.write_diffusers(tmp_path / "Wan-AI/Wan", STATE)
+    assert set(open_checkpoint("Wan-AI/Wan")) == set(STATE)
+    assert hub.asked == []
+
+
+def test_without_the_client_the_message_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"pip install 'loraport\[hub\]'"):
+        open_checkpoint("Wan-AI/Wan")
+
+
+def test_the_real_client_offline_gives_one_clear_message(monkeypatch, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="neither a path here nor a Hub model that can be reached"):
+        open_checkpoint("no-such-organisation/no-such-model")
