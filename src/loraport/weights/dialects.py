@@ -1,0 +1,192 @@
+"""The spellings of LoRA keys: what stands before a layer's name, how the name is written, what follows it.
+
+A key is prefix + module + suffix. Each key is taken apart on its own, since files mix dialects; the one that most
+factors are written in is the file's, and what is written back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from loraport.weights.names import NAMINGS, Naming, canonical_from_flat, canonical_layer, flattened, layer_in
+
+Pair = tuple[str, str]
+"""What follows a module's name in the keys of A (down, [r, in]) and of B (up, [out, r])."""
+
+PEFT_PAIR: Pair = (".lora_A.weight", ".lora_B.weight")
+KOHYA_PAIR: Pair = (".lora_down.weight", ".lora_up.weight")
+PAIRS: tuple[Pair, ...] = (
+    KOHYA_PAIR,
+    PEFT_PAIR,
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_A", ".lora_B"),
+)
+_NAMED_ADAPTER = re.compile(r"(.+)\.lora_(A|B)\.([^.]+)\.weight")
+_NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
+"""The state of a PEFT model in memory carries the adapter's name, mostly `default`."""
+
+_TEXT_ENCODERS = re.compile(r"(?:lora_te\d?_|text_encoder(?:_\d)?\.)")
+_FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
+_DOTTED_PREFIX = re.compile(
+    r"(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer|transformer_2|unet|generator|model|module)\.)*"
+)
+PEFT_PREFIX = "base_model.model."
+
+SCALES = (".alpha", ".lora_alpha", ".lora_rank")
+ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
+"""Full differences and biases: they are no product of factors, and are carried through."""
+
+REFUSED = {
+    re.compile(r".*\.hada_[wt][12](_[ab])?(\.weight)?"): "LoHa factors",
+    re.compile(r".*\.lokr_[wt][12](_[ab])?(\.weight)?"): "LoKr factors",
+    re.compile(r".*\.(dora_scale|lora_magnitude_vector(\..+)?)"): "a DoRA magnitude",
+    re.compile(r".*\.lora_mid(\.weight)?"): "a Tucker core (LoCon with lora_mid)",
+    re.compile(r".*\.(oft_.+|boft_.+|lora_oft.*)"): "OFT rotations",
+    re.compile(r".*\.(a1|a2|b1|b2|bm)\.weight"): "GLoRA factors",
+    re.compile(r".*\.(on_input|ia3_.+)"): "IA3 scales",
+    re.compile(r".*\.lora_embedding_[AB](\..+)?"): "factors of an embedding",
+    re.compile(r".*\.set_weight"): "a weight to replace the model's (.set_weight)",
+    re.compile(r".*\.reshape_weight"): "a change of a weight's shape (.reshape_weight)",
+}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to write a layer's keys; enough to write a LoRA back as it was.
+
+    `naming` is None where the table knows none of the names. `flat`: the dots as underscores, an alpha per layer.
+    `processor`: the old attention processors of diffusers (`attn1.processor.to_q_lora`). `folder`: a PEFT folder.
+    """
+
+    prefix: str
+    naming: Naming | None
+    pair: Pair = PEFT_PAIR
+    flat: bool = False
+    processor: bool = False
+
+    @property
+    def folder(self) -> bool:
+        """Whether this is PEFT's own format: a folder with a configuration beside the weights."""
+        return self.prefix.startswith(PEFT_PREFIX) and self.pair == PEFT_PAIR
+
+    @property
+    def label(self) -> str:
+        """For people: the grammar by the names of its users."""
+        if self.folder:
+            return "peft"
+        if self.flat:
+            return "kohya"
+        known = {"diffusion_model.": "comfy", "transformer.": "diffusers", "unet.": "diffusers", "": "no prefix"}
+        return known.get(self.prefix, self.prefix)
+
+    def example(self, layer: str = "blocks.0.self_attn.q") -> str:
+        """The key of A for one layer."""
+        return self.key(layer, self.pair[0])
+
+    def module(self, layer: str) -> str:
+        """A canonical layer name as this dialect spells the module, without prefix; unknown names stay as they are."""
+        spelled = (layer_in(layer, self.naming) if self.naming else None) or layer
+        return flattened(spelled) if self.flat else spelled
+
+    def key(self, layer: str, suffix: str) -> str:
+        """The key of one part of a layer."""
+        module = self.module(layer)
+        if self.processor:
+            attention, _, projection = module.removesuffix(".0").rpartition(".")
+            module = f"{attention}.processor.{projection}"
+        return f"{self.prefix}{module}{suffix}"
+
+
+@dataclass(frozen=True)
+class LoraKey:
+    """One key taken apart. `part` is A, B, one of SCALES or ADDITIONS, or "" where the ending is unknown."""
+
+    key: str
+    prefix: str
+    module: str
+    layer: str
+    part: str
+    dialect: Dialect
+    text_encoder: bool = False
+
+    @property
+    def counterpart(self) -> str:
+        """The key of the other factor, as the same writer would have called it."""
+        mine, other = self.dialect.pair if self.part == "A" else self.dialect.pair[::-1]
+        return self.key.removesuffix(mine) + other
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether the layer's name is known only with its dots lost."""
+        return self.dialect.flat and self.dialect.naming is None
+
+
+def parse_key(key: str) -> LoraKey:
+    """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name."""
+    stem, part, pair = _split_suffix(key)
+    if text := _TEXT_ENCODERS.match(key):
+        return LoraKey(key, text[0], stem[text.end() :], stem, part, Dialect(text[0], None, pair), text_encoder=True)
+    for prefix in _FLAT_PREFIXES:
+        if stem.startswith(prefix):
+            module = stem.removeprefix(prefix)
+            found = canonical_from_flat(module)
+            dialect = Dialect(prefix, found[1] if found else None, pair, flat=True)
+            return LoraKey(key, prefix, module, found[0] if found else module, part, dialect)
+    return _parse_dotted(key, stem, part, pair)
+
+
+def _parse_dotted(key: str, stem: str, part: str, pair: Pair) -> LoraKey:
+    start = _DOTTED_PREFIX.match(stem)
+    prefix = start[0] if start else ""
+    attention, processor, projection = stem.removeprefix(prefix).rpartition(".processor.")
+    module = f"{attention}.{projection}" if processor else projection
+    if processor and projection == "to_out":
+        module += ".0"
+    for naming in NAMINGS:
+        layer = canonical_layer(module, naming)
+        if layer is not None:
+            return LoraKey(key, prefix, module, layer, part, Dialect(prefix, naming, pair, processor=bool(processor)))
+    return LoraKey(key, prefix, module, module, part, Dialect(prefix, None, pair, processor=bool(processor)))
+
+
+def _split_suffix(key: str) -> tuple[str, str, Pair]:
+    """(what stands before the ending, the part it names, the pair of endings it belongs to)."""
+    for pair in PAIRS:
+        for part, suffix in zip("AB", pair, strict=True):
+            if key.endswith(suffix):
+                return key.removesuffix(suffix), part, pair
+    if named := _NAMED_ADAPTER.fullmatch(key):
+        return named[1], named[2], (f".lora_A.{named[3]}.weight", f".lora_B.{named[3]}.weight")
+    if bias := _NAMED_BIAS.fullmatch(key):
+        return bias[1], ".lora_B.bias", PEFT_PAIR
+    for ending in sorted(SCALES + ADDITIONS, key=len, reverse=True):
+        if key.endswith(ending):
+            return key.removesuffix(ending), ending, PEFT_PAIR
+    return key, "", PEFT_PAIR
+
+
+def refused_kind(key: str) -> str | None:
+    """What a key holds that this version does not read, or None."""
+    return next((kind for pattern, kind in REFUSED.items() if pattern.fullmatch(key)), None)
+
+
+def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
+    """The dialect that most of the given factors are written in, and the naming that spells most of their modules."""
+    keys = list(keys)
+    shapes = Counter(replace(key.dialect, naming=None) for key in keys)
+    spelled: Counter[Naming] = Counter()
+    for key in keys:
+        spelled.update(naming for naming in NAMINGS if _spells(naming, key))
+    best = max(spelled.values(), default=0)
+    naming = next((naming for naming in NAMINGS if best and spelled[naming] == best), None)
+    return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming)
+
+
+def _spells(naming: Naming, key: LoraKey) -> bool:
+    module = layer_in(key.layer, naming)
+    return module is not None and (flattened(module) if key.dialect.flat else module) == key.module

@@ -1,0 +1,224 @@
+"""LoRA files of any dialect read into {canonical layer name: LowRank}, the whole scale folded in.
+
+Every key of the file ends in one of three places of a `Lora`: `keys` (read into a layer), `extras` (carried through) or
+`dropped` (with the reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.spectral.svd import LowRank
+from loraport.weights.alpha import Scales, checked_alpha, stored_scales
+from loraport.weights.dialects import SCALES, Dialect, LoraKey, majority_dialect, parse_key, refused_kind
+from loraport.weights.lora_files import LoraFiles, open_lora
+from loraport.weights.safetensors_files import StoredTensor
+
+BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as it was read: its updates by canonical layer name, and everything needed to write it back."""
+
+    layers: Mapping[str, LowRank]
+    """Canonical layer name -> update, float32, scale folded in."""
+    kernels: Mapping[str, tuple[int, ...]]
+    """Convolutions only: the size of the kernel, behind (out, in)."""
+    dialect: Dialect
+    extras: Mapping[str, Tensor]
+    """Carried through under their own keys: full differences, biases, text encoders."""
+    keys: Mapping[str, tuple[str, ...]]
+    """Layer -> the keys it was read from."""
+    dropped: tuple[tuple[str, str], ...]
+    """(key, reason)."""
+    scales: Mapping[str, float]
+    alpha_from: Mapping[str, str]
+    """Layer -> where its scale came from."""
+    unresolved: frozenset[str]
+    """Layers known by a flattened name only; look them up among the flattened names of a checkpoint."""
+    dtypes: tuple[torch.dtype, ...]
+    metadata: Mapping[str, str]
+    sha256: str
+    """Of the file's bytes; of a PEFT folder: of the weights' bytes and then the configuration's."""
+    path: Path
+
+
+def read_lora(path: Path | str) -> Lora:
+    """The LoRA in a safetensors file, or in a folder with one (PEFT's, or diffusers').
+
+    Raises FileFormatError for what is no safetensors file, no LoRA, or another kind of adapter (LoHa, LoKr, DoRA, OFT,
+    Tucker cores, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError
+    for missing files and values that are not finite.
+    """
+    files = open_lora(Path(path))
+    tensors = files.weights.tensors
+    parsed = [parse_key(key) for key in sorted(tensors)]
+    _refuse_unread(files.path, parsed)
+    scales = stored_scales(files.weights.metadata, files.config, files.path.name)
+    groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
+    factors = [key for key in parsed if key.part in ("A", "B") and not key.text_encoder]
+    _refuse_without_layers(files.path, parsed, factors)
+    reader = _Reader(files, scales)
+    layers, dropped = {}, []
+    for layer, parts in groups.items():
+        if "A" in parts or "B" in parts:
+            layers[layer] = reader.layer(layer, parts)
+        else:
+            dropped += [(key.key, "an alpha without factors") for key in parts.values()]
+    taken = {key.key for parts in groups.values() for key in parts.values()}
+    extras = reader.extras([key for key in parsed if key.key not in taken])
+    return Lora(
+        layers,
+        reader.kernels,
+        majority_dialect(factors),
+        extras,
+        {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers},
+        tuple(dropped),
+        reader.scales,
+        reader.alpha_from,
+        frozenset(key.layer for key in factors if key.unresolved),
+        tuple(sorted({tensors[key.key].dtype for key in factors}, key=str)),
+        files.weights.metadata,
+        files.sha256,
+        files.path,
+    )
+
+
+class _Reader:
+    """Reads the tensors of one file, and notes per layer what was found on the way."""
+
+    def __init__(self, files: LoraFiles, stored: Scales) -> None:
+        self.path = files.path
+        self.tensors: Mapping[str, StoredTensor] = files.weights.tensors
+        self.stored = stored
+        self.kernels: dict[str, tuple[int, ...]] = {}
+        self.scales: dict[str, float] = {}
+        self.alpha_from: dict[str, str] = {}
+
+    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LowRank:
+        """B·A with the scale in B; a convolution's kernel is flattened behind `in`, and noted."""
+        self.check_pair(parts)
+        A, B = (self.factor(parts[part].key) for part in "AB")
+        if A.dim() > 2:
+            self.kernels[layer] = tuple(A.shape[2:])
+        scale, self.alpha_from[layer] = self.scale_of(parts)
+        self.scales[layer] = scale
+        return LowRank((B.flatten(1) * scale).contiguous(), A.flatten(1).contiguous())
+
+    def check_pair(self, parts: Mapping[str, LoraKey]) -> None:
+        """Raises MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
+        for part, other in ("AB", "BA"):
+            if part not in parts:
+                raise MismatchError(
+                    f"{self.path}: {parts[other].key!r} stands alone; {parts[other].counterpart!r} is missing"
+                )
+        a, b = parts["A"].key, parts["B"].key
+        A, B = self.tensors[a].shape, self.tensors[b].shape
+        if len(A) < 2 or len(B) != len(A) or any(size != 1 for size in B[2:]):
+            raise MismatchError(f"{self.path}: {a!r} {A} and {b!r} {B} have no shapes of LoRA factors")
+        if A[0] != B[1]:
+            raise MismatchError(f"{self.path}: {a!r} has rank {A[0]}, but {b!r} has rank {B[1]}; save the LoRA again")
+        if 0 in A or 0 in B:
+            raise FileFormatError(f"{self.path}: {a!r} {A} and {b!r} {B} hold nothing (rank 0); remove the layer")
+
+    def factor(self, key: str) -> Tensor:
+        """A tensor in float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
+        if not self.tensors[key].dtype.is_floating_point:
+            raise FileFormatError(f"{self.path}: {key!r} is stored as {self.tensors[key].dtype}, not as real numbers")
+        tensor = self.tensors[key].read().float()
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{self.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
+        return tensor
+
+    def scale_of(self, parts: Mapping[str, LoraKey]) -> tuple[float, str]:
+        """(scale, where it came from): an alpha tensor, the configuration, the trainer's notes, or nothing."""
+        down = parts["A"]
+        rank = self.tensors[down.key].shape[0]
+        for part in (".alpha", ".lora_alpha"):
+            if part in parts:
+                return self.alpha(parts[part].key) / rank, f"{part.removeprefix('.')} tensor"
+        component = down.prefix.rstrip(".").rpartition(".")[2]
+        return self.stored.scale(component, down.module, rank)
+
+    def alpha(self, key: str) -> float:
+        """The number in an alpha tensor."""
+        tensor = self.tensors[key].read()
+        if tensor.numel() != 1:
+            raise FileFormatError(f"{self.path}: {key!r} has shape {tuple(tensor.shape)}, but an alpha is one number")
+        return checked_alpha(float(tensor), f"{self.path}: {key!r}")
+
+    def extras(self, keys: Iterable[LoraKey]) -> dict[str, Tensor]:
+        """What is carried through as it is, but for scales that no tensor holds.
+
+        Those are folded into biases and text encoders too: what is written has no configuration that could hold them.
+        """
+        keys = list(keys)
+        text = _by_stem(key for key in keys if key.text_encoder)
+        extras = {}
+        for key in keys:
+            factor = 1.0
+            if key.part in BIASES_OF_B:
+                factor = self.scales.get(key.layer, 1.0)
+            elif key.text_encoder and key.part == "B" and "A" in text[key.prefix, key.module]:
+                parts = text[key.prefix, key.module]
+                factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts)[0]
+            tensor = self.tensors[key.key].read()
+            extras[key.key] = tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype)
+        return extras
+
+
+def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKey]]:
+    """Layer -> part -> key, for factors and scales. Raises MismatchError where two keys give the same part."""
+    groups: dict[str, dict[str, LoraKey]] = {}
+    for key in keys:
+        if key.part not in ("A", "B", *SCALES):
+            continue
+        parts = groups.setdefault(key.layer, {})
+        if key.part in parts:
+            raise MismatchError(
+                f"{path}: {parts[key.part].key!r} and {key.key!r} are the same part of layer {key.layer!r}; "
+                "give one adapter for one model at a time"
+            )
+        parts[key.part] = key
+    return groups
+
+
+def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey]]:
+    stems: dict[tuple[str, str], dict[str, LoraKey]] = {}
+    for key in keys:
+        stems.setdefault((key.prefix, key.module), {})[key.part] = key
+    return stems
+
+
+def _refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
+    for key in keys:
+        kind = None if key.text_encoder else refused_kind(key.key)
+        if kind:
+            raise FileFormatError(f"{path}: {key.key!r} holds {kind}, which this version does not read")
+
+
+def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKey]) -> None:
+    full = [
+        key.key for key in keys if key.part == "" and key.key.endswith((".weight", ".bias")) and not key.text_encoder
+    ]
+    if factors and full:
+        raise FileFormatError(
+            f"{path}: {full[0]!r} is a whole weight beside the LoRA (modules_to_save), which this version does not read"
+        )
+    if factors:
+        return
+    if full:
+        raise FileFormatError(f"{path} is a model checkpoint, not a LoRA: it holds whole weights such as {full[0]!r}")
+    if any(key.part == ".diff" for key in keys):
+        raise FileFormatError(
+            f"{path} holds full differences (.diff) only, no LoRA factors; there is nothing to transfer"
+        )
+    shown = ", ".join(repr(key.key) for key in keys[:3]) or "none"
+    raise FileFormatError(f"{path} is not a LoRA: none of its keys is a factor (its first keys: {shown})")

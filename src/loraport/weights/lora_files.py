@@ -1,0 +1,88 @@
+"""Where a LoRA lies on disk: one safetensors file, or a folder with weights and perhaps a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraport.errors import FileFormatError, InputError
+from loraport.weights.alpha import AdapterConfig, adapter_config, parse_json_object
+from loraport.weights.dialects import PEFT_PREFIX
+from loraport.weights.safetensors_files import SafetensorsFile, read_safetensors
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class LoraFiles:
+    """The opened file, PEFT's configuration where there is one, and the hash of both files' bytes."""
+
+    path: Path
+    weights: SafetensorsFile
+    config: AdapterConfig | None
+    sha256: str
+
+
+def open_lora(path: Path) -> LoraFiles:
+    """The files behind a path: a file, or a folder with one safetensors file.
+
+    Raises InputError for what is missing or cannot be opened, FileFormatError for pickles and for damaged files.
+    """
+    try:
+        weights = _weights_in(path) if path.is_dir() else path
+        if not weights.is_file():
+            raise InputError(f"{path} does not exist; give a safetensors file or a PEFT folder")
+        _refuse_pickle(weights)
+        contents = read_safetensors(weights)
+        digest = hashlib.sha256()
+        _feed(digest, weights)
+        config = _config_beside(weights, contents)
+        if config is not None:
+            _feed(digest, weights.with_name(CONFIG_NAME))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return LoraFiles(path, contents, config, digest.hexdigest())
+
+
+def _weights_in(folder: Path) -> Path:
+    if (folder / WEIGHTS_NAME).is_file():
+        return folder / WEIGHTS_NAME
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"{folder} holds {len(found)} safetensors files; give the file: {', '.join(f.name for f in found)}"
+        )
+    pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        _refuse_pickle(pickles[0])
+    raise InputError(f"{folder} holds no safetensors file; give a LoRA file or a PEFT folder")
+
+
+def _refuse_pickle(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(9)
+    looks = start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")
+    if looks or path.suffix in PICKLES:
+        raise FileFormatError(
+            f"{path} is a PyTorch pickle, which can run code when it is opened; convert it to safetensors"
+        )
+
+
+def _config_beside(weights: Path, contents: SafetensorsFile) -> AdapterConfig | None:
+    """PEFT's configuration in the same folder, if these are its weights: by the file's name or by the names inside."""
+    config = weights.with_name(CONFIG_NAME)
+    own = weights.name == WEIGHTS_NAME or all(key.startswith(PEFT_PREFIX) for key in contents.tensors)
+    if not own or not config.is_file():
+        return None
+    return adapter_config(parse_json_object(config.read_bytes(), str(config)), CONFIG_NAME)
+
+
+def _feed(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)

@@ -1,0 +1,203 @@
+"""LoRA files written for the loaders that will read them: the scale inside the factors, one rank, nothing stale.
+
+Written metadata is `format: pt` and the caller's provenance under `loraport.`; no value of the input's trainer
+survives, since its hashes and settings describe another file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from loraport.errors import SettingsError, unknown_name
+from loraport.spectral.svd import LowRank
+from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, Dialect
+from loraport.weights.lora import Lora
+from loraport.weights.lora_extras import respelled
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+
+Format = Literal["same", "comfy", "diffusers", "peft", "kohya"]
+
+FORMATS: Mapping[str, Dialect] = {
+    "comfy": Dialect("diffusion_model.", "original"),
+    "diffusers": Dialect("transformer.", "diffusers"),
+    "peft": Dialect(PEFT_PREFIX, "diffusers"),
+    "kohya": Dialect("lora_unet_", "original", KOHYA_PAIR, flat=True),
+}
+
+
+@dataclass(frozen=True)
+class WrittenLora:
+    """The written keys, the extras (key -> key in the output), and what has no spelling there, with the reason."""
+
+    path: Path
+    dialect: Dialect
+    keys: tuple[str, ...]
+    copied: Mapping[str, str]
+    dropped: tuple[tuple[str, str], ...]
+    rank: int
+
+
+def output_dialect(like: Lora, format: str) -> Dialect:
+    """The dialect that a format means for this LoRA. Raises SettingsError for an unknown format."""
+    if format == "same":
+        return like.dialect
+    if format not in FORMATS:
+        raise unknown_name("format", format, get_args(Format))
+    return FORMATS[format]
+
+
+def write_lora(
+    path: Path | str,
+    layers: Mapping[str, LowRank],
+    like: Lora,
+    *,
+    format: str = "same",
+    dtype: torch.dtype = torch.bfloat16,
+    provenance: Mapping[str, str] | None = None,
+    uniform_rank: bool = True,
+) -> WrittenLora:
+    """Writes updates under the names of a format, with the extras of the LoRA that they come from.
+
+    Ranks are padded with zeros to the largest, unless `uniform_rank` is off. PEFT's format makes a folder.
+    Raises OutputError where nothing can be written, SettingsError where a value does not fit `dtype`.
+    """
+    dialect = output_dialect(like, format)
+    spelled, dropped = _spelled(layers, like, dialect)
+    rank = max((update.rank for update in spelled.values()), default=0)
+    tensors: dict[str, Tensor] = {}
+    for layer, update in spelled.items():
+        update = _padded(update, rank) if uniform_rank else update
+        tensors |= _layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype)
+    copied, lost = respelled(like, dialect, spelled)
+    tensors |= {new: like.extras[old] for old, new in copied.items()}
+    metadata = {"format": "pt"} | {f"loraport.{key}": value for key, value in (provenance or {}).items()}
+    pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
+    if dialect.folder:
+        inner = dialect.prefix.removeprefix(PEFT_PREFIX)
+        ranks = {
+            inner + dialect.module(layer): rank if uniform_rank else update.rank for layer, update in spelled.items()
+        }
+        config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors))
+        _save_peft(Path(path), pending, metadata, config)
+    else:
+        save_safetensors(Path(path), pending, metadata)
+    return WrittenLora(Path(path), dialect, tuple(sorted(tensors)), copied, (*dropped, *lost), rank)
+
+
+def write_diff(
+    path: Path | str,
+    updates: Mapping[str, Pending],
+    like: Lora,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    provenance: Mapping[str, str] | None = None,
+) -> WrittenLora:
+    """Writes dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
+
+    Extras go as in format "comfy". A convolution's update may be given as a matrix.
+    Raises OutputError where nothing can be written.
+    """
+    dialect = FORMATS["comfy"]
+    pending, dropped = {}, []
+    for layer, update in updates.items():
+        if layer in like.unresolved:
+            dropped += [(key, _NO_NAME) for key in like.keys.get(layer, ())]
+            continue
+        pending[dialect.key(layer, ".diff")] = _dense(layer, update, like.kernels.get(layer, ()), dtype)
+    copied, lost = respelled(like, dialect, updates)
+    for old, new in list(copied.items()):
+        if new in pending:
+            del copied[old]
+            lost.append((old, f"the update of the same layer is written as {new!r}"))
+    pending |= {new: Pending.of(like.extras[old]) for old, new in copied.items()}
+    metadata = {"format": "pt"} | {f"loraport.{key}": value for key, value in (provenance or {}).items()}
+    save_safetensors(Path(path), pending, metadata)
+    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, (*dropped, *lost), 0)
+
+
+def peft_config(ranks: Mapping[str, int], bias: bool = False) -> dict[str, Any]:
+    """PEFT's configuration of an adapter with the scale inside its factors: alpha = rank, modules by exact name."""
+    rank = max(ranks.values(), default=1)
+    odd = {"^" + re.escape(module): r for module, r in sorted(ranks.items()) if r != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": odd,
+        "alpha_pattern": odd,
+        "target_modules": sorted(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "lora_bias": bias,
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+_NO_NAME = "its layer is known by a flattened name only, which this format cannot hold"
+
+
+def _spelled(
+    layers: Mapping[str, LowRank], like: Lora, dialect: Dialect
+) -> tuple[dict[str, LowRank], list[tuple[str, str]]]:
+    """The layers that the dialect has a name for, and the input keys of the others."""
+    lost = set() if dialect.flat else set(layers) & like.unresolved
+    dropped = [(key, _NO_NAME) for layer in sorted(lost) for key in like.keys.get(layer, ())]
+    return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
+
+
+def _padded(update: LowRank, rank: int) -> LowRank:
+    extra = rank - update.rank
+    return replace(update, B=pad(update.B, (0, extra)), A=pad(update.A, (0, 0, 0, extra)))
+
+
+def _layer_tensors(
+    layer: str, update: LowRank, dialect: Dialect, kernel: tuple[int, ...], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The keys of one layer. A kernel is unfolded again; kohya's loaders need an alpha, which is the rank: scale 1."""
+    A = update.A.reshape(update.rank, -1, *kernel)
+    B = update.B.reshape(-1, update.rank, *(1 for _ in kernel))
+    down, up = dialect.pair
+    tensors = {dialect.key(layer, down): _cast(layer, A, dtype), dialect.key(layer, up): _cast(layer, B, dtype)}
+    if dialect.flat:
+        tensors[dialect.key(layer, ".alpha")] = torch.tensor(float(update.rank))
+    return tensors
+
+
+def _cast(layer: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if not torch.isfinite(cast).all():
+        raise SettingsError(f"the update of {layer} does not fit {dtype}; write bf16 or fp32")
+    return cast
+
+
+def _dense(layer: str, update: Pending, kernel: tuple[int, ...], dtype: torch.dtype) -> Pending:
+    shape = update.shape
+    if kernel and len(shape) == 2:
+        shape = (shape[0], shape[1] // math.prod(kernel), *kernel)
+    return Pending(dtype, shape, lambda: _cast(layer, update.make(), dtype).reshape(shape))
+
+
+def _save_peft(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], config: dict[str, Any]) -> None:
+    def write(folder: Path) -> None:
+        write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    save_folder(path, write, frozenset({WEIGHTS_NAME, CONFIG_NAME}))

@@ -1,0 +1,116 @@
+"""Safetensors files written whole or not at all, one tensor in memory at a time, the same bytes for the same content.
+
+The header is written here: the library orders metadata differently from process to process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraport.errors import OutputError
+from loraport.weights.safetensors_files import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that is made when its turn to be written comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Pending:
+        """A tensor that is there already."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file: sorted keys and metadata, no time stamps, complete under its name or absent.
+
+    Raises OutputError where it cannot be written; a file that was there before is then still there.
+    """
+    with _in_place_of(path) as temporary:
+        write_safetensors(temporary, tensors, metadata)
+
+
+def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]) -> None:
+    """Lets `write` fill a folder, which appears when complete; a folder with only `owned` files is replaced.
+
+    Raises OutputError where it cannot be written, or where something else is in the way.
+    """
+    if path.is_dir():
+        foreign = sorted({file.name for file in path.iterdir()} - owned)
+        if foreign:
+            raise OutputError(f"{path} is a folder with other files ({', '.join(foreign[:3])}); give another name")
+    elif path.exists():
+        raise OutputError(f"{path} is a file, but this format is a folder; give another name")
+    with _in_place_of(path) as temporary:
+        temporary.mkdir()
+        write(temporary)
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+    """The bytes of a safetensors file, synchronised to the disk. Larger elements come first: all lie aligned."""
+    order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for key in order:
+        pending = tensors[key]
+        end = position + math.prod(pending.shape) * pending.dtype.itemsize
+        header[key] = {
+            "dtype": _NAMES[pending.dtype],
+            "shape": list(pending.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("xb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for key in order:
+            file.write(_bytes(key, tensors[key]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _bytes(key: str, pending: Pending) -> memoryview:
+    tensor = pending.make().detach().cpu()
+    if tensor.dtype != pending.dtype or tuple(tensor.shape) != pending.shape:
+        raise TypeError(f"{key} was announced as {pending.dtype} {pending.shape}, but is {tensor.dtype} {tensor.shape}")
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A free name in the same folder, moved to `path` at the end, or removed on any error."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

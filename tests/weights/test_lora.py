@@ -1,0 +1,60 @@
+"""Every dialect is read as the updates it holds, and is written as any other without changing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_write import FORMATS, write_lora
+from loraport.weights.safetensors_files import read_safetensors
+from tests.dialects import CASES, Case, Written, write
+
+FORMAT_NAMES = ["same", *FORMATS]
+
+
+def assert_same_updates(lora: Lora, written: Written) -> None:
+    assert set(lora.layers) == set(written.deltas)
+    for layer, wanted in written.deltas.items():
+        update = lora.layers[layer]
+        got = update.B.double() @ update.A.double()
+        assert (got - wanted).norm() <= 1e-6 * wanted.norm(), layer
+
+
+def file_of(lora: Lora) -> Path:
+    return lora.path / "adapter_model.safetensors" if lora.path.is_dir() else lora.path
+
+
+def assert_nothing_is_lost(lora: Lora) -> None:
+    """Each key of the file is read into one layer, or carried, or dropped with a reason."""
+    places = [key for keys in lora.keys.values() for key in keys]
+    places += [*lora.extras, *(key for key, reason in lora.dropped if reason)]
+    assert sorted(places) == sorted(read_safetensors(file_of(lora)).tensors)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_dialect_is_read_as_its_updates(case: Case, tmp_path: Path) -> None:
+    written = write(case, tmp_path)
+    lora = read_lora(written.path)
+    assert_same_updates(lora, written)
+    assert_nothing_is_lost(lora)
+    assert lora.scales == pytest.approx(written.scales)
+    assert lora.dropped == () and lora.extras == {} and lora.unresolved == set()
+
+
+@pytest.mark.parametrize("format", FORMAT_NAMES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_dialect_goes_through_every_format(case: Case, format: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    written = write(case, tmp_path / "in")
+    lora = read_lora(written.path)
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format, dtype=torch.float32)
+    again = read_lora(result.path)
+    assert_same_updates(again, written)
+    assert_nothing_is_lost(again)
+    assert set(again.scales.values()) == {1.0}
+    assert {update.rank for update in again.layers.values()} == {result.rank}
+    if format == "same":
+        assert again.dialect == lora.dialect
