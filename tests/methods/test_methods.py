@@ -41,11 +41,11 @@ def test_formulas_of_the_controls():
     assert relative(find_recipe("undo:1")(layer).dense() + drift, lora) < 1e-12
     matched = find_recipe("direct-matched")(layer)
     assert float(matched.dense().norm()) == pytest.approx(float(casa(layer).dense().norm()))
-    assert relative(matched.dense() / matched.facts["strength"], lora) < 1e-12
-    assert matched.facts["strength"] > 1.01, "CASA's update is larger here, so matching does something"
+    assert relative(matched.dense() / matched.facts["amount"], lora) < 1e-12
+    assert matched.facts["amount"] > 1.01, "CASA's update is larger here, so matching does something"
     undone = find_recipe("undo-matched")(layer)
     assert float(undone.correction.norm()) == pytest.approx(float(restore_only(layer).correction.norm()))
-    assert relative(undone.correction, -undone.facts["beta"] * drift) < 1e-12
+    assert relative(undone.correction, -undone.facts["amount"] * drift) < 1e-12
 
 
 @pytest.mark.parametrize(

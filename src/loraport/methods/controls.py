@@ -29,7 +29,7 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     size = float(torch.linalg.vector_norm(layer.drift))
     taken = float(torch.linalg.vector_norm(restored.correction)) if restored.correction is not None else 0.0
     beta = taken / size if size else 0.0
-    return Update(layer.lora, -beta * layer.drift, {**restored.facts, "beta": beta})
+    return Update(layer.lora, -beta * layer.drift, {**restored.facts, "amount": beta})
 
 
 def direct_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
@@ -37,7 +37,7 @@ def direct_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     transferred = casa(layer, settings)
     size = layer.lora.norm()
     strength = float(torch.linalg.vector_norm(transferred.dense())) / size if size else 1.0
-    return Update(layer.lora.scaled(strength), None, {**transferred.facts, "strength": strength})
+    return Update(layer.lora.scaled(strength), None, {**transferred.facts, "amount": strength})
 
 
 def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:

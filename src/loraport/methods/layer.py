@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,11 +32,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Update:
-    """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact."""
+    """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact.
+
+    `facts` may hold k, clusters, largest_cluster, arbitrated (CASA) and amount (what a matched control found).
+    """
 
     low_rank: LowRank
     correction: Float[Tensor, "out in"] | None = None
-    facts: Mapping[str, int | float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_low_rank(self) -> bool:

@@ -90,24 +90,16 @@ class Checkpoint:
 
         Raises InputError where the layer has no such weight, or the weight holds NaN or infinite values.
         """
-        stored = self._find(f"{layer}.weight")
-        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
-            raise InputError(
-                f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
-            )
-        W = stored.read().float().flatten(1)
-        if not torch.isfinite(W).all():
-            raise InputError(
-                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
-            )
-        return W
+        return self._matrix(layer)[0]
+
+    def read_hashed(self, layer: str) -> tuple[Float[Tensor, "out in"], str]:
+        """The weight of a layer as `read_weight` gives it, and its `fingerprint`, from one reading of the file."""
+        W, tensor = self._matrix(layer)
+        return W, _fingerprint(tensor)
 
     def fingerprint(self, name: str) -> str:
         """SHA-256 over dtype, shape and bytes of one parameter, the same in whatever file and layout it stands."""
-        tensor = self.tensor(name)
-        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.tensor(name))
 
     def identity(self) -> str:
         """SHA-256 over what the headers say (names, shapes, dtypes, places) and the files' sizes, in milliseconds.
@@ -115,6 +107,21 @@ class Checkpoint:
         Not a hash of the contents: two trainings saved by the same program share it. `fingerprint` is one.
         """
         return self.digest
+
+    def _matrix(self, layer: str) -> tuple[Tensor, Tensor]:
+        """A layer's weight as a finite float32 matrix, and as it is stored; they may share memory."""
+        stored = self._find(f"{layer}.weight")
+        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
+            raise InputError(
+                f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
+            )
+        tensor = stored.read()
+        W = tensor.float().flatten(1)
+        if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
+            raise InputError(
+                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
+            )
+        return W, tensor
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
@@ -226,6 +233,12 @@ def _common_prefix(stripped: Mapping[str, str]) -> str:
             key = key.replace(infix, "")
         counts[key.removesuffix(name)] += 1
     return counts.most_common(1)[0][0]
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _digest(lines: list[str]) -> str:

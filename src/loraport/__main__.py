@@ -1,0 +1,5 @@
+"""`python -m loraport` is `loraport`."""
+
+from loraport.cli import main
+
+main()

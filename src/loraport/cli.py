@@ -1,0 +1,224 @@
+"""The commands: parse, call, print. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from loraport import __version__
+from loraport.errors import LoraportError, SettingsError
+
+if TYPE_CHECKING:
+    from loraport.weights.cache import BasisCache
+
+app = typer.Typer(
+    help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(
+    help="The store of singular bases: what is in it, is it sound, throw it away.", no_args_is_help=True
+)
+app.add_typer(cache_app, name="cache")
+
+_MODEL = "a safetensors file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, or a Hub id"
+
+Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
+Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {_MODEL}.")]
+Target = Annotated[str, typer.Option(metavar="MODEL", help="The distilled model that it shall run on, likewise.")]
+Output = Annotated[
+    str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="casa, direct[:λ], direct-matched, undo:β, undo-matched, rollback, restore-only or arbitrate-only."
+    ),
+]
+Preset = Annotated[str, typer.Option(help="CASA's settings: paper or published-code; flags win over it.")]
+Tau = Annotated[float | None, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
+QDom = Annotated[float | None, typer.Option(help="Quantile from which on a cluster dominates (Eq. 5-6).")]
+QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which an entry is arbitrated (Eq. 13).")]
+Energy = Annotated[float | None, typer.Option(help="Share of energy of the leading directions (Eq. 3).")]
+Restore = Annotated[float | None, typer.Option(help="How much of the weak drift is taken back, 0 to 1 (Eq. 8).")]
+Arbitrate = Annotated[bool | None, typer.Option("--arbitrate/--no-arbitrate", help="Arbitrate risky entries (Eq. 14).")]
+Rank = Annotated[
+    str | None,
+    typer.Option(help="auto (exact, or twice the LoRA's), source, full, a number, or a share of energy such as 0.95."),
+]
+FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft or kohya.")]
+As = Annotated[str, typer.Option("--as", help="lora, or diff: dense .diff keys, lossless and large.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only layers that fit; copy the others.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy layers that fit as they are.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(help="Seed of the randomised factorisation.")]
+CacheDir = Annotated[
+    str | None, typer.Option("--cache", metavar="DIR", help="Folder of the bases; the user's cache by default.")
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no bases on disk.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Report = Annotated[str | None, typer.Option(metavar="OUT.html", help="Also write a page about the transfer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line for every layer.")]
+
+
+@app.command(
+    epilog="Example: loraport transfer style.safetensors --source Wan-AI/Wan2.1-T2V-1.3B-Diffusers "
+    "--target FastVideo/FastWan2.1-T2V-1.3B-Diffusers -o style-fastwan.safetensors"
+)
+def transfer(
+    lora: Lora,
+    source: Source,
+    target: Target,
+    output: Output,
+    method: Method = "casa",
+    preset: Preset = "paper",
+    tau: Tau = None,
+    q_dom: QDom = None,
+    q_act: QAct = None,
+    energy: Energy = None,
+    restore: Restore = None,
+    arbitrate: Arbitrate = None,
+    rank: Rank = None,
+    format: FormatName = "same",
+    as_: As = "lora",
+    dtype: Dtype = "bf16",
+    include: Include = None,
+    exclude: Exclude = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    cache: CacheDir = None,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
+    report: Report = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Transfer a LoRA from the model that it was trained on to a distilled variant of it."""
+    from loraport import console
+    from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
+    from loraport.runs.execute import prepare
+    from loraport.runs.execute import transfer as run
+
+    flags = {"tau": tau, "q_dom": q_dom, "q_act": q_act, "energy": energy, "restore": restore, "arbitrate": arbitrate}
+    config = TransferConfig(
+        lora=lora, source=source, target=target, output=output, method=method,
+        casa=method_settings(method, preset, flags), rank=chosen_rank(rank, preset), format=chosen_format(format),
+        as_diff=chosen_output(as_) == "diff", dtype=dtype, include=tuple(include or ()), exclude=tuple(exclude or ()),
+        device=device, seed=seed, cache=_cache(cache, no_cache),
+    )  # fmt: skip
+    if dry_run:
+        console.print_plan(prepare(config).plan, json=json)
+        return
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run(config, progress=terminal)
+    if report is not None:
+        from loraport.reports.page import write_transfer_page
+
+        write_transfer_page(result, report)
+    console.print_transfer(result, json=json, quiet=quiet)
+    raise typer.Exit(3 if result.lost else 0)
+
+
+@app.command(epilog="Example: loraport inspect style.safetensors")
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
+    json: Json = False,
+) -> None:
+    """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and what would be refused."""
+    from loraport import console
+    from loraport.weights.describe import describe
+
+    console.print_facts(describe(place), json=json)
+
+
+@app.command(epilog="Example: loraport demo -o demo")
+def demo(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
+    seed: Annotated[int, typer.Option(help="Of the noise that all clips start from.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
+    ...
+
+
+@cache_app.command("list", epilog="Example: loraport cache list")
+def cache_list(cache: CacheDir = None, json: Json = False) -> None:
+    """The bases that are kept, and their size."""
+    from loraport import console
+
+    store = _store(cache)
+    entries = [{"key": entry.key, "bytes": entry.bytes} for entry in store.list()]
+    facts = {"folder": str(store.folder), "entries": entries, "bytes": store.total_bytes()}
+    shown = {"folder": store.folder, "bases": len(entries), "size": f"{store.total_bytes() / 1e9:.2f} GB"}
+    console.print_facts(facts if json else shown, json=json)
+
+
+@cache_app.command("verify", epilog="Example: loraport cache verify")
+def cache_verify(cache: CacheDir = None, json: Json = False) -> None:
+    """Check every basis against its checksum; damaged ones are recomputed by the next transfer that needs them."""
+    from loraport import console
+
+    store = _store(cache)
+    broken = [{"path": str(entry.path), "reason": reason} for entry, reason in store.verify()]
+    console.print_facts({"folder": str(store.folder), "checked": len(store.list()), "broken": broken}, json=json)
+
+
+@cache_app.command("clear", epilog="Example: loraport cache clear")
+def cache_clear(cache: CacheDir = None, json: Json = False) -> None:
+    """Remove every basis; nothing but time is lost."""
+    from loraport import console
+
+    store = _store(cache)
+    files, size = store.clear()
+    console.print_facts({"folder": str(store.folder), "removed": files, "bytes": size}, json=json)
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Options of the program itself."""
+    if version:
+        typer.echo(f"loraport {__version__}")
+        raise typer.Exit
+
+
+def _cache(folder: str | None, no_cache: bool) -> str | None:
+    from loraport.weights.cache import default_folder
+
+    if no_cache and folder is not None:
+        raise SettingsError("--cache and --no-cache contradict each other; give one of them")
+    return None if no_cache else folder or str(default_folder())
+
+
+def _store(folder: str | None) -> BasisCache:
+    from loraport.weights.cache import BasisCache
+
+    return BasisCache(_cache(folder, False))
+
+
+def main() -> NoReturn:
+    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost."""
+    try:
+        app()
+    except LoraportError as error:
+        print(f"loraport: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        print("loraport: this is a fault of the program; please report the lines above", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,141 @@
+"""What a person sees in the terminal: progress and messages on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from loraport.runs.plan import Plan
+    from loraport.runs.results import LayerResult, TransferResult
+
+
+class Terminal:
+    """Watches a run: messages and a bar on stderr. The bar needs a terminal; `quiet` silences both."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        self.quiet, self.verbose = quiet, verbose
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def plan(self, plan: Plan) -> None:
+        """Start the bar; a layer moves it by what its decomposition costs."""
+        self.task = self.bar.add_task("transferring", total=sum(job.cost for job in plan.of("transfer")))
+        self.bar.start()
+
+    def layer(self, result: LayerResult, resumed: bool) -> None:
+        """One layer is done."""
+        if self.task is not None:
+            self.bar.advance(self.task, result.cost)
+        if self.verbose:
+            self.say(f"{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
+
+    def note(self, text: str) -> None:
+        """Something worth reading."""
+        self.say(f"note: {text}")
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self.quiet:
+            self.console.print(text)
+
+
+def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
+    """Names and values: one JSON object, or two columns."""
+    if json:
+        sys.stdout.write(dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        first, *more = _plain(value).splitlines()
+        print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in more), sep="\n")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return "\n".join(_plain(one) for one in value) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def print_plan(plan: Plan, *, json: bool) -> None:
+    """What a run would do, layer by layer."""
+    if json:
+        rows = [
+            {"name": j.name, "action": j.action, "shape": j.shape, "rank": j.rank, "reason": j.reason}
+            for j in plan.jobs
+        ]
+        print_facts({"layers": rows, "warnings": list(plan.warnings)}, json=True)
+        return
+    for warning in plan.warnings:
+        print(f"note: {warning}")
+    for job in plan.jobs:
+        reason = f"  ({job.reason})" if job.reason else ""
+        print(f"{job.action:<8}  {job.name}  {job.shape[0]} × {job.shape[1]}, rank {job.rank}{reason}")
+    counts = ", ".join(f"{len(plan.of(action))} to {action}" for action in ("transfer", "copy", "drop"))
+    print(f"{len(plan.jobs)} layers: {counts}; nothing was written")
+
+
+def print_transfer(result: TransferResult, *, json: bool, quiet: bool) -> None:
+    """The result in a few honest lines, or as JSON."""
+    if json:
+        print_facts(result.as_json(), json=True)
+        return
+    if not quiet:
+        print_facts(_summary(result), json=False)
+    for key, reason in result.keys["dropped"]:
+        print(f"loraport: dropped {key}: {reason}", file=sys.stderr)
+
+
+def _summary(result: TransferResult) -> dict[str, str]:
+    done = [layer for layer in result.layers if layer.status == "transferred"]
+    keys, count = result.keys, {status: 0 for status in ("transferred", "copied", "skipped")}
+    for layer in result.layers:
+        count[layer.status] += 1
+    facts = {
+        "wrote": result.output,
+        "method": f"{result.method}, rank {_span(layer.rank_out for layer in done)}",
+        "layers": ", ".join(f"{number} {status}" for status, number in count.items()),
+        "keys": f"{keys['in']} in: {keys['transferred']} transferred, {keys['copied']} copied, "
+        f"{len(keys['dropped'])} dropped",
+        "sizes": f"of the weights' norm, medians: drift {_middle(layer.drift for layer in done)}, "
+        f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}",
+        "kept": f"{_percent(result.kept_energy)} of the update's energy, "
+        f"{_percent(result.kept_correction)} of what the method changed",
+        "clusters": f"the largest holds {_middle(layer.largest_cluster for layer in done)} of the leading directions",
+        "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
+    }
+    absent = {"kept": result.kept_correction is None, "clusters": all(layer.clusters is None for layer in done)}
+    return {name: text for name, text in facts.items() if not absent.get(name)}
+
+
+def _span(values: Iterable[int | None]) -> str:
+    known = sorted({value for value in values if value is not None})
+    if not known:
+        return "full (dense)"
+    return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
+def _middle(values: Iterable[float | None]) -> str:
+    known = sorted(value for value in values if value is not None)
+    return _percent(known[len(known) // 2]) if known else "unknown"
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,153 @@
+"""The settings of one run: one frozen tree, checked when it is made, saved with every result."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NoReturn, get_args
+
+from loraport.errors import SettingsError, unknown_name
+from loraport.methods import CASA_PRESETS, CasaSettings, Recipe, find_recipe
+from loraport.methods.casa import PAPER
+from loraport.weights.lora_write import Format
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+Output = Literal["lora", "diff"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+DTYPES = ("fp32", "bf16", "fp16")
+PRESET_RANKS = {"paper": "auto", "published-code": "32"}
+"""The rank that goes with each preset of CASA, where the user asks for none."""
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """How many ranks the result may have.
+
+    auto: the LoRA's own where the method is exact at it, else twice that; source: the LoRA's own; full: whatever it
+    takes, exactly; fixed: `value` ranks; energy: as many as hold the share `value` of the update's energy.
+    """
+
+    kind: Literal["auto", "source", "full", "fixed", "energy"] = "auto"
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> RankRule:
+        """The rule behind `auto`, `source`, `full`, a whole number from 1 on, or a share of energy in (0, 1)."""
+        if text in ("auto", "source", "full"):
+            return cls(text)  # type: ignore[arg-type]
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if number >= 1 and number == int(number) and "." not in text:
+            return cls("fixed", number)
+        if 0 < number < 1:
+            return cls("energy", number)
+        raise SettingsError(
+            f"rank {text!r} is none of: auto, source, full, a whole number from 1 on (32), a share of energy (0.95)"
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether layers may end with different ranks."""
+        return self.kind in ("full", "energy")
+
+    def __str__(self) -> str:
+        return {"fixed": f"{self.value:.0f}", "energy": f"{self.value:g}"}.get(self.kind, self.kind)
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Everything that decides what a transfer writes."""
+
+    lora: str
+    source: str
+    target: str
+    output: str
+    method: str = "casa"
+    casa: CasaSettings = PAPER
+    rank: RankRule = RankRule()
+    format: Format = "same"
+    as_diff: bool = False
+    dtype: str = "bf16"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    device: str = "auto"
+    seed: int = 0
+    cache: str | None = None
+    """Folder of the bases; None keeps none."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.seed < 0:
+            raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
+        find_recipe(self.method, self.casa)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The method with its settings."""
+        return find_recipe(self.method, self.casa)
+
+    def settings(self) -> dict[str, Any]:
+        """What shaped the numbers, without places: for the report and the file's metadata."""
+        return {
+            **asdict(self.recipe.settings),
+            "rank": str(self.rank),
+            "dtype": self.dtype,
+            "seed": self.seed,
+            **({"include": list(self.include)} if self.include else {}),
+            **({"exclude": list(self.exclude)} if self.exclude else {}),
+        }
+
+    def fingerprint(self) -> str:
+        """The same text for the same work, wherever its result goes and whatever cache it uses."""
+        return json.dumps({**asdict(self), "output": "", "cache": ""}, sort_keys=True)
+
+
+def chosen_format(text: str) -> Format:
+    """The format by its name. Raises SettingsError for an unknown one."""
+    return next((known for known in FORMATS if known == text), None) or _refuse("format", text, FORMATS)
+
+
+def chosen_output(text: str) -> Output:
+    """Factors or dense differences, by name. Raises SettingsError for anything else."""
+    return next((known for known in OUTPUTS if known == text), None) or _refuse("kind of output", text, OUTPUTS)
+
+
+def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:
+    raise unknown_name(kind, text, known)
+
+
+def chosen_rank(text: str | None, preset: str) -> RankRule:
+    """The rule that the user asks for, else the one that goes with the preset."""
+    return RankRule.parse(text if text is not None else PRESET_RANKS.get(preset, "auto"))
+
+
+def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSettings:
+    """CASA's settings from a preset, overridden by the flags that are not None; `energy` counts for every shape.
+
+    Raises SettingsError for an unknown preset and for values out of range.
+    """
+    if preset not in CASA_PRESETS:
+        raise unknown_name("preset", preset, CASA_PRESETS)
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if "energy" in given:
+        given["energy_rectangular"] = given["energy"]
+    return replace(CASA_PRESETS[preset], **given)
+
+
+def method_settings(method: str, preset: str, flags: Mapping[str, float | bool | None]) -> CasaSettings:
+    """`casa_settings` for a method by name. Raises SettingsError for a flag of CASA that the method does not have."""
+    settings = casa_settings(preset, **flags)
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]
+    if given and find_recipe(method, settings).method.amount is not None:
+        raise SettingsError(f"{', '.join(given)} is a setting of CASA and means nothing to {method!r}; leave it out")
+    return settings
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer name fits a pattern: `*` and `?` as in a shell; a plain word fits anywhere in the name."""
+    return fnmatch.fnmatchcase(name, pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")

@@ -1,0 +1,243 @@
+"""Run a transfer: plan, then layer by layer with the next one read meanwhile, then one file, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import OutputError, SettingsError
+from loraport.runs.config import TransferConfig
+from loraport.runs.journal import Journal
+from loraport.runs.layer import LayerTransfer, Weights, read_weights
+from loraport.runs.plan import LayerJob, Plan, make_plan
+from loraport.runs.results import LayerResult, Progress, Silent, TransferResult
+from loraport.spectral.svd import LowRank
+from loraport.weights.cache import BasisCache
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_write import WrittenLora, output_dialect, write_diff, write_lora
+from loraport.weights.saving import Pending
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The opened inputs of a run and its plan; nothing is computed and nothing written yet."""
+
+    lora: Lora
+    source: Checkpoint
+    target: Checkpoint
+    plan: Plan
+
+
+def prepare(config: TransferConfig) -> Prepared:
+    """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
+    lora = read_lora(config.lora)
+    source, target = open_checkpoint(config.source), open_checkpoint(config.target)
+    plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
+    return Prepared(lora, source, target, plan)
+
+
+def transfer(config: TransferConfig, *, progress: Progress | None = None) -> TransferResult:
+    """Transfer a LoRA and write the result; started again after a kill it goes on where it was, to the same bytes."""
+    start = time.perf_counter()
+    watcher = progress or Silent()
+    device, cache = find_device(config.device), BasisCache(config.cache)
+    ready = prepare(config)
+    check_output(config, ready.lora)
+    journal = Journal(Path(config.output), _run_identity(config, ready, device), TORCH_DTYPES[config.dtype])
+    for warning in ready.plan.warnings:
+        watcher.note(warning)
+    watcher.plan(ready.plan)
+    worker = LayerTransfer(
+        config.recipe, config.rank, common_rank(config, ready.plan), config.as_diff, config.seed, cache, device
+    )
+    results = {result.name: result for result in work(worker, ready, journal, watcher)}
+    notes = [*ready.plan.warnings, *_afterthoughts(results.values())]
+    if worker.not_cached:
+        notes.append(f"bases were not kept in the cache: {next(iter(worker.not_cached))}")
+    for note in notes[len(ready.plan.warnings) :]:
+        watcher.note(note)
+    computed = time.perf_counter()
+    layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
+    written = write(config, ready, journal, layers)
+    journal.remove()
+    end = time.perf_counter()
+    seconds = {"total": end - start, "layers": sum(r.seconds for r in layers), "write": end - computed}
+    return TransferResult(
+        config.output, config.method, config.settings(), layers, account(ready, written),
+        tuple(notes), seconds, peak_rss_bytes(),
+    )  # fmt: skip
+
+
+def work(worker: LayerTransfer, ready: Prepared, journal: Journal, watcher: Progress) -> Iterator[LayerResult]:
+    """The results of the layers to transfer: those of an earlier start first, then the others as they are finished."""
+    todo = []
+    for job in ready.plan.of("transfer"):
+        earlier = journal.recall(job.name)
+        if earlier is None:
+            todo.append(job)
+            continue
+        watcher.layer(earlier[1], True)
+        yield earlier[1]
+    for job, weights in read_ahead(todo, lambda job: read_weights(job, ready.source, ready.target)):
+        written, result = worker(job, ready.lora.layers[job.name], weights)
+        journal.keep(written, result)
+        watcher.layer(result, False)
+        yield result
+
+
+def read_ahead(jobs: Sequence[LayerJob], read: Callable[[LayerJob], Weights]) -> Iterator[tuple[LayerJob, Weights]]:
+    """Each job with its weights; the next ones are read while these are worked on, and no more than that."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraport-read") as reader:
+        pending = [reader.submit(read, job) for job in jobs[:1]]
+        for number, job in enumerate(jobs):
+            weights = pending.pop().result()
+            pending += [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
+            yield job, weights
+
+
+def write(config: TransferConfig, ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
+    """Assemble the output from the journal and from what is copied."""
+    lora, dtype = ready.lora, TORCH_DTYPES[config.dtype]
+    names = [layer.name for layer in layers if layer.status != "skipped"]
+    provenance = _provenance(config, ready, layers)
+
+    def update(name: str) -> LowRank | Tensor:
+        finished = journal.recall(name)
+        return lora.layers[name] if finished is None else finished[0]
+
+    def dense(name: str) -> Tensor:
+        value = update(name)
+        return value.dense() if isinstance(value, LowRank) else value
+
+    if config.as_diff:
+        pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in names}  # type: ignore[misc]
+        return write_diff(config.output, pending, lora, dtype=dtype, provenance=provenance)
+    updates = {name: value for name in names if isinstance(value := update(name), LowRank)}
+    return write_lora(
+        config.output, updates, lora,
+        format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
+    )  # fmt: skip
+
+
+def account(ready: Prepared, written: WrittenLora) -> dict[str, object]:
+    """Where each key of the input went: transferred, copied, or dropped with the reason."""
+    keys = ready.lora.keys
+    dropped = [*ready.lora.dropped, *written.dropped]
+    dropped += [(key, job.reason or "") for job in ready.plan.of("drop") for key in keys[job.name]]
+    gone = {key for key, _ in dropped}
+    count = Counter({action: 0 for action in STATUS})
+    for job in ready.plan.jobs:
+        count[job.action] += sum(key not in gone for key in keys[job.name])
+    copied = count["copy"] + len(written.copied)
+    return {
+        "in": count["transfer"] + copied + len(gone),
+        "transferred": count["transfer"],
+        "copied": copied,
+        "dropped": [list(pair) for pair in sorted(set(dropped))],
+    }
+
+
+def common_rank(config: TransferConfig, plan: Plan) -> int:
+    """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
+    if config.rank.kind == "fixed":
+        return int(config.rank.value)
+    own = max((job.rank for job in plan.jobs), default=1)
+    return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
+
+
+def find_device(name: str) -> torch.device:
+    """The device to compute on; `auto` takes a CUDA card where there is one. Raises SettingsError for what is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
+    return device
+
+
+def check_output(config: TransferConfig, lora: Lora) -> None:
+    """Refuse, before hours of work, an output that could not be written afterwards."""
+    output = Path(config.output)
+    folder = not config.as_diff and output_dialect(lora, config.format).folder
+    if output.is_dir() and not folder:
+        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
+    if not folder and output.suffix != ".safetensors":
+        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
+    if output.is_file() and folder:
+        raise OutputError(f"{output} is a file, but PEFT's format is a folder; name a folder")
+    for model in (config.lora, config.source, config.target):
+        if output.exists() and Path(model).exists() and output.samefile(model):
+            raise OutputError(f"{output} is an input of this run; give the result another name")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held, mapped file pages included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _untouched(job: LayerJob) -> LayerResult:
+    rank_out = job.rank if job.action == "copy" else None
+    return LayerResult(job.name, STATUS[job.action], job.reason, job.shape, job.rank, rank_out)  # type: ignore[arg-type]
+
+
+def _afterthoughts(results: Iterable[LayerResult]) -> list[str]:
+    drifts = [result.drift for result in results if result.drift is not None]
+    if drifts and not any(drifts):
+        return ["source and target have identical weights in these layers: the drift is zero, so direct reuse is exact"]
+    return []
+
+
+def _run_identity(config: TransferConfig, ready: Prepared, device: torch.device) -> str:
+    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk."""
+    files = sorted({*ready.source.paths, *ready.target.paths})
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return json.dumps(
+        [config.fingerprint(), loraport.__version__, torch.__version__, str(device), ready.lora.sha256, stats]
+    )
+
+
+def _provenance(config: TransferConfig, ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str]:
+    """What the written file says about itself; names without their folders, contents by hash."""
+    layers = list(layers)
+    values = {
+        "version": loraport.__version__,
+        "method": config.method,
+        "settings": json.dumps(config.settings(), sort_keys=True),
+        "lora": ready.lora.path.name,
+        "lora_sha256": ready.lora.sha256,
+        "source": Path(config.source).name,
+        "source_sha256": _combined((layer.name, layer.source_sha256) for layer in layers),
+        "target": Path(config.target).name,
+        "target_sha256": _combined((layer.name, layer.target_sha256) for layer in layers),
+    }
+    if any(layer.correction for layer in layers):
+        values["note"] = "this update also takes back a part of the target's drift; a strength slider scales both"
+    return values
+
+
+def _combined(hashes: Iterable[tuple[str, str | None]]) -> str:
+    """One hash over the contents of the weights that were read, the same in whatever files they lie."""
+    lines = sorted(f"{name} {digest}" for name, digest in hashes if digest is not None)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""The per-layer function of a transfer: weights in, the new update and what happened to it out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.methods import Layer, Recipe, Update
+from loraport.runs.config import RankRule
+from loraport.runs.plan import LayerJob
+from loraport.runs.results import LayerResult
+from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize, factorize_energy, kept_correction
+from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the files hold for one layer: W_s, D_fft, and the content hashes of both weights."""
+
+    W_s: Tensor
+    drift: Tensor
+    source_sha256: str
+    target_sha256: str
+
+
+def read_weights(job: LayerJob, source: Checkpoint, target: Checkpoint) -> Weights:
+    """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one."""
+    W_s, source_sha256 = source.read_hashed(job.name)
+    W_t, target_sha256 = target.read_hashed(job.name)
+    return Weights(W_s, W_t.sub_(W_s), source_sha256, target_sha256)
+
+
+@dataclass(frozen=True)
+class LayerTransfer:
+    """A recipe with the rank it writes, the store of its bases and the device it runs on."""
+
+    recipe: Recipe
+    rule: RankRule
+    rank: int
+    """The rank that every layer aims at, capped by its own size; not used by rules under which it varies."""
+    as_diff: bool
+    seed: int
+    cache: BasisCache
+    device: torch.device
+    not_cached: set[str] = field(default_factory=set)
+    """Why bases could not be kept, filled as it happens."""
+
+    def __call__(self, job: LayerJob, lora: LowRank, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
+        """The new update of one layer, factors or dense, and its row in the report."""
+        start = time.perf_counter()
+        layer = Layer(self._here(lora), weights.drift.to(self.device), self._basis(weights))
+        update = self.recipe(layer)
+        written = self._write(update, job)
+        return written, LayerResult(
+            name=job.name,
+            status="transferred",
+            reason=None,
+            shape=job.shape,
+            rank_in=job.rank,
+            rank_out=written.rank if isinstance(written, LowRank) else None,
+            source_sha256=weights.source_sha256,
+            target_sha256=weights.target_sha256,
+            seconds=time.perf_counter() - start,
+            **_sizes(layer, weights, update, written),
+            **update.facts,
+        )
+
+    def _here(self, lora: LowRank) -> LowRank:
+        return LowRank(lora.B.to(self.device), lora.A.to(self.device))
+
+    def _basis(self, weights: Weights) -> SingularBasis | None:
+        if not self.recipe.method.needs_basis:
+            return None
+        key = basis_key(weights.source_sha256)
+        fetched = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device)
+        if fetched.not_written:
+            self.not_cached.add(fetched.not_written)
+        return fetched.basis
+
+    def _write(self, update: Update, job: LayerJob) -> LowRank | Tensor:
+        """The dense update, or its factors at the rank that the rule gives this layer."""
+        if self.as_diff:
+            return update.dense()
+        n = min(job.shape)
+        if self.rule.kind == "energy":
+            return factorize_energy(update.dense(), self.rule.value)
+        if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
+            return update.low_rank.padded(self.rank) if self.rule.kind == "fixed" else update.low_rank
+        rank = n if self.rule.kind == "full" else min(self.rank, n)
+        return factorize(update.dense(), rank, generator=layer_generator(self.seed, job.name))
+
+
+def layer_generator(seed: int, name: str) -> torch.Generator:
+    """Randomness of one layer, from the seed and its name: the order of work and a restart change nothing."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Tensor) -> dict[str, Any]:
+    """The sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept."""
+    size = _norm(weights.W_s)
+    correction = None if update.is_low_rank else update.correction
+
+    def share(value: float) -> float | None:
+        return value / size if size else None
+
+    if isinstance(written, LowRank):
+        norm, energy = written.norm(), 1 - written.lost_energy
+        kept = None if correction is None else kept_correction(written, update.low_rank, correction)
+    else:
+        norm, energy, kept = _norm(written), 1.0, None if correction is None else 1.0
+    return {
+        "drift": share(_norm(layer.drift)),
+        "lora": share(layer.lora.norm()),
+        "update": share(norm),
+        "correction": None if correction is None else share(_norm(correction)),
+        "kept_energy": energy,
+        "kept_correction": kept,
+        "weight_norm": size,
+    }
+
+
+def _norm(X: Tensor) -> float:
+    return float(torch.linalg.vector_norm(X))

@@ -1,0 +1,132 @@
+"""What a run gives back: a value a layer and one for the whole, as the JSON output and the report show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from loraport.runs.plan import Plan
+
+Status = Literal["transferred", "copied", "skipped"]
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one layer. Sizes are shares of ‖W_s‖; what a method does not have is None."""
+
+    name: str
+    status: Status
+    reason: str | None
+    shape: tuple[int, int]
+    rank_in: int
+    rank_out: int | None
+    drift: float | None = None
+    """‖D_fft‖ / ‖W_s‖"""
+    lora: float | None = None
+    """‖D_lora‖ / ‖W_s‖"""
+    update: float | None = None
+    """‖D'‖ / ‖W_s‖ of what was written"""
+    correction: float | None = None
+    """‖D' − D_lora‖ / ‖W_s‖ before truncation"""
+    kept_energy: float | None = None
+    kept_correction: float | None = None
+    k: int | None = None
+    clusters: int | None = None
+    largest_cluster: float | None = None
+    arbitrated: int | None = None
+    amount: float | None = None
+    """The strength or undo share that a matched control found"""
+    weight_norm: float | None = None
+    """‖W_s‖"""
+    source_sha256: str | None = None
+    target_sha256: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one singular value decomposition, up to a constant."""
+        return self.shape[0] * self.shape[1] * min(self.shape)
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """A finished transfer."""
+
+    output: str
+    method: str
+    settings: Mapping[str, Any]
+    layers: tuple[LayerResult, ...]
+    keys: Mapping[str, Any]
+    """{"in": N, "transferred": N, "copied": N, "dropped": [[key, reason]]}"""
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+
+    @property
+    def kept_energy(self) -> float | None:
+        """Share of all layers' update energy that the written ranks keep."""
+        pairs = [(r.kept_energy, _square(r.update, r.weight_norm)) for r in self.layers if r.kept_energy]
+        whole = sum(written / kept for kept, written in pairs)
+        return sum(written for _, written in pairs) / whole if whole else None
+
+    @property
+    def kept_correction(self) -> float | None:
+        """Share of all layers' correction that the written ranks keep: the number that truncation hurts."""
+        pairs = [
+            (r.kept_correction, _square(r.correction, r.weight_norm))
+            for r in self.layers
+            if r.kept_correction is not None
+        ]
+        whole = sum(size for _, size in pairs)
+        return sum(kept * size for kept, size in pairs) / whole if whole else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of the input is gone without the user having asked for it."""
+        return bool(self.keys["dropped"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {
+            "output": self.output,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "kept_energy": self.kept_energy,
+            "kept_correction": self.kept_correction,
+            "layers": [asdict(layer) for layer in self.layers],
+            "keys": dict(self.keys),
+            "warnings": list(self.warnings),
+            "seconds": dict(self.seconds),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+def _square(share: float | None, norm: float | None) -> float:
+    return ((share or 0.0) * (norm or 0.0)) ** 2
+
+
+class Progress(Protocol):
+    """Who watches a run: told of the plan, of every finished layer, and of anything worth a line."""
+
+    def plan(self, plan: Plan) -> None:
+        """The plan is made and work begins."""
+
+    def layer(self, result: LayerResult, resumed: bool) -> None:
+        """A layer is finished, now or in an earlier, interrupted run."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def plan(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def layer(self, result: LayerResult, resumed: bool) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""

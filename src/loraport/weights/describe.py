@@ -1,0 +1,114 @@
+"""What a file is, in a few facts: for people who were given one, and before a transfer is trusted with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import InputError
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.dialects import parse_key, refused_kind
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.names import WAN, canonical_layer
+from loraport.weights.safetensors_files import read_safetensors
+
+WAN_SIZES = {
+    (1536, 30): "Wan 2.1 1.3B",
+    (5120, 40): "Wan 2.1 14B or one expert of Wan 2.2 A14B",
+    (3072, 30): "Wan 2.2 TI2V 5B",
+}
+"""(width, blocks) of the published sizes."""
+
+
+def describe(place: str) -> dict[str, Any]:
+    """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
+
+    Raises FileFormatError for damaged files and InputError for what does not exist.
+    """
+    if not looks_like_lora(place):
+        return describe_model(open_checkpoint(place))
+    try:
+        return describe_lora(read_lora(place))
+    except InputError as error:
+        files = [path for path in (Path(place) / WEIGHTS_NAME, Path(place)) if path.is_file()]
+        if not files:
+            raise
+        keys = read_safetensors(files[0]).tensors
+        return {"kind": "LoRA", "file": place, "tensors": len(keys), "refused": str(error)}
+
+
+def looks_like_lora(place: str) -> bool:
+    """Whether a path is a PEFT folder or a safetensors file with at least one LoRA factor."""
+    path = Path(place)
+    if path.is_dir():
+        return (path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+
+    return any(parse_key(key).part in ("A", "B") or refused_kind(key) for key in read_safetensors(path).tensors)
+
+
+def describe_lora(lora: Lora) -> dict[str, Any]:
+    """Facts about a LoRA that was read."""
+    ranks = Counter(update.rank for update in lora.layers.values())
+    known = sum(canonical_layer(name, "original") is not None for name in lora.layers)
+    width = _width({name: update.shape for name, update in lora.layers.items()})
+    return {
+        "kind": "LoRA",
+        "file": str(lora.path),
+        "family": f"{_family(known, len(lora.layers))}{f', width {width}' if width else ''}",
+        "dialect": f"{lora.dialect.label}, keys like {next(iter(lora.keys.values()))[0]}",
+        "layers": len(lora.layers),
+        "ranks": _counts(ranks),
+        "scale": _counts(Counter(f"{scale:g}" for scale in lora.scales.values())),
+        "alpha": _counts(Counter(lora.alpha_from.values())),
+        "dtypes": ", ".join(_dtype(dtype) for dtype in lora.dtypes),
+        "copied": len(lora.extras),
+        "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
+        "sha256": lora.sha256,
+    }
+
+
+def describe_model(model: Checkpoint) -> dict[str, Any]:
+    """Facts about a model that was opened; only its headers are read."""
+    shapes = {name: model.shape(name) for name in model}
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    width = _width({name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2})
+    known = len(shapes) - len(model.extra)
+    size = WAN_SIZES.get((width or 0, len(blocks)), f"width {width}, {len(blocks)} blocks" if width else "")
+    return {
+        "kind": "model",
+        "file": model.where,
+        "family": _family(known, len(shapes)),
+        "size": size or "unknown",
+        "naming": f"{model.naming}{f', prefix {model.prefix}' if model.prefix else ''}",
+        "part": model.part,
+        "files": len(model.paths),
+        "tensors": len(shapes),
+        "parameters": sum(prod(shape) for shape in shapes.values()),
+        "dtypes": _counts(Counter(_dtype(model.dtype(name)) for name in model)),
+        "extra": list(model.extra),
+        "identity": model.identity(),
+    }
+
+
+def _family(known: int, total: int) -> str:
+    if known == 0:
+        return "unknown"
+    return WAN.name if known == total else f"{WAN.name} ({total - known} of {total} names are not in its table)"
+
+
+def _width(shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """The input width of the first self-attention that is there."""
+    return next((shape[1] for name, shape in shapes.items() if ".self_attn." in name), None)
+
+
+def _counts(counts: Counter[Any]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(counts.items(), key=lambda item: str(item[0]))}
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
