@@ -202,10 +202,13 @@ def test_a_weight_is_a_float32_matrix_whatever_is_stored(tmp_path, dtype):
         W = model.read_weight(layer)
         assert W.dtype == torch.float32
         assert torch.equal(W, state[f"{layer}.weight"].float().flatten(1))
+        again, fingerprint = model.read_hashed(layer)
+        assert torch.equal(again, W)
+        assert fingerprint == model.fingerprint(f"{layer}.weight")
         assert model.dtype(f"{layer}.weight") == model.tensor(f"{layer}.weight").dtype == dtype
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_weight_that_is_not_finite_is_named_when_it_is_used(tmp_path, value):
     state = {name: tensor.clone() for name, tensor in PLAIN.items()}
     state["blocks.1.ffn.2.weight"][3, 4] = value
