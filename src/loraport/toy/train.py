@@ -58,11 +58,11 @@ class Recipe:
 SHIPPED = Recipe(
     base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
     judge=Schedule(steps=900, rate=2e-3, batch=64),
-    student=Schedule(steps=600, rate=2e-3, batch=32),
-    adapter=Schedule(steps=350, rate=2e-3, batch=32),
-    oracle=Schedule(steps=150, rate=2e-3, batch=32),
+    student=Schedule(steps=500, rate=2e-3, batch=32),
+    adapter=Schedule(steps=320, rate=2e-3, batch=32),
+    oracle=Schedule(steps=120, rate=2e-3, batch=32),
     adapters=(AdapterKind("neon", 8, 16, "neon"), AdapterKind("retro", 8, 4, "retro.safetensors")),
-    trajectories=2048,
+    trajectories=1536,
     styled_trajectories=384,
 )
 
@@ -84,11 +84,8 @@ class Workshop:
         fit(stage, module, loss, schedule, seed=self.seed, checkpoint=checkpoint, progress=self.progress)
 
 
-def denoising_loss(model: WanTransformer3DModel | PeftModel, clips: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
+def denoising_loss(model: WanTransformer3DModel | PeftModel, clean: Tensor, text: Tensor, rng: Generator) -> Tensor:
     """Flow matching: the velocity's squared error, written in terms of the clean prediction."""
-    clean = to_latents(clips)
-    forget = torch.rand(len(clean), generator=rng) < FORGET
-    text = torch.where(forget[:, None, None], embed_nothing(len(clean)), embed(prompts))
     level = shifted(torch.rand(len(clean), generator=rng)).clamp_min(1e-3)
     wide = level[:, None, None, None, None]
     noise = draw_noise(len(clean), rng)
@@ -96,15 +93,19 @@ def denoising_loss(model: WanTransformer3DModel | PeftModel, clips: Tensor, prom
     return (missed.square().mean(dim=(1, 2, 3, 4)) / level.clamp_min(WEIGHT_FLOOR) ** 2).mean()
 
 
+def _fresh_loss(model: WanTransformer3DModel | PeftModel, style: str, batch: int, rng: Generator) -> Tensor:
+    """The denoising loss on clips of one style that nobody has seen before."""
+    prompts = draw_prompts(batch, rng)
+    forget = torch.rand(batch, generator=rng) < FORGET
+    text = torch.where(forget[:, None, None], embed_nothing(batch), embed(prompts))
+    return denoising_loss(model, to_latents(STYLES[style](render(prompts, rng))), text, rng)
+
+
 def train_base(shop: Workshop) -> None:
     """The base: flow matching on plain clips from nothing."""
     model = new_model(shop.seed)
 
-    def loss(rng: Generator) -> Tensor:
-        prompts = draw_prompts(shop.recipe.base.batch, rng)
-        return denoising_loss(model, render(prompts, rng), prompts, rng)
-
-    shop.learn("base", model, loss, shop.recipe.base)
+    shop.learn("base", model, partial(_fresh_loss, model, "plain", shop.recipe.base.batch), shop.recipe.base)
     _save_model(model, shop.out / "base")
 
 
@@ -132,10 +133,7 @@ def train_adapter(shop: Workshop, kind: AdapterKind) -> None:
     """A style LoRA on the base."""
     adapter = _fresh_adapter(shop, "base", kind)
 
-    def loss(rng: Generator) -> Tensor:
-        prompts = draw_prompts(shop.recipe.adapter.batch, rng)
-        return denoising_loss(adapter, STYLES[kind.style](render(prompts, rng)), prompts, rng)
-
+    loss = partial(_fresh_loss, adapter, kind.style, shop.recipe.adapter.batch)
     shop.learn(kind.style, adapter, loss, shop.recipe.adapter)
     _save_adapter(adapter, shop.out / "adapters" / kind.file)
 

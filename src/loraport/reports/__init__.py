@@ -1,0 +1,1 @@
+"""Presentation: results as pages and pictures."""

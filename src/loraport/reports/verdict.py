@@ -1,0 +1,139 @@
+"""The demo's numbers in plain sentences, worked out from paired differences and said whichever way they fall."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+NOTICED = 2.0  # differences smaller than this many standard errors are called no difference
+
+
+class MetricLike(Protocol):
+    """A number and how to read it; higher is better."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def reading(self) -> str: ...
+
+
+class ColumnLike(Protocol):
+    """Clips made one way, with one value per clip and metric."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def frames(self) -> Tensor: ...
+    @property
+    def values(self) -> Mapping[str, Tensor]: ...
+
+
+class DemoLike(Protocol):
+    """What the demo hands over: columns over the same prompts and noise, the reference first."""
+
+    @property
+    def style(self) -> str: ...
+    @property
+    def prompts(self) -> Sequence[str]: ...
+    @property
+    def columns(self) -> Sequence[Any]: ...
+    @property
+    def metrics(self) -> Sequence[Any]: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over clips and its standard error."""
+
+    mean: float
+    error: float
+
+    @property
+    def sign(self) -> Literal[-1, 0, 1]:
+        """The direction, 0 where it cannot be told from chance."""
+        if abs(self.mean) <= NOTICED * self.error:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Mean and standard error over clips; of a single clip the error is unknown and counts as infinite."""
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
+    return Estimate(float(values.mean()), error)
+
+
+def column_of(demo: DemoLike, role: str) -> ColumnLike | None:
+    """The first column with this role."""
+    return next((column for column in demo.columns if column.role == role), None)
+
+
+def compare(ours: ColumnLike, theirs: ColumnLike, key: str) -> Estimate:
+    """How much higher our values are, clip by clip."""
+    return estimate(ours.values[key] - theirs.values[key])
+
+
+def verdict(demo: DemoLike) -> list[str]:
+    """The findings, the most important first."""
+    reference, direct, transfer = (column_of(demo, role) for role in ("reference", "direct", "transfer"))
+    sentences: list[str] = []
+    if transfer is not None and direct is not None:
+        sentences.append(_contest(transfer, direct))
+    if direct is not None and reference is not None:
+        sentences.append(_loss(direct, reference, demo.style))
+    oracle = column_of(demo, "oracle")
+    best = transfer or direct
+    if oracle is not None and best is not None:
+        sentences.append(_headroom(oracle, best))
+    return sentences
+
+
+def _contest(transfer: ColumnLike, direct: ColumnLike) -> str:
+    fidelity, style = compare(transfer, direct, "psnr"), compare(transfer, direct, "style")
+    signs = {fidelity.sign, style.sign}
+    if signs == {0}:
+        headline = f"{transfer.label} and {direct.label} cannot be told apart here"
+    elif signs <= {0, 1}:
+        headline = f"{transfer.label} is ahead of {direct.label} here"
+    elif signs <= {0, -1}:
+        headline = f"{transfer.label} is below {direct.label} here: on this pair it does harm"
+    else:
+        gains, costs = ("style", "fidelity") if style.sign > 0 else ("fidelity", "style")
+        headline = f"{transfer.label} gains {gains} over {direct.label} and pays with {costs}"
+    return f"{headline}: {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
+
+
+def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
+    change = compare(direct, reference, "style")
+    whole, left = estimate(reference.values["style"]), estimate(direct.values["style"])
+    if change.sign < 0:
+        return (
+            f"Putting the LoRA on the distilled student unchanged loses style: {left.mean:.0f} % of {style} is left, "
+            f"where the base shows {whole.mean:.0f} %."
+        )
+    return (
+        f"Putting the LoRA on the distilled student unchanged loses no measurable style here: {left.mean:.0f} % of "
+        f"{style}, where the base shows {whole.mean:.0f} %."
+    )
+
+
+def _headroom(oracle: ColumnLike, best: ColumnLike) -> str:
+    fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "style")
+    return (
+        f"A LoRA trained on the student itself, which no transfer may do, shows what is possible: against "
+        f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
+    )
+
+
+def _signed(value: Estimate, unit: str) -> str:
+    number = f"{value.mean:+.1f}".replace("-", "−")
+    error = f" ± {value.error:.1f}" if value.error != float("inf") else ""
+    return f"{number}{error} {unit}"
