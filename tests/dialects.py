@@ -38,14 +38,18 @@ class Written:
     deltas: dict[str, Tensor]
 
 
-def factors(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) per layer."""
-    generator = torch.Generator().manual_seed(seed)
+def factors() -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) per layer: scattered fractions of 256, by whole numbers only, so that every machine has the same ones."""
     drawn = {}
-    for layer, (rows, columns) in SHAPES.items():
-        A = torch.randn(RANKS[layer], columns, generator=generator)
-        drawn[layer] = (A, torch.randn(rows, RANKS[layer], generator=generator))
+    for index, (layer, (rows, columns)) in enumerate(SHAPES.items()):
+        rank = RANKS[layer]
+        drawn[layer] = (_scattered(2 * index, rank, columns), _scattered(2 * index + 1, rows, rank))
     return drawn
+
+
+def _scattered(seed: int, *shape: int) -> Tensor:
+    count = torch.arange(math.prod(shape)) + 1000 * seed
+    return ((count * count * 7919 + count * 104729) % 1009 - 504).reshape(shape) / 256
 
 
 def delta(A: Tensor, B: Tensor, scale: float) -> Tensor:

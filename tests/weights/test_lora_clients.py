@@ -1,0 +1,175 @@
+"""Written files do in diffusers and PEFT what they should: weights are compared after merging, never "it loaded"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraport.weights.lora import read_lora
+from loraport.weights.lora_write import FORMATS, write_lora
+from loraport.weights.names import canonical_parameter
+from tests.dialects import BLOCKS, CASES, FFN, Case, Written, write
+
+diffusers = pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+CONVERTED = ["g1-header-patterns", "g2-header-rslora", "g3-patterns", "g4-alpha", "g5", "g5b", "g8", "g9-bare", "g10"]
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=FFN,
+        num_layers=BLOCKS,
+    )
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """Every parameter under its canonical name, in float64."""
+    named = {}
+    for name, tensor in model.state_dict().items():
+        canonical = canonical_parameter(name, "diffusers")
+        assert canonical is not None, name
+        named[canonical] = tensor.detach().double().clone()
+    return named
+
+
+def merged_by_diffusers(model: Any, path: Path) -> dict[str, Tensor]:
+    """The weights after `WanPipeline` has loaded, fused and unloaded a file."""
+    pipe = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
+    pipe.load_lora_weights(path.parent, weight_name=path.name)
+    pipe.fuse_lora(components=["transformer"])
+    pipe.unload_lora_weights()
+    return weights(model)
+
+
+def assert_merged(
+    after: dict[str, Tensor], before: dict[str, Tensor], deltas: dict[str, Tensor], atol: float = 2e-6
+) -> None:
+    """Each weight is W + delta where the LoRA has one, and untouched elsewhere."""
+    assert after.keys() == before.keys()
+    assert {f"{layer}.weight" for layer in deltas} <= after.keys()
+    for name, W in before.items():
+        delta = deltas.get(name.removesuffix(".weight"))
+        if delta is None or not name.endswith(".weight"):
+            assert torch.equal(after[name], W), name
+        else:
+            assert delta.norm() > 0.1
+            torch.testing.assert_close(after[name] - W, delta, rtol=1e-6, atol=atol)
+
+
+def converted(case: Case, format: str, folder: Path, **settings: Any) -> tuple[Written, Path]:
+    (folder / "in").mkdir()
+    written = write(case, folder / "in")
+    lora = read_lora(written.path)
+    result = write_lora(
+        folder / "out.safetensors", lora.layers, lora, format=format, **({"dtype": torch.float32} | settings)
+    )
+    return written, result.path
+
+
+@pytest.mark.parametrize("format", ["comfy", "diffusers", "kohya"])
+@pytest.mark.parametrize("name", CONVERTED)
+def test_diffusers_merges_every_dialect_once_converted(name: str, format: str, model: Any, tmp_path: Path) -> None:
+    written, path = converted(CASES[name], format, tmp_path)
+    before = weights(model)
+    assert_merged(merged_by_diffusers(model, path), before, written.deltas)
+
+
+@pytest.mark.parametrize("name", ["g1", "g4", "g4-alpha", "g5"])
+def test_diffusers_merges_what_it_reads_in_its_own_dialect(name: str, model: Any, tmp_path: Path) -> None:
+    """The file as it came and the file as we write it back give the same weights."""
+    written, path = converted(CASES[name], "same", tmp_path)
+    before = weights(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    first = merged_by_diffusers(model, written.path)
+    model.load_state_dict(state)
+    second = merged_by_diffusers(model, path)
+    assert_merged(first, before, written.deltas)
+    assert_merged(second, before, written.deltas)
+
+
+@pytest.mark.parametrize("uniform_rank", [True, False])
+@pytest.mark.parametrize("format", ["comfy", "diffusers", "kohya"])
+def test_mixed_ranks(format: str, uniform_rank: bool, model: Any, tmp_path: Path) -> None:
+    written, path = converted(CASES["g4-alpha"], format, tmp_path, uniform_rank=uniform_rank)
+    before = weights(model)
+    assert_merged(merged_by_diffusers(model, path), before, written.deltas)
+
+
+def test_part_of_a_model_in_comfy_format(model: Any, tmp_path: Path) -> None:
+    written, path = converted(CASES["g9-processor"], "comfy", tmp_path)
+    before = weights(model)
+    assert_merged(merged_by_diffusers(model, path), before, written.deltas)
+
+
+def test_bf16_is_the_default_and_costs_only_its_rounding(model: Any, tmp_path: Path) -> None:
+    written, path = converted(CASES["g5"], "comfy", tmp_path, dtype=torch.bfloat16)
+    rounded = {layer: update.dense().double() for layer, update in read_lora(path).layers.items()}
+    for layer, wanted in written.deltas.items():
+        assert 0 < (rounded[layer] - wanted).norm() < 0.006 * wanted.norm()
+    before = weights(model)
+    assert_merged(merged_by_diffusers(model, path), before, rounded)
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_a_wrong_prefix_changes_nothing(prefix: str, model: Any, tmp_path: Path) -> None:
+    """Why merged weights are compared: these files load without an error."""
+    from safetensors.torch import load_file, save_file
+
+    _, path = converted(CASES["g1"], "diffusers", tmp_path)
+    renamed = {prefix + key.removeprefix("transformer."): value for key, value in load_file(path).items()}
+    save_file(renamed, tmp_path / "wrong.safetensors")
+    before = weights(model)
+    pipe = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
+    pipe.load_lora_weights(tmp_path, weight_name="wrong.safetensors")
+    assert all(torch.equal(W, before[name]) for name, W in weights(model).items())
+    with pytest.raises(AssertionError):
+        assert_merged(weights(model), before, {"blocks.0.self_attn.q": torch.ones(24, 24, dtype=torch.float64)})
+
+
+@pytest.mark.parametrize("uniform_rank", [True, False])
+@pytest.mark.parametrize("format", ["peft", "same"])
+@pytest.mark.parametrize("name", ["g3", "g3-defaults", "g3-patterns", "g3-rslora"])
+def test_peft_merges_a_folder(name: str, format: str, uniform_rank: bool, model: Any, tmp_path: Path) -> None:
+    written, path = converted(CASES[name], format, tmp_path, uniform_rank=uniform_rank)
+    before = weights(model)
+    merged = peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    assert_merged(weights(merged), before, written.deltas)
+
+
+@pytest.mark.parametrize("name", ["g3", "g3-patterns", "g3-rslora"])
+def test_peft_reads_its_own_configuration_as_we_do(name: str, model: Any, tmp_path: Path) -> None:
+    """The rules for alpha, r, patterns and rank-stabilised scales, as PEFT itself applies them to the folder as it came."""
+    case = CASES[name]
+    written = write(case, tmp_path)
+    config = peft.LoraConfig.from_pretrained(str(tmp_path))
+    lora = read_lora(tmp_path)
+    ranks = {lora.dialect.module(layer): update.rank for layer, update in lora.layers.items()}
+    config.target_modules = sorted(ranks)
+    config.rank_pattern = {f"^{module}": rank for module, rank in ranks.items()}
+    before = weights(model)
+    wrapped = peft.get_peft_model(model, config)
+    peft.set_peft_model_state_dict(wrapped, peft.utils.load_peft_weights(str(tmp_path)))
+    assert_merged(weights(wrapped.merge_and_unload()), before, written.deltas)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_library_reads_what_we_write(format: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    _, path = converted(CASES["g4-alpha"], format, tmp_path, provenance={"method": "casa", "note": "σ²"})
+    if path.is_dir():
+        path = path / "adapter_model.safetensors"
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "loraport.method": "casa", "loraport.note": "σ²"}
+        assert all(file.get_tensor(key).is_contiguous() for key in file.keys())  # noqa: SIM118

@@ -1,0 +1,208 @@
+"""What is refused, and the one clear message that each gets; nothing is written, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
+from loraport.weights.lora import read_lora
+
+Q = "diffusion_model.blocks.0.self_attn.q"
+K = "diffusion_model.blocks.0.self_attn.k"
+
+
+def tensors(**changes: Tensor | None) -> dict[str, Tensor]:
+    """One good layer; each change replaces, adds or (None) removes a key of it, `__` for the dot."""
+    good = {f"{Q}.lora_A.weight": torch.ones(2, 4), f"{Q}.lora_B.weight": torch.ones(6, 2)}
+    for ending, value in changes.items():
+        key = f"{Q}.{ending.replace('__', '.')}"
+        good.pop(key, None)
+        if value is not None:
+            good[key] = value
+    return good
+
+
+NAN = torch.tensor([[1.0, float("nan")]] * 6)
+INFINITE = torch.full((2, 4), float("inf"))
+FLAT = "lora_unet_blocks_0_self_attn_q"
+KIND = "which this version does not read"
+
+CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
+    "no tensors": ({}, FileFormatError, r"is not a LoRA: .*\(its first keys: none\)"),
+    "checkpoint": ({"blocks.0.self_attn.q.weight": torch.ones(2, 2)}, FileFormatError, "model checkpoint, not a LoRA"),
+    "other keys": ({"encoder.mean": torch.ones(2)}, FileFormatError, r"is not a LoRA: .*'encoder\.mean'"),
+    "only full differences": ({f"{Q}.diff": torch.ones(2, 2)}, FileFormatError, "full differences"),
+    "text encoder only": ({"lora_te1_x.lora_down.weight": torch.ones(2, 2)}, FileFormatError, "is not a LoRA"),
+    "NaN": (tensors(lora_B__weight=NAN), InputError, rf"'{Q}\.lora_B\.weight' holds NaN"),
+    "infinite": (tensors(lora_A__weight=INFINITE), InputError, rf"'{Q}\.lora_A\.weight' holds NaN or infinite"),
+    "rank 0": (tensors(lora_A__weight=torch.ones(0, 4), lora_B__weight=torch.ones(6, 0)), FileFormatError, "rank 0"),
+    "no up": (tensors(lora_B__weight=None), MismatchError, rf"'{Q}\.lora_B\.weight' is missing"),
+    "no down": (tensors(lora_A__weight=None), MismatchError, rf"'{Q}\.lora_A\.weight' is missing"),
+    "no up, flat": (
+        {f"{FLAT}.lora_down.weight": torch.ones(2, 4)},
+        MismatchError,
+        rf"'{FLAT}\.lora_up\.weight' is missing",
+    ),
+    "ranks": (tensors(lora_B__weight=torch.ones(6, 3)), MismatchError, "has rank 2, but .* has rank 3"),
+    "vector": (tensors(lora_A__weight=torch.ones(4)), MismatchError, "no shapes of LoRA factors"),
+    "kernel of B": (
+        tensors(lora_A__weight=torch.ones(2, 4, 3, 3), lora_B__weight=torch.ones(6, 2, 3, 3)),
+        MismatchError,
+        "no shapes of LoRA factors",
+    ),
+    "integers": (tensors(lora_A__weight=torch.ones(2, 4).long()), FileFormatError, "not as real numbers"),
+    "two spellings": (
+        tensors() | {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)},
+        MismatchError,
+        r"same part of layer 'blocks\.0\.self_attn\.q'",
+    ),
+    "two experts": (
+        {p + "blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4) for p in ("transformer.", "transformer_2.")},
+        MismatchError,
+        "one model at a time",
+    ),
+    "alpha of two numbers": (tensors(alpha=torch.ones(2)), FileFormatError, "an alpha is one number"),
+    "alpha 0": (tensors(alpha=torch.zeros(())), InputError, r"alpha' is 0, which"),
+    "alpha NaN": (tensors(alpha=torch.tensor(float("nan"))), InputError, "is nan; the LoRA is damaged"),
+    "LoHa": (tensors(hada_w1_a=torch.ones(1)), FileFormatError, f"LoHa factors, {KIND}"),
+    "LoKr": (tensors(lokr_w2=torch.ones(1)), FileFormatError, f"LoKr factors, {KIND}"),
+    "DoRA of kohya": (tensors(dora_scale=torch.ones(6, 1)), FileFormatError, f"DoRA magnitude, {KIND}"),
+    "DoRA of PEFT": (tensors(lora_magnitude_vector=torch.ones(6)), FileFormatError, f"DoRA magnitude, {KIND}"),
+    "Tucker": (tensors(lora_mid__weight=torch.ones(1)), FileFormatError, f"Tucker core .*, {KIND}"),
+    "OFT": (tensors(oft_blocks=torch.ones(1)), FileFormatError, f"OFT rotations, {KIND}"),
+    "GLoRA": (tensors(a1__weight=torch.ones(1)), FileFormatError, f"GLoRA factors, {KIND}"),
+    "replaced weight": (tensors(set_weight=torch.ones(1)), FileFormatError, f"set_weight.*, {KIND}"),
+    "reshaped weight": (tensors(reshape_weight=torch.ones(1)), FileFormatError, f"reshape_weight.*, {KIND}"),
+    "modules to save": (tensors(weight=torch.ones(6, 4)), FileFormatError, f"modules_to_save.*, {KIND}"),
+}
+
+
+@pytest.mark.parametrize(("content", "error", "message"), CONTENTS.values(), ids=CONTENTS)
+def test_contents_that_are_refused(
+    content: dict[str, Tensor], error: type[LoraportError], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.safetensors"
+    save_file(content, path)
+    with pytest.raises(error, match=message) as raised:
+        read_lora(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def good_bytes(folder: Path) -> bytes:
+    save_file(tensors(), folder / "good.safetensors")
+    return (folder / "good.safetensors").read_bytes()
+
+
+def pickle(folder: Path) -> bytes:
+    torch.save(tensors(), folder / "x.pt")
+    return (folder / "x.pt").read_bytes()
+
+
+def old_pickle(folder: Path) -> bytes:
+    torch.save(tensors(), folder / "x.pt", _use_new_zipfile_serialization=False)
+    return (folder / "x.pt").read_bytes()
+
+
+def bad_header(folder: Path) -> bytes:
+    good = good_bytes(folder)
+    return good[:20] + b"\xff" + good[21:]
+
+
+FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
+    "empty": ("a.safetensors", lambda _: b"", "is not a safetensors file"),
+    "text": ("a.safetensors", lambda _: b"hello, this is no tensor file", "is not a safetensors file"),
+    "web page": ("a.safetensors", lambda _: b"<!DOCTYPE html><html>", "web page"),
+    "git-lfs pointer": ("a.safetensors", lambda _: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "truncated": ("a.safetensors", lambda folder: good_bytes(folder)[:-1], "truncated"),
+    "too long": ("a.safetensors", lambda folder: good_bytes(folder) + b"\0", "its header does not describe"),
+    "header longer than the file": ("a.safetensors", lambda _: (999).to_bytes(8, "little") + b"{}", "truncated"),
+    "gigantic header": ("a.safetensors", lambda _: (1 << 60).to_bytes(8, "little") + b"{}", "header of"),
+    "header is not JSON": ("a.safetensors", bad_header, "header cannot be read"),
+    "pickle": ("a.pt", pickle, "convert it to safetensors"),
+    "pickle called .bin": ("a.bin", pickle, "convert it to safetensors"),
+    "pickle in disguise": ("a.safetensors", pickle, "convert it to safetensors"),
+    "old pickle in disguise": ("a.safetensors", old_pickle, "convert it to safetensors"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FILES.values(), ids=FILES)
+def test_files_that_are_refused(name: str, content: Callable[[Path], bytes], message: str, tmp_path: Path) -> None:
+    data = content(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match=message) as raised:
+        read_lora(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("end", range(0, 260, 7))
+def test_any_truncation_is_refused(end: int, tmp_path: Path) -> None:
+    data = good_bytes(tmp_path)
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(data[:end])
+    assert end < len(data)
+    with pytest.raises(FileFormatError, match=r"cut\.safetensors"):
+        read_lora(path)
+
+
+CONFIGS: dict[str, tuple[Any, str]] = {
+    "not JSON": ("{", r"adapter_config\.json is not JSON"),
+    "not an object": ("[1]", "not a JSON object"),
+    "another adapter": ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; only LORA is read"),
+    "DoRA": ({"use_dora": True}, "DoRA is not read"),
+    "alpha is a word": ({"lora_alpha": "large"}, "lora_alpha is 'large', not a number"),
+    "alpha is true": ({"lora_alpha": True}, "lora_alpha is True, not a number"),
+    "alpha is zero": ({"lora_alpha": 0}, "lora_alpha is 0"),
+    "alpha is infinite": ({"lora_alpha": float("inf")}, "damaged"),
+    "patterns are a list": ({"alpha_pattern": ["q"]}, "not a table"),
+    "a pattern's alpha": ({"alpha_pattern": {"q": None}}, "alpha_pattern of q is None"),
+    "a broken pattern": ({"alpha_pattern": {"q(": 1}}, "no regular expression"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("place", ["folder", "header"])
+def test_configurations_that_are_refused(place: str, config: Any, message: str, tmp_path: Path) -> None:
+    text = config if isinstance(config, str) else json.dumps(config)
+    factors = {key.removeprefix("diffusion_model."): value for key, value in tensors().items()}
+    if place == "folder":
+        save_file(factors, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(text)
+        path = tmp_path
+    else:
+        path = tmp_path / "lora.safetensors"
+        save_file(factors, path, {"lora_adapter_metadata": text})
+        message = message.replace(r"adapter_config\.json", "in the header")
+    with pytest.raises(InputError, match=message):
+        read_lora(path)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
+        read_lora(tmp_path / "nothing.safetensors")
+    with pytest.raises(InputError, match="holds no safetensors file"):
+        read_lora(tmp_path)
+    save_file(tensors(), tmp_path / "a.safetensors")
+    assert list(read_lora(tmp_path).layers) == ["blocks.0.self_attn.q"]
+    save_file(tensors(), tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=r"2 safetensors files; give the file: a\.safetensors, b\.safetensors"):
+        read_lora(tmp_path)
+
+
+def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "adapter_model.bin")
+    with pytest.raises(FileFormatError, match="convert it to safetensors"):
+        read_lora(tmp_path)
+
+
+def test_another_kind_of_adapter_on_a_text_encoder_is_carried(tmp_path: Path) -> None:
+    save_file(tensors() | {"lora_te1_x.hada_w1_a": torch.ones(1)}, tmp_path / "a.safetensors")
+    assert list(read_lora(tmp_path / "a.safetensors").extras) == ["lora_te1_x.hada_w1_a"]

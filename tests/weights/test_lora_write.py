@@ -1,0 +1,354 @@
+"""What is written: the same bytes every time, whole or not at all, nothing stale, and every extra key accounted for."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loraport.errors import OutputError, SettingsError
+from loraport.spectral.svd import LowRank
+from loraport.weights import saving
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_write import FORMATS, write_diff, write_lora
+from loraport.weights.saving import Pending, save_safetensors
+from tests.dialects import CASES, write
+
+GOLDEN: dict[str, str] = {
+    "g1": "5ab0264516ab867b",
+    "g1-header": "8e5ddda25142ff25",
+    "g1-header-patterns": "ab1ae96d870a5611",
+    "g2": "96ef0508f7f0cbeb",
+    "g2-header-rslora": "a196faf2dd59b786",
+    "g2-original": "33ec16b308326a84",
+    "g3": "505cf31567d40a2a",
+    "g3-defaults": "8ec2b50d5fe00ca5",
+    "g3-patterns": "78f1e940d8c866af",
+    "g3-rslora": "2e94040eb56b32f4",
+    "g4": "fbe6af776da54e71",
+    "g4-alpha": "03c529488223bf9f",
+    "g4-long-prefix": "d8d4c077ad66c57d",
+    "g5": "99049704171ac2f1",
+    "g5-notes": "99049704171ac2f1",
+    "g5b": "50acd43cec4d1797",
+    "g6": "d4b633eb24c5578f",
+    "g7": "aabb53f9edb0df6c",
+    "g8": "15fa40f3e8c7f117",
+    "g8-named": "2b96f078d8f4c48e",
+    "g9-processor": "7b761f910363da8b",
+    "g9-linear-layer": "f3713c79a2cfce01",
+    "g9-dotted": "1bd4d0de962fa3b3",
+    "g9-bare": "d7b6834f7d7e77d8",
+    "g10": "98d21fe3a5d10b81",
+    "krea": "38b2e731616dd4b1",
+}
+
+
+def bytes_of(path: Path) -> bytes:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return b"".join(file.read_bytes() for file in files)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata()
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_bytes(name: str, tmp_path: Path) -> None:
+    """One digest per dialect, over what is written back in the dialect itself in bf16."""
+    (tmp_path / "in").mkdir()
+    lora = read_lora(write(CASES[name], tmp_path / "in").path)
+    result = write_lora(tmp_path / "out", lora.layers, lora, provenance={"method": "none", "version": "0"})
+    assert hashlib.sha256(bytes_of(result.path)).hexdigest()[:16] == GOLDEN[name]
+
+
+WRITE_AGAIN = """
+import sys
+from loraport.weights.lora import read_lora
+from loraport.weights.lora_write import write_lora
+lora = read_lora(sys.argv[1])
+write_lora(sys.argv[2], lora.layers, lora, provenance={f"key {i}": str(i) for i in range(9)})
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    written = write(CASES["g5"], tmp_path)
+    outputs = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, output in enumerate(outputs):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        subprocess.run([sys.executable, "-c", WRITE_AGAIN, written.path, output], env=environment, check=True)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["g3", "g5"])
+def test_the_hash_is_that_of_the_bytes(name: str, tmp_path: Path) -> None:
+    written = write(CASES[name], tmp_path)
+    parts = ["adapter_model.safetensors", "adapter_config.json"] if written.path.is_dir() else ["lora.safetensors"]
+    data = b"".join((tmp_path / part).read_bytes() for part in parts)
+    assert read_lora(written.path).sha256 == hashlib.sha256(data).hexdigest()
+
+
+TRAINER = {
+    "ss_network_dim": "4",
+    "ss_network_alpha": "1",
+    "sshs_model_hash": "ab",
+    "modelspec.title": "mine",
+    "name": "x",
+}
+
+
+@pytest.mark.parametrize("format", ["same", *FORMATS])
+def test_nothing_of_the_trainer_survives(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    save_file(load_file(write(CASES["g5"], tmp_path).path), path, TRAINER)
+    lora = read_lora(path)
+    assert lora.metadata == TRAINER
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format, provenance={"lora": lora.sha256})
+    weights = result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path
+    assert metadata_of(weights) == {"format": "pt", "loraport.lora": lora.sha256}
+
+
+@pytest.mark.parametrize("format", ["same", *FORMATS])
+def test_one_dtype_and_alpha_for_kohya_only(format: str, tmp_path: Path) -> None:
+    lora = read_lora(write(CASES["g4-alpha"], tmp_path).path)
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    tensors = load_file(result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path)
+    alphas = {key: value for key, value in tensors.items() if "alpha" in key}
+    assert len(alphas) == (len(lora.layers) if format == "kohya" else 0)
+    assert all(float(alpha) == result.rank for alpha in alphas.values())
+    assert {value.dtype for key, value in tensors.items() if key not in alphas} == {torch.bfloat16}
+
+
+TEXT = "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
+EXTRAS: dict[str, Tensor] = {
+    "diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24),
+    "diffusion_model.blocks.0.norm3.diff": torch.ones(24),
+    "diffusion_model.blocks.0.norm3.diff_b": torch.ones(24),
+    "diffusion_model.blocks.1.diff_m": torch.ones(1, 6, 24),
+    "diffusion_model.strange": torch.ones(1),
+    TEXT: torch.ones(2, 3),
+}
+COPIES = {
+    "same": {key: key for key in EXTRAS},
+    "comfy": {key: key for key in EXTRAS if not key.endswith("strange")},
+    "diffusers": {
+        TEXT: TEXT,
+        "diffusion_model.blocks.0.self_attn.q.diff_b": "transformer.blocks.0.attn1.to_q.lora_B.bias",
+    },
+    "peft": {
+        TEXT: TEXT,
+        "diffusion_model.blocks.0.self_attn.q.diff_b": "base_model.model.blocks.0.attn1.to_q.lora_B.bias",
+    },
+    "kohya": {
+        TEXT: TEXT,
+        "diffusion_model.blocks.0.self_attn.q.diff_b": "lora_unet_blocks_0_self_attn_q.diff_b",
+        "diffusion_model.blocks.0.norm3.diff": "lora_unet_blocks_0_norm3.diff",
+        "diffusion_model.blocks.0.norm3.diff_b": "lora_unet_blocks_0_norm3.diff_b",
+    },
+}
+
+
+@pytest.mark.parametrize("format", COPIES)
+def test_each_extra_key_is_copied_or_dropped_with_a_reason(format: str, tmp_path: Path) -> None:
+    lora = read_lora(write(CASES["g4-alpha"], tmp_path, EXTRAS).path)
+    assert lora.extras.keys() == EXTRAS.keys()
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    assert result.copied == COPIES[format]
+    assert {key for key, _ in result.dropped} == EXTRAS.keys() - result.copied.keys()
+    assert all(reason for _, reason in result.dropped)
+    tensors = load_file(result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path)
+    assert tensors.keys() == set(result.keys)
+    for old, new in result.copied.items():
+        assert torch.equal(tensors[new], EXTRAS[old])
+    if result.path.is_dir():
+        assert json.loads((result.path / "adapter_config.json").read_text())["lora_bias"] is True
+
+
+def test_a_scale_of_the_header_is_folded_into_what_is_carried_too(tmp_path: Path) -> None:
+    """The header does not travel along; without this the text encoder and the biases would change their strength."""
+    fields = {"transformer.r": 2, "transformer.lora_alpha": 6, "text_encoder.r": 2, "text_encoder.lora_alpha": 1}
+    text = "text_encoder.layers.0.fc1"
+    bias = "transformer.blocks.0.attn1.to_q.lora_B.bias"
+    tensors = {
+        "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4),
+        "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.ones(4, 2),
+        bias: torch.ones(4),
+        f"{text}.lora_A.weight": torch.ones(2, 3),
+        f"{text}.lora_B.weight": torch.ones(3, 2),
+    }
+    save_file(tensors, tmp_path / "in.safetensors", {"lora_adapter_metadata": json.dumps(fields)})
+    lora = read_lora(tmp_path / "in.safetensors")
+    assert lora.scales == {"blocks.0.self_attn.q": 3.0}
+    assert torch.equal(lora.extras[bias], torch.full((4,), 3.0))
+    assert torch.equal(lora.extras[f"{text}.lora_A.weight"], torch.ones(2, 3))
+    assert torch.equal(lora.extras[f"{text}.lora_B.weight"], torch.full((3, 2), 0.5))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    kernel=st.sampled_from([(1, 1), (3, 3), (1, 2, 2)]),
+    rank=st.integers(1, 4),
+    wider=st.integers(0, 3),
+    format=st.sampled_from(["same", *FORMATS]),
+)
+def test_convolutions_keep_their_kernels(
+    kernel: tuple[int, ...], rank: int, wider: int, format: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("conv")
+    A, B = torch.randn(rank, 5, *kernel), torch.randn(7, rank, *(1 for _ in kernel))
+    name = "lora_unet_patch_embedding"
+    q = "lora_unet_blocks_0_self_attn_q"
+    tensors = {f"{name}.lora_down.weight": A, f"{name}.lora_up.weight": B, f"{name}.alpha": torch.tensor(2.0)}
+    tensors |= {
+        f"{q}.lora_down.weight": torch.ones(rank + wider, 4),
+        f"{q}.lora_up.weight": torch.ones(4, rank + wider),
+    }
+    save_file(tensors, folder / "in.safetensors")
+    lora = read_lora(folder / "in.safetensors")
+    wanted = 2.0 / rank * torch.einsum("or...,ri->oi", B.flatten(1), A.flatten(1))
+    torch.testing.assert_close(lora.layers["patch_embedding"].dense(), wanted)
+    assert lora.kernels == {"patch_embedding": kernel}
+    result = write_lora(folder / "out", lora.layers, lora, format=format, dtype=torch.float32)
+    again = read_lora(result.path)
+    torch.testing.assert_close(again.layers["patch_embedding"].dense(), wanted)
+    assert again.kernels == lora.kernels
+    assert again.layers["patch_embedding"].rank == rank + wider
+
+
+def test_the_majority_dialect_is_written_back(tmp_path: Path) -> None:
+    tensors = load_file(write(CASES["g4"], tmp_path).path)
+    for part in ("A", "B"):
+        value = tensors.pop(f"diffusion_model.blocks.0.self_attn.q.lora_{part}.weight")
+        tensors[f"transformer.blocks.0.attn1.to_q.lora_{part}.weight"] = value
+    save_file(tensors, tmp_path / "mixed.safetensors")
+    lora = read_lora(tmp_path / "mixed.safetensors")
+    assert lora.keys["blocks.0.self_attn.q"] == tuple(
+        f"transformer.blocks.0.attn1.to_q.lora_{part}.weight" for part in "AB"
+    )
+    result = write_lora(tmp_path / "out", lora.layers, lora)
+    assert all(key.startswith("diffusion_model.") for key in result.keys)
+    assert len(result.keys) == len(tensors)
+
+
+def unknown_layers(folder: Path, prefix: str, name: str) -> Lora:
+    tensors = {
+        f"{prefix}{name}.lora_{part}.weight": value
+        for part, value in {"down": torch.ones(1, 3), "up": torch.ones(2, 1)}.items()
+    }
+    save_file(tensors, folder / "unknown.safetensors")
+    return read_lora(folder / "unknown.safetensors")
+
+
+@pytest.mark.parametrize("format", ["same", *FORMATS])
+def test_unknown_layers_keep_their_names(format: str, tmp_path: Path) -> None:
+    lora = unknown_layers(tmp_path, "diffusion_model.", "blocks.0.other_thing.proj")
+    assert list(lora.layers) == ["blocks.0.other_thing.proj"] and not lora.unresolved
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    stem = "blocks_0_other_thing_proj" if format == "kohya" else "blocks.0.other_thing.proj"
+    assert all(stem in key for key in result.keys) and not result.dropped
+
+
+@pytest.mark.parametrize("format", ["same", *FORMATS])
+def test_a_flattened_name_that_no_table_has_is_never_guessed(format: str, tmp_path: Path) -> None:
+    lora = unknown_layers(tmp_path, "lora_unet_", "blocks_0_other_thing_proj")
+    assert lora.unresolved == {"blocks_0_other_thing_proj"}
+    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    if format in ("same", "kohya"):
+        assert set(lora.keys["blocks_0_other_thing_proj"]) < set(result.keys) and not result.dropped
+    else:
+        assert [key for key, _ in result.dropped] == list(lora.keys["blocks_0_other_thing_proj"]) and not result.keys
+
+
+def test_an_alpha_without_factors_is_dropped_with_its_reason(tmp_path: Path) -> None:
+    extra = {"diffusion_model.blocks.7.ffn.0.alpha": torch.tensor(1.0)}
+    lora = read_lora(write(CASES["g4-alpha"], tmp_path, extra).path)
+    assert lora.dropped == (("diffusion_model.blocks.7.ffn.0.alpha", "an alpha without factors"),)
+
+
+def test_dense_differences(tmp_path: Path) -> None:
+    written = write(CASES["g5"], tmp_path, {"lora_unet_blocks_0_self_attn_q.diff_b": torch.ones(24)})
+    lora = read_lora(written.path)
+    updates = {layer: Pending.of(delta.float()) for layer, delta in written.deltas.items()}
+    result = write_diff(tmp_path / "out.safetensors", updates, lora, dtype=torch.float32)
+    tensors = load_file(result.path)
+    assert result.dropped == ()
+    assert torch.equal(tensors.pop("diffusion_model.blocks.0.self_attn.q.diff_b"), torch.ones(24))
+    assert {f"diffusion_model.{layer}.diff" for layer in written.deltas} == set(tensors)
+    for layer, delta in written.deltas.items():
+        assert torch.equal(tensors[f"diffusion_model.{layer}.diff"], delta.float())
+
+
+def test_values_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lora = read_lora(write(CASES["g4"], tmp_path).path)
+    layers = {layer: update.scaled(1e6) for layer, update in lora.layers.items()}
+    with pytest.raises(SettingsError, match="does not fit"):
+        write_lora(tmp_path / "out.safetensors", layers, lora, dtype=torch.float16)
+    with pytest.raises(SettingsError, match="unknown format 'a1111'; known: same, comfy"):
+        write_lora(tmp_path / "out.safetensors", lora.layers, lora, format="a1111")
+    assert os.listdir(tmp_path) == ["lora.safetensors"]
+
+
+@pytest.mark.parametrize("format", ["comfy", "peft"])
+def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = read_lora(write(CASES["g4"], tmp_path).path)
+    out = tmp_path / "out"
+    write_lora(out, lora.layers, lora, format=format)
+    before = bytes_of(out)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saving.os, "fsync", full)
+    with pytest.raises(OutputError, match=r"out cannot be written: No space left on device"):
+        write_lora(out, {name: LowRank(x.B, 2 * x.A) for name, x in lora.layers.items()}, lora, format=format)
+    assert sorted(os.listdir(tmp_path)) == ["lora.safetensors", "out"]
+    assert bytes_of(out) == before
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    lora = read_lora(write(CASES["g4"], tmp_path).path)
+    with pytest.raises(OutputError, match=r"out\.safetensors cannot be written: No such file"):
+        write_lora(tmp_path / "missing" / "out.safetensors", lora.layers, lora)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder cannot be written: Is a directory"):
+        write_lora(tmp_path / "folder", lora.layers, lora)
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"other files \(notes\.txt\)"):
+        write_lora(tmp_path / "folder", lora.layers, lora, format="peft")
+    with pytest.raises(OutputError, match="is a file, but this format is a folder"):
+        write_lora(tmp_path / "lora.safetensors", lora.layers, lora, format="peft")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "lora.safetensors"]
+
+
+def test_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
+    lora = read_lora(write(CASES["g4"], tmp_path).path)
+    for _ in range(2):
+        write_lora(tmp_path / "out", lora.layers, lora, format="peft")
+    assert sorted(os.listdir(tmp_path / "out")) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_larger_elements_come_first_so_that_every_tensor_is_aligned(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.ones(3), "c": torch.ones(1, dtype=torch.float64)}
+    path = tmp_path / "x.safetensors"
+    save_safetensors(path, {key: Pending.of(value) for key, value in tensors.items()}, {})
+    for key, value in load_file(path).items():
+        assert torch.equal(value, tensors[key])
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8 : 8 + length])
+    assert (8 + length) % 8 == 0
+    assert [entries[key]["data_offsets"][0] for key in "cba"] == [0, 8, 20]
