@@ -41,7 +41,7 @@ class RankRule:
             number = float(text)
         except ValueError:
             number = float("nan")
-        if number >= 1 and number == int(number) and "." not in text:
+        if text.isdecimal() and number >= 1:
             return cls("fixed", number)
         if 0 < number < 1:
             return cls("energy", number)

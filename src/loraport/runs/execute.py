@@ -203,10 +203,15 @@ def _untouched(job: LayerJob) -> LayerResult:
 
 
 def _afterthoughts(results: Iterable[LayerResult]) -> list[str]:
+    """What the user should know and only the finished layers tell."""
+    results = list(results)
+    notes = []
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
-        return ["source and target have identical weights in these layers: the drift is zero, so direct reuse is exact"]
-    return []
+        notes.append("source and target have the same weights here: the drift is zero, so direct reuse is exact")
+    if len({result.rank_out for result in results} - {None}) > 1:
+        notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
+    return notes
 
 
 def _run_identity(config: TransferConfig, ready: Prepared, device: torch.device) -> str:

@@ -1,0 +1,56 @@
+"""A source, a target and a LoRA on disk, and the configuration that joins them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from loraport.runs.config import TransferConfig
+from tests import tiny
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the three files lie, and what is in them."""
+
+    folder: Path
+    source_state: tiny.State
+    target_state: tiny.State
+    factors: dict
+    source: str
+    target: str
+    lora: str
+
+    def config(self, output: str = "out.safetensors", **changes) -> TransferConfig:
+        given = {"lora": self.lora, "source": self.source, "target": self.target, "cache": str(self.folder / "cache")}
+        return TransferConfig(**{**given, "output": str(self.folder / output), "dtype": "fp32", **changes})
+
+
+def make_family(folder: Path, *, rank: int = 4, gates: bool = False) -> Family:
+    """An original-names source, a diffusers target (as FastWan's) and a ComfyUI LoRA of it."""
+    source = tiny.tiny_state(0)
+    target = tiny.drifted(source)
+    if gates:
+        extra = tiny.tiny_state(5, gates=True)
+        target |= {name: tensor for name, tensor in extra.items() if "gate" in name}
+    factors = tiny.lora_factors(source, rank=rank)
+    return Family(
+        folder,
+        source,
+        target,
+        factors,
+        str(tiny.write_original(folder / "source.safetensors", source)),
+        str(tiny.write_diffusers(folder / "target", target)),
+        str(tiny.write_lora(folder / "lora.safetensors", factors)),
+    )
+
+
+def deltas(path: str | Path, prefix: str = "diffusion_model.") -> dict:
+    """{layer: B·A} of a written ComfyUI file."""
+    tensors = load_file(path)
+    ends = (".lora_B.weight", ".lora_A.weight")
+    layers = {key.removeprefix(prefix).removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])}
+    return {
+        layer: tensors[prefix + layer + ends[0]].double() @ tensors[prefix + layer + ends[1]].double()
+        for layer in layers
+    }

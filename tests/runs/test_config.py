@@ -1,0 +1,60 @@
+"""Settings: presets, flags that win over them, and refusals that say what to write."""
+
+import pytest
+
+from loraport.errors import SettingsError
+from loraport.methods.casa import PAPER, PUBLISHED_CODE
+from loraport.runs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
+from loraport.runs.execute import find_device
+
+GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("auto", RankRule("auto")), ("source", RankRule("source")), ("full", RankRule("full")),
+     ("32", RankRule("fixed", 32)), ("0.95", RankRule("energy", 0.95)), ("1", RankRule("fixed", 1))],
+)  # fmt: skip
+def test_rank_rules(text, rule):
+    assert RankRule.parse(text) == rule and str(rule) == text
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "32.0", "much", "", "nan", "inf", "0.0"])
+def test_rank_rules_that_mean_nothing_are_refused(text):
+    with pytest.raises(SettingsError, match="is none of: auto, source, full"):
+        RankRule.parse(text)
+
+
+def test_flags_win_over_the_preset():
+    assert casa_settings("published-code") == PUBLISHED_CODE and casa_settings() == PAPER
+    mixed = casa_settings("published-code", q_dom=0.3, energy=0.8, arbitrate=False)
+    assert (mixed.q_dom, mixed.energy, mixed.energy_rectangular, mixed.arbitrate) == (0.3, 0.8, 0.8, False)
+    assert (mixed.tau, mixed.densities) == (PUBLISHED_CODE.tau, "block")
+    assert chosen_rank(None, "published-code") == RankRule("fixed", 32)
+    assert chosen_rank("full", "published-code") == RankRule("full")
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(SettingsError, match="unknown preset 'code'; known: paper, published-code"):
+        casa_settings("code")
+    with pytest.raises(SettingsError, match="unknown dtype 'int8'; known: fp32, bf16, fp16"):
+        TransferConfig(**GIVEN, dtype="int8")
+    with pytest.raises(SettingsError, match="unknown method"):
+        TransferConfig(**GIVEN, method="magic")
+    with pytest.raises(SettingsError, match="unknown device 'tpu'"):
+        find_device("tpu")
+    with pytest.raises(SettingsError, match=r"q_dom is 1.5, but it must lie in \[0, 1\]"):
+        casa_settings(q_dom=1.5)
+    with pytest.raises(SettingsError, match="--tau is a setting of CASA and means nothing to 'direct'"):
+        method_settings("direct", "paper", {"tau": 1.0})
+
+
+def test_patterns():
+    assert matches("blocks.0.ffn.2", "ffn") and matches("blocks.0.ffn.2", "blocks.*.ffn.?")
+    assert not matches("blocks.10.ffn.2", "blocks.?.ffn.2") and not matches("blocks.0.ffn.2", "ffn.*")
+
+
+def test_the_same_work_has_the_same_fingerprint_wherever_it_goes():
+    one = TransferConfig(**GIVEN)
+    assert one.fingerprint() == TransferConfig(**{**GIVEN, "output": "elsewhere"}, cache="there").fingerprint()
+    assert one.fingerprint() != TransferConfig(**GIVEN, seed=1).fingerprint()
