@@ -116,6 +116,14 @@ def _repeated_across_shards(folder: Path) -> Path:
     return place
 
 
+def _broken_link(folder: Path) -> Path:
+    place = tiny.write_shards(folder / "m", STATE, index=False)
+    shard = place / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    shard.unlink()
+    shard.symlink_to(folder / "blobs" / "absent")
+    return place
+
+
 def _experts(folder: Path) -> Path:
     tiny.write_diffusers(folder / "m", STATE, inner="transformer_2")
     return tiny.write_diffusers(folder / "m", STATE)
@@ -138,6 +146,10 @@ def _cut_pickle(folder: Path) -> Path:
     path = _pickle(STATE)(folder)
     path.write_bytes(path.read_bytes()[:5000])
     return path
+
+
+class Sharded(torch.Tensor):
+    """Stands for DTensor: a tensor of a class of its own, as distributed trainers save it."""
 
 
 class Trap:
@@ -260,6 +272,12 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
         _pickle({"generator": STATE, "path": Path("x")}),
         r"more than tensors \(pathlib.*save the tensors alone",
     ),
+    "tensors of a distributed run": (
+        _pickle({"generator": {"a": torch.ones(2).as_subclass(Sharded)}}),
+        r"Sharded.*safetensors",
+    ),
+    "shape beyond 64 bits": (_entry(shape=[0, 2**70], data_offsets=[0, 0]), "'a.weight' has an impossible shape"),
+    "broken link": (_broken_link, "lacks 1 of 3 shards|cannot be read: No such file"),
     "a trap": (_trap, r"more than tensors \(.*exec\)"),
     "damaged pickle": (_cut_pickle, "cannot be read as a PyTorch file"),
     "text as a pickle": (_file(b"hello, this is no model at all", "m.pt"), "damaged or of another kind"),

@@ -236,6 +236,17 @@ def test_tensors_are_fresh_memory(tmp_path):
         assert torch.equal(model.tensor("head.head.weight"), PLAIN["head.head.weight"])
 
 
+def test_a_file_that_shrinks_or_vanishes_is_named(tmp_path):
+    path = tiny.write_original(tmp_path / "a.safetensors", PLAIN)
+    model = open_checkpoint(path)
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(InputError, match=r"a\.safetensors: the file became shorter"):
+        [model.tensor(name) for name in model]
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.safetensors cannot be read: No such file"):
+        model.tensor("head.head.weight")
+
+
 def test_fingerprints_see_values_dtype_and_shape(tmp_path):
     W = torch.arange(12.0).reshape(3, 4)
     flipped = W.clone()

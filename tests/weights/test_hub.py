@@ -103,7 +103,9 @@ def test_a_pickle_can_be_named(hub):
 
 def test_ambiguity_is_refused_before_anything_is_fetched(hub):
     tiny.write_diffusers(pipeline(hub.root), STATE, inner="transformer_2")
-    with pytest.raises(InputError, match=r"several models; name one of: .*Wan/transformer, .*Wan/transformer_2"):
+    with pytest.raises(
+        InputError, match=r"several models; name one of: Wan-AI/Wan:transformer, Wan-AI/Wan:transformer_2"
+    ):
         open_checkpoint("Wan-AI/Wan")
     assert hub.asked == []
 
@@ -133,6 +135,17 @@ def test_offline_only_the_local_copy_is_looked_at(hub):
     assert hub.asked[0][3] is True
     with pytest.raises(InputError, match="'unet' is not in the local copy"):
         open_checkpoint("Wan-AI/Wan:unet")
+
+
+def test_without_network_the_local_copy_is_taken(hub):
+    pipeline(hub.root)
+
+    def unreachable():
+        raise ConnectionError("no route to host")
+
+    hub.HfApi = unreachable
+    assert set(open_checkpoint("Wan-AI/Wan")) == set(STATE)
+    assert hub.asked[0][3] is True
 
 
 def test_an_existing_path_wins_over_the_hub(hub, tmp_path):

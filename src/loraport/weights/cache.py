@@ -6,8 +6,8 @@ in it, and all of it is safe to delete.
 
 What is used is always the basis as it reads back, in the run that computed it as in every later one, with a cache or
 without: a cold, a warm and an interrupted run give the same bytes. Rounding to float16 and straightening again moves
-each direction by 1.5e-4 to 2e-4, and C = Uᵀ·D·V and U·S·Vh by 2.1e-4 to 2.5e-4 of their norm (1536×1536, 1792×320 and
-smaller); max |UᵀU − I| comes back at 1e-6. For scale: rounding the weight itself to bfloat16 costs 1.7e-3.
+each direction by 1.5e-4 to 2e-4, and C = Uᵀ·D·V and U·S·Vh by 2.1e-4 to 2.5e-4 of their norm (1536×1536,
+8960×1536, 5120×5120); max |UᵀU − I| comes back at 1e-6. For scale: rounding the weight itself to bfloat16 costs 1.7e-3.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ class BasisCache:
         try:
             return _restored(_read(path, key), device)
         except FileFormatError:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass  # removed or replaced by another process, or not ours to read: absent either way
+            with contextlib.suppress(OSError):
+                path.unlink()
+        except (InputError, OSError):
+            pass  # removed by another process, or not ours to read: absent either way
         return None
 
     def put(self, key: str, basis: SingularBasis) -> str | None:
@@ -123,7 +124,7 @@ class BasisCache:
         for entry in self.list():
             try:
                 _read(entry.path, entry.key)
-            except (FileFormatError, OSError) as error:
+            except (InputError, OSError) as error:
                 broken.append((entry, str(error)))
         return tuple(broken)
 
@@ -154,14 +155,13 @@ class BasisCache:
             return None
         from safetensors.torch import save
 
-        metadata = {"format": "loraport basis", "version": str(VERSION), "sha256": _checksum(key, tensors)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / MARKER).is_file():
                 _write_whole(self.folder / MARKER, _MARKER_TEXT.encode())
             path = _place(self.folder, key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, save(tensors, metadata))
+            _write_whole(path, save(tensors, _metadata(key, tensors)))
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
         return None
@@ -194,6 +194,10 @@ def _restored(tensors: dict[str, Tensor], device: torch.device | str) -> Singula
     return orthonormal(SingularBasis(U, S, Vh))
 
 
+def _metadata(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {"format": "loraport basis", "version": str(VERSION), "sha256": _checksum(key, tensors)}
+
+
 def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(f"{key}\n".encode())
     for name in ("U", "S", "Vh"):
@@ -209,7 +213,7 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     if set(file.tensors) != {"U", "S", "Vh"}:
         raise FileFormatError(f"{path} holds no basis; remove it")
     tensors = {name: stored.read() for name, stored in file.tensors.items()}
-    if file.metadata.get("sha256") != _checksum(key, tensors):
+    if file.metadata != _metadata(key, tensors):
         raise FileFormatError(f"{path} does not match its checksum; remove it")
     return tensors
 

@@ -136,6 +136,13 @@ def open_checkpoint(where: str | Path, *, part: str | None = None) -> Checkpoint
     pipeline (`transformer_2`). Only headers are read. Raises InputError and FileFormatError, each with the file's name.
     """
     place = _on_disk(where)
+    try:
+        return _opened(str(where), place, part)
+    except OSError as error:
+        raise InputError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
+
+
+def _opened(where: str, place: Path, part: str | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
     paths = files_of(place, inner)
     for path in paths:
@@ -155,7 +162,7 @@ def open_checkpoint(where: str | Path, *, part: str | None = None) -> Checkpoint
                 f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline"
             )
         stored, digest = _from_safetensors(paths)
-    return _named(str(where), paths, part, stored, digest)
+    return _named(where, paths, part, stored, digest)
 
 
 def _on_disk(where: str | Path) -> Path:

@@ -41,19 +41,28 @@ def fetch(where: str) -> Path:
     if ".." in inside.split("/"):
         raise InputError(f"{where!r} leaves the repository; name a folder or file inside it")
     try:
-        patterns = None if hub.constants.HF_HUB_OFFLINE else _wanted(hub, repo, revision, inside, where)
-        offline = {"local_files_only": True} if patterns is None else {"allow_patterns": patterns}
-        root = Path(hub.snapshot_download(repo, revision=revision, **offline))
+        if hub.constants.HF_HUB_OFFLINE:
+            root = _local_copy(hub, repo, revision)
+        else:
+            wanted = _wanted(hub, repo, revision, inside, where)
+            root = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except InputError:
         raise
     except Exception as error:  # the Hub's client raises its own, requests' or httpx's errors
-        raise InputError(
-            f"{where} is neither a path here nor a Hub model that can be reached ({_first_line(error)}); check the "
-            "name, the network and, for gated models, `hf auth login`"
-        ) from error
+        try:
+            root = _local_copy(hub, repo, revision)
+        except Exception:
+            raise InputError(
+                f"{where} is neither a path here nor a Hub model that can be reached ({_first_line(error)}); check the "
+                "name, the network and, for gated models, `hf auth login`"
+            ) from error
     if not (root / inside).exists():
         raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
     return root / inside
+
+
+def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
+    return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 def _wanted(hub: Any, repo: str, revision: str | None, inside: str, where: str) -> list[str]:
@@ -70,7 +79,9 @@ def _wanted(hub: Any, repo: str, revision: str | None, inside: str, where: str) 
         start = f"{inside}/" if inside else ""
         if not any(file.startswith(start) for file in files):
             raise InputError(f"{repo} has no folder {inside!r}; its weights: {', '.join(_weights(files)) or 'none'}")
-        place = choose([file.removeprefix(start) for file in files if file.startswith(start)], where)
+        place = choose(
+            [file.removeprefix(start) for file in files if file.startswith(start)], where, "/" if inside else ":"
+        )
         start += f"{place.folder}/" if place.folder else ""
         chosen = (*place.names, *([place.index] if place.index else []))
     names = [start + name for name in chosen] + [start + "config.json", "model_index.json"]

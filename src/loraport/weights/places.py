@@ -56,11 +56,11 @@ def files_of(where: Path, inner: str | None = None) -> tuple[Path, ...]:
     return tuple(root / place.folder / name for name in place.names)
 
 
-def choose(listing: Iterable[str], where: str) -> Place:
+def choose(listing: Iterable[str], where: str, join: str = "/") -> Place:
     """The one model among the files of a folder, given as names relative to it.
 
     Weights in the folder itself count, or those of one inner folder such as `transformer/`; in a diffusers pipeline
-    (a folder with `model_index.json`) only the inner ones do.
+    (a folder with `model_index.json`) only the inner ones do. `join` stands between the place and a folder in messages.
     """
     names = sorted(listing)
     inner = [folder for folder in INNER_FOLDERS if _weights(names, folder)]
@@ -75,7 +75,7 @@ def choose(listing: Iterable[str], where: str) -> Place:
     if not candidates:
         raise FileFormatError(f"{where} has no weights: no .safetensors or .pt file, no transformer/ or unet/ with any")
     if len(candidates) > 1:
-        listed = ", ".join(f"{where}/{folder}" if folder else f"{where}/{top[0]}" for folder in candidates)
+        listed = ", ".join(f"{where}{join}{folder or top[0]}" for folder in candidates)
         raise InputError(f"{where} holds several models; name one of: {listed}")
     folder = candidates[0]
     return _one_set(_weights(names, folder), folder, f"{where}/{folder}" if folder else where)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError
+from loraport.errors import FileFormatError, InputError
 from loraport.weights.quantized import NOT_READ, refuse_quantized
 
 LONGEST_HEADER = 100_000_000
@@ -105,7 +105,13 @@ class _Reader:
 
     def __call__(self) -> Tensor:
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
-        view = buffer.numpy().data
+        try:
+            self._fill(buffer.numpy().data)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return buffer.view(self.dtype).view(self.shape)
+
+    def _fill(self, view: memoryview) -> None:
         filled = 0
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
@@ -114,7 +120,6 @@ class _Reader:
                 if not count:
                     raise FileFormatError(f"{self.path}: the file became shorter while it was read; start again")
                 filled += count
-        return buffer.view(self.dtype).view(self.shape)
 
 
 def _raw_header(path: Path) -> tuple[bytes, int]:
@@ -179,7 +184,7 @@ def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ..
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _check_cover(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], room: int) -> None:
