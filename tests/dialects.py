@@ -146,6 +146,10 @@ CASES: dict[str, Case] = {
     ),
     "g9-dotted": Case("transformer.", _diffusers, ".lora.down.weight", ".lora.up.weight"),
     "g9-bare": Case("transformer.", _diffusers, ".lora_A", ".lora_B"),
+    "g1-alpha": Case("transformer.", _diffusers, *AB, alpha=".alpha"),
+    "g4-diffusers-names": Case("diffusion_model.", _diffusers, *AB),
+    "g4-header": Case("diffusion_model.", _original, *AB, config="header", fields={"r": 3, "lora_alpha": ALPHA}),
+    "g11": Case("transformer.", _diffusers, *DOWN_UP, alpha=".alpha"),
     "g10": Case("", _fastvideo, *AB, alpha=".lora_alpha"),
     "krea": Case("generator.model.", _original, *DOWN_UP, alpha=".alpha"),
 }
@@ -163,6 +167,8 @@ def write(case: Case, folder: Path, extras: dict[str, Tensor] | None = None) -> 
         tensors |= {name + case.down: A, name + case.up: B}
         if case.alpha:
             tensors[name + case.alpha] = torch.tensor(ALPHA)
+        if case.alpha == ".lora_alpha":
+            tensors[name + ".lora_rank"] = torch.tensor(RANKS[layer])
         scales[layer] = expected_scale(case, layer)
         deltas[layer] = delta(A, B, scales[layer])
     return Written(_save(case, folder, tensors), scales, deltas)

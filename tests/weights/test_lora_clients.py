@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.weights.lora import read_lora
 from loraport.weights.lora_write import FORMATS, write_lora
-from loraport.weights.names import canonical_parameter
+from loraport.weights.names import canonical_parameter, flattened
 from tests.dialects import BLOCKS, CASES, FFN, Case, Written, write
 
 diffusers = pytest.importorskip("diffusers")
@@ -20,8 +20,7 @@ peft = pytest.importorskip("peft")
 CONVERTED = ["g1-header-patterns", "g2-header-rslora", "g3-patterns", "g4-alpha", "g5", "g5b", "g8", "g9-bare", "g10"]
 
 
-@pytest.fixture
-def model() -> Any:
+def tiny(**config: Any) -> Any:
     torch.manual_seed(0)
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
@@ -30,7 +29,13 @@ def model() -> Any:
         freq_dim=16,
         ffn_dim=FFN,
         num_layers=BLOCKS,
+        **config,
     )
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny()
 
 
 def weights(model: Any) -> dict[str, Tensor]:
@@ -137,6 +142,49 @@ def test_a_wrong_prefix_changes_nothing(prefix: str, model: Any, tmp_path: Path)
         assert_merged(weights(model), before, {"blocks.0.self_attn.q": torch.ones(24, 24, dtype=torch.float64)})
 
 
+@pytest.mark.parametrize("format", ["comfy", "diffusers", "peft"])
+def test_every_linear_layer_of_an_image_to_video_model(format: str, tmp_path: Path) -> None:
+    """Image projections, embeddings and the head too: read from a kohya file with alphas, written for each loader."""
+    from safetensors.torch import save_file
+
+    model = tiny(image_dim=8, added_kv_proj_dim=24)
+    before = weights(model)
+    tensors, deltas = {}, {}
+    for name, W in before.items():
+        layer = name.removesuffix(".weight")
+        if layer != name and W.dim() == 2:
+            stem = "lora_unet_" + flattened(layer)
+            A, B = torch.randn(2, W.shape[1]), torch.randn(W.shape[0], 2)
+            tensors |= {f"{stem}.lora_down.weight": A, f"{stem}.lora_up.weight": B, f"{stem}.alpha": torch.tensor(3.0)}
+            deltas[layer] = 1.5 * (B.double() @ A.double())
+    assert len(deltas) == 2 * 12 + 8
+    save_file(tensors, tmp_path / "in.safetensors")
+    lora = read_lora(tmp_path / "in.safetensors")
+    path = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format=format, dtype=torch.float32).path
+    if format == "peft":
+        after = weights(peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload())
+    else:
+        after = merged_by_diffusers(model, path)
+    assert_merged(after, before, deltas)
+
+
+@pytest.mark.parametrize("format", ["comfy", "diffusers", "peft"])
+def test_a_bias_difference_arrives(format: str, model: Any, tmp_path: Path) -> None:
+    """`.diff_b` of ComfyUI is the bias of lora_B elsewhere."""
+    bias = torch.arange(24.0)
+    written = write(CASES["g4-alpha"], tmp_path, {"diffusion_model.blocks.0.self_attn.q.diff_b": bias})
+    lora = read_lora(written.path)
+    path = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format=format, dtype=torch.float32).path
+    before = weights(model)
+    if format == "peft":
+        after = weights(peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload())
+    else:
+        after = merged_by_diffusers(model, path)
+    name = "blocks.0.self_attn.q.bias"
+    torch.testing.assert_close(after.pop(name) - before.pop(name), bias.double(), rtol=1e-5, atol=1e-6)
+    assert_merged(after, before, written.deltas)
+
+
 @pytest.mark.parametrize("uniform_rank", [True, False])
 @pytest.mark.parametrize("format", ["peft", "same"])
 @pytest.mark.parametrize("name", ["g3", "g3-defaults", "g3-patterns", "g3-rslora"])
@@ -149,7 +197,7 @@ def test_peft_merges_a_folder(name: str, format: str, uniform_rank: bool, model:
 
 @pytest.mark.parametrize("name", ["g3", "g3-patterns", "g3-rslora"])
 def test_peft_reads_its_own_configuration_as_we_do(name: str, model: Any, tmp_path: Path) -> None:
-    """The rules for alpha, r, patterns and rank-stabilised scales, as PEFT itself applies them to the folder as it came."""
+    """Alpha, r, patterns and rank-stabilised scales, as PEFT itself applies them to the folder as it came."""
     case = CASES[name]
     written = write(case, tmp_path)
     config = peft.LoraConfig.from_pretrained(str(tmp_path))
@@ -172,4 +220,4 @@ def test_the_library_reads_what_we_write(format: str, tmp_path: Path) -> None:
         path = path / "adapter_model.safetensors"
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt", "loraport.method": "casa", "loraport.note": "σ²"}
-        assert all(file.get_tensor(key).is_contiguous() for key in file.keys())  # noqa: SIM118
+        assert all(file.get_tensor(key).is_contiguous() for key in file.keys())

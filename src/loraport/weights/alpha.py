@@ -79,12 +79,17 @@ class Scales:
 
     def scale(self, component: str, module: str, rank: int) -> tuple[float, str]:
         """(scale, where it came from) of a layer that no tensor gives an alpha for."""
-        config = self.components.get(component) or self.components.get("")
+        config = self.components.get(component) or self.components.get("") or self._only_model(component)
         if config is not None:
             return config.scale(module, rank), config.origin
         if self.trainer_alpha is not None:
             return _number(self.trainer_alpha, "ss_network_alpha", self.name) / rank, "ss_network_alpha"
         return 1.0, "none: scale 1"
+
+    def _only_model(self, component: str) -> AdapterConfig | None:
+        """The one model's configuration, where a file's keys carry another prefix than its header (converted files)."""
+        models = [config for name, config in self.components.items() if not name.startswith("text_encoder")]
+        return models[0] if len(models) == 1 and not component.startswith("text_encoder") else None
 
 
 def stored_scales(metadata: Mapping[str, str], config: AdapterConfig | None, name: str) -> Scales:

@@ -93,7 +93,7 @@ def _bytes(key: str, pending: Pending) -> memoryview:
     tensor = pending.make().detach().cpu()
     if tensor.dtype != pending.dtype or tuple(tensor.shape) != pending.shape:
         raise TypeError(f"{key} was announced as {pending.dtype} {pending.shape}, but is {tensor.dtype} {tensor.shape}")
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @contextmanager
