@@ -1,0 +1,60 @@
+# One line each: `make` lists them. The first that needs it makes .venv; later ones only when the pins change.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# A moved clone has another stamp, since an editable install remembers its folder.
+STAMP := $(VENV)/installed-$(shell pwd -P | cksum | cut -d' ' -f1)
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(PY) -m pip
+# Small matrices: with one thread per process, two processes do not fight for two cores.
+TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2
+
+.PHONY: help setup demo test check format lint types docs docs-check family clean
+.DEFAULT_GOAL := help
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(STAMP)  ## Make .venv with everything that development needs
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "loraport needs Python 3.10 or newer, and there is no $(PYTHON): sudo apt-get install python3 python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "loraport needs Python 3.10 or newer, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1); name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv" >&2; exit 1; }
+	@$(PY) -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "Installing into $(VENV) (PyTorch is large; the first time takes minutes)"
+	@$(PIP) install --quiet --progress-bar off --editable ".[dev]" --constraint constraints.txt
+	@rm -f $(VENV)/installed-* && touch $(STAMP)
+
+demo: setup  ## Transfer a LoRA inside the embedded family and write a page: demo/
+	@$(PY) -m loraport demo -o demo
+	@for page in demo/*.html; do echo "Open $$(pwd -P)/$$page in a browser."; done
+
+test: setup  ## The whole test suite
+	@$(TEST)
+
+check: setup lint types docs-check test  ## What CI runs: format, lint, types, docs, tests
+
+lint: setup
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+types: setup
+	@$(PY) -m mypy
+
+docs-check: setup
+	@$(PY) docs/generate_cli.py --check
+
+docs: setup  ## Write docs/cli.md again from the commands
+	@$(PY) docs/generate_cli.py
+
+format: setup  ## Format, and mend what ruff can mend
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+family: setup  ## Train the embedded family again, into lab/family; started again, it continues
+	@$(PY) -m loraport.toy.train --out lab/family
+
+clean:  ## Remove .venv and everything that was made here, except lab/
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
