@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,55 @@ def test_the_library_reads_what_we_write(format: str, tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt", "loraport.method": "casa", "loraport.note": "σ²"}
         assert all(file.get_tensor(key).is_contiguous() for key in file.keys())
+
+
+def trained(model: Any, **config: Any) -> Any:
+    """A PEFT adapter on the model, with patterns and random factors, as if it had been trained."""
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["to_q", "to_out.0", "net.2", "proj_out"],
+        rank_pattern={"attn1.to_q": 3},
+        alpha_pattern={"attn1.to_q": 5, "^blocks.0.ffn.net.2": 7},
+        **config,
+    )
+    wrapped = peft.get_peft_model(model, settings)
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter)
+    return wrapped
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("kind", ["peft folder", "diffusers pipeline", "diffusers component"])
+def test_what_the_trainers_libraries_save_is_read_right(kind: str, rslora: bool, model: Any, tmp_path: Path) -> None:
+    """Files saved by PEFT and diffusers themselves: our updates are what their own merge adds."""
+    before = weights(model)
+    wrapped = trained(model, use_rslora=rslora)
+    if kind == "peft folder":
+        wrapped.save_pretrained(str(tmp_path))
+        merged = wrapped.merge_and_unload()
+    else:
+        state = peft.get_peft_model_state_dict(wrapped)
+        layers = {key.removeprefix("base_model.model."): value for key, value in state.items()}
+        fields = wrapped.peft_config["default"].to_dict()
+        diffusers.WanPipeline.save_lora_weights(
+            tmp_path, transformer_lora_layers=layers, transformer_lora_adapter_metadata=fields
+        )
+        if kind == "diffusers component":
+            save_component(tmp_path, fields)
+        merged = wrapped.merge_and_unload()
+    lora = read_lora(tmp_path)
+    deltas = {layer: update.dense().double() for layer, update in lora.layers.items()}
+    assert len(deltas) == 2 * 5 + 1
+    assert_merged(weights(merged), before, deltas, atol=1e-5)
+
+
+def save_component(folder: Path, fields: dict[str, Any]) -> None:
+    """What `save_lora_adapter` writes: no prefix on the keys, none in the header."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "pytorch_lora_weights.safetensors"
+    renamed = {key.removeprefix("transformer."): value for key, value in load_file(path).items()}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
+    save_file(renamed, path, {"lora_adapter_metadata": json.dumps(plain)})
