@@ -1,3 +1,89 @@
-"""loraport: move a LoRA from a base diffusion model to its distilled variants, by linear algebra on the weights."""
+"""loraport: move a LoRA from a base diffusion model to its distilled variants, by linear algebra on the weights.
+
+    import loraport
+
+    config = loraport.TransferConfig("style.safetensors", source="base/", target="student/", output="moved.safetensors")
+    result = loraport.transfer(config)
+
+Symbols, as the code and the paper (CASA, arXiv 2605.01929) write them; n = min(out, in), r is the LoRA's rank:
+
+    W_s, W_t          out × in              weight of the source and of the target; a convolution's kernel is reshaped
+    U, S, Vh          out × n, n, n × in    thin singular basis of W_s, S descending
+    B, A              out × r, r × in       LoRA factors with the whole scale (alpha / rank, strength) folded in
+    D_lora = B·A      out × in              what the LoRA adds to W_s
+    D_fft = W_t − W_s out × in              the drift: what the distillation added to W_s
+    C = Uᵀ·D·V        n × n                 routing matrix of an update (Eq. 2); rows receive, columns send
+    k                                       leading directions: smallest k with Σ_{i≤k} S_i² ≥ energy · Σ S_i² (Eq. 3)
+    D'                out × in              the transferred update, factored again to the rank that was asked for
+
+The names below are loaded when they are first used: importing loraport does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraport.errors import InputError, LoraportError, OutputError
+    from loraport.methods import CasaSettings, Layer, Update, find_recipe
+    from loraport.methods.casa import casa
+    from loraport.runs.config import RankRule, TransferConfig
+    from loraport.runs.execute import transfer
+    from loraport.runs.results import LayerResult, TransferResult
+    from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
+    from loraport.weights.cache import BasisCache
+    from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+    from loraport.weights.lora import Lora, read_lora
+    from loraport.weights.lora_write import write_lora
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BasisCache",
+    "CasaSettings",
+    "Checkpoint",
+    "InputError",
+    "Layer",
+    "LayerResult",
+    "Lora",
+    "LoraportError",
+    "LowRank",
+    "OutputError",
+    "RankRule",
+    "SingularBasis",
+    "TransferConfig",
+    "TransferResult",
+    "Update",
+    "casa",
+    "decompose",
+    "factorize",
+    "find_recipe",
+    "open_checkpoint",
+    "read_lora",
+    "transfer",
+    "write_lora",
+]
+
+_HOMES = {
+    "errors": ("InputError", "LoraportError", "OutputError"),
+    "methods": ("CasaSettings", "Layer", "Update", "find_recipe"),
+    "methods.casa": ("casa",),
+    "runs.config": ("RankRule", "TransferConfig"),
+    "runs.execute": ("transfer",),
+    "runs.results": ("LayerResult", "TransferResult"),
+    "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
+    "weights.cache": ("BasisCache",),
+    "weights.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "weights.lora": ("Lora", "read_lora"),
+    "weights.lora_write": ("write_lora",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"loraport.{module}"), name)
+    raise AttributeError(f"module 'loraport' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
