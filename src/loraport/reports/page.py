@@ -36,7 +36,7 @@ def write_page(
     *,
     layers: Sequence[Mapping[str, Any]],
     facts: Mapping[str, str] | None = None,
-    shown: int = 12,
+    shown: int = 8,
 ) -> None:
     """Write the page of a demo.
 

@@ -128,7 +128,7 @@ def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
 def _headroom(oracle: ColumnLike, best: ColumnLike) -> str:
     fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "style")
     return (
-        f"A LoRA trained on the student itself, which no transfer may do, shows what is possible: against "
+        f"A LoRA trained on the student itself, with data and time, shows what is possible: against "
         f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
     )
 

@@ -57,13 +57,13 @@ class Recipe:
 
 SHIPPED = Recipe(
     base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
-    judge=Schedule(steps=900, rate=2e-3, batch=64),
-    student=Schedule(steps=500, rate=2e-3, batch=32),
-    adapter=Schedule(steps=320, rate=2e-3, batch=32),
-    oracle=Schedule(steps=120, rate=2e-3, batch=32),
+    judge=Schedule(steps=700, rate=2e-3, batch=64),
+    student=Schedule(steps=400, rate=2e-3, batch=32),
+    adapter=Schedule(steps=280, rate=2e-3, batch=32),
+    oracle=Schedule(steps=100, rate=2e-3, batch=32),
     adapters=(AdapterKind("neon", 8, 16, "neon"), AdapterKind("retro", 8, 4, "retro.safetensors")),
-    trajectories=1536,
-    styled_trajectories=384,
+    trajectories=1024,
+    styled_trajectories=320,
 )
 
 
