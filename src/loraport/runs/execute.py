@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from loraport.runs.results import LayerResult, Progress, Silent, TransferResult
 from loraport.spectral.svd import LowRank
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, output_dialect, write_diff, write_lora
 from loraport.weights.saving import Pending
@@ -46,8 +47,8 @@ class Prepared:
 
 def prepare(config: TransferConfig) -> Prepared:
     """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
-    lora = read_lora(config.lora)
     source, target = open_checkpoint(config.source), open_checkpoint(config.target)
+    lora = fitted(read_lora(config.lora), target)
     plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
     return Prepared(lora, source, target, plan)
 
@@ -66,22 +67,35 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
     worker = LayerTransfer(
         config.recipe, config.rank, common_rank(config, ready.plan), config.as_diff, config.seed, cache, device
     )
-    results = {result.name: result for result in work(worker, ready, journal, watcher)}
-    notes = [*ready.plan.warnings, *_afterthoughts(results.values())]
-    if worker.not_cached:
-        notes.append(f"bases were not kept in the cache: {next(iter(worker.not_cached))}")
-    for note in notes[len(ready.plan.warnings) :]:
+    with journal:
+        results = {result.name: result for result in work(worker, ready, journal, watcher)}
+        computed = time.perf_counter()
+        layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
+        written = write(config, ready, journal, layers)
+    notes = _afterthoughts(results.values(), worker.not_cached)
+    for note in notes:
         watcher.note(note)
-    computed = time.perf_counter()
-    layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
-    written = write(config, ready, journal, layers)
-    journal.remove()
     end = time.perf_counter()
-    seconds = {"total": end - start, "layers": sum(r.seconds for r in layers), "write": end - computed}
     return TransferResult(
-        config.output, config.method, config.settings(), layers, account(ready, written),
-        tuple(notes), seconds, peak_rss_bytes(),
-    )  # fmt: skip
+        output=config.output,
+        method=config.method,
+        settings=config.settings(),
+        layers=layers,
+        keys=account(ready, written),
+        warnings=(*ready.plan.warnings, *notes),
+        seconds={"total": end - start, "layers": sum(layer.seconds for layer in layers), "write": end - computed},
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def fitted(lora: Lora, target: Checkpoint) -> Lora:
+    """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped."""
+    layers = {name.rpartition(".")[0] for name in target}
+    parsed = [parse_key(key) for key in lora.extras]
+    alien = [one.key for one in parsed if not one.text_encoder and one.layer not in layers and one.part]
+    extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
+    dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped))
 
 
 def work(worker: LayerTransfer, ready: Prepared, journal: Journal, watcher: Progress) -> Iterator[LayerResult]:
@@ -202,10 +216,10 @@ def _untouched(job: LayerJob) -> LayerResult:
     return LayerResult(job.name, STATUS[job.action], job.reason, job.shape, job.rank, rank_out)  # type: ignore[arg-type]
 
 
-def _afterthoughts(results: Iterable[LayerResult]) -> list[str]:
+def _afterthoughts(results: Iterable[LayerResult], not_cached: Iterable[str]) -> list[str]:
     """What the user should know and only the finished layers tell."""
     results = list(results)
-    notes = []
+    notes = [f"bases were not kept in the cache: {why}" for why in sorted(not_cached)]
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
         notes.append("source and target have the same weights here: the drift is zero, so direct reuse is exact")
@@ -233,9 +247,9 @@ def _provenance(config: TransferConfig, ready: Prepared, layers: Iterable[LayerR
         "lora": ready.lora.path.name,
         "lora_sha256": ready.lora.sha256,
         "source": Path(config.source).name,
-        "source_sha256": _combined((layer.name, layer.source_sha256) for layer in layers),
+        "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
         "target": Path(config.target).name,
-        "target_sha256": _combined((layer.name, layer.target_sha256) for layer in layers),
+        "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
     if any(layer.correction for layer in layers):
         values["note"] = "this update also takes back a part of the target's drift; a strength slider scales both"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError, OutputError
+from loraport.errors import FileFormatError, LoraportError, OutputError
 from loraport.runs.results import LayerResult
 from loraport.spectral.svd import LowRank
 from loraport.weights.safetensors_files import read_safetensors
@@ -40,6 +40,14 @@ class Journal:
         if foreign:
             raise OutputError(f"{self.folder} holds {foreign[0]!r}, which no transfer wrote; move it away")
 
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A kill or a fault of ours leaves the layers for the next start; an end, good or refused, leaves nothing."""
+        if kind is None or issubclass(kind, LoraportError):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
         """Write a finished layer, whole or not at all, rounded to the output's dtype. Raises OutputError."""
         tensors = {"B": written.B, "A": written.A} if isinstance(written, LowRank) else {"D": written}
@@ -65,10 +73,6 @@ class Journal:
             return LowRank(tensors["B"], tensors["A"], float(file.metadata["lost_energy"])), result
         except (FileFormatError, KeyError, ValueError, TypeError):
             return None  # damaged: the layer is done again
-
-    def remove(self) -> None:
-        """Throw the folder away."""
-        shutil.rmtree(self.folder)
 
     def _place(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"

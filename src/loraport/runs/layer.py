@@ -21,19 +21,19 @@ from loraport.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Weights:
-    """What the files hold for one layer: W_s, D_fft, and the content hashes of both weights."""
+    """What the files hold for one layer: W_s, D_fft, and the content hashes (BLAKE2b) of both weights."""
 
     W_s: Tensor
     drift: Tensor
-    source_sha256: str
-    target_sha256: str
+    source_hash: str
+    target_hash: str
 
 
 def read_weights(job: LayerJob, source: Checkpoint, target: Checkpoint) -> Weights:
     """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one."""
-    W_s, source_sha256 = source.read_hashed(job.name)
-    W_t, target_sha256 = target.read_hashed(job.name)
-    return Weights(W_s, W_t.sub_(W_s), source_sha256, target_sha256)
+    W_s, source_hash = source.read_hashed(job.name)
+    W_t, target_hash = target.read_hashed(job.name)
+    return Weights(W_s, W_t.sub_(W_s), source_hash, target_hash)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class LayerTransfer:
             shape=job.shape,
             rank_in=job.rank,
             rank_out=written.rank if isinstance(written, LowRank) else None,
-            source_sha256=weights.source_sha256,
-            target_sha256=weights.target_sha256,
+            source_hash=weights.source_hash,
+            target_hash=weights.target_hash,
             seconds=time.perf_counter() - start,
             **_sizes(layer, weights, update, written),
             **update.facts,
@@ -77,7 +77,7 @@ class LayerTransfer:
     def _basis(self, weights: Weights) -> SingularBasis | None:
         if not self.recipe.method.needs_basis:
             return None
-        key = basis_key(weights.source_sha256)
+        key = basis_key(weights.source_hash)
         fetched = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device)
         if fetched.not_written:
             self.not_cached.add(fetched.not_written)

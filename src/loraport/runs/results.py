@@ -39,8 +39,8 @@ class LayerResult:
     """The strength or undo share that a matched control found"""
     weight_norm: float | None = None
     """‖W_s‖"""
-    source_sha256: str | None = None
-    target_sha256: str | None = None
+    source_hash: str | None = None
+    target_hash: str | None = None
     seconds: float = 0.0
 
     @property

@@ -195,11 +195,11 @@ def _restored(tensors: dict[str, Tensor], device: torch.device | str) -> Singula
 
 
 def _metadata(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {"format": "loraport basis", "version": str(VERSION), "sha256": _checksum(key, tensors)}
+    return {"format": "loraport basis", "version": str(VERSION), "blake2b": _checksum(key, tensors)}
 
 
 def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(f"{key}\n".encode())
+    digest = hashlib.blake2b(f"{key}\n".encode(), digest_size=32)
     for name in ("U", "S", "Vh"):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -98,7 +98,7 @@ class Checkpoint:
         return W, _fingerprint(tensor)
 
     def fingerprint(self, name: str) -> str:
-        """SHA-256 over dtype, shape and bytes of one parameter, the same in whatever file and layout it stands."""
+        """BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands."""
         return _fingerprint(self.tensor(name))
 
     def identity(self) -> str:
@@ -243,7 +243,7 @@ def _common_prefix(stripped: Mapping[str, str]) -> str:
 
 
 def _fingerprint(tensor: Tensor) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode(), digest_size=32)
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -1,0 +1,272 @@
+"""The command line as users and scripts meet it: exit codes, one clear message, JSON alone on stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraport.cli import main
+from tests import tiny
+from tests.runs.models import make_family
+
+
+@pytest.fixture
+def family(tmp_path):
+    return make_family(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `loraport ...` in this process: (exit code, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["loraport", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+def arguments(family, output="out.safetensors", **changes):
+    given = {"lora": family.lora, "source": family.source, "target": family.target, **changes}
+    return ["transfer", given["lora"], "--source", given["source"], "--target", given["target"],
+            "-o", family.folder / output, "--cache", family.folder / "cache"]  # fmt: skip
+
+
+def test_transfer_says_what_it_did_in_words(run, family):
+    code, out, err = run(*arguments(family))
+    assert code == 0 and (family.folder / "out.safetensors").is_file()
+    words = ("20 transferred, 0 copied, 0 skipped", "40 in: 40 transferred", "casa, rank 8", "what the method changed")
+    for word in words:
+        assert word in out
+    assert err == ""
+
+
+def test_transfer_json_is_the_promised_object(run, family):
+    code, out, _ = run(*arguments(family), "--json", "--report", family.folder / "page.html")
+    result = json.loads(out)
+    assert code == 0 and (family.folder / "page.html").is_file()
+    assert {"output", "method", "settings", "layers", "keys", "seconds", "peak_rss_bytes"} <= set(result)
+    assert result["keys"] == {"in": 40, "transferred": 40, "copied": 0, "dropped": []}
+    promised = {"name", "status", "reason", "shape", "rank_in", "rank_out", "drift", "lora", "update", "kept_energy",
+                "kept_correction", "k", "clusters", "largest_cluster", "arbitrated", "seconds"}  # fmt: skip
+    assert promised <= set(result["layers"][0]) and len(result["layers"]) == 20
+    assert result["peak_rss_bytes"] > 10_000_000 and result["seconds"]["total"] > 0
+    assert result["settings"]["tau"] == 1.0 and result["settings"]["rank"] == "auto"
+
+
+def test_values_that_a_method_does_not_have_are_null(run, family):
+    layer = json.loads(run(*arguments(family), "--method", "direct", "--json")[1])["layers"][0]
+    assert layer["k"] is layer["clusters"] is layer["kept_correction"] is None and layer["drift"] is not None
+
+
+def test_quiet_says_nothing_and_verbose_names_layers(run, family):
+    assert run(*arguments(family), "-q")[1:] == ("", "")
+    assert "blocks.0.ffn.0: " in run(*arguments(family), "-v")[2]
+
+
+def test_dry_run_writes_nothing(run, family):
+    before = sorted(family.folder.rglob("*"))
+    code, out, _ = run(*arguments(family), "--dry-run", "--exclude", "ffn")
+    assert code == 0 and "20 layers: 16 to transfer, 4 to copy, 0 to drop; nothing was written" in out
+    plan = json.loads(run(*arguments(family), "--dry-run", "--json")[1])
+    assert len(plan["layers"]) == 20 and plan["layers"][0]["action"] == "transfer"
+    assert sorted(family.folder.rglob("*")) == before
+
+
+def test_flags_and_presets_reach_the_settings(run, family):
+    words = ["--preset", "published-code", "--tau", "2", "--no-arbitrate", "--rank", "6", "--dtype", "fp16"]
+    result = json.loads(run(*arguments(family), *words, "--json")[1])
+    settings = result["settings"]
+    assert (settings["densities"], settings["tau"], settings["arbitrate"], settings["rank"]) == (
+        "block",
+        2.0,
+        False,
+        "6",
+    )
+    assert {tensor.dtype for tensor in load_file(result["output"]).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("format", ["same", "comfy", "diffusers", "kohya", "peft"])
+def test_formats(run, family, format):
+    output = "folder" if format == "peft" else "out.safetensors"
+    code, out, _ = run(*arguments(family, output), "--format", format, "--json")
+    written = family.folder / output
+    assert code == 0 and json.loads(out)["keys"]["transferred"] == 40
+    described = json.loads(run("inspect", written, "--json")[1])
+    assert described["layers"] == 20 and described["dialect"].startswith({"same": "comfy"}.get(format, format))
+
+
+def test_a_loss_that_nobody_asked_for_is_exit_3(run, family):
+    tensors = load_file(family.lora)
+    tensors["diffusion_model.blocks.9.ffn.0.lora_A.weight"] = torch.ones(4, 24)
+    tensors["diffusion_model.blocks.9.ffn.0.lora_B.weight"] = torch.ones(40, 4)
+    save_file(tensors, family.lora)
+    code, _, err = run(*arguments(family))
+    assert code == 3 and "dropped diffusion_model.blocks.9.ffn.0.lora_A.weight: " in err
+    assert (family.folder / "out.safetensors").is_file()
+
+
+def broken_inputs(family):
+    """name -> (changed argument, its value, extra words, what the one message must say)."""
+    folder = family.folder
+    whole = Path(family.lora).read_bytes()
+
+    def file(name, content):
+        (folder / name).write_bytes(content)
+        return str(folder / name)
+
+    def lora(name, **changes):
+        tensors = {**load_file(family.lora), **{k: v for k, v in changes.items() if v is not None}}
+        save_file({k: v for k, v in tensors.items() if k not in changes or changes[k] is not None}, folder / name)
+        return str(folder / name)
+
+    key = "diffusion_model.blocks.0.self_attn.q.lora_"
+    nan_state = {**family.source_state}
+    nan_state["blocks.0.self_attn.q.weight"] = nan_state["blocks.0.self_attn.q.weight"] * float("nan")
+    fp8 = {name: (t.to(torch.float8_e4m3fn) if t.dim() == 2 else t) for name, t in family.source_state.items()}
+    torch.save({"generator": Unsafe()}, folder / "unsafe.pt")
+    big = tiny.write_lora(folder / "big.safetensors", tiny.lora_factors(tiny.tiny_state(0, dim=48)))
+    odd = tiny.write_lora(folder / "odd.safetensors", {"encoder.0": (torch.ones(4, 2), torch.ones(2, 4))})
+    nan = lora("nan.safetensors", **{key + "A.weight": torch.full((4, 24), float("nan"))})
+    zero = lora("zero.safetensors", **{key + "A.weight": torch.ones(0, 24), key + "B.weight": torch.ones(24, 0)})
+    liar = file("long.safetensors", (1 << 40).to_bytes(8, "little") + b"{}")
+    return {
+        "missing": ("lora", str(folder / "none.safetensors"), [], "does not exist"),
+        "not safetensors": ("lora", file("text.safetensors", b"hello world, this is text"), [], "text.safetensors"),
+        "truncated": ("lora", file("cut.safetensors", whole[:-100]), [], "cut.safetensors"),
+        "header longer than the file": ("lora", liar, [], "long.safetensors"),
+        "another model": ("lora", str(big), [], "another model"),
+        "no layer matches": ("lora", str(odd), [], "no layer of the LoRA is in"),
+        "nan in the lora": ("lora", nan, [], "NaN"),
+        "half a pair": ("lora", lora("half.safetensors", **{key + "A.weight": None}), [], "is missing"),
+        "rank 0": ("lora", zero, [], "rank 0"),
+        "nan in a weight": ("target", str(tiny.write_original(folder / "nanw.safetensors", nan_state)), [], "NaN"),
+        "unsafe pickle": ("target", str(folder / "unsafe.pt"), [], "unsafe.pt"),
+        "fp8": ("target", str(tiny.write_original(folder / "fp8.safetensors", fp8)), [], "fp8"),
+        "gguf": ("target", file("model.gguf", b"GGUF" + bytes(60)), [], "GGUF"),
+        "a model as lora": ("lora", family.source, [], "model checkpoint, not a LoRA"),
+        "unknown method": (None, None, ["--method", "magic"], "known: casa, direct"),
+        "unknown preset": (None, None, ["--preset", "magic"], "known: paper, published-code"),
+        "unknown format": (None, None, ["--format", "magic"], "known: same, comfy"),
+        "quantile": (None, None, ["--q-dom", "1.5"], "must lie in [0, 1]"),
+        "rank": (None, None, ["--rank", "-1"], "is none of: auto"),
+        "device": (None, None, ["--device", "cuda:99"], "is not there"),
+        "contradiction": (None, None, ["--no-cache"], "contradict"),
+        "hub id of nobody": ("source", "nobody/no-such-model", [], "nobody/no-such-model"),
+    }  # fmt: skip
+
+
+class Unsafe:
+    """Something that only a full unpickling could bring back."""
+
+    def __reduce__(self):
+        return (print, ("the pickle ran code",))
+
+
+BROKEN = ["missing", "not safetensors", "truncated", "header longer than the file", "another model", "no layer matches",
+          "nan in the lora", "half a pair", "rank 0", "nan in a weight", "unsafe pickle", "fp8", "gguf", "a model as lora",
+          "unknown method", "unknown preset", "unknown format", "quantile", "rank", "device", "contradiction",
+          "hub id of nobody"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_is_one_clear_message_and_exit_2_and_nothing_written(run, family, name):
+    cases = broken_inputs(family)
+    assert set(cases) == set(BROKEN)
+    which, value, words, message = cases[name]
+    before = {path for path in family.folder.iterdir()}
+    code, out, err = run(*arguments(family, **({which: value} if which else {})), *words)
+    assert code == 2 and out == ""
+    assert message in err and "Traceback" not in err and "ran code" not in err
+    assert len([line for line in err.strip().splitlines() if line.startswith("loraport: ")]) == 1
+    left = {path.name for path in set(family.folder.iterdir()) - before}
+    assert not {name for name in left if "out.safetensors" in name}
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
+    from loraport.weights import saving
+
+    real = saving.write_safetensors
+
+    def full(path, tensors, metadata):
+        if "out.safetensors" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(path, tensors, metadata)
+
+    monkeypatch.setattr(saving, "write_safetensors", full)
+    code, _, err = run(*arguments(family))
+    assert code == 2 and "No space left on device" in err
+    assert not (family.folder / "out.safetensors").exists() and not list(family.folder.glob(".out*"))
+
+
+def test_an_older_result_survives_a_failed_run(run, family):
+    run(*arguments(family))
+    old = (family.folder / "out.safetensors").read_bytes()
+    assert run(*arguments(family, lora=str(family.folder / "gone.safetensors")))[0] == 2
+    assert (family.folder / "out.safetensors").read_bytes() == old
+
+
+def test_cache_list_verify_clear(run, family):
+    run(*arguments(family), "-q")
+    at = ["--cache", family.folder / "cache", "--json"]
+    listed = json.loads(run("cache", "list", *at)[1])
+    assert len(listed["entries"]) == 20 and listed["bytes"] > 0
+    assert json.loads(run("cache", "verify", *at)[1]) == {"folder": listed["folder"], "checked": 20, "broken": []}
+    victim = next((family.folder / "cache").rglob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x01\x02")
+    assert len(json.loads(run("cache", "verify", *at)[1])["broken"]) == 1
+    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 20
+    assert json.loads(run("cache", "list", *at)[1])["entries"] == []
+
+
+@pytest.mark.parametrize("place", ["lora", "source", "target"])
+def test_inspect(run, family, place):
+    code, out, _ = run("inspect", getattr(family, place), "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["kind"] == ("LoRA" if place == "lora" else "model") and facts["family"].startswith("wan")
+    assert len(run("inspect", getattr(family, place))[1].splitlines()) <= 14
+
+
+def test_inspect_tells_what_would_be_refused(run, tmp_path):
+    save_file({"lora_unet_blocks_0_ffn_0.hada_w1_a": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
+    code, out, _ = run("inspect", tmp_path / "loha.safetensors", "--json")
+    assert code == 0 and "LoHa" in json.loads(out)["refused"]
+
+
+HELP = [[], ["transfer"], ["inspect"], ["demo"], ["cache"], ["cache", "list"], ["cache", "verify"], ["cache", "clear"]]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_has_an_example_and_needs_no_torch(words):
+    script = (
+        f"import sys; sys.argv = ['loraport', *{words!r}, '--help']\n"
+        "from loraport.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if words not in ([], ["cache"]):
+        assert f"Example: loraport {' '.join(words)}" in " ".join(done.stdout.split())
+
+
+def test_usage_errors_are_exit_2(run):
+    assert run("transfer", "x.safetensors")[0] == 2
+    assert run("nonsense")[0] == 2
+    assert run("--version")[0] == 0
+
+
+def test_our_own_failure_is_exit_1_with_its_traceback(run, family, monkeypatch):
+    from loraport.runs import execute
+
+    monkeypatch.setattr(execute, "account", lambda *_: 1 / 0)
+    code, _, err = run(*arguments(family))
+    assert code == 1 and "ZeroDivisionError" in err and "please report" in err
