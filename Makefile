@@ -43,10 +43,10 @@ types: setup
 	@$(PY) -m mypy
 
 docs-check: setup
-	@$(PY) docs/generate_cli.py --check
+	@$(PY) docs/generate.py --check
 
-docs: setup  ## Write docs/cli.md again from the commands
-	@$(PY) docs/generate_cli.py
+docs: setup  ## Write docs/cli.md and docs/library.md again from the program
+	@$(PY) docs/generate.py
 
 format: setup  ## Format, and mend what ruff can mend
 	@$(PY) -m ruff format .

@@ -1,0 +1,71 @@
+"""The public names: listed, importable, documented, and loaded only when they are used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loraport
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "numpy", "scipy", "diffusers", "transformers", "peft", "matplotlib", "jinja2", "huggingface_hub"}
+CALL = """
+import sys
+from loraport.cli import main
+sys.argv = {words!r}
+try:
+    main()
+except SystemExit:
+    pass
+"""
+
+
+def test_the_list_is_sorted_and_agrees_with_the_homes():
+    assert loraport.__all__ == sorted(loraport.__all__)
+    assert loraport.__all__ == sorted(name for names in loraport._HOMES.values() for name in names)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(loraport.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert seen == {(f"loraport.{home}", name) for home, names in loraport._HOMES.items() for name in names}
+
+
+@pytest.mark.parametrize("name", loraport.__all__)
+def test_each_name_is_there_and_says_what_it_is(name):
+    value = getattr(loraport, name)
+    assert callable(value) and value.__name__ == name
+    assert len(value.__doc__) > 10 and not value.__doc__.startswith(f"{name}("), "a docstring of its own"
+    assert name in dir(loraport)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trasnfer'"):
+        loraport.trasnfer  # noqa: B018
+
+
+def test_the_docs_list_the_names():
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert listed == loraport.__all__
+
+
+def loaded_after(code: str) -> set[str]:
+    """Heavy packages in memory after some code, in a process of its own."""
+    end = f"\nimport sys\nprint('loaded:', *({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].removeprefix("loaded:").split())
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["transfer", "--help"], ["inspect", "-h"], ["--version"]], ids=str)
+def test_help_answers_without_torch(words):
+    assert loaded_after(CALL.format(words=["loraport", *words])) == set()
+
+
+def test_importing_loads_nothing_heavy_and_using_does():
+    assert loaded_after("import loraport") == set()
+    assert loaded_after("import loraport\nloraport.LoraportError") == set()
+    assert "torch" in loaded_after("import loraport\nloraport.LowRank")
