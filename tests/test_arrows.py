@@ -1,4 +1,4 @@
-"""The shape of the house: which folder may import which, which third-party package lives where, how large things grow."""
+"""The shape of the house: which folder may import which, where third-party packages live, how large things grow."""
 
 import ast
 import sys
