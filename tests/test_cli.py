@@ -42,7 +42,7 @@ def arguments(family, output="out.safetensors", **changes):
 def test_transfer_says_what_it_did_in_words(run, family):
     code, out, err = run(*arguments(family))
     assert code == 0 and (family.folder / "out.safetensors").is_file()
-    words = ("20 transferred, 0 copied, 0 skipped", "40 in: 40 transferred", "casa, rank 8", "what the method changed")
+    words = ("20 transferred, 0 copied, 0 skipped", "40 in: 40 transferred", "casa, rank 8", "changed")
     for word in words:
         assert word in out
     assert err == ""
@@ -170,10 +170,30 @@ class Unsafe:
         return (print, ("the pickle ran code",))
 
 
-BROKEN = ["missing", "not safetensors", "truncated", "header longer than the file", "another model", "no layer matches",
-          "nan in the lora", "half a pair", "rank 0", "nan in a weight", "unsafe pickle", "fp8", "gguf", "a model as lora",
-          "unknown method", "unknown preset", "unknown format", "quantile", "rank", "device", "contradiction",
-          "hub id of nobody"]  # fmt: skip
+BROKEN = [
+    "missing",
+    "not safetensors",
+    "truncated",
+    "header longer than the file",
+    "another model",
+    "no layer matches",
+    "nan in the lora",
+    "half a pair",
+    "rank 0",
+    "nan in a weight",
+    "unsafe pickle",
+    "fp8",
+    "gguf",
+    "a model as lora",
+    "unknown method",
+    "unknown preset",
+    "unknown format",
+    "quantile",
+    "rank",
+    "device",
+    "contradiction",
+    "hub id of nobody",
+]
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from loraport import __version__
-from loraport.errors import LoraportError, SettingsError
+from loraport.errors import LoraportError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from loraport.weights.cache import BasisCache
@@ -124,7 +126,7 @@ def transfer(
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(config, progress=terminal)
     if report is not None:
-        from loraport.reports.page import write_transfer_page
+        from loraport.reports.transfer_page import write_transfer_page
 
         write_transfer_page(result, report)
     console.print_transfer(result, json=json, quiet=quiet)
@@ -146,12 +148,32 @@ def inspect(
 @app.command(epilog="Example: loraport demo -o demo")
 def demo(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
-    seed: Annotated[int, typer.Option(help="Of the noise that all clips start from.")] = 0,
+    style: Annotated[str, typer.Option(help="Which of the embedded LoRAs: neon or retro.")] = "neon",
+    method: Method = "casa",
+    clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
-    ...
+    _need("diffusers", "peft", extra="toy")
+    from loraport import console
+    from loraport.reports.demo_page import demo_facts, write_demo
+    from loraport.runs.config import TransferConfig
+    from loraport.runs.execute import transfer as run
+    from loraport.toy.demo import demo_columns, run_demo
+    from loraport.toy.family import BASE, STUDENT, adapter_path
+
+    folder = _folder(output)
+    new = folder / f"{style}-{method.replace(':', '-')}.safetensors"
+    inputs = str(adapter_path(style)), str(BASE), str(STUDENT)
+    with console.Terminal(quiet=quiet) as terminal:
+        config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
+        result = run(config, progress=terminal)
+        columns = demo_columns(style, new, method)
+        shown = run_demo(columns, style=style, clips=clips, seed=seed, progress=terminal.step)
+    page = write_demo(shown, result, folder)
+    console.print_facts(demo_facts(shown, result, page, words=not json), json=json)
 
 
 @cache_app.command("list", epilog="Example: loraport cache list")
@@ -202,6 +224,23 @@ def _cache(folder: str | None, no_cache: bool) -> str | None:
     if no_cache and folder is not None:
         raise SettingsError("--cache and --no-cache contradict each other; give one of them")
     return None if no_cache else folder or str(default_folder())
+
+
+def _need(*modules: str, extra: str) -> None:
+    """Refuse, with the line to type, where an optional part is not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise SettingsError(
+            f"this command needs {', '.join(missing)}; install them with: pip install 'loraport[{extra}]'"
+        )
+
+
+def _folder(place: str) -> Path:
+    """The folder, made if it is not there. Raises OutputError where it cannot be."""
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be made: {error.strerror or error}; name another folder") from error
+    return Path(place)
 
 
 def _store(folder: str | None) -> BasisCache:

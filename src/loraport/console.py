@@ -45,6 +45,10 @@ class Terminal:
         if self.verbose:
             self.say(f"{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
 
+    def step(self, text: str, done: int, total: int) -> None:
+        """One of several longer steps begins."""
+        self.say(f"[{done + 1}/{total}] {text}")
+
     def note(self, text: str) -> None:
         """Something worth reading."""
         self.say(f"note: {text}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from loraport.reports.page import write_page
+from loraport.reports.demo_page import write_page
 from loraport.reports.pictures import write_contact_sheet
 from loraport.reports.verdict import estimate, verdict
 from loraport.toy.measure import METRICS

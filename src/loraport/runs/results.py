@@ -43,6 +43,10 @@ class LayerResult:
     target_hash: str | None = None
     seconds: float = 0.0
 
+    def as_json(self) -> dict[str, Any]:
+        """The layer's row in the JSON output and in pages."""
+        return asdict(self)
+
     @property
     def cost(self) -> int:
         """Multiplications of one singular value decomposition, up to a constant."""
@@ -94,7 +98,7 @@ class TransferResult:
             "settings": dict(self.settings),
             "kept_energy": self.kept_energy,
             "kept_correction": self.kept_correction,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.as_json() for layer in self.layers],
             "keys": dict(self.keys),
             "warnings": list(self.warnings),
             "seconds": dict(self.seconds),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.toy.adapters import attach
 from loraport.toy.clips import describe, draw_prompts, from_latents
-from loraport.toy.family import FAMILY
+from loraport.toy.family import FAMILY, adapter_path, oracle_path
 from loraport.toy.fit import generator_for
 from loraport.toy.judge import open_judge
 from loraport.toy.measure import METRICS, Metric, measure
@@ -51,6 +51,18 @@ class DemoResult:
     columns: tuple[ColumnResult, ...]
     metrics: tuple[Metric, ...]
     seed: int
+
+
+def demo_columns(style: str, transferred: Path, method: str) -> tuple[Column, ...]:
+    """The reference, the student without and with the LoRA as it is, with the transferred one, and the headroom."""
+    columns = (
+        Column("base + LoRA", "reference", "base", adapter_path(style)),
+        Column("student", "student", "student", None),
+        Column("student + LoRA as it is", "direct", "student", adapter_path(style)),
+        Column(f"student + {method}", "transfer", "student", transferred),
+        Column("student + LoRA trained on it", "oracle", "student", oracle_path(style)),
+    )
+    return tuple(column for column in columns if column.adapter is None or column.adapter.exists())
 
 
 def run_demo(

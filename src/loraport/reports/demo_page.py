@@ -1,0 +1,91 @@
+"""The demo as a page: the clips side by side, the numbers with how to read them, the layers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loraport.reports.pictures import animated_png, write_contact_sheet
+from loraport.reports.rendering import layer_table, render
+from loraport.reports.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
+from loraport.runs.results import TransferResult
+
+
+def write_page(
+    demo: DemoLike,
+    path: Path,
+    *,
+    layers: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, str] | None = None,
+    shown: int = 8,
+) -> None:
+    """Write the page of a demo.
+
+    `layers` is the transfer's per-layer table (its JSON form; missing and null values show as a dash), `facts` are
+    further lines of the header such as method and settings, `shown` is how many clips appear (all are measured).
+    """
+    render(
+        "demo.html.jinja",
+        path,
+        style=demo.style,
+        seed=demo.seed,
+        count=len(demo.prompts),
+        facts=dict(facts or {}),
+        verdict=verdict(demo),
+        columns=[column.label for column in demo.columns],
+        metrics=demo.metrics,
+        scores=[[_cell(column, metric.key) for metric in demo.metrics] for column in demo.columns],
+        rows=_clip_rows(demo, shown),
+        **layer_table(layers),
+    )
+
+
+def _clip_rows(demo: DemoLike, shown: int) -> list[tuple[str, list[str]]]:
+    count = min(shown, len(demo.prompts))
+    return [(demo.prompts[i], [animated_png(column.frames[i]) for column in demo.columns]) for i in range(count)]
+
+
+def _cell(column: ColumnLike, key: str) -> str:
+    if key not in column.values:
+        return "reference" if column.role == "reference" else "–"
+    return format_estimate(estimate(column.values[key]))
+
+
+def format_estimate(value: Estimate) -> str:
+    """`12.3 ± 0.4`, without the error where there is none."""
+    return f"{value.mean:.1f}" if value.error == float("inf") else f"{value.mean:.1f} ± {value.error:.1f}"
+
+
+def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
+    """Write the demo's page, its contact sheet and its numbers into a folder; returns the page."""
+    page = folder / "index.html"
+    facts = {"LoRA": result.output, "Method": result.method, "Settings": json.dumps(dict(result.settings))}
+    write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
+    write_contact_sheet(demo, folder / "contact-sheet.png")
+    numbers = json.dumps(demo_facts(demo, result, page, words=False), indent=2) + "\n"
+    (folder / "demo.json").write_text(numbers, encoding="utf-8")
+    return page
+
+
+def demo_facts(demo: DemoLike, result: TransferResult, page: Path, *, words: bool) -> dict[str, Any]:
+    """What the demo found: sentences for a terminal, or every number for a program."""
+    if words:
+        scores = {
+            column.label: ", ".join(f"{metric.title} {_cell(column, metric.key)}" for metric in demo.metrics)
+            for column in demo.columns
+        }
+        return {**scores, "found": verdict(demo), "page": page}
+    columns = []
+    for column in demo.columns:
+        values = {key: estimate(value) for key, value in column.values.items()}
+        numbers = {key: {"mean": value.mean, "standard_error": value.error} for key, value in values.items()}
+        columns.append({"label": column.label, "role": column.role, **numbers})
+    return {
+        "page": str(page),
+        "style": demo.style,
+        "clips": len(demo.prompts),
+        "seed": demo.seed,
+        "found": verdict(demo),
+        "columns": columns,
+        "transfer": result.as_json(),
+    }

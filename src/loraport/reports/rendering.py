@@ -1,0 +1,65 @@
+"""Templates turned into one HTML file each: opens offline, readable on a phone, refers to nothing outside itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from loraport.errors import OutputError
+
+LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
+    ("name", "Layer", "{}"),
+    ("status", "Status", "{}"),
+    ("shape", "Shape", "{}"),
+    ("rank_in", "Rank in", "{}"),
+    ("rank_out", "Rank out", "{}"),
+    ("drift", "Drift", "{:.3f}"),
+    ("lora", "LoRA", "{:.3f}"),
+    ("update", "Update", "{:.3f}"),
+    ("kept_energy", "Kept energy", "{:.1%}"),
+    ("kept_correction", "Kept correction", "{:.1%}"),
+    ("k", "k", "{}"),
+    ("clusters", "Clusters", "{}"),
+    ("largest_cluster", "Largest cluster", "{:.1%}"),
+    ("arbitrated", "Arbitrated", "{}"),
+    ("seconds", "Seconds", "{:.2f}"),
+)
+
+
+def render(template: str, path: Path, **values: Any) -> None:
+    """Write a page, whole or not at all. Raises OutputError where it cannot be written."""
+    environment = Environment(
+        loader=PackageLoader("loraport.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(template).render(**values)
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(html, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; give another name") from error
+
+
+def layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of the template's per-layer part: a row a layer (missing values as a dash), reasons apart."""
+    return {
+        "headings": [heading for _, heading, _ in LAYER_COLUMNS],
+        "layers": [[_cell(layer, key, form) for key, _, form in LAYER_COLUMNS] for layer in layers],
+        "skipped": [(str(layer["name"]), str(layer["reason"])) for layer in layers if layer.get("reason")],
+    }
+
+
+def _cell(layer: Mapping[str, Any], key: str, form: str) -> str:
+    value = layer.get(key)
+    if value is None:
+        return "–"
+    return " × ".join(map(str, value)) if key == "shape" else form.format(value)
