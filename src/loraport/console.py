@@ -30,8 +30,10 @@ class Terminal:
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
+        if kind is KeyboardInterrupt:
+            self.say("interrupted; the same command goes on from here")
 
     def plan(self, plan: Plan) -> None:
         """Start the bar; a layer moves it by what its decomposition costs."""
@@ -75,7 +77,7 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items()) or "none"
     if isinstance(value, list | tuple):
         return "\n".join(_plain(one) for one in value) or "none"
-    return "unknown" if value is None else str(value)
+    return "none" if value is None else str(value)
 
 
 def print_plan(plan: Plan, *, json: bool) -> None:

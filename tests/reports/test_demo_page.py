@@ -1,8 +1,6 @@
 """The page: complete in itself, silent in a browser, and its sentences follow the numbers wherever they fall."""
 
 import re
-import shutil
-import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +11,8 @@ from loraport.reports.demo_page import write_page
 from loraport.reports.pictures import write_contact_sheet
 from loraport.reports.verdict import estimate, verdict
 from loraport.toy.measure import METRICS
+from tests.reports.browser import browser_says, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CLIPS = 6
 LAYER = {"name": "blocks.0.attn1.to_q", "status": "transferred", "reason": None, "shape": [128, 128], "rank_in": 8}
 LAYER |= {"rank_out": 16, "drift": 0.25, "lora": 0.1, "update": 0.12, "kept_energy": 0.9, "kept_correction": None}
@@ -105,16 +103,7 @@ def test_contact_sheet_has_a_row_for_every_column(tmp_path):
     assert sheet.size == (190 + 3 * (2 * 24 * 2 + 6), 5 * (24 * 2 + 6))
 
 
-def browser_says(path, profile) -> str:
-    """What Chromium's console prints while it shows the page."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += ["--no-first-run", f"--user-data-dir={profile}", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "</html>" in done.stdout
-    return "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page was not opened in a browser")
+@needs_chromium
 def test_page_opens_in_a_browser_without_a_word(page, tmp_path):
     assert browser_says(page, tmp_path / "profile") == ""
     broken = tmp_path / "broken.html"

@@ -1,0 +1,56 @@
+"""The page of one transfer: complete in itself, and its sentences follow the numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from loraport.errors import OutputError
+from loraport.reports.transfer_page import findings, write_transfer_page
+from loraport.runs.results import LayerResult, TransferResult
+from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
+
+LAYER = LayerResult(
+    "blocks.0.self_attn.q", "transferred", None, (128, 64), 8, 16, drift=0.25, lora=0.1, update=0.12, correction=0.05,
+    kept_energy=0.9, kept_correction=0.4, k=30, clusters=12, largest_cluster=0.3, arbitrated=77, weight_norm=2.0,
+)  # fmt: skip
+SKIPPED = LayerResult("blocks.9.<b>", "skipped", "the target has no such layer", (128, 64), 8, None)
+KEYS = {"in": 4, "transferred": 2, "copied": 0, "dropped": [["blocks.9.<b>.lora_A.weight", "no such layer"]]}
+RESULT = TransferResult(
+    "out.safetensors", "casa", {"tau": 1.0}, (LAYER, SKIPPED), KEYS, ("extra layers left alone",), {"total": 1.5}, 10**9
+)
+
+
+@pytest.fixture
+def page(tmp_path):
+    write_transfer_page(RESULT, tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
+def test_everything_is_there_and_escaped_and_nothing_is_fetched(page):
+    html = page.read_text()
+    for text in ("128 × 64", "90.0%", "40.0%", "blocks.9.&lt;b&gt;", "no such layer", "extra layers left alone", "77"):
+        assert text in html
+    assert "<b>" not in html and not foreign_addresses(html) and "http" not in html
+    assert foreign_addresses('<img src="https://elsewhere/x.png">') == ["https://elsewhere/x.png"]
+
+
+def test_sentences_follow_the_numbers():
+    assert findings(RESULT)[0] == "1 of 2 layers were transferred by casa."
+    assert any("keeps 90.0% of the update's energy, but 40.0%" in sentence for sentence in findings(RESULT))
+    assert any("takes back a part" in sentence for sentence in findings(RESULT))
+    plain = replace(LAYER, correction=None, kept_correction=None)
+    assert not any("takes back" in sentence for sentence in findings(replace(RESULT, layers=(plain,))))
+    giant = replace(LAYER, largest_cluster=0.9)
+    assert any("1 layers one cluster" in sentence for sentence in findings(replace(RESULT, layers=(giant,))))
+    assert not any("one cluster" in sentence for sentence in findings(RESULT))
+
+
+def test_a_page_that_cannot_be_written_is_said_clearly(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
+        write_transfer_page(RESULT, tmp_path / "nowhere" / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_chromium
+def test_it_opens_in_a_browser_without_a_word(page, tmp_path):
+    assert browser_says(page, tmp_path / "profile") == ""
