@@ -227,6 +227,11 @@ def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
     assert not (family.folder / "out.safetensors").exists() and not list(family.folder.glob(".out*"))
 
 
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(run, family):
+    code, _, err = run(*arguments(family), "--report", family.folder / "nowhere" / "page.html")
+    assert code == 2 and "cannot be a page" in err and not (family.folder / "out.safetensors").exists()
+
+
 def test_an_older_result_survives_a_failed_run(run, family):
     run(*arguments(family))
     old = (family.folder / "out.safetensors").read_bytes()

@@ -120,15 +120,16 @@ def transfer(
         as_diff=chosen_output(as_) == "diff", dtype=dtype, include=tuple(include or ()), exclude=tuple(exclude or ()),
         device=device, seed=seed, cache=_cache(cache, no_cache),
     )  # fmt: skip
+    page = None if report is None else _page(report)
     if dry_run:
         console.print_plan(prepare(config).plan, json=json)
         return
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(config, progress=terminal)
-    if report is not None:
+    if page is not None:
         from loraport.reports.transfer_page import write_transfer_page
 
-        write_transfer_page(result, report)
+        write_transfer_page(result, page)
     console.print_transfer(result, json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
 
@@ -232,6 +233,14 @@ def _need(*modules: str, extra: str) -> None:
         raise SettingsError(
             f"this command needs {', '.join(missing)}; install them with: pip install 'loraport[{extra}]'"
         )
+
+
+def _page(place: str) -> Path:
+    """Where a page will go; refused before the work where it could not be written after it."""
+    path = Path(place)
+    if path.suffix != ".html" or not path.parent.is_dir():
+        raise OutputError(f"{place} cannot be a page: name an .html file in a folder that exists")
+    return path
 
 
 def _folder(place: str) -> Path:

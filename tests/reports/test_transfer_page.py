@@ -41,7 +41,7 @@ def test_sentences_follow_the_numbers():
     plain = replace(LAYER, correction=None, kept_correction=None)
     assert not any("takes back" in sentence for sentence in findings(replace(RESULT, layers=(plain,))))
     giant = replace(LAYER, largest_cluster=0.9)
-    assert any("1 layers one cluster" in sentence for sentence in findings(replace(RESULT, layers=(giant,))))
+    assert any("In 1 of 1 layers one cluster" in sentence for sentence in findings(replace(RESULT, layers=(giant,))))
     assert not any("one cluster" in sentence for sentence in findings(RESULT))
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from loraport.methods import find_recipe
 from loraport.methods.casa import PAPER, PUBLISHED_CODE, casa
 from loraport.methods.layer import Layer
+from loraport.spectral.clusters import singular_clusters
+from loraport.spectral.routing import to_routing
 from loraport.spectral.svd import LowRank, decompose
 from tests import reference
 from tests.layers import SHAPES, layer_of, random_weights, relative
@@ -73,6 +75,10 @@ def test_published_code_preset_reproduces_the_published_code(case, dtype):
     assert (update.facts["k"], update.facts["clusters"]) == (case["top_k"], case["clusters"])
     assert abs(update.facts["arbitrated"] - case["arbitrated"]) <= 2
     assert relative(update.dense(), given["delta_casa"].to(dtype)) < 1e-3
+    C_lora = to_routing(lora, layer.basis)[: case["top_k"], : case["top_k"]]
+    labels = singular_clusters(C_lora, layer.basis.S[: case["top_k"]], tau=case["tau"], eps=settings.eps)
+    theirs = given["cluster_labels"]
+    assert torch.equal(labels[:, None] == labels, theirs[:, None] == theirs), "the same directions belong together"
     # the paper preset is another rule: it must not pass for the published code
     paper = replace(PAPER, q_dom=case["q_dom"], q_act=case["q_act"])
     assert relative(find_recipe("casa", paper)(layer).dense(), given["delta_casa"].to(dtype)) > 1e-2
