@@ -46,8 +46,8 @@ def findings(result: TransferResult) -> list[str]:
     giants = sum((layer.largest_cluster or 0) > 0.5 for layer in done)
     if giants:
         sentences.append(
-            f"In {giants} of {len(done)} layers one cluster holds more than half of the leading directions; there all counts as "
-            "dominant and the method does little."
+            f"In {giants} of {len(done)} layers one cluster holds more than half of the leading directions; there all "
+            "counts as dominant and the method does little."
         )
     return sentences
 

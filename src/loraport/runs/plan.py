@@ -91,8 +91,8 @@ def _job(
 def _check_shape(name: str, lora: Lora, model: Checkpoint) -> None:
     weight = model.shape(f"{name}.weight")
     matrix = (weight[0], prod(weight[1:]))
-    shape = lora.layers[name].shape
-    if shape != matrix or len(weight) < 2:
+    shape, kernel = lora.layers[name].shape, lora.kernels.get(name, weight[2:])
+    if shape != matrix or len(weight) < 2 or kernel != weight[2:]:
         raise MismatchError(
             f"layer {name}: the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}; "
             "this LoRA was made for another model (size): give the models that it belongs to"
