@@ -79,9 +79,11 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
     """The thin singular basis of a weight (paper §3.1).
 
     Equal to `numpy.linalg.svd(W, full_matrices=False)`. A full basis is never formed: what completes it is arbitrary.
-    Where LAPACK's divide and conquer does not converge, its slower QR iteration does the work.
-    Raises InputError for NaN or infinite entries.
+    A wide weight is decomposed as its transpose, which LAPACK does four times faster; where its divide and conquer does
+    not converge, its slower QR iteration does the work. Raises InputError for NaN or infinite entries.
     """
+    if W.shape[0] < W.shape[1]:
+        return decompose(W.mT.contiguous()).transposed()
     if not torch.isfinite(W).all():
         raise InputError("the weight holds NaN or infinite values; use an undamaged checkpoint")
     try:
@@ -131,18 +133,37 @@ def energy_rank(S: Float[Tensor, " n"], energy: float) -> int:
 def factorize(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> LowRank:
     """The best rank-r approximation of an update, √Σ on both sides, with the share of energy that it loses.
 
+    As exact as `leading_basis`; the generator is the only source of randomness.
+    """
+    if rank < 1:
+        raise SettingsError(f"rank is {rank}, but a low-rank update has at least rank 1")
+    return _truncate(D, leading_basis(D, rank, generator=generator), min(rank, *D.shape))
+
+
+def leading_basis(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> SingularBasis:
+    """A singular basis whose first `rank` directions are the leading ones of D.
+
     Exact where the Krylov space would span half of the matrix or more; else randomised block Krylov iteration (Musco &
     Musco 2015): one block of rank + 16 random columns and its 4 successors under D·Dᵀ, then an exact SVD inside that
     space. The generator is the only source of randomness; it lives on the CPU, so that every device draws the same.
     """
-    n = min(D.shape)
-    if rank < 1:
-        raise SettingsError(f"rank is {rank}, but a low-rank update has at least rank 1")
-    if (KRYLOV_STEPS + 1) * (rank + OVERSAMPLING) >= n // 2:
-        return _truncate(D, decompose(D), min(rank, n))
+    if (KRYLOV_STEPS + 1) * (rank + OVERSAMPLING) >= min(D.shape) // 2:
+        return decompose(D)
     Q = _krylov_space(D, rank + OVERSAMPLING, generator)
     small = decompose(Q.mT @ D)
-    return _truncate(D, SingularBasis(Q @ small.U, small.S, small.Vh), rank)
+    return SingularBasis(Q @ small.U, small.S, small.Vh)
+
+
+def shortened(low: LowRank, rank: int) -> LowRank:
+    """The best approximation of B·A at a lower rank, √Σ on both sides, with the share of energy that it loses.
+
+    Exact and cheap: Q·R of both factors and an SVD of the small matrix between them; B·A is never formed.
+    """
+    Q_B, R_B = torch.linalg.qr(low.B)
+    Q_A, R_A = torch.linalg.qr(low.A.mT)
+    small = decompose(R_B @ R_A.mT)
+    short = _truncate(R_B @ R_A.mT, small, min(rank, len(small.S)))
+    return LowRank(Q_B @ short.B, short.A @ Q_A.mT, short.lost_energy)
 
 
 def factorize_energy(D: Float[Tensor, "out in"], energy: float) -> LowRank:
