@@ -134,6 +134,24 @@ def transfer(
     raise typer.Exit(3 if result.lost else 0)
 
 
+@app.command(epilog="Example: loraport convert style.safetensors --to comfy -o style-comfy.safetensors")
+def convert(
+    lora: Lora,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft or kohya.")],
+    output: Output,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
+    from loraport import console
+    from loraport.runs.convert import convert as run
+
+    result = run(lora, to, output, dtype=dtype)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    raise typer.Exit(3 if result.lost else 0)
+
+
 @app.command(epilog="Example: loraport inspect style.safetensors")
 def inspect(
     place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],

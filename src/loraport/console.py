@@ -72,6 +72,19 @@ def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
         print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in more), sep="\n")
 
 
+def print_outcome(facts: Mapping[str, Any], words: Mapping[str, str], *, json: bool, quiet: bool) -> None:
+    """What a command did: JSON, or words on stdout, with notes and what was dropped on stderr."""
+    if json:
+        print_facts(facts, json=True)
+        return
+    if not quiet:
+        for note in facts["notes"]:
+            print(f"note: {note}", file=sys.stderr)
+        print_facts(words, json=False)
+    for key, reason in facts["keys"]["dropped"]:
+        print(f"loraport: dropped {key}: {reason}", file=sys.stderr)
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items()) or "none"

@@ -1,0 +1,144 @@
+"""A LoRA written in another dialect: the same updates under other names, every key of the input accounted for."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import loraport
+from loraport.errors import MismatchError, OutputError, SettingsError, unknown_name
+from loraport.runs.config import DTYPES
+from loraport.runs.execute import TORCH_DTYPES
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
+
+KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
+"""What diffusers' converter of kohya files asks of every block; it accepts no layer outside the blocks."""
+
+_OURS = "loraport."
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion."""
+
+    output: str
+    format: str
+    dtype: str
+    rank: int
+    layers: int
+    keys: Mapping[str, Any]
+    """As a transfer counts them: factors under `transferred`, biases, differences and text encoders under `copied`."""
+    notes: tuple[str, ...]
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of the input has no place in the output."""
+        return bool(self.keys["dropped"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {**vars(self), "keys": dict(self.keys), "notes": list(self.notes)}
+
+    def words(self) -> dict[str, str]:
+        """The same for people."""
+        keys = self.keys
+        return {
+            "wrote": self.output,
+            "format": f"{self.format}, {self.dtype}, {self.layers} layers, rank {self.rank}",
+            "keys": f"{keys['in']} in: {keys['transferred']} converted, {keys['copied']} copied, "
+            f"{len(keys['dropped'])} dropped",
+        }
+
+
+def convert(place: str, to: str, output: str, *, dtype: str | None = None) -> Conversion:
+    """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
+
+    Ranks are padded with zeros to the largest. Raises InputError for what cannot be read, SettingsError for an unknown
+    format or dtype, OutputError for a place that cannot be written.
+    """
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    lora = read_lora(place)
+    kept = [layer for layer in lora.layers if FORMATS[to].flat or layer not in lora.unresolved]
+    if not kept:
+        raise MismatchError(f"{place}: its layers are known by flattened names only, which {to} cannot hold; use kohya")
+    chosen = dtype or own_dtype(lora)
+    _check_output(Path(output), lora, FORMATS[to].folder)
+    written = write_lora(
+        output, lora.layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora)
+    )  # fmt: skip
+    notes = (*_rounding_note(lora, chosen, dtype), *(_kohya_notes(lora) if to == "kohya" else ()))
+    return Conversion(output, to, chosen, written.rank, len(kept), account(lora, written), notes)
+
+
+def own_dtype(lora: Lora) -> str:
+    """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored."""
+    widest = functools.reduce(torch.promote_types, lora.dtypes)
+    return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
+
+
+def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
+    """Where each key of the input went: written again, copied, or dropped with the reason."""
+    dropped = sorted({*lora.dropped, *written.dropped})
+    gone = {key for key, _ in dropped}
+    factors = sum(key not in gone for keys in lora.keys.values() for key in keys)
+    return {
+        "in": factors + len(written.copied) + len(gone),
+        "transferred": factors,
+        "copied": len(written.copied),
+        "dropped": [list(pair) for pair in dropped],
+    }
+
+
+def _check_output(output: Path, lora: Lora, folder: bool) -> None:
+    if not folder and output.suffix != ".safetensors":
+        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
+    if not folder and output.is_dir():
+        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
+    inputs = (lora.path, lora.path.parent) if folder else (lora.path,)
+    if output.exists() and any(output.samefile(one) for one in inputs):
+        raise SettingsError(f"{output} is the input itself; give the result another name")
+
+
+def _provenance(lora: Lora) -> dict[str, str]:
+    """What an earlier run of ours wrote stays true of the same updates; what another trainer wrote is left behind."""
+    earlier = {key.removeprefix(_OURS): value for key, value in lora.metadata.items() if key.startswith(_OURS)}
+    ours = {"version": loraport.__version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
+    return earlier | ours
+
+
+def _rounding_note(lora: Lora, chosen: str, asked: str | None) -> list[str]:
+    """Folding a scale that is no power of two into 16-bit factors rounds them once."""
+    if asked is not None or chosen == "fp32" or all(_exact(scale) for scale in lora.scales.values()):
+        return []
+    return [f"alpha / rank is folded into the factors, which rounds them once to {chosen}; --dtype fp32 keeps them"]
+
+
+def _exact(scale: float) -> bool:
+    return scale == 0 or abs(math.frexp(scale)[0]) == 0.5
+
+
+def _kohya_notes(lora: Lora) -> list[str]:
+    """Where diffusers would refuse the file: its converter takes complete blocks from 0 on, and nothing else."""
+    numbers = sorted({int(name.split(".")[1]) for name in lora.layers if name.startswith("blocks.")})
+    wanted = [f"blocks.{number}.{layer}" for number in range(max(numbers, default=-1) + 1) for layer in KOHYA_BLOCK]
+    missing = [layer for layer in wanted if layer not in lora.layers]
+    outside = [name for name in lora.layers if not name.startswith("blocks.")]
+    notes = []
+    if missing and numbers:
+        notes.append(
+            f"diffusers reads kohya files of Wan only with every layer of every block, and {len(missing)} are missing "
+            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); for diffusers convert to comfy"
+        )
+    if outside and numbers:
+        notes.append(f"diffusers reads no kohya file with layers outside the blocks, such as {outside[0]}")
+    return notes

@@ -1,0 +1,155 @@
+"""A LoRA in another dialect: the same updates, all keys accounted for, nothing stale, and a way back."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from loraport.errors import InputError, MismatchError, OutputError, SettingsError
+from loraport.runs.convert import KOHYA_BLOCK, convert
+from loraport.weights.lora import read_lora
+from loraport.weights.lora_write import FORMATS
+from tests.dialects import CASES, SHAPES, write
+
+DOWN_UP = ("lora_down.weight", "lora_up.weight")
+DIALECTS = ["g1-header-patterns", "g3-rslora", "g4-alpha", "g5", "g9-processor", "g10"]
+
+
+@pytest.fixture
+def lora(tmp_path):
+    (tmp_path / "in").mkdir()
+    return lambda case, extras=None: write(CASES[case], tmp_path / "in", extras)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("case", DIALECTS)
+def test_every_dialect_becomes_every_format_with_the_same_updates(lora, tmp_path, case, to):
+    given = lora(case)
+    output = tmp_path / ("out" if to == "peft" else "out.safetensors")
+    done = convert(str(given.path), to, str(output))
+    back = read_lora(output)
+    assert set(back.layers) == set(given.deltas) and back.dialect.label == {"peft": "peft"}.get(to, to)
+    for layer, delta in given.deltas.items():
+        dense = back.layers[layer].dense().double()
+        assert float((dense - delta).norm()) <= 1e-6 * float(delta.norm())
+    assert done.layers == len(given.deltas) and done.dtype == "fp32" and not done.lost
+    keys = sum(map(len, read_lora(given.path).keys.values()))
+    assert done.keys == {"in": keys, "transferred": keys, "copied": 0, "dropped": []}
+    json.dumps(done.as_json())
+
+
+def test_there_and_back_again_gives_the_same_tensors(lora, tmp_path):
+    first, second, third = (str(tmp_path / f"{name}.safetensors") for name in ("one", "two", "three"))
+    convert(str(lora("g4").path), "comfy", first)
+    convert(first, "kohya", second)
+    convert(second, "comfy", third)
+    one, three = load_file(first), load_file(third)
+    assert set(one) == set(three) and all(torch.equal(one[key], three[key]) for key in one)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_dtype_is_the_inputs_own(lora, tmp_path, dtype):
+    path = lora("g4").path
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(path).items()}, path)
+    output = tmp_path / "out.safetensors"
+    done = convert(str(path), "diffusers", str(output))
+    assert {tensor.dtype for tensor in load_file(output).values()} == {dtype} and done.notes == ()
+    convert(str(path), "diffusers", str(output), dtype="fp16")
+    assert {tensor.dtype for tensor in load_file(output).values()} == {torch.float16}
+
+
+def test_a_rounded_scale_is_said(lora, tmp_path):
+    path = lora("g4-alpha").path
+    save_file({key: tensor.bfloat16() for key, tensor in load_file(path).items()}, path)
+    assert "--dtype fp32" in convert(str(path), "comfy", str(tmp_path / "a.safetensors")).notes[0]
+    assert convert(str(path), "comfy", str(tmp_path / "b.safetensors"), dtype="bf16").notes == ()
+
+
+def test_what_has_no_spelling_is_dropped_with_the_reason(lora, tmp_path):
+    names = ("head.diff_m", "blocks.0.ffn.0.diff_b")
+    extras = {f"diffusion_model.{name}": torch.ones(32) for name in names}
+    path = str(lora("g4", extras).path)
+    done = convert(path, "diffusers", str(tmp_path / "out.safetensors"))
+    assert done.lost and done.keys["copied"] == 1 and done.keys["in"] == 2 * len(SHAPES) + 2
+    assert done.keys["dropped"] == [["diffusion_model.head.diff_m", "the loaders of this format read factors only"]]
+    whole = convert(path, "comfy", str(tmp_path / "same.safetensors"))
+    assert not whole.lost and whole.keys["copied"] == 2
+
+
+def test_a_layer_known_by_a_flattened_name_only(tmp_path):
+    name = "lora_unet_mystery_layer_0"
+    save_file({f"{name}.{k}": torch.ones(2, 2) for k in DOWN_UP}, tmp_path / "k.safetensors")
+    given, output = str(tmp_path / "k.safetensors"), tmp_path / "out.safetensors"
+    with pytest.raises(MismatchError, match="flattened names only"):
+        convert(given, "comfy", str(output))
+    assert not output.exists()
+    assert not convert(given, "kohya", str(output)).lost
+    save_file(load_file(given) | {f"lora_unet_blocks_0_ffn_0.{k}": torch.ones(2, 2) for k in DOWN_UP}, given)
+    done = convert(given, "comfy", str(output))
+    assert (
+        done.lost and done.layers == 1 and [key for key, _ in done.keys["dropped"]] == [f"{name}.{k}" for k in DOWN_UP]
+    )
+
+
+def test_incomplete_kohya_files_are_told_of(lora, tmp_path):
+    path = lora("g4").path
+    assert convert(str(path), "kohya", str(tmp_path / "k.safetensors")).notes == ()
+    assert len({name.split(".", 2)[2] for name in SHAPES}) == len(KOHYA_BLOCK)
+    tensors = {key: tensor for key, tensor in load_file(path).items() if "blocks.0.ffn.0" not in key}
+    for end, shape in (("A", (2, 24)), ("B", (16, 2))):
+        tensors[f"diffusion_model.head.head.lora_{end}.weight"] = torch.ones(shape)
+    save_file(tensors, path)
+    missing, outside = convert(str(path), "kohya", str(tmp_path / "k.safetensors")).notes
+    assert "1 are missing (blocks.0.ffn.0)" in missing and "head.head" in outside
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_the_note_is_what_diffusers_does(lora, tmp_path, complete):
+    converters = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
+    path = lora("g4").path
+    if not complete:
+        save_file({key: tensor for key, tensor in load_file(path).items() if "blocks.0.ffn.0" not in key}, path)
+    convert(str(path), "kohya", str(tmp_path / "k.safetensors"))
+    call = converters._convert_musubi_wan_lora_to_diffusers
+    if complete:
+        assert len(call(load_file(tmp_path / "k.safetensors"))) == 2 * len(SHAPES)
+    else:
+        with pytest.raises(KeyError):
+            call(load_file(tmp_path / "k.safetensors"))
+
+
+def test_metadata_is_ours_and_the_trainers_is_gone(lora, tmp_path):
+    path = lora("g4").path
+    stale = {"ss_network_dim": "99", "sshs_model_hash": "00", "loraport.method": "casa", "loraport.version": "0"}
+    save_file(load_file(path), path, metadata=stale)
+    convert(str(path), "kohya", str(tmp_path / "k.safetensors"))
+    with safe_open(tmp_path / "k.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["loraport.method"] == "casa" and metadata["loraport.converted"] == path.name
+    assert metadata["loraport.version"] != "0" and not {key for key in metadata if key.startswith("ss")}
+
+
+def test_the_same_bytes_every_time(lora, tmp_path):
+    path = str(lora("g5").path)
+    outputs = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for output in outputs:
+        convert(path, "comfy", str(output))
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_wrong_usage_writes_nothing(lora, tmp_path):
+    path = str(lora("g4").path)
+    before = sorted(tmp_path.rglob("*"))
+    for to, output, dtype, error, message in (
+        ("same", "o.safetensors", None, SettingsError, "known: comfy, diffusers, peft, kohya"),
+        ("comfy", "o.safetensors", "fp8", SettingsError, "known: fp32, bf16, fp16"),
+        ("comfy", "o.pt", None, OutputError, "no .safetensors ending"),
+        ("comfy", "in/lora.safetensors", None, SettingsError, "is the input itself"),
+        ("peft", "in", None, SettingsError, "is the input itself"),
+    ):
+        with pytest.raises((InputError, OutputError), match=message) as refusal:
+            convert(path, to, str(tmp_path / output), dtype=dtype)
+        assert isinstance(refusal.value, error)
+    assert sorted(tmp_path.rglob("*")) == before
