@@ -9,7 +9,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(PY) -m pip
 # Small matrices: with one thread per process, two processes do not fight for two cores.
 TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2
 
-.PHONY: help setup demo test check format lint types docs docs-check family clean
+.PHONY: help setup demo test check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -54,6 +54,10 @@ format: setup  ## Format, and mend what ruff can mend
 
 family: setup  ## Train the embedded family again, into lab/family; started again, it continues
 	@$(PY) -m loraport.toy.train --out lab/family
+
+bench: setup  ## Time, memory and disk of a transfer at real layer sizes, on models made in lab/bench
+	@$(PY) benchmarks/synthetic.py lab/bench
+	@$(PY) benchmarks/transfer.py lab/bench
 
 clean:  ## Remove .venv and everything that was made here, except lab/
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
