@@ -152,6 +152,28 @@ def convert(
     raise typer.Exit(3 if result.lost else 0)
 
 
+@app.command(epilog="Example: loraport merge fastwan/ 'style-fastwan.safetensors*0.8' -o fastwan-style/")
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The checkpoint: {_MODEL}.")],
+    loras: Annotated[
+        list[str], typer.Argument(metavar="LORA...", help="LoRAs of this model; 'LORA*0.8' (quoted) sets a strength.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where MODEL is one.")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
+    from loraport import console
+    from loraport.runs.merge import merge as run
+
+    with console.Terminal(quiet=quiet) as terminal:
+        result = run(model, loras, output, watch=terminal.share)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    raise typer.Exit(3 if result.lost else 0)
+
+
 @app.command(epilog="Example: loraport inspect style.safetensors")
 def inspect(
     place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],

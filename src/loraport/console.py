@@ -51,6 +51,13 @@ class Terminal:
         """One of several longer steps begins."""
         self.say(f"[{done + 1}/{total}] {text}")
 
+    def share(self, text: str, done: int, total: int) -> None:
+        """A part of one long step is done: the bar moves, no line is said."""
+        if self.task is None:
+            self.task = self.bar.add_task(text, total=total)
+            self.bar.start()
+        self.bar.update(self.task, completed=done)
+
     def note(self, text: str) -> None:
         """Something worth reading."""
         self.say(f"note: {text}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.weights.names import WRAPPER_INFIXES, canonical_parameter, detect_naming, strip_prefixes
 from loraport.weights.pickled import read_pickle
-from loraport.weights.places import INDEX, PICKLES, SAFETENSORS, files_of, read_index
+from loraport.weights.places import PICKLES, SAFETENSORS, files_of, indexes_beside, read_index
 from loraport.weights.quantized import NOT_READ
 from loraport.weights.safetensors_files import StoredTensor, read_safetensors
 
@@ -187,20 +187,11 @@ def _from_safetensors(paths: tuple[Path, ...]) -> tuple[dict[str, StoredTensor],
                     f"{key!r} stands both in {stored[key].path} and in {file.path}; remove one of them"
                 )
             stored[key] = tensor
-    for index in _indexes_beside(paths):
+    for index in indexes_beside(paths) if len(paths) > 1 else ():
         for key, shard in read_index(index).items():
             if key not in stored or stored[key].path.name != shard:
                 raise FileFormatError(f"{index} says that {key!r} is in {shard}, but it is not; download both again")
     return stored, _digest([file.digest for file in files])
-
-
-def _indexes_beside(paths: tuple[Path, ...]) -> list[Path]:
-    """The indexes that describe this very set of shards."""
-    if len(paths) == 1:
-        return []
-    indexes = sorted(path for path in paths[0].parent.iterdir() if path.name.endswith(INDEX))
-    names = {path.name for path in paths}
-    return [index for index in indexes if set(read_index(index).values()) == names]
 
 
 def _named(

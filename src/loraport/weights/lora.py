@@ -50,9 +50,10 @@ class Lora:
     path: Path
 
 
-def read_lora(path: Path | str) -> Lora:
+def read_lora(path: Path | str, *, dense: bool = False) -> Lora:
     """The LoRA in a safetensors file, or in a folder with one (PEFT's, or diffusers').
 
+    `dense`: a file with full differences (.diff) and no factors will do; it has no layers, and all in `extras`.
     Raises FileFormatError for what is no safetensors file, no LoRA, or another kind of adapter (LoHa, LoKr, DoRA, OFT,
     Tucker cores, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError
     for missing files and values that are not finite.
@@ -64,7 +65,7 @@ def read_lora(path: Path | str) -> Lora:
     scales = stored_scales(files.weights.metadata, files.config, files.path.name)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     factors = [key for key in parsed if key.part in ("A", "B") and not key.text_encoder]
-    _refuse_without_layers(files.path, parsed, factors)
+    _refuse_without_layers(files.path, parsed, factors, dense)
     reader = _Reader(files, scales)
     layers, dropped = {}, []
     for layer, parts in groups.items():
@@ -77,7 +78,7 @@ def read_lora(path: Path | str) -> Lora:
     return Lora(
         layers,
         reader.kernels,
-        majority_dialect(factors),
+        majority_dialect(factors or parsed),
         extras,
         {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers},
         tuple(dropped),
@@ -204,7 +205,7 @@ def _refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
             raise FileFormatError(f"{path}: {key.key!r} holds {kind}, which this version does not read")
 
 
-def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKey]) -> None:
+def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKey], dense: bool) -> None:
     full = [
         key.key for key in keys if key.part == "" and key.key.endswith((".weight", ".bias")) and not key.text_encoder
     ]
@@ -216,7 +217,10 @@ def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKe
         return
     if full:
         raise FileFormatError(f"{path} is a model checkpoint, not a LoRA: it holds whole weights such as {full[0]!r}")
-    if any(key.part == ".diff" for key in keys):
+    differences = any(key.part == ".diff" for key in keys)
+    if dense and differences:
+        return
+    if differences:
         raise FileFormatError(
             f"{path} holds full differences (.diff) only, no LoRA factors; there is nothing to transfer"
         )

@@ -134,6 +134,13 @@ def read_index(path: Path) -> Mapping[str, str]:
     return dict(weight_map)
 
 
+def indexes_beside(paths: tuple[Path, ...]) -> list[Path]:
+    """The indexes that describe this very set of shards."""
+    indexes = sorted(path for path in paths[0].parent.iterdir() if path.name.endswith(INDEX))
+    names = {path.name for path in paths}
+    return [index for index in indexes if set(read_index(index).values()) == names]
+
+
 def _indexed(index: Path) -> tuple[Path, ...]:
     shards = sorted(set(read_index(index).values()))
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:

@@ -1,0 +1,145 @@
+"""What LoRAs add to the parameters of a model: factors, full differences and biases, each with its strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.spectral.svd import LowRank
+from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.dialects import LoraKey, parse_key
+from loraport.weights.lora import Lora
+from loraport.weights.names import flattened
+
+PARAMETERS = {
+    ".diff": "weight",
+    ".w_norm": "weight",
+    ".diff_b": "bias",
+    ".b_norm": "bias",
+    ".lora_B.bias": "bias",
+    ".lora_up.bias": "bias",
+    ".diff_m": "modulation",
+}
+"""The ending of an extra key -> the parameter of the layer that it is added to."""
+
+
+def with_strength(text: str) -> tuple[str, float]:
+    """(place, strength) of `LORA` or `LORA*STRENGTH`; a path that exists as it stands has strength 1.
+
+    Raises SettingsError for a strength that is no finite number.
+    """
+    place, star, number = text.rpartition("*")
+    if not star or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not place or not math.isfinite(strength):
+        raise SettingsError(f"{text!r}: {number!r} is no strength; write LORA*0.8, or a path that exists")
+    return place, strength
+
+
+@dataclass(frozen=True)
+class Addition:
+    """strength · B·A, or strength · a stored difference."""
+
+    update: LowRank | Tensor
+    strength: float
+
+    def add_to(self, W: Tensor) -> None:
+        """Adds it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix."""
+        if isinstance(self.update, LowRank):
+            B, A = self.update.B.to(W.dtype), self.update.A.to(W.dtype)
+            W.view(W.shape[0], -1).addmm_(B, A, alpha=self.strength)
+        else:
+            W.add_(self.update.to(W.dtype).reshape(W.shape), alpha=self.strength)
+
+
+@dataclass(frozen=True)
+class Additions:
+    """All that one LoRA adds to one model, by canonical parameter name, and the keys that it has no place for."""
+
+    by_parameter: Mapping[str, tuple[Addition, ...]]
+    merged: int
+    """Keys of the LoRA that are in `by_parameter`."""
+    dropped: tuple[tuple[str, str], ...]
+
+    def keys(self) -> dict[str, object]:
+        """Where each key of the LoRA went."""
+        dropped = [list(pair) for pair in self.dropped]
+        return {"in": self.merged + len(dropped), "merged": self.merged, "dropped": dropped}
+
+
+def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
+    """Pairs a LoRA with the parameters of a model. Layers known by flattened names are looked up in the model.
+
+    Raises MismatchError where shapes disagree or nothing fits, InputError for values that are not finite.
+    """
+    flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
+    found: dict[str, list[Addition]] = {}
+    dropped = list(lora.dropped)
+    merged = 0
+    for layer, update in lora.layers.items():
+        name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
+        if name not in model:
+            dropped += [(key, f"{model.where} has no such layer") for key in lora.keys[layer]]
+            continue
+        shape = model.shape(name)
+        if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
+            raise _mismatch(lora, layer, update.shape, model, name)
+        found.setdefault(name, []).append(Addition(update, strength))
+        merged += len(lora.keys[layer])
+    for key, tensor in lora.extras.items():
+        parsed = parse_key(key)
+        name, reason = _place(parsed, flat, model)
+        if reason:
+            dropped.append((key, reason))
+            continue
+        _check(lora, key, tensor, model, name)
+        found.setdefault(name, []).append(Addition(tensor, strength))
+        merged += 1
+    if not found:
+        raise MismatchError(_nothing_fits(lora, model))
+    return Additions({name: tuple(some) for name, some in found.items()}, merged, tuple(sorted(set(dropped))))
+
+
+def _place(key: LoraKey, flat: Mapping[str, str], model: Checkpoint) -> tuple[str, str]:
+    """(the parameter that an extra key is added to, "") or ("", the reason why there is none)."""
+    if key.text_encoder:
+        return "", "it belongs to a text encoder, which this checkpoint does not hold"
+    if key.part not in PARAMETERS:
+        return "", "an unknown ending"
+    layer = flat.get(key.layer, key.layer) if key.unresolved else key.layer
+    name = f"{layer}.{PARAMETERS[key.part]}"
+    return (name, "") if name in model else ("", f"{model.where} has no {name}")
+
+
+def _check(lora: Lora, key: str, tensor: Tensor, model: Checkpoint, name: str) -> None:
+    shape = model.shape(name)
+    if tuple(tensor.shape) not in (shape, (*shape[:1], math.prod(shape[1:]))):
+        raise _mismatch(lora, key, tuple(tensor.shape), model, name)
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{lora.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
+
+
+def _mismatch(lora: Lora, what: str, shape: tuple[int, ...], model: Checkpoint, name: str) -> MismatchError:
+    sizes = [" × ".join(map(str, one)) for one in (shape, model.shape(name))]
+    return MismatchError(
+        f"{lora.path}: {what} is {sizes[0]}, the {name} of {model.where} {sizes[1]}; this LoRA was made for another "
+        "model (size): give the model that it belongs to"
+    )
+
+
+def _nothing_fits(lora: Lora, model: Checkpoint) -> str:
+    mine = next(iter(lora.layers or lora.extras), "nothing")
+    return (
+        f"no layer of {lora.path} is in {model.where}: the LoRA has {mine!r}, the model "
+        f"{next(iter(model.layers), 'nothing')!r}; give the model that this LoRA belongs to"
+    )

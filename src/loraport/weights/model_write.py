@@ -1,0 +1,96 @@
+"""A checkpoint written again with some of its tensors changed: same names, dtypes, shards and index, one at a time.
+
+A single file becomes a file, a folder a folder: the one with the weights, so of a diffusers pipeline its transformer,
+with the `config.json` beside them. What a pickle held is written as safetensors under its keys of the chosen part.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from loraport.errors import FileFormatError, OutputError, SettingsError
+from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.places import SAFETENSORS, indexes_beside
+from loraport.weights.safetensors_files import DTYPES, read_safetensors
+from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+
+CONFIG = "config.json"
+STALE = ("sshs_", "modelspec.hash")
+"""Metadata of the input that a changed tensor makes untrue."""
+
+
+def is_folder(model: Checkpoint) -> bool:
+    """Whether a model was given as a folder or a set of shards, and will be written as a folder."""
+    return len(model.paths) > 1 or not model.where.endswith(model.paths[0].name)
+
+
+def check_place(output: Path, model: Checkpoint) -> None:
+    """Raises OutputError or SettingsError, before any work, for a place that the model could not be written to."""
+    inputs = (model.paths[0].parent,) if is_folder(model) else model.paths
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise SettingsError(f"{output} is the model itself; give the result another name")
+    if is_folder(model):
+        if output.is_file() or output.suffix in SAFETENSORS:
+            raise OutputError(f"{model.where} is a folder, and so is the result: name a folder, not {output}")
+        if output.is_dir() and any(output.iterdir()):
+            raise OutputError(f"{output} is a folder with files in it; name a new or an empty one")
+    elif output.is_dir():
+        raise OutputError(f"{output} is a folder, but this result is one file; name a .safetensors file in it")
+    elif output.suffix not in SAFETENSORS:
+        raise OutputError(f"{output} has no .safetensors ending, and that is what is written; add it")
+
+
+def write_model(
+    output: Path,
+    model: Checkpoint,
+    changed: Mapping[str, Callable[[], Tensor]],
+    metadata: Mapping[str, str],
+    written: Callable[[int], None] = lambda size: None,
+) -> None:
+    """The model with some parameters (by canonical name) made anew, in memory one at a time, whole or not at all.
+
+    All others are copied bit by bit. `written` is told the bytes of each tensor when its turn comes.
+    Raises OutputError where it cannot be written, and whatever the making of a parameter raises.
+    """
+    files: dict[Path, dict[str, Pending]] = {path: {} for path in model.paths}
+    for name in model:
+        make = changed.get(name) or partial(model.tensor, name)
+        files[model.path(name)][model.key(name)] = _pending(model, name, make, written)
+    if not is_folder(model):
+        [(path, pending)] = files.items()
+        save_safetensors(output, pending, _metadata(path, metadata))
+        return
+
+    def fill(folder: Path) -> None:
+        for path, pending in files.items():
+            name = path.name if path.suffix in SAFETENSORS else f"{path.stem}.safetensors"
+            write_safetensors(folder / name, pending, _metadata(path, metadata))
+        config = model.paths[0].with_name(CONFIG)
+        for beside in (*indexes_beside(model.paths), *([config] if config.is_file() else [])):
+            shutil.copyfile(beside, folder / beside.name)
+
+    save_folder(output, fill, frozenset())
+
+
+def _pending(model: Checkpoint, name: str, make: Callable[[], Tensor], written: Callable[[int], None]) -> Pending:
+    dtype = model.dtype(name)
+    if dtype not in DTYPES.values():
+        raise FileFormatError(f"{model.path(name)}: {name} is stored as {dtype}, which safetensors cannot hold")
+
+    def made() -> Tensor:
+        tensor = make()
+        written(tensor.nbytes)
+        return tensor
+
+    return Pending(dtype, model.shape(name), made)
+
+
+def _metadata(path: Path, ours: Mapping[str, str]) -> dict[str, str]:
+    """What the input's header says and still holds, and ours."""
+    theirs = read_safetensors(path).metadata if path.suffix in SAFETENSORS else {}
+    return {"format": "pt"} | {key: value for key, value in theirs.items() if not key.startswith(STALE)} | dict(ours)
