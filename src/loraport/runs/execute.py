@@ -18,6 +18,7 @@ from torch import Tensor
 
 import loraport
 from loraport.errors import OutputError, SettingsError
+from loraport.runs.accelerator import Accelerated, Target, open_target, target_places
 from loraport.runs.config import TransferConfig
 from loraport.runs.journal import Journal
 from loraport.runs.layer import LayerTransfer, Weights, read_weights
@@ -41,13 +42,14 @@ class Prepared:
 
     lora: Lora
     source: Checkpoint
-    target: Checkpoint
+    target: Target
     plan: Plan
 
 
 def prepare(config: TransferConfig) -> Prepared:
     """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
-    source, target = open_checkpoint(config.source), open_checkpoint(config.target)
+    source = open_checkpoint(config.source)
+    target = open_target(config.target, source)
     lora = fitted(read_lora(config.lora), target)
     plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
     return Prepared(lora, source, target, plan)
@@ -88,7 +90,7 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
     )
 
 
-def fitted(lora: Lora, target: Checkpoint) -> Lora:
+def fitted(lora: Lora, target: Target) -> Lora:
     """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped."""
     layers = {name.rpartition(".")[0] for name in target}
     parsed = [parse_key(key) for key in lora.extras]
@@ -200,7 +202,7 @@ def check_output(config: TransferConfig, lora: Lora) -> None:
         raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
     if output.is_file() and folder:
         raise OutputError(f"{output} is a file, but PEFT's format is a folder; name a folder")
-    for model in (config.lora, config.source, config.target):
+    for model in (config.lora, config.source, *target_places(config.target)):
         if output.exists() and Path(model).exists() and output.samefile(model):
             raise OutputError(f"{output} is an input of this run; give the result another name")
 
@@ -230,10 +232,11 @@ def _afterthoughts(results: Iterable[LayerResult], not_cached: Iterable[str]) ->
 
 def _run_identity(config: TransferConfig, ready: Prepared, device: torch.device) -> str:
     """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk."""
+    beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
     files = sorted({*ready.source.paths, *ready.target.paths})
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps(
-        [config.fingerprint(), loraport.__version__, torch.__version__, str(device), ready.lora.sha256, stats]
+        [config.fingerprint(), loraport.__version__, torch.__version__, str(device), ready.lora.sha256, beside, stats]
     )
 
 
@@ -251,6 +254,8 @@ def _provenance(config: TransferConfig, ready: Prepared, layers: Iterable[LayerR
         "target": Path(config.target).name,
         "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
+    if isinstance(ready.target, Accelerated):
+        values |= ready.target.provenance()
     if any(layer.correction for layer in layers):
         values["note"] = "this update also takes back a part of the target's drift; a strength slider scales both"
     return values

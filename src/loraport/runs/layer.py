@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loraport.methods import Layer, Recipe, Update
+from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
@@ -29,9 +30,12 @@ class Weights:
     target_hash: str
 
 
-def read_weights(job: LayerJob, source: Checkpoint, target: Checkpoint) -> Weights:
+def read_weights(job: LayerJob, source: Checkpoint, target: Target) -> Weights:
     """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one."""
     W_s, source_hash = source.read_hashed(job.name)
+    if isinstance(target, Accelerated):
+        drift, target_hash = target.read_drift(job.name, W_s, source_hash)
+        return Weights(W_s, drift, source_hash, target_hash)
     W_t, target_hash = target.read_hashed(job.name)
     return Weights(W_s, W_t.sub_(W_s), source_hash, target_hash)
 

@@ -8,6 +8,7 @@ from math import prod
 from typing import Literal
 
 from loraport.errors import MismatchError, SettingsError
+from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import matches
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora
@@ -46,7 +47,7 @@ class Plan:
 def make_plan(
     lora: Lora,
     source: Checkpoint,
-    target: Checkpoint,
+    target: Target,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -61,14 +62,14 @@ def make_plan(
     jobs = tuple(_job(name, lora, source, target, include, exclude) for name in lora.layers)
     if not any(job.action == "transfer" or job.reason == _EXCLUDED for job in jobs):
         raise MismatchError(_nothing_matches(lora, source, target))
-    return Plan(jobs, tuple(_warnings(source, target)))
+    return Plan(jobs, tuple(_warnings(lora, source, target)))
 
 
 _EXCLUDED = "excluded by the user"
 
 
 def _job(
-    name: str, lora: Lora, source: Checkpoint, target: Checkpoint, include: Sequence[str], exclude: Sequence[str]
+    name: str, lora: Lora, source: Checkpoint, target: Target, include: Sequence[str], exclude: Sequence[str]
 ) -> LayerJob:
     update = lora.layers[name]
 
@@ -88,7 +89,7 @@ def _job(
     return job("transfer")
 
 
-def _check_shape(name: str, lora: Lora, model: Checkpoint) -> None:
+def _check_shape(name: str, lora: Lora, model: Target) -> None:
     weight = model.shape(f"{name}.weight")
     matrix = (weight[0], prod(weight[1:]))
     shape, kernel = lora.layers[name].shape, lora.kernels.get(name, weight[2:])
@@ -106,8 +107,8 @@ def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
             raise SettingsError(f"pattern {pattern!r} fits no layer of the LoRA; names look like {example!r}")
 
 
-def _nothing_matches(lora: Lora, source: Checkpoint, target: Checkpoint) -> str:
-    missing_in = target if not any(f"{name}.weight" in target for name in lora.layers) else source
+def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
+    missing_in: Target = target if not any(f"{name}.weight" in target for name in lora.layers) else source
     theirs = next(iter(missing_in.layers), "nothing")
     return (
         f"no layer of the LoRA is in {missing_in.where}: the LoRA has {next(iter(lora.layers))!r}, the model "
@@ -115,16 +116,19 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Checkpoint) -> str:
     )
 
 
-def _warnings(source: Checkpoint, target: Checkpoint) -> list[str]:
+def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
     found = []
     if set(source.paths) == set(target.paths) and source.part == target.part:
         found.append("source and target are the same file: the drift is zero, so direct reuse is exact")
-    for model in (source, target):
+    models: tuple[Target, ...] = (source, target)
+    for model in models:
         if model.extra:
             found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
     known = set(source)
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
         found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
+    if isinstance(target, Accelerated):
+        found += target.notes(lora.layers, len(lora.layers))
     return found
 
 

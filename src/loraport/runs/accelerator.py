@@ -1,0 +1,169 @@
+"""Targets that are a model with an accelerator LoRA: the drift is the accelerator's own update, known exactly.
+
+`MODEL+ACCELERATOR.safetensors[*STRENGTH]`; MODEL may be the word `source`. The result of such a transfer is loaded
+beside the accelerator, at the strength that was given here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.errors import SettingsError
+from loraport.runs.additions import Addition, additions, with_strength
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.hub import looks_like_hub_id
+from loraport.weights.lora import Lora, read_lora
+
+SOURCE = "source"
+"""The word for the source itself; a folder of this name is written ./source."""
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """A model with an accelerator beside it, as a target of a transfer: names and shapes are the model's."""
+
+    model: Checkpoint
+    accelerator: Lora
+    strength: float
+    on_source: bool
+    """Whether the model is the source of the same transfer, so that the accelerator is the whole drift."""
+    weights: dict[str, tuple[Addition, ...]]
+    """Canonical layer -> what the accelerator adds to its weight."""
+    dropped: tuple[tuple[str, str], ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.model)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.model
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.model.where}+{self.accelerator.path.name}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of both."""
+        return (*self.model.paths, self.accelerator.path)
+
+    @property
+    def part(self) -> str | None:
+        """The entry of a pickle that was taken."""
+        return self.model.part
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The model's names outside its family's table; the source tells its own."""
+        return () if self.on_source else self.model.extra
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The model's layers."""
+        return self.model.layers
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter of the model."""
+        return self.model.shape(name)
+
+    def read_drift(
+        self, layer: str, W_s: Float[Tensor, "out in"], source_hash: str
+    ) -> tuple[Float[Tensor, "out in"], str]:
+        """The layer's drift in float32, and a hash of the weight that model and accelerator make together.
+
+        On the source it is strength · B·A and nothing is subtracted; on another model W_m − W_s is added to it. Where
+        the accelerator leaves the layer alone, the hash is that of the model's weight.
+        """
+        W_m, model_hash = (None, source_hash) if self.on_source else self.model.read_hashed(layer)
+        drift = torch.zeros_like(W_s) if W_m is None else W_m.sub_(W_s)
+        terms = self.weights.get(layer, ())
+        for term in terms:
+            term.add_to(drift)
+        return drift, self._hash(model_hash) if terms else model_hash
+
+    def notes(self, layers: Container[str], count: int) -> list[str]:
+        """What the user should know before the transfer of a LoRA with `count` layers."""
+        name = self.accelerator.path.name
+        found = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
+        touched = sum(layer in layers for layer in self.weights)
+        if self.on_source and touched < count:
+            found.append(
+                f"{name} leaves {count - touched} of the LoRA's {count} layers alone: their drift is zero, so direct "
+                "reuse is exact there"
+            )
+        if self.dropped:
+            found.append(
+                f"{len(self.dropped)} keys of {name} have no place in {self.model.where}, so they are not in the "
+                f"drift: {self.dropped[0][0]}, for one ({self.dropped[0][1]})"
+            )
+        return found
+
+    def provenance(self) -> dict[str, str]:
+        """What a written file says of its target."""
+        return {
+            "target": f"{Path(self.model.where).name}+{self.accelerator.path.name}",
+            "accelerator": self.accelerator.path.name,
+            "accelerator_sha256": self.accelerator.sha256,
+            "accelerator_strength": repr(self.strength),
+            "load": "beside the accelerator, which is not in this file",
+        }
+
+    def _hash(self, model_hash: str) -> str:
+        text = f"{model_hash} {self.accelerator.sha256} {self.strength!r}"
+        return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+Target = Checkpoint | Accelerated
+
+
+def open_target(text: str, source: Checkpoint) -> Target:
+    """A target: a model, or a model with an accelerator.
+
+    Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for a
+    strength that is no number.
+    """
+    pair = split_target(text)
+    if pair is None:
+        return open_checkpoint(text)
+    place, strength = with_strength(pair[1])
+    on_source = pair[0] == SOURCE
+    model = source if on_source else open_checkpoint(pair[0])
+    accelerator = read_lora(place, dense=True)
+    found = additions(accelerator, strength, model)
+    weights = {
+        name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")
+    }
+    return Accelerated(model, accelerator, strength, on_source, weights, found.dropped)
+
+
+def split_target(text: str) -> tuple[str, str] | None:
+    """(MODEL, ACCELERATOR[*STRENGTH]); None where it is one place: without a plus sign, or a path that exists.
+
+    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty.
+    """
+    if "+" not in text or Path(text).expanduser().exists():
+        return None
+    cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
+    known = [cut for cut in cuts if cut[0] == SOURCE or _exists(cut[0]) or looks_like_hub_id(cut[0])]
+    both = [cut for cut in known if _exists(cut[1]) or _exists(cut[1].rpartition("*")[0])]
+    chosen = (both or known or cuts)[0]
+    if not all(chosen):
+        raise SettingsError(f"{text!r} lacks a half: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
+    return chosen
+
+
+def target_places(text: str) -> tuple[str, ...]:
+    """The places that a target names, without a strength."""
+    pair = split_target(text)
+    return (text,) if pair is None else (pair[0], with_strength(pair[1])[0])
+
+
+def _exists(place: str) -> bool:
+    return bool(place) and Path(place).expanduser().exists()
