@@ -38,6 +38,11 @@ def layer_of(W_s: torch.Tensor, W_t: torch.Tensor, lora: LowRank) -> Layer:
     return Layer(lora, W_t - W_s, decompose(W_s))
 
 
+def both_bases(W_s: torch.Tensor, W_t: torch.Tensor, lora: LowRank) -> Layer:
+    """The layer with the target's basis too, for the methods that project."""
+    return Layer(lora, W_t - W_s, decompose(W_s), decompose(W_t))
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     return float((a - b).norm() / b.norm())

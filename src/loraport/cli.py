@@ -40,7 +40,8 @@ Output = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        help="casa, direct[:λ], direct-matched, undo:β, undo-matched, rollback, restore-only or arbitrate-only."
+        help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
+        "lora-x, rollback, restore-only or arbitrate-only."
     ),
 ]
 Preset = Annotated[str, typer.Option(help="CASA's settings: paper or published-code; flags win over it.")]
@@ -50,6 +51,18 @@ QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which a
 Energy = Annotated[float | None, typer.Option(help="Share of energy of the leading directions (Eq. 3).")]
 Restore = Annotated[float | None, typer.Option(help="How much of the weak drift is taken back, 0 to 1 (Eq. 8).")]
 Arbitrate = Annotated[bool | None, typer.Option("--arbitrate/--no-arbitrate", help="Arbitrate risky entries (Eq. 14).")]
+Subspace = Annotated[
+    str | None, typer.Option(help="ProLoRA, LoRA-X: a weight's kept directions, energy:0.99, rank:320 or exact.")
+]
+NullSpace = Annotated[
+    bool | None, typer.Option("--null-space/--no-null-space", help="ProLoRA: move what lies outside of them too.")
+]
+CrossTerms = Annotated[
+    bool | None, typer.Option("--cross-terms/--no-cross-terms", help="ProLoRA: keep the mixed blocks that it drops.")
+]
+PhiMin = Annotated[
+    float | None, typer.Option(help="ProLoRA: layers whose subspaces overlap less get no adapter; 0 keeps all.")
+]
 Rank = Annotated[
     str | None,
     typer.Option(help="auto (exact, or twice the LoRA's), source, full, a number, or a share of energy such as 0.95."),
@@ -91,6 +104,10 @@ def transfer(
     energy: Energy = None,
     restore: Restore = None,
     arbitrate: Arbitrate = None,
+    subspace: Subspace = None,
+    null_space: NullSpace = None,
+    cross_terms: CrossTerms = None,
+    phi_min: PhiMin = None,
     rank: Rank = None,
     format: FormatName = "same",
     as_: As = "lora",
@@ -113,12 +130,15 @@ def transfer(
     from loraport.runs.execute import prepare
     from loraport.runs.execute import transfer as run
 
-    flags = {"tau": tau, "q_dom": q_dom, "q_act": q_act, "energy": energy, "restore": restore, "arbitrate": arbitrate}
+    flags = {
+        "tau": tau, "q_dom": q_dom, "q_act": q_act, "energy": energy, "restore": restore, "arbitrate": arbitrate,
+        "subspace": subspace, "null_space": null_space, "cross_terms": cross_terms, "phi_min": phi_min,
+    }  # fmt: skip
     config = TransferConfig(
         lora=lora, source=source, target=target, output=output, method=method,
-        casa=method_settings(method, preset, flags), rank=chosen_rank(rank, preset), format=chosen_format(format),
-        as_diff=chosen_output(as_) == "diff", dtype=dtype, include=tuple(include or ()), exclude=tuple(exclude or ()),
-        device=device, seed=seed, cache=_cache(cache, no_cache),
+        rank=chosen_rank(rank, preset), format=chosen_format(format), as_diff=chosen_output(as_) == "diff", dtype=dtype,
+        include=tuple(include or ()), exclude=tuple(exclude or ()), device=device, seed=seed,
+        cache=_cache(cache, no_cache), **method_settings(method, preset, flags),
     )  # fmt: skip
     page = None if report is None else _page(report)
     if dry_run:

@@ -8,28 +8,32 @@ from loraport.methods import METHODS, CasaSettings, find_recipe
 from loraport.methods.casa import casa
 from loraport.methods.controls import restore_only
 from loraport.methods.layer import Layer
-from tests.layers import SHAPES, layer_of, random_weights, relative
+from tests.layers import SHAPES, both_bases, layer_of, random_weights, relative
 
-NAMES = [*METHODS, "direct:1.15", "undo:0.5"]
+NAMES = [*METHODS, "direct:1.15", "undo:0.5", "drift-orthogonal:3", "direct-matched:prolora", "direct-matched:undo:0.5"]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_runs_on_every_shape_and_means_what_it_declares(name, shape):
-    layer = layer_of(*random_weights(shape, 2))
+    layer = both_bases(*random_weights(shape, 2))
     recipe = find_recipe(name)
-    update = recipe(layer if recipe.method.needs_basis else Layer(layer.lora, layer.drift))
+    basis, target = layer.basis if recipe.needs_basis else None, layer.target if recipe.needs_target else None
+    update = recipe(Layer(layer.lora, layer.drift, basis, target))
     assert update.dense().shape == shape and torch.isfinite(update.dense()).all()
-    assert update.is_low_rank == recipe.method.low_rank
+    assert update.reason is None and float(update.dense().norm()) == pytest.approx(update.norm())
+    assert update.is_low_rank == (recipe.method.low_rank or name == "prolora")
     if recipe.method.low_rank:
-        assert torch.linalg.matrix_rank(update.dense()) == layer.lora.rank
+        assert torch.linalg.matrix_rank(update.dense()) <= update.low_rank.rank == layer.lora.rank
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "rollback"])
-def test_without_drift_every_method_but_rollback_is_direct_reuse(name):
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("rollback", "prolora", "lora-x")])
+def test_without_drift_every_method_but_rollback_and_projections_is_direct_reuse(name):
     W_s, _, lora = random_weights((24, 24), 2)
     assert relative(find_recipe(name)(layer_of(W_s, W_s.clone(), lora)).dense(), lora.dense()) < 1e-12
     assert find_recipe("rollback")(layer_of(W_s, W_s.clone(), lora)).dense().norm() == 0
+    for projection in ("prolora", "lora-x"):
+        assert relative(find_recipe(projection)(both_bases(W_s, W_s.clone(), lora)).dense(), lora.dense()) > 1e-3
 
 
 def test_formulas_of_the_controls():
@@ -57,6 +61,11 @@ def test_formulas_of_the_controls():
         ("direct:", "'' is not a number"),
         ("undo:nan", "is not a number"),
         ("direct:inf", "is not a number"),
+        ("drift-orthogonal:0", "directions is 0, but it must be 1 or more"),
+        ("drift-orthogonal:1.5", "'1.5' is not a whole number; write for example 'drift-orthogonal:16'"),
+        ("direct-matched:caza", "unknown method 'caza'"),
+        ("direct-matched:direct-matched", "matches itself"),
+        ("prolora:2", "takes no number"),
     ],
 )
 def test_wrong_names_are_refused_with_what_to_write_instead(name, message):

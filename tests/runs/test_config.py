@@ -3,6 +3,7 @@
 import pytest
 
 from loraport.errors import SettingsError
+from loraport.methods import LoraxSettings, ProloraSettings
 from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.runs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
 from loraport.runs.execute import find_device
@@ -47,6 +48,33 @@ def test_unknown_names_list_the_known_ones():
         casa_settings(q_dom=1.5)
     with pytest.raises(SettingsError, match="--tau is a setting of CASA and means nothing to 'direct'"):
         method_settings("direct", "paper", {"tau": 1.0})
+
+
+def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
+    given = {"subspace": "rank:8", "phi_min": 0.5, "tau": None, "null_space": False}
+    assert method_settings("prolora", "paper", given) == {"prolora": ProloraSettings("rank:8", False, False, 0.5)}
+    assert method_settings("direct-matched:prolora", "paper", given) == method_settings("prolora", "paper", given)
+    assert method_settings("lora-x", "paper", {"subspace": "exact"}) == {"lora_x": LoraxSettings("exact")}
+    assert method_settings("core", "paper", {"tau": None}) == {"casa": PAPER}
+    for method, flag in {
+        "lora-x": ("phi_min", 0.5, "--phi-min is a setting of ProLoRA"),
+        "casa": ("subspace", "exact", "--subspace is a setting of ProLoRA"),
+        "prolora": ("tau", 1.0, "--tau is a setting of CASA"),
+        "core": ("null_space", False, "--null-space is a setting of ProLoRA"),
+        "direct-matched:lora-x": ("cross_terms", True, "--cross-terms is a setting of ProLoRA"),
+    }.items():
+        with pytest.raises(SettingsError, match=f"{flag[2]} and means nothing to '{method}'"):
+            method_settings(method, "paper", {flag[0]: flag[1]})
+    with pytest.raises(SettingsError, match="unknown preset"):
+        method_settings("prolora", "code", {})
+
+
+def test_the_settings_in_the_report_are_those_of_the_method():
+    config = TransferConfig(**GIVEN, method="direct-matched:prolora", prolora=ProloraSettings("exact"))
+    assert config.settings()["subspace"] == "exact" and "tau" not in config.settings()
+    assert "subspace" not in TransferConfig(**GIVEN).settings()
+    assert set(TransferConfig(**GIVEN, method="core").settings()) == {"rank", "dtype", "seed"}
+    assert TransferConfig(**GIVEN, method="drift-orthogonal:3").settings()["directions"] == 3
 
 
 def test_patterns():

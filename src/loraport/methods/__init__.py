@@ -1,6 +1,6 @@
 """RECIPES on one layer, one file each, with its settings and its paper.
 
-recipe = find_recipe("casa")                 # or "direct:1.15", "undo:0.25", "rollback", ...
+recipe = find_recipe("casa")                 # or "direct:1.15", "prolora", "direct-matched:prolora", ...
 update = recipe(Layer(lora, drift, basis))   # an Update: low-rank part, dense correction, facts
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.errors import SettingsError, unknown_name
-from loraport.methods.casa import CASA_PRESETS, PAPER, CasaSettings, casa
+from loraport.methods.casa import CASA_PRESETS, CasaSettings, casa
 from loraport.methods.controls import (
     UndoSettings,
     arbitrate_only,
@@ -21,10 +21,36 @@ from loraport.methods.controls import (
     undo,
     undo_matched,
 )
+from loraport.methods.core_undo import CoreSettings, core
 from loraport.methods.direct import DirectSettings, direct
+from loraport.methods.drift_orthogonal import DriftOrthogonalSettings, drift_orthogonal
 from loraport.methods.layer import Layer, Update
+from loraport.methods.lorax import LoraxSettings, lorax
+from loraport.methods.prolora import ProloraSettings, prolora
 
-__all__ = ["CASA_PRESETS", "METHODS", "CasaSettings", "Layer", "Method", "Recipe", "Update", "find_recipe"]
+__all__ = [
+    "CASA_PRESETS",
+    "METHODS",
+    "CasaSettings",
+    "Layer",
+    "LoraxSettings",
+    "Method",
+    "ProloraSettings",
+    "Recipe",
+    "Settings",
+    "Update",
+    "find_recipe",
+]
+
+Settings = (
+    CasaSettings
+    | CoreSettings
+    | DirectSettings
+    | DriftOrthogonalSettings
+    | LoraxSettings
+    | ProloraSettings
+    | UndoSettings
+)
 
 
 @dataclass(frozen=True)
@@ -32,19 +58,29 @@ class Method:
     """A rule for one layer, and what it needs to know."""
 
     rule: Callable[[Layer, Any], Update]
-    amount: type[DirectSettings] | type[UndoSettings] | None = None
-    """What `name:number` sets; None for the methods that take CASA's settings."""
+    settings: Callable[..., Settings] = CasaSettings
+    argument: str | None = None
+    """The setting that `name:value` sets; None for the methods whose name stands alone."""
     needs_basis: bool = True
+    """Whether it looks at the singular basis of the source weight."""
+    needs_target: bool = False
+    """Whether it looks at the singular basis of the target weight."""
     low_rank: bool = False
     """Whether the result has the LoRA's own rank, exactly."""
 
 
 METHODS = {
     "casa": Method(casa),
-    "direct": Method(direct, DirectSettings, needs_basis=False, low_rank=True),
+    "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True),
     "direct-matched": Method(direct_matched, low_rank=True),
-    "undo": Method(undo, UndoSettings, needs_basis=False),
+    "undo": Method(undo, UndoSettings, "amount", needs_basis=False),
     "undo-matched": Method(undo_matched),
+    "core": Method(core, CoreSettings, needs_basis=False, low_rank=True),
+    "drift-orthogonal": Method(
+        drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
+    ),
+    "prolora": Method(prolora, ProloraSettings, needs_target=True),
+    "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True),
     "rollback": Method(rollback),
     "restore-only": Method(restore_only),
     "arbitrate-only": Method(arbitrate_only),
@@ -57,34 +93,55 @@ class Recipe:
 
     name: str
     method: Method
-    settings: CasaSettings | DirectSettings | UndoSettings
+    settings: Settings
+    matched: Recipe | None = None
+    """The recipe whose size `direct-matched` takes; its settings are this one's."""
 
     def __call__(self, layer: Layer) -> Update:
         """The layer's new update."""
-        return self.method.rule(layer, self.settings)
+        return self.method.rule(layer, self.matched(layer) if self.matched else self.settings)
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether `Layer.basis` must be there."""
+        return (self.matched or self).method.needs_basis
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether `Layer.target` must be there."""
+        return (self.matched or self).method.needs_target
 
 
-def find_recipe(text: str, casa_settings: CasaSettings = PAPER) -> Recipe:
-    """The recipe that a name such as `casa` or `direct:1.15` stands for.
+def find_recipe(text: str, *settings: Settings) -> Recipe:
+    """The recipe that a name such as `casa`, `direct:1.15` or `direct-matched:prolora` stands for.
 
-    Raises SettingsError for an unknown name (listing the known ones), and for a number where none belongs or none is.
+    Of the settings it takes those of its own kind, else the method's defaults; a value in the name wins over both.
+    Raises SettingsError for an unknown name (listing the known ones), a wrong value, and one where none belongs.
     """
-    name, colon, number = text.partition(":")
+    name, colon, value = text.partition(":")
     method = METHODS.get(name)
     if method is None:
         raise unknown_name("method", name, METHODS)
-    if method.amount is not None:
-        return Recipe(text, method, method.amount(_number(text, number)) if colon else method.amount())
-    if colon:
+    if name == "direct-matched":
+        matched = find_recipe(value if colon else "casa", *settings)
+        if matched.matched is not None:
+            raise SettingsError(f"method {text!r} matches itself; name another method, for example {name}:casa")
+        return Recipe(text, method, matched.settings, matched)
+    if colon and method.argument is None:
         raise SettingsError(f"method {name!r} takes no number, but {text!r} has one; write {name!r}")
-    return Recipe(text, method, casa_settings)
+    default = method.settings()
+    if colon and method.argument is not None:
+        number = _number(text, value, whole=isinstance(getattr(default, method.argument), int))
+        return Recipe(text, method, method.settings(**{method.argument: number}))
+    return Recipe(text, method, next((own for own in settings if type(own) is type(default)), default))
 
 
-def _number(text: str, number: str) -> float:
+def _number(text: str, number: str, *, whole: bool) -> float | int:
     try:
-        value = float(number)
+        value = int(number) if whole else float(number)
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise SettingsError(f"method {text!r}: {number!r} is not a number; write for example 'direct:1.15'")
+        kind, example = ("whole number", "drift-orthogonal:16") if whole else ("number", "direct:1.15")
+        raise SettingsError(f"method {text!r}: {number!r} is not a {kind}; write for example {example!r}")
     return value

@@ -32,11 +32,16 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     return Update(layer.lora, -beta * layer.drift, {**restored.facts, "amount": beta})
 
 
-def direct_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
-    """Direct reuse at the size of CASA's update: λ = ‖D_casa‖ / ‖D_lora‖ before truncation; a zero LoRA stays zero."""
-    transferred = casa(layer, settings)
+def direct_matched(layer: Layer, transferred: Update) -> Update:
+    """Direct reuse at the size of another method's update: λ = ‖D'‖ / ‖D_lora‖ before truncation.
+
+    The control of every method that shrinks or grows the LoRA. A zero LoRA stays zero; a layer to which the other
+    method gives no adapter gets none here.
+    """
+    if transferred.reason is not None:
+        return transferred
     size = layer.lora.norm()
-    strength = float(torch.linalg.vector_norm(transferred.dense())) / size if size else 1.0
+    strength = transferred.norm() / size if size else 1.0
     return Update(layer.lora.scaled(strength), None, {**transferred.facts, "amount": strength})
 
 

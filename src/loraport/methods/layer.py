@@ -17,29 +17,39 @@ from loraport.spectral.svd import LowRank, SingularBasis
 class Layer:
     """One weight matrix before and after distillation, and the LoRA's update of it.
 
-    `drift` is D_fft = W_t − W_s from the original weights; `basis` is the thin singular basis of W_s, or None for the
-    recipes that do not look at it.
+    `drift` is D_fft = W_t − W_s from the original weights; `basis` and `target` are the thin singular bases of W_s and
+    W_t, or None for the recipes that do not look at them.
     """
 
     lora: LowRank
     drift: Float[Tensor, "out in"]
     basis: SingularBasis | None = None
+    target: SingularBasis | None = None
 
     def transposed(self) -> Layer:
         """The layer as it would be with inputs and outputs exchanged."""
-        return Layer(self.lora.transposed(), self.drift.mT, self.basis.transposed() if self.basis else None)
+        basis, target = (one.transposed() if one else None for one in (self.basis, self.target))
+        return Layer(self.lora.transposed(), self.drift.mT, basis, target)
 
 
 @dataclass(frozen=True)
 class Update:
     """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact.
 
-    `facts` may hold k, clusters, largest_cluster, arbitrated (CASA) and amount (what a matched control found).
+    `facts` may hold k, clusters, largest_cluster, arbitrated (CASA), k_target, overlap, overlap_random (projections)
+    and amount (what a matched control or core undo found).
     """
 
     low_rank: LowRank
     correction: Float[Tensor, "out in"] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    """Why the method gives this layer no adapter; None where it gives one."""
+
+    @classmethod
+    def none(cls, lora: LowRank, reason: str, facts: Mapping[str, Any]) -> Update:
+        """No adapter for this layer: an update of rank 0, and why."""
+        return cls(LowRank(lora.B[:, :0], lora.A[:0]), None, facts, reason)
 
     @property
     def is_low_rank(self) -> bool:
@@ -52,7 +62,11 @@ class Update:
             return self.low_rank.dense()
         return torch.addmm(self.correction, self.low_rank.B, self.low_rank.A)
 
+    def norm(self) -> float:
+        """‖D'‖_F; a low-rank update is not multiplied out for it."""
+        return self.low_rank.norm() if self.correction is None else float(torch.linalg.vector_norm(self.dense()))
+
     def transposed(self) -> Update:
         """The update of the transposed layer."""
         correction = None if self.correction is None else self.correction.mT
-        return Update(self.low_rank.transposed(), correction, self.facts)
+        return Update(self.low_rank.transposed(), correction, self.facts, self.reason)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from loraport.errors import SettingsError, unknown_name
-from loraport.methods import CASA_PRESETS, CasaSettings, Recipe, find_recipe
+from loraport.methods import (
+    CASA_PRESETS,
+    CasaSettings,
+    LoraxSettings,
+    ProloraSettings,
+    Recipe,
+    Settings,
+    find_recipe,
+)
 from loraport.methods.casa import PAPER
+from loraport.methods.lorax import LORAX
+from loraport.methods.prolora import PROLORA
 from loraport.weights.lora_write import Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -68,6 +78,8 @@ class TransferConfig:
     output: str
     method: str = "casa"
     casa: CasaSettings = PAPER
+    prolora: ProloraSettings = PROLORA
+    lora_x: LoraxSettings = LORAX
     rank: RankRule = RankRule()
     format: Format = "same"
     as_diff: bool = False
@@ -84,12 +96,12 @@ class TransferConfig:
             raise unknown_name("dtype", self.dtype, DTYPES)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
-        find_recipe(self.method, self.casa)
+        find_recipe(self.method)
 
     @property
     def recipe(self) -> Recipe:
         """The method with its settings."""
-        return find_recipe(self.method, self.casa)
+        return find_recipe(self.method, self.casa, self.prolora, self.lora_x)
 
     def settings(self) -> dict[str, Any]:
         """What shaped the numbers, without places: for the report and the file's metadata."""
@@ -139,13 +151,28 @@ def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSe
     return replace(CASA_PRESETS[preset], **given)
 
 
-def method_settings(method: str, preset: str, flags: Mapping[str, float | bool | None]) -> CasaSettings:
-    """`casa_settings` for a method by name. Raises SettingsError for a flag of CASA that the method does not have."""
-    settings = casa_settings(preset, **flags)
-    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None]
-    if given and find_recipe(method, settings).method.amount is not None:
-        raise SettingsError(f"{', '.join(given)} is a setting of CASA and means nothing to {method!r}; leave it out")
-    return settings
+def method_settings(method: str, preset: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method by name, from a preset and the flags that are not None, by their place in the config.
+
+    Raises SettingsError for a flag of CASA or ProLoRA that the method does not have.
+    """
+    own = type(find_recipe(method).settings)
+    given = {name: value for name, value in flags.items() if value is not None}
+    for kind, owner in ((CasaSettings, "CASA"), (ProloraSettings, "ProLoRA")):
+        alien = [name for name in given if name in _names(kind) - _names(own)]
+        if alien:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
+            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {method!r}; leave it out")
+    casa = casa_settings(preset, **{name: value for name, value in given.items() if name in _names(CasaSettings)})
+    if own is ProloraSettings:
+        return {"prolora": ProloraSettings(**given)}
+    if own is LoraxSettings:
+        return {"lora_x": LoraxSettings(**given)}
+    return {"casa": casa}
+
+
+def _names(kind: type[Settings]) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 def matches(name: str, pattern: str) -> bool:

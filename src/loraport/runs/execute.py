@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,8 +74,9 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         results = {result.name: result for result in work(worker, ready, journal, watcher)}
         computed = time.perf_counter()
         layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
+        check_something_left(layers)
         written = write(config, ready, journal, layers)
-    notes = _afterthoughts(results.values(), worker.not_cached)
+    notes = _afterthoughts(config, results.values(), worker.not_cached)
     for note in notes:
         watcher.note(note)
     end = time.perf_counter()
@@ -83,7 +85,7 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         method=config.method,
         settings=config.settings(),
         layers=layers,
-        keys=account(ready, written),
+        keys=account(ready, written, layers),
         warnings=(*ready.plan.warnings, *notes),
         seconds={"total": end - start, "layers": sum(layer.seconds for layer in layers), "write": end - computed},
         peak_rss_bytes=peak_rss_bytes(),
@@ -110,7 +112,9 @@ def work(worker: LayerTransfer, ready: Prepared, journal: Journal, watcher: Prog
             continue
         watcher.layer(earlier[1], True)
         yield earlier[1]
-    for job, weights in read_ahead(todo, lambda job: read_weights(job, ready.source, ready.target)):
+    keep_target = worker.recipe.needs_target
+    read = partial(read_weights, source=ready.source, target=ready.target, keep_target=keep_target)
+    for job, weights in read_ahead(todo, read):
         written, result = worker(job, ready.lora.layers[job.name], weights)
         journal.keep(written, result)
         watcher.layer(result, False)
@@ -151,11 +155,11 @@ def write(config: TransferConfig, ready: Prepared, journal: Journal, layers: Ite
     )  # fmt: skip
 
 
-def account(ready: Prepared, written: WrittenLora) -> dict[str, object]:
-    """Where each key of the input went: transferred, copied, or dropped with the reason."""
+def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> dict[str, object]:
+    """Where each key of the input went: transferred, copied, or dropped with the reason, the plan's or the method's."""
     keys = ready.lora.keys
     dropped = [*ready.lora.dropped, *written.dropped]
-    dropped += [(key, job.reason or "") for job in ready.plan.of("drop") for key in keys[job.name]]
+    dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
     gone = {key for key, _ in dropped}
     count = Counter({action: 0 for action in STATUS})
     for job in ready.plan.jobs:
@@ -167,6 +171,13 @@ def account(ready: Prepared, written: WrittenLora) -> dict[str, object]:
         "copied": copied,
         "dropped": [list(pair) for pair in sorted(set(dropped))],
     }
+
+
+def check_something_left(layers: Iterable[LayerResult]) -> None:
+    """Refuse to write a file without a single layer. Raises SettingsError: the method's own filter took them all."""
+    layers = list(layers)
+    if layers and all(layer.status == "skipped" for layer in layers):
+        raise SettingsError(f"the method gives no layer an adapter; {layers[0].name}, for one: {layers[0].reason}")
 
 
 def common_rank(config: TransferConfig, plan: Plan) -> int:
@@ -218,7 +229,7 @@ def _untouched(job: LayerJob) -> LayerResult:
     return LayerResult(job.name, STATUS[job.action], job.reason, job.shape, job.rank, rank_out)  # type: ignore[arg-type]
 
 
-def _afterthoughts(results: Iterable[LayerResult], not_cached: Iterable[str]) -> list[str]:
+def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_cached: Iterable[str]) -> list[str]:
     """What the user should know and only the finished layers tell."""
     results = list(results)
     notes = [f"bases were not kept in the cache: {why}" for why in sorted(not_cached)]
@@ -227,6 +238,12 @@ def _afterthoughts(results: Iterable[LayerResult], not_cached: Iterable[str]) ->
         notes.append("source and target have the same weights here: the drift is zero, so direct reuse is exact")
     if len({result.rank_out for result in results} - {None}) > 1:
         notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
+    blind = sum(row.overlap_random is not None and row.overlap_random >= config.prolora.phi_min for row in results)
+    if blind and config.prolora.phi_min:
+        notes.append(
+            f"the layer filter says nothing in {blind} of {len(results)} layers: subspaces this large would overlap by "
+            f"phi_min {config.prolora.phi_min:g} even if they were unrelated (full ones by 1, always)"
+        )
     return notes
 
 
@@ -256,7 +273,7 @@ def _provenance(config: TransferConfig, ready: Prepared, layers: Iterable[LayerR
     }
     if isinstance(ready.target, Accelerated):
         values |= ready.target.provenance()
-    if any(layer.correction for layer in layers):
+    if any(layer.correction for layer in layers) or config.method == "core":
         values["note"] = "this update also takes back a part of the target's drift; a strength slider scales both"
     return values
 

@@ -15,7 +15,16 @@ from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
-from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize, factorize_energy, kept_correction
+from loraport.spectral.svd import (
+    LowRank,
+    SingularBasis,
+    cosine,
+    decompose,
+    factorize,
+    factorize_energy,
+    kept_correction,
+    shortened,
+)
 from loraport.weights.cache import BasisCache, basis_key
 from loraport.weights.checkpoint import Checkpoint
 
@@ -28,15 +37,19 @@ class Weights:
     drift: Tensor
     source_hash: str
     target_hash: str
+    W_t: Tensor | None = None
+    """Only for recipes that look at the target's basis: the others need one matrix less."""
 
 
-def read_weights(job: LayerJob, source: Checkpoint, target: Target) -> Weights:
+def read_weights(job: LayerJob, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
     """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one."""
     W_s, source_hash = source.read_hashed(job.name)
     if isinstance(target, Accelerated):
         drift, target_hash = target.read_drift(job.name, W_s, source_hash)
-        return Weights(W_s, drift, source_hash, target_hash)
+        return Weights(W_s, drift, source_hash, target_hash, W_s + drift if keep_target else None)
     W_t, target_hash = target.read_hashed(job.name)
+    if keep_target:
+        return Weights(W_s, W_t - W_s, source_hash, target_hash, W_t)
     return Weights(W_s, W_t.sub_(W_s), source_hash, target_hash)
 
 
@@ -56,18 +69,21 @@ class LayerTransfer:
     """Why bases could not be kept, filled as it happens."""
 
     def __call__(self, job: LayerJob, lora: LowRank, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
-        """The new update of one layer, factors or dense, and its row in the report."""
+        """The new update of one layer, factors or dense, and its row in the report.
+
+        A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0.
+        """
         start = time.perf_counter()
-        layer = Layer(self._here(lora), weights.drift.to(self.device), self._basis(weights))
+        layer = self._layer(lora, weights)
         update = self.recipe(layer)
-        written = self._write(update, job)
+        written = self._write(update, job) if update.reason is None else update.low_rank
         return written, LayerResult(
             name=job.name,
-            status="transferred",
-            reason=None,
+            status="transferred" if update.reason is None else "skipped",
+            reason=update.reason,
             shape=job.shape,
             rank_in=job.rank,
-            rank_out=written.rank if isinstance(written, LowRank) else None,
+            rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,
             source_hash=weights.source_hash,
             target_hash=weights.target_hash,
             seconds=time.perf_counter() - start,
@@ -75,14 +91,17 @@ class LayerTransfer:
             **update.facts,
         )
 
-    def _here(self, lora: LowRank) -> LowRank:
-        return LowRank(lora.B.to(self.device), lora.A.to(self.device))
+    def _layer(self, lora: LowRank, weights: Weights) -> Layer:
+        here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
+        basis = self._basis(weights.W_s, weights.source_hash) if self.recipe.needs_basis else None
+        target = None
+        if self.recipe.needs_target and weights.W_t is not None:
+            target = self._basis(weights.W_t, weights.target_hash)
+        return Layer(here, weights.drift.to(self.device), basis, target)
 
-    def _basis(self, weights: Weights) -> SingularBasis | None:
-        if not self.recipe.method.needs_basis:
-            return None
-        key = basis_key(weights.source_hash)
-        fetched = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device)
+    def _basis(self, W: Tensor, fingerprint: str) -> SingularBasis:
+        key = basis_key(fingerprint)
+        fetched = self.cache.get_or_compute(key, lambda: decompose(W.to(self.device)), self.device)
         if fetched.not_written:
             self.not_cached.add(fetched.not_written)
         return fetched.basis
@@ -96,6 +115,8 @@ class LayerTransfer:
             return factorize_energy(update.dense(), self.rule.value)
         if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
             return update.low_rank.padded(self.rank) if self.rule.kind == "fixed" else update.low_rank
+        if update.is_low_rank:
+            return shortened(update.low_rank, self.rank)
         rank = n if self.rule.kind == "full" else min(self.rank, n)
         return factorize(update.dense(), rank, generator=layer_generator(self.seed, job.name))
 
@@ -126,6 +147,7 @@ def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Te
         "correction": None if correction is None else share(_norm(correction)),
         "kept_energy": energy,
         "kept_correction": kept,
+        "cosine": cosine(layer.lora, written),
         "weight_norm": size,
     }
 

@@ -28,7 +28,9 @@ class LayerResult:
     update: float | None = None
     """‖D'‖ / ‖W_s‖ of what was written"""
     correction: float | None = None
-    """‖D' − D_lora‖ / ‖W_s‖ before truncation"""
+    """‖D' − D_lora‖ / ‖W_s‖ before truncation, where the method adds a dense part"""
+    cosine: float | None = None
+    """Of D' and D_lora"""
     kept_energy: float | None = None
     kept_correction: float | None = None
     k: int | None = None
@@ -36,7 +38,13 @@ class LayerResult:
     largest_cluster: float | None = None
     arbitrated: int | None = None
     amount: float | None = None
-    """The strength or undo share that a matched control found"""
+    """The strength or undo share that a matched control found; core undo's share of the drift"""
+    k_target: int | None = None
+    """Directions of the target's subspace; `k` are the source's, or the drift's"""
+    overlap: float | None = None
+    """Φ of the two subspaces, the smaller of left and right"""
+    overlap_random: float | None = None
+    """What Φ would be for unrelated subspaces"""
     weight_norm: float | None = None
     """‖W_s‖"""
     source_hash: str | None = None

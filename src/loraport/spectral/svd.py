@@ -199,6 +199,16 @@ def kept_correction(low: LowRank, source: LowRank, correction: Float[Tensor, "ou
     return (_inner(low, correction) - _inner(source, correction)) / size
 
 
+def cosine(low: LowRank, D: LowRank | Float[Tensor, "out in"]) -> float | None:
+    """⟨B·A, D⟩ / (‖B·A‖·‖D‖), D in factors or dense; None where one of them is zero."""
+    if isinstance(D, LowRank):
+        inner = float(((low.B.mT @ D.B).double() * (low.A @ D.A.mT).double()).sum())
+        size = low.norm() * D.norm()
+    else:
+        inner, size = _inner(low, D), low.norm() * float(torch.linalg.vector_norm(D))
+    return inner / size if size else None
+
+
 def _inner(low: LowRank, D: Float[Tensor, "out in"]) -> float:
     """⟨B·A, D⟩ without the dense product."""
     return float(((low.B.mT @ D).double() * low.A.double()).sum())
