@@ -1,4 +1,4 @@
-"""Models on the Hub, against a stand-in for its client: what is fetched, what is refused before a byte is fetched."""
+"""Models and LoRAs on the Hub, against a stand-in for its client: what is fetched, what is refused before that."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 from loraport.errors import InputError
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.hub import looks_like_hub_id
+from loraport.weights.lora import read_lora
 from tests import tiny
 
 STATE = tiny.tiny_state()
+FACTORS = tiny.lora_factors(STATE)
 
 
 @pytest.fixture
@@ -166,3 +168,89 @@ def test_the_real_client_offline_gives_one_clear_message(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="neither a path here nor a Hub model that can be reached"):
         open_checkpoint("no-such-organisation/no-such-model")
+
+
+def peft_folder(folder: Path, alpha: int = 8) -> Path:
+    """PEFT's two files, and what else people upload."""
+    folder.mkdir(parents=True)
+    tiny.write_lora(folder / "adapter_model.safetensors", FACTORS, "base_model.model.")
+    (folder / "adapter_config.json").write_text(f'{{"r": 4, "lora_alpha": {alpha}}}')
+    for other in ("README.md", "sample.mp4", "optimizer.pt"):
+        (folder / other).write_text("large")
+    return folder
+
+
+def test_a_lora_is_fetched_with_its_configuration_and_nothing_else(hub):
+    peft_folder(hub.root / "me/style")
+    lora = read_lora("me/style@v1")
+    assert set(lora.layers) == set(FACTORS) and set(lora.scales.values()) == {2.0}
+    assert hub.asked == [("me/style", "v1", ["adapter_config.json", "adapter_model.safetensors"], False)]
+
+
+def test_the_only_lora_of_a_repository_or_folder_needs_no_name(hub):
+    (hub.root / "me/style/wan").mkdir(parents=True)
+    tiny.write_lora(hub.root / "me/style/style.safetensors", FACTORS)
+    tiny.write_lora(hub.root / "me/style/wan/other.safetensors", FACTORS)
+    assert read_lora("me/style").path.name == "style.safetensors"
+    assert read_lora("me/style:wan").path.name == "other.safetensors"
+    assert [names for _, _, names, _ in hub.asked] == [["style.safetensors"], ["wan/other.safetensors"]]
+
+
+def test_of_several_loras_one_has_to_be_named(hub):
+    (hub.root / "me/styles").mkdir(parents=True)
+    for name in ("high_noise", "low_noise"):
+        tiny.write_lora(hub.root / "me/styles" / f"{name}.safetensors", FACTORS)
+    message = r"name one of: me/styles:high_noise\.safetensors, me/styles:low_noise\.safetensors"
+    with pytest.raises(InputError, match=message):
+        read_lora("me/styles")
+    assert hub.asked == []
+    assert read_lora("me/styles:low_noise.safetensors").path.name == "low_noise.safetensors"
+    assert hub.asked[0][2] == ["low_noise.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("no/where", "neither a path here nor a Hub model that can be reached .*404"),
+        ("me/style:x.safetensors", "me/style has no LoRA at 'x.safetensors'; its files: adapter_model.safetensors"),
+        ("me/empty", "me/empty has no LoRA at its top; its files: none"),
+        ("me/style:../x", "leaves the repository"),
+    ],
+)
+def test_a_lora_that_is_not_there(hub, where, message):
+    peft_folder(hub.root / "me/style")
+    (hub.root / "me/empty").mkdir()
+    with pytest.raises(InputError, match=message) as refusal:
+        read_lora(where)
+    assert "\n" not in str(refusal.value) and hub.asked == []
+
+
+def test_offline_the_local_copy_of_a_lora_is_taken(hub):
+    peft_folder(hub.root / "me/style")
+    hub.constants.HF_HUB_OFFLINE = True
+    hub.HfApi = None
+    assert set(read_lora("me/style").layers) == set(FACTORS) and hub.asked[0][3] is True
+    with pytest.raises(InputError, match=r"has no LoRA at 'x\.safetensors'"):
+        read_lora("me/style:x.safetensors")
+
+
+def test_an_existing_lora_wins_over_the_hub(hub, tmp_path):
+    peft_folder(tmp_path / "me/style")
+    assert set(read_lora("me/style").layers) == set(FACTORS) and hub.asked == []
+    with pytest.raises(InputError, match="does not exist"):
+        read_lora(tmp_path / "me/none")
+
+
+def test_a_copy_that_lacks_other_files_will_do(hub, monkeypatch):
+    """Newer clients raise where a repository was fetched in part, which is how it always is here."""
+    folder = peft_folder(hub.root / "me/style")
+    hub.constants.HF_HUB_OFFLINE = True
+
+    class IncompleteError(Exception):
+        snapshot_path = str(folder)
+
+    def incomplete(*_, **__):
+        raise IncompleteError
+
+    monkeypatch.setattr(hub, "snapshot_download", incomplete)
+    assert set(read_lora("me/style").layers) == set(FACTORS)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import SettingsError
@@ -73,9 +72,7 @@ class Accelerated:
         """Shape of a parameter of the model."""
         return self.model.shape(name)
 
-    def read_drift(
-        self, layer: str, W_s: Float[Tensor, "out in"], source_hash: str
-    ) -> tuple[Float[Tensor, "out in"], str]:
+    def read_drift(self, layer: str, W_s: Tensor, source_hash: str) -> tuple[Tensor, str]:
         """The layer's drift in float32, and a hash of the weight that model and accelerator make together.
 
         On the source it is strength · B·A and nothing is subtracted; on another model W_m − W_s is added to it. Where

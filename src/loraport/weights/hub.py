@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: only the network's own files are fetched, into the Hub's usual cache.
+"""Models and LoRAs on the Hugging Face Hub: only their own files are fetched, into the Hub's usual cache.
 
 `org/repo`, `org/repo@revision`, `org/repo:folder` or `org/repo:file`. HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
 from loraport.weights.places import INDEX, PICKLES, SAFETENSORS, choose, shard_set
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
@@ -28,6 +30,26 @@ def fetch(where: str) -> Path:
     Raises InputError where huggingface_hub is not installed, the repository or the network cannot be reached, the model
     is not in the cache in offline mode, or the repository holds several models and none is named.
     """
+    hub, repo, revision, inside = _parsed(where)
+    root = _snapshot(hub, repo, revision, where, lambda files: _wanted(files, repo, inside, where))
+    if not (root / inside).exists():
+        raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
+    return root / inside
+
+
+def fetch_lora(where: str) -> Path:
+    """The local file of a LoRA on the Hub, fetched with PEFT's configuration beside it and nothing else.
+
+    `org/repo:file` picks a file; a folder or a repository has to hold one LoRA. Raises InputError as `fetch` does.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    root = _snapshot(hub, repo, revision, where, lambda files: _beside(_lora_file(files, repo, inside, where)))
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return root / _lora_file(files, repo, inside, where)
+
+
+def _parsed(where: str) -> tuple[Any, str, str | None, str]:
+    """(the Hub's client, repository, revision, folder or file inside) of a Hub id."""
     try:
         import huggingface_hub as hub
     except ImportError as error:
@@ -40,34 +62,46 @@ def fetch(where: str) -> Path:
     repo, revision, inside = match["repo"], match["revision"], (match["inside"] or "").strip("/")
     if ".." in inside.split("/"):
         raise InputError(f"{where!r} leaves the repository; name a folder or file inside it")
+    return hub, repo, revision, inside
+
+
+def _snapshot(
+    hub: Any, repo: str, revision: str | None, where: str, choose: Callable[[list[str]], Iterable[str]]
+) -> Path:
+    """The folder of a repository with the files that are chosen from its listing; offline, with those that it has."""
+    from huggingface_hub import constants  # the package itself does not offer it in every version
+
     try:
-        if hub.constants.HF_HUB_OFFLINE:
-            root = _local_copy(hub, repo, revision)
-        else:
-            wanted = _wanted(hub, repo, revision, inside, where)
-            root = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        if constants.HF_HUB_OFFLINE:
+            return _local_copy(hub, repo, revision)
+        files: list[str] = hub.HfApi().list_repo_files(repo, revision=revision)
+        wanted = [glob.escape(name) for name in choose(files)]  # patterns that match nothing else
+        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except InputError:
         raise
     except Exception as error:  # the Hub's client raises its own, requests' or httpx's errors
         try:
-            root = _local_copy(hub, repo, revision)
+            return _local_copy(hub, repo, revision)
         except Exception:
             raise InputError(
                 f"{where} is neither a path here nor a Hub model that can be reached ({_first_line(error)}); check the "
                 "name, the network and, for gated models, `hf auth login`"
             ) from error
-    if not (root / inside).exists():
-        raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
-    return root / inside
 
 
 def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
-    return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    """What the cache holds of a repository; newer clients refuse a copy that lacks some file, but name its folder."""
+    try:
+        return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception as error:
+        folder = getattr(error, "snapshot_path", None)
+        if folder is None:
+            raise
+        return Path(folder)
 
 
-def _wanted(hub: Any, repo: str, revision: str | None, inside: str, where: str) -> list[str]:
-    """The files to download, as patterns that match nothing else; ambiguity is refused before a byte is fetched."""
-    files: list[str] = hub.HfApi().list_repo_files(repo, revision=revision)
+def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
+    """The files of a model to download; ambiguity is refused before a byte is fetched."""
     if inside.lower().endswith((*SAFETENSORS, *PICKLES, INDEX)):
         folder, _, name = inside.rpartition("/")
         start = f"{folder}/" if folder else ""
@@ -84,8 +118,31 @@ def _wanted(hub: Any, repo: str, revision: str | None, inside: str, where: str) 
         )
         start += f"{place.folder}/" if place.folder else ""
         chosen = (*place.names, *([place.index] if place.index else []))
-    names = [start + name for name in chosen] + [start + "config.json", "model_index.json"]
-    return [glob.escape(name) for name in names]
+    return [start + name for name in chosen] + [start + "config.json", "model_index.json"]
+
+
+def _lora_file(files: list[str], repo: str, inside: str, where: str) -> str:
+    """The one LoRA among a repository's files: the named one, PEFT's, or the only safetensors file of the folder."""
+    loras = [file for file in files if file.endswith(SAFETENSORS)]
+    if inside in loras:
+        return inside
+    start = f"{inside}/" if inside else ""
+    here = [file for file in loras if file.startswith(start) and "/" not in file.removeprefix(start)]
+    if start + WEIGHTS_NAME in here:
+        return start + WEIGHTS_NAME
+    if len(here) > 1:
+        shown = ", ".join(f"{repo}:{file}" for file in here[:8]) + (", …" if len(here) > 8 else "")
+        raise InputError(f"{where} holds {len(here)} safetensors files; name one of: {shown}")
+    if not here:
+        known = ", ".join(loras[:20]) or "none"
+        raise InputError(f"{repo} has no LoRA {f'at {inside!r}' if inside else 'at its top'}; its files: {known}")
+    return here[0]
+
+
+def _beside(file: str) -> tuple[str, str]:
+    """A LoRA's file, and the configuration that PEFT puts into the same folder."""
+    folder, slash, _ = file.rpartition("/")
+    return file, f"{folder}{slash}{CONFIG_NAME}"
 
 
 def _stem_mates(index: str, siblings: list[str]) -> tuple[str, ...]:

@@ -51,14 +51,14 @@ class Lora:
 
 
 def read_lora(path: Path | str, *, dense: bool = False) -> Lora:
-    """The LoRA in a safetensors file, or in a folder with one (PEFT's, or diffusers').
+    """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) and no factors will do; it has no layers, and all in `extras`.
     Raises FileFormatError for what is no safetensors file, no LoRA, or another kind of adapter (LoHa, LoKr, DoRA, OFT,
     Tucker cores, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError
     for missing files and values that are not finite.
     """
-    files = open_lora(Path(path))
+    files = open_lora(path)
     tensors = files.weights.tensors
     parsed = [parse_key(key) for key in sorted(tensors)]
     _refuse_unread(files.path, parsed)

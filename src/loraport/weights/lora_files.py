@@ -26,15 +26,16 @@ class LoraFiles:
     sha256: str
 
 
-def open_lora(path: Path) -> LoraFiles:
-    """The files behind a path: a file, or a folder with one safetensors file.
+def open_lora(place: Path | str) -> LoraFiles:
+    """The files behind a path, a file or a folder with one safetensors file, or behind a Hub id (a text only).
 
     Raises InputError for what is missing or cannot be opened, FileFormatError for pickles and for damaged files.
     """
+    path = local_lora(place)
     try:
         weights = _weights_in(path) if path.is_dir() else path
         if not weights.is_file():
-            raise InputError(f"{path} does not exist; give a safetensors file or a PEFT folder")
+            raise InputError(f"{path} does not exist; give a safetensors file, a PEFT folder or a Hub id")
         _refuse_pickle(weights)
         contents = read_safetensors(weights)
         digest = hashlib.sha256()
@@ -45,6 +46,14 @@ def open_lora(path: Path) -> LoraFiles:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     return LoraFiles(path, contents, config, digest.hexdigest())
+
+
+def local_lora(place: Path | str) -> Path:
+    """A path as it is, the local copy of a Hub id that is no path here. Raises InputError as the Hub does."""
+    from loraport.weights.hub import fetch_lora, looks_like_hub_id
+
+    path = Path(place).expanduser()
+    return fetch_lora(place) if isinstance(place, str) and not path.exists() and looks_like_hub_id(place) else path
 
 
 def _weights_in(folder: Path) -> Path:
