@@ -1,0 +1,98 @@
+"""A stand-in for the Hub on loopback: the few addresses that the real client asks for, over files in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "a" * 40
+
+
+class HubServer:
+    """Serves `folder/<org>/<repo>/...` as model repositories; `requests` lists what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.requests = folder, []
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> HubServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def downloaded(self) -> list[str]:
+        """The files whose contents were sent."""
+        return sorted(
+            {
+                path.split(f"/resolve/{COMMIT}/")[-1]
+                for verb, path in self.requests
+                if verb == "GET" and "/resolve/" in path
+            }
+        )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        self.hub.requests.append((self.command, path))
+        parts = path.strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._listing("/".join(parts[2:4]), parts[4] if len(parts) > 4 else "")
+        elif len(parts) > 4 and parts[2] == "resolve":
+            self._file(self.hub.folder / "/".join(parts[:2]) / "/".join(parts[4:]), body)
+        else:
+            self._send(404, b"{}", {}, body)
+
+    def _listing(self, repo: str, kind: str) -> None:
+        root = self.hub.folder / repo
+        files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+        if not files:
+            self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"}, True)
+            return
+        names = [path.relative_to(root).as_posix() for path in files]
+        if kind == "tree":
+            answer: object = [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _oid(path)}
+                for name, path in zip(names, files, strict=True)
+            ]
+        else:
+            answer = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+
+    def _file(self, path: Path, body: bool) -> None:
+        if not path.is_file():
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
+            return
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(path)}"', "Accept-Ranges": "bytes"}
+        self._send(200, path.read_bytes(), headers, body)
+
+    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def _oid(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()

@@ -1,0 +1,54 @@
+"""The real Hub client against a stand-in on loopback: what is downloaded, and found again without a network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from tests.weights.hub_server import HubServer
+
+
+def inspect(where, home, **environment):
+    """`loraport inspect` in a process of its own, since the client reads its settings once."""
+    settings = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    settings = {**settings, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    command = [sys.executable, "-m", "loraport", "inspect", where, "--json"]
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    state = tiny.tiny_state(0)
+    root = tmp_path / "repos" / "someone" / "wan-tiny"
+    tiny.write_diffusers(root, state, shards=2)
+    (root / "vae").mkdir()
+    tiny.write_original(
+        root / "vae" / "diffusion_pytorch_model.safetensors", {"x.weight": state["blocks.0.ffn.0.weight"]}
+    )
+    with HubServer(tmp_path / "repos") as server:
+        yield server
+
+
+def test_only_the_networks_files_are_downloaded_and_found_again_offline(hub, tmp_path):
+    online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+    done = inspect("someone/wan-tiny", tmp_path / "home", **online)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensors"] == 69
+    got = hub.downloaded()
+    assert [name for name in got if name.endswith(".safetensors")] == [
+        f"transformer/diffusion_pytorch_model-{number:05d}-of-00002.safetensors" for number in (1, 2)
+    ]
+    hub.requests.clear()
+    offline = inspect("someone/wan-tiny", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0 and json.loads(offline.stdout)["tensors"] == 69 and not hub.requests
+    stranger = inspect("someone/wan-tiny", tmp_path / "empty", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert stranger.returncode == 2 and len(stranger.stderr.strip().splitlines()) == 1
+
+
+def test_a_repository_that_is_not_there_is_one_message(hub, tmp_path):
+    done = inspect("someone/else", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
+    assert done.returncode == 2 and "someone/else" in done.stderr and "AttributeError" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("loraport:")]) == 1
