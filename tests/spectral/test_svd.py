@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from loraport.errors import InputError, SettingsError
 from loraport.spectral import svd
-from loraport.spectral.svd import LowRank, decompose, energy_rank, factorize, factorize_energy, kept_correction
+from loraport.spectral.svd import (
+    LowRank,
+    cosine,
+    decompose,
+    energy_rank,
+    factorize,
+    factorize_energy,
+    kept_correction,
+    shortened,
+)
 from tests.layers import SHAPES, generator, random_weights, relative
 
 
@@ -140,3 +149,21 @@ def test_low_rank_norm_needs_no_dense_matrix():
     assert lora.norm() == pytest.approx(float(lora.dense().norm()))
     assert lora.scaled(-2.0).norm() == pytest.approx(2 * lora.norm())
     assert LowRank(lora.B * 0, lora.A).norm() == 0
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6, 9])
+def test_shortened_is_the_best_approximation_without_the_dense_product(rank):
+    g = torch.Generator().manual_seed(4)
+    low = LowRank(
+        torch.randn(30, 6, generator=g, dtype=torch.float64), torch.randn(6, 20, generator=g, dtype=torch.float64)
+    )
+    short = shortened(low, rank)
+    U, S, Vh = torch.linalg.svd(low.dense(), full_matrices=False)
+    best = U[:, :rank] @ torch.diag(S[:rank]) @ Vh[:rank]
+    assert short.rank == min(rank, 6) and torch.allclose(short.dense(), best, atol=1e-12)
+    assert short.lost_energy == pytest.approx(float(S[rank:].square().sum() / S.square().sum()), abs=1e-12)
+    other = torch.randn(30, 20, generator=g, dtype=torch.float64)
+    expected = float((low.dense() * other).sum() / low.norm() / other.norm())
+    assert cosine(low, other) == pytest.approx(expected) and abs(expected) < 0.5
+    assert cosine(low, short) == pytest.approx((1 - short.lost_energy) ** 0.5)
+    assert cosine(low, low.scaled(-2.0)) == pytest.approx(-1) and cosine(low, low.scaled(0.0)) is None
