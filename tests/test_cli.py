@@ -260,13 +260,57 @@ def test_inspect(run, family, place):
     assert len(run("inspect", getattr(family, place))[1].splitlines()) <= 14
 
 
+def test_convert(run, family):
+    output = family.folder / "kohya.safetensors"
+    code, out, err = run("convert", family.lora, "--to", "kohya", "-o", output)
+    assert code == 0 and "40 in: 40 converted, 0 copied, 0 dropped" in out and err == ""
+    result = json.loads(run("convert", family.lora, "--to", "diffusers", "-o", output, "--json")[1])
+    assert result["keys"] == {"in": 40, "transferred": 40, "copied": 0, "dropped": []} and result["dtype"] == "fp32"
+    assert run("convert", family.lora, "--to", "comfy", "-o", output, "-q")[1:] == ("", "")
+    code, out, err = run("convert", family.lora, "--to", "magic", "-o", output)
+    assert code == 2 and out == "" and "known: comfy, diffusers, peft, kohya" in err
+
+
+def test_merge(run, family):
+    output = family.folder / "merged.safetensors"
+    code, out, err = run("merge", family.source, f"{family.lora}*0.5", family.lora, "-o", output)
+    assert code == 0 and "lora.safetensors at strength 0.5, lora.safetensors at strength 1" in out and err == ""
+    result = json.loads(run("merge", family.source, family.lora, "-o", output, "--json")[1])
+    assert (result["changed"], result["keys"]) == (20, {"in": 40, "merged": 40, "dropped": []})
+    code, out, err = run("merge", family.source, f"{family.lora}*much", "-o", output)
+    assert code == 2 and out == "" and "'much' is no strength" in err and len(err.splitlines()) == 1
+    code, out, err = run(*arguments(family, target=f"source+{family.lora}*0.5"))
+    assert code == 0 and "note: load the result beside lora.safetensors at strength 0.5" in err
+
+
+@pytest.mark.parametrize("words", [["convert", "--to", "diffusers"], ["merge"]], ids=lambda words: words[0])
+def test_a_key_without_a_place_is_exit_3(run, family, words):
+    tensors = load_file(family.lora) | {"diffusion_model.blocks.9.ffn.0.diff": torch.ones(40, 24)}
+    save_file(tensors, family.lora)
+    model = [family.source] if words[0] == "merge" else []
+    output = family.folder / "out.safetensors"
+    code, _, err = run(words[0], *model, family.lora, *words[1:], "-o", output)
+    assert code == 3 and "loraport: dropped diffusion_model.blocks.9.ffn.0.diff: " in err and output.is_file()
+
+
 def test_inspect_tells_what_would_be_refused(run, tmp_path):
     save_file({"lora_unet_blocks_0_ffn_0.hada_w1_a": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
     code, out, _ = run("inspect", tmp_path / "loha.safetensors", "--json")
     assert code == 0 and "LoHa" in json.loads(out)["refused"]
 
 
-HELP = [[], ["transfer"], ["inspect"], ["demo"], ["cache"], ["cache", "list"], ["cache", "verify"], ["cache", "clear"]]
+HELP = [
+    [],
+    ["transfer"],
+    ["convert"],
+    ["merge"],
+    ["inspect"],
+    ["demo"],
+    ["cache"],
+    ["cache", "list"],
+    ["cache", "verify"],
+    ["cache", "clear"],
+]
 
 
 @pytest.mark.parametrize("words", HELP, ids=" ".join)

@@ -33,7 +33,14 @@ _MODEL = "a safetensors file, a folder of shards, a diffusers folder, a .pt/.pth
 
 Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
 Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {_MODEL}.")]
-Target = Annotated[str, typer.Option(metavar="MODEL", help="The distilled model that it shall run on, likewise.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="The distilled model that it shall run on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model "
+        "with an accelerator LoRA (its strength 1 if none is given), where MODEL may be the word source.",
+    ),
+]
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
 ]

@@ -11,6 +11,7 @@ import pytest
 
 from loraport.errors import InputError
 from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.describe import describe
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import read_lora
 from tests import tiny
@@ -232,6 +233,16 @@ def test_offline_the_local_copy_of_a_lora_is_taken(hub):
     assert set(read_lora("me/style").layers) == set(FACTORS) and hub.asked[0][3] is True
     with pytest.raises(InputError, match=r"has no LoRA at 'x\.safetensors'"):
         read_lora("me/style:x.safetensors")
+
+
+def test_inspect_knows_a_lora_from_a_model(hub):
+    peft_folder(hub.root / "me/style")
+    (hub.root / "me/one").mkdir()
+    tiny.write_lora(hub.root / "me/one/style.safetensors", FACTORS)
+    pipeline(hub.root)
+    kinds = [describe(where)["kind"] for where in ("me/style", "me/one", "me/one:style.safetensors", "Wan-AI/Wan")]
+    assert kinds == ["LoRA", "LoRA", "LoRA", "model"]
+    assert describe("me/style")["scale"] == {"2": 20}
 
 
 def test_an_existing_lora_wins_over_the_hub(hub, tmp_path):

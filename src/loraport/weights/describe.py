@@ -11,8 +11,9 @@ from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import parse_key, refused_kind
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.names import WAN, canonical_layer
+from loraport.weights.places import files_of
 from loraport.weights.safetensors_files import read_safetensors
 
 WAN_SIZES = {
@@ -28,6 +29,7 @@ def describe(place: str) -> dict[str, Any]:
 
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
+    place = _fetched(place)
     if not looks_like_lora(place):
         return describe_model(open_checkpoint(place))
     try:
@@ -49,6 +51,16 @@ def looks_like_lora(place: str) -> bool:
         return False
 
     return any(parse_key(key).part in ("A", "B") or refused_kind(key) for key in read_safetensors(path).tensors)
+
+
+def _fetched(place: str) -> str:
+    """The cached file of a LoRA on the Hub; every other place as it is."""
+    from loraport.weights.hub import fetch, looks_like_hub_id
+
+    if Path(place).exists() or not looks_like_hub_id(place):
+        return place
+    files = files_of(fetch(place))
+    return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place
 
 
 def describe_lora(lora: Lora) -> dict[str, Any]:
