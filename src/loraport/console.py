@@ -141,13 +141,20 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "keys": f"{keys['in']} in: {keys['transferred']} transferred, {keys['copied']} copied, "
         f"{len(keys['dropped'])} dropped",
         "sizes": f"of the weights' norm, medians: drift {_middle(layer.drift for layer in done)}, "
-        f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}",
+        f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}; "
+        f"cosine of LoRA and result {_middle(layer.cosine for layer in done)}",
         "kept": f"{_percent(result.kept_energy)} of the update's energy, "
         f"{_percent(result.kept_correction)} of what the method changed",
         "clusters": f"the largest holds {_middle(layer.largest_cluster for layer in done)} of the leading directions",
+        "subspaces": f"of source and target share {_middle(layer.overlap for layer in result.layers)} in the median, "
+        f"unrelated ones would share {_middle(layer.overlap_random for layer in result.layers)}",
         "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
     }
-    absent = {"kept": result.kept_correction is None, "clusters": all(layer.clusters is None for layer in done)}
+    absent = {
+        "kept": result.kept_correction is None,
+        "clusters": all(layer.clusters is None for layer in done),
+        "subspaces": all(layer.overlap is None for layer in result.layers),
+    }
     return {name: text for name, text in facts.items() if not absent.get(name)}
 
 

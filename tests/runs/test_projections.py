@@ -167,3 +167,13 @@ def test_a_smaller_rank_is_the_best_one_between_the_factors(family):
     assert float((deltas(short.output)[layer] - best).norm() / best.norm()) < 1e-5
     row = next(row for row in short.layers if row.name == layer)
     assert row.kept_energy == pytest.approx(float(S[:4].square().sum() / S.square().sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["prolora", "lora-x"])
+def test_direct_at_the_size_of_a_projection_is_its_control(family, name):
+    changes = ROWS[name][0] | {"method": f"direct-matched:{name}"}
+    moved, matched = transfer(family.config("a.safetensors", **ROWS[name][0])), transfer(family.config(**changes))
+    for one, other in zip(moved.layers, matched.layers, strict=True):
+        assert other.update == pytest.approx(one.update, rel=1e-5) and other.rank_out == 4
+        assert other.cosine == pytest.approx(1, abs=1e-6) and one.cosine < 0.999 and 0 < other.amount < 1
+    assert matched.settings == moved.settings

@@ -20,12 +20,17 @@ LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("drift", "Drift", "{:.3f}"),
     ("lora", "LoRA", "{:.3f}"),
     ("update", "Update", "{:.3f}"),
+    ("cosine", "Cosine", "{:.3f}"),
     ("kept_energy", "Kept energy", "{:.1%}"),
     ("kept_correction", "Kept correction", "{:.1%}"),
     ("k", "k", "{}"),
     ("clusters", "Clusters", "{}"),
     ("largest_cluster", "Largest cluster", "{:.1%}"),
     ("arbitrated", "Arbitrated", "{}"),
+    ("amount", "Amount", "{:.3f}"),
+    ("k_target", "k target", "{}"),
+    ("overlap", "Overlap", "{:.3f}"),
+    ("overlap_random", "Overlap if unrelated", "{:.3f}"),
     ("seconds", "Seconds", "{:.2f}"),
 )
 

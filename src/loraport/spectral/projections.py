@@ -43,7 +43,7 @@ def overlap(U: Float[Tensor, "m k"], other: Float[Tensor, "m l"]) -> float:
     Two random subspaces share min(k, l)/m on average. Full bases (k = l = m) always share all.
     """
     size = max(U.shape[1], other.shape[1])
-    return float((U.mT @ other).double().square().sum()) / size if size else 1.0
+    return min(1.0, float((U.mT @ other).double().square().sum()) / size) if size else 1.0
 
 
 def numerical_rank(S: Float[Tensor, " n"], shape: tuple[int, int]) -> int:
