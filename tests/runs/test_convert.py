@@ -93,6 +93,17 @@ def test_a_layer_known_by_a_flattened_name_only(tmp_path):
     )
 
 
+def test_full_differences_alone(tmp_path):
+    given, output = str(tmp_path / "dense.safetensors"), tmp_path / "out.safetensors"
+    save_file({"diffusion_model.blocks.0.ffn.0.diff": torch.ones(4, 3, dtype=torch.bfloat16)}, given)
+    done = convert(given, "kohya", str(output))
+    assert list(load_file(output)) == ["lora_unet_blocks_0_ffn_0.diff"] and not done.lost
+    assert done.keys == {"in": 1, "transferred": 0, "copied": 1, "dropped": []} and done.dtype == "bf16"
+    with pytest.raises(MismatchError, match="full differences and no factors; use comfy or kohya"):
+        convert(given, "diffusers", str(tmp_path / "none.safetensors"))
+    assert not (tmp_path / "none.safetensors").exists()
+
+
 def test_incomplete_kohya_files_are_told_of(lora, tmp_path):
     path = lora("g4").path
     assert convert(str(path), "kohya", str(tmp_path / "k.safetensors")).notes == ()

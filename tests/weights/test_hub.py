@@ -231,7 +231,7 @@ def test_offline_the_local_copy_of_a_lora_is_taken(hub):
     hub.constants.HF_HUB_OFFLINE = True
     hub.HfApi = None
     assert set(read_lora("me/style").layers) == set(FACTORS) and hub.asked[0][3] is True
-    with pytest.raises(InputError, match=r"has no LoRA at 'x\.safetensors'"):
+    with pytest.raises(InputError, match=r"^the local copy of me/style has no LoRA at 'x\.safetensors'"):
         read_lora("me/style:x.safetensors")
 
 

@@ -16,6 +16,7 @@ from loraport.errors import MismatchError, OutputError, SettingsError, unknown_n
 from loraport.runs.config import DTYPES
 from loraport.runs.execute import TORCH_DTYPES
 from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
 
 KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
@@ -60,17 +61,18 @@ class Conversion:
 def convert(place: str, to: str, output: str, *, dtype: str | None = None) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
-    Ranks are padded with zeros to the largest. Raises InputError for what cannot be read, SettingsError for an unknown
-    format or dtype, OutputError for a place that cannot be written.
+    Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
+    Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
+    has a place in the format, OutputError for a place that cannot be written.
     """
     if to not in FORMATS:
         raise unknown_name("format", to, FORMATS)
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    lora = read_lora(place)
+    lora = read_lora(place, dense=True)
     kept = [layer for layer in lora.layers if FORMATS[to].flat or layer not in lora.unresolved]
-    if not kept:
-        raise MismatchError(f"{place}: its layers are known by flattened names only, which {to} cannot hold; use kohya")
+    if not kept and not respelled(lora, FORMATS[to], kept)[0]:
+        raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, FORMATS[to].folder)
     written = write_lora(
@@ -82,7 +84,8 @@ def convert(place: str, to: str, output: str, *, dtype: str | None = None) -> Co
 
 def own_dtype(lora: Lora) -> str:
     """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored."""
-    widest = functools.reduce(torch.promote_types, lora.dtypes)
+    dtypes = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
+    widest = functools.reduce(torch.promote_types, dtypes)
     return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
 
 
@@ -97,6 +100,12 @@ def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
         "copied": len(written.copied),
         "dropped": [list(pair) for pair in dropped],
     }
+
+
+def _why_nothing(lora: Lora) -> str:
+    if lora.layers:
+        return "since its layers are known by flattened names only; use kohya"
+    return "since it holds full differences and no factors; use comfy or kohya"
 
 
 def _check_output(output: Path, lora: Lora, folder: bool) -> None:

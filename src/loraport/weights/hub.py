@@ -45,7 +45,7 @@ def fetch_lora(where: str) -> Path:
     hub, repo, revision, inside = _parsed(where)
     root = _snapshot(hub, repo, revision, where, lambda files: _beside(_lora_file(files, repo, inside, where)))
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return root / _lora_file(files, repo, inside, where)
+    return root / _lora_file(files, repo, inside, where, "the local copy of ")
 
 
 def _parsed(where: str) -> tuple[Any, str, str | None, str]:
@@ -121,7 +121,7 @@ def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
     return [start + name for name in chosen] + [start + "config.json", "model_index.json"]
 
 
-def _lora_file(files: list[str], repo: str, inside: str, where: str) -> str:
+def _lora_file(files: list[str], repo: str, inside: str, where: str, kind: str = "") -> str:
     """The one LoRA among a repository's files: the named one, PEFT's, or the only safetensors file of the folder."""
     loras = [file for file in files if file.endswith(SAFETENSORS)]
     if inside in loras:
@@ -135,7 +135,7 @@ def _lora_file(files: list[str], repo: str, inside: str, where: str) -> str:
         raise InputError(f"{where} holds {len(here)} safetensors files; name one of: {shown}")
     if not here:
         known = ", ".join(loras[:20]) or "none"
-        raise InputError(f"{repo} has no LoRA {f'at {inside!r}' if inside else 'at its top'}; its files: {known}")
+        raise InputError(f"{kind}{repo} has no LoRA {f'at {inside!r}' if inside else 'at its top'}; its files: {known}")
     return here[0]
 
 
