@@ -25,6 +25,7 @@ from loraport.toy.model import CONFIG, draw_noise, new_model, open_model
 from loraport.toy.sample import sample_base, sample_student
 
 CLIPS = 24
+DRIFT = (0.2, 0.35)  # what docs/family.md says of ‖W_student − W_base‖ / ‖W_base‖, mean over the 40 matrices
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def means(clips, prompts, style="neon"):
 @pytest.mark.parametrize("folder", [BASE, STUDENT])
 def test_models_open_with_the_real_class(folder):
     model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
-    assert {key: model.config[key] for key in CONFIG} == {
-        key: list(value) if isinstance(value, tuple) else value for key, value in CONFIG.items()
-    } or all(tuple(model.config[k]) == v if isinstance(v, tuple) else model.config[k] == v for k, v in CONFIG.items())
+    for key, value in CONFIG.items():
+        saved = model.config[key]
+        assert (tuple(saved) if isinstance(value, tuple) else saved) == value, key
     assert 1e6 < sum(weight.numel() for weight in model.parameters()) < 3e6
 
 
@@ -166,5 +167,5 @@ def test_a_lora_of_a_deeper_model_is_refused(tmp_path):
 
 
 def test_an_unknown_style_lists_the_known_ones():
-    with pytest.raises(SettingsError, match="neon, retro"):
+    with pytest.raises(SettingsError, match="noir, retro"):
         adapter_path("oil")

@@ -63,9 +63,9 @@ def test_all_stages_leave_their_files(whole):
         "base/transformer/diffusion_pytorch_model.safetensors",
         "student/transformer/diffusion_pytorch_model.safetensors",
         "judge.safetensors",
-        "adapters/neon/adapter_model.safetensors",
+        "adapters/noir/adapter_model.safetensors",
         "adapters/retro.safetensors",
-        "oracles/neon/adapter_model.safetensors",
+        "oracles/noir/adapter_model.safetensors",
         "oracles/retro.safetensors",
     }
     assert not [path for path in whole.rglob("*") if "part" in path.name]

@@ -6,7 +6,7 @@ from loraport.errors import unknown_name
 
 FAMILY = Path(__file__).parent / "weights"
 BASE, STUDENT = FAMILY / "base", FAMILY / "student"  # diffusers folders, each with its transformer/
-STYLE_FILES = {"neon": "neon", "retro": "retro.safetensors"}  # a PEFT folder; a single file in diffusers' form
+STYLE_FILES = {"noir": "noir", "retro": "retro.safetensors"}  # a PEFT folder; a single file in diffusers' form
 
 
 def adapter_path(style: str) -> Path:

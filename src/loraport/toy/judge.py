@@ -34,8 +34,8 @@ class Judge(nn.Module):
         self.content = nn.Linear(64, len(SHAPES) + len(COLOURS) + len(MOTIONS))
 
     def style_features(self, clips: Tensor) -> Tensor:
-        """Texture of each clip, 48 numbers averaged over place and over four frames: [n, 48]."""
-        frames = clips[:, :, :: FRAMES // 4].transpose(1, 2)
+        """Texture of each clip, 48 numbers averaged over place and over two frames: [n, 48]."""
+        frames = clips[:, :, :: FRAMES // 2].transpose(1, 2)
         features = functional.silu(self.texture(frames.flatten(0, 1))).mean(dim=(2, 3))
         return features.reshape(len(clips), -1, features.shape[1]).mean(1)
 
@@ -50,36 +50,52 @@ class Judge(nn.Module):
         return shape, colour, motion
 
 
-def judge_loss(judge: Judge, batch: int, generator: Generator) -> Tensor:
-    """Styles blended with the plain clip at a random strength; the strength is what the style head must answer."""
-    prompts = draw_prompts(batch, generator)
-    clips = render(prompts, generator)
-    names = list(STYLES)
-    chosen = torch.randint(len(names), (batch,), generator=generator)
+def _imperfect(clips: Tensor, chosen: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Styled clips, half of them flawed, and the share of the style that is left in each.
+
+    Two flaws: a blend with the plain clip, whose share is the blend's; and, in styles of a single tint, the right
+    texture with the plain clip's colours showing through, which at worst leaves half of the style.
+    """
     styled = clips.clone()
-    for index, name in enumerate(names):
-        styled[chosen == index] = STYLES[name](clips[chosen == index])
-    strength = torch.rand(batch, generator=generator)
-    strength = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(batch), strength)
-    wide = strength[:, None, None, None, None]
-    blurred = functional.avg_pool3d(styled, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
-    soften = 0.6 * torch.rand(batch, generator=generator)[:, None, None, None, None]
-    seen = wide * ((1 - soften) * styled + soften * blurred) + (1 - wide) * clips
-    seen = seen + 0.08 * torch.rand(batch, generator=generator)[:, None, None, None, None] * torch.randn(
-        seen.shape, generator=generator
-    )
-    answer = functional.one_hot(chosen, len(names)) * strength[:, None]
-    answer[:, 0] += 1 - strength
+    for index, style in enumerate(STYLES.values()):
+        styled[chosen == index] = style(clips[chosen == index])
+    amount, dice = torch.rand(2, len(clips), generator=rng)
+    tinted = torch.tensor([name in COLOURLESS for name in STYLES])[chosen]
+    leaks, blends = (dice < 0.25) & tinted, (dice >= 0.25) & (dice < 0.5)
+    dimmed = ((styled + 1).amax(1, keepdim=True) / (clips + 1).amax(1, keepdim=True).clamp_min(0.1)).clamp_max(1)
+    colours = (clips - clips.mean(1, keepdim=True)) * dimmed
+    leaked = (styled + _wide(amount) * colours).clamp(-1, 1)
+    blended = (1 - _wide(amount)) * styled + _wide(amount) * clips
+    flawed = torch.where(_wide(leaks), leaked, torch.where(_wide(blends), blended, styled))
+    return flawed, 1 - amount * blends - 0.5 * amount * leaks
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values[:, None, None, None, None]
+
+
+def _worn(clips: Tensor, rng: Generator) -> Tensor:
+    """A little blur and noise, as in what models sample."""
+    soft = functional.avg_pool3d(clips, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    softness, grain = torch.rand(2, len(clips), generator=rng)
+    mixed = clips + 0.6 * _wide(softness) * (soft - clips)
+    return mixed + 0.08 * _wide(grain) * torch.randn(clips.shape, generator=rng)
+
+
+def judge_loss(judge: Judge, batch: int, rng: Generator) -> Tensor:
+    """Cross entropies: the share left is what the style head must answer, the prompt what the content head must."""
+    prompts = draw_prompts(batch, rng)
+    chosen = torch.randint(len(STYLES), (batch,), generator=rng)
+    flawed, share = _imperfect(render(prompts, rng), chosen, rng)
+    seen = _worn(flawed, rng)
+    answer = functional.one_hot(chosen, len(STYLES)) * share[:, None]
+    answer[:, 0] += 1 - share
     style_loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
     shape, colour, motion = judge.content_scores(seen)
-    coloured = torch.tensor([name not in COLOURLESS for name in names])[chosen]
+    coloured = torch.tensor([name not in COLOURLESS for name in STYLES])[chosen]
     colour_loss = (functional.cross_entropy(colour, prompts[:, 1], reduction="none") * coloured).mean()
-    return (
-        style_loss
-        + functional.cross_entropy(shape, prompts[:, 0])
-        + colour_loss
-        + functional.cross_entropy(motion, prompts[:, 3])
-    )
+    content_loss = functional.cross_entropy(shape, prompts[:, 0]) + functional.cross_entropy(motion, prompts[:, 3])
+    return style_loss + content_loss + colour_loss
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

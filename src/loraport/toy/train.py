@@ -58,10 +58,10 @@ class Recipe:
 SHIPPED = Recipe(
     base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
     judge=Schedule(steps=700, rate=2e-3, batch=64),
-    student=Schedule(steps=400, rate=2e-3, batch=32),
+    student=Schedule(steps=400, rate=3e-3, batch=32),
     adapter=Schedule(steps=280, rate=2e-3, batch=32),
-    oracle=Schedule(steps=100, rate=2e-3, batch=32),
-    adapters=(AdapterKind("neon", 8, 16, "neon"), AdapterKind("retro", 8, 4, "retro.safetensors")),
+    oracle=Schedule(steps=240, rate=2e-3, batch=32),
+    adapters=(AdapterKind("noir", 8, 16, "noir"), AdapterKind("retro", 8, 4, "retro.safetensors")),
     trajectories=1024,
     styled_trajectories=320,
 )
