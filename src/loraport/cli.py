@@ -216,7 +216,7 @@ def inspect(
 @app.command(epilog="Example: loraport demo -o demo")
 def demo(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
-    style: Annotated[str, typer.Option(help="Which of the embedded LoRAs: neon or retro.")] = "neon",
+    style: Annotated[str, typer.Option(help="Which of the embedded LoRAs: noir or retro.")] = "noir",
     method: Method = "casa",
     clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
