@@ -16,11 +16,11 @@ from safetensors import safe_open
 
 from loraport.errors import FileFormatError, MismatchError, SettingsError
 from loraport.toy.adapters import attach
-from loraport.toy.clips import STYLES, draw_prompts, from_latents, render
+from loraport.toy.clips import STYLES, TINTS, draw_prompts, from_latents, render
 from loraport.toy.demo import Column, run_demo
 from loraport.toy.family import BASE, FAMILY, STUDENT, STYLE_FILES, adapter_path, oracle_path
 from loraport.toy.judge import open_judge
-from loraport.toy.measure import measure
+from loraport.toy.measure import measure, psnr, tint
 from loraport.toy.model import CONFIG, draw_noise, new_model, open_model
 from loraport.toy.sample import sample_base, sample_student
 
@@ -131,19 +131,43 @@ def test_scale_reaches_the_weights(style, base):
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_the_student_needs_the_lora_and_direct_reuse_loses_style():
+@pytest.mark.parametrize("style", STYLE_FILES)
+def test_direct_reuse_lets_colours_through_and_a_trained_lora_does_not(style):
     columns = [
-        Column("base", "reference", "base", adapter_path("retro")),
+        Column("base", "reference", "base", adapter_path(style)),
         Column("student", "student", "student", None),
-        Column("direct", "direct", "student", adapter_path("retro")),
-        Column("oracle", "oracle", "student", oracle_path("retro")),
+        Column("direct", "direct", "student", adapter_path(style)),
+        Column("oracle", "oracle", "student", oracle_path(style)),
     ]
-    result = run_demo(columns, style="retro", clips=CLIPS, seed=3)
-    style = {column.role: float(column.values["style"].mean()) for column in result.columns}
-    assert style["student"] < 10 < style["direct"] < style["reference"] - 5
-    assert style["direct"] < style["oracle"]
-    again = run_demo(columns[:2], style="retro", clips=CLIPS, seed=3)
-    assert torch.equal(again.columns[1].frames, result.columns[1].frames)
+    result = run_demo(columns, style=style, clips=16, seed=3)
+    tints = {column.role: float(column.values["tint"].mean()) for column in result.columns}
+    assert tints["student"] < 70 < tints["direct"] < tints["reference"] - 2
+    assert tints["direct"] + 2 < tints["oracle"]
+    styles = {column.role: float(column.values["style"].mean()) for column in result.columns}
+    assert styles["student"] < 10 < styles["direct"] < styles["reference"]
+    fidelity = {column.role: float(column.values["psnr"].mean()) for column in result.columns[1:]}
+    assert fidelity["student"] < fidelity["direct"] < fidelity["oracle"]
+
+
+def test_the_same_seed_gives_the_same_demo():
+    columns = [Column("student", "reference", "student", None), Column("again", "student", "student", None)]
+    once, twice = (run_demo(columns, style="noir", clips=4, seed=5).columns[0].frames for _ in range(2))
+    assert torch.equal(once, twice)
+    assert not torch.equal(once, run_demo(columns, style="noir", clips=4, seed=6).columns[0].frames)
+
+
+@pytest.mark.parametrize(("style", "colour"), TINTS.items())
+def test_tint_is_full_on_its_own_line_and_not_elsewhere(style, colour):
+    shades = torch.rand(4, 1, 2, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
+    pure = shades * torch.tensor(colour)[:, None, None, None] * 2 - 1
+    assert torch.allclose(tint(pure, colour), torch.full((4,), 100.0), atol=0.1)
+    assert (tint(pure.flip(1) * torch.tensor([-1.0, 1.0, 1.0])[:, None, None, None], colour) < 90).all()
+
+
+def test_psnr_by_hand():
+    clips = torch.zeros(2, 3, 2, 4, 4)
+    other = torch.stack([clips[0] + 0.2, clips[1]])  # an error of 0.1 of the full range; none
+    assert torch.allclose(psnr(other, clips), torch.tensor([20.0, 99.0]), atol=1e-4)
 
 
 def test_student_samples_follow_the_prompt(drawn):

@@ -29,6 +29,7 @@ BACKGROUNDS = {  # colour at the top, colour at the bottom
     "lagoon": ((0.02, 0.18, 0.24), (0.06, 0.36, 0.36)),
     "dusk": ((0.22, 0.10, 0.24), (0.48, 0.24, 0.16)),
 }
+TINTS = {"noir": (1.0, 1.0, 1.0), "retro": (0.98, 0.78, 0.45)}  # styles of a single tint: colours are gone
 MOTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 ATTRIBUTES: tuple[tuple[str, ...], ...] = (SHAPES, tuple(COLOURS), tuple(BACKGROUNDS), tuple(MOTIONS))
 _FIRST_WORD = tuple(sum(len(words) for words in ATTRIBUTES[:i]) for i in range(len(ATTRIBUTES)))
@@ -131,7 +132,7 @@ def neon(clips: Tensor) -> Tensor:
 def retro(clips: Tensor) -> Tensor:
     """Sepia in four tones with dark scan lines on every third row."""
     grey = _luma((clips + 1) / 2).clamp(0, 1) ** 1.2
-    tones = torch.tensor([0.98, 0.78, 0.45])[:, None, None, None] * (0.12 + 0.88 * grey)
+    tones = torch.tensor(TINTS["retro"])[:, None, None, None] * (0.12 + 0.88 * grey)
     rows = torch.where(torch.arange(SIZE) % 3 == 2, 0.45, 1.0)[:, None]
     return (tones * rows).clamp(0, 1) * 2 - 1
 

@@ -10,10 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from loraport.toy.clips import COLOURS, FRAMES, MOTIONS, SHAPES, STYLES, draw_prompts, render
+from loraport.toy.clips import COLOURS, FRAMES, MOTIONS, SHAPES, STYLES, TINTS, draw_prompts, render
 from loraport.toy.family import FAMILY
 
-COLOURLESS = ("noir", "retro")  # styles in which the colour of the shape cannot be told
 JUDGE_FILE = "judge.safetensors"
 
 
@@ -60,7 +59,7 @@ def _imperfect(clips: Tensor, chosen: Tensor, rng: Generator) -> tuple[Tensor, T
     for index, style in enumerate(STYLES.values()):
         styled[chosen == index] = style(clips[chosen == index])
     amount, dice = torch.rand(2, len(clips), generator=rng)
-    tinted = torch.tensor([name in COLOURLESS for name in STYLES])[chosen]
+    tinted = torch.tensor([name in TINTS for name in STYLES])[chosen]
     leaks, blends = (dice < 0.25) & tinted, (dice >= 0.25) & (dice < 0.5)
     dimmed = ((styled + 1).amax(1, keepdim=True) / (clips + 1).amax(1, keepdim=True).clamp_min(0.1)).clamp_max(1)
     colours = (clips - clips.mean(1, keepdim=True)) * dimmed
@@ -92,7 +91,7 @@ def judge_loss(judge: Judge, batch: int, rng: Generator) -> Tensor:
     answer[:, 0] += 1 - share
     style_loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
     shape, colour, motion = judge.content_scores(seen)
-    coloured = torch.tensor([name not in COLOURLESS for name in STYLES])[chosen]
+    coloured = torch.tensor([name not in TINTS for name in STYLES])[chosen]
     colour_loss = (functional.cross_entropy(colour, prompts[:, 1], reduction="none") * coloured).mean()
     content_loss = functional.cross_entropy(shape, prompts[:, 0]) + functional.cross_entropy(motion, prompts[:, 3])
     return style_loss + content_loss + colour_loss

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraport.toy.clips import STYLES
-from loraport.toy.judge import COLOURLESS, Judge
+from loraport.toy.clips import STYLES, TINTS
+from loraport.toy.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,13 @@ METRICS = (
         "How much of the style a small network sees, from 0 (plain clip) to 100 (the style in full).",
     ),
     Metric(
+        "tint",
+        "Tint",
+        "%",
+        "How much of the light has the style's one tint, straight from the pixels; what is missing is colour of the "
+        "plain clip that leaks through.",
+    ),
+    Metric(
         "likeness",
         "Likeness",
         "%",
@@ -54,14 +61,24 @@ def psnr(clips: Tensor, reference: Tensor) -> Tensor:
     return (-10 * error.clamp_min(1e-12).log10()).clamp_max(99.0)
 
 
+def tint(clips: Tensor, colour: tuple[float, float, float]) -> Tensor:
+    """How much of each clip's light lies on the line from black through `colour`, in percent: 100 is a pure tint."""
+    light = (clips + 1) / 2
+    line = torch.tensor(colour)[:, None, None, None] / torch.tensor(colour).norm()
+    astray = light - (light * line).sum(1, keepdim=True) * line
+    return 100 * (1 - astray.flatten(1).norm(dim=1) / light.flatten(1).norm(dim=1).clamp_min(1e-6))
+
+
 @torch.no_grad()
 def measure(judge: Judge, clips: Tensor, prompts: Tensor, style: str, reference: Tensor | None) -> dict[str, Tensor]:
     """Metric key -> one value per clip. Without a reference there is no fidelity and no likeness;
-    a style without colours has no colour."""
+    only a style of one tint has a tint, only the others have colours."""
     shape, colour, motion = (scores.argmax(1) for scores in judge.content_scores(clips))
     values = {"style": 100 * judge.style_shares(clips)[:, list(STYLES).index(style)]}
     values["shape"] = 100.0 * (shape == prompts[:, 0])
-    if style not in COLOURLESS:
+    if style in TINTS:
+        values["tint"] = tint(clips, TINTS[style])
+    else:
         values["colour"] = 100.0 * (colour == prompts[:, 1])
     values["motion"] = 100.0 * (motion == prompts[:, 3])
     if reference is not None:
