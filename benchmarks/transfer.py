@@ -56,7 +56,7 @@ def watch(process: psutil.Process, peaks: dict[str, float]) -> None:
     """Sample a process until it ends."""
     while True:
         try:
-            memory = process.memory_full_info()
+            memory = process.memory_info()
             times = process.cpu_times()
             peaks["read"] = process.io_counters().read_chars
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):

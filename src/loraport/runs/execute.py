@@ -23,7 +23,7 @@ from loraport.runs.accelerator import Accelerated, Target, open_target, target_p
 from loraport.runs.config import TransferConfig
 from loraport.runs.journal import Journal
 from loraport.runs.layer import LayerTransfer, Weights, read_weights
-from loraport.runs.plan import LayerJob, Plan, make_plan
+from loraport.runs.plan import NO_DRIFT, LayerJob, Plan, make_plan
 from loraport.runs.results import LayerResult, Progress, Silent, TransferResult
 from loraport.spectral.svd import LowRank
 from loraport.weights.cache import BasisCache
@@ -77,6 +77,7 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         check_something_left(layers)
         written = write(config, ready, journal, layers)
     notes = _afterthoughts(config, results.values(), worker.not_cached)
+    notes = [note for note in notes if note not in ready.plan.warnings]
     for note in notes:
         watcher.note(note)
     end = time.perf_counter()
@@ -235,7 +236,7 @@ def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_c
     notes = [f"bases were not kept in the cache: {why}" for why in sorted(not_cached)]
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
-        notes.append("source and target have the same weights here: the drift is zero, so direct reuse is exact")
+        notes.append(NO_DRIFT)
     if len({result.rank_out for result in results} - {None}) > 1:
         notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
     blind = sum(row.overlap_random is not None and row.overlap_random >= config.prolora.phi_min for row in results)

@@ -15,6 +15,9 @@ from loraport.weights.lora import Lora
 
 Action = Literal["transfer", "copy", "drop"]
 
+NO_DRIFT = "source and target have the same weights: the drift is zero, so direct reuse is exact"
+"""Said before the work where the files are the same, and after it where only their contents are."""
+
 
 @dataclass(frozen=True)
 class LayerJob:
@@ -119,7 +122,7 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
 def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
     found = []
     if set(source.paths) == set(target.paths) and source.part == target.part:
-        found.append("source and target are the same file: the drift is zero, so direct reuse is exact")
+        found.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
     for model in models:
         if model.extra:
