@@ -71,6 +71,26 @@ def test_quiet_says_nothing_and_verbose_names_layers(run, family):
     assert "blocks.0.ffn.0: " in run(*arguments(family), "-v")[2]
 
 
+def test_every_command_takes_quiet_and_verbose(run, family, tmp_path):
+    run(*arguments(family), "-q")
+    cache = ["--cache", family.folder / "cache"]
+    asked = {
+        "20 lines of layers": ["inspect", family.lora],
+        "69 lines of tensors": ["inspect", family.source],
+        "20 lines converted": ["convert", family.lora, "--to", "kohya", "-o", tmp_path / "k.safetensors"],
+        "69 lines merged": ["merge", family.source, family.lora, "-o", tmp_path / "m.safetensors"],
+        "20 lines listed": ["cache", "list", *cache],
+        "20 lines verified": ["cache", "verify", *cache],
+        "20 lines cleared": ["cache", "clear", *cache],
+    }
+    for lines, words in asked.items():
+        code, _, err = run(*words, "-v")
+        assert (code, f"{len(err.splitlines())} lines") == (0, " ".join(lines.split()[:2])), lines
+        (tmp_path / "k.safetensors").unlink(missing_ok=True)
+        (tmp_path / "m.safetensors").unlink(missing_ok=True)
+        assert run(*words, "-q")[::2] == (0, ""), lines
+
+
 def test_dry_run_writes_nothing(run, family):
     before = sorted(family.folder.rglob("*"))
     code, out, _ = run(*arguments(family), "--dry-run", "--exclude", "ffn")

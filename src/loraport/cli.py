@@ -169,12 +169,14 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
     from loraport import console
     from loraport.runs.convert import convert as run
 
-    result = run(lora, to, output, dtype=dtype)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run(lora, to, output, dtype=dtype, each=terminal.detail)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
 
@@ -190,12 +192,13 @@ def merge(
     ],
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
     from loraport import console
     from loraport.runs.merge import merge as run
 
-    with console.Terminal(quiet=quiet) as terminal:
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(model, loras, output, watch=terminal.share)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
@@ -205,12 +208,16 @@ def merge(
 def inspect(
     place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
     json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and what would be refused."""
     from loraport import console
     from loraport.weights.describe import describe
 
-    console.print_facts(describe(place), json=json)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        facts = describe(place, each=terminal.detail)
+    console.print_facts(facts, json=json)
 
 
 @app.command(epilog="Example: loraport demo -o demo")
@@ -222,6 +229,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
     _need("diffusers", "peft", extra="toy")
@@ -235,7 +243,7 @@ def demo(
     folder = _folder(output)
     new = folder / f"{style}-{method.replace(':', '-')}.safetensors"
     inputs = str(adapter_path(style)), str(BASE), str(STUDENT)
-    with console.Terminal(quiet=quiet) as terminal:
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
         result = run(config, progress=terminal)
         columns = demo_columns(style, new, method)
@@ -245,33 +253,39 @@ def demo(
 
 
 @cache_app.command("list", epilog="Example: loraport cache list")
-def cache_list(cache: CacheDir = None, json: Json = False) -> None:
-    """The bases that are kept, and their size."""
+def cache_list(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """The bases that are kept, and their size; with -v each of them."""
     from loraport import console
 
-    store = _store(cache)
-    entries = [{"key": entry.key, "bytes": entry.bytes} for entry in store.list()]
-    facts = {"folder": str(store.folder), "entries": entries, "bytes": store.total_bytes()}
-    shown = {"folder": store.folder, "bases": len(entries), "size": f"{store.total_bytes() / 1e9:.2f} GB"}
-    console.print_facts(facts if json else shown, json=json)
+    store, terminal = _store(cache), console.Terminal(quiet=quiet, verbose=verbose)
+    entries = store.list()
+    for entry in entries:
+        terminal.detail(f"{entry.key}: {entry.bytes} bytes")
+    size = store.total_bytes()
+    shown = {"folder": str(store.folder), "bases": len(entries), "size": f"{size / 1e9:.2f} GB"}
+    rows = [{"key": entry.key, "bytes": entry.bytes} for entry in entries]
+    console.print_facts({"folder": str(store.folder), "entries": rows, "bytes": size} if json else shown, json=json)
 
 
 @cache_app.command("verify", epilog="Example: loraport cache verify")
-def cache_verify(cache: CacheDir = None, json: Json = False) -> None:
+def cache_verify(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Check every basis against its checksum; damaged ones are recomputed by the next transfer that needs them."""
     from loraport import console
 
     store = _store(cache)
-    broken = [{"path": str(entry.path), "reason": reason} for entry, reason in store.verify()]
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        broken = [{"path": str(entry.path), "reason": why} for entry, why in store.verify(watch=terminal.share)]
     console.print_facts({"folder": str(store.folder), "checked": len(store.list()), "broken": broken}, json=json)
 
 
 @cache_app.command("clear", epilog="Example: loraport cache clear")
-def cache_clear(cache: CacheDir = None, json: Json = False) -> None:
+def cache_clear(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Remove every basis; nothing but time is lost."""
     from loraport import console
 
-    store = _store(cache)
+    store, terminal = _store(cache), console.Terminal(quiet=quiet, verbose=verbose)
+    for entry in store.list():
+        terminal.detail(f"{entry.key}: removed")
     files, size = store.clear()
     console.print_facts({"folder": str(store.folder), "removed": files, "bytes": size}, json=json)
 

@@ -44,8 +44,7 @@ class Terminal:
         """One layer is done."""
         if self.task is not None:
             self.bar.advance(self.task, result.cost)
-        if self.verbose:
-            self.say(f"{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
+        self.detail(f"{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
 
     def step(self, text: str, done: int, total: int) -> None:
         """One of several longer steps begins."""
@@ -57,6 +56,12 @@ class Terminal:
             self.task = self.bar.add_task(text, total=total)
             self.bar.start()
         self.bar.update(self.task, completed=done)
+        self.detail(f"{text}: {done} of {total}")
+
+    def detail(self, text: str) -> None:
+        """A line that only `verbose` shows."""
+        if self.verbose:
+            self.say(text)
 
     def note(self, text: str) -> None:
         """Something worth reading."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import loraport
 from loraport.errors import MismatchError, OutputError, SettingsError, unknown_name
 from loraport.runs.config import DTYPES
 from loraport.runs.execute import TORCH_DTYPES
+from loraport.weights.describe import layer_lines
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
@@ -58,9 +59,12 @@ class Conversion:
         }
 
 
-def convert(place: str, to: str, output: str, *, dtype: str | None = None) -> Conversion:
+def convert(
+    place: str, to: str, output: str, *, dtype: str | None = None, each: Callable[[str], None] | None = None
+) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
+    `each` is told a line about every layer.
     Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
     has a place in the format, OutputError for a place that cannot be written.
@@ -70,6 +74,9 @@ def convert(place: str, to: str, output: str, *, dtype: str | None = None) -> Co
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     lora = read_lora(place, dense=True)
+    if each is not None:
+        for line in layer_lines(lora):
+            each(line)
     kept = [layer for layer in lora.layers if FORMATS[to].flat or layer not in lora.unresolved]
     if not kept and not respelled(lora, FORMATS[to], kept)[0]:
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")

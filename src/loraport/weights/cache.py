@@ -118,10 +118,13 @@ class BasisCache:
         """Bytes of all files, those that an interrupted write left behind included."""
         return sum(size for _, size in self._files())
 
-    def verify(self) -> tuple[tuple[Entry, str], ...]:
-        """The entries that are torn or altered, each with what is wrong; nothing is removed."""
+    def verify(self, watch: Callable[[str, int, int], None] | None = None) -> tuple[tuple[Entry, str], ...]:
+        """The entries that are torn or altered, each with what is wrong; nothing is removed. `watch` sees each."""
         broken = []
-        for entry in self.list():
+        entries = self.list()
+        for number, entry in enumerate(entries, 1):
+            if watch is not None:
+                watch("verifying", number, len(entries))
             try:
                 _read(entry.path, entry.key)
             except (InputError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,41 @@ WAN_SIZES = {
 """(width, blocks) of the published sizes."""
 
 
-def describe(place: str) -> dict[str, Any]:
+def describe(place: str, *, each: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
+    `each` is told a line about every layer or tensor.
 
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
     place = _fetched(place)
     if not looks_like_lora(place):
-        return describe_model(open_checkpoint(place))
+        model = open_checkpoint(place)
+        _tell(each, tensor_lines(model))
+        return describe_model(model)
     try:
-        return describe_lora(read_lora(place))
+        lora = read_lora(place)
+        _tell(each, layer_lines(lora))
+        return describe_lora(lora)
     except InputError as error:
         files = [path for path in (Path(place) / WEIGHTS_NAME, Path(place)) if path.is_file()]
         if not files:
             raise
         keys = read_safetensors(files[0]).tensors
         return {"kind": "LoRA", "file": place, "tensors": len(keys), "refused": str(error)}
+
+
+def layer_lines(lora: Lora) -> Iterator[str]:
+    """A line a layer: shape, rank, scale and where that came from."""
+    for name, update in lora.layers.items():
+        out, inn = update.shape
+        scale = f"scale {lora.scales[name]:g} ({lora.alpha_from[name]})"
+        yield f"{name}: {out} × {inn}, rank {update.rank}, {scale}"
+
+
+def tensor_lines(model: Checkpoint) -> Iterator[str]:
+    """A line a tensor: shape and dtype."""
+    for name in model:
+        yield f"{name}: {' × '.join(map(str, model.shape(name)))}, {_dtype(model.dtype(name))}"
 
 
 def looks_like_lora(place: str) -> bool:
@@ -51,6 +71,12 @@ def looks_like_lora(place: str) -> bool:
         return False
 
     return any(parse_key(key).part in ("A", "B") or refused_kind(key) for key in read_safetensors(path).tensors)
+
+
+def _tell(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:
+    if each is not None:
+        for line in lines:
+            each(line)
 
 
 def _fetched(place: str) -> str:
