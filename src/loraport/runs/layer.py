@@ -114,7 +114,7 @@ class LayerTransfer:
         if self.rule.kind == "energy":
             return factorize_energy(update.dense(), self.rule.value)
         if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
-            return update.low_rank.padded(self.rank) if self.rule.kind == "fixed" else update.low_rank
+            return update.low_rank.padded(min(self.rank, n)) if self.rule.kind == "fixed" else update.low_rank
         if update.is_low_rank:
             return shortened(update.low_rank, self.rank)
         rank = n if self.rule.kind == "full" else min(self.rank, n)
