@@ -48,6 +48,11 @@ def test_transfer_says_what_it_did_in_words(run, family):
     assert err == ""
 
 
+def test_a_rank_that_loses_most_of_the_correction_says_what_keeps_more(run, family):
+    assert "a higher --rank, or --as diff, keeps more" in run(*arguments(family), "--rank", "1")[1]
+    assert "keeps more" not in run(*arguments(family), "--rank", "full")[1]
+
+
 def test_transfer_json_is_the_promised_object(run, family):
     code, out, _ = run(*arguments(family), "--json", "--report", family.folder / "page.html")
     result = json.loads(out)

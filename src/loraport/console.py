@@ -149,7 +149,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
         f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}; "
         f"cosine of LoRA and result {_middle(layer.cosine for layer in done)}",
         "kept": f"{_percent(result.kept_energy)} of the update's energy, "
-        f"{_percent(result.kept_correction)} of what the method changed",
+        f"{_percent(result.kept_correction)} of what the method changed{_more_rank(result.kept_correction)}",
         "clusters": f"the largest holds {_middle(layer.largest_cluster for layer in done)} of the leading directions",
         "subspaces": f"of source and target share {_middle(layer.overlap for layer in result.layers)} in the median, "
         f"unrelated ones would share {_middle(layer.overlap_random for layer in result.layers)}",
@@ -161,6 +161,11 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "subspaces": all(layer.overlap is None for layer in result.layers),
     }
     return {name: text for name, text in facts.items() if not absent.get(name)}
+
+
+def _more_rank(kept: float | None) -> str:
+    """What to do where truncation threw most of the method's work away."""
+    return "; a higher --rank, or --as diff, keeps more" if kept is not None and kept < 0.5 else ""
 
 
 def _span(values: Iterable[int | None]) -> str:
