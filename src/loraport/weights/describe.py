@@ -69,7 +69,6 @@ def looks_like_lora(place: str) -> bool:
         return (path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()
     if not path.is_file() or path.suffix != ".safetensors":
         return False
-
     return any(parse_key(key).part in ("A", "B") or refused_kind(key) for key in read_safetensors(path).tensors)
 
 
