@@ -1,0 +1,49 @@
+"""The commands: parse, call, print. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from loraport import __version__
+from loraport.cli import cache, demo, files, transfer
+from loraport.errors import LoraportError
+
+app = typer.Typer(
+    help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (transfer, files, demo):
+    app.add_typer(group.app)
+app.add_typer(cache.app, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Options of the program itself."""
+    if version:
+        typer.echo(f"loraport {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost."""
+    try:
+        app()
+    except LoraportError as error:
+        print(f"loraport: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        print("loraport: this is a fault of the program; please report the lines above", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,50 @@
+"""`demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.options import (
+    Json,
+    Method,
+    Quiet,
+    Verbose,
+    folder_path,
+    need,
+)
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: loraport demo -o demo")
+def demo(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
+    style: Annotated[str, typer.Option(help="Which of the embedded LoRAs: noir or retro.")] = "noir",
+    method: Method = "casa",
+    clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
+    need("diffusers", "peft", extra="toy")
+    from loraport import console
+    from loraport.reports.demo_page import demo_facts, write_demo
+    from loraport.runs.config import TransferConfig
+    from loraport.runs.execute import transfer as run
+    from loraport.toy.demo import demo_columns, run_demo
+    from loraport.toy.family import BASE, STUDENT, adapter_path
+
+    folder = folder_path(output)
+    new = folder / f"{style}-{method.replace(':', '-')}.safetensors"
+    inputs = str(adapter_path(style)), str(BASE), str(STUDENT)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
+        result = run(config, progress=terminal)
+        columns = demo_columns(style, new, method)
+        shown = run_demo(columns, style=style, clips=clips, seed=seed, progress=terminal.step)
+    page = write_demo(shown, result, folder)
+    console.print_facts(demo_facts(shown, result, page, words=not json), json=json)

@@ -1,0 +1,77 @@
+"""`convert`, `merge` and `inspect`: what is done with files alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.options import (
+    MODEL_FORMS,
+    Json,
+    Lora,
+    Output,
+    Quiet,
+    Verbose,
+)
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: loraport convert style.safetensors --to comfy -o style-comfy.safetensors")
+def convert(
+    lora: Lora,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft or kohya.")],
+    output: Output,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
+    from loraport import console
+    from loraport.runs.convert import convert as run
+
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run(lora, to, output, dtype=dtype, each=terminal.detail)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    raise typer.Exit(3 if result.lost else 0)
+
+
+@app.command(epilog="Example: loraport merge fastwan/ 'style-fastwan.safetensors*0.8' -o fastwan-style/")
+def merge(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The checkpoint: {MODEL_FORMS}.")],
+    loras: Annotated[
+        list[str], typer.Argument(metavar="LORA...", help="LoRAs of this model; 'LORA*0.8' (quoted) sets a strength.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where MODEL is one.")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
+    from loraport import console
+    from loraport.runs.merge import merge as run
+
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run(model, loras, output, watch=terminal.share)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    raise typer.Exit(3 if result.lost else 0)
+
+
+@app.command(epilog="Example: loraport inspect style.safetensors")
+def inspect(
+    place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and what would be refused."""
+    from loraport import console
+    from loraport.weights.describe import describe
+
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        facts = describe(place, each=terminal.detail)
+    console.print_facts(facts, json=json)

@@ -1,0 +1,108 @@
+"""What commands share: their arguments and options, and the places and parts that they check before the work."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraport.errors import OutputError, SettingsError
+
+MODEL_FORMS = "a safetensors file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, or a Hub id"
+
+Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
+Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="The distilled model that it shall run on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model "
+        "with an accelerator LoRA (its strength 1 if none is given), where MODEL may be the word source.",
+    ),
+]
+Output = Annotated[
+    str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
+        "lora-x, rollback, restore-only or arbitrate-only."
+    ),
+]
+Preset = Annotated[str, typer.Option(help="CASA's settings: paper or published-code; flags win over it.")]
+Tau = Annotated[float | None, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
+QDom = Annotated[float | None, typer.Option(help="Quantile from which on a cluster dominates (Eq. 5-6).")]
+QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which an entry is arbitrated (Eq. 13).")]
+Energy = Annotated[float | None, typer.Option(help="Share of energy of the leading directions (Eq. 3).")]
+Restore = Annotated[float | None, typer.Option(help="How much of the weak drift is taken back, 0 to 1 (Eq. 8).")]
+Arbitrate = Annotated[bool | None, typer.Option("--arbitrate/--no-arbitrate", help="Arbitrate risky entries (Eq. 14).")]
+Subspace = Annotated[
+    str | None, typer.Option(help="ProLoRA, LoRA-X: a weight's kept directions, energy:0.99, rank:320 or exact.")
+]
+NullSpace = Annotated[
+    bool | None, typer.Option("--null-space/--no-null-space", help="ProLoRA: move what lies outside of them too.")
+]
+CrossTerms = Annotated[
+    bool | None, typer.Option("--cross-terms/--no-cross-terms", help="ProLoRA: keep the mixed blocks that it drops.")
+]
+PhiMin = Annotated[
+    float | None, typer.Option(help="ProLoRA: layers whose subspaces overlap less get no adapter; 0 keeps all.")
+]
+Rank = Annotated[
+    str | None,
+    typer.Option(help="auto (exact, or twice the LoRA's), source, full, a number, or a share of energy such as 0.95."),
+]
+FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft or kohya.")]
+As = Annotated[str, typer.Option("--as", help="lora, or diff: dense .diff keys, lossless and large.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only layers that fit; copy the others.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy layers that fit as they are.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int, typer.Option(help="Seed of the randomised factorisation.")]
+CacheDir = Annotated[
+    str | None, typer.Option("--cache", metavar="DIR", help="Folder of the bases; the user's cache by default.")
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no bases on disk.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Report = Annotated[str | None, typer.Option(metavar="OUT.html", help="Also write a page about the transfer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line for every layer.")]
+
+
+def cache_folder(folder: str | None, no_cache: bool) -> str | None:
+    from loraport.weights.cache import default_folder
+
+    if no_cache and folder is not None:
+        raise SettingsError("--cache and --no-cache contradict each other; give one of them")
+    return None if no_cache else folder or str(default_folder())
+
+
+def need(*modules: str, extra: str) -> None:
+    """Refuse, with the line to type, where an optional part is not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise SettingsError(
+            f"this command needs {', '.join(missing)}; install them with: pip install 'loraport[{extra}]'"
+        )
+
+
+def page_path(place: str) -> Path:
+    """Where a page will go; refused before the work where it could not be written after it."""
+    path = Path(place)
+    if path.suffix != ".html" or not path.parent.is_dir():
+        raise OutputError(f"{place} cannot be a page: name an .html file in a folder that exists")
+    return path
+
+
+def folder_path(place: str) -> Path:
+    """The folder, made if it is not there. Raises OutputError where it cannot be."""
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be made: {error.strerror or error}; name another folder") from error
+    return Path(place)
