@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.errors import SettingsError
@@ -63,6 +64,49 @@ PUBLISHED_CODE = CasaSettings(tau=0.5, energy_rectangular=1.0, densities="block"
 CASA_PRESETS = {"paper": PAPER, "published-code": PUBLISHED_CODE}
 
 
+@dataclass(frozen=True)
+class Arbitration:
+    """What CASA sees in one square or tall layer, and what it decides about each entry of the n × n routing."""
+
+    basis: SingularBasis
+    labels: Int[Tensor, " k"]
+    C_lora: Float[Tensor, "n n"]
+    drift: Routing
+    senders: Bool[Tensor, " n"]
+    receivers: Bool[Tensor, " n"]
+    arbitrated: Bool[Tensor, "n n"]
+    """Entries where only the stronger of the two updates remains; none where arbitration is off."""
+
+    @property
+    def restored(self) -> Bool[Tensor, "n n"]:
+        """Entries off the dominant mask, from which the drift is taken back; on it, what is not arbitrated stays."""
+        return ~dominant_mask(self.receivers, self.senders)
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the layer."""
+        sizes, k = cluster_sizes(self.labels), len(self.labels)
+        largest = int(sizes.max()) / k
+        return {"k": k, "clusters": len(sizes), "largest_cluster": largest, "arbitrated": int(self.arbitrated.sum())}
+
+
+def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
+    """Clusters, dominance and risk of a square or tall layer (Eq. 2–7, 9–13)."""
+    basis = _basis_of(layer)
+    k = leading_directions(basis, settings)  # Eq. 3
+    C_lora = to_routing(layer.lora, basis)  # Eq. 2
+    drift = observe(layer.drift, basis)  # Eq. 2
+    labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
+    send, receive = _strengths(drift, k, settings)  # Eq. 5–6
+    senders = dominant_directions(send, labels, q_dom=settings.q_dom)
+    receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
+    dominant = dominant_mask(receivers, senders)  # Eq. 7
+    risk = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
+    arbitrated = risky_entries(risk, dominant & (C_lora * drift.C > 0), q_act=settings.q_act)
+    if not settings.arbitrate:
+        arbitrated = torch.zeros_like(arbitrated)
+    return Arbitration(basis, labels, C_lora, drift, senders, receivers, arbitrated)
+
+
 def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """The LoRA's update, restored where the distillation is weak, arbitrated where both push the same way (Eq. 2–14).
 
@@ -76,28 +120,11 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """
     if layer.drift.shape[0] < layer.drift.shape[1]:
         return casa(layer.transposed(), settings).transposed()
-    basis = _basis_of(layer)
-    k = leading_directions(basis, settings)  # Eq. 3
-    C_lora = to_routing(layer.lora, basis)  # Eq. 2
-    drift = observe(layer.drift, basis)  # Eq. 2
-    labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
-    send, receive = _strengths(drift, k, settings)  # Eq. 5–6
-    senders = dominant_directions(send, labels, q_dom=settings.q_dom)
-    receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
-    dominant = dominant_mask(receivers, senders)  # Eq. 7
-    taken = settings.restore * off_dominant(drift, basis.U, receivers, senders)  # Eq. 8
-    risk = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
-    arbitrated = risky_entries(risk, dominant & (C_lora * drift.C > 0), q_act=settings.q_act)
+    seen = arbitration(layer, settings)  # Eq. 2–13
+    taken = settings.restore * off_dominant(seen.drift, seen.basis.U, seen.receivers, seen.senders)  # Eq. 8
     if settings.arbitrate:
-        taken = taken + basis.U @ (arbitrated * arbitrated_part(C_lora, drift.C))  # Eq. 14
-    sizes = cluster_sizes(labels)
-    facts = {
-        "k": k,
-        "clusters": len(sizes),
-        "largest_cluster": int(sizes.max()) / k,
-        "arbitrated": int(arbitrated.sum()) if settings.arbitrate else 0,
-    }
-    return Update(layer.lora, -(taken @ basis.Vh), facts)
+        taken = taken + seen.basis.U @ (seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C))  # Eq. 14
+    return Update(layer.lora, -(taken @ seen.basis.Vh), seen.facts())
 
 
 def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:

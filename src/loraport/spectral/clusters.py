@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -28,10 +28,15 @@ def singular_clusters(
     first member. The rotation is symmetrised by that "or", so a directed and an undirected reading agree.
     """
     R = predicted_rotation(C_lora, S, eps=eps)
-    rows, columns = ((R > tau) | (R.mT > tau)).nonzero().cpu().numpy().T
-    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=R.shape)
+    return connected_labels((R > tau) | (R.mT > tau))
+
+
+def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
+    """The connected component of each node of a symmetric graph, numbered by their first member."""
+    rows, columns = linked.nonzero().cpu().numpy().T
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=linked.shape)
     _, labels = connected_components(graph, directed=False)
-    return torch.from_numpy(labels.astype(np.int64)).to(C_lora.device)
+    return torch.from_numpy(labels.astype(np.int64)).to(linked.device)
 
 
 def cluster_sizes(labels: Int[Tensor, " k"]) -> Int[Tensor, " m"]:
