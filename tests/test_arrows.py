@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "methods": {"torch", "jaxtyping"},
     "weights": {"torch", "safetensors", "jaxtyping"},
     "weights.hub": {"huggingface_hub"},
+    "weights.gguf_files": {"gguf", "numpy"},
     "runs": {"torch"},
     "toy": {"torch", "numpy", "PIL", "safetensors", "diffusers", "peft"},
     "reports": {"torch", "jinja2", "PIL"},

@@ -6,9 +6,10 @@ States are `{canonical parameter name: tensor}`; the writers spell, prefix, spli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -168,4 +169,86 @@ def write_pickle(
         return f"{prefix}_fsdp_wrapped_module.{name}"
 
     torch.save({part: {spelled(name): tensor for name, tensor in state.items()} for part, state in parts.items()}, path)
+    return path
+
+
+def _is_quantised(name: str, tensor: Tensor) -> bool:
+    """Which weights real converters quantise: the matrices of the blocks."""
+    return name.startswith("blocks.") and name.endswith(".weight") and tensor.dim() == 2
+
+
+FP8_LAYOUTS = ("plain", "comfy, older", "comfy, header", "comfy, notes", "lightx2v", "musubi")
+
+
+def in_fp8(
+    state: Mapping[str, Tensor], layout: str, dtype: torch.dtype = torch.float8_e4m3fn
+) -> tuple[State, dict[str, str]]:
+    """(tensors, header) of a model in one of FP8_LAYOUTS; scales are chosen so that the largest value fits."""
+    tensors, notes = {}, {}
+    note = json.dumps({"format": str(dtype).removeprefix("torch.")}).encode()
+    for name, W in state.items():
+        if not _is_quantised(name, W):
+            tensors[name] = W if layout != "plain" else W.to(torch.bfloat16)
+            continue
+        layer, top = name.removesuffix(".weight"), torch.finfo(dtype).max
+        blocks = W.view(W.shape[0], 2 if layout == "musubi" else 1, -1)
+        scale = blocks.abs().amax(2, keepdim=True) / top
+        if layout == "plain":
+            scale = torch.ones(())
+        elif layout.startswith("comfy"):
+            scale = W.abs().max() / top
+        tensors[name] = (blocks / scale).to(dtype).view(W.shape)
+        if layout == "comfy, older":
+            tensors |= {f"{layer}.scale_weight": scale, f"{layer}.scale_input": torch.tensor(0.5)}
+        elif layout == "musubi":
+            tensors[f"{layer}.scale_weight"] = scale
+        elif layout == "lightx2v":
+            tensors[f"{layer}.weight_scale"] = scale.view(-1, 1)
+        elif layout != "plain":
+            tensors |= {f"{layer}.weight_scale": scale, f"{layer}.input_scale": torch.tensor(0.5)}
+        if layout == "comfy, notes":
+            tensors[f"{layer}.comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+        notes[layer] = json.loads(note)
+    if layout == "comfy, older":
+        tensors["scaled_fp8"] = torch.zeros(2, dtype=dtype)
+    header = {"_quantization_metadata": json.dumps({"layers": notes})} if layout == "comfy, header" else {}
+    return tensors, header
+
+
+def write_fp8(
+    path: Path, state: Mapping[str, Tensor], layout: str, dtype: torch.dtype = torch.float8_e4m3fn, prefix: str = ""
+) -> Path:
+    """One file in one of FP8_LAYOUTS, with original names."""
+    tensors, header = in_fp8(state, layout, dtype)
+    save_file({prefix + name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=header)
+    return path
+
+
+def write_gguf(
+    path: Path, state: Mapping[str, Tensor], kind: str = "Q8_0", notes: Mapping[str, Sequence[int]] | None = None
+) -> Path:
+    """A GGUF file as ComfyUI-GGUF's tools write it: original names, matrices of the blocks quantised, the rest F32.
+
+    Types that the package cannot quantise to get blocks of zeros. `notes` are original shapes by name.
+    """
+    import gguf
+
+    type_ = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "wan")
+    for name, shape in (notes or {}).items():
+        writer.add_array(f"comfy.gguf.orig_shape.{name}", list(shape))
+    for name, W in state.items():
+        if not _is_quantised(name, W):
+            writer.add_tensor(name, W.float().numpy())
+            continue
+        try:
+            data = gguf.quants.quantize(W.numpy(), type_)
+        except (NotImplementedError, gguf.quants.QuantError):
+            size, width = gguf.GGML_QUANT_SIZES[type_]
+            data = np.zeros((W.shape[0], max(W.shape[1] // size, 1) * width), np.uint8)
+        writer.add_tensor(name, data, raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path

@@ -166,8 +166,44 @@ def _trap(folder: Path) -> Path:
     return _pickle({"generator": STATE, "hook": Trap(str(folder))})(folder)
 
 
-NOT_READ = r"fp8 and GGUF checkpoints are not read in this version: use the bf16/fp16/fp32 file"
+NOT_READ = (
+    r"of quantised checkpoints only fp8 and GGUF are read \(no nvfp4, mxfp8, int8, NF4 or SVDQuant\): use the bf16"
+)
 _E4M3 = STATE[WEIGHT].to(torch.float8_e4m3fn)
+_LAYER = WEIGHT.removesuffix(".weight")
+
+
+def _fp8(weight: torch.Tensor = _E4M3, header: Any = None, **beside: torch.Tensor) -> Callable[[Path], Path]:
+    """The tiny model with one fp8 weight, tensors beside it, and perhaps a note in the header."""
+    more = {f"{_LAYER}.{name}": tensor for name, tensor in beside.items()}
+    metadata = None if header is None else {"_quantization_metadata": json.dumps(header)}
+
+    def write(folder: Path) -> Path:
+        save_file({**STATE, WEIGHT: weight, **more}, folder / "m.safetensors", metadata)
+        return folder / "m.safetensors"
+
+    return write
+
+
+def _note(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _gguf(kind: str = "Q8_0", cut: int | None = None, **fields: list[int]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = tiny.write_gguf(folder / "m.gguf", tiny.tiny_state(dim=32, ffn=64), kind, notes=fields)
+        content = path.read_bytes()
+        path.write_bytes(content[:cut])
+        return path
+
+    return write
+
+
+def _two_gguf(folder: Path) -> Path:
+    for name in ("wan-Q4_0.gguf", "wan-Q8_0.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+    return folder
+
 
 MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     # what: (how it is made, a pattern that its refusal matches)
@@ -177,8 +213,16 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "web page": (_file(b"<!DOCTYPE html><html>Not found</html>"), "looks like a web page"),
     "git-lfs pointer": (_file(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "git lfs pull"),
     "pickle by another name": (_misnamed, r"rename it to \.pt"),
-    "GGUF by another name": (_file(b"GGUF" + bytes(40)), NOT_READ),
-    "GGUF": (_file(b"GGUF" + bytes(40), "m.gguf"), NOT_READ),
+    "GGUF by another name": (_file(b"GGUF" + bytes(40)), r"is a GGUF file; rename it to \.gguf"),
+    "GGUF of zeros": (_file(b"GGUF" + bytes(40), "m.gguf"), "cannot be read as a GGUF file"),
+    "GGUF cut in the header": (_gguf(cut=700), "cannot be read as a GGUF file .*truncated"),
+    "GGUF cut in the data": (_gguf(cut=-4000), "cannot be read as a GGUF file"),
+    "GGUF of an uneven type": (
+        _gguf("IQ4_NL"),
+        "is stored as IQ4_NL, which is not read; read are F32, F16, BF16, Q4_0",
+    ),
+    "GGUF of nvfp4": (_gguf("NVFP4"), "is stored as NVFP4, which is not read"),
+    "GGUF with a wrong shape": (_gguf(**{WEIGHT: [64, 31]}), "has a size that does not fit its shape"),
     "unknown kind": (_file(b"x", "m.onnx"), r"of no kind that is read; give one of \.safetensors"),
     "truncated data": (_cut(0.7), "is truncated: the header describes .* download it again"),
     "truncated header": (_cut(0.01), "is truncated: .* its header alone"),
@@ -203,18 +247,37 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "gap before the data": (_entry(shape=[2, 1], data_offsets=[8, 16]), "overlaps or leaves a gap"),
     "beyond the end": (_entry(shape=[2, 4], data_offsets=[0, 32]), "is truncated"),
     "unknown dtype": (_entry(dtype="F4"), f"stored as F4; {NOT_READ}"),
-    "plain fp8": (_replaced(_E4M3), f"{WEIGHT}' is stored as float8_e4m3fn; {NOT_READ}"),
-    "fp8 e5m2": (_replaced(STATE[WEIGHT].to(torch.float8_e5m2)), NOT_READ),
-    "scaled_fp8": (_with(scaled_fp8=torch.zeros(2)), f"marks scaled fp8; {NOT_READ}"),
-    "scale_weight": (_with(blocks__0__ffn__0__scale_weight=torch.ones(())), NOT_READ),
-    "weight_scale": (_with(blocks__0__ffn__0__weight_scale=torch.ones(40, 1)), NOT_READ),
-    "comfy_quant": (_with(blocks__0__ffn__0__comfy_quant=torch.zeros(3, dtype=torch.uint8)), NOT_READ),
+    "fp8 without its scale": (
+        _with(
+            blocks__0__ffn__0__weight=_E4M3,
+            blocks__1__ffn__0__weight=_E4M3.clone(),
+            blocks__1__ffn__0__scale_weight=torch.ones(()),
+        ),
+        f"{WEIGHT}' is fp8 and lacks its scale, which other layers have",
+    ),
+    "two scales": (_fp8(scale_weight=torch.ones(()), weight_scale=torch.ones(())), "has two scales"),
+    "scale of another shape": (_fp8(weight_scale=torch.ones(7)), rf"has shape \(7,\), no scale of .*{NOT_READ}"),
+    "blocks that do not divide": (_fp8(scale_weight=torch.ones(40, 5, 1)), "no scale of a weight of shape"),
+    "scale of a bf16 weight": (_with(blocks__0__ffn__0__scale_weight=torch.ones(())), "weight that is not fp8"),
+    "nvfp4": (_fp8(weight_scale=torch.ones(()), weight_scale_2=torch.ones(())), f"nvfp4.*{NOT_READ}"),
+    "nvfp4, by the note": (
+        _fp8(weight_scale=torch.ones(()), comfy_quant=_note('{"format": "nvfp4"}')),
+        f"is quantised as nvfp4; {NOT_READ}",
+    ),
+    "int8, by the header": (
+        _fp8(header={"layers": {_LAYER: {"format": "int8_blockwise"}}}, weight_scale=torch.ones(())),
+        f"{_LAYER} is quantised as int8_blockwise; {NOT_READ}",
+    ),
+    "broken header note": (_fp8(header=[], weight_scale=torch.ones(())), "note on quantisation cannot be read"),
+    "broken note": (_fp8(weight_scale=torch.ones(()), comfy_quant=_note("{")), "is no note on quantisation"),
+    "AWQ": (_fp8(weight_scale=torch.ones(()), pre_quant_scale=torch.ones(24)), f"AWQ.*{NOT_READ}"),
+    "block-scaled fp8": (_fp8(weight_scale_inv=torch.ones(1, 1)), f"block-scaled.*{NOT_READ}"),
     "int8": (_replaced(STATE[WEIGHT].to(torch.int8)), f"stored as int8; {NOT_READ}"),
-    "bitsandbytes": (_with(blocks__0__ffn__0__weight__absmax=torch.ones(3)), f"bitsandbytes.*{NOT_READ}"),
+    "bitsandbytes": (_with(blocks__0__ffn__0__weight__absmax=torch.ones(3)), f"NF4.*{NOT_READ}"),
     "quant_state": (_with(blocks__0__ffn__0__weight__quant_state__bitsandbytes__nf4=torch.ones(3)), NOT_READ),
     "SVDQuant": (_with(blocks__0__ffn__0__qweight=torch.ones(3)), f"SVDQuant.*{NOT_READ}"),
     "wtscale": (_with(blocks__0__ffn__0__wtscale=torch.ones(3)), NOT_READ),
-    "fp8 in a pickle": (_pickle({"generator": {**STATE, WEIGHT: _E4M3}}), NOT_READ),
+    "int8 in a pickle": (_pickle({"generator": {**STATE, WEIGHT: STATE[WEIGHT].to(torch.int8)}}), NOT_READ),
     "two keys, one name": (
         _with(_orig_mod__head__head__weight=torch.ones(2)),
         "both name",
@@ -222,7 +285,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "same key in two shards": (_repeated_across_shards, "'same' stands both in"),
     "folder without weights": (_folder("README.md"), "has no weights"),
     "empty folder": (_folder(), "has no weights"),
-    "folder of GGUF": (_folder("a.gguf"), NOT_READ),
+    "several GGUF": (_two_gguf, r"several models: wan-Q4_0\.gguf, wan-Q8_0\.gguf; name one"),
     "unrelated files": (_folder("a.safetensors", "b.safetensors"), r"several models: a\.safetensors, b\.safetensors"),
     "variants": (
         _folder("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"),

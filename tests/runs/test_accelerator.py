@@ -13,7 +13,7 @@ from loraport.runs.config import RankRule
 from loraport.runs.execute import prepare, transfer
 from loraport.runs.layer import read_weights
 from loraport.runs.merge import merge
-from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.checkpoint import Weight, open_checkpoint
 from tests import tiny
 from tests.runs.models import deltas, make_family
 
@@ -112,8 +112,8 @@ def test_differences_and_what_has_no_place(family, factors, accelerator):
     save_file(load_file(accelerator) | extras, accelerator)
     target = open_target(f"source+{accelerator}*2", open_checkpoint(family.source))
     assert isinstance(target, Accelerated)
-    drift, _ = target.read_drift(ALONE, torch.zeros(24, 40), "hash")
-    assert torch.equal(drift, torch.full((24, 40), 0.5))
+    found, _ = target.read_drift(ALONE, Weight(torch.zeros(24, 40), "hash", torch.float32))
+    assert torch.equal(found.matrix, torch.full((24, 40), 0.5))
     notes = target.notes(family.factors, 20)
     assert len(notes) == 2 and "1 keys of fast.safetensors have no place" in notes[1]
 

@@ -10,7 +10,7 @@ import typer
 
 from loraport.errors import OutputError, SettingsError
 
-MODEL_FORMS = "a safetensors file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, or a Hub id"
+MODEL_FORMS = "a safetensors or GGUF file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, or a Hub id"
 
 Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
 Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
@@ -62,6 +62,9 @@ Include = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only layers that fit; copy the others.")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy layers that fit as they are.")]
+ForceDrift = Annotated[
+    bool, typer.Option("--force-drift", help="Transfer layers whose drift cannot be told from rounding, too.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(help="Seed of the randomised factorisation.")]
 CacheDir = Annotated[

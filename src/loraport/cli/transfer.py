@@ -14,6 +14,7 @@ from loraport.cli.options import (
     Dtype,
     Energy,
     Exclude,
+    ForceDrift,
     FormatName,
     Include,
     Json,
@@ -70,6 +71,7 @@ def transfer(
     dtype: Dtype = "bf16",
     include: Include = None,
     exclude: Exclude = None,
+    force_drift: ForceDrift = False,
     device: Device = "auto",
     seed: Seed = 0,
     cache: CacheDir = None,
@@ -93,7 +95,7 @@ def transfer(
     config = TransferConfig(
         lora=lora, source=source, target=target, output=output, method=method,
         rank=chosen_rank(rank, preset), format=chosen_format(format), as_diff=chosen_output(as_) == "diff", dtype=dtype,
-        include=tuple(include or ()), exclude=tuple(exclude or ()), device=device, seed=seed,
+        include=tuple(include or ()), exclude=tuple(exclude or ()), force_drift=force_drift, device=device, seed=seed,
         cache=cache_folder(cache, no_cache), **method_settings(method, preset, flags),
     )  # fmt: skip
     page = None if report is None else page_path(report)

@@ -67,11 +67,13 @@ class Method:
     """Whether it looks at the singular basis of the target weight."""
     low_rank: bool = False
     """Whether the result has the LoRA's own rank, exactly."""
+    reuses: bool = True
+    """Whether it gives the LoRA back as it is where there is no drift."""
 
 
 METHODS = {
     "casa": Method(casa),
-    "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True),
+    "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
     "direct-matched": Method(direct_matched, low_rank=True),
     "undo": Method(undo, UndoSettings, "amount", needs_basis=False),
     "undo-matched": Method(undo_matched),
@@ -79,9 +81,9 @@ METHODS = {
     "drift-orthogonal": Method(
         drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
     ),
-    "prolora": Method(prolora, ProloraSettings, needs_target=True),
-    "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True),
-    "rollback": Method(rollback),
+    "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
+    "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
+    "rollback": Method(rollback, reuses=False),
     "restore-only": Method(restore_only),
     "arbitrate-only": Method(arbitrate_only),
 }
@@ -110,6 +112,11 @@ class Recipe:
     def needs_target(self) -> bool:
         """Whether `Layer.target` must be there."""
         return (self.matched or self).method.needs_target
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the LoRA comes back as it is where there is no drift."""
+        return (self.matched or self).method.reuses
 
 
 def find_recipe(text: str, *settings: Settings) -> Recipe:

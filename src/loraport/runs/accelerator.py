@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.runs.additions import Addition, additions, with_strength
-from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.runs.drift import Drift, drift_between
+from loraport.weights.checkpoint import Checkpoint, Weight, open_checkpoint
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
 
@@ -64,6 +64,11 @@ class Accelerated:
         return () if self.on_source else self.model.extra
 
     @property
+    def quantized(self) -> tuple[str, ...]:
+        """The codes that the model is stored in; the source tells its own."""
+        return () if self.on_source else self.model.quantized
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The model's layers."""
         return self.model.layers
@@ -72,18 +77,21 @@ class Accelerated:
         """Shape of a parameter of the model."""
         return self.model.shape(name)
 
-    def read_drift(self, layer: str, W_s: Tensor, source_hash: str) -> tuple[Tensor, str]:
+    def read_drift(self, layer: str, source: Weight) -> tuple[Drift, str]:
         """The layer's drift in float32, and a hash of the weight that model and accelerator make together.
 
-        On the source it is strength · B·A and nothing is subtracted; on another model W_m − W_s is added to it. Where
-        the accelerator leaves the layer alone, the hash is that of the model's weight.
+        On the source it is strength · B·A, nothing is subtracted, and no rounding lies under it; on another model
+        W_m − W_s is added to it. Where the accelerator leaves the layer alone, the hash is that of the model's weight.
         """
-        W_m, model_hash = (None, source_hash) if self.on_source else self.model.read_hashed(layer)
-        drift = torch.zeros_like(W_s) if W_m is None else W_m.sub_(W_s)
+        if self.on_source:
+            found, model_hash = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint
+        else:
+            model = self.model.read(layer)
+            found, model_hash = drift_between(source, model, in_place=True), model.fingerprint
         terms = self.weights.get(layer, ())
         for term in terms:
-            term.add_to(drift)
-        return drift, self._hash(model_hash) if terms else model_hash
+            term.add_to(found.matrix)
+        return found, self._hash(model_hash) if terms else model_hash
 
     def notes(self, layers: Container[str], count: int) -> list[str]:
         """What the user should know before the transfer of a LoRA with `count` layers."""

@@ -86,6 +86,8 @@ class TransferConfig:
     dtype: str = "bf16"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    force_drift: bool = False
+    """Work with drifts that cannot be told from rounding, too."""
     device: str = "auto"
     seed: int = 0
     cache: str | None = None
@@ -110,6 +112,7 @@ class TransferConfig:
             "rank": str(self.rank),
             "dtype": self.dtype,
             "seed": self.seed,
+            **({"force_drift": True} if self.force_drift else {}),
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),
         }

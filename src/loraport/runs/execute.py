@@ -68,7 +68,14 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         watcher.note(warning)
     watcher.plan(ready.plan)
     worker = LayerTransfer(
-        config.recipe, config.rank, common_rank(config, ready.plan), config.as_diff, config.seed, cache, device
+        config.recipe,
+        config.rank,
+        common_rank(config, ready.plan),
+        config.as_diff,
+        config.seed,
+        cache,
+        device,
+        config.force_drift,
     )
     with journal:
         results = {result.name: result for result in work(worker, ready, journal, watcher)}
@@ -140,7 +147,7 @@ def write(config: TransferConfig, ready: Prepared, journal: Journal, layers: Ite
 
     def update(name: str) -> LowRank | Tensor:
         finished = journal.recall(name)
-        return lora.layers[name] if finished is None else finished[0]
+        return lora.layers[name] if finished is None or finished[1].status == "copied" else finished[0]
 
     def dense(name: str) -> Tensor:
         value = update(name)
@@ -162,13 +169,13 @@ def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]
     dropped = [*ready.lora.dropped, *written.dropped]
     dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
     gone = {key for key, _ in dropped}
-    count = Counter({action: 0 for action in STATUS})
-    for job in ready.plan.jobs:
-        count[job.action] += sum(key not in gone for key in keys[job.name])
-    copied = count["copy"] + len(written.copied)
+    count = Counter({status: 0 for status in STATUS.values()})
+    for row in layers:
+        count[row.status] += sum(key not in gone for key in keys[row.name])
+    copied = count["copied"] + len(written.copied)
     return {
-        "in": count["transfer"] + copied + len(gone),
-        "transferred": count["transfer"],
+        "in": count["transferred"] + copied + len(gone),
+        "transferred": count["transferred"],
         "copied": copied,
         "dropped": [list(pair) for pair in sorted(set(dropped))],
     }
@@ -237,7 +244,15 @@ def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_c
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
         notes.append(NO_DRIFT)
-    if len({result.rank_out for result in results} - {None}) > 1:
+    alone = [result for result in results if result.status == "copied"]
+    if alone:
+        notes.append(
+            f"{len(alone)} of {len(results)} layers were copied: their drift cannot be told from rounding "
+            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, of which rounding makes "
+            f"{_percent(alone[0].floor)}); --force-drift transfers them all the same"
+        )
+    ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
+    if len({row.rank_out for row in ranked} - {None}) > 1:
         notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
     blind = sum(row.overlap_random is not None and row.overlap_random >= config.prolora.phi_min for row in results)
     if blind and config.prolora.phi_min:
@@ -246,6 +261,10 @@ def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_c
             f"phi_min {config.prolora.phi_min:g} even if they were unrelated (full ones by 1, always)"
         )
     return notes
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * (share or 0):.2g} %"
 
 
 def _run_identity(config: TransferConfig, ready: Prepared, device: torch.device) -> str:

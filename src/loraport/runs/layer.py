@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from loraport.methods import Layer, Recipe, Update
 from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule
+from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
 from loraport.spectral.svd import (
@@ -39,18 +40,27 @@ class Weights:
     target_hash: str
     W_t: Tensor | None = None
     """Only for recipes that look at the target's basis: the others need one matrix less."""
+    floor: float = 0.0
+    """Expected norm of the rounding error in the coarser of the two files."""
+    source_rounded: bool = False
+    """Whether W_s was rounded to the target's dtype before it was subtracted."""
 
 
 def read_weights(job: LayerJob, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
-    """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one."""
-    W_s, source_hash = source.read_hashed(job.name)
+    """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one.
+
+    `runs.drift` decides whether the source is rounded to the target's dtype first.
+    """
+    before = source.read(job.name)
+    W_s, source_hash = before.matrix, before.fingerprint
     if isinstance(target, Accelerated):
-        drift, target_hash = target.read_drift(job.name, W_s, source_hash)
-        return Weights(W_s, drift, source_hash, target_hash, W_s + drift if keep_target else None)
-    W_t, target_hash = target.read_hashed(job.name)
-    if keep_target:
-        return Weights(W_s, W_t - W_s, source_hash, target_hash, W_t)
-    return Weights(W_s, W_t.sub_(W_s), source_hash, target_hash)
+        found, target_hash = target.read_drift(job.name, before)
+        W_t = W_s + found.matrix if keep_target else None
+        return Weights(W_s, found.matrix, source_hash, target_hash, W_t, found.floor)
+    after = target.read(job.name)
+    found = drift_between(before, after, in_place=not keep_target)
+    W_t = after.matrix if keep_target else None
+    return Weights(W_s, found.matrix, source_hash, after.fingerprint, W_t, found.floor, found.source_rounded)
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,23 @@ class LayerTransfer:
     seed: int
     cache: BasisCache
     device: torch.device
+    force_drift: bool = False
+    """Work with a drift that cannot be told from rounding, too."""
     not_cached: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
     def __call__(self, job: LayerJob, lora: LowRank, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
         """The new update of one layer, factors or dense, and its row in the report.
 
-        A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0.
+        A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0. One whose
+        drift cannot be told from rounding counts as one without drift: its LoRA is copied, where the recipe would reuse
+        it then.
         """
         start = time.perf_counter()
+        if not self.force_drift and within_floor(_norm(weights.drift), weights.floor):
+            if self.recipe.reuses:
+                return lora, left_alone(job, lora, weights)
+            weights = replace(weights, drift=torch.zeros_like(weights.drift))
         layer = self._layer(lora, weights)
         update = self.recipe(layer)
         written = self._write(update, job) if update.reason is None else update.low_rank
@@ -86,6 +104,7 @@ class LayerTransfer:
             rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,
             source_hash=weights.source_hash,
             target_hash=weights.target_hash,
+            source_rounded=weights.source_rounded,
             seconds=time.perf_counter() - start,
             **_sizes(layer, weights, update, written),
             **update.facts,
@@ -121,6 +140,29 @@ class LayerTransfer:
         return factorize(update.dense(), rank, generator=layer_generator(self.seed, job.name))
 
 
+def left_alone(job: LayerJob, lora: LowRank, weights: Weights) -> LayerResult:
+    """The row of a layer whose drift cannot be told from rounding: the LoRA is copied, and the reason says why."""
+    size = _norm(weights.W_s) or 1.0
+    drift, floor, own = (value / size for value in (_norm(weights.drift), weights.floor, lora.norm()))
+    return LayerResult(
+        name=job.name,
+        status="copied",
+        reason=f"its drift, {100 * drift:.2g} % of the weight, is within {TIMES_FLOOR:g} times what rounding alone "
+        f"makes ({100 * floor:.2g} %): the layer counts as unchanged",
+        shape=job.shape,
+        rank_in=job.rank,
+        rank_out=job.rank,
+        drift=drift,
+        floor=floor,
+        lora=own,
+        update=own,
+        weight_norm=_norm(weights.W_s),
+        source_hash=weights.source_hash,
+        target_hash=weights.target_hash,
+        source_rounded=weights.source_rounded,
+    )
+
+
 def layer_generator(seed: int, name: str) -> torch.Generator:
     """Randomness of one layer, from the seed and its name: the order of work and a restart change nothing."""
     digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
@@ -142,6 +184,7 @@ def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Te
         norm, energy, kept = _norm(written), 1.0, None if correction is None else 1.0
     return {
         "drift": share(_norm(layer.drift)),
+        "floor": share(weights.floor),
         "lora": share(layer.lora.norm()),
         "update": share(norm),
         "correction": None if correction is None else share(_norm(correction)),

@@ -82,6 +82,11 @@ def merge(model_place: str, loras: Sequence[str], output: str, *, watch: Watch |
     if not loras:
         raise SettingsError("there is no LoRA to merge; give at least one")
     model = open_checkpoint(model_place)
+    if model.quantized:
+        raise InputError(
+            f"{model_place} is stored as {', '.join(model.quantized)}, to which nothing can be added exactly; merge "
+            "into its bf16, fp16 or fp32 file and quantise the result"
+        )
     check_place(Path(output), model)
     parts = [_ingredient(text, model) for text in loras]
     for part in parts:
@@ -110,7 +115,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     Raises InputError where the parameter is of no kind that can be added to, or the sum does not fit its dtype.
     """
     stored = model.tensor(name)
-    if not stored.dtype.is_floating_point or stored.dtype.itemsize == 1:
+    if not stored.dtype.is_floating_point:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
     W = stored.to(torch.promote_types(stored.dtype, torch.float32)).contiguous()
     for term in terms:

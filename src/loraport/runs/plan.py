@@ -127,6 +127,11 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
     for model in models:
         if model.extra:
             found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
+        if model.quantized:
+            found.append(
+                f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
+                "drift is compared with it, layer by layer"
+            )
     known = set(source)
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
         found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")

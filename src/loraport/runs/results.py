@@ -23,6 +23,10 @@ class LayerResult:
     rank_out: int | None
     drift: float | None = None
     """‖D_fft‖ / ‖W_s‖"""
+    floor: float | None = None
+    """What rounding in the coarser of the two files alone would make of it, expected, / ‖W_s‖"""
+    source_rounded: bool = False
+    """Whether W_s was first rounded to the target's dtype, in which its training began"""
     lora: float | None = None
     """‖D_lora‖ / ‖W_s‖"""
     update: float | None = None

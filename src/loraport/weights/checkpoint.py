@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,13 +14,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.weights.gguf_files import read_gguf
 from loraport.weights.names import WRAPPER_INFIXES, canonical_parameter, detect_naming, strip_prefixes
 from loraport.weights.pickled import read_pickle
-from loraport.weights.places import PICKLES, SAFETENSORS, files_of, indexes_beside, read_index
-from loraport.weights.quantized import NOT_READ
+from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, files_of, indexes_beside, read_index
+from loraport.weights.quantized import decoded
+from loraport.weights.rounding import expected_error, narrowest, step_of
 from loraport.weights.safetensors_files import StoredTensor, read_safetensors
 
 UNKNOWN_NAMING = "unknown"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One layer's weight as it was read."""
+
+    matrix: Float[Tensor, "out in"]
+    """float32; a convolution's kernel is out × (in · kernel positions)."""
+    fingerprint: str
+    dtype: torch.dtype
+    """That of the file; float32 where it holds codes."""
+    _step: Tensor | None = None
+
+    @cached_property
+    def precision(self) -> torch.dtype | None:
+        """The dtype whose grid the values lie on, which may be narrower than the file's; None where it holds codes."""
+        return None if self._step is not None else narrowest(self.matrix, self.dtype)
+
+    @cached_property
+    def rounding(self) -> float:
+        """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
+        if self._step is not None:
+            return expected_error(self._step)
+        return expected_error(step_of(self.matrix, self.precision or self.dtype))
 
 
 @dataclass(frozen=True)
@@ -70,8 +97,19 @@ class Checkpoint:
         return self._find(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of a parameter, from the header."""
+        """Stored dtype of a parameter, from the header; float32 for a quantised one."""
         return self._find(name).dtype
+
+    def format(self, name: str) -> str:
+        """How a parameter is stored, for people: its dtype, or the name of its codes."""
+        stored = self._find(name)
+        return str(stored.dtype).removeprefix("torch.") if stored.coded is None else stored.coded.format
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The codes that the model is stored in, most frequent first; empty where the files hold values."""
+        counts = Counter(stored.coded.format for stored in self._stored.values() if stored.coded is not None)
+        return tuple(format for format, _ in counts.most_common())
 
     def key(self, name: str) -> str:
         """The key under which a parameter stands in its file."""
@@ -82,7 +120,7 @@ class Checkpoint:
         return self._find(name).path
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter as it is stored, in fresh CPU memory."""
+        """A parameter as it is stored, in fresh CPU memory; of a quantised one the values."""
         return self._find(name).read()
 
     def read_weight(self, layer: str) -> Float[Tensor, "out in"]:
@@ -90,15 +128,28 @@ class Checkpoint:
 
         Raises InputError where the layer has no such weight, or the weight holds NaN or infinite values.
         """
-        return self._matrix(layer)[0]
+        return self.read(layer).matrix
 
-    def read_hashed(self, layer: str) -> tuple[Float[Tensor, "out in"], str]:
-        """The weight of a layer as `read_weight` gives it, and its `fingerprint`, from one reading of the file."""
-        W, tensor = self._matrix(layer)
-        return W, _fingerprint(tensor)
+    def read(self, layer: str) -> Weight:
+        """The weight of a layer as `read_weight` gives it, with its `fingerprint`, from one reading of the file."""
+        stored = self._find(f"{layer}.weight")
+        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
+            raise InputError(
+                f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
+            )
+        tensor, step = (stored.read(), None) if stored.coded is None else stored.coded.read()
+        W = tensor.float().flatten(1)
+        if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
+            raise InputError(
+                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
+            )
+        return Weight(W, _fingerprint(tensor), stored.dtype, step)
 
     def fingerprint(self, name: str) -> str:
-        """BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands."""
+        """BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
+
+        Of a quantised one the float32 values are hashed: another scale is another content.
+        """
         return _fingerprint(self.tensor(name))
 
     def identity(self) -> str:
@@ -108,21 +159,6 @@ class Checkpoint:
         """
         return self.digest
 
-    def _matrix(self, layer: str) -> tuple[Tensor, Tensor]:
-        """A layer's weight as a finite float32 matrix, and as it is stored; they may share memory."""
-        stored = self._find(f"{layer}.weight")
-        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
-            raise InputError(
-                f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
-            )
-        tensor = stored.read()
-        W = tensor.float().flatten(1)
-        if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
-            raise InputError(
-                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
-            )
-        return W, tensor
-
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise InputError(f"{self.where} has no parameter {name!r}; is it a model of the same family?")
@@ -130,7 +166,7 @@ class Checkpoint:
 
 
 def open_checkpoint(where: str | Path, *, part: str | None = None) -> Checkpoint:
-    """Open a model: a safetensors file, a folder or set of shards, a diffusers folder, a PyTorch pickle or a Hub id.
+    """Open a model: a safetensors or GGUF file, shards, a diffusers folder, a PyTorch pickle or a Hub id.
 
     `part` chooses the entry of a pickle (`generator` instead of the preferred `generator_ema`) or the inner folder of a
     pipeline (`transformer_2`). Only headers are read. Raises InputError and FileFormatError, each with the file's name.
@@ -146,21 +182,20 @@ def _opened(where: str, place: Path, part: str | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
     paths = files_of(place, inner)
     for path in paths:
-        if path.suffix.lower() == ".gguf":
-            raise FileFormatError(f"{path} is a GGUF file; {NOT_READ}")
-        if path.suffix.lower() not in (*SAFETENSORS, *PICKLES):
+        if path.suffix.lower() not in (*SAFETENSORS, *PICKLES, GGUF):
             raise FileFormatError(
-                f"{path} is of no kind that is read; give one of {', '.join((*SAFETENSORS, *PICKLES))}"
+                f"{path} is of no kind that is read; give one of {', '.join((*SAFETENSORS, *PICKLES, GGUF))}"
             )
-    if paths[0].suffix.lower() in PICKLES:
+    kind = paths[0].suffix.lower()
+    if part is not None and inner is None and kind not in PICKLES:
+        raise InputError(f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline")
+    if kind in PICKLES:
         stored, part = read_pickle(paths[0], part)
         lines = [f"{key} {one.dtype} {one.shape}" for key, one in stored.items()]
-        digest = _digest([*lines, str(paths[0].stat().st_size)])
+        stored, digest = decoded(stored), _digest([*lines, str(paths[0].stat().st_size)])
+    elif kind == GGUF:
+        stored, digest = read_gguf(paths[0])
     else:
-        if part is not None and inner is None:
-            raise InputError(
-                f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline"
-            )
         stored, digest = _from_safetensors(paths)
     return _named(where, paths, part, stored, digest)
 
@@ -191,7 +226,7 @@ def _from_safetensors(paths: tuple[Path, ...]) -> tuple[dict[str, StoredTensor],
         for key, shard in read_index(index).items():
             if key not in stored or stored[key].path.name != shard:
                 raise FileFormatError(f"{index} says that {key!r} is in {shard}, but it is not; download both again")
-    return stored, _digest([file.digest for file in files])
+    return decoded(stored, [file.metadata for file in files]), _digest([file.digest for file in files])
 
 
 def _named(

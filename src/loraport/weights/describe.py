@@ -59,7 +59,7 @@ def layer_lines(lora: Lora) -> Iterator[str]:
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
     """A line a tensor: shape and dtype."""
     for name in model:
-        yield f"{name}: {' × '.join(map(str, model.shape(name)))}, {_dtype(model.dtype(name))}"
+        yield f"{name}: {' × '.join(map(str, model.shape(name)))}, {model.format(name)}"
 
 
 def looks_like_lora(place: str) -> bool:
@@ -126,7 +126,7 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
         "files": len(model.paths),
         "tensors": len(shapes),
         "parameters": sum(prod(shape) for shape in shapes.values()),
-        "dtypes": _counts(Counter(_dtype(model.dtype(name)) for name in model)),
+        "dtypes": _counts(Counter(model.format(name) for name in model)),
         "extra": list(model.extra),
         "identity": model.identity(),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
-from loraport.weights.places import INDEX, PICKLES, SAFETENSORS, choose, shard_set
+from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, choose, shard_set
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
 
@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]
 def looks_like_hub_id(where: str) -> bool:
     """Whether a string that is no path can name a Hub model; `folder/name.safetensors` is a missing file instead."""
     match = _HUB_ID.fullmatch(where)
-    return match is not None and not match["repo"].lower().endswith((*SAFETENSORS, *PICKLES, ".gguf", ".json"))
+    return match is not None and not match["repo"].lower().endswith((*SAFETENSORS, *PICKLES, GGUF, ".json"))
 
 
 def fetch(where: str) -> Path:
@@ -102,7 +102,7 @@ def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
 
 def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
     """The files of a model to download; ambiguity is refused before a byte is fetched."""
-    if inside.lower().endswith((*SAFETENSORS, *PICKLES, INDEX)):
+    if inside.lower().endswith((*SAFETENSORS, *PICKLES, GGUF, INDEX)):
         folder, _, name = inside.rpartition("/")
         start = f"{folder}/" if folder else ""
         siblings = [file.removeprefix(start) for file in files if file.startswith(start)]
@@ -151,7 +151,7 @@ def _stem_mates(index: str, siblings: list[str]) -> tuple[str, ...]:
 
 
 def _weights(files: list[str]) -> list[str]:
-    return [file for file in files if file.endswith((*SAFETENSORS, *PICKLES))][:20]
+    return [file for file in files if file.lower().endswith((*SAFETENSORS, *PICKLES, GGUF))][:20]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from loraport.errors import FileFormatError, InputError
 from loraport.weights.alpha import AdapterConfig, adapter_config, parse_json_object
 from loraport.weights.dialects import PEFT_PREFIX
+from loraport.weights.quantized import refuse_quantized
 from loraport.weights.safetensors_files import SafetensorsFile, read_safetensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -38,6 +39,7 @@ def open_lora(place: Path | str) -> LoraFiles:
             raise InputError(f"{path} does not exist; give a safetensors file, a PEFT folder or a Hub id")
         _refuse_pickle(weights)
         contents = read_safetensors(weights)
+        refuse_quantized(contents.tensors)
         digest = hashlib.sha256()
         _feed(digest, weights)
         config = _config_beside(weights, contents)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
-from loraport.weights.quantized import refuse_quantized
 from loraport.weights.safetensors_files import StoredTensor
 
 PARTS = ("generator_ema", "generator", "state_dict", "model", "module", "ema")
@@ -39,7 +38,6 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
                 f"{path}: {key!r} is a {type(value).__name__} of layout {value.layout}, not a plain tensor; "
                 "gather it and save it again as safetensors"
             )
-    refuse_quantized(path, {key: value.dtype for key, value in tensors.items()}, {})
     stored = {
         key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value))
         for key, value in tensors.items()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import FileFormatError, InputError
-from loraport.weights.quantized import NOT_READ
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+GGUF = ".gguf"
 INDEX = ".safetensors.index.json"
 INNER_FOLDERS = ("transformer", "unet", "transformer_2", "high_noise_model", "low_noise_model")
 """Where diffusers and the makers of Wan put the network; several at once are experts, and one has to be named."""
@@ -65,15 +65,16 @@ def choose(listing: Iterable[str], where: str, join: str = "/") -> Place:
     names = sorted(listing)
     inner = [folder for folder in INNER_FOLDERS if _weights(names, folder)]
     top = [] if "model_index.json" in names and inner else _weights(names, "")
-    if not top and not inner and (pickled := [name for name in names if "/" not in name and name.endswith(PICKLES)]):
-        if len(pickled) > 1:
-            raise InputError(f"{where} holds several models: {', '.join(pickled)}; name one of these files")
-        return Place("", tuple(pickled))
+    single = [name for kind in ((GGUF,), PICKLES) for name in names if "/" not in name and name.lower().endswith(kind)]
+    if not top and not inner and single:
+        if len(single) > 1:
+            raise InputError(f"{where} holds several models: {', '.join(single)}; name one of these files")
+        return Place("", tuple(single))
     candidates = ([""] if top else []) + inner
-    if not candidates and any(name.lower().endswith(".gguf") for name in names):
-        raise FileFormatError(f"{where} has GGUF files only; {NOT_READ}")
     if not candidates:
-        raise FileFormatError(f"{where} has no weights: no .safetensors or .pt file, no transformer/ or unet/ with any")
+        raise FileFormatError(
+            f"{where} has no weights: no .safetensors, .gguf or .pt file, no transformer/ or unet/ with any"
+        )
     if len(candidates) > 1:
         listed = ", ".join(f"{where}{join}{folder or top[0]}" for folder in candidates)
         raise InputError(f"{where} holds several models; name one of: {listed}")

@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
-from loraport.weights.quantized import NOT_READ, refuse_quantized
+
+NOT_READ = (
+    "of quantised checkpoints only fp8 and GGUF are read (no nvfp4, mxfp8, int8, NF4 or SVDQuant): use the bf16, fp16 "
+    "or fp32 file of the same model"
+)
 
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that the safetensors library sets too."""
@@ -44,7 +48,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _IMPOSTORS = {
-    b"GGUF": f"is a GGUF file; {NOT_READ}",
+    b"GGUF": "is a GGUF file; rename it to .gguf",
     b"PK\x03\x04": "is a zip archive, most likely a PyTorch pickle; rename it to .pt",
     b"version https://git-lfs": "is a git-lfs pointer, not the weights; fetch them with `git lfs pull`",
     b"<": "looks like a web page, not the weights; download the file itself",
@@ -52,14 +56,25 @@ _IMPOSTORS = {
 
 
 @dataclass(frozen=True)
+class Coded:
+    """How a quantised tensor is read: its float32 values, and the step of the grid that each of them was rounded to."""
+
+    format: str
+    """For people, such as `fp8_e4m3fn` or `GGUF Q4_K`."""
+    read: Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of the stored dtype."""
+    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of this dtype."""
 
     key: str
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    coded: Coded | None = None
+    """Where the file holds codes and not values: `dtype` is then float32, and `read` gives the values."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     """The header of a safetensors file, checked against the file's size; no tensor data is read.
 
     Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
-    quantised weights.
+    dtypes that are not read.
     """
     raw, size = _raw_header(path)
     header = _parsed(path, raw)
@@ -87,16 +102,17 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     entries = {key: _entry(path, key, entry) for key, entry in header.items()}
     _check_cover(path, entries, size - start)
     tensors = {
-        key: StoredTensor(key, path, dtype, shape, _Reader(path, start + begin, end - begin, dtype, shape))
+        key: StoredTensor(key, path, dtype, shape, ByteReader(path, start + begin, end - begin, dtype, shape))
         for key, (dtype, shape, begin, end) in entries.items()
     }
-    refuse_quantized(path, {key: stored.dtype for key, stored in tensors.items()}, metadata)
     digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
     return SafetensorsFile(path, tensors, metadata, digest)
 
 
 @dataclass(frozen=True)
-class _Reader:
+class ByteReader:
+    """Reads the bytes of one tensor with plain reads into fresh memory."""
+
     path: Path
     offset: int
     nbytes: int
