@@ -12,10 +12,15 @@ COMMIT = "a" * 40
 
 
 class HubServer:
-    """Serves `folder/<org>/<repo>/...` as model repositories; `requests` lists what was asked for."""
+    """Serves `folder/<org>/<repo>/...` as model repositories; `requests` lists what was asked for.
+
+    `breaks` says after how many bytes the first transmission of a file breaks off; `ranges` lists what was asked again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.requests = folder, []
+        self.breaks: dict[str, int] = {}
+        self.ranges: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
@@ -80,15 +85,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
             return
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(path)}"', "Accept-Ranges": "bytes"}
-        self._send(200, path.read_bytes(), headers, body)
+        content, wanted = path.read_bytes(), self.headers.get("Range")
+        if wanted is None or not body:
+            self._send(200, content, headers, body, self.hub.breaks.pop(path.name, None) if body else None)
+            return
+        self.hub.ranges.append((path.name, wanted))
+        start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206, content[start:], headers, body)
 
-    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool, breaks: int | None = None) -> None:
         self.send_response(code)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
-            self.wfile.write(content)
+            self.wfile.write(content[:breaks])
+        if breaks is not None:
+            self.close_connection = True
+            self.connection.close()
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

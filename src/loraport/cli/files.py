@@ -11,6 +11,7 @@ from loraport.cli.options import (
     Json,
     Lora,
     Output,
+    Part,
     Quiet,
     Verbose,
 )
@@ -47,6 +48,7 @@ def merge(
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where MODEL is one.")
     ],
+    part: Part = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -56,7 +58,7 @@ def merge(
     from loraport.runs.merge import merge as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(model, loras, output, watch=terminal.share)
+        result = run(model, loras, output, part=part, watch=terminal.share)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
 
@@ -64,14 +66,16 @@ def merge(
 @app.command(epilog="Example: loraport inspect style.safetensors")
 def inspect(
     place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
+    part: Part = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and what would be refused."""
     from loraport import console
+    from loraport.runs.presets import place as known_place
     from loraport.weights.describe import describe
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        facts = describe(place, each=terminal.detail)
+        facts = describe(known_place(place), part=part, each=terminal.detail)
     console.print_facts(facts, json=json)

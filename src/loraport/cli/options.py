@@ -10,7 +10,10 @@ import typer
 
 from loraport.errors import OutputError, SettingsError
 
-MODEL_FORMS = "a safetensors or GGUF file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, or a Hub id"
+MODEL_FORMS = (
+    "a safetensors or GGUF file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, a Hub id, or a name "
+    "from `loraport presets`"
+)
 
 Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
 Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
@@ -22,6 +25,10 @@ Target = Annotated[
         "with an accelerator LoRA (its strength 1 if none is given), where MODEL may be the word source.",
     ),
 ]
+_PART = "of a .pt file which entry (generator; generator_ema is preferred), of a pipeline which folder (transformer_2)"
+SourcePart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the source, {_PART}.")]
+TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the target, {_PART}.")]
+Part = Annotated[str | None, typer.Option(metavar="NAME", help=f"O{_PART[1:]}.")]
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
 ]

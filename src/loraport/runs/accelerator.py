@@ -7,7 +7,7 @@ beside the accelerator, at the strength that was given here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import torch
 from loraport.errors import SettingsError
 from loraport.runs.additions import Addition, additions, with_strength
 from loraport.runs.drift import Drift, drift_between
-from loraport.weights.checkpoint import Checkpoint, Weight, open_checkpoint
+from loraport.runs.presets import PRESETS, open_model
+from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
 
@@ -128,18 +129,20 @@ class Accelerated:
 Target = Checkpoint | Accelerated
 
 
-def open_target(text: str, source: Checkpoint) -> Target:
-    """A target: a model, or a model with an accelerator.
+def open_target(
+    text: str, source: Checkpoint, *, part: str | None = None, layers: Collection[str] | None = None
+) -> Target:
+    """A target: a model (of which `layers` will be read), or a model with an accelerator.
 
     Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for a
     strength that is no number.
     """
     pair = split_target(text)
     if pair is None:
-        return open_checkpoint(text)
+        return open_model(text, part=part, layers=layers)
     place, strength = with_strength(pair[1])
     on_source = pair[0] == SOURCE
-    model = source if on_source else open_checkpoint(pair[0])
+    model = source if on_source else open_model(pair[0], part=part)
     accelerator = read_lora(place, dense=True)
     found = additions(accelerator, strength, model)
     weights = {
@@ -156,7 +159,9 @@ def split_target(text: str) -> tuple[str, str] | None:
     if "+" not in text or Path(text).expanduser().exists():
         return None
     cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
-    known = [cut for cut in cuts if cut[0] == SOURCE or _exists(cut[0]) or looks_like_hub_id(cut[0])]
+    known = [
+        cut for cut in cuts if cut[0] == SOURCE or cut[0] in PRESETS or _exists(cut[0]) or looks_like_hub_id(cut[0])
+    ]
     both = [cut for cut in known if _exists(cut[1]) or _exists(cut[1].rpartition("*")[0])]
     chosen = (both or known or cuts)[0]
     if not all(chosen):

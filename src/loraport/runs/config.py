@@ -76,6 +76,9 @@ class TransferConfig:
     source: str
     target: str
     output: str
+    source_part: str | None = None
+    """Which entry of a .pt file, or folder of a pipeline; the usual one by default."""
+    target_part: str | None = None
     method: str = "casa"
     casa: CasaSettings = PAPER
     prolora: ProloraSettings = PROLORA
@@ -112,6 +115,7 @@ class TransferConfig:
             "rank": str(self.rank),
             "dtype": self.dtype,
             "seed": self.seed,
+            **{name: part for name in ("source_part", "target_part") if (part := getattr(self, name))},
             **({"force_drift": True} if self.force_drift else {}),
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),

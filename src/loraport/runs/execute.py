@@ -19,15 +19,16 @@ from torch import Tensor
 
 import loraport
 from loraport.errors import OutputError, SettingsError
-from loraport.runs.accelerator import Accelerated, Target, open_target, target_places
+from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.runs.config import TransferConfig
 from loraport.runs.journal import Journal
 from loraport.runs.layer import LayerTransfer, Weights, read_weights
 from loraport.runs.plan import NO_DRIFT, LayerJob, Plan, make_plan
+from loraport.runs.presets import open_model
 from loraport.runs.results import LayerResult, Progress, Silent, TransferResult
 from loraport.spectral.svd import LowRank
 from loraport.weights.cache import BasisCache
-from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, output_dialect, write_diff, write_lora
@@ -49,9 +50,11 @@ class Prepared:
 
 def prepare(config: TransferConfig) -> Prepared:
     """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
-    source = open_checkpoint(config.source)
-    target = open_target(config.target, source)
-    lora = fitted(read_lora(config.lora), target)
+    lora = read_lora(config.lora)
+    layers = None if split_target(config.target) else touched(lora)
+    source = open_model(config.source, part=config.source_part, layers=layers)
+    target = open_target(config.target, source, part=config.target_part, layers=layers)
+    lora = fitted(lora, target)
     plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
     return Prepared(lora, source, target, plan)
 
@@ -98,6 +101,14 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         seconds={"total": end - start, "layers": sum(layer.seconds for layer in layers), "write": end - computed},
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def touched(lora: Lora) -> set[str] | None:
+    """The layers that a LoRA or its extras belong to; None where some have names that only the models can tell."""
+    parsed = [parse_key(key) for key in lora.extras]
+    if lora.unresolved or any(one.unresolved for one in parsed):
+        return None
+    return {*lora.layers, *(one.layer for one in parsed if not one.text_encoder)}
 
 
 def fitted(lora: Lora, target: Target) -> Lora:

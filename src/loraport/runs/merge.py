@@ -15,7 +15,8 @@ from torch import Tensor
 import loraport
 from loraport.errors import InputError, SettingsError
 from loraport.runs.additions import Addition, Additions, additions, with_strength
-from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.runs.presets import open_model
+from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, is_folder, write_model
 from loraport.weights.places import INNER_FOLDERS, SAFETENSORS
@@ -74,14 +75,16 @@ class Merge:
         }
 
 
-def merge(model_place: str, loras: Sequence[str], output: str, *, watch: Watch | None = None) -> Merge:
+def merge(
+    model_place: str, loras: Sequence[str], output: str, *, part: str | None = None, watch: Watch | None = None
+) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
     Raises InputError for what cannot be read or does not belong together, OutputError for what cannot be written.
     """
     if not loras:
         raise SettingsError("there is no LoRA to merge; give at least one")
-    model = open_checkpoint(model_place)
+    model = open_model(model_place, part=part)
     if model.quantized:
         raise InputError(
             f"{model_place} is stored as {', '.join(model.quantized)}, to which nothing can be added exactly; merge "
@@ -89,12 +92,12 @@ def merge(model_place: str, loras: Sequence[str], output: str, *, watch: Watch |
         )
     check_place(Path(output), model)
     parts = [_ingredient(text, model) for text in loras]
-    for part in parts:
-        if Path(output).exists() and Path(output).samefile(part.lora.path):
+    for one in parts:
+        if Path(output).exists() and Path(output).samefile(one.lora.path):
             raise SettingsError(f"{output} is an input of this run; give the result another name")
     found: dict[str, list[Addition]] = {}
-    for part in parts:
-        for name, some in part.adds.by_parameter.items():
+    for one in parts:
+        for name, some in one.adds.by_parameter.items():
             found.setdefault(name, []).extend(some)
     changed = {name: partial(summed, model, name, some) for name, some in found.items()}
     write_model(Path(output), model, changed, _metadata(model, parts), _written(model.bytes, watch))
@@ -103,7 +106,7 @@ def merge(model_place: str, loras: Sequence[str], output: str, *, watch: Watch |
         len(model.paths),
         len(model),
         len(changed),
-        tuple(part.provenance() | {"keys": part.adds.keys()} for part in parts),
+        tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
         _keys(parts),
         tuple(_notes(model, output)),
     )

@@ -132,7 +132,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
                 f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
                 "drift is compared with it, layer by layer"
             )
-    known = set(source)
+    known = {*source, *source.absent}
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
         found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
     if isinstance(target, Accelerated):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.weights.gguf_files import read_gguf
-from loraport.weights.names import WRAPPER_INFIXES, canonical_parameter, detect_naming, strip_prefixes
+from loraport.weights.names import WRAPPER_INFIXES, Naming, canonical_parameter, detect_naming, strip_prefixes
 from loraport.weights.pickled import read_pickle
-from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, files_of, indexes_beside, read_index
+from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, Needed, files_of, indexes_beside, read_index
 from loraport.weights.quantized import decoded
 from loraport.weights.rounding import expected_error, narrowest, step_of
 from loraport.weights.safetensors_files import StoredTensor, read_safetensors
@@ -65,6 +65,8 @@ class Checkpoint:
     part: str | None
     """The entry of a pickle that was taken, such as `generator_ema`."""
     extra: tuple[str, ...]
+    absent: frozenset[str]
+    """Names that an index lists, in shards that were not asked for; they can be known and not read."""
     digest: str = field(repr=False)
     _stored: Mapping[str, StoredTensor] = field(repr=False)
 
@@ -165,22 +167,25 @@ class Checkpoint:
         return self._stored[name]
 
 
-def open_checkpoint(where: str | Path, *, part: str | None = None) -> Checkpoint:
+def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
     """Open a model: a safetensors or GGUF file, shards, a diffusers folder, a PyTorch pickle or a Hub id.
 
     `part` chooses the entry of a pickle (`generator` instead of the preferred `generator_ema`) or the inner folder of a
-    pipeline (`transformer_2`). Only headers are read. Raises InputError and FileFormatError, each with the file's name.
+    pipeline (`transformer_2`). Only headers are read. Where shards have an index and `layers` (canonical names) says
+    what will be read, only their shards are fetched and opened; the others need not be there.
+    Raises InputError and FileFormatError, each with the file's name.
     """
-    place = _on_disk(where)
+    needed = None if layers is None else partial(_shards_of, layers=frozenset(layers))
+    place = _on_disk(where, needed)
     try:
-        return _opened(str(where), place, part)
+        return _opened(str(where), place, part, needed)
     except OSError as error:
         raise InputError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
 
 
-def _opened(where: str, place: Path, part: str | None) -> Checkpoint:
+def _opened(where: str, place: Path, part: str | None, needed: Needed | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
-    paths = files_of(place, inner)
+    paths = files_of(place, inner, needed)
     for path in paths:
         if path.suffix.lower() not in (*SAFETENSORS, *PICKLES, GGUF):
             raise FileFormatError(
@@ -189,6 +194,7 @@ def _opened(where: str, place: Path, part: str | None) -> Checkpoint:
     kind = paths[0].suffix.lower()
     if part is not None and inner is None and kind not in PICKLES:
         raise InputError(f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline")
+    others: tuple[str, ...] = ()
     if kind in PICKLES:
         stored, part = read_pickle(paths[0], part)
         lines = [f"{key} {one.dtype} {one.shape}" for key, one in stored.items()]
@@ -196,23 +202,36 @@ def _opened(where: str, place: Path, part: str | None) -> Checkpoint:
     elif kind == GGUF:
         stored, digest = read_gguf(paths[0])
     else:
-        stored, digest = _from_safetensors(paths)
-    return _named(where, paths, part, stored, digest)
+        stored, digest, others = _from_safetensors(paths, needed is not None)
+    return _named(where, paths, part, stored, digest, others)
 
 
-def _on_disk(where: str | Path) -> Path:
+def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str]) -> set[str]:
+    """The shards that hold parameters of some layers; all of them where none of the layers is found by its name."""
+    stripped = strip_prefixes(weight_map)
+    names, _ = _canonical(stripped.values())
+    found: dict[str, set[str]] = {}
+    for key, shard in weight_map.items():
+        layer, _, leaf = (names[stripped[key]] or stripped[key]).rpartition(".")
+        if layer in layers:
+            found.setdefault(f"{layer}.weight" if leaf == "weight" else layer, set()).add(shard)
+    chosen = [shards for name, shards in found.items() if name.endswith(".weight") or f"{name}.weight" not in found]
+    return set().union(*chosen) or set(weight_map.values())
+
+
+def _on_disk(where: str | Path, needed: Needed | None) -> Path:
     place = Path(where).expanduser()
     if place.exists():
         return place
     from loraport.weights.hub import fetch, looks_like_hub_id
 
     if isinstance(where, str) and looks_like_hub_id(where):
-        return fetch(where)
+        return fetch(where, needed)
     raise InputError(f"{where} does not exist; give a file, a folder or a Hub id such as Wan-AI/Wan2.1-T2V-1.3B")
 
 
-def _from_safetensors(paths: tuple[Path, ...]) -> tuple[dict[str, StoredTensor], str]:
-    """All tensors of a set of files by their stored keys, and the digest of the set."""
+def _from_safetensors(paths: tuple[Path, ...], some: bool) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
+    """All tensors of a set of files by their stored keys, the digest of the set, and the keys in shards left out."""
     stored: dict[str, StoredTensor] = {}
     files = [read_safetensors(path) for path in paths]
     for file in files:
@@ -222,40 +241,54 @@ def _from_safetensors(paths: tuple[Path, ...]) -> tuple[dict[str, StoredTensor],
                     f"{key!r} stands both in {stored[key].path} and in {file.path}; remove one of them"
                 )
             stored[key] = tensor
-    for index in indexes_beside(paths) if len(paths) > 1 else ():
+    here = {path.name for path in paths}
+    others: tuple[str, ...] = ()
+    for index in indexes_beside(paths, partly=some) if some or len(paths) > 1 else ():
         for key, shard in read_index(index).items():
-            if key not in stored or stored[key].path.name != shard:
+            if shard not in here:
+                others += (key,)
+            elif key not in stored or stored[key].path.name != shard:
                 raise FileFormatError(f"{index} says that {key!r} is in {shard}, but it is not; download both again")
-    return decoded(stored, [file.metadata for file in files]), _digest([file.digest for file in files])
+    headers = [file.metadata for file in files]
+    return decoded(stored, headers), _digest([file.digest for file in files]), others
 
 
 def _named(
-    where: str, paths: tuple[Path, ...], part: str | None, stored: dict[str, StoredTensor], digest: str
+    where: str,
+    paths: tuple[Path, ...],
+    part: str | None,
+    stored: dict[str, StoredTensor],
+    digest: str,
+    others: tuple[str, ...],
 ) -> Checkpoint:
     """The checkpoint with its keys translated to canonical names."""
     if not stored:
         raise FileFormatError(f"{paths[0]} holds no tensors; give the file with the model's weights")
     try:
-        stripped = strip_prefixes(stored)
+        stripped = strip_prefixes([*stored, *others])
     except MismatchError as error:
         raise FileFormatError(f"{paths[0]}: {error}") from error
-    naming = detect_naming(stripped.values())
-    translate: Callable[[str], str | None] = lambda name: canonical_parameter(name, naming) if naming else None  # noqa: E731
+    names, naming = _canonical(stripped.values())
     tensors: dict[str, StoredTensor] = {}
-    extra = []
-    for key, name in stripped.items():
-        canonical = translate(name)
-        if canonical is None:
-            extra.append(name)
-        final = canonical or name
+    for key in stored:
+        final = names[stripped[key]] or stripped[key]
         if final in tensors:
             raise FileFormatError(
                 f"{paths[0]}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
             )
         tensors[final] = stored[key]
+    extra = tuple(stripped[key] for key in stored if names[stripped[key]] is None)
+    absent = frozenset(names[stripped[key]] or stripped[key] for key in others)
     return Checkpoint(
-        where, paths, naming or UNKNOWN_NAMING, _common_prefix(stripped), part, tuple(extra), digest, tensors
+        where, paths, naming or UNKNOWN_NAMING, _common_prefix(stripped), part, extra, absent, digest, tensors
     )
+
+
+def _canonical(names: Iterable[str]) -> tuple[dict[str, str | None], Naming | None]:
+    """Each name without prefixes -> its canonical one, None where the table does not have it; and the spelling."""
+    names = list(names)
+    naming = detect_naming(names)
+    return {name: canonical_parameter(name, naming) if naming else None for name in names}, naming
 
 
 def _common_prefix(stripped: Mapping[str, str]) -> str:

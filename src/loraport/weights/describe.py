@@ -25,15 +25,15 @@ WAN_SIZES = {
 """(width, blocks) of the published sizes."""
 
 
-def describe(place: str, *, each: Callable[[str], None] | None = None) -> dict[str, Any]:
+def describe(place: str, *, part: str | None = None, each: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
-    `each` is told a line about every layer or tensor.
+    `part` is that of `open_checkpoint`; `each` is told a line about every layer or tensor.
 
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
     place = _fetched(place)
     if not looks_like_lora(place):
-        model = open_checkpoint(place)
+        model = open_checkpoint(place, part=part)
         _tell(each, tensor_lines(model))
         return describe_model(model)
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
-from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, choose, shard_set
+from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, Needed, choose, read_index, shard_set
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
 
@@ -24,14 +24,26 @@ def looks_like_hub_id(where: str) -> bool:
     return match is not None and not match["repo"].lower().endswith((*SAFETENSORS, *PICKLES, GGUF, ".json"))
 
 
-def fetch(where: str) -> Path:
+def fetch(where: str, needed: Needed | None = None) -> Path:
     """The local file or folder of a Hub model, downloaded where it is not in the cache yet.
 
+    Of shards with an index only those that are `needed` are fetched, where that is given: the index comes first. A
+    broken connection is taken up again where it broke; after a kill, finished files are there and a half one begins
+    anew (so huggingface_hub does it).
     Raises InputError where huggingface_hub is not installed, the repository or the network cannot be reached, the model
     is not in the cache in offline mode, or the repository holds several models and none is named.
     """
     hub, repo, revision, inside = _parsed(where)
-    root = _snapshot(hub, repo, revision, where, lambda files: _wanted(files, repo, inside, where))
+
+    def chosen(files: list[str]) -> list[str]:
+        wanted = _wanted(files, repo, inside, where)
+        indexes = [name for name in wanted if name.endswith(INDEX)]
+        if needed is None or len(indexes) != 1:
+            return wanted
+        shards = needed(read_index(Path(hub.hf_hub_download(repo, indexes[0], revision=revision))))
+        return [name for name in wanted if not name.endswith(SAFETENSORS) or name.rpartition("/")[2] in shards]
+
+    root = _snapshot(hub, repo, revision, where, chosen)
     if not (root / inside).exists():
         raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
     return root / inside

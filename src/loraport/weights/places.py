@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ GGUF = ".gguf"
 INDEX = ".safetensors.index.json"
 INNER_FOLDERS = ("transformer", "unet", "transformer_2", "high_noise_model", "low_noise_model")
 """Where diffusers and the makers of Wan put the network; several at once are experts, and one has to be named."""
+
+Needed = Callable[[Mapping[str, str]], set[str]]
+"""From an index (tensor name -> shard) to the shards that are needed."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _LONGEST_INDEX = 64_000_000
@@ -33,14 +36,16 @@ class Place:
     index: str | None = None
 
 
-def files_of(where: Path, inner: str | None = None) -> tuple[Path, ...]:
+def files_of(where: Path, inner: str | None = None, needed: Needed | None = None) -> tuple[Path, ...]:
     """The files that hold the model at an existing path; `inner` names a folder inside it.
+
+    Of shards with an index only those that are `needed` count, where that is given.
 
     Raises FileFormatError or InputError for missing shards, folders without weights, and more than one candidate.
     """
     if where.is_file():
         if where.name.endswith(INDEX):
-            return _indexed(where)
+            return _indexed(where, needed)
         siblings = [entry.name for entry in where.parent.iterdir()] if _SHARD.fullmatch(where.name) else [where.name]
         return tuple(where.parent / name for name in shard_set(where.name, siblings, str(where.parent)))
     root = where / inner if inner is not None else where
@@ -52,7 +57,7 @@ def files_of(where: Path, inner: str | None = None) -> tuple[Path, ...]:
             listing += [f"{folder}/{entry.name}" for entry in (root / folder).iterdir()]
     place = choose(listing, str(root))
     if place.index is not None:
-        return _indexed(root / place.folder / place.index)
+        return _indexed(root / place.folder / place.index, needed)
     return tuple(root / place.folder / name for name in place.names)
 
 
@@ -135,15 +140,17 @@ def read_index(path: Path) -> Mapping[str, str]:
     return dict(weight_map)
 
 
-def indexes_beside(paths: tuple[Path, ...]) -> list[Path]:
-    """The indexes that describe this very set of shards."""
+def indexes_beside(paths: tuple[Path, ...], *, partly: bool = False) -> list[Path]:
+    """The indexes that describe this very set of shards, or a larger one that holds it."""
     indexes = sorted(path for path in paths[0].parent.iterdir() if path.name.endswith(INDEX))
     names = {path.name for path in paths}
-    return [index for index in indexes if set(read_index(index).values()) == names]
+    listed = {index: set(read_index(index).values()) for index in indexes}
+    return [index for index in indexes if listed[index] == names or (partly and listed[index] > names)]
 
 
-def _indexed(index: Path) -> tuple[Path, ...]:
-    shards = sorted(set(read_index(index).values()))
+def _indexed(index: Path, needed: Needed | None) -> tuple[Path, ...]:
+    table = read_index(index)
+    shards = sorted(set(table.values()) if needed is None else needed(table))
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise FileFormatError(f"{index} names shards that are not there: {', '.join(missing[:5])}; download them")
     return tuple(index.parent / shard for shard in shards)

@@ -1,0 +1,135 @@
+"""Models by name: the table is sound, a name is never taken silently, and only what a LoRA touches is fetched."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+
+from loraport.errors import FileFormatError, SettingsError
+from loraport.runs.execute import prepare, transfer
+from loraport.runs.presets import PRESETS, open_model, place
+from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.hub import looks_like_hub_id
+from tests import tiny
+from tests.runs.models import make_family
+from tests.weights.hub_server import HubServer
+
+SHARD = "transformer/diffusion_pytorch_model-{:05d}-of-00003.safetensors"
+LAYER = "blocks.1.ffn.2"
+
+
+def test_the_table_is_sound():
+    assert len(PRESETS) > 30 and list(PRESETS) == [preset.name for preset in PRESETS.values()]
+    for preset in PRESETS.values():
+        assert looks_like_hub_id(preset.where), preset.where
+        assert preset.name == preset.name.lower() and "/" not in preset.name and "+" not in preset.name
+        assert preset.base is None or PRESETS[preset.base].base is None
+        json.dumps(preset.as_json())
+    places = [preset.where for preset in PRESETS.values()]
+    assert len(set(places)) == len(places)
+    with pytest.raises(FrozenInstanceError):
+        next(iter(PRESETS.values())).repo = "other/repo"
+
+
+def test_a_name_that_also_lies_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place("sdxl") == PRESETS["sdxl"].where and place("other") == "other"
+    tiny.write_diffusers(tmp_path / "sdxl", tiny.tiny_state())
+    with pytest.raises(SettingsError, match=r"'sdxl' is a preset and also lies here; write \./sdxl"):
+        open_model("sdxl")
+    assert len(open_model("./sdxl")) == len(tiny.tiny_state())
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A pair in three shards each, and a LoRA of one layer."""
+    family = make_family(tmp_path)
+    pairs = {"source": family.source_state, "target": family.target_state}
+    folders = {name: tmp_path / f"{name}-shards" for name in pairs}
+    for name, state in pairs.items():
+        tiny.write_shards(folders[name], tiny.in_diffusers_names(state))
+    lora = tiny.write_lora(tmp_path / "one.safetensors", {LAYER: family.factors[LAYER]})
+    return family, {name: str(folder) for name, folder in folders.items()} | {"lora": str(lora)}
+
+
+def shard_of(folder: str, layer: str) -> str:
+    return open_checkpoint(folder).path(f"{layer}.weight").name
+
+
+def test_only_the_shards_that_a_lora_touches_are_opened(shards):
+    family, places = shards
+    ready = prepare(family.config(**places))
+    mine = shard_of(places["source"], LAYER)
+    assert [path.name for path in ready.source.paths] == [mine]
+    whole = open_checkpoint(places["source"])
+    assert {*ready.source, *ready.source.absent} == set(whole) and not {*ready.source} & ready.source.absent
+    assert not any("lacks" in warning for warning in ready.plan.warnings)
+    assert len(prepare(family.config(source=places["source"])).source.paths) == 3
+
+
+def test_others_need_not_be_there_but_those_do(shards, tmp_path):
+    family, places = shards
+    whole = transfer(family.config("a.safetensors", **places))
+    mine = shard_of(places["source"], LAYER)
+    for name in ("source", "target"):
+        for path in (tmp_path / f"{name}-shards").glob("*.safetensors"):
+            if path.name != mine:
+                path.unlink()
+    again = transfer(family.config("b.safetensors", **places))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert whole.layers[0].source_hash == again.layers[0].source_hash
+    with pytest.raises(FileFormatError, match="names shards that are not there"):
+        open_checkpoint(places["source"])
+    (tmp_path / "source-shards" / mine).unlink()
+    with pytest.raises(FileFormatError, match=f"names shards that are not there: {mine}"):
+        prepare(family.config(**places))
+
+
+def loraport(home, hub, *words, offline=False):
+    """The program in a process of its own: the Hub's client reads its settings once."""
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    settings |= {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-m", "loraport", *words]
+    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300)
+
+
+def test_presets_from_the_hub(shards, tmp_path):
+    """Online only the shard that is needed, offline the same bytes, and a broken connection is taken up again."""
+    family, places = shards
+    repos = tmp_path / "repos"
+    tiny.write_diffusers(repos / PRESETS["wan2.1-t2v-1.3b"].repo, family.source_state, shards=3)
+    gates = {name: tensor for name, tensor in tiny.tiny_state(5, gates=True).items() if "gate" in name}
+    tiny.write_diffusers(repos / PRESETS["fastwan2.1-t2v-1.3b"].repo, family.target_state | gates)
+    forced = repos / PRESETS["self-forcing"].repo / PRESETS["self-forcing"].inside
+    forced.parent.mkdir(parents=True)
+    big = {"head.head.weight": torch.ones(6_000_000)}  # the client keeps what it has in pieces of 10 MB
+    tiny.write_pickle(forced, {"generator": family.target_state, "generator_ema": family.source_state, "critic": big})
+
+    def run(target, output, *words, offline=False):
+        out = tmp_path / output
+        places_ = ["--source", "wan2.1-t2v-1.3b", "--target", target, "-o", str(out), "--no-cache", "--json"]
+        done = loraport(tmp_path / "home", hub, "transfer", places["lora"], *places_, *words, offline=offline)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), out.read_bytes()
+
+    with HubServer(repos) as hub:
+        facts, online = run("fastwan2.1-t2v-1.3b", "a.safetensors")
+        got = [name for name in hub.downloaded() if name.endswith(".safetensors")]
+        number = int(shard_of(places["source"], LAYER)[-20:-15])
+        assert got == [SHARD.format(number), "transformer/diffusion_pytorch_model.safetensors"]
+        assert facts["keys"]["transferred"] == 2
+        assert not any("lacks" in note for note in facts["warnings"]) or "to_gate" in "".join(facts["warnings"])
+        hub.requests.clear()
+        assert run("fastwan2.1-t2v-1.3b", "b.safetensors", offline=True)[1] == online and not hub.requests
+        hub.breaks[forced.name] = 15_000_000
+        part = run("self-forcing", "c.safetensors", "--target-part", "generator")
+        assert part[0]["settings"]["target_part"] == "generator" and part[0]["layers"][0]["drift"] > 0.01
+        assert hub.ranges and hub.ranges[0][0] == forced.name and hub.ranges[0][1].startswith("bytes=1048576")
+        ema = run("self-forcing", "d.safetensors", offline=True)
+        assert ema[0]["layers"][0]["drift"] == 0
+        listed = loraport(tmp_path / "home", hub, "presets", "--json", offline=True)
+        assert [row["name"] for row in json.loads(listed.stdout)["presets"]] == list(PRESETS)
