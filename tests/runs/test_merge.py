@@ -214,7 +214,7 @@ def test_progress_counts_every_byte(family, tmp_path):
 def test_one_tensor_is_in_memory_at_a_time(family, tmp_path, monkeypatch):
     from loraport.weights import safetensors_files
 
-    alive, most, real = [], [], safetensors_files._Reader.__call__
+    alive, most, real = [], [], safetensors_files.ByteReader.__call__
 
     def reading(self):
         import weakref
@@ -226,7 +226,7 @@ def test_one_tensor_is_in_memory_at_a_time(family, tmp_path, monkeypatch):
 
     place = tiny.write_original(tmp_path / "m.safetensors", family.source_state)
     lora = tiny.write_lora(tmp_path / "l.safetensors", dict(list(family.factors.items())[:1]))
-    monkeypatch.setattr(safetensors_files._Reader, "__call__", reading)
+    monkeypatch.setattr(safetensors_files.ByteReader, "__call__", reading)
     merge(str(place), [str(lora)], str(tmp_path / "o.safetensors"))
     assert len(most) > len(family.source_state) and max(most) <= 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import typer
 
 from loraport.cli.options import (
@@ -43,12 +45,21 @@ from loraport.cli.options import (
     page_path,
 )
 
+if TYPE_CHECKING:
+    from loraport.runs.config import TransferConfig
+
 app = typer.Typer()
+
+_OF_METHODS = (
+    *("tau", "q_dom", "q_act", "energy", "restore", "arbitrate"),
+    *("subspace", "null_space", "cross_terms", "phi_min"),
+)
+"""The options that are settings of some method."""
 
 
 @app.command(
-    epilog="Example: loraport transfer style.safetensors --source Wan-AI/Wan2.1-T2V-1.3B-Diffusers "
-    "--target FastVideo/FastWan2.1-T2V-1.3B-Diffusers -o style-fastwan.safetensors"
+    epilog="Example: loraport transfer style.safetensors --source wan2.1-t2v-1.3b --target fastwan2.1-t2v-1.3b "
+    "-o style-fastwan.safetensors"
 )
 def transfer(
     lora: Lora,
@@ -87,22 +98,12 @@ def transfer(
     verbose: Verbose = False,
 ) -> None:
     """Transfer a LoRA from the model that it was trained on to a distilled variant of it."""
+    given = dict(locals())
     from loraport import console
-    from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
     from loraport.runs.execute import prepare
     from loraport.runs.execute import transfer as run
 
-    flags = {
-        "tau": tau, "q_dom": q_dom, "q_act": q_act, "energy": energy, "restore": restore, "arbitrate": arbitrate,
-        "subspace": subspace, "null_space": null_space, "cross_terms": cross_terms, "phi_min": phi_min,
-    }  # fmt: skip
-    config = TransferConfig(
-        lora=lora, source=source, target=target, output=output, source_part=source_part, target_part=target_part,
-        method=method,
-        rank=chosen_rank(rank, preset), format=chosen_format(format), as_diff=chosen_output(as_) == "diff", dtype=dtype,
-        include=tuple(include or ()), exclude=tuple(exclude or ()), force_drift=force_drift, device=device, seed=seed,
-        cache=cache_folder(cache, no_cache), **method_settings(method, preset, flags),
-    )  # fmt: skip
+    config = _config(given)
     page = None if report is None else page_path(report)
     if dry_run:
         console.print_plan(prepare(config).plan, json=json)
@@ -115,3 +116,19 @@ def transfer(
         write_transfer_page(result, page)
     console.print_transfer(result, json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
+
+
+def _config(given: dict[str, Any]) -> TransferConfig:
+    """The settings that the command's options make, by their names."""
+    from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
+
+    plain = ("lora", "source", "target", "output", "source_part", "target_part", "method", "dtype", "force_drift")
+    return TransferConfig(
+        **{name: given[name] for name in (*plain, "device", "seed")},
+        **{name: tuple(given[name] or ()) for name in ("include", "exclude")},
+        rank=chosen_rank(given["rank"], given["preset"]),
+        format=chosen_format(given["format"]),
+        as_diff=chosen_output(given["as_"]) == "diff",
+        cache=cache_folder(given["cache"], given["no_cache"]),
+        **method_settings(given["method"], given["preset"], {name: given[name] for name in _OF_METHODS}),
+    )
