@@ -123,9 +123,10 @@ def _config(given: dict[str, Any]) -> TransferConfig:
     from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
 
     plain = ("lora", "source", "target", "output", "source_part", "target_part", "method", "dtype", "force_drift")
+    settings: dict[str, Any] = {name: given[name] for name in (*plain, "device", "seed")}
+    settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
     return TransferConfig(
-        **{name: given[name] for name in (*plain, "device", "seed")},
-        **{name: tuple(given[name] or ()) for name in ("include", "exclude")},
+        **settings,
         rank=chosen_rank(given["rank"], given["preset"]),
         format=chosen_format(given["format"]),
         as_diff=chosen_output(given["as_"]) == "diff",
