@@ -5,6 +5,7 @@ import torch
 
 from loraport.errors import InputError
 from loraport.methods import METHODS, Layer, find_recipe
+from loraport.reports.transfer_page import findings
 from loraport.runs.config import RankRule
 from loraport.runs.drift import drift_between, within_floor
 from loraport.runs.execute import transfer
@@ -131,6 +132,8 @@ def test_a_layer_that_was_only_rounded_is_left_alone(family, method):
     notes = "\n".join(result.warnings)
     assert "10 of 20 layers were copied: their drift cannot be told from rounding" in notes
     assert "stored as fp8_e4m3fn, a scale a row" in notes
+    assert any("In 10 layers the drift cannot be told from the rounding" in text for text in findings(result))
+    assert result.as_json()["layers"][0].keys() >= {"drift", "floor", "reason", "source_rounded"}
 
 
 def test_forced_it_is_transferred_all_the_same(family):

@@ -18,6 +18,7 @@ LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("rank_in", "Rank in", "{}"),
     ("rank_out", "Rank out", "{}"),
     ("drift", "Drift", "{:.3f}"),
+    ("floor", "Rounding", "{:.1e}"),
     ("lora", "LoRA", "{:.3f}"),
     ("update", "Update", "{:.3f}"),
     ("cosine", "Cosine", "{:.3f}"),

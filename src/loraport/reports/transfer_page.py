@@ -43,6 +43,11 @@ def findings(result: TransferResult) -> list[str]:
             "The result also takes back a part of the target's drift, so a strength slider scales both, and a zero "
             "LoRA would not have given a zero result."
         )
+    rounded = sum(layer.status == "copied" and layer.floor is not None for layer in result.layers)
+    if rounded:
+        sentences.append(
+            f"In {rounded} layers the drift cannot be told from the rounding of the files; there the LoRA was copied."
+        )
     giants = sum((layer.largest_cluster or 0) > 0.5 for layer in done)
     if giants:
         sentences.append(
