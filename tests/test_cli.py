@@ -155,7 +155,7 @@ def broken_inputs(family):
     key = "diffusion_model.blocks.0.self_attn.q.lora_"
     nan_state = {**family.source_state}
     nan_state["blocks.0.self_attn.q.weight"] = nan_state["blocks.0.self_attn.q.weight"] * float("nan")
-    fp8 = {name: (t.to(torch.float8_e4m3fn) if t.dim() == 2 else t) for name, t in family.source_state.items()}
+    int8 = {name: (t.to(torch.int8) if t.dim() == 2 else t) for name, t in family.source_state.items()}
     torch.save({"generator": Unsafe()}, folder / "unsafe.pt")
     big = tiny.write_lora(folder / "big.safetensors", tiny.lora_factors(tiny.tiny_state(0, dim=48)))
     odd = tiny.write_lora(folder / "odd.safetensors", {"encoder.0": (torch.ones(4, 2), torch.ones(2, 4))})
@@ -174,7 +174,7 @@ def broken_inputs(family):
         "rank 0": ("lora", zero, [], "rank 0"),
         "nan in a weight": ("target", str(tiny.write_original(folder / "nanw.safetensors", nan_state)), [], "NaN"),
         "unsafe pickle": ("target", str(folder / "unsafe.pt"), [], "unsafe.pt"),
-        "fp8": ("target", str(tiny.write_original(folder / "fp8.safetensors", fp8)), [], "fp8"),
+        "int8": ("target", str(tiny.write_original(folder / "int8.safetensors", int8)), [], "int8"),
         "gguf": ("target", file("model.gguf", b"GGUF" + bytes(60)), [], "GGUF"),
         "a model as lora": ("lora", family.source, [], "model checkpoint, not a LoRA"),
         "unknown method": (None, None, ["--method", "magic"], "known: casa, direct"),
@@ -207,7 +207,7 @@ BROKEN = [
     "rank 0",
     "nan in a weight",
     "unsafe pickle",
-    "fp8",
+    "int8",
     "gguf",
     "a model as lora",
     "unknown method",

@@ -259,8 +259,8 @@ def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_c
     if alone:
         notes.append(
             f"{len(alone)} of {len(results)} layers were copied: their drift cannot be told from rounding "
-            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, of which rounding makes "
-            f"{_percent(alone[0].floor)}); --force-drift transfers them all the same"
+            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, where rounding alone "
+            f"should make {_percent(alone[0].floor)}); --force-drift transfers them all the same"
         )
     ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
     if len({row.rank_out for row in ranked} - {None}) > 1:
