@@ -30,6 +30,11 @@ def tensors(**changes: Tensor | None) -> dict[str, Tensor]:
     return good
 
 
+def one_layer(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    """A layer of other tensors than A and B."""
+    return {f"{Q}.{part}": torch.ones(shape) for part, shape in shapes.items()}
+
+
 NAN = torch.tensor([[1.0, float("nan")]] * 6)
 INFINITE = torch.full((2, 4), float("inf"))
 FLAT = "lora_unet_blocks_0_self_attn_q"
@@ -72,11 +77,45 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "alpha of two numbers": (tensors(alpha=torch.ones(2)), FileFormatError, "an alpha is one number"),
     "alpha 0": (tensors(alpha=torch.zeros(())), InputError, r"alpha' is 0, which"),
     "alpha NaN": (tensors(alpha=torch.tensor(float("nan"))), InputError, "is nan; the LoRA is damaged"),
-    "LoHa": (tensors(hada_w1_a=torch.ones(1)), FileFormatError, f"LoHa factors, {KIND}"),
-    "LoKr": (tensors(lokr_w2=torch.ones(1)), FileFormatError, f"LoKr factors, {KIND}"),
-    "DoRA of kohya": (tensors(dora_scale=torch.ones(6, 1)), FileFormatError, f"DoRA magnitude, {KIND}"),
-    "DoRA of PEFT": (tensors(lora_magnitude_vector=torch.ones(6)), FileFormatError, f"DoRA magnitude, {KIND}"),
-    "Tucker": (tensors(lora_mid__weight=torch.ones(1)), FileFormatError, f"Tucker core .*, {KIND}"),
+    "LoHa beside a LoRA": (tensors(hada_w1_a=torch.ones(1, 1)), MismatchError, "tensors of LoHa and LoRA"),
+    "half of LoHa": (one_layer(hada_w1_a=(6, 2)), MismatchError, rf"'{Q}\.hada_w1_b' is missing"),
+    "LoHa without a core": (
+        one_layer(hada_w1_a=(2, 6), hada_w1_b=(2, 4), hada_w2_a=(2, 6), hada_w2_b=(2, 4), hada_t1=(2, 2, 3, 3)),
+        MismatchError,
+        rf"'{Q}\.hada_t2' is missing",
+    ),
+    "ranks of LoHa": (
+        one_layer(hada_w1_a=(6, 2), hada_w1_b=(3, 4), hada_w2_a=(6, 2), hada_w2_b=(2, 4)),
+        MismatchError,
+        r"do not fit together: \.hada_w1_a \[6, 2\], \.hada_w1_b \[3, 4\]",
+    ),
+    "sizes of LoHa": (
+        one_layer(hada_w1_a=(6, 2), hada_w1_b=(2, 4), hada_w2_a=(5, 2), hada_w2_b=(2, 4)),
+        MismatchError,
+        "do not fit together",
+    ),
+    "LoHa of rank 0": (
+        one_layer(hada_w1_a=(6, 0), hada_w1_b=(0, 4), hada_w2_a=(6, 2), hada_w2_b=(2, 4)),
+        FileFormatError,
+        "rank 0",
+    ),
+    "half of LoKr": (one_layer(lokr_w2=(2, 2)), MismatchError, rf"'{Q}\.lokr_w1_a' is missing"),
+    "half a factor of LoKr": (
+        one_layer(lokr_w1=(2, 2), lokr_w2_b=(2, 2)),
+        MismatchError,
+        rf"'{Q}\.lokr_w2_a' is missing",
+    ),
+    "core on the first factor of LoKr": (one_layer(lokr_t1=(1,)), FileFormatError, f"first factor of LoKr, {KIND}"),
+    "DoRA without factors": (one_layer(dora_scale=(6, 1)), MismatchError, "a DoRA magnitude without factors"),
+    "DoRA of another size": (tensors(dora_scale=torch.ones(5, 1)), MismatchError, "6 numbers, one a row"),
+    "DoRA of PEFT of another size": (tensors(lora_magnitude_vector=torch.ones(4)), MismatchError, "6 numbers, one a"),
+    "DoRA that is not finite": (tensors(dora_scale=NAN[:, 1:].clone()), InputError, r"dora_scale' holds NaN"),
+    "mid factor": (tensors(lora_mid__weight=torch.ones(3, 3, 2, 2)), MismatchError, "do not fit together"),
+    "VeRA": (one_layer(vera_lambda_b=(6,)), FileFormatError, f"VeRA vectors .*, {KIND}"),
+    "IA3": (one_layer(ia3_l=(6, 1)), FileFormatError, f"IA3 scales, {KIND}"),
+    "AdaLoRA": (tensors(lora_E=torch.ones(2, 1)), FileFormatError, f"another kind, {KIND}"),
+    "BOFT": (one_layer(boft_R=(6,)), FileFormatError, f"OFT rotations, {KIND}"),
+    "an embedding": (one_layer(lora_embedding_A=(2, 4)), FileFormatError, f"factors of an embedding, {KIND}"),
     "OFT": (tensors(oft_blocks=torch.ones(1)), FileFormatError, f"OFT rotations, {KIND}"),
     "GLoRA": (tensors(a1__weight=torch.ones(1)), FileFormatError, f"GLoRA factors, {KIND}"),
     "replaced weight": (tensors(set_weight=torch.ones(1)), FileFormatError, f"set_weight.*, {KIND}"),
@@ -156,8 +195,8 @@ def test_any_truncation_is_refused(end: int, tmp_path: Path) -> None:
 CONFIGS: dict[str, tuple[Any, str]] = {
     "not JSON": ("{", r"adapter_config\.json is not JSON"),
     "not an object": ("[1]", "not a JSON object"),
-    "another adapter": ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; only LORA is read"),
-    "DoRA": ({"use_dora": True}, "DoRA is not read"),
+    "another adapter": ({"peft_type": "OFT"}, "peft_type is 'OFT'; only LORA, LOHA, LOKR are read"),
+    "rank of LoKr": ({"peft_type": "LOKR", "r": "x"}, "r is 'x', not a number"),
     "alpha is a word": ({"lora_alpha": "large"}, "lora_alpha is 'large', not a number"),
     "alpha is true": ({"lora_alpha": True}, "lora_alpha is True, not a number"),
     "alpha is zero": ({"lora_alpha": 0}, "lora_alpha is 0"),

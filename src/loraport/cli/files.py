@@ -25,6 +25,12 @@ def convert(
     to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft or kohya.")],
     output: Output,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
+    rank: Annotated[
+        str, typer.Option(help="auto (exact, LoHa and the like up to 128), full, a number, or a share of energy.")
+    ] = "auto",
+    source: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model that a DoRA was trained on; only DoRA needs it.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -34,7 +40,7 @@ def convert(
     from loraport.runs.convert import convert as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(lora, to, output, dtype=dtype, each=terminal.detail)
+        result = run(lora, to, output, dtype=dtype, rank=rank, source=source, each=terminal.detail)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
     raise typer.Exit(3 if result.lost else 0)
 

@@ -64,6 +64,16 @@ Rank = Annotated[
 ]
 FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft or kohya.")]
 As = Annotated[str, typer.Option("--as", help="lora, or diff: dense .diff keys, lossless and large.")]
+Dora = Annotated[
+    str,
+    typer.Option(
+        help="What of a DoRA is transferred: effective, all that it adds to the source's weights; or magnitude, its "
+        "factors, and magnitudes rescaled to the target's rows."
+    ),
+]
+TransferDiffs = Annotated[
+    bool, typer.Option("--transfer-diffs", help="Transfer full differences (.diff) of matrices too; else copy them.")
+]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Include = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only layers that fit; copy the others.")

@@ -12,6 +12,7 @@ from loraport.cli.options import (
     CacheDir,
     CrossTerms,
     Device,
+    Dora,
     DryRun,
     Dtype,
     Energy,
@@ -40,6 +41,7 @@ from loraport.cli.options import (
     Target,
     TargetPart,
     Tau,
+    TransferDiffs,
     Verbose,
     cache_folder,
     page_path,
@@ -83,6 +85,8 @@ def transfer(
     rank: Rank = None,
     format: FormatName = "same",
     as_: As = "lora",
+    dora: Dora = "effective",
+    transfer_diffs: TransferDiffs = False,
     dtype: Dtype = "bf16",
     include: Include = None,
     exclude: Exclude = None,
@@ -123,7 +127,7 @@ def _config(given: dict[str, Any]) -> TransferConfig:
     from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
 
     plain = ("lora", "source", "target", "output", "source_part", "target_part", "method", "dtype", "force_drift")
-    settings: dict[str, Any] = {name: given[name] for name in (*plain, "device", "seed")}
+    settings: dict[str, Any] = {name: given[name] for name in (*plain, "dora", "transfer_diffs", "device", "seed")}
     settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
     return TransferConfig(
         **settings,

@@ -20,6 +20,7 @@ from loraport.runs.presets import PRESETS, open_model
 from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
+from loraport.weights.variants import Dora
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -84,14 +85,17 @@ class Accelerated:
         On the source it is strength · B·A, nothing is subtracted, and no rounding lies under it; on another model
         W_m − W_s is added to it. Where the accelerator leaves the layer alone, the hash is that of the model's weight.
         """
+        terms = self.weights.get(layer, ())
         if self.on_source:
-            found, model_hash = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint
+            found, model_hash, W = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint, source.matrix
         else:
             model = self.model.read(layer)
-            found, model_hash = drift_between(source, model, in_place=True), model.fingerprint
-        terms = self.weights.get(layer, ())
+            model_hash = model.fingerprint
+            own = any(isinstance(term.update, Dora) for term in terms)  # they look at the model's weight itself
+            W = model.matrix.clone() if own else model.matrix
+            found = drift_between(source, model, in_place=True)
         for term in terms:
-            term.add_to(found.matrix)
+            term.add_to(found.matrix, W)
         return found, self._hash(model_hash) if terms else model_hash
 
     def notes(self, layers: Container[str], count: int) -> list[str]:

@@ -16,6 +16,7 @@ from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import LoraKey, parse_key
 from loraport.weights.lora import Lora
 from loraport.weights.names import flattened
+from loraport.weights.variants import Dora, LayerUpdate, exact_update
 
 PARAMETERS = {
     ".diff": "weight",
@@ -48,18 +49,24 @@ def with_strength(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class Addition:
-    """strength · B·A, or strength · a stored difference."""
+    """strength · an adapter's update, or strength · a stored difference."""
 
-    update: LowRank | Tensor
+    update: LayerUpdate | Tensor
     strength: float
 
-    def add_to(self, W: Tensor) -> None:
-        """Adds it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix."""
-        if isinstance(self.update, LowRank):
-            B, A = self.update.B.to(W.dtype), self.update.A.to(W.dtype)
-            W.view(W.shape[0], -1).addmm_(B, A, alpha=self.strength)
+    def add_to(self, X: Tensor, W: Tensor) -> None:
+        """Adds it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix.
+
+        `W` is the weight that the adapter is put on, which DoRA looks at: as it is without this and other adapters.
+        """
+        if isinstance(self.update, Tensor):
+            X.add_(self.update.to(X.dtype).reshape(X.shape), alpha=self.strength)
+            return
+        exact = exact_update(self.update, W.to(X.dtype).flatten(1) if isinstance(self.update, Dora) else None)
+        if isinstance(exact, LowRank):
+            X.view(X.shape[0], -1).addmm_(exact.B.to(X.dtype), exact.A.to(X.dtype), alpha=self.strength)
         else:
-            W.add_(self.update.to(W.dtype).reshape(W.shape), alpha=self.strength)
+            X.add_(exact.to(X.dtype).reshape(X.shape), alpha=self.strength)
 
 
 @dataclass(frozen=True)

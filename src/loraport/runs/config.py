@@ -27,6 +27,8 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 DTYPES = ("fp32", "bf16", "fp16")
+DoraReading = Literal["effective", "magnitude"]
+DORA_READINGS: tuple[DoraReading, ...] = get_args(DoraReading)
 PRESET_RANKS = {"paper": "auto", "published-code": "32"}
 """The rank that goes with each preset of CASA, where the user asks for none."""
 
@@ -86,6 +88,10 @@ class TransferConfig:
     rank: RankRule = RankRule()
     format: Format = "same"
     as_diff: bool = False
+    dora: DoraReading = "effective"
+    """What of a DoRA the method gets: all that it adds to the weight, or its factors, magnitudes put back after it."""
+    transfer_diffs: bool = False
+    """Whether full differences of matrices are transferred like any update, and not copied."""
     dtype: str = "bf16"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -117,6 +123,8 @@ class TransferConfig:
             "seed": self.seed,
             **{name: part for name in ("source_part", "target_part") if (part := getattr(self, name))},
             **({"force_drift": True} if self.force_drift else {}),
+            **({"dora": self.dora} if self.dora != "effective" else {}),
+            **({"transfer_diffs": True} if self.transfer_diffs else {}),
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),
         }
@@ -134,6 +142,13 @@ def chosen_format(text: str) -> Format:
 def chosen_output(text: str) -> Output:
     """Factors or dense differences, by name. Raises SettingsError for anything else."""
     return next((known for known in OUTPUTS if known == text), None) or _refuse("kind of output", text, OUTPUTS)
+
+
+def chosen_dora(text: str) -> DoraReading:
+    """The reading of DoRA by its name. Raises SettingsError for an unknown one."""
+    return next((known for known in DORA_READINGS if known == text), None) or _refuse(
+        "reading of DoRA", text, DORA_READINGS
+    )
 
 
 def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:

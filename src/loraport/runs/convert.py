@@ -13,12 +13,17 @@ import torch
 
 import loraport
 from loraport.errors import MismatchError, OutputError, SettingsError, unknown_name
-from loraport.runs.config import DTYPES
+from loraport.runs.config import DTYPES, RankRule
 from loraport.runs.execute import TORCH_DTYPES
+from loraport.runs.given import as_factors
+from loraport.runs.layer import layer_generator
+from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.describe import layer_lines
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
+from loraport.weights.variants import Dora, aimed_rank, kind_of
 
 KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
 """What diffusers' converter of kohya files asks of every block; it accepts no layer outside the blocks."""
@@ -60,11 +65,19 @@ class Conversion:
 
 
 def convert(
-    place: str, to: str, output: str, *, dtype: str | None = None, each: Callable[[str], None] | None = None
+    place: str,
+    to: str,
+    output: str,
+    *,
+    dtype: str | None = None,
+    rank: str = "auto",
+    source: str | None = None,
+    each: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
-    `each` is told a line about every layer.
+    LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
+    DoRA needs the model that it was trained on, as `source`. `each` is told a line about every layer.
     Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
     has a place in the format, OutputError for a place that cannot be written.
@@ -73,6 +86,7 @@ def convert(
         raise unknown_name("format", to, FORMATS)
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
+    rule = RankRule.parse(rank)
     lora = read_lora(place, dense=True)
     if each is not None:
         for line in layer_lines(lora):
@@ -82,11 +96,52 @@ def convert(
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, FORMATS[to].folder)
+    layers = plain_layers(lora, source, rule)
     written = write_lora(
-        output, lora.layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora)
+        output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora),
+        uniform_rank=not rule.varies,
     )  # fmt: skip
-    notes = (*_rounding_note(lora, chosen, dtype), *(_kohya_notes(lora) if to == "kohya" else ()))
+    notes = (
+        *_loss_note(lora, layers),
+        *_rounding_note(lora, chosen, dtype),
+        *(_kohya_notes(lora) if to == "kohya" else ()),
+    )
     return Conversion(output, to, chosen, written.rank, len(kept), account(lora, written), notes)
+
+
+def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, LowRank]:
+    """Every layer as B·A: a LoRA's own factors, other adapters' at the rule's rank, on the weights of `source`.
+
+    Raises SettingsError for a DoRA without a source, MismatchError for a source that it does not belong to.
+    """
+    model = None if source is None else open_checkpoint(source)
+    aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.layers.values()), default=0)
+    layers = {}
+    for name, update in lora.layers.items():
+        W = _weight(name, update, lora, model) if isinstance(update, Dora) else None
+        low = as_factors(update, W, rule, aim, layer_generator(0, name))
+        if rule.kind == "fixed" and low.rank > aim:
+            low = shortened(low, aim)
+        elif rule.kind == "energy" and isinstance(update, LowRank):
+            low = factorize_energy(low.dense(), rule.value)
+        layers[name] = low
+    return layers
+
+
+def _weight(name: str, update: Dora, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
+    if model is None:
+        raise SettingsError(
+            f"{lora.path} is a DoRA, whose update depends on the weights; name the model it was trained on: --source"
+        )
+    if f"{name}.weight" not in model:
+        raise MismatchError(f"{model.where} has no layer {name}; give the model that this LoRA was trained on")
+    W = model.read(name).matrix
+    if tuple(W.shape) != update.shape:
+        raise MismatchError(
+            f"layer {name}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight in {model.where} "
+            f"{W.shape[0]} × {W.shape[1]}; give the model that this LoRA was trained on"
+        )
+    return W
 
 
 def own_dtype(lora: Lora) -> str:
@@ -130,6 +185,18 @@ def _provenance(lora: Lora) -> dict[str, str]:
     earlier = {key.removeprefix(_OURS): value for key, value in lora.metadata.items() if key.startswith(_OURS)}
     ours = {"version": loraport.__version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
     return earlier | ours
+
+
+def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
+    """What other adapters lost as factors of limited rank."""
+    lost = {name: low.lost_energy for name, low in layers.items() if low.lost_energy > 1e-7}
+    if not lost:
+        return []
+    worst = max(lost, key=lambda name: lost[name])
+    return [
+        f"{len(lost)} of {len(layers)} layers ({kind_of(lora.layers[worst])}) fit no rank of {layers[worst].rank}: the "
+        f"worst, {worst}, keeps {1 - lost[worst]:.1%} of its energy; a higher --rank keeps more"
+    ]
 
 
 def _rounding_note(lora: Lora, chosen: str, asked: str | None) -> list[str]:

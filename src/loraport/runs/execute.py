@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ from torch import Tensor
 import loraport
 from loraport.errors import OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
-from loraport.runs.config import TransferConfig
+from loraport.runs.config import RankRule, TransferConfig
+from loraport.runs.given import as_factors
 from loraport.runs.journal import Journal
-from loraport.runs.layer import LayerTransfer, Weights, read_weights
+from loraport.runs.layer import LayerTransfer, Weights, layer_generator, read_weights
 from loraport.runs.plan import NO_DRIFT, LayerJob, Plan, make_plan
 from loraport.runs.presets import open_model
 from loraport.runs.results import LayerResult, Progress, Silent, TransferResult
@@ -33,6 +35,7 @@ from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, output_dialect, write_diff, write_lora
 from loraport.weights.saving import Pending
+from loraport.weights.variants import LARGEST_AUTO_RANK, Dora
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
@@ -50,7 +53,7 @@ class Prepared:
 
 def prepare(config: TransferConfig) -> Prepared:
     """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
-    lora = read_lora(config.lora)
+    lora = read_lora(config.lora, diffs=config.transfer_diffs)
     layers = None if split_target(config.target) else touched(lora)
     source = open_model(config.source, part=config.source_part, layers=layers)
     target = open_target(config.target, source, part=config.target_part, layers=layers)
@@ -79,6 +82,7 @@ def transfer(config: TransferConfig, *, progress: Progress | None = None) -> Tra
         cache,
         device,
         config.force_drift,
+        config.dora,
     )
     with journal:
         results = {result.name: result for result in work(worker, ready, journal, watcher)}
@@ -112,13 +116,18 @@ def touched(lora: Lora) -> set[str] | None:
 
 
 def fitted(lora: Lora, target: Target) -> Lora:
-    """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped."""
+    """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped.
+
+    Kernels that its file does not tell (LoHa and LoKr store convolutions as matrices) are the target's.
+    """
     layers = {name.rpartition(".")[0] for name in target}
     parsed = [parse_key(key) for key in lora.extras]
     alien = [one.key for one in parsed if not one.text_encoder and one.layer not in layers and one.part]
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
     dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
-    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped))
+    known = {name: target.shape(f"{name}.weight") for name in lora.layers if f"{name}.weight" in target}
+    kernels = {name: shape[2:] for name, shape in known.items() if len(shape) > 2 and name not in lora.kernels}
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped), kernels={**kernels, **lora.kernels})
 
 
 def work(worker: LayerTransfer, ready: Prepared, journal: Journal, watcher: Progress) -> Iterator[LayerResult]:
@@ -158,7 +167,7 @@ def write(config: TransferConfig, ready: Prepared, journal: Journal, layers: Ite
 
     def update(name: str) -> LowRank | Tensor:
         finished = journal.recall(name)
-        return lora.layers[name] if finished is None or finished[1].status == "copied" else finished[0]
+        return copied(config, ready, name) if finished is None or finished[1].status == "copied" else finished[0]
 
     def dense(name: str) -> Tensor:
         value = update(name)
@@ -172,6 +181,17 @@ def write(config: TransferConfig, ready: Prepared, journal: Journal, layers: Ite
         config.output, updates, lora,
         format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
     )  # fmt: skip
+
+
+def copied(config: TransferConfig, ready: Prepared, name: str) -> LowRank:
+    """A layer that is not transferred, as factors; DoRA as what it adds to the source's weight, else the target's."""
+    update = ready.lora.layers[name]
+    W = None
+    if isinstance(update, Dora):
+        model = ready.source if f"{name}.weight" in ready.source else ready.target
+        W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
+    rule = RankRule("full") if config.as_diff else config.rank
+    return as_factors(update, W, rule, common_rank(config, ready.plan), layer_generator(config.seed, name))
 
 
 def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> dict[str, object]:
@@ -203,7 +223,7 @@ def common_rank(config: TransferConfig, plan: Plan) -> int:
     """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
     if config.rank.kind == "fixed":
         return int(config.rank.value)
-    own = max((job.rank for job in plan.jobs), default=1)
+    own = max((job.aim for job in plan.jobs), default=0) or LARGEST_AUTO_RANK
     return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
 
 
@@ -244,8 +264,9 @@ def peak_rss_bytes() -> int:
 
 
 def _untouched(job: LayerJob) -> LayerResult:
-    rank_out = job.rank if job.action == "copy" else None
-    return LayerResult(job.name, STATUS[job.action], job.reason, job.shape, job.rank, rank_out)  # type: ignore[arg-type]
+    rank_out = job.rank if job.action == "copy" and job.kind == "LoRA" else None
+    status: Any = STATUS[job.action]
+    return LayerResult(job.name, status, job.reason, job.shape, job.rank, rank_out, kind=job.kind)
 
 
 def _afterthoughts(config: TransferConfig, results: Iterable[LayerResult], not_cached: Iterable[str]) -> list[str]:

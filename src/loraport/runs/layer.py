@@ -12,8 +12,9 @@ from torch import Tensor
 
 from loraport.methods import Layer, Recipe, Update
 from loraport.runs.accelerator import Accelerated, Target
-from loraport.runs.config import RankRule
+from loraport.runs.config import DoraReading, RankRule
 from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
+from loraport.runs.given import Given, given
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
 from loraport.spectral.svd import (
@@ -28,6 +29,7 @@ from loraport.spectral.svd import (
 )
 from loraport.weights.cache import BasisCache, basis_key
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.variants import LayerUpdate
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ class LayerTransfer:
     device: torch.device
     force_drift: bool = False
     """Work with a drift that cannot be told from rounding, too."""
+    dora: DoraReading = "effective"
     not_cached: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
-    def __call__(self, job: LayerJob, lora: LowRank, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
+    def __call__(self, job: LayerJob, lora: LayerUpdate, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
         """The new update of one layer, factors or dense, and its row in the report.
 
         A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0. One whose
@@ -88,13 +91,14 @@ class LayerTransfer:
         it then.
         """
         start = time.perf_counter()
+        source = self.given(job, lora, weights.W_s)
         if not self.force_drift and within_floor(_norm(weights.drift), weights.floor):
             if self.recipe.reuses:
-                return lora, left_alone(job, lora, weights)
+                return source.lora, left_alone(job, source.lora, weights)
             weights = replace(weights, drift=torch.zeros_like(weights.drift))
-        layer = self._layer(lora, weights)
-        update = self.recipe(layer)
-        written = self._write(update, job) if update.reason is None else update.low_rank
+        layer = self._layer(source.lora, weights)
+        update = source.finished(self.recipe(layer), weights.W_s.to(self.device), layer.drift)
+        written = self._write(update, job, source.lora.lost_energy) if update.reason is None else update.low_rank
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",
@@ -106,9 +110,15 @@ class LayerTransfer:
             target_hash=weights.target_hash,
             source_rounded=weights.source_rounded,
             seconds=time.perf_counter() - start,
-            **_sizes(layer, weights, update, written),
+            **_sizes(layer, weights, update, written, source.lora.lost_energy),
+            kind=job.kind,
             **update.facts,
         )
+
+    def given(self, job: LayerJob, update: LayerUpdate, W_s: Tensor) -> Given:
+        """The layer's adapter as factors, exact where everything is written exactly."""
+        rule = RankRule("full") if self.as_diff else self.rule
+        return given(update, W_s, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
 
     def _layer(self, lora: LowRank, weights: Weights) -> Layer:
         here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
@@ -125,13 +135,13 @@ class LayerTransfer:
             self.not_cached.add(fetched.not_written)
         return fetched.basis
 
-    def _write(self, update: Update, job: LayerJob) -> LowRank | Tensor:
+    def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
         """The dense update, or its factors at the rank that the rule gives this layer."""
         if self.as_diff:
             return update.dense()
         n = min(job.shape)
         if self.rule.kind == "energy":
-            return factorize_energy(update.dense(), self.rule.value)
+            return factorize_energy(update.dense(), min(1.0, self.rule.value / (1 - lost)))
         if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
             return update.low_rank.padded(min(self.rank, n)) if self.rule.kind == "fixed" else update.low_rank
         if update.is_low_rank:
@@ -169,8 +179,11 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Tensor) -> dict[str, Any]:
-    """The sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept."""
+def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Tensor, lost: float) -> dict[str, Any]:
+    """The sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept.
+
+    `lost`: the share of the adapter's energy that was gone before the method began, where it is no plain LoRA.
+    """
     size = _norm(weights.W_s)
     correction = None if update.is_low_rank else update.correction
 
@@ -188,7 +201,7 @@ def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Te
         "lora": share(layer.lora.norm()),
         "update": share(norm),
         "correction": None if correction is None else share(_norm(correction)),
-        "kept_energy": energy,
+        "kept_energy": energy * (1 - lost),
         "kept_correction": kept,
         "cosine": cosine(layer.lora, written),
         "weight_norm": size,

@@ -21,6 +21,7 @@ from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, is_folder, write_model
 from loraport.weights.places import INNER_FOLDERS, SAFETENSORS
 from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.variants import Dora
 
 MERGED = "loraport.merged"
 Watch = Callable[[str, int, int], None]
@@ -120,9 +121,10 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     stored = model.tensor(name)
     if not stored.dtype.is_floating_point:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
-    W = stored.to(torch.promote_types(stored.dtype, torch.float32)).contiguous()
+    own = any(isinstance(term.update, Dora) for term in terms)  # they look at the weight as it was before
+    W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
     for term in terms:
-        term.add_to(W)
+        term.add_to(W, stored)
     rounded = W.to(stored.dtype)
     if not torch.isfinite(rounded).all():
         raise InputError(f"{model.where}: {name} with the LoRAs is not finite in {stored.dtype}; lower the strength")

@@ -12,6 +12,7 @@ from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import matches
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora
+from loraport.weights.variants import aimed_rank, kind_of
 
 Action = Literal["transfer", "copy", "drop"]
 
@@ -28,6 +29,10 @@ class LayerJob:
     shape: tuple[int, int]
     rank: int
     reason: str | None = None
+    kind: str = "LoRA"
+    """LoRA, LoHa, LoKr, DoRA or difference."""
+    aim: int = 0
+    """The rank that it is written at where none is asked for; 0 takes what other layers have."""
 
     @property
     def cost(self) -> int:
@@ -77,7 +82,7 @@ def _job(
     update = lora.layers[name]
 
     def job(action: Action, reason: str | None = None) -> LayerJob:
-        return LayerJob(name, action, update.shape, update.rank, reason)
+        return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update))
 
     weight = f"{name}.weight"
     if weight not in target:

@@ -51,6 +51,8 @@ class LayerResult:
     """What Φ would be for unrelated subspaces"""
     weight_norm: float | None = None
     """‖W_s‖"""
+    kind: str = "LoRA"
+    """What the file holds for the layer: LoRA, LoHa, LoKr, DoRA or difference"""
     source_hash: str | None = None
     target_hash: str | None = None
     seconds: float = 0.0

@@ -15,7 +15,11 @@ from typing import Any
 from loraport.errors import FileFormatError, InputError
 
 PEFT_ALPHA = 8.0
-"""PEFT's alpha where its configuration gives none."""
+PEFT_RANK = 8.0
+"""PEFT's alpha and rank where its configuration gives none."""
+
+KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""The kinds of PEFT's adapters that are read -> the field of their alpha."""
 
 HEADER_FIELD = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration in a safetensors header."""
@@ -29,33 +33,46 @@ class AdapterConfig:
     alpha: float = PEFT_ALPHA
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    rank: float = PEFT_RANK
+    """Only for LoKr whose factors are whole, which have no rank of their own."""
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
 
-    def scale(self, module: str, rank: int) -> float:
+    def scale(self, module: str, rank: float | None) -> float:
         """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of the module's name."""
-        alpha = next((value for pattern, value in self.alpha_pattern.items() if _matches(pattern, module)), self.alpha)
+        alpha = _chosen(self.alpha_pattern, module, self.alpha)
+        rank = _chosen(self.rank_pattern, module, self.rank) if rank is None else rank
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
 def adapter_config(fields: Mapping[str, Any], origin: str) -> AdapterConfig:
     """The configuration from its JSON fields.
 
-    Raises FileFormatError for an adapter of another kind than LoRA, DoRA, and fields of the wrong kind.
+    Raises FileFormatError for an adapter of another kind than LoRA, LoHa and LoKr, and fields of the wrong kind.
     """
     kind = fields.get("peft_type") or "LORA"
-    if kind != "LORA":
-        raise FileFormatError(f"{origin}: peft_type is {kind!r}; only LORA is read")
-    if fields.get("use_dora"):
-        raise FileFormatError(f"{origin}: use_dora is set; DoRA is not read in this version")
-    patterns = fields.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise FileFormatError(f"{origin}: alpha_pattern is {patterns!r}, not a table of module names and numbers")
-    alpha = fields.get("lora_alpha")
+    if kind not in KINDS:
+        raise FileFormatError(f"{origin}: peft_type is {kind!r}; only {', '.join(KINDS)} are read")
+    word = KINDS[kind]
+    alpha, rank = fields.get(word), fields.get("r")
     return AdapterConfig(
         origin,
-        PEFT_ALPHA if alpha is None else _number(alpha, "lora_alpha", origin),
-        {_pattern(key, origin): _number(value, f"alpha_pattern of {key}", origin) for key, value in patterns.items()},
+        PEFT_ALPHA if alpha is None else _number(alpha, word, origin),
+        _patterns(fields, "alpha_pattern", origin),
         bool(fields.get("use_rslora")),
+        PEFT_RANK if rank is None or kind != "LOKR" else _number(rank, "r", origin),
+        _patterns(fields, "rank_pattern", origin) if kind == "LOKR" else {},
     )
+
+
+def _patterns(fields: Mapping[str, Any], name: str, origin: str) -> dict[str, float]:
+    patterns = fields.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise FileFormatError(f"{origin}: {name} is {patterns!r}, not a table of module names and numbers")
+    return {_pattern(key, origin): _number(value, f"{name} of {key}", origin) for key, value in patterns.items()}
+
+
+def _chosen(patterns: Mapping[str, float], module: str, default: float) -> float:
+    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
 
 
 def parse_json_object(text: str | bytes, origin: str) -> dict[str, Any]:
@@ -77,11 +94,13 @@ class Scales:
     components: Mapping[str, AdapterConfig] = field(default_factory=dict)
     trainer_alpha: str | None = None
 
-    def scale(self, component: str, module: str, rank: int) -> tuple[float, str]:
-        """(scale, where it came from) of a layer that no tensor gives an alpha for."""
+    def scale(self, component: str, module: str, rank: int | None) -> tuple[float, str]:
+        """(scale, where it came from) of a layer that no tensor gives an alpha for; rank None where it has none."""
         config = self.components.get(component) or self.components.get("") or self._only_model(component)
         if config is not None:
             return config.scale(module, rank), config.origin
+        if rank is None:
+            return 1.0, "none: whole factors have the scale 1"
         if self.trainer_alpha is not None:
             return _number(self.trainer_alpha, "ss_network_alpha", self.name) / rank, "ss_network_alpha"
         return 1.0, "none: scale 1"

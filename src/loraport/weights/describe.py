@@ -10,12 +10,13 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
-from loraport.weights.dialects import parse_key, refused_kind
+from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.names import WAN, canonical_layer
 from loraport.weights.places import files_of
 from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.variants import kind_of
 
 WAN_SIZES = {
     (1536, 30): "Wan 2.1 1.3B",
@@ -53,7 +54,7 @@ def layer_lines(lora: Lora) -> Iterator[str]:
     for name, update in lora.layers.items():
         out, inn = update.shape
         scale = f"scale {lora.scales[name]:g} ({lora.alpha_from[name]})"
-        yield f"{name}: {out} × {inn}, rank {update.rank}, {scale}"
+        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}, {scale}"
 
 
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
@@ -69,7 +70,9 @@ def looks_like_lora(place: str) -> bool:
         return (path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()
     if not path.is_file() or path.suffix != ".safetensors":
         return False
-    return any(parse_key(key).part in ("A", "B") or refused_kind(key) for key in read_safetensors(path).tensors)
+    return any(
+        parse_key(key).part in ("A", "B", *VARIANTS) or refused_kind(key) for key in read_safetensors(path).tensors
+    )
 
 
 def _tell(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:

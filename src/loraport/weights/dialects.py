@@ -41,14 +41,20 @@ SCALES = (".alpha", ".lora_alpha", ".lora_rank")
 ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
 """Full differences and biases: they are no product of factors, and are carried through."""
 
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+VARIANTS = (*LOHA, *LOKR, "lora_mid", *MAGNITUDES)
+"""The tensors of other adapters than B·A; the name of the adapter may stand behind them, and `.weight`."""
+_VARIANT = re.compile(rf"(.+)\.({'|'.join(VARIANTS)})(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
+
 REFUSED = {
-    re.compile(r".*\.hada_[wt][12](_[ab])?(\.weight)?"): "LoHa factors",
-    re.compile(r".*\.lokr_[wt][12](_[ab])?(\.weight)?"): "LoKr factors",
-    re.compile(r".*\.(dora_scale|lora_magnitude_vector(\..+)?)"): "a DoRA magnitude",
-    re.compile(r".*\.lora_mid(\.weight)?"): "a Tucker core (LoCon with lora_mid)",
-    re.compile(r".*\.(oft_.+|boft_.+|lora_oft.*)"): "OFT rotations",
+    re.compile(r".*\.lokr_t1(\..+)?"): "a Tucker core on the first factor of LoKr",
+    re.compile(r".*\.(oft_.+|boft_.+|lora_oft.*|hoft_.+|road_.+)"): "OFT rotations",
     re.compile(r".*\.(a1|a2|b1|b2|bm)\.weight"): "GLoRA factors",
     re.compile(r".*\.(on_input|ia3_.+)"): "IA3 scales",
+    re.compile(r".*\.(vera_(A|B|lambda_[bd])|vblora_.+|randlora_.+)(\..+)?"): "VeRA vectors over shared random factors",
+    re.compile(r".*\.(bone_.+|miss_.+|fourierft_.+|lora_E|lora_ga_.+)(\..+)?"): "an adapter of another kind",
     re.compile(r".*\.lora_embedding_[AB](\..+)?"): "factors of an embedding",
     re.compile(r".*\.set_weight"): "a weight to replace the model's (.set_weight)",
     re.compile(r".*\.reshape_weight"): "a change of a weight's shape (.reshape_weight)",
@@ -104,7 +110,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class LoraKey:
-    """One key taken apart. `part` is A, B, one of SCALES or ADDITIONS, or "" where the ending is unknown."""
+    """One key taken apart. `part` is A, B, one of VARIANTS, SCALES or ADDITIONS, or "" where the ending is unknown."""
 
     key: str
     prefix: str
@@ -135,7 +141,7 @@ def parse_key(key: str) -> LoraKey:
         if stem.startswith(prefix):
             module = stem.removeprefix(prefix)
             found = canonical_from_flat(module)
-            dialect = Dialect(prefix, found[1] if found else None, pair, flat=True)
+            dialect = Dialect(prefix, found[1] if found else None, KOHYA_PAIR if part in VARIANTS else pair, flat=True)
             return LoraKey(key, prefix, module, found[0] if found else module, part, dialect)
     return _parse_dotted(key, stem, part, pair)
 
@@ -164,6 +170,8 @@ def _split_suffix(key: str) -> tuple[str, str, Pair]:
         return named[1], named[2], (f".lora_A.{named[3]}.weight", f".lora_B.{named[3]}.weight")
     if bias := _NAMED_BIAS.fullmatch(key):
         return bias[1], ".lora_B.bias", PEFT_PAIR
+    if variant := _VARIANT.fullmatch(key):
+        return variant[1], variant[2], PEFT_PAIR
     for ending in sorted(SCALES + ADDITIONS, key=len, reverse=True):
         if key.endswith(ending):
             return key.removesuffix(ending), ending, PEFT_PAIR

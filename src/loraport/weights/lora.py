@@ -14,11 +14,21 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.spectral.svd import LowRank
 from loraport.weights.alpha import Scales, checked_alpha, stored_scales
-from loraport.weights.dialects import SCALES, Dialect, LoraKey, majority_dialect, parse_key, refused_kind
+from loraport.weights.dialects import (
+    MAGNITUDES,
+    SCALES,
+    VARIANTS,
+    Dialect,
+    LoraKey,
+    majority_dialect,
+    parse_key,
+    refused_kind,
+)
 from loraport.weights.lora_files import LoraFiles, open_lora
+from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale
 from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.variants import Dora, Full, LayerUpdate
 
 BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 
@@ -27,8 +37,8 @@ BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 class Lora:
     """A LoRA as it was read: its updates by canonical layer name, and everything needed to write it back."""
 
-    layers: Mapping[str, LowRank]
-    """Canonical layer name -> update, float32, scale folded in."""
+    layers: Mapping[str, LayerUpdate]
+    """Canonical layer name -> update, float32, scale folded in: factors of a LoRA, or one of `weights.variants`."""
     kernels: Mapping[str, tuple[int, ...]]
     """Convolutions only: the size of the kernel, behind (out, in)."""
     dialect: Dialect
@@ -50,13 +60,14 @@ class Lora:
     path: Path
 
 
-def read_lora(path: Path | str, *, dense: bool = False) -> Lora:
+def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False) -> Lora:
     """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) and no factors will do; it has no layers, and all in `extras`.
-    Raises FileFormatError for what is no safetensors file, no LoRA, or another kind of adapter (LoHa, LoKr, DoRA, OFT,
-    Tucker cores, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError
-    for missing files and values that are not finite.
+    `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
+    Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
+    IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
+    missing files and values that are not finite.
     """
     files = open_lora(path)
     tensors = files.weights.tensors
@@ -64,23 +75,31 @@ def read_lora(path: Path | str, *, dense: bool = False) -> Lora:
     _refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
-    factors = [key for key in parsed if key.part in ("A", "B") and not key.text_encoder]
-    _refuse_without_layers(files.path, parsed, factors, dense)
+    factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS) and not key.text_encoder]
+    _refuse_without_layers(files.path, parsed, factors, dense or diffs)
     reader = _Reader(files, scales)
-    layers, dropped = {}, []
+    layers: dict[str, LayerUpdate] = {}
+    dropped = []
     for layer, parts in groups.items():
-        if "A" in parts or "B" in parts:
+        if parts.keys() - SCALES:
             layers[layer] = reader.layer(layer, parts)
         else:
             dropped += [(key.key, "an alpha without factors") for key in parts.values()]
     taken = {key.key for parts in groups.values() for key in parts.values()}
+    keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers}
+    if diffs:
+        matrices = [one for one in parsed if one.part == ".diff" and len(tensors[one.key].shape) > 1]
+        for one in matrices:
+            layers[one.layer] = reader.full(one, layers.get(one.layer))
+            keys[one.layer] = (*keys.get(one.layer, ()), one.key)
+            taken.add(one.key)
     extras = reader.extras([key for key in parsed if key.key not in taken])
     return Lora(
         layers,
         reader.kernels,
         majority_dialect(factors or parsed),
         extras,
-        {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers},
+        keys,
         tuple(dropped),
         reader.scales,
         reader.alpha_from,
@@ -103,15 +122,35 @@ class _Reader:
         self.scales: dict[str, float] = {}
         self.alpha_from: dict[str, str] = {}
 
-    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LowRank:
-        """B·A with the scale in B; a convolution's kernel is flattened behind `in`, and noted."""
-        self.check_pair(parts)
-        A, B = (self.factor(parts[part].key) for part in "AB")
-        if A.dim() > 2:
-            self.kernels[layer] = tuple(A.shape[2:])
-        scale, self.alpha_from[layer] = self.scale_of(parts)
+    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LayerUpdate:
+        """The update with its scale; a convolution's kernel is flattened behind `in`, and noted."""
+        if not parts.keys().isdisjoint("AB"):
+            self.check_pair(parts)
+        tensors = {part: self.factor(key.key) for part, key in parts.items() if part not in SCALES}
+        magnitudes = {part: tensors.pop(part) for part in MAGNITUDES if part in tensors}
+        assembled = assemble(tensors, {part: parts[part] for part in tensors or magnitudes}, str(self.path))
+        if assembled.kernel:
+            self.kernels[layer] = assembled.kernel
+        scale, self.alpha_from[layer] = self.scale_of(parts, assembled.rank)
         self.scales[layer] = scale
-        return LowRank((B.flatten(1) * scale).contiguous(), A.flatten(1).contiguous())
+        update = with_scale(assembled.update, scale)
+        for part, m in magnitudes.items():
+            return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
+        return update
+
+    def full(self, key: LoraKey, beside: LayerUpdate | None) -> Full:
+        """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
+        self.factor(key.key)
+        stored = self.tensors[key.key].read()
+        if stored.dim() > 2:
+            self.kernels[key.layer] = tuple(stored.shape[2:])
+        self.scales.setdefault(key.layer, 1.0)
+        self.alpha_from.setdefault(key.layer, "none: a full difference")
+        if beside is None:
+            return Full(stored)
+        if isinstance(beside, Dora) or beside.shape != (stored.shape[0], stored[0].numel()):
+            raise MismatchError(f"{self.path}: {key.key!r} does not go with the other tensors of its layer")
+        return Full(stored.float().flatten(1) + beside.dense())
 
     def check_pair(self, parts: Mapping[str, LoraKey]) -> None:
         """Raises MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
@@ -138,13 +177,16 @@ class _Reader:
             raise InputError(f"{self.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
         return tensor
 
-    def scale_of(self, parts: Mapping[str, LoraKey]) -> tuple[float, str]:
-        """(scale, where it came from): an alpha tensor, the configuration, the trainer's notes, or nothing."""
-        down = parts["A"]
-        rank = self.tensors[down.key].shape[0]
+    def scale_of(self, parts: Mapping[str, LoraKey], rank: int | None) -> tuple[float, str]:
+        """(scale, where it came from): an alpha tensor, the configuration, the trainer's notes, or nothing.
+
+        `rank` None: LoKr with both factors whole. LyCORIS and ComfyUI then have the scale 1 whatever alpha says (some
+        trainers write a huge one), PEFT the alpha and rank of its configuration.
+        """
         for part in (".alpha", ".lora_alpha"):
-            if part in parts:
+            if part in parts and rank is not None:
                 return self.alpha(parts[part].key) / rank, f"{part.removeprefix('.')} tensor"
+        down = next(key for part, key in parts.items() if part not in SCALES)
         component = down.prefix.rstrip(".").rpartition(".")[2]
         return self.stored.scale(component, down.module, rank)
 
@@ -169,7 +211,8 @@ class _Reader:
                 factor = self.scales.get(key.layer, 1.0)
             elif key.text_encoder and key.part == "B" and "A" in text[key.prefix, key.module]:
                 parts = text[key.prefix, key.module]
-                factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts)[0]
+                rank = self.tensors[parts["A"].key].shape[0]
+                factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts, rank)[0]
             tensor = self.tensors[key.key].read()
             extras[key.key] = tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype)
         return extras
@@ -179,7 +222,7 @@ def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKe
     """Layer -> part -> key, for factors and scales. Raises MismatchError where two keys give the same part."""
     groups: dict[str, dict[str, LoraKey]] = {}
     for key in keys:
-        if key.part not in ("A", "B", *SCALES):
+        if key.part not in ("A", "B", *VARIANTS, *SCALES):
             continue
         parts = groups.setdefault(key.layer, {})
         if key.part in parts:
