@@ -319,9 +319,9 @@ def test_a_key_without_a_place_is_exit_3(run, family, words):
 
 
 def test_inspect_tells_what_would_be_refused(run, tmp_path):
-    save_file({"lora_unet_blocks_0_ffn_0.hada_w1_a": torch.ones(2, 2)}, tmp_path / "loha.safetensors")
-    code, out, _ = run("inspect", tmp_path / "loha.safetensors", "--json")
-    assert code == 0 and "LoHa" in json.loads(out)["refused"]
+    save_file({"lora_unet_blocks_0_ffn_0.oft_blocks": torch.ones(2, 2)}, tmp_path / "oft.safetensors")
+    code, out, _ = run("inspect", tmp_path / "oft.safetensors", "--json")
+    assert code == 0 and "OFT" in json.loads(out)["refused"]
 
 
 HELP = [

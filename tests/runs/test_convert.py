@@ -8,7 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, MismatchError, OutputError, SettingsError
-from loraport.runs.convert import KOHYA_BLOCK, convert
+from loraport.runs.convert import convert
+from loraport.spectral.svd import LowRank
+from loraport.weights.kohya import FFN_SIZES, KOHYA_BLOCK, filled, is_complete, missing_layers
 from loraport.weights.lora import read_lora
 from loraport.weights.lora_write import FORMATS
 from tests.dialects import CASES, SHAPES, write
@@ -104,31 +106,54 @@ def test_full_differences_alone(tmp_path):
     assert not (tmp_path / "none.safetensors").exists()
 
 
-def test_incomplete_kohya_files_are_told_of(lora, tmp_path):
-    path = lora("g4").path
-    assert convert(str(path), "kohya", str(tmp_path / "k.safetensors")).notes == ()
-    assert len({name.split(".", 2)[2] for name in SHAPES}) == len(KOHYA_BLOCK)
-    tensors = {key: tensor for key, tensor in load_file(path).items() if "blocks.0.ffn.0" not in key}
-    for end, shape in (("A", (2, 24)), ("B", (16, 2))):
-        tensors[f"diffusion_model.head.head.lora_{end}.weight"] = torch.ones(shape)
-    save_file(tensors, path)
-    missing, outside = convert(str(path), "kohya", str(tmp_path / "k.safetensors")).notes
-    assert "1 are missing (blocks.0.ffn.0)" in missing and "head.head" in outside
+def without(tensors, *layers):
+    return {key: tensor for key, tensor in tensors.items() if not any(f".{layer}." in key for layer in layers)}
 
 
-@pytest.mark.parametrize("complete", [True, False])
-def test_the_note_is_what_diffusers_does(lora, tmp_path, complete):
+HEAD = {
+    f"diffusion_model.head.head.lora_{end}.weight": torch.ones(shape) for end, shape in (("A", (2, 24)), ("B", (16, 2)))
+}
+KOHYA_FILES = {
+    # what is changed in a complete file, the note, whether diffusers takes the result
+    "complete": (lambda tensors: tensors, (), True),
+    "a layer is missing": (lambda tensors: without(tensors, "0.ffn.0"), ("1 layers of zeros were added",), True),
+    "only attention": (lambda tensors: without(tensors, "ffn.0", "ffn.2"), ("4 are missing",), False),
+    "the first block is missing": (lambda tensors: without(tensors, "blocks.0"), ("10 layers of zeros",), True),
+    "a layer outside": (lambda tensors: tensors | HEAD, ("outside the blocks, such as head.head",), False),
+}
+
+
+@pytest.mark.parametrize("case", KOHYA_FILES)
+def test_kohya_files_are_filled_up_so_that_diffusers_takes_them(lora, tmp_path, case):
     converters = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
-    path = lora("g4").path
-    if not complete:
-        save_file({key: tensor for key, tensor in load_file(path).items() if "blocks.0.ffn.0" not in key}, path)
-    convert(str(path), "kohya", str(tmp_path / "k.safetensors"))
+    change, notes, taken = KOHYA_FILES[case]
+    given = lora("g4")
+    save_file(change(load_file(given.path)), given.path)
+    before = read_lora(given.path)
+    done = convert(str(given.path), "kohya", str(tmp_path / "k.safetensors"))
+    assert len(done.notes) == len(notes) and all(part in note for part, note in zip(notes, done.notes, strict=True))
+    after = read_lora(tmp_path / "k.safetensors")
+    for layer, update in after.layers.items():
+        wanted = before.layers[layer].dense() if layer in before.layers else torch.zeros(update.shape)
+        torch.testing.assert_close(update.dense(), wanted)
+    assert len({update.rank for update in after.layers.values()}) == 1 and not done.lost
     call = converters._convert_musubi_wan_lora_to_diffusers
-    if complete:
-        assert len(call(load_file(tmp_path / "k.safetensors"))) == 2 * len(SHAPES)
+    if taken:
+        assert len(call(load_file(tmp_path / "k.safetensors"))) == 2 * len(SHAPES) and is_complete(after.layers)
     else:
-        with pytest.raises(KeyError):
+        with pytest.raises((KeyError, ValueError, IndexError)):
             call(load_file(tmp_path / "k.safetensors"))
+
+
+def test_the_published_widths_tell_the_inner_size(lora, tmp_path):
+    """Attention alone of a real model is filled up; of an unknown width it is left as it is."""
+    q = {f"blocks.0.{layer}": LowRank(torch.zeros(1536, 1), torch.zeros(1, 1536)) for layer in KOHYA_BLOCK[:8]}
+    assert filled(q)["blocks.0.ffn.0"].shape == (FFN_SIZES[1536], 1536) == (8960, 1536)
+    assert filled(q)["blocks.0.ffn.2"].shape == (1536, 8960)
+    narrow = {name: LowRank(torch.zeros(24, 1), torch.zeros(1, 24)) for name in q}
+    assert filled(narrow) == narrow and missing_layers(narrow) == ["blocks.0.ffn.0", "blocks.0.ffn.2"]
+    image = q | {f"blocks.0.cross_attn.{x}_img": low for x, low in zip("kv", q.values(), strict=False)}
+    assert is_complete(filled(image)) and is_complete(filled(q)) and not is_complete(q)
 
 
 def test_metadata_is_ours_and_the_trainers_is_gone(lora, tmp_path):

@@ -110,6 +110,11 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "DoRA of another size": (tensors(dora_scale=torch.ones(5, 1)), MismatchError, "6 numbers, one a row"),
     "DoRA of PEFT of another size": (tensors(lora_magnitude_vector=torch.ones(4)), MismatchError, "6 numbers, one a"),
     "DoRA that is not finite": (tensors(dora_scale=NAN[:, 1:].clone()), InputError, r"dora_scale' holds NaN"),
+    "two magnitudes": (
+        tensors(dora_scale=torch.ones(6, 1), lora_magnitude_vector=torch.ones(6)),
+        MismatchError,
+        "two DoRA magnitudes",
+    ),
     "mid factor": (tensors(lora_mid__weight=torch.ones(3, 3, 2, 2)), MismatchError, "do not fit together"),
     "VeRA": (one_layer(vera_lambda_b=(6,)), FileFormatError, f"VeRA vectors .*, {KIND}"),
     "IA3": (one_layer(ia3_l=(6, 1)), FileFormatError, f"IA3 scales, {KIND}"),

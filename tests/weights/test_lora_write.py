@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from loraport.spectral.svd import LowRank
 from loraport.weights import saving
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import FORMATS, write_diff, write_lora
-from loraport.weights.saving import Pending, save_safetensors
+from loraport.weights.saving import Pending, save_folder, save_safetensors
 from tests.dialects import CASES, write
 
 GOLDEN: dict[str, str] = {
@@ -343,6 +344,62 @@ def test_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         write_lora(tmp_path / "out", lora.layers, lora, format="peft")
     assert sorted(os.listdir(tmp_path / "out")) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def folder_seen_while_replaced(folder: Path, times: int) -> int:
+    """How often a reader finds the folder's weights gone while another process would replace it."""
+    missing, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal missing
+        while not done.is_set():
+            missing += not (folder / "adapter_model.safetensors").exists()
+
+    def write(place: Path) -> None:
+        (place / "adapter_model.safetensors").write_bytes(b"x")
+
+    owned = frozenset({"adapter_model.safetensors"})
+    save_folder(folder, write, owned)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(times):
+        save_folder(folder, write, owned)
+    done.set()
+    watcher.join()
+    return missing
+
+
+def test_a_replaced_folder_is_never_missing(tmp_path: Path) -> None:
+    """Both folders change places in one step, where the system has one."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.txt").touch()
+    if not saving._swapped(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system exchanges no names in one step")
+    assert (tmp_path / "a" / "b.txt").exists()
+    assert folder_seen_while_replaced(tmp_path / "out", 50) == 0
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "out"]
+
+
+def test_where_names_cannot_be_exchanged_the_old_folder_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_swapped", lambda one, other: False)
+    out = tmp_path / "out"
+    for content in (b"one", b"two"):
+        save_folder(out, lambda place, content=content: (place / "x").write_bytes(content), frozenset({"x"}))  # type: ignore[misc]
+    assert (out / "x").read_bytes() == b"two" and os.listdir(tmp_path) == ["out"]
+    real = os.rename
+
+    def second_fails(one: Path, other: Path) -> None:
+        if other == out and str(one).endswith(".part"):
+            raise OSError(errno.EACCES, "Permission denied")
+        real(one, other)
+
+    monkeypatch.setattr(saving.os, "rename", second_fails)
+    with pytest.raises(OutputError, match="Permission denied"):
+        save_folder(out, lambda place: (place / "x").write_bytes(b"three"), frozenset({"x"}))  # type: ignore[arg-type, return-value]
+    assert (out / "x").read_bytes() == b"two" and os.listdir(tmp_path) == ["out"]
 
 
 def test_larger_elements_come_first_so_that_every_tensor_is_aligned(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and what would be refused."""
+    """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
     from loraport.runs.presets import place as known_place
-    from loraport.weights.describe import describe
+    from loraport.weights.describe import describe, in_ten_lines
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         facts = describe(known_place(place), part=part, each=terminal.detail)
-    console.print_facts(facts, json=json)
+    console.print_facts(facts if json else in_ten_lines(facts), json=json)

@@ -20,13 +20,11 @@ from loraport.runs.layer import layer_generator
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.describe import layer_lines
+from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
 from loraport.weights.variants import Dora, aimed_rank, kind_of
-
-KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
-"""What diffusers' converter of kohya files asks of every block; it accepts no layer outside the blocks."""
 
 _OURS = "loraport."
 
@@ -104,7 +102,7 @@ def convert(
     notes = (
         *_loss_note(lora, layers),
         *_rounding_note(lora, chosen, dtype),
-        *(_kohya_notes(lora) if to == "kohya" else ()),
+        *(_kohya_notes(lora, layers) if to == "kohya" else ()),
     )
     return Conversion(output, to, chosen, written.rank, len(kept), account(lora, written), notes)
 
@@ -210,18 +208,18 @@ def _exact(scale: float) -> bool:
     return scale == 0 or abs(math.frexp(scale)[0]) == 0.5
 
 
-def _kohya_notes(lora: Lora) -> list[str]:
-    """Where diffusers would refuse the file: its converter takes complete blocks from 0 on, and nothing else."""
-    numbers = sorted({int(name.split(".")[1]) for name in lora.layers if name.startswith("blocks.")})
-    wanted = [f"blocks.{number}.{layer}" for number in range(max(numbers, default=-1) + 1) for layer in KOHYA_BLOCK]
-    missing = [layer for layer in wanted if layer not in lora.layers]
-    outside = [name for name in lora.layers if not name.startswith("blocks.")]
+def _kohya_notes(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
+    """What was added for diffusers, or why it would refuse the file all the same."""
     notes = []
-    if missing and numbers:
+    added = len(filled(layers)) - len(layers)
+    if added:
+        notes.append(f"{added} layers of zeros were added, without which diffusers refuses kohya files of Wan")
+    elif missing := missing_layers(layers):
         notes.append(
             f"diffusers reads kohya files of Wan only with every layer of every block, and {len(missing)} are missing "
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); for diffusers convert to comfy"
         )
-    if outside and numbers:
+    outside = outside_layers(layers) if lora.dialect.naming else []
+    if outside:
         notes.append(f"diffusers reads no kohya file with layers outside the blocks, such as {outside[0]}")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -142,7 +143,16 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
         found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
     if isinstance(target, Accelerated):
         found += target.notes(lora.layers, len(lora.layers))
+    found += _kinds(lora)
     return found
+
+
+def _kinds(lora: Lora) -> list[str]:
+    """What the output is where the input is no plain LoRA."""
+    counts = Counter(kind_of(update) for update in lora.layers.values())
+    others = ", ".join(f"{count} layers are {kind}" for kind, count in sorted(counts.items()) if kind != "LoRA")
+    dora = ", of a DoRA what --dora says: all that it adds to the source's weights, or its factors"
+    return [f"{others}: a plain LoRA is written{dora if counts['DoRA'] else ''}"] if others else []
 
 
 def _some(names: Sequence[str]) -> str:

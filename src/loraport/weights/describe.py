@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
+from loraport.weights.loader_facts import facts_of
+from loraport.weights.loaders import verdicts
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.names import WAN, canonical_layer
@@ -102,6 +105,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "family": f"{_family(known, len(lora.layers))}{f', width {width}' if width else ''}",
         "dialect": f"{lora.dialect.label}, keys like {next(iter(lora.keys.values()))[0]}",
         "layers": len(lora.layers),
+        "kinds": _counts(Counter(kind_of(update) for update in lora.layers.values())),
         "ranks": _counts(ranks),
         "scale": _counts(Counter(f"{scale:g}" for scale in lora.scales.values())),
         "alpha": _counts(Counter(lora.alpha_from.values())),
@@ -109,7 +113,45 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "copied": len(lora.extras),
         "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
         "sha256": lora.sha256,
+        "loaders": _loaders(lora),
     }
+
+
+def _loaders(lora: Lora) -> list[dict[str, Any]]:
+    """Who takes the file: a row a loader; none where the names belong to no family."""
+    facts = facts_of(lora)
+    return [] if facts is None else [asdict(one) for one in verdicts(facts)]
+
+
+def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a LoRA for people: what it is, where its alpha came from, who takes it. Others as they are."""
+    if "loaders" not in facts:
+        return facts
+    said = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
+    scale = facts["scale"]
+    shown = " or ".join(scale) if len(scale) <= 3 else f"{min(scale, key=float)} to {max(scale, key=float)}"
+    kinds, ranks = ", ".join(facts["kinds"]), ", ".join(facts["ranks"])
+    lines = {
+        "file": f"{facts['file']} ({facts['kind']}, {facts['dtypes']})",
+        "family": facts["family"],
+        "dialect": facts["dialect"],
+        "layers": f"{facts['layers']} ({kinds}), rank {ranks}",
+        "scale": f"{shown}, from {', '.join(facts['alpha'])}",
+        "beside": f"{facts['copied']} other keys are carried through, {len(facts['dropped'])} are dropped",
+        "sha256": facts["sha256"],
+        "taken by": ", ".join(one["loader"] for one in said["yes"]) or "none of the loaders that are known",
+        "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
+        "not by": _by_reason((one["loader"], f"{one['reasons'][0]} (--to {one['format']})") for one in said["no"]),
+    }
+    return lines | ({"dropped": facts["dropped"]} if facts["dropped"] else {})
+
+
+def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
+    """Loaders with the same reason together."""
+    groups: dict[str, list[str]] = {}
+    for loader, reason in pairs:
+        groups.setdefault(reason, []).append(loader)
+    return "; ".join(f"{', '.join(loaders)}: {reason}" for reason, loaders in groups.items()) or "none"
 
 
 def describe_model(model: Checkpoint) -> dict[str, Any]:

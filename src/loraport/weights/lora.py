@@ -88,7 +88,9 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False) -> 
     taken = {key.key for parts in groups.values() for key in parts.values()}
     keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers}
     if diffs:
-        matrices = [one for one in parsed if one.part == ".diff" and len(tensors[one.key].shape) > 1]
+        matrices = [
+            one for one in parsed if one.part == ".diff" and not one.text_encoder and len(tensors[one.key].shape) > 1
+        ]
         for one in matrices:
             layers[one.layer] = reader.full(one, layers.get(one.layer))
             keys[one.layer] = (*keys.get(one.layer, ()), one.key)
@@ -134,9 +136,12 @@ class _Reader:
         scale, self.alpha_from[layer] = self.scale_of(parts, assembled.rank)
         self.scales[layer] = scale
         update = with_scale(assembled.update, scale)
-        for part, m in magnitudes.items():
-            return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
-        return update
+        if not magnitudes:
+            return update
+        if len(magnitudes) > 1:
+            raise MismatchError(f"{self.path}: layer {layer} has two DoRA magnitudes; remove one of {MAGNITUDES}")
+        part, m = next(iter(magnitudes.items()))
+        return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
 
     def full(self, key: LoraKey, beside: LayerUpdate | None) -> Full:
         """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from loraport.errors import SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, Dialect
+from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
@@ -74,6 +75,8 @@ def write_lora(
     """
     dialect = output_dialect(like, format)
     spelled, dropped = _spelled(layers, like, dialect)
+    if format == "kohya":
+        spelled = filled(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
     tensors: dict[str, Tensor] = {}
     for layer, update in spelled.items():

@@ -5,6 +5,7 @@ The header is written here: the library orders metadata differently from process
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -50,6 +51,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mappi
 def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]) -> None:
     """Lets `write` fill a folder, which appears when complete; a folder with only `owned` files is replaced.
 
+    The old and the new folder change places in one step, where the system has one.
     Raises OutputError where it cannot be written, or where something else is in the way.
     """
     if path.is_dir():
@@ -61,8 +63,6 @@ def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]
     with _in_place_of(path) as temporary:
         temporary.mkdir()
         write(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
@@ -98,15 +98,42 @@ def _bytes(key: str, pending: Pending) -> memoryview:
 
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
-    """A free name in the same folder, moved to `path` at the end, or removed on any error."""
+    """A free name in the same folder, moved to `path` at the end, or removed on any error; so is a replaced folder."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        os.replace(temporary, path)
+        if temporary.is_dir() and path.is_dir():
+            _exchange(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
     finally:
         _remove(temporary)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Two folders change places: at once where the system can, else by three renames, the first undone on failure."""
+    if _swapped(new, old):
+        return
+    aside = new.with_name(f"{new.name}.old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether Linux or macOS exchanged two names in one step; not every file system does."""
+    system = ctypes.CDLL(None)
+    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(system, "renameat2"):
+        return bool(system.renameat2(here, names[0], here, names[1], exchange) == 0)
+    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What decides whether a loader takes a LoRA file: how its keys are spelled, and what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair, parse_key
+from loraport.weights.kohya import is_complete
+from loraport.weights.lora import Lora
+from loraport.weights.lora_files import CONFIG_NAME
+from loraport.weights.variants import Dora, kind_of
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file, as its loaders see it."""
+
+    family: str
+    prefix: str
+    naming: str
+    flat: bool
+    folder: bool
+    pairs: frozenset[Pair]
+    kinds: frozenset[str]
+    """LoRA, LoHa, LoKr, DoRA (dora_scale), DoRA of PEFT (lora_magnitude_vector)."""
+    alphas: frozenset[str]
+    """The endings of the scales that stand as tensors."""
+    without_alpha: int
+    """Layers that have none."""
+    scaled: bool
+    """Whether some scale is not 1."""
+    header_scale: bool
+    """Whether a scale other than 1 stands in the header or a configuration only."""
+    mixed_ranks: bool
+    convolutions: bool
+    outside: tuple[str, ...]
+    """Layers that belong to no block."""
+    complete: bool
+    """Whether a kohya file is what diffusers takes."""
+    extras: frozenset[str]
+    """Endings beside the factors."""
+    unspelled: int
+    """Layers whose keys are not spelled as most are."""
+
+
+def facts_of(lora: Lora) -> Facts | None:
+    """The facts of a file; None where its names belong to no family."""
+    keys = {layer: [parse_key(key) for key in some] for layer, some in lora.keys.items()}
+    family = "wan" if lora.dialect.naming else None
+    if family is None:
+        return None
+    factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
+    alphas = {layer for layer, origin in lora.alpha_from.items() if origin.endswith("alpha tensor")}
+    elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
+    return Facts(
+        family,
+        lora.dialect.prefix,
+        str(lora.dialect.naming),
+        lora.dialect.flat,
+        lora.path.is_dir() and (lora.path / CONFIG_NAME).is_file(),
+        frozenset(pair for key in factors for pair in [key.dialect.pair] if pair in PAIRS or key.part),
+        frozenset(_kind(lora, layer, some) for layer, some in keys.items()),
+        frozenset(key.part for some in keys.values() for key in some if key.part in (".alpha", ".lora_alpha")),
+        len(set(lora.layers) - alphas),
+        any(scale != 1 for scale in lora.scales.values()),
+        bool(elsewhere),
+        len({update.rank for update in lora.layers.values()}) > 1,
+        bool(lora.kernels),
+        tuple(layer for layer in lora.layers if not layer.startswith(("blocks.", "double_blocks."))),
+        lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
+        frozenset(key.part for key in map(parse_key, lora.extras) if not key.text_encoder and key.part),
+        sum(not _spelled(lora, layer, some) for layer, some in keys.items()),
+    )
+
+
+def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
+    of_peft = any(key.part == "lora_magnitude_vector" for key in keys)
+    update = lora.layers[layer]
+    return "DoRA of PEFT" if isinstance(update, Dora) and of_peft else kind_of(update)
+
+
+def _spelled(lora: Lora, layer: str, keys: list[LoraKey]) -> bool:
+    """Whether a layer's keys are those that the file's own dialect gives it."""
+    stems = {f"{key.prefix}{key.module}" for key in keys if key.part in ("A", "B", *VARIANTS)}
+    return stems <= {f"{lora.dialect.prefix}{lora.dialect.module(layer)}"}

@@ -1,0 +1,196 @@
+"""What other programs do with a LoRA file, each as a small program of ours: names and tensors in, merged updates out.
+
+Written from the rules alone, one loader after the other, and not from our reader: so that a file that we misspell is
+left out here as it would be there. Each rule cites where it can be read. Every program takes the module names and
+shapes of a model in the loader's own spelling and the tensors of a file, and returns {module: what is added to its
+weight} with a list of what it complained of. Loaders that refuse a file raise RefusedError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class RefusedError(Exception):
+    """The loader raises an error."""
+
+
+@dataclass
+class Applied:
+    """What a loader adds, by module, and the keys that it says it did not use."""
+
+    added: dict[str, Tensor] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+
+SEVEN = (
+    (".lora_up.weight", ".lora_down.weight"),
+    ("_lora.up.weight", "_lora.down.weight"),
+    (".lora_B.weight", ".lora_A.weight"),
+    (".lora.up.weight", ".lora.down.weight"),
+    (".lora_B", ".lora_A"),
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    (".lora_B.default.weight", ".lora_A.default.weight"),
+)
+
+
+_LIGHTX2V = ("diffusion_model.", "model.", "unet.")
+
+
+def _product(up: Tensor, down: Tensor, scale: float) -> Tensor:
+    return scale * (up.double().flatten(1) @ down.double().flatten(1))
+
+
+def comfyui(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI: the model's own names behind `diffusion_model.`, or flattened behind `lora_unet_`; all seven endings.
+
+    comfy/lora.py `model_lora_keys_unet`, `load_lora`; comfy/weight_adapter/lora.py: alpha / rows of down, 1 where there
+    is no alpha; the product is reshaped to the weight; a shape that does not fit, and a key that nothing uses, is
+    logged and not raised. `.diff` is added to the weight.
+    """
+    result, used = Applied(), set()
+    for module, shape in shapes.items():
+        for stem in (f"diffusion_model.{module}", "lora_unet_" + module.replace(".", "_")):
+            alpha = tensors.get(f"{stem}.alpha")
+            pair = next(((stem + up, stem + down) for up, down in SEVEN if stem + up in tensors), None)
+            if pair is None and f"{stem}.diff" not in tensors:
+                continue
+            if pair is None:
+                result.added[module] = tensors[f"{stem}.diff"].double().flatten(1)
+                used.add(f"{stem}.diff")
+                continue
+            up, down = tensors[pair[0]], tensors[pair[1]]
+            used |= {*pair, f"{stem}.alpha"}
+            delta = _product(up, down, 1.0 if alpha is None else float(alpha) / down.shape[0])
+            if delta.numel() == _numel(shape):
+                result.added[module] = delta
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def musubi(shapes: Shapes, tensors: Tensors) -> Applied:
+    """musubi-tuner: the model's own names flattened behind `lora_unet_`, lora_down and lora_up, alpha / rows of down.
+
+    src/musubi_tuner/utils/lora_utils.py `load_safetensors_with_lora_and_fp8`: other keys are warned of. Where a network
+    is made from a file (src/musubi_tuner/networks/lora.py) a module without alpha has none to read: it must be there.
+    """
+    result, used = Applied(), set()
+    for module in shapes:
+        stem = "lora_unet_" + module.replace(".", "_")
+        down, up, alpha = f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+        if down not in tensors or up not in tensors:
+            continue
+        if alpha not in tensors:
+            raise RefusedError(f"{alpha} is missing")
+        result.added[module] = _product(tensors[up], tensors[down], float(tensors[alpha]) / tensors[down].shape[0])
+        used |= {down, up, alpha}
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def lightx2v(shapes: Shapes, tensors: Tensors) -> Applied:
+    """LightX2V, merging: one of three prefixes is cut off, all seven endings, alpha where it is not 0; matrices only.
+
+    lightx2v/utils/lora_loader.py: `_remove_prefixes`, `extract_lora_pair`, `apply_lora`; `.diff` is added as it is; a
+    key of no module is passed over.
+    """
+    result, used = Applied(), set()
+    for key in tensors:
+        for up, down in SEVEN:
+            stem = key.removesuffix(up)
+            if not key.endswith(up) or stem + down not in tensors:
+                continue
+            module = _without(stem, _LIGHTX2V)
+            B, A = tensors[key], tensors[stem + down]
+            if module in shapes and B.dim() == 2 and A.dim() == 2:
+                alpha = float(tensors.get(f"{stem}.alpha", 0.0))
+                result.added[module] = _product(B, A, alpha / A.shape[0] if alpha else 1.0)
+                used |= {key, stem + down, f"{stem}.alpha"}
+            break
+        module = _without(key.removesuffix(".diff"), _LIGHTX2V)
+        if key.endswith(".diff") and module in shapes:
+            result.added[module] = tensors[key].double().flatten(1)
+            used.add(key)
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def fastvideo(shapes: Shapes, tensors: Tensors) -> Applied:
+    """FastVideo before mid-2026: `diffusion_model.` cut out, lora_A and lora_B only, `.lora_alpha` as a whole number.
+
+    fastvideo/pipelines/lora_pipeline.py `set_lora_adapter`: every key is translated to the names of its model; here the
+    shapes are under those of the original and of diffusers at once. `.alpha` is no factor and is ignored: the scale is
+    1. A layer given twice is an error. Layers outside the blocks have no adapter ("embedder" is excluded).
+    """
+    result, used = Applied(), set()
+    for key in tensors:
+        stem = key.replace("diffusion_model.", "").removesuffix(".lora_B.weight")
+        other = key.removesuffix(".lora_B.weight") + ".lora_A.weight"
+        if not key.endswith(".lora_B.weight") or other not in tensors or stem not in shapes:
+            continue
+        if stem in result.added:
+            raise RefusedError(f"{stem} already exists")
+        if not stem.startswith("blocks."):
+            continue
+        A = tensors[other]
+        alpha = tensors.get(key.removesuffix(".lora_B.weight") + ".lora_alpha")
+        whole = A.shape[0] if alpha is None else int(alpha)
+        result.added[stem] = _product(tensors[key], A, whole / A.shape[0] if whole else 1.0)
+        used |= {key, other}
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def _casa(prefixes: tuple[str, ...]) -> Callable[[Shapes, Tensors], Applied]:
+    def load(shapes: Shapes, tensors: Tensors) -> Applied:
+        """The merging loaders of the CASA repository, Krea/utils/lora.py and RollingForcing/utils/lora.py.
+
+        One prefix is cut off, the first in their list that fits; lora_A / lora_B or lora_down / lora_up; `.alpha` or
+        `.lora_alpha`, without which the scale is 1. What matches no parameter is counted and passed over.
+        """
+        result, used = Applied(), set()
+        for key in tensors:
+            for up, down in ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight")):
+                stem = key.removesuffix(up)
+                if not key.endswith(up) or stem + down not in tensors:
+                    continue
+                module, A = _without(stem, prefixes), tensors[stem + down]
+                alpha = tensors.get(f"{stem}.alpha", tensors.get(f"{stem}.lora_alpha"))
+                if module in shapes and len(shapes[module]) == 2:
+                    scale = 1.0 if alpha is None else float(alpha) / A.shape[0]
+                    result.added[module] = _product(tensors[key], A, scale)
+                    used |= {key, stem + down, f"{stem}.alpha", f"{stem}.lora_alpha"}
+        result.unused = sorted(set(tensors) - used)
+        return result
+
+    return load
+
+
+krea = _casa(("diffusion_model.", "generator.model.", "generator.", "model.", "module."))
+rolling_forcing = _casa(("diffusion_model.", "generator.", "generator.model.", "model.", "module."))
+
+LOADERS: dict[str, Callable[[Shapes, Tensors], Applied]] = {
+    "ComfyUI": comfyui,
+    "musubi-tuner": musubi,
+    "LightX2V": lightx2v,
+    "FastVideo": fastvideo,
+    "Krea": krea,
+    "Rolling Forcing": rolling_forcing,
+}
+
+
+def _without(text: str, prefixes: tuple[str, ...]) -> str:
+    return next((text[len(prefix) :] for prefix in prefixes if text.startswith(prefix)), text)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

@@ -1,0 +1,79 @@
+"""What `inspect` says of diffusers and PEFT is what these libraries do with the files of every dialect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraport.weights.loader_facts import facts_of
+from loraport.weights.loaders import LOADERS, Verdict, verdict
+from loraport.weights.lora import read_lora
+from loraport.weights.names import canonical_parameter
+from tests.dialects import BLOCKS, CASES, FFN, Written, write
+
+diffusers = pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=FFN, num_layers=BLOCKS
+    )
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    named = {canonical_parameter(name, "diffusers"): tensor for name, tensor in model.state_dict().items()}
+    return {str(name).removesuffix(".weight"): tensor.detach().double().clone() for name, tensor in named.items()}
+
+
+def changed(loader: str, model: Any, path: Path) -> dict[str, Tensor]:
+    """What the library adds to each layer. Raises whatever it raises."""
+    before = weights(model)
+    if loader == "PEFT":
+        after = weights(peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload())
+    else:
+        folder = path if path.is_dir() else path.parent
+        name = "adapter_model.safetensors" if path.is_dir() else path.name
+        pipe = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
+        pipe.load_lora_weights(folder, weight_name=name)
+        pipe.fuse_lora(components=["transformer"])
+        pipe.unload_lora_weights()
+        after = weights(model)
+    moved = {layer: after[layer] - W for layer, W in before.items()}
+    return {layer: D for layer, D in moved.items() if float(D.abs().max()) > 1e-9}
+
+
+def outcome(loader: str, written: Written) -> str:
+    try:
+        added = changed(loader, tiny(), written.path)
+    except Exception:  # whatever a library raises is a refusal
+        return "no"
+    right = all(
+        layer in added and float((added[layer] - delta).norm()) <= 1e-4 * float(delta.norm())
+        for layer, delta in written.deltas.items()
+    )
+    return "yes" if right else "partly" if added else "no"
+
+
+def said(loader: str, written: Written) -> Verdict:
+    facts = facts_of(read_lora(written.path))
+    assert facts is not None
+    return verdict(next(row for row in LOADERS if row.name == loader), facts)
+
+
+@pytest.mark.parametrize("loader", ["diffusers", "PEFT"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_verdict_is_what_happens(case: str, loader: str, tmp_path: Path) -> None:
+    written = write(CASES[case], tmp_path)
+    verdict = said(loader, written)
+    if loader == "PEFT" and not written.path.is_dir():
+        assert verdict.takes == "no" and "folder" in verdict.reasons[0]
+        return
+    seen = outcome(loader, written)
+    old_versions_only = any("before version 0.40" in reason for reason in verdict.reasons)
+    assert (seen if seen != "yes" or not old_versions_only else "partly") == verdict.takes, verdict.reasons
