@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.weights.loader_facts import facts_of
 from loraport.weights.loaders import LOADERS, Verdict, verdict
 from loraport.weights.lora import read_lora
 from loraport.weights.names import canonical_parameter
-from tests.dialects import BLOCKS, CASES, FFN, Written, write
+from tests.dialects import BLOCKS, CASES, FFN, RANKS, Case, Written, spelled, write
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -66,10 +68,24 @@ def said(loader: str, written: Written) -> Verdict:
     return verdict(next(row for row in LOADERS if row.name == loader), facts)
 
 
+def completed(case: Case, written: Written) -> None:
+    """A configuration that libraries wrote names its modules and their ranks; the short ones of the table do not."""
+    modules = {spelled(layer, "diffusers"): RANKS[layer] for layer in written.deltas}
+    more = {"peft_type": "LORA", "target_modules": sorted(modules)}
+    fields = {"r": 1} | (case.fields or {}) | more | {"rank_pattern": {f"^{name}": r for name, r in modules.items()}}
+    if case.config == "file":
+        (written.path / "adapter_config.json").write_text(json.dumps(fields))
+    elif case.config:
+        prefix = "transformer." if case.config == "header" else ""
+        header = json.dumps({prefix + key: value for key, value in fields.items()})
+        save_file(load_file(written.path), written.path, {"lora_adapter_metadata": header})
+
+
 @pytest.mark.parametrize("loader", ["diffusers", "PEFT"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_verdict_is_what_happens(case: str, loader: str, tmp_path: Path) -> None:
     written = write(CASES[case], tmp_path)
+    completed(CASES[case], written)
     verdict = said(loader, written)
     if loader == "PEFT" and not written.path.is_dir():
         assert verdict.takes == "no" and "folder" in verdict.reasons[0]

@@ -18,6 +18,7 @@ Spelling = tuple[str, str]
 """(prefix, whose names); whose names may be `any`."""
 
 DEFAULT_ADAPTER: Pair = (".lora_A.default.weight", ".lora_B.default.weight")
+DOTTED_PAIR: Pair = (".lora.down.weight", ".lora.up.weight")
 SEVEN = frozenset({*PAIRS, DEFAULT_ADAPTER})
 LORA = frozenset({"LoRA"})
 
@@ -90,7 +91,7 @@ LOADERS: tuple[Loader, ...] = (
         "huggingface/diffusers 0.42, WanPipeline.load_lora_weights, run on tiny models; mixed ranks: its issue 14409",
         _wan(("transformer.", "diffusers"), ("diffusion_model.", "original"), ("lora_unet_", "original")),
         "diffusers",
-        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR}),
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DOTTED_PAIR}),
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
         header=True,
         extras=frozenset({".diff_b", ".lora_B.bias"}),
@@ -191,8 +192,8 @@ def _refusals(loader: Loader, facts: Facts) -> list[str]:
     if loader.name == "diffusers" and facts.prefix == "transformer.":
         if facts.alphas:
             found.append("it refuses .alpha beside the keys of diffusers")
-        if facts.pairs and facts.pairs != {PEFT_PAIR}:
-            found.append("behind transformer. it reads lora_A and lora_B only")
+        if facts.pairs - {PEFT_PAIR, DOTTED_PAIR}:
+            found.append("behind transformer. it reads lora_A and lora_B, or lora.down and lora.up, only")
     return found
 
 
