@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from loraport.weights import lora_write
 from loraport.weights.names import Naming, flattened, layer_in
+
+FORMATS = {name: dialect for name, dialect in lora_write.FORMATS.items() if name != "tencent"}
+"""What LoRAs of Wan are written in."""
 
 DIM, FFN, BLOCKS = 24, 32, 2
 SHAPES = {

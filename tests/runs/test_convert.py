@@ -12,8 +12,7 @@ from loraport.runs.convert import convert
 from loraport.spectral.svd import LowRank
 from loraport.weights.kohya import FFN_SIZES, KOHYA_BLOCK, filled, is_complete, missing_layers
 from loraport.weights.lora import read_lora
-from loraport.weights.lora_write import FORMATS
-from tests.dialects import CASES, SHAPES, write
+from tests.dialects import CASES, FORMATS, SHAPES, write
 
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
 DIALECTS = ["g1-header-patterns", "g3-rslora", "g4-alpha", "g5", "g9-processor", "g10"]
@@ -49,6 +48,20 @@ def test_there_and_back_again_gives_the_same_tensors(lora, tmp_path):
     convert(second, "comfy", third)
     one, three = load_file(first), load_file(third)
     assert set(one) == set(three) and all(torch.equal(one[key], three[key]) for key in one)
+
+
+def test_tencents_own_format_has_no_prefix_and_no_alpha(tmp_path):
+    """HunyuanVideo-1.5's generate.py loads un-prefixed official names, split q, k and v."""
+    stem = "double_blocks.3.img_attn_q"
+    given = {
+        f"transformer.{stem}.lora_A.weight": torch.ones(2, 4),
+        f"transformer.{stem}.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(given | {f"transformer.{stem}.alpha": torch.tensor(4.0)}, tmp_path / "in.safetensors")
+    convert(str(tmp_path / "in.safetensors"), "tencent", str(tmp_path / "out.safetensors"))
+    written = load_file(tmp_path / "out.safetensors")
+    assert set(written) == {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
+    assert torch.equal(written[f"{stem}.lora_B.weight"] @ written[f"{stem}.lora_A.weight"], torch.full((4, 4), 4.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -184,6 +197,7 @@ def test_wrong_usage_writes_nothing(lora, tmp_path):
         ("comfy", "o.pt", None, OutputError, "no .safetensors ending"),
         ("comfy", "in/lora.safetensors", None, SettingsError, "is the input itself"),
         ("peft", "in", None, SettingsError, "is the input itself"),
+        ("tencent", "o.safetensors", None, SettingsError, "HunyuanVideo-1.5's own code, but this LoRA is of Wan"),
     ):
         with pytest.raises((InputError, OutputError), match=message) as refusal:
             convert(path, to, str(tmp_path / output), dtype=dtype)

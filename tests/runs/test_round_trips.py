@@ -14,8 +14,8 @@ from torch import Tensor
 
 from loraport.runs.convert import convert
 from loraport.weights.lora import read_lora
-from loraport.weights.lora_write import FORMATS
 from loraport.weights.names import Naming, flattened, layer_in
+from tests.dialects import FORMATS
 
 Shape = tuple[int, ...]
 Adapter = tuple[dict[str, Tensor], Tensor]

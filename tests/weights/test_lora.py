@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import FORMATS, write_lora
+from loraport.weights.lora_write import write_lora
 from loraport.weights.safetensors_files import read_safetensors
-from tests.dialects import CASES, Case, Written, write
+from tests.dialects import CASES, FORMATS, Case, Written, write
 
 FORMAT_NAMES = ["same", *FORMATS]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from loraport.weights.lora import read_lora
-from loraport.weights.lora_write import FORMATS, write_lora
+from loraport.weights.lora_write import write_lora
 from loraport.weights.names import canonical_parameter, flattened
-from tests.dialects import BLOCKS, CASES, FFN, Case, Written, write
+from tests.dialects import BLOCKS, CASES, FFN, FORMATS, Case, Written, write
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")

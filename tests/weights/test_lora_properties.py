@@ -17,9 +17,9 @@ from torch import Tensor
 from loraport.runs.convert import convert
 from loraport.weights.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import FORMATS
 from loraport.weights.names import Naming, flattened, layer_in
 from loraport.weights.variants import exact_update
+from tests.dialects import FORMATS
 
 OUT, IN = 6, 4
 LAYERS = ("blocks.0.self_attn.q", "blocks.0.cross_attn.o", "blocks.11.ffn.2", "head.head")

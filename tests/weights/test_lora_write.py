@@ -23,9 +23,9 @@ from loraport.errors import OutputError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights import saving
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import FORMATS, write_diff, write_lora
+from loraport.weights.lora_write import write_diff, write_lora
 from loraport.weights.saving import Pending, save_folder, save_safetensors
-from tests.dialects import CASES, write
+from tests.dialects import CASES, FORMATS, write
 
 GOLDEN: dict[str, str] = {
     "g1": "5ab0264516ab867b",

@@ -22,7 +22,7 @@ app = typer.Typer()
 @app.command(epilog="Example: loraport convert style.safetensors --to comfy -o style-comfy.safetensors")
 def convert(
     lora: Lora,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft or kohya.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft, kohya or tencent.")],
     output: Output,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
     rank: Annotated[

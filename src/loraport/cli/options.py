@@ -62,7 +62,7 @@ Rank = Annotated[
     str | None,
     typer.Option(help="auto (exact, or twice the LoRA's), source, full, a number, or a share of energy such as 0.95."),
 ]
-FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft or kohya.")]
+FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft, kohya or tencent.")]
 As = Annotated[str, typer.Option("--as", help="lora, or diff: dense .diff keys, lossless and large.")]
 Dora = Annotated[
     str,

@@ -23,7 +23,7 @@ from loraport.weights.describe import layer_lines
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
-from loraport.weights.lora_write import FORMATS, WrittenLora, write_lora
+from loraport.weights.lora_write import FORMATS, WrittenLora, output_dialect, write_lora
 from loraport.weights.variants import Dora, aimed_rank, kind_of
 
 _OURS = "loraport."
@@ -86,6 +86,7 @@ def convert(
         raise unknown_name("dtype", dtype, DTYPES)
     rule = RankRule.parse(rank)
     lora = read_lora(place, dense=True)
+    output_dialect(lora, to)
     if each is not None:
         for line in layer_lines(lora):
             each(line)

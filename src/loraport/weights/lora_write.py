@@ -27,13 +27,14 @@ from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
-Format = Literal["same", "comfy", "diffusers", "peft", "kohya"]
+Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]
 
 FORMATS: Mapping[str, Dialect] = {
     "comfy": Dialect("diffusion_model.", "original"),
     "diffusers": Dialect("transformer.", "diffusers"),
     "peft": Dialect(PEFT_PREFIX, "diffusers"),
     "kohya": Dialect("lora_unet_", "original", KOHYA_PAIR, flat=True),
+    "tencent": Dialect("", "original"),
 }
 
 
@@ -50,11 +51,17 @@ class WrittenLora:
 
 
 def output_dialect(like: Lora, format: str) -> Dialect:
-    """The dialect that a format means for this LoRA. Raises SettingsError for an unknown format."""
+    """The dialect that a format means for this LoRA.
+
+    Raises SettingsError for an unknown format, and for `tencent` (names without prefix, which generate.py of
+    HunyuanVideo-1.5 loads) where the LoRA is of another family.
+    """
     if format == "same":
         return like.dialect
     if format not in FORMATS:
         raise unknown_name("format", format, get_args(Format))
+    if format == "tencent" and like.dialect.naming is not None:
+        raise SettingsError("tencent is the format of HunyuanVideo-1.5's own code, but this LoRA is of Wan; use comfy")
     return FORMATS[format]
 
 
