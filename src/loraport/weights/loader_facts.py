@@ -50,7 +50,7 @@ def facts_of(lora: Lora) -> Facts | None:
     if family is None:
         return None
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
-    alphas = {layer for layer, origin in lora.alpha_from.items() if origin.endswith("alpha tensor")}
+    alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
     return Facts(
         family,
