@@ -27,8 +27,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 DTYPES = ("fp32", "bf16", "fp16")
-DoraReading = Literal["effective", "magnitude"]
-DORA_READINGS: tuple[DoraReading, ...] = get_args(DoraReading)
+DORA_READINGS = ("effective", "magnitude")
 PRESET_RANKS = {"paper": "auto", "published-code": "32"}
 """The rank that goes with each preset of CASA, where the user asks for none."""
 
@@ -88,7 +87,7 @@ class TransferConfig:
     rank: RankRule = RankRule()
     format: Format = "same"
     as_diff: bool = False
-    dora: DoraReading = "effective"
+    dora: str = "effective"
     """What of a DoRA the method gets: all that it adds to the weight, or its factors, magnitudes put back after it."""
     transfer_diffs: bool = False
     """Whether full differences of matrices are transferred like any update, and not copied."""
@@ -105,6 +104,8 @@ class TransferConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
+        if self.dora not in DORA_READINGS:
+            raise unknown_name("reading of DoRA", self.dora, DORA_READINGS)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
         find_recipe(self.method)
@@ -142,13 +143,6 @@ def chosen_format(text: str) -> Format:
 def chosen_output(text: str) -> Output:
     """Factors or dense differences, by name. Raises SettingsError for anything else."""
     return next((known for known in OUTPUTS if known == text), None) or _refuse("kind of output", text, OUTPUTS)
-
-
-def chosen_dora(text: str) -> DoraReading:
-    """The reading of DoRA by its name. Raises SettingsError for an unknown one."""
-    return next((known for known in DORA_READINGS if known == text), None) or _refuse(
-        "reading of DoRA", text, DORA_READINGS
-    )
 
 
 def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:

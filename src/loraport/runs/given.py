@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loraport.methods import Update
-from loraport.runs.config import DoraReading, RankRule
+from loraport.runs.config import RankRule
 from loraport.spectral.svd import LowRank, factorize, factorize_energy, shortened
 from loraport.weights.variants import Dora, LayerUpdate, exact_update
 
@@ -36,7 +36,7 @@ class Given:
 
 
 def given(
-    update: LayerUpdate, W_s: Tensor, reading: DoraReading, rule: RankRule, rank: int, generator: torch.Generator
+    update: LayerUpdate, W_s: Tensor, reading: str, rule: RankRule, rank: int, generator: torch.Generator
 ) -> Given:
     """The factors that a method gets: the adapter's own where it has them at that rank, else the best at the rule's.
 

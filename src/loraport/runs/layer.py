@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraport.methods import Layer, Recipe, Update
 from loraport.runs.accelerator import Accelerated, Target
-from loraport.runs.config import DoraReading, RankRule
+from loraport.runs.config import RankRule
 from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
 from loraport.runs.given import Given, given
 from loraport.runs.plan import LayerJob
@@ -79,7 +79,7 @@ class LayerTransfer:
     device: torch.device
     force_drift: bool = False
     """Work with a drift that cannot be told from rounding, too."""
-    dora: DoraReading = "effective"
+    dora: str = "effective"
     not_cached: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
