@@ -17,8 +17,9 @@ from loraport.runs.config import DTYPES, RankRule
 from loraport.runs.execute import TORCH_DTYPES
 from loraport.runs.given import as_factors
 from loraport.runs.layer import layer_generator
+from loraport.runs.presets import open_model
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
-from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.describe import layer_lines
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
@@ -113,7 +114,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
 
     Raises SettingsError for a DoRA without a source, MismatchError for a source that it does not belong to.
     """
-    model = None if source is None else open_checkpoint(source)
+    model = None if source is None else open_model(source)
     aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.layers.values()), default=0)
     layers = {}
     for name, update in lora.layers.items():
