@@ -31,11 +31,15 @@ def test_a_part_of_a_safetensors_file_is_refused(tmp_path):
         open_checkpoint(path, part="generator")
 
 
-@pytest.mark.parametrize("kind", ["m.safetensors", "m.pt"])
+@pytest.mark.parametrize("kind", ["m.safetensors", "m.pt", "m.gguf"])
 def test_random_damage_is_refused_or_harmless(kind, tmp_path):
     """Flipped bytes give an InputError or a model, never another exception."""
     path: Path = tmp_path / kind
-    write = tiny.write_original if kind.endswith("safetensors") else lambda p, s: tiny.write_pickle(p, {"generator": s})
+    write = {
+        "m.safetensors": tiny.write_original,
+        "m.pt": lambda path, state: tiny.write_pickle(path, {"generator": state}),
+        "m.gguf": lambda path, _: tiny.write_gguf(path, tiny.tiny_state(dim=32, ffn=64)),
+    }[kind]
     whole = write(path, STATE).read_bytes()
     dice = random.Random(0)
     refused = 0

@@ -83,12 +83,13 @@ class _Blocks:
         blocks = self.raw().numpy().reshape(-1, width)
         values = np.empty((len(blocks), size), np.float32)
         steps = np.empty_like(values)
-        for start in range(0, len(blocks), count := max(1, _AT_ONCE // size)):
-            here = slice(start, start + count)
-            values[here] = dequantize(blocks[here], self.kind)
+        count = max(1, _AT_ONCE // size)
+        for here in (slice(start, start + count) for start in range(0, len(blocks), count)):
             flipped = blocks[here].copy()
             flipped[:, first:last] ^= mask
-            steps[here] = np.abs(dequantize(flipped, self.kind) - values[here])
+            with np.errstate(all="ignore"):  # a damaged scale is not finite: whoever uses the weight is told
+                values[here] = dequantize(blocks[here], self.kind)
+                steps[here] = np.abs(dequantize(flipped, self.kind) - values[here])
         return torch.from_numpy(values).view(self.shape), torch.from_numpy(steps).view(self.shape)
 
 
