@@ -8,6 +8,7 @@ from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair, parse_key
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
+from loraport.weights.names import WAN, canonical_layer
 from loraport.weights.variants import Dora, kind_of
 
 
@@ -44,16 +45,15 @@ class Facts:
 
 
 def facts_of(lora: Lora) -> Facts | None:
-    """The facts of a file; None where its names belong to no family."""
+    """The facts of a file; None where its names are not of Wan, the one family that the loaders' table knows."""
     keys = {layer: [parse_key(key) for key in some] for layer, some in lora.keys.items()}
-    family = "wan" if lora.dialect.naming else None
-    if family is None:
+    if not any(canonical_layer(layer, "original") for layer in lora.layers):
         return None
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
     return Facts(
-        family,
+        WAN.name,
         lora.dialect.prefix,
         str(lora.dialect.naming),
         lora.dialect.flat,

@@ -25,6 +25,7 @@ from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.names import canonical_layer
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]
@@ -60,7 +61,7 @@ def output_dialect(like: Lora, format: str) -> Dialect:
         return like.dialect
     if format not in FORMATS:
         raise unknown_name("format", format, get_args(Format))
-    if format == "tencent" and like.dialect.naming is not None:
+    if format == "tencent" and any(canonical_layer(layer, "original") for layer in like.layers):
         raise SettingsError("tencent is the format of HunyuanVideo-1.5's own code, but this LoRA is of Wan; use comfy")
     return FORMATS[format]
 
