@@ -40,6 +40,8 @@ THIRD_PARTY = {
     "toy": {"torch", "numpy", "PIL", "safetensors", "diffusers", "peft"},
     "reports": {"torch", "jinja2", "PIL"},
     "reports.plots": {"matplotlib", "numpy"},
+    "reports.plots_layer": {"numpy"},
+    "reports.plots_sweep": {"numpy"},
     "evaluation": {"torch", "numpy", "transformers", "PIL"},
     "console": {"rich"},
     "cli": {"typer", "rich"},

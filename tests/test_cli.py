@@ -318,6 +318,27 @@ def test_a_key_without_a_place_is_exit_3(run, family, words):
     assert code == 3 and "loraport: dropped diffusion_model.blocks.9.ffn.0.diff: " in err and output.is_file()
 
 
+def test_analyze_writes_a_folder_and_tells_what_it_found(run, family, monkeypatch):
+    pair = ["--source", family.source, "--target", family.target, "-o", family.folder / "seen"]
+    words = ["analyze", family.lora, *pair, "--sample", "2", "--detail", "0"]
+    code, out, _ = run(*words, "--json")
+    told = json.loads(out)
+    assert code == 0 and len(told["layers"]) == 2 and Path(told["output"]).is_file()
+    assert run(*words, "--sweep", "rank=3")[0] == run(*words, "--sample", "0")[0] == 2
+    monkeypatch.setattr("loraport.cli.options.find_spec", lambda name: None)
+    code, _, err = run(*words)
+    assert code == 2 and "pip install 'loraport[report]'" in err
+
+
+def test_probes_write_models(run, family):
+    pair = ["--source", family.source, "--target", family.target]
+    code, out, _ = run("probe", "keep-dominant", *pair, "--q", "0", "-o", family.folder / "kept")
+    assert code == 0 and "0 changed, 27 looked at and left" in out
+    code, out, _ = run("probe", "over-activate", *pair, "--layers", "ffn", "-o", family.folder / "disturbed", "--json")
+    assert code == 0 and json.loads(out)["layers"] == 4 and (family.folder / "disturbed").is_dir()
+    assert run("probe", "keep-dominant", *pair, "--q", "2", "-o", family.folder / "no")[0] == 2
+
+
 def test_inspect_tells_what_would_be_refused(run, tmp_path):
     save_file({"lora_unet_blocks_0_ffn_0.oft_blocks": torch.ones(2, 2)}, tmp_path / "oft.safetensors")
     code, out, _ = run("inspect", tmp_path / "oft.safetensors", "--json")
@@ -331,6 +352,9 @@ HELP = [
     ["merge"],
     ["inspect"],
     ["demo"],
+    ["analyze"],
+    ["probe", "keep-dominant"],
+    ["probe", "over-activate"],
     ["cache"],
     ["cache", "list"],
     ["cache", "verify"],

@@ -1,6 +1,7 @@
 """The docs tell the truth: generated pages are fresh, equations lead to functions, commands and links exist."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -40,7 +41,11 @@ def test_a_stale_page_is_seen(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_each_help_shows_an_example_that_could_be_run(words):
     help = subprocess.run(
-        [sys.executable, "-m", *words, "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "400"}
+        [sys.executable, "-m", *words, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "400"},
     ).stdout
     shown = next(line for line in help.splitlines() if "Example: " in line)
     example = shlex.split(shown.partition("Example: ")[2])

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from loraport.errors import InputError, LoraportError, OutputError
     from loraport.methods import CasaSettings, Layer, Update, find_recipe
     from loraport.methods.casa import casa
+    from loraport.runs.analysis import Analysis
+    from loraport.runs.analyze import analyze
+    from loraport.runs.bench import AnalyzeConfig
     from loraport.runs.config import RankRule, TransferConfig
     from loraport.runs.execute import transfer
     from loraport.runs.results import LayerResult, TransferResult
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
+    "AnalyzeConfig",
     "BasisCache",
     "CasaSettings",
     "Checkpoint",
@@ -53,6 +58,7 @@ __all__ = [
     "TransferConfig",
     "TransferResult",
     "Update",
+    "analyze",
     "casa",
     "decompose",
     "factorize",
@@ -67,6 +73,9 @@ _HOMES = {
     "errors": ("InputError", "LoraportError", "OutputError"),
     "methods": ("CasaSettings", "Layer", "Update", "find_recipe"),
     "methods.casa": ("casa",),
+    "runs.analysis": ("Analysis",),
+    "runs.analyze": ("analyze",),
+    "runs.bench": ("AnalyzeConfig",),
     "runs.config": ("RankRule", "TransferConfig"),
     "runs.execute": ("transfer",),
     "runs.results": ("LayerResult", "TransferResult"),

@@ -26,6 +26,7 @@ class Terminal:
             *columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal
         )
         self.task: TaskID | None = None
+        self.doing = ""
 
     def __enter__(self) -> Terminal:
         return self
@@ -52,8 +53,10 @@ class Terminal:
 
     def share(self, text: str, done: int, total: int) -> None:
         """A part of one long step is done: the bar moves, no line is said."""
-        if self.task is None:
-            self.task = self.bar.add_task(text, total=total)
+        if self.task is None or self.doing != text:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task, self.doing = self.bar.add_task(text, total=total), text
             self.bar.start()
         self.bar.update(self.task, completed=done)
         self.detail(f"{text}: {done} of {total}")

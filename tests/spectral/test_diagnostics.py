@@ -22,7 +22,7 @@ from loraport.spectral.interference import interference, majority, overlap
 from loraport.spectral.intruders import intruders
 from loraport.spectral.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.spectral.probes import over_activated, removed_by_dominance
-from loraport.spectral.rigidity import degenerate, relative_gaps, rounding_floor, spectral_change
+from loraport.spectral.rigidity import degenerate, relative_gaps, spectral_change
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import decompose
 from tests import reference, reference_diagnostics
@@ -107,20 +107,6 @@ def test_gaps_and_degeneracy_are_those_of_the_staircase():
     steps = torch.tensor([5.0, 3.0, 2.5], dtype=torch.float64)
     assert close(relative_gaps(steps), [0.4, 0.5 / 3, 0.2])
     assert torch.isinf(relative_gaps(torch.ones(1))).all()
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, 1.66e-3), (torch.float16, 2.1e-4)])
-def test_the_rounding_floor_is_what_rounding_costs(dtype, expected):
-    W = noise(400, 300, seed=4)
-    floor = rounding_floor(W, dtype)
-    assert floor == pytest.approx(float((W.to(dtype).double() - W).norm() / W.norm()), rel=0.02)
-    assert floor == pytest.approx(expected, rel=0.03)
-    assert rounding_floor(W.float(), torch.float32) < 1e-7 and rounding_floor(W, torch.int8) is None
-    tiny = W * 1e-6  # below float16's normal numbers, rounding is absolute and costs more
-    assert rounding_floor(tiny, torch.float16) == pytest.approx(
-        float((tiny.half().double() - tiny).norm() / tiny.norm()), rel=0.05
-    )
-    assert rounding_floor(torch.zeros(2, 2), dtype) == 0.0
 
 
 # --- mixing and clusters

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from loraport import __version__
-from loraport.cli import cache, demo, files, presets, transfer
+from loraport.cli import analyze, cache, demo, files, presets, probe, transfer
 from loraport.errors import LoraportError
 
 app = typer.Typer(
@@ -20,8 +20,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, files, presets, demo):
+for group in (transfer, analyze, files, presets, demo):
     app.add_typer(group.app)
+app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")
 
 

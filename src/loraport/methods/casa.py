@@ -120,7 +120,11 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """
     if layer.drift.shape[0] < layer.drift.shape[1]:
         return casa(layer.transposed(), settings).transposed()
-    seen = arbitration(layer, settings)  # Eq. 2–13
+    return arbitrated_update(layer, arbitration(layer, settings), settings)  # Eq. 2–13, 8 and 14
+
+
+def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -> Update:
+    """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
     taken = settings.restore * off_dominant(seen.drift, seen.basis.U, seen.receivers, seen.senders)  # Eq. 8
     if settings.arbitrate:
         taken = taken + seen.basis.U @ (seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C))  # Eq. 14

@@ -46,9 +46,14 @@ def render(template: str, path: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     html = environment.get_template(template).render(**values)
+    write_whole(path, html.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file, whole or not at all. Raises OutputError where it cannot be written."""
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from loraport.reports.rendering import layer_table, render
 from loraport.runs.results import TransferResult
+from loraport.runs.strata import depth_of
 
 
 def write_transfer_page(result: TransferResult, path: Path | str) -> None:
@@ -19,8 +23,34 @@ def write_transfer_page(result: TransferResult, path: Path | str) -> None:
         facts=_facts(result),
         warnings=result.warnings,
         dropped=result.keys["dropped"],
+        figures=_figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
         **layer_table([layer.as_json() for layer in result.layers]),
     )
+
+
+def _figures(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(title, address, how to read it) of what the transfer itself knows; none where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        return []
+    from loraport.reports import plots
+
+    rows = [{**layer, "depth": depth_of(layer["name"])} for layer in layers]
+    found = []
+    if any(row["lora"] and row["update"] for row in rows):
+        figure = plots.norms(rows, {"update": "as written"})
+        reading = "Each point is a layer: the LoRA's size before and after. Below the dashed line it shrinks."
+        found.append(("Size before and after", plots.address(figure), reading))
+    shares = {"drift": "drift", "lora": "LoRA", "update": "result"}
+    if any(row["drift"] is not None for row in rows):
+        figure = plots.shares_by_depth(rows, shares, "size / ‖W‖")
+        reading = "How far distillation and LoRA move each layer, and how far the result moves the target."
+        found.append(("By depth", plots.address(figure), reading))
+    kept = {"kept_energy": "energy", "kept_correction": "correction", "largest_cluster": "largest cluster / k"}
+    if any(row["kept_correction"] is not None for row in rows):
+        figure = plots.shares_by_depth(rows, kept, "share")
+        reading = "What the rank of the file keeps of the update and of the correction, and how large clusters grow."
+        found.append(("What was kept", plots.address(figure), reading))
+    return found
 
 
 def findings(result: TransferResult) -> list[str]:

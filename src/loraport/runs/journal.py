@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,20 +20,20 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_safetensors
 
+P = TypeVar("P", bound="Partial")
 _OURS = re.compile(r"[0-9a-f]{16}\.safetensors|\..+\.part")
 
 
-class Journal:
+class Partial:
     """The folder `OUT.partial` of one run: a file a layer, each marked with the run that it belongs to."""
 
-    def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
+    def __init__(self, output: Path, run: str) -> None:
         """`run` is a text that differs for different work.
 
         Raises OutputError where the folder cannot be made, or holds what no run wrote.
         """
         self.folder = output.with_name(f"{output.name}.partial")
         self.run = hashlib.sha256(run.encode()).hexdigest()
-        self.dtype = dtype
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             foreign = [path.name for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]
@@ -40,7 +42,7 @@ class Journal:
         if foreign:
             raise OutputError(f"{self.folder} holds {foreign[0]!r}, which no transfer wrote; move it away")
 
-    def __enter__(self) -> Journal:
+    def __enter__(self: P) -> P:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -48,16 +50,13 @@ class Journal:
         if kind is None or issubclass(kind, LoraportError):
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
-        """Write a finished layer, whole or not at all, rounded to the output's dtype. Raises OutputError."""
-        tensors = {"B": written.B, "A": written.A} if isinstance(written, LowRank) else {"D": written}
-        lost = written.lost_energy if isinstance(written, LowRank) else 0.0
-        pending = {name: Pending.of(tensor.to("cpu", self.dtype)) for name, tensor in tensors.items()}
-        metadata = {"run": self.run, "result": json.dumps(asdict(result)), "lost_energy": repr(lost)}
-        save_safetensors(self._place(result.name), pending, metadata)
+    def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write what was found out about a layer, whole or not at all. Raises OutputError."""
+        pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
+        save_safetensors(self._place(name), pending, {"run": self.run, "result": json.dumps(dict(facts))})
 
-    def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
-        """A layer that this run finished before, or None."""
+    def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What this run wrote of a layer before, or None; what is damaged counts as absent."""
         path = self._place(name)
         if not path.is_file():
             return None
@@ -65,14 +64,40 @@ class Journal:
             file = read_safetensors(path)
             if file.metadata.get("run") != self.run:
                 return None
-            tensors = {key: stored.read() for key, stored in file.tensors.items()}
-            fields = json.loads(file.metadata["result"])
-            result = LayerResult(**{**fields, "shape": tuple(fields["shape"])})
-            if "D" in tensors:
-                return tensors["D"], result
-            return LowRank(tensors["B"], tensors["A"], float(file.metadata["lost_energy"])), result
+            facts = json.loads(file.metadata["result"])
+            return {key: stored.read() for key, stored in file.tensors.items()}, facts
         except (FileFormatError, KeyError, ValueError, TypeError):
-            return None  # damaged: the layer is done again
+            return None
 
     def _place(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+
+class Journal(Partial):
+    """The finished layers of a transfer, rounded to the output's dtype."""
+
+    def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
+        super().__init__(output, run)
+        self.dtype = dtype
+
+    def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
+        """Write a finished layer. Raises OutputError."""
+        tensors = {"B": written.B, "A": written.A} if isinstance(written, LowRank) else {"D": written}
+        lost = written.lost_energy if isinstance(written, LowRank) else 0.0
+        rounded = {name: tensor.to("cpu", self.dtype) for name, tensor in tensors.items()}
+        self.put(result.name, rounded, {"layer": asdict(result), "lost_energy": lost})
+
+    def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
+        """A layer that this run finished before, or None."""
+        earlier = self.get(name)
+        if earlier is None:
+            return None
+        tensors, facts = earlier
+        try:
+            fields = facts["layer"]
+            result = LayerResult(**{**fields, "shape": tuple(fields["shape"])})
+            if "D" in tensors:
+                return tensors["D"], result
+            return LowRank(tensors["B"], tensors["A"], float(facts["lost_energy"])), result
+        except (KeyError, ValueError, TypeError):
+            return None  # damaged: the layer is done again

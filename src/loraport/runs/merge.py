@@ -101,7 +101,7 @@ def merge(
         for name, some in one.adds.by_parameter.items():
             found.setdefault(name, []).extend(some)
     changed = {name: partial(summed, model, name, some) for name, some in found.items()}
-    write_model(Path(output), model, changed, _metadata(model, parts), _written(model.bytes, watch))
+    write_model(Path(output), model, changed, _metadata(model, parts), progress_of("merging", model.bytes, watch))
     return Merge(
         output,
         len(model.paths),
@@ -137,14 +137,15 @@ def _ingredient(text: str, model: Checkpoint) -> Ingredient:
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 
 
-def _written(total: int, watch: Watch | None) -> Callable[[int], None]:
+def progress_of(text: str, total: int, watch: Watch | None) -> Callable[[int], None]:
+    """What `write_model` tells of each tensor, summed up for someone who watches."""
     done = 0
 
     def written(size: int) -> None:
         nonlocal done
         done += size
         if watch is not None:
-            watch("merging", done, total)
+            watch(text, done, total)
 
     return written
 

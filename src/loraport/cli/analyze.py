@@ -1,0 +1,79 @@
+"""`analyze`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.options import (
+    CacheDir,
+    Device,
+    Energy,
+    Json,
+    Lora,
+    NoCache,
+    Preset,
+    QAct,
+    QDom,
+    Quiet,
+    Source,
+    Target,
+    Tau,
+    Verbose,
+    cache_folder,
+    need,
+)
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: loraport analyze style.safetensors --source wan/ --target fastwan/ -o analysis --sample 40"
+)
+def analyze(
+    lora: Lora,
+    source: Source,
+    target: Target,
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page, figures and tables go.")],
+    preset: Preset = "paper",
+    tau: Tau = None,
+    q_dom: QDom = None,
+    q_act: QAct = None,
+    energy: Energy = None,
+    layers: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only layers that fit.")] = None,
+    sample: Annotated[int | None, typer.Option(help="At most so many, evenly over kinds and depths.")] = None,
+    detail: Annotated[int, typer.Option(help="How many of them are drawn in detail.")] = 3,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GRID", help="CASA over settings: q_dom=0.3:0.7:0.05, or tau=0.5/1/2,q_act=0.8/0.9."),
+    ] = None,
+    device: Device = "auto",
+    cache: CacheDir = None,
+    no_cache: NoCache = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Look at what a LoRA and a distillation do to the weights: the paper's analysis as a page, figures and tables."""
+    need("matplotlib", extra="report")
+    from loraport import console
+    from loraport.reports.analysis_page import folder_of, summary, write_analysis
+    from loraport.runs.analyze import analyze as run
+    from loraport.runs.bench import AnalyzeConfig
+    from loraport.runs.config import casa_settings
+    from loraport.runs.sweep import Grid
+
+    config = AnalyzeConfig(
+        lora, source, target, output, casa=casa_settings(preset, tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
+        layers=tuple(layers or ()), sample=sample, detail=detail, device=device, cache=cache_folder(cache, no_cache),
+    )  # fmt: skip
+    grids = [Grid.parse(text) for text in sweep or ()]
+    folder_of(output)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        analysis = run(config, grids, progress=terminal)
+        page = write_analysis(analysis, output, watch=terminal.share)
+    if json:
+        console.print_facts({"output": str(page), **analysis.as_json()}, json=True)
+    elif not quiet:
+        console.print_facts(summary(analysis, page), json=False)

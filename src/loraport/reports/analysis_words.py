@@ -1,0 +1,148 @@
+"""What an analysis found, in sentences, whichever way the numbers fall; and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loraport.runs.analysis import Analysis
+from loraport.runs.survey import Survey
+
+Row = dict[str, Any]
+SIDES = ("send", "receive")
+KIND_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
+    ("drift", "Drift", "{:.3f}"),
+    ("lora", "LoRA", "{:.3f}"),
+    ("rho2_drift", "ρ₂ drift", "{:.2%}"),
+    ("rho2_lora", "ρ₂ LoRA", "{:.2%}"),
+    ("gini_send_drift", "Gini drift", "{:.2f}"),
+    ("gini_send_lora", "Gini LoRA", "{:.2f}"),
+    ("constructive", "Constructive", "{:.3f}"),
+    ("destructive", "Destructive", "{:.3f}"),
+    ("chance", "Chance", "{:.3f}"),
+    ("restored", "Restored", "{:.1%}"),
+)
+LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("layer", "Layer", "{}"),
+    ("drift", "Drift", "{:.3f}"),
+    ("lora", "LoRA", "{:.3f}"),
+    ("cosine", "Cosine", "{:+.3f}"),
+    ("k", "k", "{}"),
+    ("clusters", "Clusters", "{}"),
+    ("largest_cluster", "Largest", "{:.1%}"),
+    ("rho2_drift", "ρ₂ drift", "{:.2%}"),
+    ("rho2_lora", "ρ₂ LoRA", "{:.2%}"),
+    ("agreement_lora", "Agreement", "{:.2f}"),
+    ("constructive", "Constructive", "{:.3f}"),
+    ("destructive", "Destructive", "{:.3f}"),
+    ("chance", "Chance", "{:.3f}"),
+    ("restored", "Restored", "{:.1%}"),
+    ("arbitrated", "Arbitrated", "{:.1%}"),
+    ("intruders_lora", "Intruders LoRA", "{}"),
+    ("intruders_drift", "Intruders drift", "{}"),
+    ("degenerate", "Degenerate", "{:.1%}"),
+)
+
+
+def findings(analysis: Analysis) -> list[str]:
+    """The most important things first: can this pair be trusted, and which of the paper's claims hold here."""
+    rows = [layer.row() for layer in analysis.layers]
+    return [analysis.survey.verdict(), *_cautions(analysis.survey), *_claims(rows)]
+
+
+def _cautions(survey: Survey) -> Iterator[str]:
+    if survey.identical:
+        yield f"{survey.identical:.0%} of the {len(survey.layers)} layers are identical in both, bit by bit."
+    if survey.rounding:
+        yield f"In {_listed(survey.rounding)} the drift is not told from the rounding of the files."
+    if outliers := survey.outliers():
+        yield f"Far from the others' drift: {_listed(outliers)}."
+    unpaired = survey.only_source + survey.only_target + survey.other_shape
+    if unpaired:
+        yield (
+            f"Without a partner: {survey.only_source} layers of the source, {survey.only_target} of the target; "
+            f"{survey.other_shape} have another shape there."
+        )
+
+
+def _claims(rows: Sequence[Row]) -> Iterator[str]:
+    lora, drift = (middle(row[f"rho2_{name}"] for row in rows) for name in ("lora", "drift"))
+    yield (
+        f"Rigidity: the LoRA changes the singular values by {lora:.2%} in the median and "
+        f"{_most(rows, 'rho2_lora'):.2%} at most, the distillation by {drift:.2%} and {_most(rows, 'rho2_drift'):.2%}; "
+        "the paper finds at most 0.3 %, for smaller updates."
+    )
+    yield f"“Distillation concentrates, LoRA spreads”: {_concentration(rows)}."
+    met = middle((row["constructive"] + row["destructive"]) / (2 * row["chance"]) for row in rows if row["chance"])
+    yield (
+        f"LoRA and drift meet, for and against each other, {met:.2f} times as much as unrelated updates of the same "
+        "shape would (median)."
+    )
+    giants = sum(row["largest_cluster"] > 0.5 for row in rows)
+    if giants:
+        yield (
+            f"In {giants} of {len(rows)} layers one cluster holds more than half of the leading directions; there CASA "
+            "preserves nearly everything."
+        )
+    yield (
+        f"Predicted and observed clusters agree by {middle(row['agreement_lora'] for row in rows):.2f} for the LoRA "
+        f"and {middle(row['agreement_drift'] for row in rows):.2f} for the distillation (1: the same, 0: chance)."
+    )
+    counts = {name: sum(row[f"intruders_{name}"] > 0 for row in rows) for name in ("lora", "drift")}
+    yield (
+        f"Layers with intruder dimensions: {counts['lora']} of {len(rows)} with the LoRA, {counts['drift']} by the "
+        "distillation."
+    )
+    loose = middle(row["degenerate"] for row in rows)
+    if loose > 0.01:
+        yield (
+            f"{loose:.0%} of the leading directions lie within a thousandth of their neighbour (median): single "
+            "directions mean nothing there, clusters may."
+        )
+
+
+def _concentration(rows: Sequence[Row]) -> str:
+    def more(key: str) -> list[int]:
+        return [sum(row[f"{key}_{side}_drift"] > row[f"{key}_{side}_lora"] for row in rows) for side in SIDES]
+
+    gini, head = more("gini"), more("head_tenth")
+    return (
+        f"by the Gini coefficient over clusters in {gini[0]} of {len(rows)} layers as senders, {gini[1]} as receivers; "
+        f"by the share in the first tenth of directions in {head[0]} and {head[1]}"
+    )
+
+
+def kind_table(analysis: Analysis) -> list[list[str]]:
+    """A row for each kind of module, and one for all: median, and the most in brackets."""
+    rows = [layer.row() for layer in analysis.layers]
+    kinds = sorted({row["kind"] for row in rows})
+    groups = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
+    table = []
+    for name, members in [*groups, ("all", rows)]:
+        cells = [
+            f"{form.format(middle(known))} ({form.format(max(known))})" if known else "–"
+            for key, _, form in KIND_COLUMNS
+            if (known := [row[key] for row in members if row[key] is not None]) is not None
+        ]
+        table.append([f"{name} × {len(members)}", *cells])
+    return table
+
+
+def layer_table(analysis: Analysis) -> list[list[str]]:
+    """A row for each layer, the one with the most interference first."""
+    rows = sorted((layer.row() for layer in analysis.layers), key=lambda row: -(row["interference"] or 0))
+    return [["–" if row[key] is None else form.format(row[key]) for key, _, form in LAYER_COLUMNS] for row in rows]
+
+
+def middle(values: Any) -> float:
+    """The median; 0 of nothing."""
+    known = sorted(value for value in values if value is not None)
+    return float(known[len(known) // 2]) if known else 0.0
+
+
+def _most(rows: Sequence[Row], key: str) -> float:
+    return max((row[key] for row in rows if row[key] is not None), default=0.0)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,132 @@
+"""Run an analysis: plan, survey of all drifts, then layer by layer, each kept as soon as it is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import loraport
+from loraport.methods.casa import CasaSettings
+from loraport.methods.microscope import Specimen, look
+from loraport.runs.analysis import Analysis, LayerView, Nobody, Watcher
+from loraport.runs.bench import AnalyzeConfig, Bench, chosen
+from loraport.runs.execute import Prepared, peak_rss_bytes
+from loraport.runs.journal import Partial
+from loraport.runs.layer import Weights
+from loraport.runs.plan import LayerJob
+from loraport.runs.strata import depth_of, kind_of, stratified
+from loraport.runs.survey import LayerDrift, Survey, layer_drift, surveyed
+from loraport.runs.sweep import Grid, swept
+from loraport.spectral.svd import decompose
+
+SURVEY, LAYERS = "comparing the models", "analysing"
+
+
+def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watcher | None = None) -> Analysis:
+    """Look at every chosen layer of a LoRA, its source and its target; a killed analysis goes on where it was.
+
+    With grids, CASA is swept over its settings as well, as `sweep` does.
+    Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
+    """
+    start = time.perf_counter()
+    watcher = progress or Nobody()
+    bench = Bench.open(config)
+    jobs, left_out = chosen(bench.ready, config)
+    detailed = stratified([job.name for job in jobs], config.detail)
+    with Partial(Path(config.output), bench.identity(config)) as partial:
+        for note in bench.ready.plan.warnings:
+            watcher.note(note)
+        survey = _survey(bench, partial, watcher)
+        layers, curves = _views(bench, config, jobs, detailed, partial, watcher)
+        sweeps = swept(bench, config, jobs, grids, partial, watcher)
+    unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.not_cached)]
+    notes = (*bench.ready.plan.warnings, *unkept)
+    return Analysis(
+        _facts(config, bench.ready), layers, survey, curves, left_out, notes,
+        time.perf_counter() - start, peak_rss_bytes(), sweeps,
+    )  # fmt: skip
+
+
+def _survey(bench: Bench, partial: Partial, watcher: Watcher) -> Survey:
+    """The drift of every layer that both models have, from an earlier start where it is there."""
+    source, target = bench.ready.source, bench.ready.target
+    names, empty = surveyed(source, target)
+    found = []
+    for number, name in enumerate(names, 1):
+        earlier = partial.get(f"survey {name}")
+        if earlier is None:
+            drift = layer_drift(name, source, target)
+            partial.put(f"survey {name}", {}, asdict(drift))
+        else:
+            drift = LayerDrift(**earlier[1])
+        found.append(drift)
+        watcher.share(SURVEY, number, len(names))
+    return replace(empty, layers=tuple(found))
+
+
+def _views(
+    bench: Bench,
+    config: AnalyzeConfig,
+    jobs: Sequence[LayerJob],
+    detailed: Sequence[str],
+    partial: Partial,
+    watcher: Watcher,
+) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]]]:
+    """Every layer's row in the jobs' order, and the curves of the detailed ones."""
+    rows: dict[str, LayerView] = {}
+    curves: dict[str, Mapping[str, Tensor]] = {}
+    done, total = 0, sum(job.cost for job in jobs)
+
+    def keep(job: LayerJob, view: LayerView, tensors: Mapping[str, Tensor]) -> None:
+        nonlocal done
+        rows[job.name] = view
+        if job.name in detailed:
+            curves[job.name] = tensors
+        done += job.cost
+        watcher.share(LAYERS, done, total)
+
+    todo = []
+    for job in jobs:
+        earlier = partial.get(job.name)
+        if earlier is None or (job.name in detailed and not earlier[0]):
+            todo.append(job)
+        else:
+            keep(job, LayerView(**{**earlier[1], "shape": tuple(earlier[1]["shape"])}), earlier[0])
+    for job, weights in bench.weights(todo):
+        view, tensors = _view(bench, job, weights, config.casa, job.name in detailed)
+        partial.put(job.name, tensors, asdict(view))
+        keep(job, view, tensors)
+    return tuple(rows[job.name] for job in jobs), curves
+
+
+def _view(
+    bench: Bench, job: LayerJob, weights: Weights, settings: CasaSettings, detail: bool
+) -> tuple[LayerView, Mapping[str, Tensor]]:
+    start = time.perf_counter()
+    layer = bench.layer(job, weights)
+    D_lora = layer.lora.dense()
+    with_lora = decompose(weights.W_s.to(bench.device) + D_lora)
+    both = None
+    if detail and weights.W_t is not None:
+        both = decompose(weights.W_t.to(bench.device) + D_lora)
+    del D_lora
+    seen = look(Specimen(layer, with_lora, both), settings, detail=detail)
+    name = job.name
+    seconds = time.perf_counter() - start
+    return LayerView(name, kind_of(name), depth_of(name), job.shape, job.rank, seen.numbers, seconds), seen.curves
+
+
+def _facts(config: AnalyzeConfig, ready: Prepared) -> dict[str, Any]:
+    return {
+        "lora": ready.lora.path.name,
+        "source": Path(config.source).name,
+        "target": ready.target.where.rstrip("/").rpartition("/")[2],
+        "settings": asdict(config.casa),
+        "layers_of_lora": len(ready.plan.jobs),
+        "version": loraport.__version__,
+    }

@@ -1,0 +1,120 @@
+"""What an analysis works on: its settings, the opened inputs, the bases, the layers that are looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport.methods.casa import PAPER, CasaSettings
+from loraport.methods.layer import Layer
+from loraport.runs.accelerator import Accelerated
+from loraport.runs.config import TransferConfig
+from loraport.runs.execute import Prepared, find_device, prepare, read_ahead
+from loraport.runs.layer import Weights, read_weights
+from loraport.runs.plan import LayerJob
+from loraport.runs.strata import stratified
+from loraport.spectral.svd import LowRank, SingularBasis, decompose
+from loraport.weights.cache import BasisCache, basis_key
+
+
+@dataclass(frozen=True)
+class AnalyzeConfig:
+    """Everything that decides what an analysis shows."""
+
+    lora: str
+    source: str
+    target: str
+    output: str
+    """The folder; unfinished work lies beside it."""
+    casa: CasaSettings = PAPER
+    layers: tuple[str, ...] = ()
+    """Patterns of layer names; none takes all."""
+    sample: int | None = None
+    """At most so many layers, evenly over kinds and depths."""
+    detail: int = 3
+    """How many of them are drawn in detail."""
+    device: str = "auto"
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample is not None and self.sample < 1:
+            raise SettingsError(f"sample is {self.sample}, but at least 1 layer has to be looked at")
+        if self.detail < 0:
+            raise SettingsError(f"detail is {self.detail}, but it must be 0 or more")
+
+    def fingerprint(self) -> str:
+        """The same text for the same work on each layer; which layers are looked at is no part of it."""
+        same = replace(self, output="", cache="", layers=(), sample=None, detail=0)
+        return json.dumps(asdict(same), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The opened inputs, the store of bases and the device."""
+
+    ready: Prepared
+    cache: BasisCache
+    device: torch.device
+    not_cached: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, config: AnalyzeConfig) -> Bench:
+        """Headers only; nothing is computed yet. Raises InputError."""
+        return cls(prepare(as_transfer(config)), BasisCache(config.cache), find_device(config.device))
+
+    def identity(self, config: AnalyzeConfig) -> str:
+        """What makes finished layers of an earlier start the same work."""
+        ready = self.ready
+        stats = [
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sorted({*ready.source.paths, *ready.target.paths})
+        ]
+        strength = ready.target.strength if isinstance(ready.target, Accelerated) else None
+        versions = [loraport.__version__, torch.__version__, str(self.device)]
+        return json.dumps([config.fingerprint(), *versions, ready.lora.sha256, strength, stats])
+
+    def basis(self, W: Tensor, fingerprint: str) -> SingularBasis:
+        """The weight's basis from the cache, or computed and kept there."""
+        fetched = self.cache.get_or_compute(basis_key(fingerprint), lambda: decompose(W.to(self.device)), self.device)
+        if fetched.not_written:
+            self.not_cached.add(fetched.not_written)
+        return fetched.basis
+
+    def layer(self, job: LayerJob, weights: Weights, *, target: bool = True) -> Layer:
+        """One layer on the device, with the basis of its source and, where wanted, of its target."""
+        lora = self.ready.lora.layers[job.name]
+        here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
+        source = self.basis(weights.W_s, weights.source_hash)
+        after = self.basis(weights.W_t, weights.target_hash) if target and weights.W_t is not None else None
+        return Layer(here, weights.drift.to(self.device), source, after)
+
+    def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, Weights]]:
+        """Each job with its weights, the next ones read meanwhile."""
+
+        def read(job: LayerJob) -> Weights:
+            return read_weights(job, self.ready.source, self.ready.target, keep_target=target)
+
+        return read_ahead(jobs, read)
+
+
+def as_transfer(config: AnalyzeConfig) -> TransferConfig:
+    """The transfer that would be made of the same inputs, for its plan."""
+    return TransferConfig(config.lora, config.source, config.target, config.output, include=config.layers)
+
+
+def chosen(ready: Prepared, config: AnalyzeConfig) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
+    """The layers to look at, and the LoRA's others with the reason."""
+    jobs = ready.plan.of("transfer")
+    if not jobs:
+        raise SettingsError("no layer is left to look at; give other patterns, or none")
+    names = {job.name for job in jobs}
+    if config.sample is not None:
+        names = set(stratified([job.name for job in jobs], config.sample))
+    reasons = {job.name: job.reason or "not in the sample" for job in ready.plan.jobs if job.name not in names}
+    return tuple(job for job in jobs if job.name in names), tuple(reasons.items())

@@ -1,0 +1,161 @@
+"""A probe written as a model: the target with the drift's parts taken or disturbed, in the target's own layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import InputError, SettingsError
+from loraport.methods.layer import Layer
+from loraport.methods.probes import Probe, no_lora
+from loraport.runs.accelerator import split_target
+from loraport.runs.config import matches
+from loraport.runs.execute import find_device
+from loraport.runs.layer import layer_generator, read_weights
+from loraport.runs.merge import Watch, progress_of
+from loraport.runs.plan import LayerJob
+from loraport.runs.survey import surveyed
+from loraport.spectral.svd import LowRank, decompose
+from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.model_write import check_place, write_model
+
+PROBE = "loraport.probe"
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Everything that decides what a probe writes."""
+
+    source: str
+    target: str
+    output: str
+    probe: Probe
+    lora: str | None = None
+    """Whose predicted rotation makes the clusters of keep-dominant; without one every direction is its own."""
+    layers: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A finished probe."""
+
+    output: str
+    settings: dict[str, Any]
+    layers: int
+    """Layers whose weights were made anew; all other tensors are the target's, bit by bit."""
+    untouched: int
+    """Layers that were looked at and in which the probe changes nothing."""
+    changed: float | None
+    """Energy of the change over that of the drift, Σ‖ΔW‖² / Σ‖D_fft‖²; None without drift."""
+    left_out: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {**vars(self), "left_out": list(self.left_out)}
+
+    def words(self) -> dict[str, str]:
+        """The same for people."""
+        share = "there is no drift" if self.changed is None else f"{self.changed:.1%} of the drift's energy"
+        return {
+            "wrote": self.output,
+            "layers": f"{self.layers} changed, {self.untouched} looked at and left, {len(self.left_out)} not looked at",
+            "change": share,
+        }
+
+
+@dataclass
+class _Maker:
+    """Makes the weights one after the other, and counts."""
+
+    config: ProbeConfig
+    source: Checkpoint
+    target: Checkpoint
+    lora: Lora | None
+    device: torch.device
+    cache: BasisCache
+    energy: float = 0.0
+    drift: float = 0.0
+    made: list[str] = field(default_factory=list)
+    untouched: list[str] = field(default_factory=list)
+
+    def __call__(self, name: str) -> Tensor:
+        """The layer's weight as it will be stored; the target's own bits where nothing is added."""
+        stored = self.target.tensor(f"{name}.weight")
+        job = LayerJob(name, "transfer", _matrix(stored), 0)
+        weights = read_weights(job, self.source, self.target, keep_target=True)
+        if not weights.drift.any() or weights.W_t is None:
+            self.untouched.append(name)
+            return stored
+        drift = weights.drift.to(self.device)
+        key = basis_key(weights.source_hash)
+        basis = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device).basis
+        layer = Layer(self._lora(name, drift), drift, basis)
+        added = self.config.probe.added(layer, layer_generator(self.config.seed, name)).cpu()
+        self.drift += float(drift.double().square().sum())
+        self.energy += float(added.double().square().sum())
+        if not added.any():
+            self.untouched.append(name)
+            return stored
+        self.made.append(name)
+        rounded = (weights.W_t + added).to(stored.dtype).reshape(stored.shape)
+        if not torch.isfinite(rounded).all():
+            raise InputError(f"{name} is not finite in {stored.dtype} after the probe; take a smaller --mean or --var")
+        return rounded
+
+    def _lora(self, name: str, drift: Tensor) -> LowRank:
+        found = None if self.lora is None else self.lora.layers.get(name)
+        if found is None or found.shape != tuple(drift.shape):
+            return no_lora((drift.shape[0], drift.shape[1]), drift)
+        return LowRank(found.B.to(drift), found.A.to(drift))
+
+
+def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
+    """Write the target with its drift's parts taken or disturbed: same names, dtypes, shards and index.
+
+    Raises InputError for what cannot be read or probed, OutputError for what cannot be written.
+    """
+    if split_target(config.target) is not None:
+        raise SettingsError("a probe rewrites a model: merge the accelerator into it first (loraport merge)")
+    source, target = open_checkpoint(config.source), open_checkpoint(config.target)
+    check_place(Path(config.output), target)
+    lora = None if config.lora is None else read_lora(config.lora)
+    names = _chosen(config.layers, source, target)
+    for name in names:
+        dtype = target.dtype(f"{name}.weight")
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            raise InputError(f"{target.where}: {name} is stored as {dtype}, which a probe cannot be written in")
+    maker = _Maker(config, source, target, lora, find_device(config.device), BasisCache(config.cache))
+    changed = {f"{name}.weight": partial(maker, name) for name in names}
+    settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
+    metadata = {PROBE: json.dumps(settings, sort_keys=True), "loraport.version": loraport.__version__}
+    write_model(Path(config.output), target, changed, metadata, progress_of("probing", target.bytes, watch))
+    left_out = tuple(name for name in target.layers if name not in set(names))
+    share = maker.energy / maker.drift if maker.drift else None
+    return Probed(config.output, settings, len(maker.made), len(maker.untouched), share, left_out)
+
+
+def _chosen(patterns: Sequence[str], source: Checkpoint, target: Checkpoint) -> tuple[str, ...]:
+    """The layers that both models have alike and that fit a pattern."""
+    names, _ = surveyed(source, target)
+    chosen = tuple(name for name in names if not patterns or any(matches(name, one) for one in patterns))
+    if not chosen:
+        raise SettingsError(f"no layer of {target.where} fits, or the source has none alike; nothing to probe")
+    return chosen
+
+
+def _matrix(stored: Tensor) -> tuple[int, int]:
+    return stored.shape[0], math.prod(stored.shape[1:])

@@ -1,0 +1,44 @@
+"""What kind of module a layer is and how deep it lies, and samples that are fair to both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def depth_of(name: str) -> int | None:
+    """The first number in a layer's name, its block: 3 of `blocks.3.self_attn.q`; None outside of blocks."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def kind_of(name: str) -> str:
+    """The name without its block: `self_attn.q` of `blocks.3.self_attn.q`; outside of blocks all of it."""
+    return re.sub(r"^.*?\.\d+\.", "", name, count=1)
+
+
+def stratified(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """At most `count` layers, the same ones every time: evenly over the kinds, and in each kind evenly over depth.
+
+    Every kind gets its turn before any gets a second; the kinds are shifted against each other, so that few layers
+    still see many depths. The answer keeps the order of the names.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (depth_of(name) is None, depth_of(name) or 0)):
+        kinds.setdefault(kind_of(name), []).append(name)
+    if 0 < count < len(kinds):
+        some = [list(kinds)[(2 * i + 1) * len(kinds) // (2 * count)] for i in range(count)]
+        kinds = {kind: kinds[kind] for kind in some}
+    quota = dict.fromkeys(kinds, 0)
+    left = min(count, len(names))
+    while left:
+        for kind, members in kinds.items():
+            if left and quota[kind] < len(members):
+                quota[kind] += 1
+                left -= 1
+    chosen = set()
+    for number, (kind, members) in enumerate(kinds.items()):
+        shift = Fraction(2 * number + 1, 2 * len(kinds))
+        chosen |= {members[int((i + shift) * len(members) / quota[kind])] for i in range(quota[kind])}
+    return tuple(name for name in names if name in chosen)

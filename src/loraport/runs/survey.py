@@ -1,0 +1,158 @@
+"""Is this source really the target's base? Every layer's drift, against what rounding costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from loraport.runs.accelerator import Accelerated, Target
+from loraport.runs.layer import read_weights
+from loraport.runs.plan import LayerJob
+from loraport.runs.strata import depth_of, kind_of
+from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.rounding import rounding_floor
+
+UNRELATED = 0.7
+"""Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""
+
+ROUNDING = 2.0
+"""A drift below this many rounding floors is not told from rounding."""
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """How far one layer moved."""
+
+    name: str
+    kind: str
+    depth: int | None
+    identical: bool
+    drift: float | None
+    """‖W_t − W_s‖ / ‖W_s‖; None for a zero weight"""
+    cosine: float | None
+    """Of W_s and W_t: 1 for relatives, 0 for strangers"""
+    floor: float | None
+    """What rounding to the two files' dtypes alone would show as drift; None for a dtype that is not a plain float"""
+
+    @property
+    def above_rounding(self) -> bool | None:
+        """Whether the drift is more than rounding; None where that is not known."""
+        if self.drift is None or self.floor is None:
+            return None
+        return self.drift > ROUNDING * self.floor
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The drift of all layers that both models have, and what does not fit together."""
+
+    layers: tuple[LayerDrift, ...]
+    only_source: int
+    only_target: int
+    other_shape: int
+
+    @property
+    def identical(self) -> float:
+        """Share of the layers that are the same in both, bit by bit."""
+        return sum(layer.identical for layer in self.layers) / max(1, len(self.layers))
+
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """Layers that are not identical, but whose drift is not told from rounding."""
+        return tuple(layer.name for layer in self.layers if not layer.identical and layer.above_rounding is False)
+
+    def median(self) -> float | None:
+        """The middle drift of the layers that moved; None where none did."""
+        moved = sorted(layer.drift for layer in self.layers if layer.drift)
+        return moved[len(moved) // 2] if moved else None
+
+    def outliers(self) -> tuple[str, ...]:
+        """Layers whose drift is far from the others': by a factor of 2 and 3.5 robust deviations of the logarithm."""
+        logs = {layer.name: math.log(layer.drift) for layer in self.layers if layer.drift}
+        if len(logs) < 5:
+            return ()
+        middle = _median(list(logs.values()))
+        spread = 1.4826 * _median([abs(value - middle) for value in logs.values()])
+        far = max(math.log(2), 3.5 * spread)
+        return tuple(name for name, value in logs.items() if abs(value - middle) > far)
+
+    def verdict(self) -> str:
+        """One sentence: relatives, the same model, or strangers."""
+        median = self.median()
+        if not self.layers:
+            return "The two models have no layer in common."
+        if median is None:
+            return "Source and target have the same weights: there is no drift to look at."
+        if median > UNRELATED:
+            return (
+                f"This source is hardly the target's base: in the middle layer the weights differ by {median:.0%} of "
+                "their norm. Nothing below means anything for such a pair."
+            )
+        return f"The target is a relative of this source: in the middle layer the weights differ by {median:.1%}."
+
+    def as_json(self) -> dict[str, Any]:
+        """For analysis.json."""
+        return {
+            "verdict": self.verdict(),
+            "identical": self.identical,
+            "median_drift": self.median(),
+            "outliers": list(self.outliers()),
+            "not_above_rounding": list(self.rounding),
+            "only_source": self.only_source,
+            "only_target": self.only_target,
+            "other_shape": self.other_shape,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+def surveyed(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
+    """The layers to read, and the survey without them: what lacks a partner or has another shape there."""
+    theirs = set(target.layers)
+    both = [name for name in source.layers if name in theirs]
+    fit = [name for name in both if source.shape(f"{name}.weight") == target.shape(f"{name}.weight")]
+    return tuple(fit), Survey((), len(source.layers) - len(both), len(theirs) - len(both), len(both) - len(fit))
+
+
+def drifts(names: Sequence[str], source: Checkpoint, target: Target) -> Iterator[LayerDrift]:
+    """The drift of each layer, one in memory at a time."""
+    for name in names:
+        yield layer_drift(name, source, target)
+
+
+def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
+    """How far one layer moved, from the original weights."""
+    shape = source.shape(f"{name}.weight")
+    job = LayerJob(name, "transfer", (shape[0], math.prod(shape[1:])), 0)
+    weights = read_weights(job, source, target)
+    W_s, D = weights.W_s, weights.drift
+    size, moved = (float(torch.linalg.vector_norm(X)) for X in (W_s, D))
+    inner = size**2 + float((W_s * D).sum(dtype=torch.float64))
+    after = math.sqrt(max(0.0, 2 * inner - size**2 + moved**2))
+    return LayerDrift(
+        name, kind_of(name), depth_of(name),
+        identical=weights.source_hash == weights.target_hash or moved == 0,
+        drift=moved / size if size else None,
+        cosine=inner / (size * after) if size and after else None,
+        floor=rounding(name, W_s, source, target),
+    )  # fmt: skip
+
+
+def rounding(name: str, W_s: torch.Tensor, source: Checkpoint, target: Target) -> float | None:
+    """The floors of both files together, their squares added; the update of an accelerator on its source is exact."""
+    if isinstance(target, Accelerated) and target.on_source:
+        return 0.0
+    floors = [rounding_floor(W_s, model.dtype(f"{name}.weight")) for model in (source, _model(target))]
+    known = [floor for floor in floors if floor is not None]
+    return math.hypot(*known) if len(known) == len(floors) else None
+
+
+def _model(target: Target) -> Checkpoint:
+    return target.model if isinstance(target, Accelerated) else target
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
