@@ -18,7 +18,7 @@ from loraport.spectral import concentration as spread
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.interference import interference, majority, overlap
 from loraport.spectral.intruders import intruders
-from loraport.spectral.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
+from loraport.spectral.mixing import MIXED, adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.spectral.rigidity import degenerate, spectral_change
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import SingularBasis, cosine
@@ -165,6 +165,8 @@ def _clusters(specimen: Specimen, routing: _Routing, settings: CasaSettings) -> 
         sizes = cluster_sizes(observed)
         numbers |= {f"observed_{name}": len(sizes), f"observed_largest_{name}": int(sizes.max()) / k}
         numbers[f"agreement_{name}"] = adjusted_rand_index(predicted, observed)
+        alike = singular_clusters(routing.block(name), S, tau=MIXED, eps=settings.eps)
+        numbers[f"agreement_mixed_{name}"] = adjusted_rand_index(alike, observed)
     for tau in TAUS:
         labels = singular_clusters(routing.block("lora"), S, tau=tau, eps=settings.eps)
         numbers[f"clusters_tau_{tau:g}"] = len(sizes := cluster_sizes(labels))

@@ -60,8 +60,8 @@ def _clustered(rows: Sequence[plots.Row], tau: float) -> Iterator[Shown]:
     )  # fmt: skip
     yield Shown(
         "agreement", "Do the predicted clusters exist?",
-        "Clusters by predicted rotation (Eq. 4) against clusters by observed mixing (cosine above 0.2), each update "
-        "by its own routing. 1: the same clusters; 0: no better than chance.",
+        "Clusters by predicted rotation (Eq. 4, above 0.2) against those by observed mixing (cosine above 0.2), each "
+        "update by its own routing. 1: the same clusters; 0: no better than chance.",
         lambda: plots.agreement(rows),
     )  # fmt: skip
     yield Shown(

@@ -158,7 +158,7 @@ def agreement(rows: Sequence[Row]) -> Figure:
     """Predicted against observed clusters, by kind."""
 
     def draw(figure: Figure, axes: Any) -> None:
-        _by_kind(axes[0, 0], rows, "agreement_{}")
+        _by_kind(axes[0, 0], rows, "agreement_mixed_{}")
         axes[0, 0].set(xlabel="adjusted Rand index of predicted and observed clusters")
         axes[0, 0].axvline(0, color=BOTH, lw=0.9, ls=":")
         legend_above(figure, axes[0, 0])
