@@ -101,12 +101,14 @@ def test_the_survey_knows_relatives_twins_and_strangers(family, tmp_path):
 
 
 def test_rounding_is_told_from_drift(family, tmp_path):
-    rounded = {name: W.bfloat16() for name, W in family.source_state.items()}
-    path = tiny.write_original(tmp_path / "rounded.safetensors", rounded)
-    survey = analyze(config(family, target=str(path), layers=("blocks.0.ffn.0",), detail=0)).survey
-    assert len(survey.rounding) == len(survey.layers) == 27
-    assert all(layer.drift == pytest.approx(layer.floor, rel=0.2) for layer in survey.layers)
-    assert analyze(config(family, layers=("blocks.0.ffn.0",), detail=0)).survey.rounding == ()
+    def survey(name, state):
+        path = tiny.write_original(tmp_path / name, {key: W.bfloat16() for key, W in state.items()})
+        return analyze(config(family, target=str(path), layers=("blocks.0.ffn.0",), detail=0)).survey
+
+    assert survey("rounded.safetensors", family.source_state).identical == 1
+    noise = survey("noise.safetensors", tiny.drifted(family.source_state, size=1e-3))
+    assert len(noise.rounding) == len(noise.layers) == 27 and noise.identical == 0
+    assert survey("drift.safetensors", tiny.drifted(family.source_state, size=2e-2)).rounding == ()
 
 
 def test_layers_of_another_shape_are_counted(family, tmp_path):

@@ -23,10 +23,11 @@ from loraport.runs.execute import find_device
 from loraport.runs.layer import layer_generator, read_weights
 from loraport.runs.merge import Watch, progress_of
 from loraport.runs.plan import LayerJob
+from loraport.runs.presets import open_model
 from loraport.runs.survey import surveyed
 from loraport.spectral.svd import LowRank, decompose
 from loraport.weights.cache import BasisCache, basis_key
-from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, write_model
 
@@ -130,14 +131,15 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     """
     if split_target(config.target) is not None:
         raise SettingsError("a probe rewrites a model: merge the accelerator into it first (loraport merge)")
-    source, target = open_checkpoint(config.source), open_checkpoint(config.target)
+    source, target = open_model(config.source), open_model(config.target)
+    if target.quantized:
+        raise InputError(
+            f"{target.where} is stored as {', '.join(target.quantized)}, in which a probe cannot be written; probe "
+            "its bf16, fp16 or fp32 file"
+        )
     check_place(Path(config.output), target)
     lora = None if config.lora is None else read_lora(config.lora)
     names = _chosen(config.layers, source, target)
-    for name in names:
-        dtype = target.dtype(f"{name}.weight")
-        if not dtype.is_floating_point or dtype.itemsize == 1:
-            raise InputError(f"{target.where}: {name} is stored as {dtype}, which a probe cannot be written in")
     maker = _Maker(config, source, target, lora, find_device(config.device), BasisCache(config.cache))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}

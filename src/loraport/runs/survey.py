@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
-from loraport.runs.accelerator import Accelerated, Target
+from loraport.runs.accelerator import Target
+from loraport.runs.drift import within_floor
 from loraport.runs.layer import read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.strata import depth_of, kind_of
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.rounding import rounding_floor
 
 UNRELATED = 0.7
 """Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""
-
-ROUNDING = 2.0
-"""A drift below this many rounding floors is not told from rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,14 @@ class LayerDrift:
     cosine: float | None
     """Of W_s and W_t: 1 for relatives, 0 for strangers"""
     floor: float | None
-    """What rounding to the two files' dtypes alone would show as drift; None for a dtype that is not a plain float"""
+    """What rounding in the coarser of the two files alone would make of it, / ‖W_s‖"""
 
     @property
     def above_rounding(self) -> bool | None:
         """Whether the drift is more than rounding; None where that is not known."""
         if self.drift is None or self.floor is None:
             return None
-        return self.drift > ROUNDING * self.floor
+        return not within_floor(self.drift, self.floor)
 
 
 @dataclass(frozen=True)
@@ -137,21 +134,8 @@ def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
         identical=weights.source_hash == weights.target_hash or moved == 0,
         drift=moved / size if size else None,
         cosine=inner / (size * after) if size and after else None,
-        floor=rounding(name, W_s, source, target),
+        floor=weights.floor / size if size else None,
     )  # fmt: skip
-
-
-def rounding(name: str, W_s: torch.Tensor, source: Checkpoint, target: Target) -> float | None:
-    """The floors of both files together, their squares added; the update of an accelerator on its source is exact."""
-    if isinstance(target, Accelerated) and target.on_source:
-        return 0.0
-    floors = [rounding_floor(W_s, model.dtype(f"{name}.weight")) for model in (source, _model(target))]
-    known = [floor for floor in floors if floor is not None]
-    return math.hypot(*known) if len(known) == len(floors) else None
-
-
-def _model(target: Target) -> Checkpoint:
-    return target.model if isinstance(target, Accelerated) else target
 
 
 def _median(values: list[float]) -> float:
