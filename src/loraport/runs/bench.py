@@ -14,13 +14,15 @@ from loraport.errors import SettingsError
 from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
 from loraport.runs.accelerator import Accelerated
-from loraport.runs.config import TransferConfig
+from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.execute import Prepared, find_device, prepare, read_ahead
-from loraport.runs.layer import Weights, read_weights
+from loraport.runs.given import as_factors
+from loraport.runs.layer import Weights, layer_generator, read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.strata import stratified
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.variants import LayerUpdate
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Bench:
 
     def layer(self, job: LayerJob, weights: Weights, *, target: bool = True) -> Layer:
         """One layer on the device, with the basis of its source and, where wanted, of its target."""
-        lora = self.ready.lora.layers[job.name]
+        lora = exact_factors(job.name, self.ready.lora.layers[job.name], weights.W_s)
         here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
         source = self.basis(weights.W_s, weights.source_hash)
         after = self.basis(weights.W_t, weights.target_hash) if target and weights.W_t is not None else None
@@ -101,6 +103,11 @@ class Bench:
             return read_weights(job, self.ready.source, self.ready.target, keep_target=target)
 
         return read_ahead(jobs, read)
+
+
+def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
+    """Any adapter as factors of whatever rank it takes; of a DoRA all that it adds to the source's weight."""
+    return as_factors(update, W_s, RankRule("full"), 0, layer_generator(0, name))
 
 
 def as_transfer(config: AnalyzeConfig) -> TransferConfig:

@@ -18,6 +18,7 @@ from loraport.errors import InputError, SettingsError
 from loraport.methods.layer import Layer
 from loraport.methods.probes import Probe, no_lora
 from loraport.runs.accelerator import split_target
+from loraport.runs.bench import exact_factors
 from loraport.runs.config import matches
 from loraport.runs.execute import find_device
 from loraport.runs.layer import layer_generator, read_weights
@@ -104,7 +105,7 @@ class _Maker:
         drift = weights.drift.to(self.device)
         key = basis_key(weights.source_hash)
         basis = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device).basis
-        layer = Layer(self._lora(name, drift), drift, basis)
+        layer = Layer(self._lora(name, drift, weights.W_s), drift, basis)
         added = self.config.probe.added(layer, layer_generator(self.config.seed, name)).cpu()
         self.drift += float(drift.double().square().sum())
         self.energy += float(added.double().square().sum())
@@ -117,11 +118,12 @@ class _Maker:
             raise InputError(f"{name} is not finite in {stored.dtype} after the probe; take a smaller --mean or --var")
         return rounded
 
-    def _lora(self, name: str, drift: Tensor) -> LowRank:
+    def _lora(self, name: str, drift: Tensor, W_s: Tensor) -> LowRank:
         found = None if self.lora is None else self.lora.layers.get(name)
         if found is None or found.shape != tuple(drift.shape):
             return no_lora((drift.shape[0], drift.shape[1]), drift)
-        return LowRank(found.B.to(drift), found.A.to(drift))
+        exact = exact_factors(name, found, W_s)
+        return LowRank(exact.B.to(drift), exact.A.to(drift))
 
 
 def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
