@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from loraport.runs.analyze import analyze
     from loraport.runs.bench import AnalyzeConfig
     from loraport.runs.config import RankRule, TransferConfig
-    from loraport.runs.execute import transfer
-    from loraport.runs.results import LayerResult, TransferResult
+    from loraport.runs.execute import transfer, transfer_many
+    from loraport.runs.results import BatchResult, LayerResult, TransferResult
     from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
     from loraport.weights.cache import BasisCache
     from loraport.weights.checkpoint import Checkpoint, open_checkpoint
@@ -44,6 +44,7 @@ __all__ = [
     "Analysis",
     "AnalyzeConfig",
     "BasisCache",
+    "BatchResult",
     "CasaSettings",
     "Checkpoint",
     "InputError",
@@ -66,6 +67,7 @@ __all__ = [
     "open_checkpoint",
     "read_lora",
     "transfer",
+    "transfer_many",
     "write_lora",
 ]
 
@@ -77,8 +79,8 @@ _HOMES = {
     "runs.analyze": ("analyze",),
     "runs.bench": ("AnalyzeConfig",),
     "runs.config": ("RankRule", "TransferConfig"),
-    "runs.execute": ("transfer",),
-    "runs.results": ("LayerResult", "TransferResult"),
+    "runs.execute": ("transfer", "transfer_many"),
+    "runs.results": ("BatchResult", "LayerResult", "TransferResult"),
     "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
     "weights.cache": ("BasisCache",),
     "weights.checkpoint": ("Checkpoint", "open_checkpoint"),

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 if TYPE_CHECKING:
     from loraport.runs.plan import Plan
-    from loraport.runs.results import LayerResult, TransferResult
+    from loraport.runs.results import BatchResult, LayerResult, TransferResult
 
 
 class Terminal:
@@ -27,6 +27,7 @@ class Terminal:
         )
         self.task: TaskID | None = None
         self.doing = ""
+        self.expected = 0
 
     def __enter__(self) -> Terminal:
         return self
@@ -37,15 +38,19 @@ class Terminal:
             self.say("interrupted; the same command goes on from here")
 
     def plan(self, plan: Plan) -> None:
-        """Start the bar; a layer moves it by what its decomposition costs."""
-        self.task = self.bar.add_task("transferring", total=sum(job.cost for job in plan.of("transfer")))
-        self.bar.start()
+        """Start the bar, or make it longer for one more run; a layer moves it by what its decomposition costs."""
+        if self.task is None:
+            self.task = self.bar.add_task("transferring", total=0)
+            self.bar.start()
+        self.expected += sum(job.cost for job in plan.of("transfer"))
+        self.bar.update(self.task, total=self.expected)
 
-    def layer(self, result: LayerResult, resumed: bool) -> None:
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
         """One layer is done."""
         if self.task is not None:
             self.bar.advance(self.task, result.cost)
-        self.detail(f"{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
+        of = f"{run}: " if run else ""
+        self.detail(f"{of}{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
 
     def step(self, text: str, done: int, total: int) -> None:
         """One of several longer steps begins."""
@@ -108,15 +113,27 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def print_plan(plan: Plan, *, json: bool) -> None:
-    """What a run would do, layer by layer."""
+def print_plans(plans: Mapping[str, Plan], *, json: bool) -> None:
+    """What a run would do, layer by layer; of several (by output), each under its output's name."""
     if json:
-        rows = [
-            {"name": j.name, "action": j.action, "shape": j.shape, "rank": j.rank, "reason": j.reason}
-            for j in plan.jobs
-        ]
-        print_facts({"layers": rows, "warnings": list(plan.warnings)}, json=True)
+        rows = {output: _plan_rows(plan) for output, plan in plans.items()}
+        several = {"runs": [{"output": output, **row} for output, row in rows.items()]}
+        print_facts(several if len(rows) > 1 else next(iter(rows.values())), json=True)
         return
+    for output, plan in plans.items():
+        if len(plans) > 1:
+            print(f"{output}:")
+        _print_plan(plan)
+
+
+def _plan_rows(plan: Plan) -> dict[str, Any]:
+    rows = [
+        {"name": j.name, "action": j.action, "shape": j.shape, "rank": j.rank, "reason": j.reason} for j in plan.jobs
+    ]
+    return {"layers": rows, "warnings": list(plan.warnings)}
+
+
+def _print_plan(plan: Plan) -> None:
     for warning in plan.warnings:
         print(f"note: {warning}")
     for job in plan.jobs:
@@ -126,15 +143,50 @@ def print_plan(plan: Plan, *, json: bool) -> None:
     print(f"{len(plan.jobs)} layers: {counts}; nothing was written")
 
 
-def print_transfer(result: TransferResult, *, json: bool, quiet: bool) -> None:
-    """The result in a few honest lines, or as JSON."""
+def print_transfers(batch: BatchResult, *, json: bool, quiet: bool) -> None:
+    """The results in a few honest lines each, or as JSON."""
     if json:
-        print_facts(result.as_json(), json=True)
+        print_facts(batch.as_json(), json=True)
         return
-    if not quiet:
-        print_facts(_summary(result), json=False)
-    for key, reason in result.keys["dropped"]:
-        print(f"loraport: dropped {key}: {reason}", file=sys.stderr)
+    if not quiet and batch.several:
+        _print_table(_comparison(batch))
+        seconds, memory = batch.seconds["total"], batch.peak_rss_bytes / 1e9
+        files = "1 file" if len(batch.runs) == 1 else f"{len(batch.runs)} files"
+        print(f"{files} took {seconds:.1f} s together, at most {memory:.2f} GB of memory")
+    for result in batch.runs:
+        if not quiet and not batch.several:
+            print_facts(_summary(result), json=False)
+        where = f"{result.output}: " if batch.several else ""
+        for key, reason in result.keys["dropped"]:
+            print(f"loraport: {where}dropped {key}: {reason}", file=sys.stderr)
+    for output, reason in batch.not_written:
+        print(f"loraport: {output} was not written: {reason}", file=sys.stderr)
+
+
+def _comparison(batch: BatchResult) -> list[list[str]]:
+    """A row a file: what a reader compares, medians over layers."""
+    rows = [["wrote", "layers", "rank", "size", "cosine", "kept", "seconds"]]
+    for result in batch.runs:
+        done = [layer for layer in result.layers if layer.status == "transferred"]
+        sizes = [layer.update / layer.lora if layer.update is not None and layer.lora else None for layer in done]
+        rows.append(
+            [
+                result.output,
+                f"{len(done)} of {len(result.layers)}",
+                _span(layer.rank_out for layer in done),
+                _middle(sizes),
+                _middle(layer.cosine for layer in done),
+                _percent(result.kept_correction) if result.kept_correction is not None else "–",
+                f"{result.seconds['total']:.1f}",
+            ]
+        )
+    return rows
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _summary(result: TransferResult) -> dict[str, str]:

@@ -26,12 +26,12 @@ class Family:
         return TransferConfig(**{**given, "output": str(self.folder / output), "dtype": "fp32", **changes})
 
 
-def make_family(folder: Path, *, rank: int = 4, gates: bool = False) -> Family:
+def make_family(folder: Path, *, rank: int = 4, gates: bool = False, blocks: int = 2) -> Family:
     """An original-names source, a diffusers target (as FastWan's) and a ComfyUI LoRA of it."""
-    source = tiny.tiny_state(0)
+    source = tiny.tiny_state(0, blocks=blocks)
     target = tiny.drifted(source)
     if gates:
-        extra = tiny.tiny_state(5, gates=True)
+        extra = tiny.tiny_state(5, gates=True, blocks=blocks)
         target |= {name: tensor for name, tensor in extra.items() if "gate" in name}
     factors = tiny.lora_factors(source, rank=rank)
     return Family(

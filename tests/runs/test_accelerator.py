@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, open_target, split_target
 from loraport.runs.config import RankRule
-from loraport.runs.execute import prepare, transfer
+from loraport.runs.execute import transfer
 from loraport.runs.layer import read_weights
 from loraport.runs.merge import merge
+from loraport.runs.prepare import prepare
 from loraport.weights.checkpoint import Weight, open_checkpoint
 from tests import tiny
 from tests.runs.models import deltas, make_family
@@ -76,7 +77,7 @@ def test_on_another_model_its_own_drift_counts_too(family, accelerator):
 def test_the_drift_is_the_accelerators_update_to_the_last_bit(family, factors, accelerator):
     ready = prepare(family.config(target=f"source+{accelerator}*-0.5"))
     for job in ready.plan.jobs:
-        weights = read_weights(job, ready.source, ready.target, keep_target=True)
+        weights = read_weights(job.name, ready.source, ready.target, keep_target=True)
         if job.name == ALONE:
             assert not weights.drift.any() and weights.target_hash == weights.source_hash
             continue

@@ -6,7 +6,7 @@ from loraport.errors import SettingsError
 from loraport.methods import LoraxSettings, ProloraSettings
 from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.runs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
-from loraport.runs.execute import find_device
+from loraport.runs.prepare import find_device
 
 GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
 

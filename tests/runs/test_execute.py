@@ -21,7 +21,8 @@ from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.methods import METHODS
 from loraport.runs import execute
 from loraport.runs.config import RankRule
-from loraport.runs.execute import prepare, transfer
+from loraport.runs.execute import transfer
+from loraport.runs.prepare import prepare
 from tests import reference, tiny
 from tests.runs.models import deltas, make_family
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from loraport.errors import FileFormatError, SettingsError
-from loraport.runs.execute import prepare, transfer
+from loraport.runs.execute import transfer
+from loraport.runs.prepare import prepare
 from loraport.runs.presets import PRESETS, open_model, place
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.hub import looks_like_hub_id

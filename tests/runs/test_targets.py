@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.runs.config import RankRule
-from loraport.runs.execute import prepare, transfer
+from loraport.runs.execute import transfer
 from loraport.runs.merge import merge
+from loraport.runs.prepare import prepare
 from loraport.weights.checkpoint import open_checkpoint
 from tests import tiny
 from tests.runs.models import deltas, make_family

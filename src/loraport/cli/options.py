@@ -16,6 +16,9 @@ MODEL_FORMS = (
 )
 
 Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
+Loras = Annotated[
+    list[str], typer.Argument(metavar="LORA...", help="Safetensors files, PEFT folders, or Hub ids; one or several.")
+]
 Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
 Target = Annotated[
     str,
@@ -31,6 +34,25 @@ TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the ta
 Part = Annotated[str | None, typer.Option(metavar="NAME", help=f"O{_PART[1:]}.")]
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
+]
+OutputOrFolder = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="The new LoRA: a .safetensors file, or a folder for peft. With several LoRAs or methods, a folder for "
+        "LORA-METHOD.safetensors each (style-casa.safetensors; a colon becomes a dash: style-direct-1.15.safetensors).",
+    ),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="METHOD[,METHOD...]",
+        help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
+        "lora-x, rollback, restore-only or arbitrate-only; or several of them, with commas.",
+    ),
 ]
 Method = Annotated[
     str,
@@ -57,6 +79,14 @@ CrossTerms = Annotated[
 ]
 PhiMin = Annotated[
     float | None, typer.Option(help="ProLoRA: layers whose subspaces overlap less get no adapter; 0 keeps all.")
+]
+Split = Annotated[
+    bool,
+    typer.Option(
+        "--split",
+        help="Two files that add up: what is left of the LoRA in OUT, what is taken back of the drift in "
+        "OUT-counter-drift.",
+    ),
 ]
 Rank = Annotated[
     str | None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,11 +23,11 @@ from loraport.cli.options import (
     FormatName,
     Include,
     Json,
-    Lora,
-    Method,
+    Loras,
+    Methods,
     NoCache,
     NullSpace,
-    Output,
+    OutputOrFolder,
     PhiMin,
     Preset,
     QAct,
@@ -37,6 +39,7 @@ from loraport.cli.options import (
     Seed,
     Source,
     SourcePart,
+    Split,
     Subspace,
     Target,
     TargetPart,
@@ -64,13 +67,13 @@ _OF_METHODS = (
     "-o style-fastwan.safetensors"
 )
 def transfer(
-    lora: Lora,
+    loras: Loras,
     source: Source,
     target: Target,
-    output: Output,
+    output: OutputOrFolder,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
-    method: Method = "casa",
+    method: Methods = "casa",
     preset: Preset = "paper",
     tau: Tau = None,
     q_dom: QDom = None,
@@ -82,6 +85,7 @@ def transfer(
     null_space: NullSpace = None,
     cross_terms: CrossTerms = None,
     phi_min: PhiMin = None,
+    split: Split = False,
     rank: Rank = None,
     format: FormatName = "same",
     as_: As = "lora",
@@ -101,39 +105,53 @@ def transfer(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Transfer a LoRA from the model that it was trained on to a distilled variant of it."""
-    given = dict(locals())
-    from loraport import console
-    from loraport.runs.execute import prepare
-    from loraport.runs.execute import transfer as run
+    """Transfer LoRAs from the model that they were trained on to a distilled variant of it.
 
-    config = _config(given)
+    Several LoRAs, or several methods, go through the layers together, and the weights are read once.
+    """
+    configs = _configs(dict(locals()))
     page = None if report is None else page_path(report)
+    _run(configs, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+
+
+def _run(
+    configs: Sequence[TransferConfig], page: Path | None, *, dry_run: bool, json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Run them, or say what would be done, and leave with what to tell the shell."""
+    from loraport import console
+    from loraport.runs.execute import transfer_many
+    from loraport.runs.prepare import prepare_many
+
     if dry_run:
-        console.print_plan(prepare(config).plan, json=json)
+        plans = {ready.config.output: ready.plan for ready in prepare_many(configs)}
+        console.print_plans(plans, json=json)
         return
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(config, progress=terminal)
+        batch = transfer_many(configs, progress=terminal)
     if page is not None:
         from loraport.reports.transfer_page import write_transfer_page
 
-        write_transfer_page(result, page)
-    console.print_transfer(result, json=json, quiet=quiet)
-    raise typer.Exit(3 if result.lost else 0)
+        write_transfer_page(batch, page)
+    console.print_transfers(batch, json=json, quiet=quiet)
+    raise typer.Exit(3 if batch.lost else 0)
 
 
-def _config(given: dict[str, Any]) -> TransferConfig:
-    """The settings that the command's options make, by their names."""
-    from loraport.runs.config import TransferConfig, chosen_format, chosen_output, chosen_rank, method_settings
+def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
+    """The runs that the command's options make, by their names."""
+    from loraport.runs.batch import method_list, one_or_many
+    from loraport.runs.config import chosen_format, chosen_output, chosen_rank, method_settings
 
-    plain = ("lora", "source", "target", "output", "source_part", "target_part", "method", "dtype", "force_drift")
-    settings: dict[str, Any] = {name: given[name] for name in (*plain, "dora", "transfer_diffs", "device", "seed")}
+    methods, flags = method_list(given["method"]), {name: given[name] for name in _OF_METHODS}
+    plain = ("source", "target", "source_part", "target_part", "dtype", "force_drift", "dora", "transfer_diffs")
+    settings: dict[str, Any] = {name: given[name] for name in (*plain, "split", "device", "seed")}
     settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
-    return TransferConfig(
+    return one_or_many(
+        given["loras"],
+        {name: method_settings(name, given["preset"], flags, methods) for name in methods},
+        given["output"],
         **settings,
         rank=chosen_rank(given["rank"], given["preset"]),
         format=chosen_format(given["format"]),
         as_diff=chosen_output(given["as_"]) == "diff",
         cache=cache_folder(given["cache"], given["no_cache"]),
-        **method_settings(given["method"], given["preset"], {name: given[name] for name in _OF_METHODS}),
     )

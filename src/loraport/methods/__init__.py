@@ -11,22 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.errors import SettingsError, unknown_name
-from loraport.methods.casa import CASA_PRESETS, CasaSettings, casa
+from loraport.methods.casa import CASA_PRESETS, CasaSettings, casa, casa_parts
 from loraport.methods.controls import (
     UndoSettings,
     arbitrate_only,
+    arbitrate_only_parts,
     direct_matched,
     restore_only,
+    restore_only_parts,
     rollback,
+    rollback_parts,
     undo,
     undo_matched,
+    undo_matched_parts,
+    undo_parts,
 )
-from loraport.methods.core_undo import CoreSettings, core
+from loraport.methods.core_undo import CoreSettings, core, core_parts
 from loraport.methods.direct import DirectSettings, direct
 from loraport.methods.drift_orthogonal import DriftOrthogonalSettings, drift_orthogonal
-from loraport.methods.layer import Layer, Update
+from loraport.methods.layer import Layer, Parts, Update
 from loraport.methods.lorax import LoraxSettings, lorax
 from loraport.methods.prolora import ProloraSettings, prolora
+from loraport.spectral.routing import Routing
 
 __all__ = [
     "CASA_PRESETS",
@@ -35,8 +41,10 @@ __all__ = [
     "Layer",
     "LoraxSettings",
     "Method",
+    "Parts",
     "ProloraSettings",
     "Recipe",
+    "Routing",
     "Settings",
     "Update",
     "find_recipe",
@@ -69,23 +77,25 @@ class Method:
     """Whether the result has the LoRA's own rank, exactly."""
     reuses: bool = True
     """Whether it gives the LoRA back as it is where there is no drift."""
+    parts: Callable[[Layer, Any], Parts] | None = None
+    """The same update in two, for methods that take drift back; None for those that take none."""
 
 
 METHODS = {
-    "casa": Method(casa),
+    "casa": Method(casa, parts=casa_parts),
     "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
     "direct-matched": Method(direct_matched, low_rank=True),
-    "undo": Method(undo, UndoSettings, "amount", needs_basis=False),
-    "undo-matched": Method(undo_matched),
-    "core": Method(core, CoreSettings, needs_basis=False, low_rank=True),
+    "undo": Method(undo, UndoSettings, "amount", needs_basis=False, parts=undo_parts),
+    "undo-matched": Method(undo_matched, parts=undo_matched_parts),
+    "core": Method(core, CoreSettings, needs_basis=False, low_rank=True, parts=core_parts),
     "drift-orthogonal": Method(
         drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
     ),
     "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
     "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
-    "rollback": Method(rollback, reuses=False),
-    "restore-only": Method(restore_only),
-    "arbitrate-only": Method(arbitrate_only),
+    "rollback": Method(rollback, reuses=False, parts=rollback_parts),
+    "restore-only": Method(restore_only, parts=restore_only_parts),
+    "arbitrate-only": Method(arbitrate_only, parts=arbitrate_only_parts),
 }
 
 
@@ -102,6 +112,24 @@ class Recipe:
     def __call__(self, layer: Layer) -> Update:
         """The layer's new update."""
         return self.method.rule(layer, self.matched(layer) if self.matched else self.settings)
+
+    def parts(self, layer: Layer) -> Parts:
+        """The layer's new update in two. Raises as `check_parts`."""
+        return self.check_parts()(layer, self.settings)
+
+    def check_parts(self) -> Callable[[Layer, Any], Parts]:
+        """The rule that gives the update in two. Raises SettingsError for a method that takes no drift back."""
+        if self.method.parts is None:
+            known = ", ".join(name for name, method in METHODS.items() if method.parts)
+            raise SettingsError(
+                f"method {self.name!r} takes nothing of the drift back, so it cannot be split; these can: {known}"
+            )
+        return self.method.parts
+
+    @property
+    def needs_routing(self) -> bool:
+        """Whether it looks at the drift in the source's basis."""
+        return isinstance(self.settings, CasaSettings)
 
     @property
     def needs_basis(self) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.errors import SettingsError
-from loraport.methods.layer import Layer, Update
+from loraport.methods.layer import Layer, Parts, Update
 from loraport.spectral.arbitration import (
     arbitrated_part,
     dominant_directions,
@@ -20,7 +20,7 @@ from loraport.spectral.arbitration import (
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
-from loraport.spectral.routing import Routing, observe, to_routing
+from loraport.spectral.routing import Routing, to_routing
 from loraport.spectral.svd import SingularBasis, energy_rank
 
 
@@ -91,10 +91,9 @@ class Arbitration:
 
 def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
     """Clusters, dominance and risk of a square or tall layer (Eq. 2–7, 9–13)."""
-    basis = _basis_of(layer)
+    drift, basis = layer.routing(), _basis_of(layer)  # Eq. 2
     k = leading_directions(basis, settings)  # Eq. 3
     C_lora = to_routing(layer.lora, basis)  # Eq. 2
-    drift = observe(layer.drift, basis)  # Eq. 2
     labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
     send, receive = _strengths(drift, k, settings)  # Eq. 5–6
     senders = dominant_directions(send, labels, q_dom=settings.q_dom)
@@ -114,11 +113,11 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     with P_U, P_V the projectors on dominant receivers and senders and K the arbitrated entries.
 
     A zero LoRA does not transfer to zero: off the dominant mask the rule writes −C_fft, so a strength slider on the
-    result also scales that counter-drift. Where we differ from the paper: bases are thin, and what lies outside them is
-    handled as a block (a full SVD completes them arbitrarily); Eq. 14 is read as its prose has it (see
-    `arbitrated_part`). A wide layer is the transpose of a tall one.
+    result also scales that counter-drift; `casa_parts` writes it apart. Where we differ from the paper: bases are thin,
+    and what lies outside them is handled as a block (a full SVD completes them arbitrarily); Eq. 14 is read as its
+    prose has it (see `arbitrated_part`). A wide layer is the transpose of a tall one.
     """
-    if layer.drift.shape[0] < layer.drift.shape[1]:
+    if layer.is_wide:
         return casa(layer.transposed(), settings).transposed()
     return arbitrated_update(layer, arbitration(layer, settings), settings)  # Eq. 2–13, 8 and 14
 
@@ -129,6 +128,29 @@ def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -
     if settings.arbitrate:
         taken = taken + seen.basis.U @ (seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C))  # Eq. 14
     return Update(layer.lora, -(taken @ seen.basis.Vh), seen.facts())
+
+
+def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
+    """CASA's update in two: what is left of the LoRA, and what is taken back of the drift (Eq. 8, 14).
+
+    adapter       = D_lora − U·[K ∘ (|C_lora| ≤ |C_fft|) ∘ C_lora]·Vᵀ
+    counter-drift = −restore·(I − P_U)·D_fft·(I − P_V) − U·[K ∘ (|C_lora| > |C_fft|) ∘ C_fft]·Vᵀ
+
+    Arbitration keeps the stronger of the two. Where that is the drift, the LoRA's entry is struck out: the adapter
+    changes. Where it is the LoRA, the drift's entry is taken back: that is counter-drift, as restoration is. So either
+    part is its own update with entries left out, the first of the LoRA, the second of −D_fft, and they add up to
+    `casa`. With a zero LoRA all is in the second, without a drift all is in the first.
+    """
+    if layer.is_wide:
+        return casa_parts(layer.transposed(), settings).transposed()
+    seen = arbitration(layer, settings)  # Eq. 2–13
+    U, Vh, C_lora, C_fft = seen.basis.U, seen.basis.Vh, seen.C_lora, seen.drift.C
+    stronger = C_lora.abs() > C_fft.abs()
+    from_lora = U @ (C_lora * (seen.arbitrated & ~stronger))
+    from_drift = settings.restore * off_dominant(seen.drift, U, seen.receivers, seen.senders)
+    from_drift = from_drift + U @ (C_fft * (seen.arbitrated & stronger))
+    facts, nothing = seen.facts(), layer.lora.scaled(0.0)
+    return Parts(Update(layer.lora, -(from_lora @ Vh), facts), Update(nothing, -(from_drift @ Vh), facts))
 
 
 def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loraport.methods.casa import PAPER, CasaSettings, casa
-from loraport.methods.layer import Layer, Update
+from loraport.methods.casa import PAPER, CasaSettings, casa, casa_parts
+from loraport.methods.layer import Layer, Parts, Update
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ def undo(layer: Layer, settings: UndoSettings = UndoSettings()) -> Update:
     return Update(layer.lora, -settings.amount * layer.drift)
 
 
+def undo_parts(layer: Layer, settings: UndoSettings = UndoSettings()) -> Parts:
+    """Uniform undo in two: D_lora as it is, and −β·D_fft."""
+    return Parts(Update(layer.lora), Update(layer.lora.scaled(0.0), -settings.amount * layer.drift))
+
+
 def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """Uniform undo of as much energy as CASA restores: β = restore · ‖(I − P_U)·D_fft·(I − P_V)‖ / ‖D_fft‖."""
     restored = restore_only(layer, settings)
@@ -30,6 +35,13 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     taken = float(torch.linalg.vector_norm(restored.correction)) if restored.correction is not None else 0.0
     beta = taken / size if size else 0.0
     return Update(layer.lora, -beta * layer.drift, {**restored.facts, "amount": beta})
+
+
+def undo_matched_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
+    """Matched undo in two: D_lora as it is, and −β·D_fft."""
+    whole = undo_matched(layer, settings)
+    facts = whole.facts
+    return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.correction, facts))
 
 
 def direct_matched(layer: Layer, transferred: Update) -> Update:
@@ -51,11 +63,27 @@ def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     return Update(layer.lora.scaled(0.0), restored.correction, restored.facts)
 
 
+def rollback_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
+    """Rollback in two: it is counter-drift alone, and its adapter is zero."""
+    whole = rollback(layer, settings)
+    return Parts(Update(whole.low_rank, None, whole.facts), whole)
+
+
 def restore_only(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """CASA without arbitration (Table 2)."""
     return casa(layer, replace(settings, arbitrate=False))
 
 
+def restore_only_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
+    """Restoration in two: D_lora as it is, and −restore·(I − P_U)·D_fft·(I − P_V)."""
+    return casa_parts(layer, replace(settings, arbitrate=False))
+
+
 def arbitrate_only(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """CASA without restoration (Table 2)."""
     return casa(layer, replace(settings, restore=0.0))
+
+
+def arbitrate_only_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
+    """Arbitration in two: the LoRA's entries that lose are struck out, the drift's entries that lose are taken back."""
+    return casa_parts(layer, replace(settings, restore=0.0))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from loraport.methods.layer import Layer, Update
+from loraport.methods.layer import Layer, Parts, Update
 from loraport.spectral.projections import on_span, span_of
-from loraport.spectral.svd import LowRank, shortened
+from loraport.spectral.svd import LowRank, SingularBasis, shortened
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,23 @@ def core(layer: Layer, settings: CoreSettings = CoreSettings()) -> Update:
     where the singular factors lose 0.2 %, as any LoRA does.
     """
     lora = layer.lora
-    left, right = span_of(lora.B), span_of(lora.A.mT)
-    seen = on_span((left.U.mT @ layer.drift).mT, right.U).mT  # rows of P_B·D_fft·P_A in the basis of span(B)
-    size = float(torch.linalg.vector_norm(layer.drift))
-    share = float(torch.linalg.vector_norm(seen)) / size if size else 0.0
+    left, seen, share = _between(layer)
     if share == 0:
         return Update(lora, None, {"amount": share})
     kept = left.S[:, None] * (left.Vh @ lora.A) - seen
     return Update(shortened(LowRank(left.U, kept), lora.rank).padded(lora.rank), None, {"amount": share})
+
+
+def core_parts(layer: Layer, settings: CoreSettings = CoreSettings()) -> Parts:
+    """Core undo in two: D_lora as it is, and −P_B·D_fft·P_A, exactly at the LoRA's own rank."""
+    left, seen, share = _between(layer)
+    taken = LowRank(-left.U, seen).padded(layer.lora.rank)
+    return Parts(Update(layer.lora, None, {"amount": share}), Update(taken, None, {"amount": share}))
+
+
+def _between(layer: Layer) -> tuple[SingularBasis, Tensor, float]:
+    """(span(B), the rows of P_B·D_fft·P_A in that basis, their share of the drift's norm)."""
+    left, right = span_of(layer.lora.B), span_of(layer.lora.A.mT)
+    seen = on_span((left.U.mT @ layer.drift).mT, right.U).mT
+    size = float(torch.linalg.vector_norm(layer.drift))
+    return left, seen, float(torch.linalg.vector_norm(seen)) / size if size else 0.0

@@ -9,23 +9,51 @@ from pathlib import Path
 from typing import Any
 
 from loraport.reports.rendering import layer_table, render
-from loraport.runs.results import TransferResult
+from loraport.runs.results import BatchResult, TransferResult
 from loraport.runs.strata import depth_of
 
 
-def write_transfer_page(result: TransferResult, path: Path | str) -> None:
-    """Write the page of a finished transfer. Raises OutputError where it cannot be written."""
+def write_transfer_page(results: TransferResult | BatchResult, path: Path | str) -> None:
+    """Write the page of a finished transfer, or of several, side by side and then each by itself.
+
+    Raises OutputError where it cannot be written.
+    """
+    runs = results.runs if isinstance(results, BatchResult) else (results,)
+    refused = results.not_written if isinstance(results, BatchResult) else ()
+    several = len(runs) + len(refused) > 1
     render(
         "transfer.html.jinja",
         Path(path),
-        name=Path(result.output).name,
-        findings=findings(result),
-        facts=_facts(result),
-        warnings=result.warnings,
-        dropped=result.keys["dropped"],
-        figures=_figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
-        **layer_table([layer.as_json() for layer in result.layers]),
+        name=f"{len(runs)} transfers" if several else Path(runs[0].output).name,
+        comparison=[_compared(run) for run in runs] if several else [],
+        not_written=[(Path(output).name, reason) for output, reason in refused],
+        runs=[_section(run) for run in runs],
     )
+
+
+def _section(result: TransferResult) -> dict[str, Any]:
+    """What the template shows of one transfer."""
+    return {
+        "name": Path(result.output).name,
+        "findings": findings(result),
+        "facts": _facts(result),
+        "warnings": result.warnings,
+        "dropped": result.keys["dropped"],
+        "figures": _figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
+        **layer_table([layer.as_json() for layer in result.layers]),
+    }
+
+
+def _compared(result: TransferResult) -> list[str]:
+    """One transfer's row in the comparison: medians over its layers."""
+    done = [layer for layer in result.layers if layer.status == "transferred"]
+    size = _median([layer.update / layer.lora if layer.update is not None and layer.lora else None for layer in done])
+    shares = (size, _median([layer.cosine for layer in done]), result.kept_energy, result.kept_correction)
+    ranks = sorted({layer.rank_out for layer in done if layer.rank_out is not None})
+    cells = [Path(result.output).name, f"{len(done)} of {len(result.layers)}"]
+    cells.append("full" if not ranks else "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))))
+    cells += ["–" if share is None else f"{share:.1%}" for share in shares]
+    return [*cells, f"{result.seconds['total']:.1f}"]
 
 
 def _figures(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

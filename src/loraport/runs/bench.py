@@ -15,10 +15,11 @@ from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
 from loraport.runs.accelerator import Accelerated
 from loraport.runs.config import RankRule, TransferConfig
-from loraport.runs.execute import Prepared, find_device, prepare, read_ahead
+from loraport.runs.execute import read_ahead
 from loraport.runs.given import as_factors
 from loraport.runs.layer import Weights, layer_generator, read_weights
 from loraport.runs.plan import LayerJob
+from loraport.runs.prepare import Prepared, find_device, prepare
 from loraport.runs.strata import stratified
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from loraport.weights.cache import BasisCache, basis_key
@@ -100,7 +101,7 @@ class Bench:
         """Each job with its weights, the next ones read meanwhile."""
 
         def read(job: LayerJob) -> Weights:
-            return read_weights(job, self.ready.source, self.ready.target, keep_target=target)
+            return read_weights(job.name, self.ready.source, self.ready.target, keep_target=target)
 
         return read_ahead(jobs, read)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
@@ -26,6 +26,7 @@ from loraport.weights.lora_write import Format
 FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
+Part = Literal["whole", "adapter", "counter-drift"]
 DTYPES = ("fp32", "bf16", "fp16")
 DORA_READINGS = ("effective", "magnitude")
 PRESET_RANKS = {"paper": "auto", "published-code": "32"}
@@ -100,15 +101,23 @@ class TransferConfig:
     seed: int = 0
     cache: str | None = None
     """Folder of the bases; None keeps none."""
+    part: Part = "whole"
+    """The whole update, or one of two files that add up to it: what is left of the LoRA, what is taken of the drift."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         if self.dora not in DORA_READINGS:
             raise unknown_name("reading of DoRA", self.dora, DORA_READINGS)
+        if self.part not in get_args(Part):
+            raise unknown_name("part", self.part, get_args(Part))
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
-        find_recipe(self.method)
+        recipe = find_recipe(self.method)
+        if self.part != "whole":
+            recipe.check_parts()
+            if self.dora == "magnitude":
+                raise SettingsError("a DoRA with its magnitudes is no sum of two parts; leave out --split or --dora")
 
     @property
     def recipe(self) -> Recipe:
@@ -126,6 +135,7 @@ class TransferConfig:
             **({"force_drift": True} if self.force_drift else {}),
             **({"dora": self.dora} if self.dora != "effective" else {}),
             **({"transfer_diffs": True} if self.transfer_diffs else {}),
+            **({} if self.part == "whole" else {"part": self.part}),
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),
         }
@@ -167,23 +177,29 @@ def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSe
     return replace(CASA_PRESETS[preset], **given)
 
 
-def method_settings(method: str, preset: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+def method_settings(
+    method: str, preset: str, flags: Mapping[str, Any], among: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The settings of a method by name, from a preset and the flags that are not None, by their place in the config.
 
-    Raises SettingsError for a flag of CASA or ProLoRA that the method does not have.
+    `among`: all methods of the same run; a flag is good if one of them has it, and means nothing to the others.
+    Raises SettingsError for a flag of CASA or ProLoRA that none of them has.
     """
-    own = type(find_recipe(method).settings)
+    kinds = [type(find_recipe(name).settings) for name in among or (method,)]
+    known = set().union(*(_names(kind) for kind in kinds))
     given = {name: value for name, value in flags.items() if value is not None}
     for kind, owner in ((CasaSettings, "CASA"), (ProloraSettings, "ProLoRA")):
-        alien = [name for name in given if name in _names(kind) - _names(own)]
-        if alien:
+        if alien := [name for name in given if name in _names(kind) - known]:
             words = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
-            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {method!r}; leave it out")
-    casa = casa_settings(preset, **{name: value for name, value in given.items() if name in _names(CasaSettings)})
+            means = " or ".join(repr(name) for name in among or (method,))
+            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {means}; leave it out")
+    own = type(find_recipe(method).settings)
+    mine = {name: value for name, value in given.items() if name in _names(own)}
+    casa = casa_settings(preset, **{name: value for name, value in mine.items() if name in _names(CasaSettings)})
     if own is ProloraSettings:
-        return {"prolora": ProloraSettings(**given)}
+        return {"prolora": ProloraSettings(**mine)}
     if own is LoraxSettings:
-        return {"lora_x": LoraxSettings(**given)}
+        return {"lora_x": LoraxSettings(**mine)}
     return {"casa": casa}
 
 

@@ -14,7 +14,7 @@ import torch
 import loraport
 from loraport.errors import MismatchError, OutputError, SettingsError, unknown_name
 from loraport.runs.config import DTYPES, RankRule
-from loraport.runs.execute import TORCH_DTYPES
+from loraport.runs.finish import TORCH_DTYPES
 from loraport.runs.given import as_factors
 from loraport.runs.layer import layer_generator
 from loraport.runs.presets import open_model

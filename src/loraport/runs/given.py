@@ -22,21 +22,22 @@ class Given:
     """`lost_energy` is the share that this form loses of the adapter's own update."""
     dora: Dora | None = None
 
-    def finished(self, update: Update, W_s: Tensor, drift: Tensor) -> Update:
+    def finished(self, update: Update, W_s: Tensor | None, drift: Tensor) -> Update:
         """The method's update D', or with magnitudes m·‖W_t‖ / ‖W_s‖ =: m_t what the adapter adds to W_t then.
 
         m_t ∘ (W_t + D') / ‖W_t + D'‖ − W_t: DoRA with the factors transferred and the magnitudes rescaled. Where W_t is
         W_s and the method is direct reuse, this is the effective update.
         """
-        if self.dora is None or update.reason is not None:
+        if self.dora is None or W_s is None or update.reason is not None:
             return update
+        W_s = W_s.to(drift.device)
         W_t = W_s + drift
         added = self.dora.carried(W_s, W_t).merged(W_t, update.dense()) - W_t
         return replace(update, low_rank=self.lora, correction=added - self.lora.dense())
 
 
 def given(
-    update: LayerUpdate, W_s: Tensor, reading: str, rule: RankRule, rank: int, generator: torch.Generator
+    update: LayerUpdate, W_s: Tensor | None, reading: str, rule: RankRule, rank: int, generator: torch.Generator
 ) -> Given:
     """The factors that a method gets: the adapter's own where it has them at that rank, else the best at the rule's.
 

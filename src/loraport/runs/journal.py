@@ -30,19 +30,23 @@ class Partial:
     def __init__(self, output: Path, run: str) -> None:
         """`run` is a text that differs for different work.
 
-        Raises OutputError where the folder cannot be made, or holds what no run wrote.
+        Raises OutputError where the folder is there and holds what no run wrote.
         """
+        self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
         self.run = hashlib.sha256(run.encode()).hexdigest()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            foreign = [path.name for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]
-        except OSError as error:
-            raise OutputError(f"{output} cannot be written: {error.strerror or error}; choose another place") from error
-        if foreign:
-            raise OutputError(f"{self.folder} holds {foreign[0]!r}, which no transfer wrote; move it away")
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        for path in found:
+            if not _OURS.fullmatch(path.name):
+                raise OutputError(f"{self.folder} holds {path.name!r}, which no transfer wrote; move it away")
 
     def __enter__(self: P) -> P:
+        """Makes the folder. Raises OutputError where it cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(f"{self.output} cannot be written: {why}; choose another place") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

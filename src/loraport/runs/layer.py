@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraport.methods import Layer, Recipe, Update
+from loraport.methods import Layer, Parts, Recipe, Routing, Update
 from loraport.runs.accelerator import Accelerated, Target
-from loraport.runs.config import RankRule
+from loraport.runs.config import Part, RankRule
 from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
 from loraport.runs.given import Given, given
 from loraport.runs.plan import LayerJob
@@ -48,26 +50,122 @@ class Weights:
     """Whether W_s was rounded to the target's dtype before it was subtracted."""
 
 
-def read_weights(job: LayerJob, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
+def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
     """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one.
 
     `runs.drift` decides whether the source is rounded to the target's dtype first.
     """
-    before = source.read(job.name)
+    before = source.read(name)
     W_s, source_hash = before.matrix, before.fingerprint
     if isinstance(target, Accelerated):
-        found, target_hash = target.read_drift(job.name, before)
+        found, target_hash = target.read_drift(name, before)
         W_t = W_s + found.matrix if keep_target else None
         return Weights(W_s, found.matrix, source_hash, target_hash, W_t, found.floor)
-    after = target.read(job.name)
+    after = target.read(name)
     found = drift_between(before, after, in_place=not keep_target)
     W_t = after.matrix if keep_target else None
     return Weights(W_s, found.matrix, source_hash, after.fingerprint, W_t, found.floor, found.source_rounded)
 
 
 @dataclass(frozen=True)
+class Bases:
+    """Where bases come from: the store, else a decomposition on the device."""
+
+    cache: BasisCache
+    device: torch.device
+    not_kept: set[str] = field(default_factory=set)
+    """Why bases could not be kept, filled as it happens."""
+
+    def of(self, W: Tensor, fingerprint: str) -> SingularBasis:
+        """The basis of a weight with this content hash."""
+        fetched = self.cache.get_or_compute(basis_key(fingerprint), lambda: decompose(W.to(self.device)), self.device)
+        if fetched.not_written:
+            self.not_kept.add(fetched.not_written)
+        return fetched.basis
+
+
+class SharedLayer:
+    """One layer's weights and what follows from them alone, made once for all runs that need it, when the first does.
+
+    A weight is let go as soon as its basis is there; `keep_source`: not the source's, which a DoRA looks at. A drift
+    that cannot be told from rounding counts as none, unless it is forced.
+    """
+
+    def __init__(self, weights: Weights, bases: Bases, *, keep_source: bool = False, force_drift: bool = False) -> None:
+        self.source = weights.W_s if keep_source else None
+        self.source_hash, self.target_hash = weights.source_hash, weights.target_hash
+        self.floor, self.source_rounded, self._force = weights.floor, weights.source_rounded, force_drift
+        self._W_s: Tensor | None = weights.W_s
+        self._W_t = weights.W_t
+        self._drift, self._bases = weights.drift, bases
+        self._parts: dict[Hashable, Update] = {}
+
+    @cached_property
+    def measured_drift(self) -> float:
+        """‖D_fft‖ as the files have it."""
+        return _norm(self._drift)
+
+    @cached_property
+    def is_rounding(self) -> bool:
+        """Whether the drift cannot be told from rounding."""
+        return not self._force and within_floor(self.measured_drift, self.floor)
+
+    @cached_property
+    def drift(self) -> Tensor:
+        """D_fft on the device."""
+        found = torch.zeros_like(self._drift) if self.is_rounding else self._drift
+        return found.to(self._bases.device)
+
+    @cached_property
+    def drift_norm(self) -> float:
+        """‖D_fft‖, as it counts."""
+        return 0.0 if self.is_rounding else self.measured_drift
+
+    @cached_property
+    def weight_norm(self) -> float:
+        """‖W_s‖"""
+        return 0.0 if self._W_s is None else _norm(self._W_s)
+
+    @cached_property
+    def basis(self) -> SingularBasis | None:
+        """The basis of W_s."""
+        W_s, _ = self._W_s, self.weight_norm
+        self._W_s = None
+        return None if W_s is None else self._bases.of(W_s, self.source_hash)
+
+    @cached_property
+    def target(self) -> SingularBasis | None:
+        """The basis of W_t; None where no run of this layer asked for it."""
+        W_t, self._W_t = self._W_t, None
+        return None if W_t is None else self._bases.of(W_t, self.target_hash)
+
+    @cached_property
+    def routing(self) -> Routing:
+        """C_fft and D_fft·V, the same for every LoRA."""
+        nothing = LowRank(self.drift[:, :0], self.drift[:0])
+        return Layer(nothing, self.drift, self.basis).routing()
+
+    def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
+        """What a recipe sees of this layer, with a LoRA."""
+        here = LowRank(lora.B.to(self.drift.device), lora.A.to(self.drift.device))
+        basis = self.basis if recipe.needs_basis else None
+        target = self.target if recipe.needs_target else None
+        return Layer(here, self.drift, basis, target, self.routing if recipe.needs_routing else None)
+
+    def part(self, of: Hashable, part: Part, recipe: Recipe, layer: Layer) -> Update:
+        """One part of a split update; the other waits for whoever asks for it next (`of` says for which update)."""
+        if (of, part) in self._parts:
+            return self._parts.pop((of, part))
+        parts: Parts = recipe.parts(layer)
+        found = {"adapter": parts.adapter, "counter-drift": parts.counter_drift}
+        wanted = found.pop(part)
+        self._parts = {(of, name): other for name, other in found.items()}
+        return wanted
+
+
+@dataclass(frozen=True)
 class LayerTransfer:
-    """A recipe with the rank it writes, the store of its bases and the device it runs on."""
+    """A recipe with the rank it writes, and which part of its update."""
 
     recipe: Recipe
     rule: RankRule
@@ -75,30 +173,25 @@ class LayerTransfer:
     """The rank that every layer aims at, capped by its own size; not used by rules under which it varies."""
     as_diff: bool
     seed: int
-    cache: BasisCache
-    device: torch.device
-    force_drift: bool = False
-    """Work with a drift that cannot be told from rounding, too."""
+    lora_sha256: str
+    part: Part = "whole"
     dora: str = "effective"
-    not_cached: set[str] = field(default_factory=set)
-    """Why bases could not be kept, filled as it happens."""
 
-    def __call__(self, job: LayerJob, lora: LayerUpdate, weights: Weights) -> tuple[LowRank | Tensor, LayerResult]:
+    def __call__(self, job: LayerJob, lora: LayerUpdate, shared: SharedLayer) -> tuple[LowRank | Tensor, LayerResult]:
         """The new update of one layer, factors or dense, and its row in the report.
 
         A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0. One whose
         drift cannot be told from rounding counts as one without drift: its LoRA is copied, where the recipe would reuse
-        it then.
+        it then. The seconds of what several runs share are those of the run that came first.
         """
         start = time.perf_counter()
-        source = self.given(job, lora, weights.W_s)
-        if not self.force_drift and within_floor(_norm(weights.drift), weights.floor):
-            if self.recipe.reuses:
-                return source.lora, left_alone(job, source.lora, weights)
-            weights = replace(weights, drift=torch.zeros_like(weights.drift))
-        layer = self._layer(source.lora, weights)
-        update = source.finished(self.recipe(layer), weights.W_s.to(self.device), layer.drift)
-        written = self._write(update, job, source.lora.lost_energy) if update.reason is None else update.low_rank
+        source = self._given(job, lora, shared)
+        if shared.is_rounding and self.recipe.reuses and self.part != "counter-drift":
+            return source.lora, left_alone(job, source.lora, shared)
+        layer = shared.layer(self.recipe, source.lora)
+        update = source.finished(self._update(shared, layer), shared.source, layer.drift)
+        lost = source.lora.lost_energy
+        written = self._write(update, job, lost) if update.reason is None else update.low_rank
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",
@@ -106,34 +199,24 @@ class LayerTransfer:
             shape=job.shape,
             rank_in=job.rank,
             rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,
-            source_hash=weights.source_hash,
-            target_hash=weights.target_hash,
-            source_rounded=weights.source_rounded,
+            source_hash=shared.source_hash,
+            target_hash=shared.target_hash,
+            source_rounded=shared.source_rounded,
             seconds=time.perf_counter() - start,
-            **_sizes(layer, weights, update, written, source.lora.lost_energy),
+            **_sizes(layer, shared, update, written, lost),
             kind=job.kind,
             **update.facts,
         )
 
-    def given(self, job: LayerJob, update: LayerUpdate, W_s: Tensor) -> Given:
+    def _given(self, job: LayerJob, update: LayerUpdate, shared: SharedLayer) -> Given:
         """The layer's adapter as factors, exact where everything is written exactly."""
         rule = RankRule("full") if self.as_diff else self.rule
-        return given(update, W_s, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
+        return given(update, shared.source, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
 
-    def _layer(self, lora: LowRank, weights: Weights) -> Layer:
-        here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
-        basis = self._basis(weights.W_s, weights.source_hash) if self.recipe.needs_basis else None
-        target = None
-        if self.recipe.needs_target and weights.W_t is not None:
-            target = self._basis(weights.W_t, weights.target_hash)
-        return Layer(here, weights.drift.to(self.device), basis, target)
-
-    def _basis(self, W: Tensor, fingerprint: str) -> SingularBasis:
-        key = basis_key(fingerprint)
-        fetched = self.cache.get_or_compute(key, lambda: decompose(W.to(self.device)), self.device)
-        if fetched.not_written:
-            self.not_cached.add(fetched.not_written)
-        return fetched.basis
+    def _update(self, shared: SharedLayer, layer: Layer) -> Update:
+        if self.part == "whole":
+            return self.recipe(layer)
+        return shared.part((self.lora_sha256, self.rule, self.rank, self.recipe), self.part, self.recipe, layer)
 
     def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
         """The dense update, or its factors at the rank that the rule gives this layer."""
@@ -150,10 +233,10 @@ class LayerTransfer:
         return factorize(update.dense(), rank, generator=layer_generator(self.seed, job.name))
 
 
-def left_alone(job: LayerJob, lora: LowRank, weights: Weights) -> LayerResult:
+def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult:
     """The row of a layer whose drift cannot be told from rounding: the LoRA is copied, and the reason says why."""
-    size = _norm(weights.W_s) or 1.0
-    drift, floor, own = (value / size for value in (_norm(weights.drift), weights.floor, lora.norm()))
+    size = shared.weight_norm or 1.0
+    drift, floor, own = (value / size for value in (shared.measured_drift, shared.floor, lora.norm()))
     return LayerResult(
         name=job.name,
         status="copied",
@@ -166,10 +249,10 @@ def left_alone(job: LayerJob, lora: LowRank, weights: Weights) -> LayerResult:
         floor=floor,
         lora=own,
         update=own,
-        weight_norm=_norm(weights.W_s),
-        source_hash=weights.source_hash,
-        target_hash=weights.target_hash,
-        source_rounded=weights.source_rounded,
+        weight_norm=shared.weight_norm,
+        source_hash=shared.source_hash,
+        target_hash=shared.target_hash,
+        source_rounded=shared.source_rounded,
     )
 
 
@@ -179,12 +262,12 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Tensor, lost: float) -> dict[str, Any]:
+def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank | Tensor, lost: float) -> dict[str, Any]:
     """The sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept.
 
     `lost`: the share of the adapter's energy that was gone before the method began, where it is no plain LoRA.
     """
-    size = _norm(weights.W_s)
+    size = shared.weight_norm
     correction = None if update.is_low_rank else update.correction
 
     def share(value: float) -> float | None:
@@ -196,8 +279,8 @@ def _sizes(layer: Layer, weights: Weights, update: Update, written: LowRank | Te
     else:
         norm, energy, kept = _norm(written), 1.0, None if correction is None else 1.0
     return {
-        "drift": share(_norm(layer.drift)),
-        "floor": share(weights.floor),
+        "drift": share(shared.drift_norm),
+        "floor": share(shared.floor),
         "lora": share(layer.lora.norm()),
         "update": share(norm),
         "correction": None if correction is None else share(_norm(correction)),

@@ -20,10 +20,10 @@ from loraport.methods.probes import Probe, no_lora
 from loraport.runs.accelerator import split_target
 from loraport.runs.bench import exact_factors
 from loraport.runs.config import matches
-from loraport.runs.execute import find_device
 from loraport.runs.layer import layer_generator, read_weights
 from loraport.runs.merge import Watch, progress_of
 from loraport.runs.plan import LayerJob
+from loraport.runs.prepare import find_device
 from loraport.runs.presets import open_model
 from loraport.runs.survey import surveyed
 from loraport.spectral.svd import LowRank, decompose
@@ -98,7 +98,7 @@ class _Maker:
         """The layer's weight as it will be stored; the target's own bits where nothing is added."""
         stored = self.target.tensor(f"{name}.weight")
         job = LayerJob(name, "transfer", _matrix(stored), 0)
-        weights = read_weights(job, self.source, self.target, keep_target=True)
+        weights = read_weights(job.name, self.source, self.target, keep_target=True)
         if not weights.drift.any() or weights.W_t is None:
             self.untouched.append(name)
             return stored

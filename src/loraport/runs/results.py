@@ -80,6 +80,8 @@ class TransferResult:
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
+    lora: str = ""
+    """The input, as it was named."""
 
     @property
     def kept_energy(self) -> float | None:
@@ -120,18 +122,50 @@ class TransferResult:
         }
 
 
+@dataclass(frozen=True)
+class BatchResult:
+    """The finished transfers of one pass over the layers."""
+
+    runs: tuple[TransferResult, ...]
+    not_written: tuple[tuple[str, str], ...] = ()
+    """(output, reason): what one of several runs could not write, such as a LoRA that a filter took whole."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+
+    @property
+    def several(self) -> bool:
+        """Whether it was asked for more than one output."""
+        return len(self.runs) + len(self.not_written) > 1
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of an input is gone without the user having asked for it."""
+        return bool(self.not_written) or any(run.lost for run in self.runs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints: that of a single run as it is, else all of them under `runs`."""
+        if not self.several:
+            return self.runs[0].as_json()
+        return {
+            "runs": [{"lora": run.lora, **run.as_json()} for run in self.runs],
+            "not_written": [list(pair) for pair in self.not_written],
+            "seconds": dict(self.seconds),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
 def _square(share: float | None, norm: float | None) -> float:
     return ((share or 0.0) * (norm or 0.0)) ** 2
 
 
 class Progress(Protocol):
-    """Who watches a run: told of the plan, of every finished layer, and of anything worth a line."""
+    """Who watches: told of the plan of each run, of every finished layer, and of anything worth a line."""
 
     def plan(self, plan: Plan) -> None:
-        """The plan is made and work begins."""
+        """A plan is made, one a run, and work begins."""
 
-    def layer(self, result: LayerResult, resumed: bool) -> None:
-        """A layer is finished, now or in an earlier, interrupted run."""
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
+        """A layer is finished, now or in an earlier start; `run` names the output where there are several."""
 
     def note(self, text: str) -> None:
         """Something the user should read."""
@@ -143,7 +177,7 @@ class Silent:
     def plan(self, plan: Plan) -> None:
         """Nothing."""
 
-    def layer(self, result: LayerResult, resumed: bool) -> None:
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:

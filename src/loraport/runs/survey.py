@@ -124,7 +124,7 @@ def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
     """How far one layer moved, from the original weights."""
     shape = source.shape(f"{name}.weight")
     job = LayerJob(name, "transfer", (shape[0], math.prod(shape[1:])), 0)
-    weights = read_weights(job, source, target)
+    weights = read_weights(job.name, source, target)
     W_s, D = weights.W_s, weights.drift
     size, moved = (float(torch.linalg.vector_norm(X)) for X in (W_s, D))
     inner = size**2 + float((W_s * D).sum(dtype=torch.float64))

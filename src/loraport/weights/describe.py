@@ -18,6 +18,7 @@ from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.names import WAN, canonical_layer
 from loraport.weights.places import files_of
+from loraport.weights.provenance import in_words, transfers
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.variants import kind_of
 
@@ -111,6 +112,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "alpha": _counts(Counter(lora.alpha_from.values())),
         "dtypes": ", ".join(_dtype(dtype) for dtype in lora.dtypes),
         "copied": len(lora.extras),
+        "transfers": [in_words(step) for step in transfers(lora.metadata)],
         "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
         "sha256": lora.sha256,
         "loaders": _loaders(lora),

@@ -6,8 +6,9 @@ Every key of the file ends in one of three places of a `Lora`: `keys` (read into
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from loraport.weights.dialects import (
 )
 from loraport.weights.lora_files import LoraFiles, open_lora
 from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale
+from loraport.weights.on_demand import OnDemand
 from loraport.weights.safetensors_files import StoredTensor
 from loraport.weights.variants import Dora, Full, LayerUpdate
 
@@ -60,11 +62,12 @@ class Lora:
     path: Path
 
 
-def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False) -> Lora:
+def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True) -> Lora:
     """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) and no factors will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
+    `keep` off: the updates are checked now, and read again when they are asked for.
     Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
@@ -78,23 +81,26 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False) -> 
     factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS) and not key.text_encoder]
     _refuse_without_layers(files.path, parsed, factors, dense or diffs)
     reader = _Reader(files, scales)
-    layers: dict[str, LayerUpdate] = {}
+    makers: dict[str, Callable[[], LayerUpdate]] = {}
     dropped = []
     for layer, parts in groups.items():
         if parts.keys() - SCALES:
-            layers[layer] = reader.layer(layer, parts)
+            makers[layer] = partial(reader.layer, layer, parts)
         else:
             dropped += [(key.key, "an alpha without factors") for key in parts.values()]
     taken = {key.key for parts in groups.values() for key in parts.values()}
-    keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in layers}
+    keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
     if diffs:
         matrices = [
             one for one in parsed if one.part == ".diff" and not one.text_encoder and len(tensors[one.key].shape) > 1
         ]
         for one in matrices:
-            layers[one.layer] = reader.full(one, layers.get(one.layer))
+            makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
             keys[one.layer] = (*keys.get(one.layer, ()), one.key)
             taken.add(one.key)
+    layers: Mapping[str, LayerUpdate] = OnDemand(files.weights.path, makers)
+    if keep:
+        layers = {layer: make() for layer, make in makers.items()}
     extras = reader.extras([key for key in parsed if key.key not in taken])
     return Lora(
         layers,
@@ -143,8 +149,9 @@ class _Reader:
         part, m = next(iter(magnitudes.items()))
         return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
 
-    def full(self, key: LoraKey, beside: LayerUpdate | None) -> Full:
+    def full(self, key: LoraKey, others: Callable[[], LayerUpdate] | None) -> Full:
         """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
+        beside = None if others is None else others()
         self.factor(key.key)
         stored = self.tensors[key.key].read()
         if stored.dim() > 2:

@@ -34,10 +34,7 @@ def open_lora(place: Path | str) -> LoraFiles:
     """
     path = local_lora(place)
     try:
-        weights = _weights_in(path) if path.is_dir() else path
-        if not weights.is_file():
-            raise InputError(f"{path} does not exist; give a safetensors file, a PEFT folder or a Hub id")
-        _refuse_pickle(weights)
+        weights = _weights_at(path)
         contents = read_safetensors(weights)
         refuse_quantized(contents.tensors)
         digest = hashlib.sha256()
@@ -50,12 +47,30 @@ def open_lora(place: Path | str) -> LoraFiles:
     return LoraFiles(path, contents, config, digest.hexdigest())
 
 
+def lora_keys(place: Path | str) -> tuple[str, ...]:
+    """The keys of a LoRA, from its header alone. Raises as `open_lora`."""
+    path = local_lora(place)
+    try:
+        return tuple(read_safetensors(_weights_at(path)).tensors)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def local_lora(place: Path | str) -> Path:
     """A path as it is, the local copy of a Hub id that is no path here. Raises InputError as the Hub does."""
     from loraport.weights.hub import fetch_lora, looks_like_hub_id
 
     path = Path(place).expanduser()
     return fetch_lora(place) if isinstance(place, str) and not path.exists() and looks_like_hub_id(place) else path
+
+
+def _weights_at(path: Path) -> Path:
+    """The safetensors file of a local LoRA."""
+    weights = _weights_in(path) if path.is_dir() else path
+    if not weights.is_file():
+        raise InputError(f"{path} does not exist; give a safetensors file, a PEFT folder or a Hub id")
+    _refuse_pickle(weights)
+    return weights
 
 
 def _weights_in(folder: Path) -> Path:

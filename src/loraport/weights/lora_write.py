@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from loraport.errors import SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
-from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, Dialect
+from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
 from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
 from loraport.weights.lora_extras import respelled
@@ -59,11 +59,24 @@ def output_dialect(like: Lora, format: str) -> Dialect:
     """
     if format == "same":
         return like.dialect
-    if format not in FORMATS:
-        raise unknown_name("format", format, get_args(Format))
     if format == "tencent" and any(canonical_layer(layer, "original") for layer in like.layers):
         raise SettingsError("tencent is the format of HunyuanVideo-1.5's own code, but this LoRA is of Wan; use comfy")
+    return checked_dialect(format)
+
+
+def checked_dialect(format: str) -> Dialect:
+    """The dialect of a format by name. Raises SettingsError for an unknown one."""
+    if format not in FORMATS:
+        raise unknown_name("format", format, get_args(Format))
     return FORMATS[format]
+
+
+def written_as_folder(keys: Iterable[str], format: str) -> bool:
+    """Whether a LoRA with these keys becomes a folder in a format. Raises SettingsError for an unknown format."""
+    if format != "same":
+        return checked_dialect(format).folder
+    parsed = [parse_key(key) for key in keys]
+    return majority_dialect([key for key in parsed if key.part in ("A", "B", *VARIANTS)] or parsed).folder
 
 
 def write_lora(

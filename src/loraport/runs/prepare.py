@@ -1,0 +1,196 @@
+"""Before the work: inputs opened, layers paired, outputs checked. Nothing is computed and nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import loraport
+from loraport.errors import LoraportError, OutputError, SettingsError
+from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
+from loraport.runs.config import TransferConfig
+from loraport.runs.plan import Plan, make_plan
+from loraport.runs.presets import open_model
+from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.dialects import parse_key
+from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_write import output_dialect
+from loraport.weights.provenance import accumulated_loss
+from loraport.weights.variants import LARGEST_AUTO_RANK
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The opened inputs of a run and its plan."""
+
+    config: TransferConfig
+    lora: Lora
+    source: Checkpoint
+    target: Target
+    plan: Plan
+
+
+def prepare(config: TransferConfig) -> Prepared:
+    """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
+    return prepare_many([config])[0]
+
+
+def prepare_many(configs: Sequence[TransferConfig]) -> tuple[Prepared, ...]:
+    """The same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
+
+    Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError where their models, device
+    or cache differ, or two would write the same file.
+    """
+    if not configs:
+        raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
+    _check_together(configs)
+    first = configs[0]
+    places = list(dict.fromkeys(config.lora for config in configs))
+    loras = {}
+    for place in places:
+        with _naming(place, len(places) > 1):
+            loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1)
+    layers = None if split_target(first.target) else touched(loras.values())
+    source = open_model(first.source, part=first.source_part, layers=layers)
+    target = open_target(first.target, source, part=first.target_part, layers=layers)
+    loras = {place: fitted(lora, target) for place, lora in loras.items()}
+    ready = []
+    for config in configs:
+        with _naming(config.lora, len(places) > 1):
+            ready.append(_paired(config, loras[config.lora], source, target))
+    return tuple(ready)
+
+
+def _paired(config: TransferConfig, lora: Lora, source: Checkpoint, target: Target) -> Prepared:
+    """The run with its plan. The counter-drift part has the transferred layers alone: all else is in the adapter."""
+    plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
+    plan = replace(plan, warnings=(*plan.warnings, *accumulated_loss(lora.path.name, lora.metadata)))
+    if config.part == "counter-drift":
+        plan = replace(plan, jobs=plan.of("transfer"))
+        lora = replace(lora, extras={}, dropped=())
+    return Prepared(config, lora, source, target, plan)
+
+
+def touched(loras: Iterable[Lora]) -> set[str] | None:
+    """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
+    found: set[str] = set()
+    for lora in loras:
+        parsed = [parse_key(key) for key in lora.extras]
+        if lora.unresolved or any(one.unresolved for one in parsed):
+            return None
+        found |= {*lora.layers, *(one.layer for one in parsed if not one.text_encoder)}
+    return found
+
+
+def fitted(lora: Lora, target: Target) -> Lora:
+    """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped.
+
+    Kernels that its file does not tell (LoHa and LoKr store convolutions as matrices) are the target's.
+    """
+    layers = {name.rpartition(".")[0] for name in target}
+    parsed = [parse_key(key) for key in lora.extras]
+    alien = [one.key for one in parsed if not one.text_encoder and one.layer not in layers and one.part]
+    extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
+    dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
+    known = {name: target.shape(f"{name}.weight") for name in lora.layers if f"{name}.weight" in target}
+    kernels = {name: shape[2:] for name, shape in known.items() if len(shape) > 2 and name not in lora.kernels}
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped), kernels={**kernels, **lora.kernels})
+
+
+def common_rank(config: TransferConfig, plan: Plan) -> int:
+    """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
+    if config.rank.kind == "fixed":
+        return int(config.rank.value)
+    own = max((job.aim for job in plan.jobs), default=0) or LARGEST_AUTO_RANK
+    return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
+
+
+def find_device(name: str) -> torch.device:
+    """The device to compute on; `auto` takes a CUDA card where there is one. Raises SettingsError for what is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
+    return device
+
+
+def check_outputs(batch: Sequence[Prepared]) -> None:
+    """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
+    loras = list(dict.fromkeys(ready.config.lora for ready in batch))
+    for ready in batch:
+        with _naming(ready.config.lora, len(loras) > 1):
+            _check_output(ready.config, ready.lora, loras)
+
+
+def _check_output(config: TransferConfig, lora: Lora, loras: Sequence[str]) -> None:
+    output = Path(config.output)
+    folder = not config.as_diff and output_dialect(lora, config.format).folder
+    if output.is_dir() and not folder:
+        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
+    if not folder and output.suffix != ".safetensors":
+        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
+    if output.is_file() and folder:
+        raise OutputError(f"{output} is a file, but PEFT's format is a folder; name a folder")
+    for model in (*loras, config.source, *target_places(config.target)):
+        if output.exists() and Path(model).exists() and output.samefile(model):
+            raise OutputError(f"{output} is an input of this run; give the result another name")
+
+
+def run_identity(ready: Prepared, device: torch.device) -> str:
+    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk."""
+    beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
+    files = sorted({*ready.source.paths, *ready.target.paths})
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    work = ready.config.fingerprint()
+    return json.dumps([work, loraport.__version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
+
+
+_OF_A_PASS = (
+    *("source", "target", "source_part", "target_part", "device", "cache"),
+    *("transfer_diffs", "force_drift"),
+)
+"""The settings that all runs of one pass share."""
+
+
+def _check_together(configs: Sequence[TransferConfig]) -> None:
+    first = configs[0]
+    for config in configs[1:]:
+        for name in _OF_A_PASS:
+            mine, theirs = getattr(first, name), getattr(config, name)
+            if mine != theirs:
+                raise SettingsError(
+                    f"one pass has one {name.replace('_', ' ')}, but there are {mine!r} and {theirs!r}; run them one "
+                    "after the other"
+                )
+    taken: dict[str, TransferConfig] = {}
+    for config in configs:
+        place = str(Path(config.output).absolute()).casefold()
+        if place in taken:
+            other = taken[place]
+            raise SettingsError(
+                f"{other.lora} by {other.method} and {config.lora} by {config.method} would both be written to "
+                f"{config.output}; rename one LoRA, or give each method once"
+            )
+        taken[place] = config
+
+
+@contextmanager
+def _naming(lora: str, several: bool) -> Iterator[None]:
+    """Errors say which of several LoRAs they are about."""
+    try:
+        yield
+    except LoraportError as error:
+        if several and lora not in str(error):
+            raise type(error)(f"{lora}: {error}") from error
+        raise

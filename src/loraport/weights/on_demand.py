@@ -1,0 +1,48 @@
+"""Updates that are read from their file when they are asked for: many LoRAs at once, flat memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from loraport.errors import InputError
+from loraport.weights.variants import LayerUpdate
+
+
+class OnDemand(Mapping[str, LayerUpdate]):
+    """Layer -> update. Each is read once now, so that a broken file is refused before any work, and not kept.
+
+    The one that was asked for last is remembered. Raises InputError where the file changes in between.
+    """
+
+    def __init__(self, path: Path, makers: Mapping[str, Callable[[], LayerUpdate]]) -> None:
+        self._path, self._makers = path, makers
+        self._state = _state(path)
+        self._last: tuple[str, LayerUpdate] | None = None
+        for name in makers:
+            self[name]
+        self._last = None
+
+    def __getitem__(self, name: str) -> LayerUpdate:
+        if self._last is None or self._last[0] != name:
+            if _state(self._path) != self._state:
+                raise InputError(f"{self._path} was changed while it was in use; start again")
+            self._last = (name, self._makers[name]())
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return found.st_size, found.st_mtime_ns

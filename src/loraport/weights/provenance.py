@@ -1,0 +1,83 @@
+"""Where a LoRA comes from: the transfers that it went through, as files say it of themselves and of their inputs.
+
+A file's own transfer stands in `loraport.method`, `loraport.source` and so on; those before it in `loraport.earlier`, a
+JSON list of the same fields, oldest first. Files may be made by anybody: what is not of this form is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "loraport."
+EARLIER = "earlier"
+LEFT_OUT = "left_out"
+"""In the oldest step that is kept: how many before it are not."""
+
+FIELDS = (
+    "version", "method", "settings", "part", "lora", "lora_sha256", "source", "source_hash", "target", "target_hash",
+    "accelerator", "accelerator_sha256", "accelerator_strength", "converted", "converted_sha256", LEFT_OUT,
+)  # fmt: skip
+MOST_STEPS = 8
+LONGEST = 1000
+"""Characters; a longer field is left out, so that a chain of files never grows without end."""
+
+
+def transfers(metadata: Mapping[str, str]) -> list[dict[str, str]]:
+    """All transfers behind a LoRA, oldest first, its own last; none for a LoRA that was trained as it is."""
+    own = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
+    steps = _earlier(own.get(EARLIER, "[]"))
+    if "method" in own:
+        steps.append(_step(own))
+    if len(steps) > MOST_STEPS:
+        before = len(steps) - MOST_STEPS + sum(_count(step) for step in steps[:-MOST_STEPS])
+        steps = steps[-MOST_STEPS:]
+        steps[0] |= {LEFT_OUT: str(before + _count(steps[0]))}
+    return steps
+
+
+def earlier_field(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a file that is made from this LoRA says of the transfers before its own; nothing where there were none."""
+    steps = transfers(metadata)
+    return {EARLIER: json.dumps(steps, sort_keys=True)} if steps else {}
+
+
+def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
+    """The warning before a LoRA is transferred once more; none for one that was trained as it is."""
+    steps = transfers(metadata)
+    if not steps:
+        return []
+    count = len(steps) + sum(_count(step) for step in steps)
+    path = ", then ".join(in_words(step) for step in steps)
+    return [
+        f"{name} has been transferred {'before' if count == 1 else f'{count} times before'} ({path}): each transfer "
+        "loses something and the losses add up (ProLoRA's Table 8 finds a chain worse than one step); start from "
+        f"{steps[0].get('lora', 'the trained LoRA')} where you can"
+    ]
+
+
+def in_words(step: Mapping[str, str]) -> str:
+    """`casa from base to student`"""
+    part = f", {step['part']} part" if "part" in step else ""
+    return f"{step.get('method', '?')} from {step.get('source', '?')} to {step.get('target', '?')}{part}"
+
+
+def _earlier(text: str) -> list[dict[str, str]]:
+    try:
+        steps: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    found = [_step(step) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [step for step in found if "method" in step]
+
+
+def _step(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The known fields of one transfer, if they are texts of a sensible length."""
+    known = ((name, fields.get(name)) for name in FIELDS)
+    return {name: value for name, value in known if isinstance(value, str) and len(value) <= LONGEST}
+
+
+def _count(step: Mapping[str, str]) -> int:
+    text = step.get(LEFT_OUT, "0")
+    return int(text) if text.isdecimal() and len(text) < 9 else 0
