@@ -70,9 +70,9 @@ def _claims(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"Rigidity: the LoRA changes the singular values by {lora:.2%} in the median and "
         f"{_most(rows, 'rho2_lora'):.2%} at most, the distillation by {drift:.2%} and {_most(rows, 'rho2_drift'):.2%}; "
-        "the paper finds at most 0.3 %, for smaller updates."
+        "the paper finds at most 0.3 %, whose updates may be smaller."
     )
-    yield f"“Distillation concentrates, LoRA spreads”: {_concentration(rows)}."
+    yield f"“Distillation concentrates, LoRA spreads” holds: {_concentration(rows)}."
     met = middle((row["constructive"] + row["destructive"]) / (2 * row["chance"]) for row in rows if row["chance"])
     yield (
         f"LoRA and drift meet, for and against each other, {met:.2f} times as much as unrelated updates of the same "
