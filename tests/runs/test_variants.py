@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from loraport.errors import SettingsError
 from loraport.methods import METHODS
+from loraport.runs.batch import one_or_many
 from loraport.runs.config import RankRule
 from loraport.runs.convert import convert
-from loraport.runs.execute import transfer
+from loraport.runs.execute import transfer, transfer_many
 from loraport.runs.merge import merge
 from loraport.weights.lora import read_lora
 from tests import tiny
@@ -239,3 +241,27 @@ def test_conversion_of_a_dora_wants_its_model_and_says_what_a_rank_loses(family,
     assert done.rank == 4 and "of its energy; a higher --rank" in done.notes[0]
     assert not convert(place, "comfy", out, source=family.source, rank="full").notes
     assert convert(family.lora, "comfy", out, rank="1").rank == 1
+
+
+@pytest.mark.parametrize("reading", ["effective", "magnitude"])
+def test_kinds_go_through_one_pass_with_the_bytes_of_their_own_runs(family, reading):
+    loras = [family.lora, *(make(family) for make in MAKERS.values())]
+    models = {"source": family.source, "target": family.target, "cache": str(family.folder / "cache")}
+    several = one_or_many(loras, {"casa": {}, "direct": {}}, str(family.folder / reading), dora=reading, **models)
+    assert len(transfer_many(several).runs) == 8
+    for config in several:
+        alone = transfer(replace(config, output=str(family.folder / "alone.safetensors")))
+        assert Path(alone.output).read_bytes() == Path(config.output).read_bytes(), config.output
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_any_kind_falls_into_two_parts(family, kind):
+    where = str(family.folder / f"split-{kind}.safetensors")
+    models = {"source": family.source, "target": family.target, "dtype": "fp32", "rank": FULL}
+    both = one_or_many([MAKERS[kind](family)], {"casa": {}}, where, split=True, **models)
+    adapter, taken = (deltas(run.output) for run in transfer_many(both).runs)
+    whole = transfer(replace(both[0], part="whole", output=str(family.folder / "whole.safetensors")))
+    for layer, expected in deltas(whole.output).items():
+        assert far(adapter[layer] + taken[layer], expected) < 1e-4 < 0.02 < far(adapter[layer], expected)
+    with pytest.raises(SettingsError, match="a DoRA with its magnitudes is no sum of two parts"):
+        replace(both[0], dora="magnitude")
