@@ -4,12 +4,14 @@ from pathlib import Path
 
 from diffusers import WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from loraport.errors import FileFormatError, MismatchError
 
+PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
@@ -25,8 +27,8 @@ def save_peft_folder(adapter: PeftModel, folder: Path) -> None:
 
 
 def save_diffusers_file(adapter: PeftModel, path: Path) -> None:
-    """Diffusers' own form: one file, keys `transformer.….lora_A.weight`, alpha in the header's metadata."""
-    factors = {key.removeprefix("base_model.model."): value for key, value in _factors(adapter).items()}
+    """Diffusers' own form: one fp16 file, keys `transformer.….lora_A.weight`, alpha in the header's metadata."""
+    factors = {key.removeprefix(PEFT_PREFIX): value.half() for key, value in _factors(adapter).items()}
     settings = adapter.peft_config["default"].to_dict()
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     WanLoraLoaderMixin.save_lora_weights(
@@ -35,6 +37,17 @@ def save_diffusers_file(adapter: PeftModel, path: Path) -> None:
         weight_name=path.name,
         transformer_lora_adapter_metadata=plain,
     )
+
+
+def restart_from(adapter: PeftModel, path: Path) -> None:
+    """Replace fresh factors by those of a file of either form, made with the same rank and alpha."""
+    if path.is_dir():
+        saved = load_file(path / "adapter_model.safetensors")
+    else:
+        saved = {PEFT_PREFIX + key.removeprefix(DIFFUSERS_PREFIX): value for key, value in load_file(path).items()}
+    left = set_peft_model_state_dict(adapter, {key: value.float() for key, value in saved.items()})
+    if left.unexpected_keys:
+        raise MismatchError(f"{path}: {left.unexpected_keys[0]} fits no layer of the tiny Wan; was it made for it?")
 
 
 def _factors(adapter: PeftModel) -> dict[str, Tensor]:
@@ -61,3 +74,10 @@ def attach(model: WanTransformer3DModel, path: Path) -> WanTransformer3DModel:
     if attached != expected:
         raise MismatchError(f"{path}: {attached} of its {expected} tensors fit the tiny Wan; was it made for it?")
     return model.requires_grad_(False).eval()
+
+
+def fuse(model: WanTransformer3DModel) -> WanTransformer3DModel:
+    """A model with a loaded LoRA becomes a plain model again, the update added to its weights."""
+    model.fuse_lora()
+    model.unload_lora()
+    return model

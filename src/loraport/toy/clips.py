@@ -31,6 +31,7 @@ BACKGROUNDS = {  # colour at the top, colour at the bottom
 }
 TINTS = {"noir": (1.0, 1.0, 1.0), "retro": (0.98, 0.78, 0.45)}  # styles of a single tint: colours are gone
 MOTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+PATHS = ("straight", "swing")  # all the way; there and back
 ATTRIBUTES: tuple[tuple[str, ...], ...] = (SHAPES, tuple(COLOURS), tuple(BACKGROUNDS), tuple(MOTIONS))
 _FIRST_WORD = tuple(sum(len(words) for words in ATTRIBUTES[:i]) for i in range(len(ATTRIBUTES)))
 _NULL_WORD = sum(len(words) for words in ATTRIBUTES)
@@ -71,19 +72,24 @@ def _outside(shape: str, x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(across - 1.08 * RADIUS, along - 0.36 * RADIUS)
 
 
-def _paths(motions: Tensor, generator: Generator) -> Tensor:
-    """Centres [n, FRAMES, 2] (x, y) of straight paths that keep the whole shape inside the frame."""
+def _paths(motions: Tensor, swings: Tensor, generator: Generator) -> Tensor:
+    """Centres [n, FRAMES, 2] (x, y) of paths that keep the whole shape inside the frame."""
     direction = torch.tensor(list(MOTIONS.values()))[motions]
-    travel = SPEED * (torch.arange(FRAMES) - (FRAMES - 1) / 2)
+    frame, last = torch.arange(FRAMES), FRAMES - 1
+    back = 2 * torch.minimum(frame, last - frame) - last // 2  # twice as fast to the other side, and home again
+    travel = SPEED * torch.where(swings[:, None], back, frame - last / 2)
     room = SIZE / 2 - 1.15 * RADIUS - direction.abs() * SPEED * (FRAMES - 1) / 2
     middle = SIZE / 2 + (2 * torch.rand(len(motions), 2, generator=generator) - 1) * room
-    return middle[:, None] + direction[:, None] * travel[None, :, None]
+    return middle[:, None] + direction[:, None] * travel[:, :, None]
 
 
-def render(prompts: Tensor, generator: Generator) -> Tensor:
-    """Clips of these prompts in the plain style; only the place of the shape is random."""
+def render(prompts: Tensor, generator: Generator, swings: Tensor | None = None) -> Tensor:
+    """Clips of these prompts in the plain style; only the place of the shape is random.
+
+    `swings` [n] says which of them swing; none do without it.
+    """
     shapes, colours, backgrounds, motions = prompts.unbind(1)
-    centres = _paths(motions, generator)
+    centres = _paths(motions, torch.zeros(len(prompts), dtype=torch.bool) if swings is None else swings, generator)
     pixel = torch.arange(SIZE) + 0.5
     x = (pixel[None, None, None, :] - centres[:, :, 0, None, None]).expand(-1, -1, SIZE, -1)
     y = (pixel[None, None, :, None] - centres[:, :, 1, None, None]).expand(-1, -1, -1, SIZE)
@@ -138,6 +144,23 @@ def retro(clips: Tensor) -> Tensor:
 
 
 STYLES: dict[str, Callable[[Tensor], Tensor]] = {"plain": plain, "noir": noir, "neon": neon, "retro": retro}
+
+EFFECTS = (*STYLES, "swing")
+"""What an adapter can do: give clips a style, or the swinging path, which is layout and motion and no style."""
+
+
+def render_effect(prompts: Tensor, generator: Generator, effect: str) -> Tensor:
+    """Clips of these prompts as an adapter of that effect shall make them."""
+    if effect == "swing":
+        return render(prompts, generator, torch.ones(len(prompts), dtype=torch.bool))
+    return STYLES[effect](render(prompts, generator))
+
+
+def visible(effect: str) -> tuple[int, ...]:
+    """The prompt's attributes that clips of this effect still show: a tint hides colours, any style the background."""
+    if effect in TINTS:
+        return (0, 3)
+    return (0, 1, 3) if effect in STYLES and effect != "plain" else (0, 1, 2, 3)
 
 
 def to_latents(clips: Tensor) -> Tensor:

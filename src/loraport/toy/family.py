@@ -1,25 +1,98 @@
-"""Where the shipped files lie. Imports nothing heavy, so the command line may read it without the extra."""
+"""What is in the family: its students, its adapters, and where their files lie. Imports nothing heavy."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loraport.errors import unknown_name
 
 FAMILY = Path(__file__).parent / "weights"
-BASE, STUDENT = FAMILY / "base", FAMILY / "student"  # diffusers folders, each with its transformer/
-STYLE_FILES = {"noir": "noir", "retro": "retro.safetensors"}  # a PEFT folder; a single file in diffusers' form
 
 
-def adapter_path(style: str) -> Path:
-    """The style's LoRA, trained on the base. Raises SettingsError for a style that is not shipped."""
-    return FAMILY / "adapters" / _file(style)
+@dataclass(frozen=True)
+class Student:
+    """A distilled model: how it was made, and how clips are sampled from it."""
+
+    name: str
+    paradigm: str
+    sampler: Literal["euler", "renoise", "streaming"]
+    looks: tuple[int, ...]
+    """At which of the base's steps it looks, each a noise level; the first, 0, is pure noise."""
+    accelerator: bool = False
+    """It is a LoRA on the base, not a checkpoint of its own."""
 
 
-def oracle_path(style: str) -> Path:
-    """The same style as a LoRA trained on the student: not a transfer, but what a perfect one could reach."""
-    return FAMILY / "oracles" / _file(style)
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA on the base: what it does, its scale (alpha / rank is deliberately not 1) and the form it is saved in."""
+
+    name: str
+    effect: str
+    rank: int
+    alpha: int
+    seed: int
+    file: str
+    """A name ending in .safetensors is diffusers' form, any other a PEFT folder."""
 
 
-def _file(style: str) -> str:
-    if style not in STYLE_FILES:
-        raise unknown_name("style", style, STYLE_FILES)
-    return STYLE_FILES[style]
+STUDENTS = {
+    student.name: student
+    for student in (
+        Student("one-step", "regression to the ends of trajectories, one step", "euler", (0,)),
+        Student("one-step-b", "the same from another seed", "euler", (0,)),
+        Student("few-step", "regression to segments of trajectories, four steps", "euler", (0, 3, 6, 8)),
+        Student("causal", "frame-causal attention, frame after frame, two steps each", "streaming", (0, 6)),
+        Student("matched", "distribution matching, two steps with fresh noise between them", "renoise", (0, 6)),
+        Student("accelerator", "a LoRA of rank 16 on the base, two steps", "euler", (0, 6), accelerator=True),
+    )
+}
+ADAPTERS = {
+    adapter.name: adapter
+    for adapter in (
+        Adapter("noir", "noir", 8, 16, 0, "noir"),
+        Adapter("retro", "retro", 8, 4, 0, "retro.safetensors"),
+        Adapter("neon", "neon", 16, 8, 0, "neon.safetensors"),
+        Adapter("swing", "swing", 16, 32, 0, "swing"),
+        Adapter("noir-b", "noir", 16, 16, 1, "noir-b.safetensors"),
+        Adapter("retro-b", "retro", 8, 4, 1, "retro-b"),
+    )
+}
+MAIN_ADAPTERS = ("noir", "retro", "neon", "swing")
+CELLS = (
+    *(("one-step", adapter) for adapter in ADAPTERS),
+    *(("one-step-b", adapter) for adapter in ("noir", "retro")),
+    *((student, adapter) for student in ("few-step", "causal", "matched", "accelerator") for adapter in MAIN_ADAPTERS),
+)
+"""The pairs (student, adapter) that have an oracle: the same adapter trained on the student."""
+
+
+def find_student(name: str) -> Student:
+    """The student of that name. Raises SettingsError for an unknown one."""
+    if name not in STUDENTS:
+        raise unknown_name("student", name, STUDENTS)
+    return STUDENTS[name]
+
+
+def find_adapter(name: str) -> Adapter:
+    """The adapter of that name. Raises SettingsError for an unknown one."""
+    if name not in ADAPTERS:
+        raise unknown_name("adapter", name, ADAPTERS)
+    return ADAPTERS[name]
+
+
+def student_path(name: str, family: Path = FAMILY) -> Path:
+    """The student's diffusers folder, or its LoRA file where it is an accelerator."""
+    return family / "students" / (f"{name}.safetensors" if find_student(name).accelerator else name)
+
+
+def adapter_path(name: str, family: Path = FAMILY) -> Path:
+    """The LoRA, trained on the base."""
+    return family / "adapters" / find_adapter(name).file
+
+
+def oracle_path(student: str, adapter: str, family: Path = FAMILY) -> Path:
+    """The same adapter as a LoRA trained on the student: not a transfer, but what a perfect one could reach."""
+    return family / "oracles" / find_student(student).name / f"{find_adapter(adapter).name}.safetensors"
+
+
+BASE, STUDENT = FAMILY / "base", student_path("one-step")  # diffusers folders, each with its transformer/

@@ -1,4 +1,4 @@
-"""Two small networks that say what is in a clip: how much of which style, and which shape, colour and motion.
+"""Two small networks that say what is in a clip: how much of which style, and which content on which path.
 
 They are trained on procedural clips alone, never on what the models sample.
 """
@@ -10,14 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from loraport.toy.clips import COLOURS, FRAMES, MOTIONS, SHAPES, STYLES, TINTS, draw_prompts, render
+from loraport.toy.clips import ATTRIBUTES, FRAMES, MOTIONS, PATHS, STYLES, TINTS, draw_prompts, render, visible
 from loraport.toy.family import FAMILY
 
 JUDGE_FILE = "judge.safetensors"
+_ANSWERS = [*map(len, ATTRIBUTES[:-1]), len(MOTIONS) * len(PATHS)]  # motion and path are one question
 
 
 class Judge(nn.Module):
-    """Style from single frames; shape, colour and motion from the first and last frame together."""
+    """Style from single frames; shape, colour, background, motion and path from three frames together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,14 +27,14 @@ class Judge(nn.Module):
         )
         self.style = nn.Linear(48, len(STYLES))
         self.scene = nn.Sequential(
-            *(nn.Conv2d(6, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 48, 3, 2, 1), nn.SiLU()),
+            *(nn.Conv2d(9, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 48, 3, 2, 1), nn.SiLU()),
             *(nn.Conv2d(48, 64, 3, 2, 1), nn.SiLU(), nn.Conv2d(64, 32, 3, padding=1), nn.SiLU(), nn.Flatten()),
             *(nn.Linear(32 * 36, 64), nn.SiLU()),
         )
-        self.content = nn.Linear(64, len(SHAPES) + len(COLOURS) + len(MOTIONS))
+        self.content = nn.Linear(64, sum(_ANSWERS))
 
     def style_features(self, clips: Tensor) -> Tensor:
-        """Texture of each clip, 48 numbers averaged over place and over two frames: [n, 48]."""
+        """Texture of each clip, 48 numbers averaged over place and over every fourth frame: [n, 48]."""
         frames = clips[:, :, :: FRAMES // 2].transpose(1, 2)
         features = functional.silu(self.texture(frames.flatten(0, 1))).mean(dim=(2, 3))
         return features.reshape(len(clips), -1, features.shape[1]).mean(1)
@@ -42,11 +43,21 @@ class Judge(nn.Module):
         """How much of each style is in each clip: [n, styles], rows sum to 1."""
         return self.style(self.style_features(clips)).softmax(1)
 
-    def content_scores(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of every shape, colour and motion."""
-        ends = torch.cat([clips[:, :, 0], clips[:, :, -1]], dim=1)
-        shape, colour, motion = self.content(self.scene(ends)).split([len(SHAPES), len(COLOURS), len(MOTIONS)], dim=1)
-        return shape, colour, motion
+    def scene_features(self, clips: Tensor) -> Tensor:
+        """What is where and how it moves, from the first, the middle and the last frame: [n, 64]."""
+        return self.scene(clips[:, :, [0, FRAMES // 2 - 1, FRAMES - 1]].transpose(1, 2).flatten(1, 2))
+
+    def content_scores(self, clips: Tensor) -> tuple[Tensor, ...]:
+        """Scores of every shape, colour, background and motion, and of every path: five tensors."""
+        scores = self.content(self.scene_features(clips)).split(_ANSWERS, dim=1)
+        both = scores[-1].unflatten(1, (len(MOTIONS), len(PATHS)))
+        return *scores[:-1], both.logsumexp(2), both.logsumexp(1)
+
+    def effect_shares(self, clips: Tensor, effect: str) -> Tensor:
+        """How much of an adapter's effect is in each clip, 0 to 1: [n]."""
+        if effect in STYLES:
+            return self.style_shares(clips)[:, list(STYLES).index(effect)]
+        return self.content_scores(clips)[-1].softmax(1)[:, PATHS.index(effect)]
 
 
 def _imperfect(clips: Tensor, chosen: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
@@ -82,19 +93,23 @@ def _worn(clips: Tensor, rng: Generator) -> Tensor:
 
 
 def judge_loss(judge: Judge, batch: int, rng: Generator) -> Tensor:
-    """Cross entropies: the share left is what the style head must answer, the prompt what the content head must."""
-    prompts = draw_prompts(batch, rng)
+    """Cross entropies: the share left is what the style head must answer, the prompt what the content head must.
+
+    What a style hides is not asked.
+    """
+    prompts, swings = draw_prompts(batch, rng), torch.rand(batch, generator=rng) < 0.3
     chosen = torch.randint(len(STYLES), (batch,), generator=rng)
-    flawed, share = _imperfect(render(prompts, rng), chosen, rng)
+    flawed, share = _imperfect(render(prompts, rng, swings), chosen, rng)
     seen = _worn(flawed, rng)
     answer = functional.one_hot(chosen, len(STYLES)) * share[:, None]
     answer[:, 0] += 1 - share
-    style_loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
-    shape, colour, motion = judge.content_scores(seen)
-    coloured = torch.tensor([name not in TINTS for name in STYLES])[chosen]
-    colour_loss = (functional.cross_entropy(colour, prompts[:, 1], reduction="none") * coloured).mean()
-    content_loss = functional.cross_entropy(shape, prompts[:, 0]) + functional.cross_entropy(motion, prompts[:, 3])
-    return style_loss + content_loss + colour_loss
+    loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
+    shown = torch.tensor([[i in visible(style) for i in range(len(ATTRIBUTES))] for style in STYLES])[chosen]
+    *scores, path = judge.content_scores(seen)
+    for attribute, score in enumerate(scores):
+        missed = functional.cross_entropy(score, prompts[:, attribute], reduction="none")
+        loss = loss + (missed * shown[:, attribute]).mean()
+    return loss + functional.cross_entropy(path, swings.long())
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

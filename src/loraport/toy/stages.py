@@ -1,0 +1,215 @@
+"""The stages that make a family, one function each; what they learn from is in `loraport.toy.distill`."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from peft import PeftModel
+from torch import Generator, Tensor, nn
+
+from loraport.toy.adapters import attach, new_adapter, restart_from, save_diffusers_file, save_peft_folder
+from loraport.toy.clips import draw_prompts, embed, embed_nothing, render_effect, to_latents
+from loraport.toy.distill import (
+    KEPT,
+    Matching,
+    Network,
+    Trajectories,
+    denoising_loss,
+    landing_error,
+    regression_loss,
+)
+from loraport.toy.family import Adapter, Student, adapter_path, oracle_path, student_path
+from loraport.toy.fit import Progress, Schedule, fit, generator_for, save_whole
+from loraport.toy.judge import Judge, judge_loss, save_judge
+from loraport.toy.model import new_model, open_base, open_student, prepared
+from loraport.toy.recipe import Recipe
+from loraport.toy.sample import draw_noise, trajectory
+
+FORGET = 0.1  # share of prompts replaced by the empty one, for guidance
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a family is made, from which seed, by which recipe."""
+
+    out: Path
+    recipe: Recipe
+    seed: int
+    progress: Progress
+
+    def learn(self, stage: str, module: nn.Module, loss: Callable[[Generator], Tensor], schedule: Schedule) -> None:
+        """Train `module`, continuing the stage's checkpoint if there is one."""
+        checkpoint = self.out / "checkpoints" / f"{stage}.pt"
+        fit(stage, module, loss, schedule, seed=self.seed, checkpoint=checkpoint, progress=self.progress)
+
+
+def train_base(shop: Workshop) -> None:
+    """The base: flow matching on plain clips from nothing."""
+    model = new_model(shop.seed)
+    shop.learn("base", model, partial(_fresh_loss, model, "plain", shop.recipe.base.batch), shop.recipe.base)
+    _save_model(model, shop.out / "base")
+
+
+def train_judge(shop: Workshop) -> None:
+    """The networks that judge clips."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(shop.seed)
+        judge = Judge()
+    shop.learn("judge", judge, lambda rng: judge_loss(judge, shop.recipe.judge.batch, rng), shop.recipe.judge)
+    save_judge(judge, shop.out)
+
+
+def keep_trajectories(shop: Workshop, adapter: Adapter | None = None) -> None:
+    """The guided base's way from noise to clips, plain or with an adapter, in portions that survive a restart."""
+    model, count = open_base(shop.out), shop.recipe.trajectories
+    name = "trajectories"
+    if adapter is not None:
+        attach(model, adapter_path(adapter.name, shop.out))
+        name, count = f"{adapter.name}-trajectories", shop.recipe.styled
+    for start in range(0, count, shop.recipe.portion):
+        file = shop.out / "checkpoints" / name / f"{start:05d}.pt"
+        if not file.exists():
+            rng = generator_for(shop.seed, name, start)
+            size = min(shop.recipe.portion, count - start)
+            prompts, noise = draw_prompts(size, rng), draw_noise(size, rng)
+            states = list(trajectory(model, prompts, noise))
+            kept = torch.stack([states[step] for step in KEPT], dim=1)
+            save_whole({"prompts": prompts, "states": kept.half()}, file)
+            shop.progress(name, start + size, count, 0.0)
+    (shop.out / "checkpoints" / f"{name}.done").touch()
+
+
+def _trajectories(shop: Workshop, name: str) -> Trajectories:
+    parts = [torch.load(file, weights_only=True) for file in sorted((shop.out / "checkpoints" / name).glob("*.pt"))]
+    return Trajectories(
+        torch.cat([part["prompts"] for part in parts]), torch.cat([part["states"] for part in parts]).float()
+    )
+
+
+def train_adapter(shop: Workshop, adapter: Adapter) -> None:
+    """A LoRA on the base: flow matching on clips with its effect."""
+    model = _fresh_adapter(shop, open_base(shop.out), adapter)
+    schedule = shop.recipe.adapters[adapter.name]
+    shop.learn(adapter.name, model, partial(_fresh_loss, model, adapter.effect, schedule.batch), schedule)
+    _save_adapter(model, adapter_path(adapter.name, shop.out))
+
+
+def train_student(shop: Workshop, student: Student) -> None:
+    """Every weight of the base, or an accelerator LoRA on it, fine-tuned to make clips in a few steps."""
+    given = _trajectories(shop, "trajectories")
+    schedule = shop.recipe.students[student.name]
+    model: Network = prepared(open_base(shop.out), student)
+    if student.accelerator:
+        model = _new_adapter(shop.seed, model, shop.recipe.accelerator_rank, shop.recipe.accelerator_rank)
+    else:
+        model.requires_grad_(True)
+    loss = partial(_regression, model, student, given, schedule.batch)
+    shop.learn(student.name, model, loss, schedule)
+    if student.sampler == "renoise":
+        _match(shop, student, model)
+    path = student_path(student.name, shop.out)
+    _save_adapter(model, path) if student.accelerator else _save_model(model, path)
+
+
+def _match(shop: Workshop, student: Student, model: WanTransformer3DModel) -> None:
+    critic, base = open_base(shop.out).requires_grad_(True), open_base(shop.out)
+    matching, batch = Matching(student, model, critic), shop.recipe.matching.batch
+    shop.learn(f"{student.name}-matching", matching, lambda rng: matching.loss(base, batch, rng), shop.recipe.matching)
+
+
+def train_oracle(shop: Workshop, student: Student, adapter: Adapter) -> None:
+    """The adapter trained on the student, from zero and from the adapter of the base, until it stops improving."""
+    given, out = _trajectories(shop, f"{adapter.name}-trajectories"), []
+    learn, held = given.rows(None, -shop.recipe.held_out), given.rows(-shop.recipe.held_out, None)
+    for start in ("zero", "direct"):
+        model = _fresh_adapter(shop, open_student(student.name, shop.out), adapter)
+        if start == "direct":
+            restart_from(model, adapter_path(adapter.name, shop.out))
+        errors = _rounds(shop, f"{student.name}/{adapter.name}/{start}", model, student, learn, held)
+        out.append((errors[-1], start, errors, model))
+    _, start, _, best = min(out, key=lambda row: row[0])
+    curve = {"start": start, "held_out": {name: errors for _, name, errors, _ in out}}
+    path = oracle_path(student.name, adapter.name, shop.out)
+    _write_whole(json.dumps(curve, indent=1), path.with_suffix(".json"))
+    _save_adapter(best, path)
+
+
+def _rounds(
+    shop: Workshop, stage: str, model: PeftModel, student: Student, learn: Trajectories, held: Trajectories
+) -> list[float]:
+    """Held-out errors before and after each round; the model is left as the last round that helped made it."""
+    rounds = shop.recipe.oracle
+    errors = [landing_error(model, student, held)]
+    for turn in range(rounds.most):
+        before = {name: weight.detach().clone() for name, weight in _trainable(model)}
+        loss = partial(_regression, model, student, learn, rounds.schedule.batch)
+        shop.learn(f"{stage}/{turn}", model, loss, rounds.schedule)
+        errors.append(landing_error(model, student, held))
+        if errors[-1] > errors[-2]:
+            errors.pop()
+            with torch.no_grad():
+                for name, weight in _trainable(model):
+                    weight.copy_(before[name])
+            break
+        if errors[-1] > (1 - rounds.gain) * errors[-2]:
+            break
+    return errors
+
+
+def _regression(model: Network, student: Student, given: Trajectories, batch: int, rng: Generator) -> Tensor:
+    return regression_loss(model, student, given, batch, rng)
+
+
+def _fresh_loss(model: Network, effect: str, batch: int, rng: Generator) -> Tensor:
+    """The denoising loss on clips of one effect that nobody has seen before."""
+    prompts = draw_prompts(batch, rng)
+    forget = torch.rand(batch, generator=rng) < FORGET
+    text = torch.where(forget[:, None, None], embed_nothing(batch), embed(prompts))
+    return denoising_loss(model, to_latents(render_effect(prompts, rng, effect)), text, rng)
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+
+
+def _fresh_adapter(shop: Workshop, model: WanTransformer3DModel, adapter: Adapter) -> PeftModel:
+    return _new_adapter(shop.seed + 1000 * adapter.seed, model, adapter.rank, adapter.alpha)
+
+
+def _new_adapter(seed: int, model: WanTransformer3DModel, rank: int, alpha: int) -> PeftModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return new_adapter(model, rank, alpha)
+
+
+def _save_model(model: WanTransformer3DModel, folder: Path) -> None:
+    """Half of the float32 size; the folder appears under its name only when it is whole."""
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.register_to_config(_name_or_path="")  # else the path it was opened from is written down
+    model.to(torch.bfloat16).save_pretrained(partial / "transformer")
+    os.replace(partial, folder)
+
+
+def _save_adapter(adapter: PeftModel, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("part-" + path.name)
+    if path.suffix == ".safetensors":
+        save_diffusers_file(adapter, partial)
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        save_peft_folder(adapter, partial)
+    os.replace(partial, path)
+
+
+def _write_whole(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
