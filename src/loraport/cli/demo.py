@@ -21,7 +21,12 @@ app = typer.Typer()
 @app.command(epilog="Example: loraport demo -o demo")
 def demo(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
-    style: Annotated[str, typer.Option(help="Which of the embedded LoRAs: noir or retro.")] = "noir",
+    style: Annotated[
+        str, typer.Option(help="Which of the embedded LoRAs: noir, retro, neon, swing, noir-b or retro-b.")
+    ] = "noir",
+    student: Annotated[
+        str, typer.Option(help="On which student: one-step, one-step-b, few-step, causal, matched or accelerator.")
+    ] = "one-step",
     method: Method = "casa",
     clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
@@ -36,15 +41,15 @@ def demo(
     from loraport.runs.config import TransferConfig
     from loraport.runs.execute import transfer as run
     from loraport.toy.demo import demo_columns, run_demo
-    from loraport.toy.family import BASE, STUDENT, adapter_path
+    from loraport.toy.family import BASE, adapter_path, target_place
 
     folder = folder_path(output)
-    new = folder / f"{style}-{method.replace(':', '-')}.safetensors"
-    inputs = str(adapter_path(style)), str(BASE), str(STUDENT)
+    new = folder / f"{style}-{student}-{method.replace(':', '-')}.safetensors"
+    inputs = str(adapter_path(style)), str(BASE), target_place(student)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
         result = run(config, progress=terminal)
-        columns = demo_columns(style, new, method)
-        shown = run_demo(columns, style=style, clips=clips, seed=seed, progress=terminal.step)
+        columns = demo_columns(style, new, method, student)
+        shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal.step)
     page = write_demo(shown, result, folder)
     console.print_facts(demo_facts(shown, result, page, words=not json), json=json)

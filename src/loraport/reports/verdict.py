@@ -97,7 +97,7 @@ def verdict(demo: DemoLike) -> list[str]:
 
 
 def _contest(transfer: ColumnLike, direct: ColumnLike) -> str:
-    fidelity, style = compare(transfer, direct, "psnr"), compare(transfer, direct, "style")
+    fidelity, style = compare(transfer, direct, "psnr"), compare(transfer, direct, "effect")
     signs = {fidelity.sign, style.sign}
     if signs == {0}:
         headline = f"{transfer.label} and {direct.label} cannot be told apart here"
@@ -112,8 +112,8 @@ def _contest(transfer: ColumnLike, direct: ColumnLike) -> str:
 
 
 def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
-    change = compare(direct, reference, "style")
-    whole, left = estimate(reference.values["style"]), estimate(direct.values["style"])
+    change = compare(direct, reference, "effect")
+    whole, left = estimate(reference.values["effect"]), estimate(direct.values["effect"])
     if change.sign < 0:
         return (
             f"Putting the LoRA on the distilled student unchanged loses style: {left.mean:.0f} % of {style} is left, "
@@ -126,7 +126,7 @@ def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
 
 
 def _headroom(oracle: ColumnLike, best: ColumnLike) -> str:
-    fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "style")
+    fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "effect")
     return (
         f"A LoRA trained on the student itself, with data and time, shows what is possible: against "
         f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."

@@ -11,23 +11,24 @@ from torch import Tensor
 
 from loraport.toy.adapters import attach
 from loraport.toy.clips import describe, draw_prompts, from_latents
-from loraport.toy.family import FAMILY, adapter_path, oracle_path
+from loraport.toy.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
 from loraport.toy.fit import generator_for
 from loraport.toy.judge import open_judge
 from loraport.toy.measure import METRICS, Metric, measure
-from loraport.toy.model import draw_noise, open_model
-from loraport.toy.sample import as_frames, sample_base, sample_student
+from loraport.toy.model import open_base, open_student
+from loraport.toy.sample import as_frames, draw_noise, in_portions, sample_base, sample_student
 
+MOST_LOOKS = max(len(student.looks) for student in STUDENTS.values())
 Role = Literal["reference", "student", "direct", "transfer", "oracle"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way of making the clips: a model and the LoRA that is put on it."""
+    """One way of making the clips: a model (`base`, or a student's name) and the LoRA that is put on it."""
 
     label: str
     role: Role
-    model: Literal["base", "student"]
+    model: str
     adapter: Path | None
 
 
@@ -53,48 +54,55 @@ class DemoResult:
     seed: int
 
 
-def demo_columns(style: str, transferred: Path, method: str) -> tuple[Column, ...]:
+def demo_columns(adapter: str, transferred: Path, method: str, student: str = "one-step") -> tuple[Column, ...]:
     """The reference, the student without and with the LoRA as it is, with the transferred one, and the headroom."""
+    oracle = oracle_path(student, adapter)
     columns = (
-        Column("base + LoRA", "reference", "base", adapter_path(style)),
-        Column("student", "student", "student", None),
-        Column("student + LoRA as it is", "direct", "student", adapter_path(style)),
-        Column(f"student + {method}", "transfer", "student", transferred),
-        Column("student + LoRA trained on it", "oracle", "student", oracle_path(style)),
+        Column("base + LoRA", "reference", "base", adapter_path(adapter)),
+        Column("student", "student", student, None),
+        Column("student + LoRA as it is", "direct", student, adapter_path(adapter)),
+        Column(f"student + {method}", "transfer", student, transferred),
+        Column("student + LoRA trained on it", "oracle", student, oracle),
     )
-    return tuple(column for column in columns if column.adapter is None or column.adapter.exists())
+    return tuple(column for column in columns if column.role != "oracle" or oracle.exists())
 
 
 def run_demo(
     columns: Sequence[Column],
     *,
-    style: str,
+    adapter: str,
     clips: int = 32,
     seed: int = 0,
     family: Path = FAMILY,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> DemoResult:
     """Sample and measure `columns`, the reference first. `progress` gets (label, columns done, columns)."""
+    effect, judge = find_adapter(adapter).effect, open_judge(family)
     prompts = draw_prompts(clips, generator_for(seed, "demo", "prompts"))
-    noise = draw_noise(clips, generator_for(seed, "demo", "noise"))
-    judge = open_judge(family)
+    noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_LOOKS)
     results: list[ColumnResult] = []
     reference: Tensor | None = None
     for done, column in enumerate(columns):
         if progress is not None:
             progress(column.label, done, len(columns))
         began = time.monotonic()
-        model = open_model(column.model, family)
-        if column.adapter is not None:
-            attach(model, column.adapter)
-        sampler = sample_base if column.model == "base" else sample_student
-        latents = torch.cat(
-            [sampler(model, p, n) for p, n in zip(torch.split(prompts, 16), torch.split(noise, 16), strict=True)]
-        )
+        latents = _sample(column, prompts, noise, family)
         sampled = from_latents(latents).clamp(-1, 1)
-        values = measure(judge, sampled, prompts, style, reference)
+        values = measure(judge, sampled, prompts, effect, reference)
         reference = sampled if reference is None else reference
         took = time.monotonic() - began
         results.append(ColumnResult(column.label, column.role, as_frames(latents), values, took))
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
-    return DemoResult(style, tuple(describe(prompt) for prompt in prompts), tuple(results), known, seed)
+    return DemoResult(effect, tuple(describe(prompt) for prompt in prompts), tuple(results), known, seed)
+
+
+def _sample(column: Column, prompts: Tensor, noise: Tensor, family: Path) -> Tensor:
+    model = open_base(family) if column.model == "base" else open_student(column.model, family)
+    if column.adapter is not None:
+        attach(model, column.adapter)
+    if column.model == "base":
+        portions = [sample_base(model, *some) for some in in_portions([prompts, noise])]
+    else:
+        student = find_student(column.model)
+        portions = [sample_student(model, student, *some) for some in in_portions([prompts, noise])]
+    return torch.cat(portions)

@@ -1,6 +1,7 @@
 """How students and their oracles learn: trajectories of the base, and one loss for each paradigm."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -26,7 +27,7 @@ WEIGHT_FLOOR = 0.2  # the denoising loss is that of the velocity, 1 / level², c
 CLEAN_FRAMES = 0.5  # share of a streaming student's frames that it sees finished in training
 GENERATOR_TURNS = 1 / 3  # share of the steps in which distribution matching moves the student, not its critic
 
-Network = WanTransformer3DModel | PeftModel
+Network: TypeAlias = WanTransformer3DModel | PeftModel
 
 
 @dataclass(frozen=True)

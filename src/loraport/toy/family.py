@@ -85,6 +85,11 @@ def student_path(name: str, family: Path = FAMILY) -> Path:
     return family / "students" / (f"{name}.safetensors" if find_student(name).accelerator else name)
 
 
+def target_place(name: str, family: Path = FAMILY) -> str:
+    """The student as a transfer takes it for its target."""
+    return f"{'source+' if find_student(name).accelerator else ''}{student_path(name, family)}"
+
+
 def adapter_path(name: str, family: Path = FAMILY) -> Path:
     """The LoRA, trained on the base."""
     return family / "adapters" / find_adapter(name).file
@@ -96,3 +101,4 @@ def oracle_path(student: str, adapter: str, family: Path = FAMILY) -> Path:
 
 
 BASE, STUDENT = FAMILY / "base", student_path("one-step")  # diffusers folders, each with its transformer/
+HARDEST = "one-step"  # the student on which LoRAs suffer most, and which is shown first

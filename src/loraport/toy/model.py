@@ -64,7 +64,7 @@ def prepared(model: WanTransformer3DModel, student: Student) -> WanTransformer3D
     return model
 
 
-class CausalAttention(WanAttnProcessor):
+class CausalAttention(WanAttnProcessor):  # type: ignore[misc]  # diffusers has no types
     """Self-attention in which a frame sees itself and the frames before it, as in streaming video models."""
 
     def __call__(self, attn: Any, hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:

@@ -114,7 +114,7 @@ RUN = {"euler": run_euler, "renoise": run_renoise, "streaming": run_streaming}
 
 @torch.no_grad()
 def sample_student(model: WanTransformer3DModel, student: Student, prompts: Tensor, noise: Tensor) -> Tensor:
-    """Latents in the student's own few steps; `noise` as `draw_noise` gives it for that many looks."""
+    """Latents in the student's own few steps; `noise` as `draw_noise` gives it for that many looks or more."""
     return RUN[student.sampler](model, prompts, noise, student_levels(student))
 
 

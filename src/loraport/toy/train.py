@@ -56,10 +56,9 @@ def plan(shop: Workshop) -> dict[str, Step]:
     for name, adapter in ADAPTERS.items():
         done = out / "checkpoints" / f"{name}-trajectories.done"
         steps[f"{name}-trajectories"] = Step(done, (name,), partial(keep_trajectories, adapter=adapter))
-    for student, adapter in shop.recipe.cells or CELLS:
-        stage = partial(train_oracle, student=STUDENTS[student], adapter=ADAPTERS[adapter])
-        after = (student, f"{adapter}-trajectories")
-        steps[f"{student}/{adapter}"] = Step(oracle_path(student, adapter, out), after, stage)
+    for on, of in shop.recipe.cells or CELLS:
+        stage = partial(train_oracle, student=STUDENTS[on], adapter=ADAPTERS[of])
+        steps[f"{on}/{of}"] = Step(oracle_path(on, of, out), (on, f"{of}-trajectories"), stage)
     return steps
 
 
