@@ -1,0 +1,146 @@
+"""One row on one cell: clips from the noise that all rows share, and what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from loraport.lab.material import EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
+from loraport.lab.rows import Row, Rule
+from loraport.lab.store import Kept, Store
+from loraport.toy.adapters import attach
+from loraport.toy.clips import from_latents
+from loraport.toy.family import adapter_path
+from loraport.toy.judge import open_judge
+from loraport.toy.measure import measure, psnr
+from loraport.toy.model import open_base
+from loraport.toy.sample import as_frames, in_portions, sample_base, sample_student
+
+SHOWN = 6  # clips of a row that are kept to be looked at
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row gave: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
+
+    facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the candidate that won on the tuning seeds.
+    """
+
+    row: str
+    group: str
+    values: Mapping[str, Tensor]
+    features: Tensor
+    frames: Tensor
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that the rows of one cell share: weights, noise, reference clips, finished parts."""
+
+    material: Material
+    store: Store
+    clips: int
+
+    @cached_property
+    def evaluation(self) -> Drawn:
+        """What is reported comes from these."""
+        return draw(EVALUATION_SEEDS, self.clips)
+
+    @cached_property
+    def tuning(self) -> Drawn:
+        """Candidates are chosen on these."""
+        return draw(TUNING_SEEDS, max(2, self.clips // 3))
+
+    def reference(self, drawn: Drawn, seeds: Sequence[int]) -> Tensor:
+        """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
+        adapter, family = self.material.cell.adapter.name, self.material.family
+        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}"
+        kept = self.store.get(place, key)
+        if kept is None:
+            model = attach(open_base(family), adapter_path(adapter, family))
+            latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
+            kept = Kept({"latents": torch.cat(latents)})
+            self.store.put(place, key, kept)
+        return as_clips(kept.tensors["latents"])
+
+    @cached_property
+    def references(self) -> tuple[Tensor, Tensor]:
+        """Of the evaluation and of the tuning seeds."""
+        return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
+
+    @cached_property
+    def student(self) -> WanTransformer3DModel:
+        """The student, opened once."""
+        return self.material.student()
+
+    def run(self, row: Row) -> Measured:
+        """The row's result, from the store or made now."""
+        place, key = f"rows/{self.material.cell.name}", f"{row.name}: {row.key}; {self.clips} clips"
+        kept = self.store.get(place, key)
+        if kept is None:
+            kept = self._make(row)
+            self.store.put(place, key, kept)
+        values = {name.removeprefix("value."): t for name, t in kept.tensors.items() if name.startswith("value.")}
+        return Measured(row.name, row.group, values, kept.tensors["features"], kept.tensors["frames"], kept.facts)
+
+    def _make(self, row: Row) -> Kept:
+        chosen = self._choose(row) if row.candidates else None
+        updates = (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
+        model = self.student if row.model == "student" else self.material.base()
+        latents = self.sample(model, updates, self.evaluation)
+        clips, judge = as_clips(latents), open_judge(self.material.family)
+        effect = self.material.cell.adapter.effect
+        values = measure(judge, clips, self.evaluation.prompts, effect, self.references[0])
+        tensors = {f"value.{name}": value for name, value in values.items()}
+        features = judge.style_features(clips).detach()
+        facts = {"size": _relative_size(updates, self.material), "chosen": chosen}
+        return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
+
+    def _choose(self, row: Row) -> str:
+        """The candidate of the highest mean fidelity on the tuning seeds."""
+
+        def fidelity(rule: Rule) -> float:
+            clips = as_clips(self.sample(self.student, rule(self.material), self.tuning))
+            return float(psnr(clips, self.references[1]).mean())
+
+        return max(row.candidates or {}, key=lambda name: fidelity((row.candidates or {})[name]))
+
+    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], drawn: Drawn) -> Tensor:
+        """Latents by the student's own sampling with these updates on the model's weights."""
+        student = self.material.cell.student
+        with added(model, updates):
+            portions = in_portions([drawn.prompts, drawn.noise])
+            return torch.cat([sample_student(model, student, *some) for some in portions])
+
+
+@contextmanager
+def added(model: WanTransformer3DModel, updates: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these updates on its weights; afterwards they are again what they were, bit by bit."""
+    weights = {name: model.get_submodule(name).weight for name in updates}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    with torch.no_grad():
+        try:
+            for name, weight in weights.items():
+                weight.add_(updates[name])
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+
+
+def as_clips(latents: Tensor) -> Tensor:
+    """Latents as clips in [-1, 1]."""
+    return from_latents(latents).clamp(-1, 1)
+
+
+def _relative_size(updates: Mapping[str, Tensor], material: Material) -> float:
+    ours = sum(float(update.square().sum()) for update in updates.values())
+    theirs = sum(layer.lora.norm() ** 2 for layer in material.layers.values())
+    return float((ours / theirs) ** 0.5)

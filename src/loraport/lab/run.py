@@ -1,0 +1,121 @@
+"""The whole lab: every row on every cell, in several processes, from parts that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport.lab.admission import Admission, admit
+from loraport.lab.evaluate import SHOWN, Measured, Session
+from loraport.lab.material import Cell, Material, all_cells, family_digest
+from loraport.lab.rows import rows_of
+from loraport.lab.store import Store
+from loraport.runs.config import matches
+from loraport.toy.clips import draw_prompts, render_effect, to_latents
+from loraport.toy.family import FAMILY
+from loraport.toy.fit import generator_for
+from loraport.toy.judge import open_judge
+from loraport.toy.sample import as_frames
+
+CLIPS = 96
+REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
+Progress = Callable[[str, int, int], None]  # what is done, how many parts of how many
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What was measured on one cell, and whether it can tell methods apart."""
+
+    cell: Cell
+    admission: Admission
+    rows: dict[str, Measured]
+    real: Tensor
+    """Texture features of procedural clips with the effect: [REAL_CLIPS, 48]."""
+    reference: Tensor
+    """The first clips of base + adapter, as frames."""
+
+
+@dataclass(frozen=True)
+class LabResult:
+    """A finished lab."""
+
+    cells: tuple[CellResult, ...]
+    clips: int
+    made_from: str
+    prompts: Tensor
+    """Of the clips that are shown."""
+
+
+def run_lab(
+    folder: Path,
+    *,
+    family: Path = FAMILY,
+    cells: Sequence[str] = (),
+    clips: int = CLIPS,
+    jobs: int = 2,
+    progress: Progress | None = None,
+) -> LabResult:
+    """Measure all rows of the cells whose names fit one of the patterns (all without any); parts are kept in `folder`.
+
+    Raises SettingsError for a pattern that fits nothing, InputError for a family with missing files.
+    """
+    chosen = _chosen(all_cells(family), cells)
+    store = Store(folder / "parts", made_from(family))
+    sessions = [Session(Material(cell, family), store, clips) for cell in chosen]
+    first = list({session.material.cell.adapter.name: session for session in sessions}.values())
+    watch = progress or (lambda *_: None)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for what, work, some in (("clips of base + LoRA", _make_references, first), ("rows", _make_rows, sessions)):
+            running = {pool.submit(work, session): session.material.cell.name for session in some}
+            for done, future in enumerate(as_completed(running), 1):
+                future.result()
+                watch(f"{what}: {running[future]}", done, len(some))
+    return LabResult(tuple(map(collect, sessions)), clips, store.made_from, sessions[0].evaluation.prompts)
+
+
+def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    for pattern in patterns:
+        if not any(matches(cell.name, pattern) for cell in cells):
+            names = ", ".join(cell.name for cell in cells)
+            raise SettingsError(f"pattern {pattern!r} fits no cell of the lab; there are: {names}")
+    return [cell for cell in cells if not patterns or any(matches(cell.name, pattern) for pattern in patterns)]
+
+
+def _make_references(session: Session) -> None:
+    _ = session.references
+
+
+def _make_rows(session: Session) -> None:
+    for row in rows_of(session.material):
+        session.run(row)
+
+
+def collect(session: Session) -> CellResult:
+    """A cell's finished rows."""
+    rows = {row.name: session.run(row) for row in rows_of(session.material)}
+    effect = session.material.cell.adapter.effect
+    rng = generator_for(0, "lab", "real", effect)
+    real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
+    features = open_judge(session.material.family).style_features(real).detach()
+    reference = as_frames(to_latents(session.references[0][:SHOWN]))
+    return CellResult(session.material.cell, admit(rows), rows, features, reference)
+
+
+def made_from(family: Path) -> str:
+    """One hash over the family's files and the program's code: what the numbers depend on besides the seeds."""
+    digest = hashlib.sha256(f"{family_digest(family)} {torch.__version__}\n".encode())
+    package = Path(loraport.__file__).parent
+    for folder in ("spectral", "methods", "toy", "lab"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
