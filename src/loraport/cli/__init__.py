@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from loraport import __version__
-from loraport.cli import analyze, cache, demo, files, presets, probe, transfer
+from loraport.cli import analyze, cache, demo, files, lab, presets, probe, transfer
 from loraport.errors import LoraportError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 for group in (transfer, analyze, files, presets, demo):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
+app.add_typer(lab.app, name="lab")
 app.add_typer(cache.app, name="cache")
 
 

@@ -117,7 +117,7 @@ _DIALS: Mapping[str, tuple[float, ...]] = {
     "restore": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 SENSITIVITY = tuple(
-    _row(f"{dial} {value:g}", "sensitivity", "casa", casa_settings(**{dial: value}), rank="full")
+    _row(f"{dial} {value:g}", "sensitivity", "casa", casa_settings("paper", **{dial: value}), rank="full")
     for dial, values in _DIALS.items()
     for value in values
 )

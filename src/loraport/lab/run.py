@@ -75,11 +75,11 @@ def run_lab(
     watch = progress or (lambda *_: None)
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for what, work, some in (("clips of base + LoRA", _make_references, first), ("rows", _make_rows, sessions)):
-            running = {pool.submit(work, session): session.material.cell.name for session in some}
-            for done, future in enumerate(as_completed(running), 1):
-                future.result()
-                watch(f"{what}: {running[future]}", done, len(some))
+        done, total = 0, len(first) + len(sessions)
+        for work, some in ((_make_references, first), (_make_rows, sessions)):
+            for future in as_completed([pool.submit(work, session) for session in some]):
+                done += 1
+                watch(f"lab, last done {future.result()}", done, total)
     return LabResult(tuple(map(collect, sessions)), clips, store.made_from, sessions[0].evaluation.prompts)
 
 
@@ -91,13 +91,15 @@ def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if not patterns or any(matches(cell.name, pattern) for pattern in patterns)]
 
 
-def _make_references(session: Session) -> None:
+def _make_references(session: Session) -> str:
     _ = session.references
+    return f"base + {session.material.cell.adapter.name}"
 
 
-def _make_rows(session: Session) -> None:
+def _make_rows(session: Session) -> str:
     for row in rows_of(session.material):
         session.run(row)
+    return session.material.cell.name
 
 
 def collect(session: Session) -> CellResult:

@@ -28,7 +28,7 @@ class Interval:
 
 
 def resampled_rows(count: int, seed: int = 0) -> Tensor:
-    """Which clips each resample holds, [RESAMPLES, count]: the same for every metric and row, so that pairs stay pairs."""
+    """Which clips each resample holds, [RESAMPLES, count]: one choice for every metric and row keeps pairs together."""
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
 
 
@@ -58,7 +58,7 @@ def gap_closed(ours: Tensor, direct: Tensor, oracle: Tensor) -> Interval | None:
 
 
 def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor]) -> Interval:
-    """The mean over cells of the gap closed; clips are resampled and cells are not, so it says nothing of other cells."""
+    """The mean over cells of the gap closed; only clips are resampled, so it says nothing of other cells."""
     pairs = [(gain.double(), gap.double()) for gain, gap in zip(gains, gaps, strict=True)]
     rows = resampled_rows(len(gains[0]))
     shares = torch.stack([gain[rows].mean(1) / gap[rows].mean(1) for gain, gap in pairs])

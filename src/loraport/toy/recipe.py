@@ -14,6 +14,8 @@ class Rounds:
     most: int
     gain: float
     """A round that lowers the held-out error by less than this share is the last."""
+    behind: tuple[int, float] = (3, 0.1)
+    """The second start is given up where after so many rounds it is still this share above the first one's end."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ SHIPPED = Recipe(
         "noir-b": _STYLE,
         "retro-b": _STYLE,
     },
-    oracle=Rounds(Schedule(steps=120, rate=2e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=6, gain=0.02),
+    oracle=Rounds(Schedule(steps=120, rate=2e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=5, gain=0.03),
     trajectories=1024,
     styled=384,
     held_out=64,

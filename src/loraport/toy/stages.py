@@ -124,40 +124,49 @@ def _match(shop: Workshop, student: Student, model: WanTransformer3DModel) -> No
 
 
 def train_oracle(shop: Workshop, student: Student, adapter: Adapter) -> None:
-    """The adapter trained on the student, from zero and from the adapter of the base, until it stops improving."""
-    given, out = _trajectories(shop, f"{adapter.name}-trajectories"), []
+    """The adapter trained on the student, from the base's adapter and from zero, until it stops improving."""
+    given = _trajectories(shop, f"{adapter.name}-trajectories")
     learn, held = given.rows(None, -shop.recipe.held_out), given.rows(-shop.recipe.held_out, None)
-    for start in ("zero", "direct"):
-        model = _fresh_adapter(shop, open_student(student.name, shop.out), adapter)
+    curves: dict[str, list[float]] = {}
+    models: dict[str, PeftModel] = {}
+    for start in ("direct", "zero"):
+        models[start] = model = _fresh_adapter(shop, open_student(student.name, shop.out), adapter)
         if start == "direct":
             restart_from(model, adapter_path(adapter.name, shop.out))
-        errors = _rounds(shop, f"{student.name}/{adapter.name}/{start}", model, student, learn, held)
-        out.append((errors[-1], start, errors, model))
-    _, start, _, best = min(out, key=lambda row: row[0])
-    curve = {"start": start, "held_out": {name: errors for _, name, errors, _ in out}}
+        to_beat = min((curve[-1] for curve in curves.values()), default=float("inf"))
+        stage = f"{student.name}/{adapter.name}/{start}"
+        curves[start] = _rounds(shop, stage, model, student, learn, held, to_beat)
+    best = min(curves, key=lambda start: curves[start][-1])
     path = oracle_path(student.name, adapter.name, shop.out)
-    _write_whole(json.dumps(curve, indent=1), path.with_suffix(".json"))
-    _save_adapter(best, path)
+    _write_whole(json.dumps({"start": best, "held_out": curves}, indent=1), path.with_suffix(".json"))
+    _save_adapter(models[best], path)
 
 
 def _rounds(
-    shop: Workshop, stage: str, model: PeftModel, student: Student, learn: Trajectories, held: Trajectories
+    shop: Workshop,
+    stage: str,
+    model: PeftModel,
+    student: Student,
+    learn: Trajectories,
+    held: Trajectories,
+    to_beat: float,
 ) -> list[float]:
     """Held-out errors before and after each round; the model is left as the last round that helped made it."""
     rounds = shop.recipe.oracle
+    patience, share = rounds.behind
     errors = [landing_error(model, student, held)]
     for turn in range(rounds.most):
         before = {name: weight.detach().clone() for name, weight in _trainable(model)}
         loss = partial(_regression, model, student, learn, rounds.schedule.batch)
         shop.learn(f"{stage}/{turn}", model, loss, rounds.schedule)
-        errors.append(landing_error(model, student, held))
-        if errors[-1] > errors[-2]:
-            errors.pop()
+        error = landing_error(model, student, held)
+        if error > errors[-1]:
             with torch.no_grad():
                 for name, weight in _trainable(model):
                     weight.copy_(before[name])
             break
-        if errors[-1] > (1 - rounds.gain) * errors[-2]:
+        errors.append(error)
+        if error > (1 - rounds.gain) * errors[-2] or (turn + 1 >= patience and error > (1 + share) * to_beat):
             break
     return errors
 

@@ -1,0 +1,123 @@
+"""The lab's figures: SVG, as data addresses that a page can hold."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+INK, SOFT, MARK = "#1b1e24", "#5d6470", "#2f5fd0"
+PALETTE = ("#2f5fd0", "#c2571a", "#3b8f5a", "#8a4fbf")
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "loraport", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
+    "xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False,
+    "font.family": "sans-serif", "axes.titlesize": 9.5,
+}  # fmt: skip
+LIMIT = 2.0  # dB at which the heat map's colours end
+
+
+def as_address(figure: Figure) -> str:
+    """The figure as a data address; the same figure gives the same text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), facecolor="white")
+
+
+def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Rows against cells: the change of fidelity against direct reuse in dB, discriminating cells on the left."""
+    cells = sorted(facts["cells"], key=lambda cell: not cell["discriminating"])
+    table = {cell["name"]: {row["name"]: row["metrics"]["psnr"] for row in cell["rows"]} for cell in cells}
+    values = np.array([[table[cell["name"]][name]["change"] for cell in cells] for name in names])
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(1.8 + 0.46 * len(cells), 1.4 + 0.27 * len(names))
+        axes = figure.add_subplot()
+        axes.imshow(values, cmap="RdBu", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            colour = "white" if abs(value) > 0.7 * LIMIT else INK
+            axes.text(
+                column, row, f"{value:+.1f}".replace("-", "−"), ha="center", va="center", fontsize=7, color=colour
+            )
+        border = sum(cell["discriminating"] for cell in cells) - 0.5
+        axes.axvline(border, color=INK, linewidth=1.2)
+        axes.set_xticks(range(len(cells)), [cell["name"] for cell in cells], rotation=60, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return as_address(figure)
+
+
+def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
+    """Every row's mean change of fidelity against its mean change of effect, over all cells."""
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(6.4, 4.4)
+        axes = figure.add_subplot()
+        axes.axhline(0, color="#dfe2e8", zorder=0)
+        axes.axvline(0, color="#dfe2e8", zorder=0)
+        for row in pooled:
+            x, y = row["psnr"]["change"], row["effect"]["change"]
+            frame = row["group"] == "frame"
+            axes.plot(x, y, "s" if frame else "o", color=SOFT if frame else MARK, markersize=5)
+            axes.annotate(row["name"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+        axes.set_xlabel("fidelity against direct reuse, dB, mean over cells")
+        axes.set_ylabel("effect against direct reuse, points")
+        return as_address(figure)
+
+
+def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """One panel a dial: the change of fidelity against direct reuse, a line for each cell that was studied."""
+    cells = [cell for cell in facts["cells"] if any(row["group"] == "sensitivity" for row in cell["rows"])]
+    if not cells:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(2.5 * len(names), 2.6)
+        panels = figure.subplots(1, len(names), sharey=True)
+        for dial, axes in zip(names, panels, strict=True):
+            axes.axhline(0, color="#dfe2e8", zorder=0)
+            for colour, cell in zip(PALETTE, cells, strict=False):
+                points = [
+                    (float(row["name"].split()[1]), row["metrics"]["psnr"]["change"])
+                    for row in cell["rows"]
+                    if row["group"] == "sensitivity" and row["name"].split()[0] == dial
+                ]
+                axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, markersize=3, label=cell["name"])
+            axes.set_title(dial)
+            if dial == "tau":
+                axes.set_xscale("log")
+        panels[0].set_ylabel("dB against direct")
+        panels[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return as_address(figure)
+
+
+def ranks(facts: Mapping[str, Any]) -> str | None:
+    """CASA at several ranks: fidelity and effect against direct reuse, a line for each cell that was studied."""
+    cells = [cell for cell in facts["cells"] if any(row["group"] == "rank" for row in cell["rows"])]
+    if not cells:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(6.6, 2.6)
+        for axes, (metric, label) in zip(
+            figure.subplots(1, 2), (("psnr", "fidelity, dB"), ("effect", "effect, points")), strict=True
+        ):
+            axes.axhline(0, color="#dfe2e8", zorder=0)
+            for colour, cell in zip(PALETTE, cells, strict=False):
+                rows = [row for row in cell["rows"] if row["group"] == "rank"]
+                words = [row["name"].removeprefix("casa, rank ") for row in rows]
+                axes.plot(
+                    words,
+                    [row["metrics"][metric]["change"] for row in rows],
+                    "o-",
+                    color=colour,
+                    markersize=3,
+                    label=cell["name"],
+                )
+            axes.set_title(f"{label} against direct")
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.tight_layout()
+        return as_address(figure)
