@@ -1,5 +1,6 @@
 """Every stage of the recipe runs, survives being killed, and gives the same bytes for the same seed."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,31 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
+from loraport.toy.clips import draw_prompts, embed
+from loraport.toy.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
+from loraport.toy.family import ADAPTERS, STUDENTS
 from loraport.toy.fit import Schedule, fit, generator_for
-from loraport.toy.train import SHIPPED, Recipe, Workshop, train_family
+from loraport.toy.model import new_model, predict_clean, prepared
+from loraport.toy.recipe import Recipe, Rounds
+from loraport.toy.sample import BASE_STEPS, draw_noise, euler_step, sample_student, student_levels, trajectory
+from loraport.toy.stages import Workshop
+from loraport.toy.train import train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
-TINY = Recipe(BRIEF, BRIEF, BRIEF, BRIEF, BRIEF, SHIPPED.adapters, trajectories=3, styled_trajectories=2, portion=2)
+CELLS = (("causal", "swing"), ("matched", "neon"), ("accelerator", "retro"))
+TINY = Recipe(
+    base=BRIEF,
+    judge=BRIEF,
+    students={name: BRIEF for name in STUDENTS},
+    matching=BRIEF,
+    adapters={name: BRIEF for name in ADAPTERS},
+    oracle=Rounds(BRIEF, most=2, gain=0.0),
+    trajectories=3,
+    styled=4,
+    held_out=2,
+    portion=2,
+    cells=CELLS,
+)
 
 
 class PulledPlugError(Exception):
@@ -59,14 +80,14 @@ def whole(tmp_path_factory) -> Path:
 
 
 def test_all_stages_leave_their_files(whole):
+    models = ["base", *(f"students/{name}" for name, student in STUDENTS.items() if not student.accelerator)]
     assert set(contents(whole)) == {
-        "base/transformer/diffusion_pytorch_model.safetensors",
-        "student/transformer/diffusion_pytorch_model.safetensors",
+        *(f"{model}/transformer/diffusion_pytorch_model.safetensors" for model in models),
+        "students/accelerator.safetensors",
         "judge.safetensors",
-        "adapters/noir/adapter_model.safetensors",
-        "adapters/retro.safetensors",
-        "oracles/noir/adapter_model.safetensors",
-        "oracles/retro.safetensors",
+        *(f"adapters/{name}/adapter_model.safetensors" for name in ("noir", "swing", "retro-b")),
+        *(f"adapters/{name}.safetensors" for name in ("retro", "neon", "noir-b")),
+        *(f"oracles/{student}/{adapter}.safetensors" for student, adapter in CELLS),
     }
     assert not [path for path in whole.rglob("*") if "part" in path.name]
 
@@ -75,13 +96,30 @@ def test_a_second_start_does_nothing(whole):
     assert make(whole) == []
 
 
-def test_killed_four_times_is_as_if_never_killed(whole, tmp_path):
-    for stop_at in [("base", 2), ("student trajectories", 2), ("student", 2), ("retro", 2)]:
+def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
+    for stop_at in [
+        ("base", 2),
+        ("trajectories", 2),
+        ("swing", 2),
+        ("matched-matching", 1),
+        ("causal/swing/zero/1", 1),
+    ]:
         with pytest.raises(PulledPlugError):
             make(tmp_path, stop_at=stop_at)
     taken = make(tmp_path)
-    assert taken[0] == ("retro", 2), "the first step, which the checkpoint held, was done again"
+    assert ("base", 1) not in taken and ("causal/swing/direct/0", 1) not in taken, "finished steps were done again"
     assert equal(contents(tmp_path), contents(whole))
+
+
+def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
+    train_family(Workshop(tmp_path, TINY, 0, print), jobs=2)
+    assert equal(contents(tmp_path), contents(whole))
+
+
+def test_an_oracle_says_how_it_was_trained(whole):
+    curves = json.loads((whole / "oracles/causal/swing.json").read_text())
+    assert set(curves["held_out"]) == {"direct", "zero"}
+    assert curves["start"] == min(curves["held_out"], key=lambda start: curves["held_out"][start][-1])
 
 
 def test_another_seed_gives_other_weights(whole, tmp_path):
@@ -118,3 +156,89 @@ def test_randomness_depends_on_the_place_alone():
     ]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2]) and not torch.equal(draw[0], draw[3])
+
+
+@pytest.fixture(scope="module")
+def given() -> Trajectories:
+    """Real trajectories, of an untrained base."""
+    rng = torch.Generator().manual_seed(0)
+    prompts, noise = draw_prompts(3, rng), draw_noise(3, rng)
+    states = list(trajectory(new_model(1), prompts, noise))
+    return Trajectories(prompts, torch.stack([states[step] for step in KEPT], dim=1))
+
+
+@pytest.mark.parametrize("name", [name for name, student in STUDENTS.items() if student.sampler != "renoise"])
+def test_whoever_follows_the_trajectory_has_no_loss_and_lands_at_its_end(name, given):
+    student = STUDENTS[name]
+    states, levels = given.at(student), student_levels(student)
+
+    class Knows(torch.nn.Module):
+        """From a kept state of a clip it predicts the clean latents whose step leads to the next kept state."""
+
+        def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict):
+            frames = hidden_states.shape[2]
+            now = timestep.reshape(len(hidden_states), -1)[
+                :, :: max(1, timestep.shape[-1] // frames) if timestep.ndim == 2 else 1
+            ]
+            now = now.expand(-1, frames) / 1000
+            clean = hidden_states.clone()
+            for clip in range(len(hidden_states)):
+                row = int((given_text == encoder_hidden_states[clip]).flatten(1).all(1).nonzero()[0])
+                for frame in range(frames):
+                    look = int((levels - now[clip, frame]).abs().argmin())
+                    if look < len(student.looks):
+                        start, end = states[row, look, :, frame], states[row, look + 1, :, frame]
+                        kept = levels[look + 1] / levels[look]
+                        clean[clip, :, frame] = (end - kept * start) / (1 - kept)
+            return (clean,)
+
+    given_text = embed(given.prompts)
+    assert len(given_text.flatten(1).unique(dim=0)) == 3, "prompts tell the clips apart"
+    loss = regression_loss(Knows(), student, given, 8, torch.Generator().manual_seed(1))
+    assert float(loss) < 1e-9 and landing_error(Knows(), student, given) < 1e-9
+    untrained = prepared(new_model(2), student)
+    assert float(regression_loss(untrained, student, given, 8, torch.Generator().manual_seed(1)).detach()) > 1e-3
+    assert landing_error(untrained, student, given) > 1e-3
+
+
+def test_the_students_turn_pulls_towards_the_base_and_the_critics_turn_moves_the_critic_alone(given):
+    student = STUDENTS["matched"]
+    made, critic, base = (new_model(seed).requires_grad_(seed != 5) for seed in (3, 4, 5))
+    matching = Matching(student, made, critic)
+    turns = {}
+    for seed in range(12):
+        matching.zero_grad(set_to_none=True)
+        torch.autograd.backward(matching.loss(base, 2, torch.Generator().manual_seed(seed)))
+        moved = tuple(any(w.grad is not None for w in part.parameters()) for part in (made, critic))
+        turns[moved] = turns.get(moved, 0) + 1
+    assert set(turns) == {(True, False), (False, True)} and turns[False, True] > turns[True, False]
+    matching.critic.load_state_dict(
+        base.state_dict()
+    )  # a critic that cannot tell student and base apart but by guidance
+    assert all(weight.grad is None for weight in base.parameters())
+
+
+def test_no_frame_of_a_streaming_student_sees_the_future():
+    student = STUDENTS["causal"]
+    model, rng = prepared(new_model(6), student).eval(), torch.Generator().manual_seed(0)
+    prompts, noise = draw_prompts(2, rng), draw_noise(2, rng, 2)
+    other = noise.clone()
+    other[:, :, :, 2:] = torch.randn(other[:, :, :, 2:].shape, generator=rng)
+    one, two = (sample_student(model, student, prompts, start) for start in (noise, other))
+    assert torch.equal(one[:, :, :2], two[:, :, :2])
+    assert not torch.allclose(one[:, :, 2:], two[:, :, 2:])
+    level = torch.full((2, 4), 0.5)
+    seen = [
+        predict_clean(network, start[:, 0], level, embed(prompts))
+        for network in (model, new_model(6))
+        for start in (noise, other)
+    ]
+    assert torch.allclose(seen[0][:, :, :2], seen[1][:, :, :2], atol=1e-6)
+    assert not torch.allclose(seen[2][:, :, :2], seen[3][:, :, :2], atol=1e-6), "without the mask it does see it"
+
+
+def test_an_euler_step_of_the_true_clean_clip_stays_on_the_line():
+    clean, noise = torch.randn(2, 3), torch.randn(2, 3)
+    now, then = torch.tensor(0.8), torch.tensor(0.3)
+    assert torch.allclose(euler_step(0.2 * clean + 0.8 * noise, clean, now, then), 0.7 * clean + 0.3 * noise, atol=1e-6)
+    assert KEPT[-1] == BASE_STEPS and all(set(student.looks) <= set(KEPT) for student in STUDENTS.values())

@@ -32,6 +32,7 @@ from loraport.toy.family import (
     target_place,
 )
 from loraport.toy.fit import generator_for
+from loraport.toy.judge import JUDGE_FILE
 from loraport.toy.model import open_base, open_student, prepared
 from loraport.toy.sample import draw_noise
 from loraport.weights.lora import read_lora
@@ -61,17 +62,9 @@ class Cell:
         return (self.student.name, self.adapter.name) == TUNING_CELL
 
 
-def all_cells(family: Path) -> tuple[Cell, ...]:
-    """The pairs of the family. Raises InputError where a file of one of them is missing."""
-    cells = tuple(Cell(STUDENTS[student], ADAPTERS[adapter]) for student, adapter in CELLS)
-    for cell in cells:
-        names = cell.student.name, cell.adapter.name
-        for path in (student_path(names[0], family), adapter_path(names[1], family), oracle_path(*names, family)):
-            if not path.exists():
-                raise InputError(
-                    f"{path} is missing; finish the family with: python -m loraport.toy.train --out {family}"
-                )
-    return cells
+def all_cells() -> tuple[Cell, ...]:
+    """The pairs of every family."""
+    return tuple(Cell(STUDENTS[student], ADAPTERS[adapter]) for student, adapter in CELLS)
 
 
 @dataclass(frozen=True)
@@ -132,12 +125,29 @@ class Material:
         """The base, ready for the student's sampling."""
         return prepared(open_base(self.family), self.cell.student)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files and folders that the cell's numbers depend on. Raises InputError where one is missing."""
+        student, adapter = self.cell.student.name, self.cell.adapter.name
+        paths = (
+            self.family / BASE.name,
+            self.family / JUDGE_FILE,
+            student_path(student, self.family),
+            adapter_path(adapter, self.family),
+            oracle_path(student, adapter, self.family),
+        )
+        for path in paths:
+            if not path.exists():
+                line = f"python -m loraport.toy.train --out {self.family}"
+                raise InputError(f"{path} is missing; train the family with: {line}")
+        return paths
 
-def family_digest(family: Path) -> str:
-    """One hash over all files of a family, without what is only left from its making."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in family.rglob("*") if path.is_file()):
-        place = path.relative_to(family)
-        if place.parts[0] != "checkpoints":
-            digest.update(f"{place}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    def digest(self) -> str:
+        """One hash over the contents of those files."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(f"{file.relative_to(self.family)} {file.stat().st_size}\n".encode())
+                    digest.update(file.read_bytes())
+        return digest.hexdigest()

@@ -16,7 +16,7 @@ import loraport
 from loraport.errors import SettingsError
 from loraport.lab.admission import Admission, admit
 from loraport.lab.evaluate import SHOWN, Measured, Session
-from loraport.lab.material import Cell, Material, all_cells, family_digest
+from loraport.lab.material import Cell, Material, all_cells
 from loraport.lab.rows import rows_of
 from loraport.lab.store import Store
 from loraport.runs.config import matches
@@ -68,9 +68,13 @@ def run_lab(
 
     Raises SettingsError for a pattern that fits nothing, InputError for a family with missing files.
     """
-    chosen = _chosen(all_cells(family), cells)
-    store = Store(folder / "parts", made_from(family))
-    sessions = [Session(Material(cell, family), store, clips) for cell in chosen]
+    materials = [Material(cell, family) for cell in _chosen(all_cells(), cells)]
+    code = code_digest()
+    made_from = [f"{material.digest()} {code}" for material in materials]
+    sessions = [
+        Session(material, Store(folder / "parts", origin), clips)
+        for material, origin in zip(materials, made_from, strict=True)
+    ]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     watch = progress or (lambda *_: None)
     context = get_context("spawn")
@@ -80,7 +84,7 @@ def run_lab(
             for future in as_completed([pool.submit(work, session) for session in some]):
                 done += 1
                 watch(f"lab, last done {future.result()}", done, total)
-    return LabResult(tuple(map(collect, sessions)), clips, store.made_from, sessions[0].evaluation.prompts)
+    return LabResult(tuple(map(collect, sessions)), clips, digest_of(made_from), sessions[0].evaluation.prompts)
 
 
 def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -113,11 +117,15 @@ def collect(session: Session) -> CellResult:
     return CellResult(session.material.cell, admit(rows), rows, features, reference)
 
 
-def made_from(family: Path) -> str:
-    """One hash over the family's files and the program's code: what the numbers depend on besides the seeds."""
-    digest = hashlib.sha256(f"{family_digest(family)} {torch.__version__}\n".encode())
+def code_digest() -> str:
+    """One hash over the program's code and PyTorch's version: what the numbers depend on besides files and seeds."""
     package = Path(loraport.__file__).parent
-    for folder in ("spectral", "methods", "toy", "lab"):
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = [
+        path for folder in ("spectral", "methods", "toy", "lab") for path in sorted((package / folder).glob("*.py"))
+    ]
+    return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """One hash over several texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
