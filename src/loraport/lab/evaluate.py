@@ -21,6 +21,7 @@ from loraport.toy.judge import open_judge
 from loraport.toy.measure import measure, psnr
 from loraport.toy.model import open_base
 from loraport.toy.sample import as_frames, in_portions, sample_base, sample_student
+from loraport.weights.names import layer_in
 
 SHOWN = 6  # clips of a row that are kept to be looked at
 
@@ -46,6 +47,8 @@ class Session:
 
     material: Material
     store: Store
+    reference_store: Store
+    """Apart from the rows', since all students share the clips of base + adapter."""
     clips: int
 
     @cached_property
@@ -62,12 +65,12 @@ class Session:
         """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
         adapter, family = self.material.cell.adapter.name, self.material.family
         place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}"
-        kept = self.store.get(place, key)
+        kept = self.reference_store.get(place, key)
         if kept is None:
             model = attach(open_base(family), adapter_path(adapter, family))
             latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
             kept = Kept({"latents": torch.cat(latents)})
-            self.store.put(place, key, kept)
+            self.reference_store.put(place, key, kept)
         return as_clips(kept.tensors["latents"])
 
     @cached_property
@@ -123,7 +126,7 @@ class Session:
 @contextmanager
 def added(model: WanTransformer3DModel, updates: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with these updates on its weights; afterwards they are again what they were, bit by bit."""
-    weights = {name: model.get_submodule(name).weight for name in updates}
+    weights = {name: model.get_submodule(layer_in(name, "diffusers") or name).weight for name in updates}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     with torch.no_grad():
         try:

@@ -142,10 +142,10 @@ class Material:
                 raise InputError(f"{path} is missing; train the family with: {line}")
         return paths
 
-    def digest(self) -> str:
-        """One hash over the contents of those files."""
+    def digest(self, *, reference: bool = False) -> str:
+        """One hash over the contents of those files, or of the two that base + adapter needs."""
         digest = hashlib.sha256()
-        for path in self.paths:
+        for path in (self.paths[0], self.paths[3]) if reference else self.paths:
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     digest.update(f"{file.relative_to(self.family)} {file.stat().st_size}\n".encode())

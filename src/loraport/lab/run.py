@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,14 +20,13 @@ from loraport.lab.evaluate import SHOWN, Measured, Session
 from loraport.lab.material import Cell, Material, all_cells
 from loraport.lab.rows import rows_of
 from loraport.lab.store import Store
-from loraport.runs.config import matches
 from loraport.toy.clips import draw_prompts, render_effect, to_latents
 from loraport.toy.family import FAMILY
 from loraport.toy.fit import generator_for
 from loraport.toy.judge import open_judge
 from loraport.toy.sample import as_frames
 
-CLIPS = 96
+CLIPS = 72
 REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
 Progress = Callable[[str, int, int], None]  # what is done, how many parts of how many
 
@@ -70,11 +70,7 @@ def run_lab(
     """
     materials = [Material(cell, family) for cell in _chosen(all_cells(), cells)]
     code = code_digest()
-    made_from = [f"{material.digest()} {code}" for material in materials]
-    sessions = [
-        Session(material, Store(folder / "parts", origin), clips)
-        for material, origin in zip(materials, made_from, strict=True)
-    ]
+    sessions = [_session(material, folder / "parts", code, clips) for material in materials]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     watch = progress or (lambda *_: None)
     context = get_context("spawn")
@@ -84,15 +80,30 @@ def run_lab(
             for future in as_completed([pool.submit(work, session) for session in some]):
                 done += 1
                 watch(f"lab, last done {future.result()}", done, total)
-    return LabResult(tuple(map(collect, sessions)), clips, digest_of(made_from), sessions[0].evaluation.prompts)
+    return LabResult(
+        tuple(map(collect, sessions)),
+        clips,
+        digest_of([session.store.made_from for session in sessions]),
+        sessions[0].evaluation.prompts,
+    )
+
+
+def _session(material: Material, folder: Path, code: str, clips: int) -> Session:
+    parts, references = (f"{material.digest(reference=reference)} {code}" for reference in (False, True))
+    return Session(material, Store(folder, parts), Store(folder, references), clips)
 
 
 def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     for pattern in patterns:
-        if not any(matches(cell.name, pattern) for cell in cells):
+        if not any(_fits(cell, pattern) for cell in cells):
             names = ", ".join(cell.name for cell in cells)
             raise SettingsError(f"pattern {pattern!r} fits no cell of the lab; there are: {names}")
-    return [cell for cell in cells if not patterns or any(matches(cell.name, pattern) for pattern in patterns)]
+    return [cell for cell in cells if not patterns or any(_fits(cell, pattern) for pattern in patterns)]
+
+
+def _fits(cell: Cell, pattern: str) -> bool:
+    """A student's name, an adapter's name, both, or a pattern with `*` for both."""
+    return any(fnmatchcase(name, pattern) for name in (cell.student.name, cell.adapter.name, cell.name))
 
 
 def _make_references(session: Session) -> str:

@@ -74,8 +74,8 @@ def _row(row: Measured, result: CellResult) -> dict[str, Any]:
 
 
 def pooled(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
-    """Every row that all cells have: over the discriminating cells without the tuned one, and its harm on all cells."""
-    names = [name for name in cells[0].rows if all(name in cell.rows for cell in cells)]
+    """Every row but those of single studies: over the discriminating cells without the tuned one, and over all."""
+    names = [name for name, row in cells[0].rows.items() if row.group not in ("rank", "sensitivity")]
     fair = [cell for cell in cells if cell.admission.discriminating and not cell.cell.tuned]
     return [_pooled_row(name, cells, fair) for name in names]
 

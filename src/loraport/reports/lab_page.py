@@ -55,7 +55,7 @@ def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
         page,
         facts=facts,
         findings=findings(facts),
-        pooled=[pooled_cells(row) for row in facts["pooled"]],
+        pooled=[pooled_cells(row) for row in facts["pooled"] if row["name"] != "direct"],
         cells=[(cell, *_details(cell), _clips(one)) for cell, one in zip(facts["cells"], result.cells, strict=True)],
         shown=("base + LoRA", *SHOWN_ROWS),
         change_map=change_map(facts, names),
@@ -97,16 +97,16 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
-    psnr, gap = row["psnr"], row["gap_psnr"]
-    closed = (
-        f"closes {_percent(gap)} of the gap in fidelity and {_percent(row['gap_effect'])} of that in effect; "
-        if gap
-        else ""
-    )
+    psnr, effect = row["psnr"], row["effect"]
+    closed = ""
+    if row["gap_psnr"] is not None:
+        closed = (
+            f"closes {_percent(row['gap_psnr'])} of the gap in fidelity and {_percent(row['gap_effect'])} in effect; "
+        )
     return (
-        f"{row['name']} {closed}against direct reuse it is better in fidelity in {psnr['better']} of "
-        f"{row['cells_in_all']} cells and worse in {psnr['worse']} (worst {psnr['worst']:+.1f} dB), "
-        f"better in effect in {row['effect']['better']} and worse in {row['effect']['worse']}."
+        f"{row['name']}: {closed}against direct reuse, fidelity is better in {psnr['better']} and worse in "
+        f"{psnr['worse']} of {row['cells_in_all']} cells (at worst {psnr['worst']:+.1f} dB), effect better in "
+        f"{effect['better']} and worse in {effect['worse']} (at worst {effect['worst']:+.0f} points)."
     )
 
 
