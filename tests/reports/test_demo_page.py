@@ -21,7 +21,7 @@ LAYER |= {"rank_out": 16, "drift": 0.25, "lora": 0.1, "update": 0.12, "kept_ener
 def column(role: str, label: str, psnr: float, style: float) -> SimpleNamespace:
     frames = torch.randint(0, 255, (CLIPS, 8, 24, 24, 3), generator=torch.Generator().manual_seed(len(label)))
     jitter = torch.linspace(-0.1, 0.1, CLIPS) if role == "transfer" else torch.zeros(CLIPS)
-    values = {"style": style + jitter, "shape": torch.full((CLIPS,), 80.0)}
+    values = {"effect": style + jitter, "shape": torch.full((CLIPS,), 80.0)}
     if role != "reference":
         values["psnr"] = psnr + jitter
     return SimpleNamespace(role=role, label=label, frames=frames.to(torch.uint8), values=values)

@@ -6,6 +6,7 @@ import torch
 from loraport.toy.clips import (
     ATTRIBUTES,
     BACKGROUNDS,
+    EFFECTS,
     FRAMES,
     MOTIONS,
     SHAPES,
@@ -17,7 +18,9 @@ from loraport.toy.clips import (
     embed_nothing,
     from_latents,
     render,
+    render_effect,
     to_latents,
+    visible,
 )
 
 
@@ -58,6 +61,30 @@ def test_the_shape_moves_the_way_the_prompt_says(motion):
     wanted = torch.tensor(list(MOTIONS.values())[motion])
     moved = torch.stack([x[:, -1] - x[:, 0], y[:, -1] - y[:, 0]], dim=1)
     assert torch.allclose(moved, wanted * (FRAMES - 1), atol=0.3)
+
+
+def test_a_swing_goes_there_and_comes_back():
+    prompts = torch.tensor([[0, 5, 0, 1]] * 8)  # a white circle on night, to the right
+    bright = render_effect(prompts, rng(), "swing")[:, 0].clamp_min(0)
+    x = (bright.sum(2) * torch.arange(SIZE).float()).sum(2) / bright.sum(dim=(2, 3))
+    assert torch.allclose(x[:, 0], x[:, -1], atol=0.1) and torch.allclose(
+        x[:, 3] - x[:, 0], torch.tensor(6.0), atol=0.3
+    )
+    straight = render(prompts, rng())[:, 0].clamp_min(0)
+    assert not torch.allclose(straight[:, :, :, 0], straight[:, :, :, -1])
+
+
+def test_what_an_effect_hides_is_not_visible():
+    assert visible("noir") == (0, 3) and visible("neon") == (0, 1, 3)
+    assert visible("swing") == visible("plain") == (0, 1, 2, 3)
+    prompts, _ = some_clips(12)
+    red_and_yellow = prompts.clone()
+    red_and_yellow[:, 1] = 0
+    other = red_and_yellow.clone()
+    other[:, 1] = 1
+    same_place = [render_effect(part, rng(3), "noir") for part in (red_and_yellow, other)]
+    assert all(torch.equal(part[:, 0], part[:, 1]) for part in same_place), "noir has no colours"
+    assert {"noir", "neon", "retro", "plain", "swing"} == set(EFFECTS)
 
 
 def test_shapes_stay_inside_the_frame():

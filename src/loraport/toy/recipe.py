@@ -14,7 +14,7 @@ class Rounds:
     most: int
     gain: float
     """A round that lowers the held-out error by less than this share is the last."""
-    behind: tuple[int, float] = (3, 0.1)
+    behind: tuple[int, float] = (1, 0.1)
     """The second start is given up where after so many rounds it is still this share above the first one's end."""
 
 
