@@ -75,7 +75,7 @@ def _row(row: Measured, result: CellResult) -> dict[str, Any]:
 
 def pooled(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
     """Every row but those of single studies: over the discriminating cells without the tuned one, and over all."""
-    names = [name for name, row in cells[0].rows.items() if row.group not in ("rank", "sensitivity")]
+    names = [name for name, row in cells[0].rows.items() if row.group not in ("rank", "sensitivity", "probe")]
     fair = [cell for cell in cells if cell.admission.discriminating and not cell.cell.tuned]
     return [_pooled_row(name, cells, fair) for name in names]
 
