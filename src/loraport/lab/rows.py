@@ -147,8 +147,9 @@ def over_activation(top: float, mean: float, variance: float) -> Rule:
     def rule(material: Material) -> Mapping[str, Tensor]:
         updates = {}
         for name, layer in material.layers.items():
-            disturbed = {"top": top, "mean": mean, "variance": variance, "generator": layer_generator(0, name)}
-            updates[name] = layer.lora.dense() + over_activated(layer.drift, basis_of(layer), **disturbed)
+            rng, basis = layer_generator(0, name), basis_of(layer)
+            added = over_activated(layer.drift, basis, top=top, mean=mean, variance=variance, generator=rng)
+            updates[name] = layer.lora.dense() + added
         return updates
 
     return rule
