@@ -21,7 +21,7 @@ def run(
     cells: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Only cells student/adapter that fit, such as causal.")
     ] = None,
-    clips: Annotated[int, typer.Option(min=6, help="How many clips each row makes.")] = 72,
+    clips: Annotated[int, typer.Option(min=6, help="How many clips each row makes.")] = 48,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
     json: Json = False,
     quiet: Quiet = False,

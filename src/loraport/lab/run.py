@@ -26,7 +26,7 @@ from loraport.toy.fit import generator_for
 from loraport.toy.judge import open_judge
 from loraport.toy.sample import as_frames
 
-CLIPS = 72
+CLIPS = 48
 REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
 Progress = Callable[[str, int, int], None]  # what is done, how many parts of how many
 
