@@ -36,6 +36,7 @@ from loraport.toy.judge import JUDGE_FILE
 from loraport.toy.model import open_base, open_student, prepared
 from loraport.toy.sample import draw_noise
 from loraport.weights.lora import read_lora
+from loraport.weights.variants import LayerUpdate
 
 EVALUATION_SEEDS = (11, 12, 13)
 TUNING_SEEDS = (7,)
@@ -108,14 +109,16 @@ class Material:
         for job in self.ready.plan.of("transfer"):
             weights = read_weights(job, self.ready.source, self.ready.target, keep_target=True)
             target = weights.W_s + weights.drift
-            layer = Layer(self.ready.lora.layers[job.name], weights.drift, decompose(weights.W_s), decompose(target))
+            lora = _plain(job.name, self.ready.lora.layers[job.name])
+            layer = Layer(lora, weights.drift, decompose(weights.W_s), decompose(target))
             found[job.name] = layer
         return found
 
     @cached_property
     def oracle(self) -> Mapping[str, LowRank]:
         """The updates of the same adapter trained on the student."""
-        return read_lora(str(oracle_path(self.cell.student.name, self.cell.adapter.name, self.family))).layers
+        place = str(oracle_path(self.cell.student.name, self.cell.adapter.name, self.family))
+        return {name: _plain(name, update) for name, update in read_lora(place).layers.items()}
 
     def student(self) -> WanTransformer3DModel:
         """The student, ready for sampling."""
@@ -151,3 +154,9 @@ class Material:
                     digest.update(f"{file.relative_to(self.family)} {file.stat().st_size}\n".encode())
                     digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def _plain(name: str, update: LayerUpdate) -> LowRank:
+    if not isinstance(update, LowRank):
+        raise InputError(f"layer {name} of a family's adapter is no plain LoRA; train the family again")
+    return update
