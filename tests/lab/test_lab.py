@@ -154,7 +154,7 @@ def smoke(tmp_path_factory):
 
 def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
     folder, facts, _ = smoke
-    assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "parts"}
+    assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "lab.md", "parts"}
     assert json.loads((folder / "lab.json").read_text())["cells"] == facts["cells"]
     (cell,) = facts["cells"]
     assert {row["name"] for row in cell["rows"]} == {row.name for row in (*FRAME, *MAIN)}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from loraport.reports.lab_markdown import markdown_tables
 from loraport.reports.lab_plots import change_map, dials, ranks, trade_off
 from loraport.reports.pictures import animated_png
 from loraport.reports.rendering import render
@@ -45,9 +46,10 @@ class LabLike(Protocol):
 
 
 def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
-    """Write the page, `lab.json` and `lab.csv` into a folder; returns the page."""
+    """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
     _write_whole(folder / "lab.json", json.dumps(facts, indent=1) + "\n")
     _write_whole(folder / "lab.csv", csv_text(facts))
+    _write_whole(folder / "lab.md", markdown_tables(facts))
     page = folder / "index.html"
     names = [row["name"] for row in facts["pooled"] if row["name"] != "direct"]
     render(
