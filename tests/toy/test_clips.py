@@ -71,7 +71,7 @@ def test_a_swing_goes_there_and_comes_back():
         x[:, 3] - x[:, 0], torch.tensor(6.0), atol=0.3
     )
     straight = render(prompts, rng())[:, 0].clamp_min(0)
-    assert not torch.allclose(straight[:, :, :, 0], straight[:, :, :, -1])
+    assert not torch.allclose(straight[:, 0], straight[:, -1], atol=0.1)
 
 
 def test_what_an_effect_hides_is_not_visible():
