@@ -15,8 +15,8 @@ from torch import Tensor
 from loraport.errors import InputError
 from loraport.methods import Layer
 from loraport.runs.config import TransferConfig
-from loraport.runs.execute import Prepared, prepare
 from loraport.runs.layer import read_weights
+from loraport.runs.prepare import Prepared, prepare
 from loraport.spectral.svd import LowRank, decompose
 from loraport.toy.clips import draw_prompts
 from loraport.toy.family import (
@@ -107,7 +107,7 @@ class Material:
         """Every layer that the adapter touches, with the bases of both weights."""
         found = {}
         for job in self.ready.plan.of("transfer"):
-            weights = read_weights(job, self.ready.source, self.ready.target, keep_target=True)
+            weights = read_weights(job.name, self.ready.source, self.ready.target, keep_target=True)
             target = weights.W_s + weights.drift
             lora = _plain(job.name, self.ready.lora.layers[job.name])
             layer = Layer(lora, weights.drift, decompose(weights.W_s), decompose(target))

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from loraport.lab.material import Material
 from loraport.methods import METHODS, ProloraSettings, Settings, find_recipe
-from loraport.methods.casa import PAPER, PUBLISHED_CODE, basis_of
+from loraport.methods.casa import PAPER, PUBLISHED_CODE
+from loraport.methods.probes import KeepDominant, OverActivate, Probe
 from loraport.runs.config import casa_settings
 from loraport.runs.layer import layer_generator
-from loraport.spectral.clusters import singular_clusters
-from loraport.spectral.probes import over_activated, removed_by_dominance
 from loraport.spectral.svd import factorize, shortened
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe"]
@@ -126,48 +125,25 @@ SENSITIVITY = tuple(
 """The paper's Fig. 8: CASA's dials, one at a time, at full rank."""
 
 
-def kept_dominant(q: float) -> Rule:
-    """The adapter as it is on the student without the drift's weak parts (appendix B.2, Eq. 17-22)."""
+def probed(probe: Probe) -> Rule:
+    """The adapter as it is on the student that a probe of appendix B.2 has changed."""
 
     def rule(material: Material) -> Mapping[str, Tensor]:
-        updates = {}
-        for name, layer in material.layers.items():
-            basis = basis_of(layer)
-            C_fft = basis.U.mT @ layer.drift @ basis.Vh.mT
-            labels = singular_clusters(C_fft, basis.S, tau=PAPER.tau, eps=PAPER.eps)
-            updates[name] = layer.lora.dense() - removed_by_dominance(layer.drift, basis, labels, q=q)
-        return updates
+        return {
+            name: layer.lora.dense() + probe.added(layer, layer_generator(0, name))
+            for name, layer in material.layers.items()
+        }
 
     return rule
 
 
-def over_activation(top: float, mean: float, variance: float) -> Rule:
-    """The adapter as it is on the student with its strongest routing disturbed (appendix B.2, Fig. 14)."""
-
-    def rule(material: Material) -> Mapping[str, Tensor]:
-        updates = {}
-        for name, layer in material.layers.items():
-            rng, basis = layer_generator(0, name), basis_of(layer)
-            added = over_activated(layer.drift, basis, top=top, mean=mean, variance=variance, generator=rng)
-            updates[name] = layer.lora.dense() + added
-        return updates
-
-    return rule
-
-
-PROBES = (
-    *(Row(f"dominant only {q:g}", "probe", f"keep dominant {q}", kept_dominant(q)) for q in (0.1, 0.3, 0.5, 0.7, 0.9)),
-    *(
-        Row(
-            f"over-activated {mean:g}, {variance:g}",
-            "probe",
-            f"over {mean} {variance}",
-            over_activation(0.05, mean, variance),
-        )
-        for mean, variance in ((2.0, 0.0), (2.0, 5.0))
-    ),
-)
-"""The paper's probes of the drift, with the adapter as it is on top."""
+_PROBES: Mapping[str, Probe] = {
+    **{f"dominant only {q:g}": KeepDominant(q) for q in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)},
+    "over-activated, mean 2": OverActivate(variance=0.0),
+    "over-activated, mean 2, variance 5": OverActivate(),
+}
+PROBES = tuple(Row(name, "probe", str(probe), probed(probe)) for name, probe in _PROBES.items())
+"""The paper's partly distilled models (Tables 5-6) and disturbed ones (Fig. 14)."""
 
 STUDY_CELLS = (("one-step", "noir"), ("one-step", "retro"), ("few-step", "neon"), ("causal", "retro"))
 """Where ranks, dials and probes are measured too."""
