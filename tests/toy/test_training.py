@@ -102,7 +102,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
         ("trajectories", 2),
         ("swing", 2),
         ("matched-matching", 1),
-        ("causal/swing/zero/1", 1),
+        ("causal/swing/zero/0", 1),
     ]:
         with pytest.raises(PulledPlugError):
             make(tmp_path, stop_at=stop_at)
