@@ -80,10 +80,10 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
     """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
     found: set[str] = set()
     for lora in loras:
-        parsed = [parse_key(key) for key in lora.extras]
+        parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
         if lora.unresolved or any(one.unresolved for one in parsed):
             return None
-        found |= {*lora.layers, *(one.layer for one in parsed if not one.text_encoder)}
+        found |= {*lora.layers, *(name for one in parsed if not one.text_encoder for name, _ in one.pieces)}
     return found
 
 
@@ -93,8 +93,12 @@ def fitted(lora: Lora, target: Target) -> Lora:
     Kernels that its file does not tell (LoHa and LoKr store convolutions as matrices) are the target's.
     """
     layers = {name.rpartition(".")[0] for name in target}
-    parsed = [parse_key(key) for key in lora.extras]
-    alien = [one.key for one in parsed if not one.text_encoder and one.layer not in layers and one.part]
+    parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
+    alien = [
+        one.key
+        for one in parsed
+        if not one.text_encoder and one.part and not any(name in layers for name, _ in one.pieces)
+    ]
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
     dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
     known = {name: target.shape(f"{name}.weight") for name in lora.layers if f"{name}.weight" in target}
