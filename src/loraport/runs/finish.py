@@ -150,6 +150,8 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
         "target": Path(config.target).name,
         "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
+    if ready.pairing is not None:
+        values["pairing"] = json.dumps({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
     values |= earlier_field(ready.lora.metadata)
     if isinstance(ready.target, Accelerated):
         values |= ready.target.provenance()

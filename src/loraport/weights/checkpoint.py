@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -166,6 +166,10 @@ class Checkpoint:
         Not a hash of the contents: two trainings saved by the same program share it. `fingerprint` is one.
         """
         return self.digest
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same files with some parameters under further names: new name -> the one that it has here."""
+        return replace(self, _stored={**self._stored, **{new: self._find(old) for new, old in names.items()}})
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from loraport.errors import SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
-from loraport.weights.families import FAMILIES, HUNYUAN_15
+from loraport.weights.families import FAMILIES
 from loraport.weights.fused import dense_together, put_together
 from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
@@ -67,7 +67,7 @@ def output_dialect(like: Lora, format: str) -> Dialect:
     family = FAMILIES[like.dialect.family]
     if format not in family.written:
         raise SettingsError(
-            f"{format} is the format of {HUNYUAN_15.name}'s own code, but this LoRA is of {family.name}; use one of: "
+            f"{format} is the format of HunyuanVideo-1.5's own code, but this LoRA is of {family.name}; use one of: "
             f"{', '.join(family.written)}"
         )
     prefix = f"{family.component}." if format == "diffusers" else dialect.prefix

@@ -51,6 +51,8 @@ def locate(name: str, *, flat: bool = False, prefer: str | None = None) -> Locat
 
 def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming]]:
     """Every table and naming that has a stored layer of this name."""
+    if "{}" in name:
+        return
     found = {pair for template, _ in templates_of(name, flat=flat) for pair in _index(flat).get(template, ())}
     for family in FAMILIES.values():
         yield from ((family, naming) for naming in family.namings if (family.name, naming) in found)
