@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from loraport.reports.plots import BOTH, STYLE, WIDTH, panels
 
@@ -26,6 +27,8 @@ def similarities(pairing: Mapping[str, Any]) -> Figure:
             axis.set_title(_title(group), fontsize=6)
             axis.grid(False)
             axis.tick_params(labelsize=6)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(8, integer=True))
         for axis in axes.flat[len(groups) :]:
             axis.set_visible(False)
         axes[-1, 0].set_xlabel("layer of the target", color=BOTH)
@@ -47,5 +50,5 @@ def _rings(group: Mapping[str, Any], pairs: set[tuple[str, str]]) -> tuple[list[
 
 
 def _title(group: Mapping[str, Any]) -> str:
-    parts = group["role"].split(".")
-    return f"{parts[0]} … {'.'.join(parts[-2:])}\n{' × '.join(map(str, group['shape']))}"
+    start, _, layer = group["role"].rpartition(".*.")
+    return f"{start.partition('.')[0]} {layer}\n{' × '.join(map(str, group['shape']))}".strip()
