@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from loraport.reports.plots import BOTH, STYLE, WIDTH, panels
+from loraport.reports.plots import BOTH, WIDTH, Figure, panels
 
 
 def similarities(pairing: Mapping[str, Any]) -> Figure:
@@ -27,16 +24,15 @@ def similarities(pairing: Mapping[str, Any]) -> Figure:
             axis.set_title(_title(group), fontsize=6)
             axis.grid(False)
             axis.tick_params(labelsize=6)
-            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axis.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+            for line in (axis.xaxis, axis.yaxis):
+                line.get_major_locator().set_params(integer=True, nbins=7)
         for axis in axes.flat[len(groups) :]:
             axis.set_visible(False)
         axes[-1, 0].set_xlabel("layer of the target", color=BOTH)
         axes[0, 0].set_ylabel("layer of the source", color=BOTH)
         figure.colorbar(image, ax=axes, shrink=0.6, label="similarity Φ")
 
-    with matplotlib.rc_context(STYLE):
-        return panels(rows, columns, min(0.6 + WIDTH / 3 * rows, 40), draw)
+    return panels(rows, columns, min(0.6 + WIDTH / 3 * rows, 40), draw)
 
 
 def _rings(group: Mapping[str, Any], pairs: set[tuple[str, str]]) -> tuple[list[int], list[int]]:
