@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.weights import lora_write
-from loraport.weights.names import Naming, flattened, layer_in
+from loraport.weights.families import Naming, flattened
+from loraport.weights.names import layer_in
 
 FORMATS = {name: dialect for name, dialect in lora_write.FORMATS.items() if name != "tencent"}
 """What LoRAs of Wan are written in."""

@@ -44,6 +44,7 @@ THIRD_PARTY = {
     "reports.lab_plots": {"matplotlib", "numpy"},
     "reports.plots": {"matplotlib", "numpy"},
     "reports.plots_layer": {"numpy"},
+    "reports.plots_pairing": {"numpy"},
     "reports.plots_sweep": {"numpy"},
     "evaluation": {"torch", "numpy", "transformers", "PIL"},
     "console": {"rich"},

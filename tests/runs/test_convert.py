@@ -197,7 +197,7 @@ def test_wrong_usage_writes_nothing(lora, tmp_path):
         ("comfy", "o.pt", None, OutputError, "no .safetensors ending"),
         ("comfy", "in/lora.safetensors", None, SettingsError, "is the input itself"),
         ("peft", "in", None, SettingsError, "is the input itself"),
-        ("tencent", "o.safetensors", None, SettingsError, "HunyuanVideo-1.5's own code, but this LoRA is of Wan"),
+        ("tencent", "o.safetensors", None, SettingsError, "HunyuanVideo-1.5's own code, but this LoRA is of wan"),
     ):
         with pytest.raises((InputError, OutputError), match=message) as refusal:
             convert(path, to, str(tmp_path / output), dtype=dtype)

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.runs.convert import convert
+from loraport.weights.families import Naming, flattened
 from loraport.weights.lora import read_lora
-from loraport.weights.names import Naming, flattened, layer_in
+from loraport.weights.names import layer_in
 from tests.dialects import FORMATS
 
 Shape = tuple[int, ...]

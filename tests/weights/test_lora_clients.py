@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from loraport.weights.families import flattened
 from loraport.weights.lora import read_lora
 from loraport.weights.lora_write import write_lora
-from loraport.weights.names import canonical_parameter, flattened
+from loraport.weights.names import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, FORMATS, Case, Written, write
 
 diffusers = pytest.importorskip("diffusers")

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from loraport.runs.convert import convert
 from loraport.weights.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair
+from loraport.weights.families import Naming, flattened
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.names import Naming, flattened, layer_in
+from loraport.weights.names import layer_in
 from loraport.weights.variants import exact_update
 from tests.dialects import FORMATS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import pytest
@@ -10,30 +12,160 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraport.errors import MismatchError
+from loraport.weights.families import FAMILIES, HUNYUAN_15, SD15, SDXL, WAN, Family, flattened
 from loraport.weights.names import (
-    NAMINGS,
-    WAN,
-    Naming,
-    canonical_from_flat,
     canonical_layer,
     canonical_parameter,
     detect_naming,
-    flattened,
-    layer_in,
+    is_known,
+    locate,
     parameter_in,
+    spellings,
     strip_prefixes,
 )
 
 SMALL: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 LARGE: dict[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+MIDDLE: dict[str, Any] = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30}
 IMAGE: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
 MODELS = {
     "t2v-1.3b": (SMALL, 825),
     "t2v-14b": (LARGE, 1095),
     "i2v-14b": (LARGE | IMAGE, 1303),
     "flf2v-14b": (LARGE | IMAGE | {"pos_embed_seq_len": 514}, 1304),
+    "2.2-i2v-a14b": (LARGE | {"in_channels": 36}, 1095),
+    "2.2-ti2v-5b": (MIDDLE | {"in_channels": 48, "out_channels": 48}, 825),
 }
-LAYERS = [template.format(3) for template, *_ in WAN.layers]
+LAYERS = [str(row[0]).format(3) for row in WAN.layers]
+
+XL: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+SSD = XL | {
+    "transformer_layers_per_block": (0, 2, 4),
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    "mid_block_type": "UNetMidBlock2D",
+}
+WAN_CLASS, HUNYUAN_CLASS, UNET_CLASS = (
+    "WanTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "UNet2DConditionModel",
+)
+PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
+    # name: family, class of diffusers, configuration, tensors, parameters
+    "wan2.1-t2v-1.3b": (WAN, WAN_CLASS, SMALL, 825, 1_418_996_800),
+    "wan2.1-t2v-14b": (WAN, WAN_CLASS, LARGE, 1095, 14_288_491_584),
+    "wan2.1-i2v-14b": (WAN, WAN_CLASS, LARGE | IMAGE, 1303, 16_394_878_784),
+    "wan2.2-i2v-a14b": (WAN, WAN_CLASS, LARGE | {"in_channels": 36}, 1095, 14_288_901_184),
+    "wan2.2-ti2v-5b": (WAN, WAN_CLASS, MIDDLE | {"in_channels": 48, "out_channels": 48}, 825, 4_999_787_712),
+    "hunyuanvideo-1.5": (HUNYUAN_15, HUNYUAN_CLASS, {}, 1801, 8_326_608_160),
+    "hunyuanvideo-1.5, mean flow": (HUNYUAN_15, HUNYUAN_CLASS, {"use_meanflow": True}, 1805, 8_331_330_848),
+    "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
+    "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
+    "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
+}
+
+
+@functools.cache
+def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
+    diffusers = pytest.importorskip("diffusers")
+    _, kind, config, *_ = PUBLISHED[model]
+    heads = {"attention_head_dim": 128} if kind == WAN_CLASS else {}
+    with torch.device("meta"):
+        module = getattr(diffusers, kind)(**heads, **config)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str) -> None:
+    family, _, _, tensors, parameters = PUBLISHED[model]
+    shapes = shapes_of(model)
+    assert (len(shapes), sum(math.prod(shape) for shape in shapes.values())) == (tensors, parameters)
+    canonical = {name: family.parameter_pieces(name, "diffusers") for name in shapes}
+    assert all(len(pieces) == 1 for pieces in canonical.values())
+    names = [pieces[0][0] for pieces in canonical.values()]
+    assert len(set(names)) == tensors
+    for naming in family.namings:
+        stored: dict[str, set[tuple[str, int]]] = {}
+        for name in names:
+            place = family.parameter_place(name, naming)
+            assert place is not None
+            found = dict(family.parameter_pieces(place.name, naming))
+            assert found[name] == place
+            stored.setdefault(place.name, set()).add((name, place.part))
+        for name, some in stored.items():
+            pieces = family.parameter_pieces(name, naming)
+            assert {part for _, part in some} == set(range(pieces[0][1].of)) and len(some) == len(pieces)
+        found = detect_naming(stored)
+        assert found is not None and found[0] is family
+        assert found[1] == naming or {family.parameter_place(name, found[1]).name for name in names} == set(stored)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_size_and_blocks_are_told_from_the_shapes(model: str) -> None:
+    from loraport.weights.describe import _size
+
+    family = PUBLISHED[model][0]
+    layers = {
+        family.parameter_pieces(name, "diffusers")[0][0].removesuffix(".weight"): shape
+        for name, shape in shapes_of(model).items()
+        if len(shape) == 2
+    }
+    assert _size(layers, family) in family.sizes
+    if model == "ssd-1b":
+        assert family.sizes[_size(layers, family)] == "SSD-1B"  # type: ignore[index]
+
+
+def test_fused_rows_are_where_the_original_has_them() -> None:
+    """q, k and v in the refiners; everywhere in ComfyUI's files; the halves of the last modulation in both."""
+    counts = {"diffusers": 0, "original": 2, "comfy": 110, "diffusion-pipe": 110, "fastvideo": 110}
+    for naming, fused in counts.items():
+        places = [
+            HUNYUAN_15.parameter_place(name, naming)  # type: ignore[arg-type]
+            for name in shapes_of("hunyuanvideo-1.5")
+            if name.endswith(".weight")
+        ]
+        assert len({place.name for place in places if place and place.of == 3}) == fused
+        swapped = [place.name for place in places if place and place.swapped]
+        assert swapped == (
+            ["final_layer.adaLN_modulation.1.weight"] if naming not in ("diffusers", "fastvideo") else []
+        )
+
+
+def test_rows_are_moved_as_in_the_converter_of_diffusers() -> None:
+    stored = torch.arange(6.0)[:, None] * torch.ones(1, 2)
+    parts = [place.take(stored) for _, place in HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")]
+    assert [part[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    [(name, place)] = HUNYUAN_15.pieces("final_layer.adaLN_modulation.1", "original")
+    assert name == "norm_out.linear" and place.take(stored)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
+    assert not place.fits((3, 2)) and not HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")[0][1].fits((4, 2))
+
+
+@pytest.mark.parametrize("model", ["sd1.5", "sdxl"])
+def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
+    """Its own map of an original file gives its own names: block numbers, upsamplers, the middle."""
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    family, _, config, *_ = PUBLISHED[model]
+    wanted = {name: family.parameter_place(name, "diffusers").name for name in shapes_of(model)}  # type: ignore[union-attr]
+    original = {f"model.diffusion_model.{family.parameter_place(name, 'original').name}": name for name in wanted}  # type: ignore[union-attr]
+    settings = {
+        "class_embed_type": None,
+        "addition_embed_type": config.get("addition_embed_type"),
+        "layers_per_block": 2,
+    }
+    converted = single_file.convert_ldm_unet_checkpoint(
+        dict(original), settings | {"down_block_types": config.get("down_block_types", range(4))}
+    )
+    assert {name: value for name, value in converted.items() if name in wanted} == wanted
 
 
 def names_of_diffusers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -41,21 +173,6 @@ def names_of_diffusers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = diffusers.WanTransformer3DModel(attention_head_dim=128, **config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize(("config", "count"), MODELS.values(), ids=MODELS)
-def test_every_name_of_the_real_model_has_one_canonical_name(config: dict[str, Any], count: int) -> None:
-    names = names_of_diffusers(config)
-    canonical = {name: canonical_parameter(name, "diffusers") for name in names}
-    assert len(names) == count
-    assert None not in canonical.values()
-    assert len(set(canonical.values())) == count
-    for name, original in canonical.items():
-        assert original is not None
-        assert parameter_in(original, "diffusers") == name
-        assert parameter_in(original, "original") == original
-    assert detect_naming(names) == "diffusers"
-    assert detect_naming(filter(None, canonical.values())) == "original"
 
 
 @pytest.mark.parametrize(("config", "count"), MODELS.values(), ids=MODELS)
@@ -86,40 +203,51 @@ def test_the_traps(original: str, diffusers: str) -> None:
     assert canonical_parameter(diffusers, "diffusers") == original
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
-def test_each_naming_is_one_to_one(naming: Naming) -> None:
-    rows = WAN.layers + WAN.parameters
-    assert len({row[NAMINGS.index(naming)] for row in rows}) == len(rows)
-    for layer in LAYERS:
-        spelled = layer_in(layer, naming)
-        assert spelled is not None and canonical_layer(spelled, naming) == layer
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_each_naming_gives_every_layer_one_place(family: Family) -> None:
+    for number, naming in enumerate(family.namings):
+        cells = [row[number] for rows in (family.layers, family.parameters) for row in rows if row[number] is not None]
+        assert len(set(cells)) == len(cells)
+        for row in family.layers:
+            canonical = str(row[0]).format(3)
+            place = family.place(canonical, naming)
+            assert place is not None and (canonical, place) in family.pieces(place.name, naming)
 
 
-def test_no_spelling_names_two_layers_across_namings() -> None:
-    for rows in (WAN.layers, WAN.parameters):
-        meanings: dict[str, set[str]] = {}
-        for row in rows:
-            for spelled in row:
-                meanings.setdefault(spelled, set()).add(row[0])
-        assert all(len(layers) == 1 for layers in meanings.values())
+@pytest.mark.parametrize("flat", [False, True])
+def test_no_spelling_means_two_layers(flat: bool) -> None:
+    """Whatever table or naming finds a stored layer, the layers in it are the same; one name alone needs its family."""
+    twice = set()
+    for family in FAMILIES.values():
+        for naming in family.namings:
+            for template in family.templates(naming, flat):
+                name = template.format(5)
+                meanings = {
+                    tuple((canonical, place.part, place.of, place.swapped) for canonical, place in pieces)
+                    for other, spelled in spellings(name, flat=flat)
+                    if (pieces := other.pieces(name, spelled, flat=flat))
+                }
+                if len(meanings) > 1:
+                    twice.add(name)
+                    located = locate(name, flat=flat, prefer=family.name)
+                    assert located is not None and located.family is family
+    assert twice == {"proj_out"}
 
 
-def test_flattened_templates_do_not_collide() -> None:
-    meanings: dict[str, set[str]] = {}
-    for row in WAN.layers:
-        for spelled in row:
-            meanings.setdefault(flattened(spelled), set()).add(row[0])
-    assert all(len(layers) == 1 for layers in meanings.values())
-
-
-@given(template=st.sampled_from(WAN.layers), naming=st.sampled_from(NAMINGS), block=st.integers(0, 10_000))
-def test_flattening_is_undone_by_look_up(template: tuple[str, ...], naming: Naming, block: int) -> None:
-    spelled = template[NAMINGS.index(naming)].format(block)
-    found = canonical_from_flat(flattened(spelled))
-    assert found is not None
-    canonical, as_naming = found
-    assert canonical == template[0].format(block)
-    assert layer_in(canonical, as_naming) == spelled
+@given(
+    row=st.sampled_from([(family, row) for family in FAMILIES.values() for row in family.layers]),
+    column=st.integers(0, 4),
+    block=st.integers(0, 10_000),
+)
+def test_flattening_is_undone_by_look_up(row: tuple[Family, tuple[Any, ...]], column: int, block: int) -> None:
+    family, cells = row
+    naming = family.namings[column % len(family.namings)]
+    canonical = str(cells[0]).format(block)
+    place = family.place(canonical, naming)
+    assert place is not None
+    found = locate(flattened(place.name), flat=True)
+    assert found is not None and canonical in dict(found.pieces)
+    assert dict(found.pieces)[canonical].part == place.part
 
 
 @pytest.mark.parametrize(
@@ -137,14 +265,15 @@ def test_flattening_is_undone_by_look_up(template: tuple[str, ...], naming: Nami
 )
 def test_matching_is_anchored(name: str) -> None:
     assert canonical_layer(name, "original") is None
-    assert canonical_from_flat(flattened(name)) is None or name == "blocks.0.attn1.to_q"
+    assert locate(name) is None or name == "blocks.0.attn1.to_q"
 
 
 def test_unknown_names_are_answered_with_none() -> None:
     assert canonical_parameter("blocks.0.attn1.to_something.weight", "diffusers") is None
     assert parameter_in("_register_tokens", "diffusers") is None
-    assert canonical_from_flat("blocks_0_cross_attn_k_image") is None
-    assert detect_naming(["down_blocks.0.resnets.0.conv1.weight"]) is None
+    assert locate("blocks_0_cross_attn_k_image", flat=True) is None
+    assert detect_naming(["encoder.layers.0.self_attn.weight"]) is None
+    assert not is_known("blocks.0.attn1.to_q") and is_known("transformer_blocks.0.attn.to_q")
 
 
 def test_the_gate_of_sparse_attention_keeps_its_name() -> None:

@@ -77,6 +77,14 @@ NullSpace = Annotated[
 CrossTerms = Annotated[
     bool | None, typer.Option("--cross-terms/--no-cross-terms", help="ProLoRA: keep the mixed blocks that it drops.")
 ]
+Pairing = Annotated[
+    str,
+    typer.Option(
+        help="Which source layer each target layer takes after: name, similarity (of singular subspaces), or auto: "
+        "similarity where the models differ in depth."
+    ),
+]
+PairMin = Annotated[float, typer.Option(help="Least similarity of a pair, 0 to 1.")]
 PhiMin = Annotated[
     float | None, typer.Option(help="ProLoRA: layers whose subspaces overlap less get no adapter; 0 keeps all.")
 ]

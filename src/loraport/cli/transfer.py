@@ -28,6 +28,8 @@ from loraport.cli.options import (
     NoCache,
     NullSpace,
     OutputOrFolder,
+    Pairing,
+    PairMin,
     PhiMin,
     Preset,
     QAct,
@@ -60,6 +62,11 @@ _OF_METHODS = (
     *("subspace", "null_space", "cross_terms", "phi_min"),
 )
 """The options that are settings of some method."""
+_PLAIN = (
+    *("source", "target", "source_part", "target_part", "dtype", "force_drift", "dora", "transfer_diffs", "split"),
+    *("pairing", "pair_min", "device", "seed"),
+)
+"""The options that go into the configuration as they are."""
 
 
 @app.command(
@@ -95,6 +102,8 @@ def transfer(
     include: Include = None,
     exclude: Exclude = None,
     force_drift: ForceDrift = False,
+    pairing: Pairing = "auto",
+    pair_min: PairMin = 0.8,
     device: Device = "auto",
     seed: Seed = 0,
     cache: CacheDir = None,
@@ -142,8 +151,7 @@ def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
     from loraport.runs.config import chosen_format, chosen_output, chosen_rank, method_settings
 
     methods, flags = method_list(given["method"]), {name: given[name] for name in _OF_METHODS}
-    plain = ("source", "target", "source_part", "target_part", "dtype", "force_drift", "dora", "transfer_diffs")
-    settings: dict[str, Any] = {name: given[name] for name in (*plain, "split", "device", "seed")}
+    settings: dict[str, Any] = {name: given[name] for name in _PLAIN}
     settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
     return one_or_many(
         given["loras"],

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
-from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading
-from loraport.spectral.projections import off_span, on_span, overlap, projected, projected_away, side_by_side
+from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, similarity
+from loraport.spectral.projections import off_span, on_span, projected, projected_away, side_by_side
 from loraport.spectral.svd import LowRank, SingularBasis
 
 
@@ -47,7 +47,7 @@ def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
     as min(Φ_left, Φ_right) ≥ phi_min. That filter says something on truncated bases only: see `overlap`.
     """
     source, target = (leading(basis, settings.subspace) for basis in _bases_of(layer))
-    phi = min(overlap(source.U, target.U), overlap(source.Vh.mT, target.Vh.mT))
+    phi = similarity(source, target)
     ks, kt = len(source.S), len(target.S)
     facts = {"k": ks, "k_target": kt, "overlap": phi, "overlap_random": min(ks, kt) / max(layer.drift.shape)}
     if phi < settings.phi_min:

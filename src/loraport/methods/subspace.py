@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraport.errors import SettingsError
-from loraport.spectral.projections import numerical_rank
+from loraport.spectral.projections import numerical_rank, overlap
 from loraport.spectral.svd import SingularBasis, energy_rank
 
 DEFAULT_SUBSPACE = "energy:0.99"
@@ -30,6 +30,11 @@ def leading(basis: SingularBasis, rule: str) -> SingularBasis:
     """The directions of a basis that the rule keeps."""
     k = subspace_rank(basis, rule)
     return SingularBasis(basis.U[:, :k], basis.S[:k], basis.Vh[:k])
+
+
+def similarity(one: SingularBasis, other: SingularBasis) -> float:
+    """Φ of two subspaces, the smaller of left and right: min(Φ(U, U'), Φ(V, V')), from 0 to 1."""
+    return min(overlap(one.U, other.U), overlap(one.Vh.mT, other.Vh.mT))
 
 
 def _parsed(rule: str) -> tuple[str, float]:

@@ -39,7 +39,10 @@ def _section(result: TransferResult) -> dict[str, Any]:
         "facts": _facts(result),
         "warnings": result.warnings,
         "dropped": result.keys["dropped"],
-        "figures": _figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
+        "figures": [
+            *_paired(result.pairing),
+            *_figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
+        ],
         **layer_table([layer.as_json() for layer in result.layers]),
     }
 
@@ -54,6 +57,19 @@ def _compared(result: TransferResult) -> list[str]:
     cells.append("full" if not ranks else "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))))
     cells += ["–" if share is None else f"{share:.1%}" for share in shares]
     return [*cells, f"{result.seconds['total']:.1f}"]
+
+
+def _paired(pairing: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """The picture of the similarities, where layers were paired by them."""
+    if pairing is None or find_spec("matplotlib") is None:
+        return []
+    from loraport.reports import plots, plots_pairing
+
+    reading = (
+        "Dark: the leading singular directions of a source layer (down) and a target layer (across) are the same. "
+        f"Rings are the pairs, with a similarity of {pairing['least']:g} or more; a column without a ring got nothing."
+    )
+    return [("Which layer takes after which", plots.address(plots_pairing.similarities(pairing)), reading)]
 
 
 def _figures(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

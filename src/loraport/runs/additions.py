@@ -14,8 +14,8 @@ from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import LoraKey, parse_key
+from loraport.weights.families import flattened
 from loraport.weights.lora import Lora
-from loraport.weights.names import flattened
 from loraport.weights.variants import Dora, LayerUpdate, exact_update
 
 PARAMETERS = {
@@ -92,7 +92,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
     found: dict[str, list[Addition]] = {}
     dropped = list(lora.dropped)
-    merged = 0
+    merged: set[str] = set()
     for layer, update in lora.layers.items():
         name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
         if name not in model:
@@ -102,28 +102,31 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
         if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
             raise _mismatch(lora, layer, update.shape, model, name)
         found.setdefault(name, []).append(Addition(update, strength))
-        merged += len(lora.keys[layer])
+        merged.update(lora.keys[layer])
     for key, tensor in lora.extras.items():
-        parsed = parse_key(key)
-        name, reason = _place(parsed, flat, model)
-        if reason:
-            dropped.append((key, reason))
-            continue
-        _check(lora, key, tensor, model, name)
-        found.setdefault(name, []).append(Addition(tensor, strength))
-        merged += 1
+        parsed = parse_key(key, lora.dialect.family)
+        for layer, place in parsed.pieces:
+            name, reason = _place(parsed, layer, flat, model)
+            if reason:
+                dropped.append((key, reason))
+                continue
+            rows = place.take(tensor) if place.fits(tuple(tensor.shape)) else tensor
+            _check(lora, key, rows, model, name)
+            found.setdefault(name, []).append(Addition(rows, strength))
+            merged.add(key)
     if not found:
         raise MismatchError(_nothing_fits(lora, model))
-    return Additions({name: tuple(some) for name, some in found.items()}, merged, tuple(sorted(set(dropped))))
+    gone = tuple(sorted({(key, reason) for key, reason in dropped if key not in merged}))
+    return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
 
 
-def _place(key: LoraKey, flat: Mapping[str, str], model: Checkpoint) -> tuple[str, str]:
-    """(the parameter that an extra key is added to, "") or ("", the reason why there is none)."""
+def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint) -> tuple[str, str]:
+    """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
     if key.text_encoder:
         return "", "it belongs to a text encoder, which this checkpoint does not hold"
     if key.part not in PARAMETERS:
         return "", "an unknown ending"
-    layer = flat.get(key.layer, key.layer) if key.unresolved else key.layer
+    layer = flat.get(layer, layer) if key.unresolved else layer
     name = f"{layer}.{PARAMETERS[key.part]}"
     return (name, "") if name in model else ("", f"{model.where} has no {name}")
 

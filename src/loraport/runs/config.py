@@ -97,6 +97,10 @@ class TransferConfig:
     exclude: tuple[str, ...] = ()
     force_drift: bool = False
     """Work with drifts that cannot be told from rounding, too."""
+    pairing: str = "auto"
+    """name; similarity; auto: similarity where the models have layers of the same roles, but not the same ones."""
+    pair_min: float = 0.8
+    """Least similarity of a pair (ProLoRA's threshold)."""
     device: str = "auto"
     seed: int = 0
     cache: str | None = None

@@ -21,6 +21,7 @@ from loraport.runs.presets import open_model
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.describe import layer_lines
+from loraport.weights.families import WAN
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
@@ -91,20 +92,22 @@ def convert(
     if each is not None:
         for line in layer_lines(lora):
             each(line)
-    kept = [layer for layer in lora.layers if FORMATS[to].flat or layer not in lora.unresolved]
-    if not kept and not respelled(lora, FORMATS[to], kept)[0]:
+    dialect = output_dialect(lora, to)
+    kept = [layer for layer in lora.layers if dialect.flat or layer not in lora.unresolved]
+    if not kept and not respelled(lora, dialect, kept)[0]:
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")
     chosen = dtype or own_dtype(lora)
-    _check_output(Path(output), lora, FORMATS[to].folder)
+    _check_output(Path(output), lora, dialect.folder)
     layers = plain_layers(lora, source, rule)
     written = write_lora(
         output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora),
         uniform_rank=not rule.varies,
     )  # fmt: skip
+    of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
         *_loss_note(lora, layers),
         *_rounding_note(lora, chosen, dtype),
-        *(_kohya_notes(lora, layers) if to == "kohya" else ()),
+        *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),
     )
     return Conversion(output, to, chosen, written.rank, len(kept), account(lora, written), notes)
 
@@ -155,7 +158,7 @@ def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
     """Where each key of the input went: written again, copied, or dropped with the reason."""
     dropped = sorted({*lora.dropped, *written.dropped})
     gone = {key for key, _ in dropped}
-    factors = sum(key not in gone for keys in lora.keys.values() for key in keys)
+    factors = len({key for keys in lora.keys.values() for key in keys} - gone)
     return {
         "in": factors + len(written.copied) + len(gone),
         "transferred": factors,

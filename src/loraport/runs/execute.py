@@ -54,7 +54,7 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     """
     start = time.perf_counter()
     watcher = progress or Silent()
-    batch = prepare_many(configs)
+    batch = prepare_many(configs, lambda *step: watcher.share(*step))
     check_outputs(batch)
     bases = Bases(BasisCache(configs[0].cache), find_device(configs[0].device))
     runs = [_run(ready, bases, several=len(batch) > 1) for ready in batch]
@@ -177,4 +177,5 @@ def _finish(run: Run, bases: Bases) -> TransferResult:
         seconds={"total": own + end, "layers": own, "write": end},
         peak_rss_bytes=peak_rss_bytes(),
         lora=config.lora,
+        pairing=None if ready.pairing is None else ready.pairing.as_json(),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,14 +74,17 @@ def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]
     keys = ready.lora.keys
     dropped = [*ready.lora.dropped, *written.dropped]
     dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
+    used = {key for row in layers if row.status != "skipped" for key in keys[row.name]}
+    dropped = [(key, reason) for key, reason in dropped if key not in used or (key, reason) in written.dropped]
     gone = {key for key, _ in dropped}
-    count = Counter({status: 0 for status in STATUS.values()})
+    places: dict[str, set[str]] = {status: set() for status in STATUS.values()}
     for row in layers:
-        count[row.status] += sum(key not in gone for key in keys[row.name])
-    carried = count["copied"] + len(written.copied)
+        places[row.status].update(key for key in keys[row.name] if key not in gone)
+    transferred = places["transferred"]
+    carried = len(places["copied"] - transferred) + len(written.copied)
     return {
-        "in": count["transferred"] + carried + len(gone),
-        "transferred": count["transferred"],
+        "in": len(transferred) + carried + len(gone),
+        "transferred": len(transferred),
         "copied": carried,
         "dropped": [list(pair) for pair in sorted(set(dropped))],
     }
@@ -148,6 +150,8 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
         "target": Path(config.target).name,
         "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
+    if ready.pairing is not None:
+        values["pairing"] = json.dumps({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
     values |= earlier_field(ready.lora.metadata)
     if isinstance(ready.target, Accelerated):
         values |= ready.target.provenance()

@@ -105,8 +105,8 @@ def merge(
     return Merge(
         output,
         len(model.paths),
-        len(model),
-        len(changed),
+        len(model.stored),
+        sum(any(name in changed for name, _ in pieces) for _, pieces in model.stored.values()),
         tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
         _keys(parts),
         tuple(_notes(model, output)),

@@ -14,8 +14,11 @@ import loraport
 from loraport.errors import LoraportError, OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.runs.config import TransferConfig
+from loraport.runs.layer import Bases
+from loraport.runs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
 from loraport.runs.plan import Plan, make_plan
 from loraport.runs.presets import open_model
+from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora, read_lora
@@ -33,6 +36,8 @@ class Prepared:
     source: Checkpoint
     target: Target
     plan: Plan
+    pairing: Pairing | None = None
+    """Where layers were paired by similarity: the source and the LoRA have the names of the target's layers."""
 
 
 def prepare(config: TransferConfig) -> Prepared:
@@ -40,11 +45,13 @@ def prepare(config: TransferConfig) -> Prepared:
     return prepare_many([config])[0]
 
 
-def prepare_many(configs: Sequence[TransferConfig]) -> tuple[Prepared, ...]:
+def prepare_many(
+    configs: Sequence[TransferConfig], watch: Watch = lambda what, done, total: None
+) -> tuple[Prepared, ...]:
     """The same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
     Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError where their models, device
-    or cache differ, or two would write the same file.
+    or cache differ, or two would write the same file. `watch` is told how far a pairing by similarity is.
     """
     if not configs:
         raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
@@ -58,32 +65,55 @@ def prepare_many(configs: Sequence[TransferConfig]) -> tuple[Prepared, ...]:
     layers = None if split_target(first.target) else touched(loras.values())
     source = open_model(first.source, part=first.source_part, layers=layers)
     target = open_target(first.target, source, part=first.target_part, layers=layers)
+    pairing, source, target = _by_similarity(first, loras.values(), source, target, watch)
+    if pairing is not None:
+        loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
     loras = {place: fitted(lora, target) for place, lora in loras.items()}
     ready = []
     for config in configs:
         with _naming(config.lora, len(places) > 1):
-            ready.append(_paired(config, loras[config.lora], source, target))
+            ready.append(_paired(config, loras[config.lora], source, target, pairing))
     return tuple(ready)
 
 
-def _paired(config: TransferConfig, lora: Lora, source: Checkpoint, target: Target) -> Prepared:
+def _by_similarity(
+    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, watch: Watch
+) -> tuple[Pairing | None, Checkpoint, Target]:
+    """The pairing of models of different depth, if there is one, and both models with all the layers it needs."""
+    layers = {layer for lora in loras for layer in lora.layers}
+    roles = {role_of(layer) for layer in layers}
+    wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
+    if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
+        source = open_model(config.source, part=config.source_part)
+        target = open_target(config.target, source, part=config.target_part)
+    bases = Bases(BasisCache(config.cache), find_device(config.device))
+    pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, watch)
+    return pairing, source if pairing is None else pairing.source_view(source), target
+
+
+def _paired(
+    config: TransferConfig, lora: Lora, source: Checkpoint, target: Target, pairing: Pairing | None
+) -> Prepared:
     """The run with its plan. The counter-drift part has the transferred layers alone: all else is in the adapter."""
     plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
     plan = replace(plan, warnings=(*plan.warnings, *accumulated_loss(lora.path.name, lora.metadata)))
+    if pairing is not None:
+        jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
+        plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
     if config.part == "counter-drift":
         plan = replace(plan, jobs=plan.of("transfer"))
         lora = replace(lora, extras={}, dropped=())
-    return Prepared(config, lora, source, target, plan)
+    return Prepared(config, lora, source, target, plan, pairing)
 
 
 def touched(loras: Iterable[Lora]) -> set[str] | None:
     """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
     found: set[str] = set()
     for lora in loras:
-        parsed = [parse_key(key) for key in lora.extras]
+        parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
         if lora.unresolved or any(one.unresolved for one in parsed):
             return None
-        found |= {*lora.layers, *(one.layer for one in parsed if not one.text_encoder)}
+        found |= {*lora.layers, *(name for one in parsed if not one.text_encoder for name, _ in one.pieces)}
     return found
 
 
@@ -93,8 +123,12 @@ def fitted(lora: Lora, target: Target) -> Lora:
     Kernels that its file does not tell (LoHa and LoKr store convolutions as matrices) are the target's.
     """
     layers = {name.rpartition(".")[0] for name in target}
-    parsed = [parse_key(key) for key in lora.extras]
-    alien = [one.key for one in parsed if not one.text_encoder and one.layer not in layers and one.part]
+    parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
+    alien = [
+        one.key
+        for one in parsed
+        if not one.text_encoder and one.part and not any(name in layers for name, _ in one.pieces)
+    ]
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
     dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
     known = {name: target.shape(f"{name}.weight") for name in lora.layers if f"{name}.weight" in target}

@@ -82,6 +82,8 @@ class TransferResult:
     peak_rss_bytes: int = 0
     lora: str = ""
     """The input, as it was named."""
+    pairing: Mapping[str, Any] | None = None
+    """Where layers were paired by similarity: the pairs, what has none, the similarities."""
 
     @property
     def kept_energy(self) -> float | None:
@@ -119,6 +121,7 @@ class TransferResult:
             "warnings": list(self.warnings),
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
+            "pairing": None if self.pairing is None else dict(self.pairing),
         }
 
 
@@ -170,6 +173,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something the user should read."""
 
+    def share(self, text: str, done: int, total: int) -> None:
+        """A part of one long step before the layers is done."""
+
 
 class Silent:
     """Nobody watches."""
@@ -181,4 +187,7 @@ class Silent:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def share(self, text: str, done: int, total: int) -> None:
         """Nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.weights.families import Family, Naming, Piece, Place
+from loraport.weights.fused import view
 from loraport.weights.gguf_files import read_gguf
-from loraport.weights.names import WRAPPER_INFIXES, Naming, canonical_parameter, detect_naming, strip_prefixes
+from loraport.weights.names import OTHER_NETWORKS, WRAPPER_INFIXES, detect_naming, strip_prefixes
 from loraport.weights.pickled import read_pickle
 from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, Needed, files_of, indexes_beside, read_index
 from loraport.weights.quantized import decoded
@@ -59,7 +61,7 @@ class Checkpoint:
     where: str
     paths: tuple[Path, ...]
     naming: str
-    """"original", "diffusers", "fastvideo" or "unknown"."""
+    """"original", "diffusers", "comfy", "fastvideo" or "unknown"."""
     prefix: str
     """What stands before the names in the file, such as `model.diffusion_model.`."""
     part: str | None
@@ -69,6 +71,10 @@ class Checkpoint:
     """Names that an index lists, in shards that were not asked for; they can be known and not read."""
     digest: str = field(repr=False)
     _stored: Mapping[str, StoredTensor] = field(repr=False)
+    family: Family | None = field(repr=False, default=None)
+    """The family whose table has most of the names."""
+    stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False, default_factory=dict)
+    """What stands in the files, by its key, and the parameters that it holds: several where layers are fused."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -161,6 +167,10 @@ class Checkpoint:
         """
         return self.digest
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same files with some parameters under further names: new name -> the one that it has here."""
+        return replace(self, _stored={**self._stored, **{new: self._find(old) for new, old in names.items()}})
+
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise InputError(f"{self.where} has no parameter {name!r}; is it a model of the same family?")
@@ -212,9 +222,10 @@ def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str]) -> set[str
     names, _ = _canonical(stripped.values())
     found: dict[str, set[str]] = {}
     for key, shard in weight_map.items():
-        layer, _, leaf = (names[stripped[key]] or stripped[key]).rpartition(".")
-        if layer in layers:
-            found.setdefault(f"{layer}.weight" if leaf == "weight" else layer, set()).add(shard)
+        for name in _names_of(stripped[key], names):
+            layer, _, leaf = name.rpartition(".")
+            if layer in layers:
+                found.setdefault(f"{layer}.weight" if leaf == "weight" else layer, set()).add(shard)
     chosen = [shards for name, shards in found.items() if name.endswith(".weight") or f"{name}.weight" not in found]
     return set().union(*chosen) or set(weight_map.values())
 
@@ -268,27 +279,40 @@ def _named(
         stripped = strip_prefixes([*stored, *others])
     except MismatchError as error:
         raise FileFormatError(f"{paths[0]}: {error}") from error
-    names, naming = _canonical(stripped.values())
+    names, found = _canonical(stripped.values())
     tensors: dict[str, StoredTensor] = {}
-    for key in stored:
-        final = names[stripped[key]] or stripped[key]
-        if final in tensors:
-            raise FileFormatError(
-                f"{paths[0]}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
-            )
-        tensors[final] = stored[key]
-    extra = tuple(stripped[key] for key in stored if names[stripped[key]] is None)
-    absent = frozenset(names[stripped[key]] or stripped[key] for key in others)
-    return Checkpoint(
-        where, paths, naming or UNKNOWN_NAMING, _common_prefix(stripped), part, extra, absent, digest, tensors
-    )
+    places: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
+    extra = []
+    for key, tensor in stored.items():
+        pieces = names[stripped[key]]
+        if not pieces or not all(place.fits(tensor.shape) for _, place in pieces):
+            pieces = ((stripped[key], Place(stripped[key])),)
+            extra += [] if stripped[key].startswith(OTHER_NETWORKS) else [stripped[key]]
+        for final, place in pieces:
+            if final in tensors:
+                raise FileFormatError(
+                    f"{paths[0]}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
+                )
+            tensors[final] = view(tensor, place)
+        places[key] = (tensor, pieces)
+    absent = frozenset(name for key in others for name in _names_of(stripped[key], names))
+    family, naming = found or (None, UNKNOWN_NAMING)
+    prefix = _common_prefix(stripped)
+    return Checkpoint(where, paths, naming, prefix, part, tuple(extra), absent, digest, tensors, family, places)
 
 
-def _canonical(names: Iterable[str]) -> tuple[dict[str, str | None], Naming | None]:
-    """Each name without prefixes -> its canonical one, None where the table does not have it; and the spelling."""
+def _canonical(
+    names: Iterable[str],
+) -> tuple[dict[str, tuple[Piece, ...]], tuple[Family, Naming] | None]:
+    """Each name without prefixes -> the parameters it holds, () where no table has it; and the family and spelling."""
     names = list(names)
-    naming = detect_naming(names)
-    return {name: canonical_parameter(name, naming) if naming else None for name in names}, naming
+    found = detect_naming(names)
+    return {name: found[0].parameter_pieces(name, found[1]) if found else () for name in names}, found
+
+
+def _names_of(name: str, names: Mapping[str, tuple[Piece, ...]]) -> tuple[str, ...]:
+    """The canonical names of what one stored parameter holds; its own where no table has it."""
+    return tuple(canonical for canonical, _ in names[name]) or (name,)
 
 
 def _common_prefix(stripped: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -12,22 +12,15 @@ from typing import Any
 from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
+from loraport.weights.families import FAMILIES, Family
 from loraport.weights.loader_facts import facts_of
 from loraport.weights.loaders import verdicts
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
-from loraport.weights.names import WAN, canonical_layer
 from loraport.weights.places import files_of
 from loraport.weights.provenance import in_words, transfers
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.variants import kind_of
-
-WAN_SIZES = {
-    (1536, 30): "Wan 2.1 1.3B",
-    (5120, 40): "Wan 2.1 14B or one expert of Wan 2.2 A14B",
-    (3072, 30): "Wan 2.2 TI2V 5B",
-}
-"""(width, blocks) of the published sizes."""
 
 
 def describe(place: str, *, part: str | None = None, each: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -98,12 +91,13 @@ def _fetched(place: str) -> str:
 def describe_lora(lora: Lora) -> dict[str, Any]:
     """Facts about a LoRA that was read."""
     ranks = Counter(update.rank for update in lora.layers.values())
-    known = sum(canonical_layer(name, "original") is not None for name in lora.layers)
-    width = _width({name: update.shape for name, update in lora.layers.items()})
+    family = FAMILIES.get(lora.dialect.family or "")
+    known = sum(family.place(name, family.canonical) is not None for name in lora.layers) if family else 0
+    width, _ = _size({name: update.shape for name, update in lora.layers.items()}, family)
     return {
         "kind": "LoRA",
         "file": str(lora.path),
-        "family": f"{_family(known, len(lora.layers))}{f', width {width}' if width else ''}",
+        "family": f"{_family(family, known, len(lora.layers))}{f', width {width}' if width else ''}",
         "dialect": f"{lora.dialect.label}, keys like {next(iter(lora.keys.values()))[0]}",
         "layers": len(lora.layers),
         "kinds": _counts(Counter(kind_of(update) for update in lora.layers.values())),
@@ -159,14 +153,15 @@ def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
 def describe_model(model: Checkpoint) -> dict[str, Any]:
     """Facts about a model that was opened; only its headers are read."""
     shapes = {name: model.shape(name) for name in model}
-    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-    width = _width({name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2})
-    known = len(shapes) - len(model.extra)
-    size = WAN_SIZES.get((width or 0, len(blocks)), f"width {width}, {len(blocks)} blocks" if width else "")
+    layers = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+    width, blocks = _size(layers, model.family)
+    known = len(shapes) - len(model.extra) if model.family else 0
+    size = f"width {width}, {blocks} blocks" if width else ""
+    size = model.family.sizes.get((width or 0, blocks), size) if model.family else size
     return {
         "kind": "model",
         "file": model.where,
-        "family": _family(known, len(shapes)),
+        "family": _family(model.family, known, len(shapes)),
         "size": size or "unknown",
         "naming": f"{model.naming}{f', prefix {model.prefix}' if model.prefix else ''}",
         "part": model.part,
@@ -179,15 +174,19 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _family(known: int, total: int) -> str:
-    if known == 0:
+def _family(family: Family | None, known: int, total: int) -> str:
+    if family is None or known == 0:
         return "unknown"
-    return WAN.name if known == total else f"{WAN.name} ({total - known} of {total} names are not in its table)"
+    return family.name if known == total else f"{family.name} ({total - known} of {total} names are not in its table)"
 
 
-def _width(shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """The input width of the first self-attention that is there."""
-    return next((shape[1] for name, shape in shapes.items() if ".self_attn." in name), None)
+def _size(shapes: Mapping[str, tuple[int, ...]], family: Family | None) -> tuple[int | None, int]:
+    """(input width of the family's probe layer, or of its neighbours, blocks that have it)."""
+    if family is None:
+        return None, 0
+    probes = [shape[1] for name, shape in shapes.items() if name.endswith(family.probe)]
+    beside = (shape[1] for name, shape in shapes.items() if family.probe.rpartition(".")[0] + "." in name)
+    return (probes[0] if probes else next(beside, None)), len(probes)
 
 
 def _counts(counts: Counter[Any]) -> dict[str, int]:

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from loraport.weights.names import NAMINGS, Naming, canonical_from_flat, canonical_layer, flattened, layer_in
+from loraport.weights.families import FAMILIES, Naming, Piece, Place, flattened
+from loraport.weights.names import Located, locate, spellings
 
 Pair = tuple[str, str]
 """What follows a module's name in the keys of A (down, [r, in]) and of B (up, [out, r])."""
@@ -30,7 +31,7 @@ _NAMED_ADAPTER = re.compile(r"(.+)\.lora_(A|B)\.([^.]+)\.weight")
 _NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
 """The state of a PEFT model in memory carries the adapter's name, mostly `default`."""
 
-_TEXT_ENCODERS = re.compile(r"(?:lora_te\d?_|text_encoder(?:_\d)?\.)")
+_TEXT_ENCODERS = re.compile(r"(?:lora_te\d?_|text_encoders?(?:_\d)?\.)")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
 _DOTTED_PREFIX = re.compile(
     r"(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer|transformer_2|unet|generator|model|module)\.)*"
@@ -65,7 +66,7 @@ REFUSED = {
 class Dialect:
     """One way to write a layer's keys; enough to write a LoRA back as it was.
 
-    `naming` is None where the table knows none of the names. `flat`: the dots as underscores, an alpha per layer.
+    `naming` and `family` are None where no table knows the names. `flat`: the dots as underscores, an alpha per layer.
     `processor`: the old attention processors of diffusers (`attn1.processor.to_q_lora`). `folder`: a PEFT folder.
     """
 
@@ -74,6 +75,8 @@ class Dialect:
     pair: Pair = PEFT_PAIR
     flat: bool = False
     processor: bool = False
+    family: str | None = None
+    """The name of the family whose table spells the layers."""
 
     @property
     def folder(self) -> bool:
@@ -94,13 +97,18 @@ class Dialect:
         """The key of A for one layer."""
         return self.key(layer, self.pair[0])
 
+    def place(self, layer: str) -> Place:
+        """The module in which a canonical layer stands, and where; names outside the tables stay as they are."""
+        place = FAMILIES[self.family].place(layer, self.naming) if self.family and self.naming else None
+        return place or Place(layer)
+
     def module(self, layer: str) -> str:
-        """A canonical layer name as this dialect spells the module, without prefix; unknown names stay as they are."""
-        spelled = (layer_in(layer, self.naming) if self.naming else None) or layer
+        """The module's name as this dialect writes it, without prefix."""
+        spelled = self.place(layer).name
         return flattened(spelled) if self.flat else spelled
 
     def key(self, layer: str, suffix: str) -> str:
-        """The key of one part of a layer."""
+        """The key of one part of a layer's module."""
         module = self.module(layer)
         if self.processor:
             attention, _, projection = module.removesuffix(".0").rpartition(".")
@@ -115,10 +123,21 @@ class LoraKey:
     key: str
     prefix: str
     module: str
-    layer: str
+    pieces: tuple[Piece, ...]
+    """The layers that the module holds: one under its canonical name, or several that it fuses."""
     part: str
     dialect: Dialect
     text_encoder: bool = False
+
+    @property
+    def layer(self) -> str:
+        """The canonical name; of a fused module those of its layers."""
+        return " + ".join(name for name, _ in self.pieces)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the module's rows are one layer's rows as they stand."""
+        return all(place.whole for _, place in self.pieces)
 
     @property
     def counterpart(self) -> str:
@@ -132,32 +151,38 @@ class LoraKey:
         return self.dialect.flat and self.dialect.naming is None
 
 
-def parse_key(key: str) -> LoraKey:
-    """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name."""
+def parse_key(key: str, family: str | None = None) -> LoraKey:
+    """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name.
+
+    `family` is the file's, where it is known: few names are in the tables of several, and they are read as its own.
+    """
     stem, part, pair = _split_suffix(key)
     if text := _TEXT_ENCODERS.match(key):
-        return LoraKey(key, text[0], stem[text.end() :], stem, part, Dialect(text[0], None, pair), text_encoder=True)
+        dialect = Dialect(text[0], None, pair)
+        return LoraKey(key, text[0], stem[text.end() :], _unknown(stem), part, dialect, text_encoder=True)
     for prefix in _FLAT_PREFIXES:
         if stem.startswith(prefix):
-            module = stem.removeprefix(prefix)
-            found = canonical_from_flat(module)
-            dialect = Dialect(prefix, found[1] if found else None, KOHYA_PAIR if part in VARIANTS else pair, flat=True)
-            return LoraKey(key, prefix, module, found[0] if found else module, part, dialect)
-    return _parse_dotted(key, stem, part, pair)
-
-
-def _parse_dotted(key: str, stem: str, part: str, pair: Pair) -> LoraKey:
+            dialect = Dialect(prefix, None, KOHYA_PAIR if part in VARIANTS else pair, flat=True, family=family)
+            return _located(key, prefix, stem.removeprefix(prefix), part, dialect)
     start = _DOTTED_PREFIX.match(stem)
     prefix = start[0] if start else ""
     attention, processor, projection = stem.removeprefix(prefix).rpartition(".processor.")
     module = f"{attention}.{projection}" if processor else projection
     if processor and projection == "to_out":
         module += ".0"
-    for naming in NAMINGS:
-        layer = canonical_layer(module, naming)
-        if layer is not None:
-            return LoraKey(key, prefix, module, layer, part, Dialect(prefix, naming, pair, processor=bool(processor)))
-    return LoraKey(key, prefix, module, module, part, Dialect(prefix, None, pair, processor=bool(processor)))
+    return _located(key, prefix, module, part, Dialect(prefix, None, pair, processor=bool(processor), family=family))
+
+
+def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
+    found: Located | None = locate(module, flat=dialect.flat, prefer=dialect.family)
+    if found is None:
+        return LoraKey(key, prefix, module, _unknown(module), part, replace(dialect, family=None))
+    dialect = replace(dialect, naming=found.naming, family=found.family.name)
+    return LoraKey(key, prefix, module, found.pieces, part, dialect)
+
+
+def _unknown(name: str) -> tuple[Piece, ...]:
+    return ((name, Place(name)),)
 
 
 def _split_suffix(key: str) -> tuple[str, str, Pair]:
@@ -184,17 +209,14 @@ def refused_kind(key: str) -> str | None:
 
 
 def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
-    """The dialect that most of the given factors are written in, and the naming that spells most of their modules."""
+    """The dialect that most of the given factors are written in, and the table and naming that have most of them."""
     keys = list(keys)
-    shapes = Counter(replace(key.dialect, naming=None) for key in keys)
-    spelled: Counter[Naming] = Counter()
+    shapes = Counter(replace(key.dialect, naming=None, family=None) for key in keys)
+    spelled: Counter[tuple[str, Naming]] = Counter()
     for key in keys:
-        spelled.update(naming for naming in NAMINGS if _spells(naming, key))
+        if not key.text_encoder:
+            spelled.update((family.name, naming) for family, naming in spellings(key.module, flat=key.dialect.flat))
     best = max(spelled.values(), default=0)
-    naming = next((naming for naming in NAMINGS if best and spelled[naming] == best), None)
-    return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming)
-
-
-def _spells(naming: Naming, key: LoraKey) -> bool:
-    module = layer_in(key.layer, naming)
-    return module is not None and (flattened(module) if key.dialect.flat else module) == key.module
+    pairs = ((family.name, naming) for family in FAMILIES.values() for naming in family.namings)
+    family, naming = next((pair for pair in pairs if best and spelled[pair] == best), (None, None))
+    return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair, parse_key
+from loraport.weights.families import WAN
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
-from loraport.weights.names import WAN, canonical_layer
 from loraport.weights.variants import Dora, kind_of
 
 
@@ -46,8 +46,8 @@ class Facts:
 
 def facts_of(lora: Lora) -> Facts | None:
     """The facts of a file; None where its names are not of Wan, the one family that the loaders' table knows."""
-    keys = {layer: [parse_key(key) for key in some] for layer, some in lora.keys.items()}
-    if not any(canonical_layer(layer, "original") for layer in lora.layers):
+    keys = {layer: [parse_key(key, lora.dialect.family) for key in some] for layer, some in lora.keys.items()}
+    if lora.dialect.family != WAN.name:
         return None
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}

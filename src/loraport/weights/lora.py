@@ -26,6 +26,7 @@ from loraport.weights.dialects import (
     parse_key,
     refused_kind,
 )
+from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
 from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale
 from loraport.weights.on_demand import OnDemand
@@ -74,7 +75,8 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     """
     files = open_lora(path)
     tensors = files.weights.tensors
-    parsed = [parse_key(key) for key in sorted(tensors)]
+    family = majority_dialect([parse_key(key) for key in sorted(tensors)]).family if tensors else None
+    parsed = [parse_key(key, family) for key in sorted(tensors)]
     _refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
@@ -98,19 +100,22 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
             makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
             keys[one.layer] = (*keys.get(one.layer, ()), one.key)
             taken.add(one.key)
-    layers: Mapping[str, LayerUpdate] = OnDemand(files.weights.path, makers)
+    modules = {key.layer: key.pieces for key in parsed if not key.whole}
+    apart = partial(taken_apart, modules=modules, where=files.path)
+    single = apart(makers, share=lambda make, place: lambda: rows(make(), place, files.path))
+    layers: Mapping[str, LayerUpdate] = OnDemand(files.weights.path, single)
     if keep:
-        layers = {layer: make() for layer, make in makers.items()}
+        layers = {layer: make() for layer, make in single.items()}
     extras = reader.extras([key for key in parsed if key.key not in taken])
     return Lora(
         layers,
-        reader.kernels,
+        apart(reader.kernels),
         majority_dialect(factors or parsed),
         extras,
-        keys,
+        apart(keys),
         tuple(dropped),
-        reader.scales,
-        reader.alpha_from,
+        apart(reader.scales),
+        apart(reader.alpha_from),
         frozenset(key.layer for key in factors if key.unresolved),
         tuple(sorted({tensors[key.key].dtype for key in factors}, key=str)),
         files.weights.metadata,

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from loraport.weights.dialects import Dialect, LoraKey, parse_key
 from loraport.weights.lora import BIASES_OF_B, Lora
-from loraport.weights.names import canonical_layer
+from loraport.weights.names import is_known
 
 
 def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -17,11 +17,13 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
     for key in like.extras:
-        parsed = parse_key(key)
+        parsed = parse_key(key, like.dialect.family)
         if parsed.text_encoder or dialect == like.dialect:
             kept[key] = key
             continue
         suffix, reason = _suffix(parsed, dialect, layers)
+        if not reason and not (parsed.whole and dialect.place(parsed.layer).whole):
+            reason = "its rows stand elsewhere in this format, where only factors are moved"
         if reason:
             lost.append((key, reason))
         else:
@@ -36,12 +38,12 @@ def _suffix(key: LoraKey, dialect: Dialect, layers: Container[str]) -> tuple[str
     if key.unresolved and not dialect.flat:
         return "", "its layer is known by a flattened name only, which this format cannot hold"
     is_bias = key.part == ".diff_b" or key.part in BIASES_OF_B
-    if dialect.naming != "original":
+    if dialect.prefix != "diffusion_model." and not dialect.flat:
         if is_bias and key.layer in layers and dialect.pair[1].endswith(".weight"):
             return dialect.pair[1].removesuffix(".weight") + ".bias", ""
         return "", "the loaders of this format read factors only"
     if is_bias:
         return ".diff_b", ""
-    if canonical_layer(key.layer, "original") is None and dialect.flat:
+    if dialect.flat and not is_known(key.layer):
         return "", "the loaders of this format do not know the name"
     return key.part, ""

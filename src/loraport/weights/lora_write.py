@@ -21,22 +21,24 @@ from torch.nn.functional import pad
 from loraport.errors import SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
+from loraport.weights.families import FAMILIES
+from loraport.weights.fused import dense_together, put_together
 from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
-from loraport.weights.names import canonical_layer
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]
 
 FORMATS: Mapping[str, Dialect] = {
-    "comfy": Dialect("diffusion_model.", "original"),
-    "diffusers": Dialect("transformer.", "diffusers"),
-    "peft": Dialect(PEFT_PREFIX, "diffusers"),
-    "kohya": Dialect("lora_unet_", "original", KOHYA_PAIR, flat=True),
-    "tencent": Dialect("", "original"),
+    "comfy": Dialect("diffusion_model.", None),
+    "diffusers": Dialect("transformer.", None),
+    "peft": Dialect(PEFT_PREFIX, None),
+    "kohya": Dialect("lora_unet_", None, KOHYA_PAIR, flat=True),
+    "tencent": Dialect("", None),
 }
+"""How each format writes keys; the names between prefix and ending are the family's own (`Family.written`)."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,17 @@ def output_dialect(like: Lora, format: str) -> Dialect:
     """
     if format == "same":
         return like.dialect
-    if format == "tencent" and any(canonical_layer(layer, "original") for layer in like.layers):
-        raise SettingsError("tencent is the format of HunyuanVideo-1.5's own code, but this LoRA is of Wan; use comfy")
-    return checked_dialect(format)
+    dialect = checked_dialect(format)
+    if like.dialect.family is None:
+        return dialect
+    family = FAMILIES[like.dialect.family]
+    if format not in family.written:
+        raise SettingsError(
+            f"{format} is the format of HunyuanVideo-1.5's own code, but this LoRA is of {family.name}; use one of: "
+            f"{', '.join(family.written)}"
+        )
+    prefix = f"{family.component}." if format == "diffusers" else dialect.prefix
+    return replace(dialect, prefix=prefix, naming=family.written[format], family=family.name)
 
 
 def checked_dialect(format: str) -> Dialect:
@@ -99,9 +109,11 @@ def write_lora(
     if format == "kohya":
         spelled = filled(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
+    if uniform_rank:
+        spelled = {layer: _padded(update, rank) for layer, update in spelled.items()}
+    modules = put_together(spelled, dialect)
     tensors: dict[str, Tensor] = {}
-    for layer, update in spelled.items():
-        update = _padded(update, rank) if uniform_rank else update
+    for layer, update in modules.items():
         tensors |= _layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype)
     copied, lost = respelled(like, dialect, spelled)
     tensors |= {new: like.extras[old] for old, new in copied.items()}
@@ -109,9 +121,7 @@ def write_lora(
     pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
     if dialect.folder:
         inner = dialect.prefix.removeprefix(PEFT_PREFIX)
-        ranks = {
-            inner + dialect.module(layer): rank if uniform_rank else update.rank for layer, update in spelled.items()
-        }
+        ranks = {inner + dialect.module(layer): update.rank for layer, update in modules.items()}
         config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors))
         _save_peft(Path(path), pending, metadata, config)
     else:
@@ -132,12 +142,11 @@ def write_diff(
     Extras go as in format "comfy". A convolution's update may be given as a matrix.
     Raises OutputError where nothing can be written.
     """
-    dialect = FORMATS["comfy"]
-    pending, dropped = {}, []
-    for layer, update in updates.items():
-        if layer in like.unresolved:
-            dropped += [(key, _NO_NAME) for key in like.keys.get(layer, ())]
-            continue
+    dialect = output_dialect(like, "comfy")
+    named = {layer: update for layer, update in updates.items() if layer not in like.unresolved}
+    dropped = [(key, _NO_NAME) for layer in updates.keys() - named.keys() for key in like.keys.get(layer, ())]
+    pending = {}
+    for layer, update in dense_together(named, dialect).items():
         pending[dialect.key(layer, ".diff")] = _dense(layer, update, like.kernels.get(layer, ()), dtype)
     copied, lost = respelled(like, dialect, updates)
     for old, new in list(copied.items()):

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, OutputError, SettingsError
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.families import Piece
+from loraport.weights.fused import assembled
 from loraport.weights.places import SAFETENSORS, indexes_beside
-from loraport.weights.safetensors_files import DTYPES, read_safetensors
+from loraport.weights.safetensors_files import DTYPES, StoredTensor, read_safetensors
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
 CONFIG = "config.json"
@@ -58,9 +60,10 @@ def write_model(
     Raises OutputError where it cannot be written, and whatever the making of a parameter raises.
     """
     files: dict[Path, dict[str, Pending]] = {path: {} for path in model.paths}
-    for name in model:
-        make = changed.get(name) or partial(model.tensor, name)
-        files[model.path(name)][model.key(name)] = _pending(model, name, make, written)
+    for key, (stored, pieces) in model.stored.items():
+        touched = {place.part: name for name, place in pieces if name in changed}
+        make = partial(_made, model, pieces, changed) if touched else stored.read
+        files[stored.path][key] = _pending(stored, make, written)
     if not is_folder(model):
         [(path, pending)] = files.items()
         save_safetensors(output, pending, _metadata(path, metadata))
@@ -77,17 +80,22 @@ def write_model(
     save_folder(output, fill, frozenset())
 
 
-def _pending(model: Checkpoint, name: str, make: Callable[[], Tensor], written: Callable[[int], None]) -> Pending:
-    dtype = model.dtype(name)
-    if dtype not in DTYPES.values():
-        raise FileFormatError(f"{model.path(name)}: {name} is stored as {dtype}, which safetensors cannot hold")
+def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+    """A stored tensor out of the parameters that it holds, some of them made anew."""
+    made = {place.part: changed[name]() if name in changed else model.tensor(name) for name, place in pieces}
+    return assembled(made, pieces[0][1])
+
+
+def _pending(stored: StoredTensor, make: Callable[[], Tensor], written: Callable[[int], None]) -> Pending:
+    if stored.dtype not in DTYPES.values():
+        raise FileFormatError(f"{stored.path}: {stored.key} is stored as {stored.dtype}, which safetensors cannot hold")
 
     def made() -> Tensor:
         tensor = make()
         written(tensor.nbytes)
         return tensor
 
-    return Pending(dtype, model.shape(name), made)
+    return Pending(stored.dtype, stored.shape, made)
 
 
 def _metadata(path: Path, ours: Mapping[str, str]) -> dict[str, str]:

@@ -1,114 +1,15 @@
-"""One table of layer names per model family; every direction between its spellings is derived from it.
-
-Canonical names are the original project's: layers `blocks.3.self_attn.q`, parameters `blocks.3.self_attn.q.weight`.
-Matching is anchored: a name is in the table as a whole or not at all. What is not in the table keeps its name.
-"""
+"""Names looked up in the tables of all families: which layer a key means, and what stands before it in a file."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
 
 from loraport.errors import MismatchError
-
-Naming = Literal["original", "diffusers", "fastvideo"]
-NAMINGS: tuple[Naming, ...] = get_args(Naming)
-
-Row = tuple[str, str, str]
-"""One layer in the spellings of NAMINGS, `{}` for the block number."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """The layers (with weight, bias and the like) and the bare parameters of one architecture."""
-
-    name: str
-    layers: tuple[Row, ...]
-    parameters: tuple[Row, ...]
-
-
-WAN = Family(
-    name="wan",
-    layers=(
-        # original, diffusers, FastVideo while it runs (on disk it uses the names of diffusers)
-        ("blocks.{}.self_attn.q", "blocks.{}.attn1.to_q", "blocks.{}.to_q"),
-        ("blocks.{}.self_attn.k", "blocks.{}.attn1.to_k", "blocks.{}.to_k"),
-        ("blocks.{}.self_attn.v", "blocks.{}.attn1.to_v", "blocks.{}.to_v"),
-        ("blocks.{}.self_attn.o", "blocks.{}.attn1.to_out.0", "blocks.{}.to_out"),
-        ("blocks.{}.self_attn.norm_q", "blocks.{}.attn1.norm_q", "blocks.{}.norm_q"),
-        ("blocks.{}.self_attn.norm_k", "blocks.{}.attn1.norm_k", "blocks.{}.norm_k"),
-        ("blocks.{}.cross_attn.q", "blocks.{}.attn2.to_q", "blocks.{}.attn2.to_q"),
-        ("blocks.{}.cross_attn.k", "blocks.{}.attn2.to_k", "blocks.{}.attn2.to_k"),
-        ("blocks.{}.cross_attn.v", "blocks.{}.attn2.to_v", "blocks.{}.attn2.to_v"),
-        ("blocks.{}.cross_attn.o", "blocks.{}.attn2.to_out.0", "blocks.{}.attn2.to_out"),
-        ("blocks.{}.cross_attn.norm_q", "blocks.{}.attn2.norm_q", "blocks.{}.attn2.norm_q"),
-        ("blocks.{}.cross_attn.norm_k", "blocks.{}.attn2.norm_k", "blocks.{}.attn2.norm_k"),
-        # image-to-video of Wan 2.1 only
-        ("blocks.{}.cross_attn.k_img", "blocks.{}.attn2.add_k_proj", "blocks.{}.attn2.add_k_proj"),
-        ("blocks.{}.cross_attn.v_img", "blocks.{}.attn2.add_v_proj", "blocks.{}.attn2.add_v_proj"),
-        ("blocks.{}.cross_attn.norm_k_img", "blocks.{}.attn2.norm_added_k", "blocks.{}.attn2.norm_added_k"),
-        # norm3 is norm2 elsewhere: diffusers counts in the order of use; the other two norms have no parameters
-        ("blocks.{}.norm3", "blocks.{}.norm2", "blocks.{}.self_attn_residual_norm.norm"),
-        ("blocks.{}.ffn.0", "blocks.{}.ffn.net.0.proj", "blocks.{}.ffn.fc_in"),
-        ("blocks.{}.ffn.2", "blocks.{}.ffn.net.2", "blocks.{}.ffn.fc_out"),
-        # the gate of video sparse attention (FastWan only): one spelling
-        ("blocks.{}.to_gate_compress", "blocks.{}.to_gate_compress", "blocks.{}.to_gate_compress"),
-        ("patch_embedding", "patch_embedding", "patch_embedding.proj"),
-        (
-            "text_embedding.0",
-            "condition_embedder.text_embedder.linear_1",
-            "condition_embedder.text_embedder.fc_in",
-        ),
-        (
-            "text_embedding.2",
-            "condition_embedder.text_embedder.linear_2",
-            "condition_embedder.text_embedder.fc_out",
-        ),
-        (
-            "time_embedding.0",
-            "condition_embedder.time_embedder.linear_1",
-            "condition_embedder.time_embedder.mlp.fc_in",
-        ),
-        (
-            "time_embedding.2",
-            "condition_embedder.time_embedder.linear_2",
-            "condition_embedder.time_embedder.mlp.fc_out",
-        ),
-        ("time_projection.1", "condition_embedder.time_proj", "condition_embedder.time_modulation.linear"),
-        ("head.head", "proj_out", "proj_out"),
-        # image-to-video of Wan 2.1 only
-        ("img_emb.proj.0", "condition_embedder.image_embedder.norm1", "condition_embedder.image_embedder.norm1"),
-        (
-            "img_emb.proj.1",
-            "condition_embedder.image_embedder.ff.net.0.proj",
-            "condition_embedder.image_embedder.ff.fc_in",
-        ),
-        (
-            "img_emb.proj.3",
-            "condition_embedder.image_embedder.ff.net.2",
-            "condition_embedder.image_embedder.ff.fc_out",
-        ),
-        ("img_emb.proj.4", "condition_embedder.image_embedder.norm2", "condition_embedder.image_embedder.norm2"),
-    ),
-    parameters=(
-        ("blocks.{}.modulation", "blocks.{}.scale_shift_table", "blocks.{}.scale_shift_table"),
-        ("head.modulation", "scale_shift_table", "scale_shift_table"),
-        (
-            "img_emb.emb_pos",
-            "condition_embedder.image_embedder.pos_embed",
-            "condition_embedder.image_embedder.pos_embed",
-        ),
-    ),
-)
-
-FAMILIES: Mapping[str, Family] = {WAN.name: WAN}
-
-_BLOCK = re.compile(r"([a-z_]*blocks)\.(0|[1-9]\d*)\.(.+)")
-_FLAT_BLOCK = re.compile(r"([a-z_]*?blocks)_(0|[1-9]\d*)_(.+)")
+from loraport.weights.families import FAMILIES, WAN, Family, Naming, Piece
+from loraport.weights.families.table import templates_of
 
 CHECKPOINT_PREFIXES = (
     "model.diffusion_model.",
@@ -122,54 +23,83 @@ CHECKPOINT_PREFIXES = (
 WRAPPER_INFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 FEW_KEYS = 5
 """A prefix is stripped where more keys than this share it (ComfyUI's rule), or all of them do."""
+OTHER_NETWORKS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.", "vae.", "text_encoders.")
+"""What lies beside the network in single files: autoencoder, text encoders. It belongs to no family."""
 
 
-def canonical_layer(name: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The canonical name of a layer spelled in `naming`, or None where the table does not have it."""
-    return _translate(name, _table(family.layers, naming, "original"))
+@dataclass(frozen=True)
+class Located:
+    """A stored layer found in a table, and the layers that it holds."""
+
+    family: Family
+    naming: Naming
+    pieces: tuple[Piece, ...]
 
 
-def canonical_parameter(name: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The canonical name of a parameter (`….q.weight`, `….modulation`), or None where the table does not have it."""
-    return _translate_parameter(name, family, naming, "original")
+def locate(name: str, *, flat: bool = False, prefer: str | None = None) -> Located | None:
+    """A stored layer in the first table that has it, dotted or flattened by kohya's trainers; None where none has.
 
-
-def layer_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
-    """A canonical layer name spelled in `naming`, or None where the table does not have it."""
-    return _translate(canonical, _table(family.layers, "original", naming))
-
-
-def parameter_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
-    """A canonical parameter name spelled in `naming`, or None where the table does not have it."""
-    return _translate_parameter(canonical, family, "original", naming)
-
-
-def flattened(name: str) -> str:
-    """A layer name as kohya's trainers write it: dots become underscores. The way back is `canonical_from_flat`."""
-    return name.replace(".", "_")
-
-
-def canonical_from_flat(name: str, family: Family = WAN) -> tuple[str, Naming] | None:
-    """The canonical layer name behind a flattened one, and the naming that was flattened; None where unknown.
-
-    A look-up among the flattened templates: underscores are ambiguous (`self_attn`, `k_img`) and are never turned back.
+    `prefer` is the family to look in first: `proj_out` is a layer of several.
+    Flattened names are looked up among the flattened templates: underscores are ambiguous (`self_attn`, `k_img`) and
+    are never turned back.
     """
-    block = _FLAT_BLOCK.fullmatch(name)
-    key = f"{block[1]}_{{}}_{block[3]}" if block else name
-    for naming in NAMINGS:
-        template = _flat_table(family.layers, naming).get(key)
-        if template is not None and (block is not None) == ("{}" in template):
-            return template.format(block[2] if block else ""), naming
+    found = sorted(spellings(name, flat=flat), key=lambda pair: pair[0].name != prefer)
+    for family, naming in found[:1]:
+        return Located(family, naming, family.pieces(name, naming, flat=flat))
     return None
 
 
-def detect_naming(names: Iterable[str], family: Family = WAN) -> Naming | None:
-    """The spelling that most parameter names are in, prefixes already stripped; None where the table knows none."""
-    hits: Counter[Naming] = Counter()
+def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming]]:
+    """Every table and naming that has a stored layer of this name."""
+    if "{}" in name:
+        return
+    found = {pair for template, _ in templates_of(name, flat=flat) for pair in _index(flat).get(template, ())}
+    for family in FAMILIES.values():
+        yield from ((family, naming) for naming in family.namings if (family.name, naming) in found)
+
+
+def is_known(canonical: str) -> bool:
+    """Whether a layer name is the canonical one of some family."""
+    return any(family.place(canonical, family.namings[0]) for family in FAMILIES.values())
+
+
+def canonical_layer(name: str, naming: Naming, family: Family = WAN) -> str | None:
+    """The canonical name of a layer spelled in `naming`; None where the table does not have it, or has more in it."""
+    pieces = family.pieces(name, naming)
+    return pieces[0][0] if len(pieces) == 1 else None
+
+
+def canonical_parameter(name: str, naming: Naming, family: Family = WAN) -> str | None:
+    """The canonical name of a parameter (`….q.weight`, `….modulation`), or None likewise."""
+    pieces = family.parameter_pieces(name, naming)
+    return pieces[0][0] if len(pieces) == 1 else None
+
+
+def layer_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
+    """The stored layer of a naming in which a canonical one stands; None where the table does not have it."""
+    place = family.place(canonical, naming)
+    return place.name if place else None
+
+
+def parameter_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
+    """The stored parameter of a naming in which a canonical one stands; None where the table does not have it."""
+    place = family.parameter_place(canonical, naming)
+    return place.name if place else None
+
+
+def detect_naming(names: Iterable[str]) -> tuple[Family, Naming] | None:
+    """The family and spelling that most parameter names are in, prefixes already stripped; None where none is known."""
+    hits: Counter[tuple[str, Naming]] = Counter()
     for name in names:
-        hits.update(naming for naming in NAMINGS if canonical_parameter(name, naming, family) is not None)
+        layer = name.rpartition(".")[0]
+        found = {(family.name, naming) for family, naming in spellings(layer)}
+        hits.update(found | {pair for template, _ in templates_of(name) for pair in _bare_index().get(template, ())})
     best = max(hits.values(), default=0)
-    return next((naming for naming in NAMINGS if best and hits[naming] == best), None)
+    for family in FAMILIES.values():
+        for naming in family.namings:
+            if best and hits[family.name, naming] == best:
+                return family, naming
+    return None
 
 
 def strip_prefixes(keys: Iterable[str]) -> dict[str, str]:
@@ -205,27 +135,22 @@ def _without_wrappers(key: str) -> str:
 
 
 @cache
-def _table(rows: tuple[Row, ...], spelled: Naming, wanted: Naming) -> dict[str, str]:
-    return {row[NAMINGS.index(spelled)]: row[NAMINGS.index(wanted)] for row in rows}
+def _index(flat: bool) -> dict[str, set[tuple[str, Naming]]]:
+    """Template of a stored layer -> the families and namings that have it."""
+    index: dict[str, set[tuple[str, Naming]]] = {}
+    for family in FAMILIES.values():
+        for naming in family.namings:
+            for template in family.templates(naming, flat):
+                index.setdefault(template, set()).add((family.name, naming))
+    return index
 
 
 @cache
-def _flat_table(rows: tuple[Row, ...], naming: Naming) -> dict[str, str]:
-    return {flattened(row[NAMINGS.index(naming)]): row[0] for row in rows}
-
-
-def _translate(name: str, table: dict[str, str]) -> str | None:
-    block = _BLOCK.fullmatch(name)
-    template = table.get(f"{block[1]}.{{}}.{block[3]}" if block else name)
-    if template is None or (block is not None) != ("{}" in template):
-        return None
-    return template.format(block[2] if block else "")
-
-
-def _translate_parameter(name: str, family: Family, spelled: Naming, wanted: Naming) -> str | None:
-    bare = _translate(name, _table(family.parameters, spelled, wanted))
-    if bare is not None:
-        return bare
-    layer, _, leaf = name.rpartition(".")
-    translated = _translate(layer, _table(family.layers, spelled, wanted))
-    return None if translated is None else f"{translated}.{leaf}"
+def _bare_index() -> dict[str, set[tuple[str, Naming]]]:
+    """The same for parameters that belong to no layer."""
+    index: dict[str, set[tuple[str, Naming]]] = {}
+    for family in FAMILIES.values():
+        for naming in family.namings:
+            for template in family.bare_templates(naming):
+                index.setdefault(template, set()).add((family.name, naming))
+    return index

@@ -1,0 +1,26 @@
+"""One table of layer names per model family, a module each; every direction between spellings is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraport.weights.families.hunyuan15 import HUNYUAN_15
+from loraport.weights.families.table import NAMINGS, Family, Naming, Piece, Place, flattened
+from loraport.weights.families.unet import SD15, SDXL
+from loraport.weights.families.wan import WAN
+
+__all__ = [
+    "FAMILIES",
+    "HUNYUAN_15",
+    "NAMINGS",
+    "SD15",
+    "SDXL",
+    "WAN",
+    "Family",
+    "Naming",
+    "Piece",
+    "Place",
+    "flattened",
+]
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, SD15, SDXL)}

@@ -1,0 +1,131 @@
+"""Tiny models of diffusers' own classes, one a family, and their files as other projects write them.
+
+The foreign layouts are written here by hand for one block each, not through the tables under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def hunyuan() -> Any:
+    """HunyuanVideo-1.5, one block and one refiner, 8 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=5,
+        out_channels=2,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_layers=1,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=6,
+        text_embed_2_dim=4,
+        image_embed_dim=6,
+        rope_axes_dim=(4, 2, 2),
+    )
+
+
+def unet(levels: int) -> Any:
+    """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
+    import diffusers
+
+    torch.manual_seed(0)
+    large: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 2,
+        "projection_class_embeddings_input_dim": 12,
+        "use_linear_projection": True,
+    }
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(4, 4, 8, 8)[:levels],
+        norm_num_groups=2,
+        attention_head_dim=2,
+        cross_attention_dim=6,
+        sample_size=8,
+        **(large if levels == 3 else {}),
+    )
+
+
+def comfy_hunyuan(state: State) -> State:
+    """HunyuanVideo-1.5 as ComfyUI stores it: q, k and v in one, the last modulation as (shift, scale)."""
+    out = {}
+    for leaf in ("weight", "bias"):
+        for there, mine in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
+            parts = [state[f"transformer_blocks.0.attn.{name}.{leaf}"] for name in mine]
+            out[f"double_blocks.0.{there}_attn.qkv.{leaf}"] = torch.cat(parts)
+        refiner = "context_embedder.token_refiner.refiner_blocks.0.attn"
+        parts = [state[f"{refiner}.to_{letter}.{leaf}"] for letter in "qkv"]
+        out[f"txt_in.individual_token_refiner.blocks.0.self_attn.qkv.{leaf}"] = torch.cat(parts)
+        scale, shift = state[f"norm_out.linear.{leaf}"].chunk(2)
+        out[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
+        out[f"double_blocks.0.img_mod.lin.{leaf}"] = state[f"transformer_blocks.0.norm1.linear.{leaf}"]
+        out[f"double_blocks.0.txt_mlp.2.{leaf}"] = state[f"transformer_blocks.0.ff_context.net.2.{leaf}"]
+    out["double_blocks.0.img_attn.norm.query_norm.scale"] = state["transformer_blocks.0.attn.norm_q.weight"]
+    return {f"model.diffusion_model.{name}": tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+def original_unet(state: State) -> State:
+    """Some of a U-Net as original single files have it."""
+    pairs = {
+        "down_blocks.1.resnets.0.conv1": "input_blocks.4.0.in_layers.2",
+        "down_blocks.1.attentions.1.proj_in": "input_blocks.5.1.proj_in",
+        "down_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k": (
+            "input_blocks.5.1.transformer_blocks.0.attn2.to_k"
+        ),
+        "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+        "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
+        "up_blocks.1.attentions.2.transformer_blocks.0.ff.net.2": "output_blocks.5.1.transformer_blocks.0.ff.net.2",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+        "conv_out": "out.2",
+    }
+    if "add_embedding.linear_1.weight" in state:
+        pairs["add_embedding.linear_1"] = "label_emb.0.0"
+    return {f"model.diffusion_model.{theirs}.weight": state[f"{mine}.weight"] for mine, theirs in pairs.items()}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One family in the tests."""
+
+    family: str
+    model: Callable[[], Any]
+    foreign: Callable[[State], State]
+    formats: tuple[str, ...] = ("comfy", "diffusers", "peft", "kohya")
+
+
+FAMILIES = {
+    "hunyuanvideo-1.5": Tiny("hunyuanvideo-1.5", hunyuan, comfy_hunyuan, ("comfy", "diffusers", "peft", "kohya")),
+    "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
+    "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
+}
+
+
+def factors(model: Any, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (A, B)} of every linear layer and convolution, by diffusers' name; kernels unfolded."""
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+        out, inn, *kernel = module.weight.shape
+        A = torch.randn(rank, inn, *kernel, generator=generator)
+        found[name] = A, torch.randn(out, rank, *(1 for _ in kernel), generator=generator)
+    return found
+
+
+def delta(A: Tensor, B: Tensor) -> Tensor:
+    """B·A in float64, with a kernel in the shape of the weight."""
+    return (B.double().flatten(1) @ A.double().flatten(1)).reshape(B.shape[0], *A.shape[1:])

@@ -1,0 +1,200 @@
+"""Every family from file to file: checkpoints in foreign layouts, LoRAs in every format, merged by diffusers itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loraport.errors import MismatchError, SettingsError
+from loraport.runs.convert import convert
+from loraport.runs.merge import merge
+from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.describe import describe
+from loraport.weights.families import FAMILIES as TABLES
+from loraport.weights.lora import read_lora
+from tests.families import FAMILIES, Tiny, delta, factors
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+IN_EVERY_FORMAT = [(name, format) for name, tiny in FAMILIES.items() for format in tiny.formats]
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    return request.param  # type: ignore[no-any-return]
+
+
+def write_lora(model: Any, path: Path, prefix: str) -> dict[str, Tensor]:
+    """A LoRA in diffusers' keys on every linear layer and convolution; the deltas by name."""
+    found = factors(model)
+    tensors = {}
+    for name, (A, B) in found.items():
+        tensors |= {f"{prefix}.{name}.lora_A.weight": A, f"{prefix}.{name}.lora_B.weight": B}
+    save_file(tensors, path)
+    return {name: delta(A, B) for name, (A, B) in found.items()}
+
+
+def test_a_foreign_checkpoint_holds_the_same_layers(tiny: Tiny, tmp_path: Path) -> None:
+    state = tiny.model().state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "mine.safetensors")
+    foreign = tiny.foreign(state) | {"first_stage_model.decoder.conv_in.weight": torch.ones(2, 2)}
+    save_file(foreign, tmp_path / "theirs.safetensors")
+    mine, theirs = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in ("mine", "theirs"))
+    assert mine.family is theirs.family is TABLES[tiny.family] and not mine.extra and not theirs.extra
+    known = [name for name in theirs if not name.startswith("first_stage")]
+    assert len(known) >= len(foreign) - 1
+    for name in known:
+        assert torch.equal(theirs.tensor(name), state[name]) and theirs.shape(name) == tuple(state[name].shape), name
+        assert theirs.fingerprint(name) == mine.fingerprint(name)
+
+
+@pytest.mark.parametrize(("name", "format"), IN_EVERY_FORMAT)
+def test_there_and_back_through_every_format(name: str, format: str, tmp_path: Path) -> None:
+    tiny = FAMILIES[name]
+    component = TABLES[tiny.family].component
+    deltas = write_lora(tiny.model(), tmp_path / "in.safetensors", component)
+    there = tmp_path / ("there" if format == "peft" else "there.safetensors")
+    done = convert(str(tmp_path / "in.safetensors"), format, str(there))
+    assert not done.lost and done.keys["in"] == 2 * len(deltas)
+    back = convert(str(there), "diffusers", str(tmp_path / "back.safetensors"))
+    assert not back.lost
+    for place in (there, tmp_path / "back.safetensors"):
+        lora = read_lora(place)
+        assert lora.layers.keys() == deltas.keys() and lora.dialect.family == tiny.family
+        for layer, wanted in deltas.items():
+            got = lora.layers[layer].dense().double()
+            assert float((got - wanted.flatten(1)).norm()) <= 1e-6 * float(wanted.norm()), layer
+
+
+@pytest.mark.parametrize(("name", "format"), IN_EVERY_FORMAT)
+def test_diffusers_merges_what_is_written_for_it(name: str, format: str, tmp_path: Path) -> None:
+    """Through its own loaders: the component's for its own format, the pipelines' converter for kohya's of U-Nets."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    tiny = FAMILIES[name]
+    component = TABLES[tiny.family].component
+    if format in ("comfy", "peft") or (format == "kohya" and component != "unet"):
+        pytest.skip("diffusers has no loader for this format of this family")
+    model = tiny.model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    deltas = write_lora(model, tmp_path / "in.safetensors", component)
+    if name == "sdxl" and format == "kohya":
+        deltas = without(tmp_path / "in.safetensors", deltas, "add_embedding", "time_embedding")
+    convert(str(tmp_path / "in.safetensors"), format, str(tmp_path / "out.safetensors"))
+    if component == "unet":
+        pipeline = {"sd1.5": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[name]
+        state, alphas = pipeline.lora_state_dict(load_file(tmp_path / "out.safetensors"), unet_config=model.config)[:2]
+        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=model)
+    else:
+        model.load_lora_adapter(load_file(tmp_path / "out.safetensors"))
+    model.fuse_lora()
+    model.unload_lora()
+    after = model.state_dict()
+    for key, W in before.items():
+        added = deltas.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+        moved = (after[key].double() - W.double()) if key in after else None
+        assert moved is not None
+        if added is None:
+            assert not moved.any(), key
+        else:
+            torch.testing.assert_close(moved, added, rtol=1e-5, atol=1e-5)
+
+
+def without(path: Path, deltas: dict[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    """The file without some layers."""
+    gone = [name for name in deltas if name.startswith(parts)]
+    save_file(
+        {key: value for key, value in load_file(path).items() if not any(f".{one}." in key for one in gone)}, path
+    )
+    return {name: value for name, value in deltas.items() if name not in gone}
+
+
+def test_a_merge_into_fused_weights_is_the_merge_into_those_apart(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny.model()
+    state = model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "mine.safetensors")
+    save_file(tiny.foreign(state), tmp_path / "theirs.safetensors")
+    write_lora(model, tmp_path / "lora.safetensors", TABLES[tiny.family].component)
+    for name in ("mine", "theirs"):
+        merge(
+            str(tmp_path / f"{name}.safetensors"),
+            [str(tmp_path / "lora.safetensors")],
+            str(tmp_path / f"{name}-merged.safetensors"),
+        )
+    merged = tiny.foreign(load_file(tmp_path / "mine-merged.safetensors"))
+    theirs = load_file(tmp_path / "theirs-merged.safetensors")
+    assert theirs.keys() == merged.keys()
+    assert all(torch.equal(theirs[key], tensor) for key, tensor in merged.items())
+    untouched = tiny.foreign(state)
+    assert any(not torch.equal(theirs[key], tensor) for key, tensor in untouched.items())
+
+
+HEAD = "diffusion_model.double_blocks.0.img_attn"
+
+
+def test_fused_factors_are_three_times_the_rank_or_share_their_a(tmp_path: Path) -> None:
+    """Apart to fused: A stacked, B block by block. Fused to apart and back: one A three times, the same file."""
+    write_lora(FAMILIES["hunyuanvideo-1.5"].model(), tmp_path / "in.safetensors", "transformer")
+    convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "fused.safetensors"))
+    fused = load_file(tmp_path / "fused.safetensors")
+    A, B = fused[f"{HEAD}.qkv.lora_A.weight"], fused[f"{HEAD}.qkv.lora_B.weight"]
+    assert A.shape == (6, 8) and B.shape == (24, 6)
+    assert not B[:8, 2:].any() and not B[8:16, :2].any() and not B[16:, :4].any() and B[8:16, 2:4].any()
+    assert fused[f"{HEAD}.proj.lora_A.weight"].shape == (2, 8), "others keep their rank"
+    shared = {f"{HEAD}.qkv.lora_A.weight": torch.randn(2, 8), f"{HEAD}.qkv.lora_B.weight": torch.randn(24, 2)}
+    save_file(shared, tmp_path / "shared.safetensors")
+    assert len(read_lora(tmp_path / "shared.safetensors").layers) == 3
+    convert(str(tmp_path / "shared.safetensors"), "comfy", str(tmp_path / "again.safetensors"))
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == shared.keys() and all(torch.equal(again[key], shared[key]) for key in shared)
+
+
+def test_only_b_is_moved_where_halves_change_places(tmp_path: Path) -> None:
+    A, B = torch.randn(2, 8), torch.randn(16, 2)
+    names = ("transformer.norm_out.linear", "diffusion_model.final_layer.adaLN_modulation.1")
+    save_file({f"{names[0]}.lora_A.weight": A, f"{names[0]}.lora_B.weight": B}, tmp_path / "in.safetensors")
+    convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"))
+    out = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(out[f"{names[1]}.lora_A.weight"], A)
+    assert torch.equal(out[f"{names[1]}.lora_B.weight"], torch.cat([B[8:], B[:8]]))
+
+
+def test_a_part_of_a_fused_layer_is_rows_of_zeros_elsewhere(tmp_path: Path) -> None:
+    key = "transformer.transformer_blocks.0.attn.to_k.lora_"
+    save_file({f"{key}A.weight": torch.ones(1, 8), f"{key}B.weight": torch.ones(8, 1)}, tmp_path / "in.safetensors")
+    convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"))
+    B = load_file(tmp_path / "out.safetensors")[f"{HEAD}.qkv.lora_B.weight"]
+    assert B.shape == (24, 1) and B[8:16].all() and not B[:8].any() and not B[16:].any()
+
+
+def test_what_cannot_be_divided_or_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    fused = {f"{HEAD}.qkv.lora_A.weight": torch.ones(1, 8), f"{HEAD}.qkv.lora_B.weight": torch.ones(25, 1)}
+    save_file(fused, path)
+    with pytest.raises(MismatchError, match="25 rows, which cannot be divided into its 3 layers"):
+        read_lora(path)
+    fused[f"{HEAD}.qkv.lora_B.weight"] = torch.ones(24, 1)
+    alone = "transformer.transformer_blocks.0.attn.to_v.lora_"
+    save_file(fused | {f"{alone}A.weight": torch.ones(1, 8), f"{alone}B.weight": torch.ones(8, 1)}, path)
+    with pytest.raises(MismatchError, match=r"attn\.to_v' is given twice"):
+        read_lora(path)
+
+
+def test_inspect_names_the_family(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny.model()
+    save_file(tiny.foreign(model.state_dict()), tmp_path / "model.safetensors")
+    write_lora(model, tmp_path / "lora.safetensors", TABLES[tiny.family].component)
+    for name in ("model", "lora"):
+        assert describe(str(tmp_path / f"{name}.safetensors"))["family"].startswith(tiny.family)
+
+
+def test_tencents_format_is_for_its_own_model(tmp_path: Path) -> None:
+    write_lora(FAMILIES["sd1.5"].model(), tmp_path / "in.safetensors", "unet")
+    with pytest.raises(SettingsError, match="tencent"):
+        convert(str(tmp_path / "in.safetensors"), "tencent", str(tmp_path / "out.safetensors"))
