@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, analyze, files, presets, demo):
+for group in (transfer, score, analyze, files, presets, demo):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(lab.app, name="lab")
