@@ -33,9 +33,7 @@ def tiny_transformer(seed: int) -> WanTransformer3DModel:
         return WanTransformer3DModel(**CONFIG)
 
 
-def write_pipeline(
-    folder: Path, transformer: WanTransformer3DModel, scheduler: SchedulerMixin | None = None
-) -> Path:
+def write_pipeline(folder: Path, transformer: WanTransformer3DModel, scheduler: SchedulerMixin | None = None) -> Path:
     """A whole pipeline without a VAE, which nothing here decodes with."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -14,42 +14,13 @@ from loraport.effect.pair import Clips, aim
 from loraport.effect.score import judged_clips, score
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
-from loraport.effect.updates import adapted, fingerprint, linear_layers, module_type, scaled
+from loraport.effect.updates import adapted, fingerprint, module_type, scaled
 from loraport.effect.writers import patched, to_output, watched, writing_layers
 from loraport.errors import MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
-from loraport.toy.family import STUDENTS, student_path
-from loraport.toy.model import new_model
+from loraport.toy.family import STUDENTS
 from loraport.toy.pair import EmbeddedPair, is_embedded, open_embedded
-
-PAIRED = ("one-step", "few-step", "causal", "matched")
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    """An untrained base, and students that are the base moved by noise; `one-step-b` is the base itself."""
-    folder = tmp_path_factory.mktemp("family")
-    new_model(0).save_pretrained(folder / "base" / "transformer")
-    for name in (*PAIRED, "one-step-b"):
-        model, generator = new_model(0), torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.ndim == 2 and name != "one-step-b":
-                    noise = torch.randn(weight.shape, generator=generator)
-                    weight += noise * (0.2 * weight.norm() / noise.norm())
-        model.save_pretrained(student_path(name, folder) / "transformer")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter():
-    generator = torch.Generator().manual_seed(2)
-    updates = {}
-    for name, layer in linear_layers(new_model(0)).items():
-        if name.startswith("blocks."):
-            A = torch.randn(2, layer.in_features, generator=generator) / layer.in_features**0.5
-            updates[name] = LowRank(0.2 * torch.randn(layer.out_features, 2, generator=generator), A)
-    return updates
+from tests.effect.conftest import PAIRED
 
 
 def opened(pair, adapter, clips=2, store=None, role="fit"):

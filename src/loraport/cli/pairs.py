@@ -73,7 +73,7 @@ def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
 def _pipelines(source: str, target: str, sampling: Sampling) -> Pair:
     from loraport.effect.pipelines import PipelinePair, PipelineSettings
     from loraport.effect.prompts import read_prompts
-    from loraport.runs.execute import find_device
+    from loraport.runs.prepare import find_device
 
     height, _, width = sampling.size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):

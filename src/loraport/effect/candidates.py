@@ -10,12 +10,12 @@ from typing import Any
 import loraport
 from loraport.effect.pair import Pair, Updates
 from loraport.effect.updates import fitting, scaled
-from loraport.errors import MismatchError, SettingsError
+from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.runs.additions import with_strength
-from loraport.runs.execute import TORCH_DTYPES
+from loraport.runs.finish import TORCH_DTYPES
 from loraport.spectral.svd import LowRank
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import WrittenLora, write_lora
+from loraport.weights.lora_write import WrittenLora, output_dialect, write_lora
 
 NONE, DIRECT = "none", "direct"
 
@@ -57,6 +57,19 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
             raise SettingsError(f"{text!r}: {number!r} is no strength; write direct:1.15") from error
     _, updates, notes = read_adapter(text, pair)
     return updates, notes
+
+
+def check_place(output: str, lora: Lora, format: str) -> None:
+    """Refuse, before any pass, an output that could not be written afterwards. Raises OutputError."""
+    path, folder = Path(output), output_dialect(lora, format).folder
+    if folder and path.is_file():
+        raise OutputError(f"{path} is a file, but PEFT's format is a folder; name a folder")
+    if not folder and (path.is_dir() or path.suffix != ".safetensors"):
+        raise OutputError(f"{path} cannot be the new LoRA: name a .safetensors file that is no folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder; make it first")
+    if path.exists() and path.samefile(lora.path):
+        raise OutputError(f"{path} is the LoRA that is read; give the result another name")
 
 
 def write_calibrated(

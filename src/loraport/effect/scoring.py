@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.effect.calibrate import CalibrationSettings, calibrate, calibration_passes, solve_bytes
-from loraport.effect.candidates import DIRECT, NONE, read_adapter, read_candidate, write_calibrated
+from loraport.effect.candidates import DIRECT, NONE, check_place, read_adapter, read_candidate, write_calibrated
 from loraport.effect.gains import GROUPINGS
 from loraport.effect.guard import Verdict, decide
 from loraport.effect.meter import Meter, Watch
@@ -17,8 +17,8 @@ from loraport.effect.score import Score, judged_clips, score, score_passes
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
 from loraport.errors import unknown_name
-from loraport.runs.config import TransferConfig, chosen_format
-from loraport.runs.execute import check_output, peak_rss_bytes
+from loraport.runs.execute import peak_rss_bytes
+from loraport.runs.finish import TORCH_DTYPES
 
 Table = tuple[tuple[str, ...], ...]
 
@@ -106,11 +106,9 @@ def run_calibration(
     settings = request.settings()
     lora, adapter, notes = read_adapter(request.lora, pair)
     start, more = (adapter, ()) if request.start is None else read_candidate(request.start, adapter, pair)
-    here = request.lora
-    writing = TransferConfig(
-        here, here, here, request.output, DIRECT, format=chosen_format(request.format), dtype=request.dtype
-    )
-    check_output(writing, lora)
+    if request.dtype not in TORCH_DTYPES:
+        raise unknown_name("dtype", request.dtype, TORCH_DTYPES)
+    check_place(request.output, lora, request.format)
     planned = calibration_passes(pair, start, settings)
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:
