@@ -19,7 +19,7 @@ from loraport.effect.pipelines import PipelinePair, PipelineSettings, at_levels
 from loraport.effect.score import score
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
-from loraport.effect.updates import linear_layers, module_name
+from loraport.effect.updates import fingerprint, linear_layers, module_name
 from loraport.errors import InputError, LoraportError, MismatchError
 from loraport.spectral.svd import LowRank
 from loraport.weights.lora import read_lora
@@ -96,7 +96,10 @@ def test_every_scheduler_is_scored(places, adapter, target):
 def test_a_target_that_is_the_source_leaves_direct_without_error(places, adapter):
     pair = opened(places, "itself", target_steps=3, source_guidance=1.0)
     rows = score(effect_of(pair, adapter), adapter, {"direct": adapter, "none": {}})
-    assert rows[0].error.value == pytest.approx(0, abs=1e-9) < rows[1].error.value
+    assert rows[0].error.value == pytest.approx(0, abs=1e-9)
+    assert rows[1].error.value > 1e-6
+    done = calibrate(pair, adapter, settings=CalibrationSettings(clips=2))
+    assert fingerprint(done.updates) == fingerprint(adapter) and not done.steps
 
 
 def test_calibration_lowers_the_error_it_was_accepted_on(places, adapter):

@@ -54,6 +54,7 @@ def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
 
     Raises InputError where the two cannot be sampled.
     """
+    from loraport.runs.presets import place
     from loraport.toy.family import embedded_place
 
     source, target = (embedded_place(text) or text for text in (source, target))
@@ -67,7 +68,7 @@ def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
         raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
     if "+" in target and not Path(target).exists():
         raise MismatchError(f"{target}: bake the accelerator into its model first (loraport merge), then score that")
-    return _pipelines(source, target, sampling)
+    return _pipelines(place(source), place(target), sampling)
 
 
 def _pipelines(source: str, target: str, sampling: Sampling) -> Pair:

@@ -34,6 +34,11 @@ class EndEffect:
             for batch, styled, plain in zip(self.batches, self.styled, self.plain, strict=True)
         )
 
+    def size(self) -> float:
+        """Mean square of what the adapter does to the source's clips."""
+        moved = [(a.end - b.end).square().flatten(1).mean(1) for a, b in zip(self.styled, self.plain, strict=True)]
+        return float(torch.cat(moved).double().mean())
+
     def errors(self, updates: Updates, *, keep: bool = False) -> Tensor:
         """The END error of each clip: [n]. `keep` leaves the target's samples in the store."""
         found = [
