@@ -9,11 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from loraport import __version__
-<<<<<<< HEAD
-from loraport.cli import analyze, cache, demo, files, lab, presets, probe, transfer
-=======
-from loraport.cli import analyze, cache, demo, files, presets, probe, score, transfer
->>>>>>> 8e36acf (The score's commands are commands again)
+from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
 from loraport.errors import LoraportError
 
 app = typer.Typer(

@@ -9,13 +9,14 @@ from typing import Any
 
 import loraport
 from loraport.effect.pair import Pair, Updates
-from loraport.effect.updates import fitting, scaled
+from loraport.effect.updates import scaled
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.runs.additions import with_strength
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.spectral.svd import LowRank
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, output_dialect, write_lora
+from loraport.weights.variants import LayerUpdate, Product, kind_of
 
 NONE, DIRECT = "none", "direct"
 
@@ -27,7 +28,9 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
     """
     path, strength = with_strength(place)
     lora = read_lora(path)
-    updates, missing = fitting(lora.layers, pair.layers())
+    known = pair.layers()
+    missing = sorted(set(lora.layers) - set(known))
+    updates = {name: plain(name, update, place) for name, update in lora.layers.items() if name in known}
     if not updates:
         raise MismatchError(f"{place}: none of its {len(lora.layers)} layers is in the model; was it made for it?")
     notes = []
@@ -40,6 +43,18 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
             f"{place}: {len(lora.extras)} keys beside the factors are left out, {sorted(lora.extras)[0]}, for one"
         )
     return lora, scaled(updates, strength), tuple(notes)
+
+
+def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
+    """The factors of a layer's update. Raises MismatchError where it has none, as DoRAs and full differences."""
+    if isinstance(update, Product):
+        return update.low_rank()
+    if not isinstance(update, LowRank):
+        raise MismatchError(
+            f"{place}: the update of {name} is a {kind_of(update)}, not a product of factors; what is sampled here is "
+            "LoRA, LoHa and LoKr; write it as a LoRA first (loraport transfer --method direct --as lora)"
+        )
+    return update
 
 
 def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, LowRank], tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,9 +98,3 @@ def fingerprint(updates: Updates) -> str:
             digest.update(f"{name} {tuple(flat.shape)}\n".encode())
             digest.update(flat.numpy().data)
     return digest.hexdigest()
-
-
-def fitting(updates: Updates, layers: Mapping[str, tuple[int, int]]) -> tuple[dict[str, LowRank], tuple[str, ...]]:
-    """The updates of layers that are there, and the names of the others."""
-    missing = tuple(sorted(set(updates) - set(layers)))
-    return {name: update for name, update in updates.items() if name in layers}, missing

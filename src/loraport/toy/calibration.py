@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loraport.effect.calibrate import CalibrationSettings, calibrate, calibration_passes
+from loraport.effect.candidates import plain
 from loraport.effect.gains import Gains, fit_gains
 from loraport.effect.meter import Meter, Watch
 from loraport.effect.pair import Clips, Updates
@@ -40,8 +41,12 @@ class Cell:
 
     def updates(self) -> dict[str, LowRank]:
         """The adapters as they were trained on the base, added up, at the cell's strength."""
-        read = [read_lora(adapter_path(name, self.family)).layers for name in self.adapters]
+        read = [_plain(adapter_path(name, self.family)) for name in self.adapters]
         return scaled(added(*read), self.strength)
+
+
+def _plain(place: Path) -> dict[str, LowRank]:
+    return {name: plain(name, update, str(place)) for name, update in read_lora(place).layers.items()}
 
 
 ROWS: Mapping[str, CalibrationSettings] = {
