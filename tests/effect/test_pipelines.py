@@ -153,7 +153,7 @@ def test_from_files_to_a_file(places, adapter, tmp_path):
     estimate = run(["calibrate", str(lora), *common, "-o", str(out), "--dry-run"])
     assert estimate["dry_run"] and estimate["passes"]["source"] == 4 * 2 * 6 and not out.exists()
     done = run(["calibrate", str(lora), *common, "-o", str(out)])
-    assert done["kept"] in ("direct", "calibrated") and done["passes"]["target"] <= estimate["passes"]["target"] + 10
+    assert done["kept"] in ("direct", "calibrated") and sum(done["passes"].values()) <= sum(estimate["passes"].values())
     written = read_lora(out)
     assert (
         set(written.layers) == set(adapter) and json.loads(written.metadata["loraport.guard"])["kept"] == done["kept"]
