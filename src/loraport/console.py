@@ -92,6 +92,17 @@ def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
         print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in more), sep="\n")
 
 
+def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, ...]], *, json: bool, quiet: bool) -> None:
+    """Scores or a calibration: JSON, or a line each on stdout with the notes on stderr."""
+    if json:
+        print_facts(facts, json=True)
+        return
+    if not quiet:
+        for note in facts["notes"]:
+            print(f"note: {note}", file=sys.stderr)
+        print_facts({name: text for name, text in table}, json=False)
+
+
 def print_outcome(facts: Mapping[str, Any], words: Mapping[str, str], *, json: bool, quiet: bool) -> None:
     """What a command did: JSON, or words on stdout, with notes and what was dropped on stderr."""
     if json:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from loraport import __version__
-from loraport.cli import analyze, cache, demo, files, lab, presets, probe, transfer
+from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
 from loraport.errors import LoraportError
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, analyze, files, presets, demo):
+for group in (transfer, score, analyze, files, presets, demo):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(lab.app, name="lab")

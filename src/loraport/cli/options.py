@@ -51,7 +51,7 @@ Methods = Annotated[
         "--method",
         metavar="METHOD[,METHOD...]",
         help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
-        "lora-x, rollback, restore-only or arbitrate-only; or several of them, with commas.",
+        "lora-x, rollback, restore-only or arbitrate-only; several of them, with commas; or auto: the guard chooses.",
     ),
 ]
 Method = Annotated[
@@ -94,6 +94,19 @@ Split = Annotated[
         "--split",
         help="Two files that add up: what is left of the LoRA in OUT, what is taken back of the drift in "
         "OUT-counter-drift.",
+    ),
+]
+Guard = Annotated[
+    bool, typer.Option("--guard", help="Sample both models, and keep direct reuse unless the result is surely closer.")
+]
+GuardClips = Annotated[int, typer.Option("--guard-clips", min=2, help="Clips that the guard draws.")]
+Calibrated = Annotated[bool, typer.Option("--calibrated", help="With the guard: let a calibrated adapter compete too.")]
+SamplingFlags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampling",
+        metavar="KEY=VALUE",
+        help="With the guard, how pipelines are sampled: the options of score, as in --sampling target-steps=3.",
     ),
 ]
 Rank = Annotated[

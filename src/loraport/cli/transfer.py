@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from loraport.cli.guard import AUTO, GuardFlags, guarded_options, run_guarded
 from loraport.cli.options import (
     Arbitrate,
     As,
     CacheDir,
+    Calibrated,
     CrossTerms,
     Device,
     Dora,
@@ -21,6 +23,8 @@ from loraport.cli.options import (
     Exclude,
     ForceDrift,
     FormatName,
+    Guard,
+    GuardClips,
     Include,
     Json,
     Loras,
@@ -38,6 +42,7 @@ from loraport.cli.options import (
     Rank,
     Report,
     Restore,
+    SamplingFlags,
     Seed,
     Source,
     SourcePart,
@@ -110,6 +115,10 @@ def transfer(
     no_cache: NoCache = False,
     dry_run: DryRun = False,
     report: Report = None,
+    guard: Guard = False,
+    guard_clips: GuardClips = 32,
+    calibrated: Calibrated = False,
+    sampling: SamplingFlags = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -118,8 +127,13 @@ def transfer(
 
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
-    configs = _configs(dict(locals()))
+    given = dict(locals())
     page = None if report is None else page_path(report)
+    if (guard or method == AUTO) and not dry_run:
+        asked = GuardFlags(output, guard_clips, calibrated, tuple(sampling or ()))
+        tried = _configs(guarded_options(given))
+        raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
+    configs = _configs(given if method != AUTO else guarded_options(given))
     _run(configs, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
 
 

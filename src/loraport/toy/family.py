@@ -100,5 +100,23 @@ def oracle_path(student: str, adapter: str, family: Path = FAMILY) -> Path:
     return family / "oracles" / find_student(student).name / f"{find_adapter(adapter).name}.safetensors"
 
 
+WORD = "toy:"
+
+
+def embedded_place(text: str, family: Path = FAMILY) -> str | None:
+    """The place that `toy:base`, `toy:STUDENT` or `toy:ADAPTER` means; None for any other text.
+
+    Raises SettingsError for a name that the family does not have.
+    """
+    if not text.startswith(WORD):
+        return None
+    name = text.removeprefix(WORD)
+    if name == "base":
+        return str(family / "base")
+    if name not in STUDENTS and name not in ADAPTERS:
+        raise unknown_name("member of the embedded family", name, ("base", *STUDENTS, *ADAPTERS))
+    return str(student_path(name, family) if name in STUDENTS else adapter_path(name, family))
+
+
 BASE, STUDENT = FAMILY / "base", student_path("one-step")  # diffusers folders, each with its transformer/
 HARDEST = "one-step"  # the student on which LoRAs suffer most, and which is shown first

@@ -159,15 +159,20 @@ class BasisCache:
         from safetensors.torch import save
 
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / MARKER).is_file():
-                _write_whole(self.folder / MARKER, _MARKER_TEXT.encode())
+            mark(self.folder)
             path = _place(self.folder, key)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, save(tensors, _metadata(key, tensors)))
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
         return None
+
+
+def mark(folder: Path) -> None:
+    """Make the folder, and say in it that it is a cache of ours. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MARKER).is_file():
+        _write_whole(folder / MARKER, _MARKER_TEXT.encode())
 
 
 def _place(folder: Path, key: str) -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
 from collections.abc import Callable, Iterable
@@ -47,6 +48,25 @@ def fetch(where: str, needed: Needed | None = None) -> Path:
     if not (root / inside).exists():
         raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
     return root / inside
+
+
+PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", "transformer/*", "vae/config.json")
+"""The files that sample latents: no VAE weights, no second copies in other formats."""
+
+
+def fetch_pipeline(where: str) -> Path:
+    """The local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`, without its VAE.
+
+    Raises InputError as `fetch` does.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    if inside:
+        raise InputError(f"{where}: a pipeline is a whole repository; write {repo} without {inside!r}")
+
+    def wanted(files: list[str]) -> list[str]:
+        return [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in PIPELINE)]
+
+    return _snapshot(hub, repo, revision, where, wanted)
 
 
 def fetch_lora(where: str) -> Path:

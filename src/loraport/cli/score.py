@@ -1,0 +1,148 @@
+"""`score` and `calibrate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.options import (
+    CacheDir,
+    Device,
+    DryRun,
+    Dtype,
+    FormatName,
+    Json,
+    NoCache,
+    Output,
+    Quiet,
+    Seed,
+    Verbose,
+    cache_folder,
+)
+from loraport.cli.pairs import (
+    Batch,
+    Clips,
+    Frames,
+    Offload,
+    Prompts,
+    SampledSource,
+    SampledTarget,
+    Sampling,
+    Size,
+    SourceGuidance,
+    SourceSteps,
+    TargetGuidance,
+    TargetSteps,
+    open_pair,
+)
+
+app = typer.Typer()
+Adapter = Annotated[str, typer.Option("--lora", metavar="LORA", help="The adapter, as it was trained on the source.")]
+Original = Annotated[str, typer.Argument(metavar="LORA", help="The adapter, as it was trained on the source.")]
+
+
+@app.command(
+    epilog="Example: loraport score moved.safetensors direct:1.15 none "
+    "--lora toy:noir --source toy:base --target toy:one-step"
+)
+def score(
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...", help="Adapters on the target: LORA, 'LORA*0.8', direct, direct:λ, none."
+        ),
+    ],
+    lora: Adapter,
+    source: SampledSource,
+    target: SampledTarget,
+    clips: Clips = 32,
+    prompts: Prompts = None,
+    frames: Frames = 17,
+    size: Size = "256x448",
+    source_steps: SourceSteps = 30,
+    source_guidance: SourceGuidance = 5.0,
+    target_steps: TargetSteps = 4,
+    target_guidance: TargetGuidance = 1.0,
+    batch: Batch = 1,
+    offload: Offload = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    cache: CacheDir = None,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how far adapters on the target are from the adapter's effect on the source, by sampling both models."""
+    from loraport import console
+    from loraport.effect.scoring import ScoreRequest, run_score
+
+    sampling = Sampling(
+        prompts, frames, size, source_steps, source_guidance, target_steps, target_guidance, offload, batch, device
+    )
+    pair = open_pair(source, target, sampling)
+    request = ScoreRequest(tuple(candidates), _place(lora), clips, seed, cache_folder(cache, no_cache))
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run_score(pair, request, watch=terminal.share, dry_run=dry_run)
+    console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)
+
+
+@app.command(
+    epilog="Example: loraport calibrate toy:noir --source toy:base --target toy:one-step -o noir-calibrated.safetensors"
+)
+def calibrate(
+    lora: Original,
+    source: SampledSource,
+    target: SampledTarget,
+    output: Output,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="LORA", help="Begin with this adapter on the target, not with LORA.")
+    ] = None,
+    gains: Annotated[str, typer.Option(help="type (a factor per kind of layer), layer, or none.")] = "type",
+    readout: Annotated[bool, typer.Option("--readout/--no-readout", help="Correct the writing layers too.")] = True,
+    rank: Annotated[str, typer.Option(help="auto (what readout adds comes on top), or source.")] = "auto",
+    budget: Annotated[int | None, typer.Option(metavar="PASSES", help="Refuse to start what would take more.")] = None,
+    clips: Clips = 32,
+    prompts: Prompts = None,
+    frames: Frames = 17,
+    size: Size = "256x448",
+    source_steps: SourceSteps = 30,
+    source_guidance: SourceGuidance = 5.0,
+    target_steps: TargetSteps = 4,
+    target_guidance: TargetGuidance = 1.0,
+    batch: Batch = 1,
+    offload: Offload = False,
+    format: FormatName = "same",
+    dtype: Dtype = "bf16",
+    device: Device = "auto",
+    seed: Seed = 0,
+    cache: CacheDir = None,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fit an adapter to the target by passes on random noise: gains, then readout, kept only where they surely help."""
+    from loraport import console
+    from loraport.effect.scoring import CalibrationRequest, run_calibration
+
+    sampling = Sampling(
+        prompts, frames, size, source_steps, source_guidance, target_steps, target_guidance, offload, batch, device
+    )
+    pair = open_pair(source, target, sampling)
+    request = CalibrationRequest(
+        _place(lora), output, start and _place(start), gains, readout, rank, budget, clips, seed,
+        cache_folder(cache, no_cache), format, dtype,
+    )  # fmt: skip
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        result = run_calibration(pair, request, watch=terminal.share, dry_run=dry_run)
+    console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)
+
+
+def _place(lora: str) -> str:
+    from loraport.toy.family import embedded_place
+
+    return embedded_place(lora) or lora

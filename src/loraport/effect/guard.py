@@ -1,0 +1,56 @@
+"""The guard: of several candidates the one with the lowest END error, and direct reuse unless that is surely better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraport.effect.score import Score
+
+DIRECT = "direct"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which candidate is kept, and why."""
+
+    kept: str
+    reason: str
+    scores: tuple[Score, ...]
+    clips: int
+    passes: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The `guard` object of the JSON output and of the file's metadata."""
+        rows = [row.as_json() for row in self.scores]
+        return {"kept": self.kept, "reason": self.reason, "clips": self.clips, "passes": self.passes, "scores": rows}
+
+
+def decide(scores: Sequence[Score], clips: int, passes: dict[str, int]) -> Verdict:
+    """Keep the candidate of the lowest error where its paired interval against direct lies below zero, else direct.
+
+    The bound is each candidate's own: with several of them the chances that one passes by luck (1 in 40) add up.
+    """
+    rivals = [row for row in scores if row.label != DIRECT]
+    sure = [row for row in rivals if row.surely_better]
+    if sure:
+        best = min(sure, key=lambda row: row.error.value)
+        return Verdict(best.label, _gain(best), tuple(scores), clips, passes)
+    if not rivals:
+        return Verdict(DIRECT, "there was no other candidate", tuple(scores), clips, passes)
+    nearest = min(rivals, key=lambda row: row.error.value)
+    reason = (
+        f"no candidate has a surely lower end error than direct reuse; the nearest, {nearest.label}: {_gain(nearest)}"
+    )
+    return Verdict(DIRECT, reason, tuple(scores), clips, passes)
+
+
+def _gain(row: Score) -> str:
+    if row.of_direct is None:
+        return "direct reuse has no error at all"
+    share = row.of_direct
+    return (
+        f"{100 * share.value:.0f} % of direct reuse's end error ({100 * share.low:.0f} to {100 * share.high:.0f}), "
+        f"lower in {row.better} of {row.better + row.worse} clips"
+    )

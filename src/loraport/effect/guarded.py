@@ -1,0 +1,132 @@
+"""A transfer whose result is judged by its end effect: direct reuse is written unless a method surely beats it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loraport.effect.calibrate import CalibrationSettings, calibrate, calibration_passes
+from loraport.effect.candidates import DIRECT, check_place, read_adapter, write_calibrated
+from loraport.effect.guard import Verdict, decide
+from loraport.effect.meter import Meter, Watch
+from loraport.effect.pair import Pair, Updates
+from loraport.effect.score import judged_clips, score, score_passes
+from loraport.effect.store import SampleStore
+from loraport.effect.targets import EndEffect
+from loraport.errors import OutputError, SettingsError
+from loraport.runs.config import TransferConfig
+from loraport.runs.results import BatchResult, TransferResult
+from loraport.spectral.svd import LowRank
+from loraport.weights.lora import Lora
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+
+CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A transfer with the verdict on it."""
+
+    result: TransferResult
+    verdict: Verdict
+
+    def as_json(self) -> dict[str, Any]:
+        """The transfer's object, with `guard` in it."""
+        return self.result.as_json() | {"guard": self.verdict.as_json()}
+
+
+def guarded_transfer(
+    configs: Sequence[TransferConfig],
+    output: str,
+    pair: Pair,
+    transfer: Callable[[Sequence[TransferConfig]], BatchResult],
+    *,
+    clips: int = 32,
+    calibrated: bool = False,
+    watch: Watch | None = None,
+) -> Guarded:
+    """Transfers one LoRA by each config, `direct` among them, scores the results, and writes the one that is kept.
+
+    The candidates lie in a folder of their own, the parent of their outputs, which is removed at the end. Raises
+    SettingsError for dense outputs, which cannot be scored, OutputError where something else is in that folder's place.
+    """
+    if configs[0].as_diff:
+        raise SettingsError("the guard scores LoRAs; leave out --as diff")
+    folder = Path(configs[0].output).parent
+    if folder.exists():
+        raise OutputError(f"{folder} is in the way of the candidates; move it away, or remove it")
+    lora, adapter, _ = read_adapter(configs[0].lora, pair)
+    check_place(output, lora, configs[0].format)
+    try:
+        batch = transfer(configs)
+        judged = _Judged(lora, adapter, {run.method: run for run in batch.runs}, batch.not_written)
+        return judged.decide(configs[0], output, pair, clips, calibrated, watch)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class _Judged:
+    lora: Lora
+    adapter: Updates
+    runs: dict[str, TransferResult]
+    not_written: tuple[tuple[str, str], ...]
+
+    def decide(
+        self, first: TransferConfig, output: str, pair: Pair, clips: int, calibrated: bool, watch: Watch | None
+    ) -> Guarded:
+        """Scores the runs, and a calibrated adapter where that may compete; writes what is kept."""
+        settings = CalibrationSettings(clips=clips, seed=first.seed)
+        planned = score_passes(pair, clips, len(self.runs) + calibrated)
+        planned += sum(calibration_passes(pair, self.adapter, settings).values()) if calibrated else 0
+        meter, store = Meter(planned, watch), SampleStore(first.cache)
+        candidates: dict[str, Updates] = {
+            method: read_adapter(run.output, pair)[1] for method, run in self.runs.items()
+        }
+        if calibrated:
+            updates = calibrate(pair, self.adapter, settings=settings, store=store, meter=meter).updates
+            place = str(Path(first.output).with_name(f"{CALIBRATED}{Path(first.output).suffix}"))
+            write_calibrated(place, updates, self.lora, {}, dtype=first.dtype, format=first.format)
+            candidates[CALIBRATED] = updates
+            self.runs[CALIBRATED] = replace(_as_calibrated(self.runs[DIRECT], updates), output=place)
+        effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
+        verdict = decide(score(effect, self.adapter, candidates, seed=first.seed), clips, meter.as_json())
+        kept = self.runs[verdict.kept]
+        told = {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)}
+        rewrite(Path(kept.output), Path(output), told)
+        note = f"guard: kept {verdict.kept}: {verdict.reason}"
+        absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
+        return Guarded(replace(kept, output=output, warnings=(*kept.warnings, *absent, note)), verdict)
+
+
+def _as_calibrated(direct: TransferResult, updates: dict[str, LowRank]) -> TransferResult:
+    """The account of direct reuse, with the calibrated updates' ranks and without numbers that are not theirs."""
+    layers = tuple(
+        replace(layer, rank_out=updates[layer.name].rank, update=None, cosine=None, kept_energy=None)
+        if layer.name in updates
+        else layer
+        for layer in direct.layers
+    )
+    return replace(direct, method=CALIBRATED, layers=layers)
+
+
+def rewrite(made: Path, output: Path, metadata: dict[str, str]) -> None:
+    """A LoRA under another name with more in its metadata: a file, or a PEFT folder. Whole or not at all."""
+    weights = made / WEIGHTS_NAME if made.is_dir() else made
+    file = read_safetensors(weights)
+    tensors = {key: Pending.of(stored.read()) for key, stored in file.tensors.items()}
+    if not made.is_dir():
+        save_safetensors(output, tensors, {**file.metadata, **metadata})
+        return
+
+    def write(folder: Path) -> None:
+        write_safetensors(folder / WEIGHTS_NAME, tensors, {**file.metadata, **metadata})
+        (folder / CONFIG_NAME).write_bytes((made / CONFIG_NAME).read_bytes())
+
+    save_folder(output, write, frozenset({WEIGHTS_NAME, CONFIG_NAME}))

@@ -1,0 +1,64 @@
+"""Samples kept by what they depend on: an interrupted score goes on where it was, a second adapter reuses the first's.
+
+One safetensors file per batch, `samples/ab/<key>.safetensors` in the cache; written whole or not at all, marked with
+its own key, safe to delete at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from loraport.errors import InputError, OutputError
+from loraport.weights.cache import mark
+from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.saving import Pending, save_safetensors
+
+VERSION = 1
+"""Of what is sampled and how it is laid out; part of every key."""
+
+
+class SampleStore:
+    """The samples in one folder; without a folder nothing is kept. What is not readable is made again."""
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.found = self.made = 0
+
+    def recall(self, what: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that belong to the text `what`, from the store, or made now and kept, in float32."""
+        key = hashlib.sha256(f"loraport samples {VERSION}\n{what}".encode()).hexdigest()
+        path = None if self.folder is None else self.folder / "samples" / key[:2] / f"{key}.safetensors"
+        kept = None if path is None else _read(path, key)
+        if kept is not None:
+            self.found += 1
+            return kept
+        self.made += 1
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in make().items()}
+        if path is not None and self.folder is not None:
+            _write(self.folder, path, key, tensors)
+        return tensors
+
+
+def _read(path: Path, key: str) -> dict[str, Tensor] | None:
+    if not path.is_file():
+        return None
+    try:
+        file = read_safetensors(path)
+        if file.metadata.get("key") != key:
+            return None
+        return {name: stored.read() for name, stored in file.tensors.items()}
+    except (InputError, OSError):
+        return None  # torn, or removed by another process: made again
+
+
+def _write(folder: Path, path: Path, key: str, tensors: dict[str, Tensor]) -> None:
+    try:
+        mark(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}; give another --cache") from error
+    save_safetensors(path, {name: Pending.of(tensor) for name, tensor in tensors.items()}, {"key": key})
