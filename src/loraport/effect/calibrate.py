@@ -56,7 +56,6 @@ class Calibrated:
     updates: dict[str, LowRank]
     gains: Gains | None
     steps: tuple[ReadoutStep, ...]
-    passes: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """What was accepted, for the JSON output."""
@@ -64,7 +63,6 @@ class Calibrated:
             "gains": None if self.gains is None else dict(self.gains.factors),
             "gain_errors": [] if self.gains is None else list(self.gains.errors),
             "readout": [asdict(step) for step in self.steps],
-            "passes": self.passes,
         }
 
 
@@ -118,7 +116,7 @@ def calibrate(
     meter = meter or Meter(sum(calibration_passes(pair, start, settings).values()))
     fit, check = (EndEffect(pair, adapter, role, store, meter) for role in settings.roles)
     if float(check.errors(start).double().mean()) <= NOTHING * check.size():
-        return Calibrated(start, None, (), meter.as_json())
+        return Calibrated(start, None, ())
     now, gains = start, None
     steps: tuple[ReadoutStep, ...] = ()
     if settings.gains != "none" and start:
@@ -133,7 +131,7 @@ def calibrate(
     if settings.rank == "source":
         own = max((update.rank for update in start.values()), default=settings.readout_rank)
         now = {name: shortened(update, own) if update.rank > own else update for name, update in now.items()}
-    return Calibrated(now, gains, steps, meter.as_json())
+    return Calibrated(now, gains, steps)
 
 
 def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:

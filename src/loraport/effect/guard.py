@@ -19,15 +19,14 @@ class Verdict:
     reason: str
     scores: tuple[Score, ...]
     clips: int
-    passes: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """The `guard` object of the JSON output and of the file's metadata."""
         rows = [row.as_json() for row in self.scores]
-        return {"kept": self.kept, "reason": self.reason, "clips": self.clips, "passes": self.passes, "scores": rows}
+        return {"kept": self.kept, "reason": self.reason, "clips": self.clips, "scores": rows}
 
 
-def decide(scores: Sequence[Score], clips: int, passes: dict[str, int]) -> Verdict:
+def decide(scores: Sequence[Score], clips: int) -> Verdict:
     """Keep the candidate of the lowest error where its paired interval against direct lies below zero, else direct.
 
     The bound is each candidate's own: with several of them the chances that one passes by luck (1 in 40) add up.
@@ -36,14 +35,14 @@ def decide(scores: Sequence[Score], clips: int, passes: dict[str, int]) -> Verdi
     sure = [row for row in rivals if row.surely_better]
     if sure:
         best = min(sure, key=lambda row: row.error.value)
-        return Verdict(best.label, _gain(best), tuple(scores), clips, passes)
+        return Verdict(best.label, _gain(best), tuple(scores), clips)
     if not rivals:
-        return Verdict(DIRECT, "there was no other candidate", tuple(scores), clips, passes)
+        return Verdict(DIRECT, "there was no other candidate", tuple(scores), clips)
     nearest = min(rivals, key=lambda row: row.error.value)
     reason = (
         f"no candidate has a surely lower end error than direct reuse; the nearest, {nearest.label}: {_gain(nearest)}"
     )
-    return Verdict(DIRECT, reason, tuple(scores), clips, passes)
+    return Verdict(DIRECT, reason, tuple(scores), clips)
 
 
 def _gain(row: Score) -> str:

@@ -35,10 +35,11 @@ class Guarded:
 
     result: TransferResult
     verdict: Verdict
+    passes: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The transfer's object, with `guard` in it."""
-        return self.result.as_json() | {"guard": self.verdict.as_json()}
+        """The transfer's object, with `guard` in it, and the `passes` that the judging took."""
+        return self.result.as_json() | {"guard": self.verdict.as_json(), "passes": self.passes}
 
 
 def guarded_transfer(
@@ -96,13 +97,13 @@ class _Judged:
             candidates[CALIBRATED] = updates
             self.runs[CALIBRATED] = replace(_as_calibrated(self.runs[DIRECT], updates), output=place)
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
-        verdict = decide(score(effect, self.adapter, candidates, seed=first.seed), clips, meter.as_json())
+        verdict = decide(score(effect, self.adapter, candidates, seed=first.seed), clips)
         kept = self.runs[verdict.kept]
         told = {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)}
         rewrite(Path(kept.output), Path(output), told)
         note = f"guard: kept {verdict.kept}: {verdict.reason}"
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
-        return Guarded(replace(kept, output=output, warnings=(*kept.warnings, *absent, note)), verdict)
+        return Guarded(replace(kept, output=output, warnings=(*kept.warnings, *absent, note)), verdict, meter.as_json())
 
 
 def _as_calibrated(direct: TransferResult, updates: dict[str, LowRank]) -> TransferResult:

@@ -118,7 +118,7 @@ def run_calibration(
     effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
     candidates = {DIRECT: adapter, **({request.start: start} if request.start else {}), "calibrated": done.updates}
     rows = score(effect, adapter, candidates, seed=request.seed)
-    verdict = decide(rows, request.clips, meter.as_json())
+    verdict = decide(rows, request.clips)
     kept = candidates[verdict.kept]
     told = {"settings": settings.as_json(), "calibration": done.as_json(), "guard": verdict.as_json()}
     written = write_calibrated(request.output, kept, lora, told, dtype=request.dtype, format=request.format)
