@@ -129,7 +129,7 @@ def test_the_guard_takes_what_is_surely_better_and_nothing_else():
     prompts = tuple(map(str, range(32)))
 
     def kept(**errors):
-        return decide(compare({"direct": direct, **errors}, direct, direct * 3, prompts), 32, {}).kept
+        return decide(compare({"direct": direct, **errors}, direct, direct * 3, prompts), 32).kept
 
     assert kept(good=direct * 0.9, better=direct * 0.5) == "better"
     assert kept(lucky=direct + luck - luck.mean() - 0.01) == "direct"  # a lower mean is not enough
