@@ -14,6 +14,8 @@ from loraport.runs.survey import surveyed
 from loraport.runs.sweep import Grid, sweep
 from loraport.weights.checkpoint import open_checkpoint
 from tests import tiny
+from tests.runs.adapters import LAYERS as FEW
+from tests.runs.adapters import MAKERS, added
 from tests.runs.models import make_family
 
 
@@ -109,6 +111,42 @@ def test_rounding_is_told_from_drift(family, tmp_path):
     noise = survey("noise.safetensors", tiny.drifted(family.source_state, size=1e-3))
     assert len(noise.rounding) == len(noise.layers) == 27 and noise.identical == 0
     assert survey("drift.safetensors", tiny.drifted(family.source_state, size=2e-2)).rounding == ()
+
+
+def test_the_survey_reads_the_shards_that_the_lora_does_not_touch(family, tmp_path):
+    places = {}
+    for name, state in (("source", family.source_state), ("target", family.target_state)):
+        places[name] = str(tmp_path / f"{name}-shards")
+        tiny.write_shards(tmp_path / f"{name}-shards", tiny.in_diffusers_names(state))
+    lora = str(tiny.write_lora(tmp_path / "one.safetensors", {FEW[0]: family.factors[FEW[0]]}))
+    seen = analyze(config(family, lora=lora, detail=0, **places))
+    assert [layer.name for layer in seen.layers] == FEW[:1]
+    assert len(seen.survey.layers) == 27 and seen.survey.not_fetched == 0
+    some = (open_checkpoint(places[name], layers={FEW[0]}) for name in ("source", "target"))
+    names, partly = surveyed(*some)
+    assert 0 < len(names) < 27 and partly.not_fetched >= 27 - len(names), "what is not opened is said"
+    assert partly.only_source == partly.only_target == 0
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_of_adapter_is_looked_at_as_what_it_adds(tmp_path, kind):
+    family = make_family(tmp_path, rank=2)
+    place = MAKERS[kind](family)
+    seen = analyze(config(family, lora=place, detail=0))
+    assert [layer.name for layer in seen.layers] == sorted(FEW)
+    for layer in seen.layers:
+        W = family.source_state[f"{layer.name}.weight"].double()
+        size = float(added(family, place, family.source_state, layer.name).norm() / W.norm())
+        assert layer.row()["lora"] == pytest.approx(size, rel=1e-4)
+
+
+def test_parts_of_a_pickle_are_different_targets(family, tmp_path):
+    """The moving average is the target unless the other part is asked for, here the source itself: no drift."""
+    states = {"generator": family.source_state, "generator_ema": family.target_state}
+    path = str(tiny.write_pickle(tmp_path / "both.pt", states))
+    average, other = (analyze(config(family, target=path, target_part=part, detail=0)) for part in (None, "generator"))
+    assert average.survey.identical == 0 and other.survey.identical == 1
+    assert other.survey.median() is None and average.survey.median() > 0.05
 
 
 def test_layers_of_another_shape_are_counted(family, tmp_path):

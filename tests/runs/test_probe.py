@@ -71,6 +71,16 @@ def test_over_activation_repeats_with_its_seed_alone(family):
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+def test_the_parts_of_a_pickle_can_be_named(family, tmp_path):
+    """Between a pickle's two parts there is a drift; between one part and itself there is none."""
+    states = {"generator": family.source_state, "generator_ema": family.target_state}
+    path = str(tiny.write_pickle(tmp_path / "both.pt", states))
+    given = {"source": path, "target": family.target}
+    drift = run(family, KeepDominant(0.5), "a", **given, source_part="generator")
+    none = run(family, KeepDominant(0.5), "b", **given)
+    assert drift.layers > 20 and (none.layers, none.changed) == (0, None)
+
+
 def test_only_the_layers_that_fit_are_probed(family):
     done = run(family, KeepDominant(0.5), layers=("blocks.1.ffn",))
     assert done.layers == 2 and len(done.left_out) == 25

@@ -18,7 +18,9 @@ from loraport.cli.options import (
     QDom,
     Quiet,
     Source,
+    SourcePart,
     Target,
+    TargetPart,
     Tau,
     Verbose,
     cache_folder,
@@ -48,6 +50,8 @@ def analyze(
         list[str] | None,
         typer.Option(metavar="GRID", help="CASA over settings: q_dom=0.3:0.7:0.05, or tau=0.5/1/2,q_act=0.8/0.9."),
     ] = None,
+    source_part: SourcePart = None,
+    target_part: TargetPart = None,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
@@ -66,7 +70,8 @@ def analyze(
 
     config = AnalyzeConfig(
         lora, source, target, output, casa=casa_settings(preset, tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
-        layers=tuple(layers or ()), sample=sample, detail=detail, device=device, cache=cache_folder(cache, no_cache),
+        layers=tuple(layers or ()), sample=sample, detail=detail,
+        source_part=source_part, target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
     folder_of(output)

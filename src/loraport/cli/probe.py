@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraport.cli.options import CacheDir, Device, Json, NoCache, Quiet, Source, Verbose, cache_folder
+from loraport.cli.options import (
+    CacheDir,
+    Device,
+    Json,
+    NoCache,
+    Quiet,
+    Source,
+    SourcePart,
+    TargetPart,
+    Verbose,
+    cache_folder,
+)
 
 if TYPE_CHECKING:
     from loraport.methods.probes import Probe
@@ -33,6 +44,8 @@ def keep_dominant(
     lora: Annotated[str | None, typer.Option(help="Cluster by this LoRA; else each direction alone.")] = None,
     tau: Annotated[float, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")] = 1.0,
     layers: Layers = None,
+    source_part: SourcePart = None,
+    target_part: TargetPart = None,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
@@ -57,6 +70,8 @@ def over_activate(
     var: Annotated[float, typer.Option(help="Variance of the random factors.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random factors.")] = 0,
     layers: Layers = None,
+    source_part: SourcePart = None,
+    target_part: TargetPart = None,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,

@@ -63,6 +63,8 @@ def _cautions(survey: Survey) -> Iterator[str]:
             f"Without a partner: {survey.only_source} layers of the source, {survey.only_target} of the target; "
             f"{survey.other_shape} have another shape there."
         )
+    if survey.not_fetched:
+        yield f"Not compared: {survey.not_fetched} weights in files on the Hub that the LoRA does not touch."
 
 
 def _claims(rows: Sequence[Row]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watc
 
 def _survey(bench: Bench, partial: Partial, watcher: Watcher) -> Survey:
     """The drift of every layer that both models have, from an earlier start where it is there."""
-    source, target = bench.ready.source, bench.ready.target
+    source, target = bench.whole
     names, empty = surveyed(source, target)
     found = []
     for number, name in enumerate(names, 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,16 +14,18 @@ import loraport
 from loraport.errors import SettingsError
 from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
-from loraport.runs.accelerator import Accelerated
+from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.execute import read_ahead
 from loraport.runs.given import as_factors
 from loraport.runs.layer import Weights, layer_generator, read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared, find_device, prepare
+from loraport.runs.presets import is_local, open_model
 from loraport.runs.strata import stratified
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.variants import LayerUpdate
 
 
@@ -42,6 +45,8 @@ class AnalyzeConfig:
     """At most so many layers, evenly over kinds and depths."""
     detail: int = 3
     """How many of them are drawn in detail."""
+    source_part: str | None = None
+    target_part: str | None = None
     device: str = "auto"
     cache: str | None = None
 
@@ -71,12 +76,22 @@ class Bench:
         """Headers only; nothing is computed yet. Raises InputError."""
         return cls(prepare(as_transfer(config)), BasisCache(config.cache), find_device(config.device))
 
+    @cached_property
+    def whole(self) -> tuple[Checkpoint, Target]:
+        """Both models with all shards that lie here; of a model on the Hub only what was fetched for the LoRA."""
+        config, source, target = self.ready.config, self.ready.source, self.ready.target
+        if source.absent and is_local(config.source):
+            source = open_model(config.source, part=config.source_part)
+        if isinstance(target, Checkpoint) and target.absent and is_local(config.target):
+            target = open_model(config.target, part=config.target_part)
+        return source, target
+
     def identity(self, config: AnalyzeConfig) -> str:
         """What makes finished layers of an earlier start the same work."""
         ready = self.ready
         stats = [
             (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted({*ready.source.paths, *ready.target.paths})
+            for path in sorted({*self.whole[0].paths, *self.whole[1].paths})
         ]
         strength = ready.target.strength if isinstance(ready.target, Accelerated) else None
         versions = [loraport.__version__, torch.__version__, str(self.device)]
@@ -113,7 +128,10 @@ def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
 
 def as_transfer(config: AnalyzeConfig) -> TransferConfig:
     """The transfer that would be made of the same inputs, for its plan."""
-    return TransferConfig(config.lora, config.source, config.target, config.output, include=config.layers)
+    return TransferConfig(
+        config.lora, config.source, config.target, config.output,
+        source_part=config.source_part, target_part=config.target_part, include=config.layers,
+    )  # fmt: skip
 
 
 def chosen(ready: Prepared, config: AnalyzeConfig) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:

@@ -150,6 +150,11 @@ def place(text: str) -> str:
     return preset.where
 
 
+def is_local(text: str) -> bool:
+    """Whether a model lies here, so that reading more of it downloads nothing."""
+    return Path(place(text)).exists()
+
+
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
     """A model by a preset's name or by its place. Raises what `place` and `open_checkpoint` raise."""
     return open_checkpoint(place(text), part=part, layers=layers)

@@ -47,6 +47,8 @@ class ProbeConfig:
     """Whose predicted rotation makes the clusters of keep-dominant; without one every direction is its own."""
     layers: tuple[str, ...] = ()
     seed: int = 0
+    source_part: str | None = None
+    target_part: str | None = None
     device: str = "auto"
     cache: str | None = None
 
@@ -133,7 +135,8 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     """
     if split_target(config.target) is not None:
         raise SettingsError("a probe rewrites a model: merge the accelerator into it first (loraport merge)")
-    source, target = open_model(config.source), open_model(config.target)
+    source = open_model(config.source, part=config.source_part)
+    target = open_model(config.target, part=config.target_part)
     if target.quantized:
         raise InputError(
             f"{target.where} is stored as {', '.join(target.quantized)}, in which a probe cannot be written; probe "

@@ -51,6 +51,8 @@ class Survey:
     only_source: int
     only_target: int
     other_shape: int
+    not_fetched: int = 0
+    """Weights in files on the Hub that hold nothing of the LoRA's, and were not downloaded."""
 
     @property
     def identical(self) -> float:
@@ -102,6 +104,7 @@ class Survey:
             "only_source": self.only_source,
             "only_target": self.only_target,
             "other_shape": self.other_shape,
+            "not_fetched": self.not_fetched,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -109,9 +112,16 @@ class Survey:
 def surveyed(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
     """The layers to read, and the survey without them: what lacks a partner or has another shape there."""
     theirs = set(target.layers)
+    away = _away(source) | (_away(target) if isinstance(target, Checkpoint) else set())
     both = [name for name in source.layers if name in theirs]
     fit = [name for name in both if source.shape(f"{name}.weight") == target.shape(f"{name}.weight")]
-    return tuple(fit), Survey((), len(source.layers) - len(both), len(theirs) - len(both), len(both) - len(fit))
+    alone = [{*mine} - {*both} - away for mine in (source.layers, theirs)]
+    return tuple(fit), Survey((), len(alone[0]), len(alone[1]), len(both) - len(fit), len(away))
+
+
+def _away(model: Checkpoint) -> set[str]:
+    """What has a weight in shards that were not opened; which of these weights are matrices is not known."""
+    return {name.removesuffix(".weight") for name in model.absent if name.endswith(".weight")}
 
 
 def drifts(names: Sequence[str], source: Checkpoint, target: Target) -> Iterator[LayerDrift]:
