@@ -53,7 +53,7 @@ format: setup  ## Format, and mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 
 family: setup  ## Train the embedded family again, into lab/family; started again, it continues
-	@$(PY) -m loraport.toy.train --out lab/family
+	@$(PY) -m loraport.toy.train --out lab/family --jobs 2
 
 bench: setup  ## Time, memory and disk of a transfer at real layer sizes, on models made in lab/bench
 	@$(PY) benchmarks/synthetic.py lab/bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Interval:
         return int(self.low > 0) - int(self.high < 0)
 
 
+@cache
 def resampled_rows(count: int, seed: int = 0) -> Tensor:
     """Which clips each resample holds, [RESAMPLES, count]: one choice for every metric and row keeps pairs together."""
     return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))

@@ -97,7 +97,7 @@ def _page(analysis: Analysis, sections: dict[str | None, list[tuple[Shown, str]]
             "Source": facts["source"],
             "Target": facts["target"],
             "Looked at": looked,
-            "Settings": json.dumps(facts["settings"]),
+            "Settings": ", ".join(f"{name} {value}" for name, value in facts["settings"].items()),
             "Took": f"{analysis.seconds:.0f} s, at most {analysis.peak_rss_bytes / 1e9:.2f} GB of memory",
         },
         "findings": findings(analysis),

@@ -1,15 +1,13 @@
 """The lab's tables in Markdown, as docs/lab.md shows them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
 def markdown_tables(facts: Mapping[str, Any]) -> str:
-    """Cells with their admission, all rows pooled, and the change of fidelity and effect cell by cell."""
-    return (
-        "\n\n".join((_admission(facts), _pooled(facts), _changes(facts, "psnr", 1), _changes(facts, "effect", 0)))
-        + "\n"
-    )
+    """Cells with their admission, all rows pooled, the change of fidelity and effect cell by cell, and the studies."""
+    tables = [_admission(facts), _pooled(facts), _changes(facts, "psnr", 1), _changes(facts, "effect", 0)]
+    return "\n\n".join((*tables, *_studies(facts))) + "\n"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -51,6 +49,23 @@ def _changes(facts: Mapping[str, Any], metric: str, digits: int) -> str:
     table = {cell["name"]: {row["name"]: row["metrics"][metric] for row in cell["rows"]} for cell in cells}
     lines = [[f"`{name}`", *(_sure(table[cell["name"]][name], digits) for cell in cells)] for name in names]
     return _table([metric, *(cell["name"] for cell in cells)], lines)
+
+
+def _studies(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Ranks, dials and probes on the cells that were studied: the change of fidelity, and for probes of content too."""
+    for group, metrics in (("rank", ["psnr"]), ("sensitivity", ["psnr"]), ("probe", ["psnr", "content"])):
+        cells = [cell for cell in facts["cells"] if any(row["group"] == group for row in cell["rows"])]
+        if not cells:
+            continue
+        tables = [{row["name"]: row["metrics"] for row in cell["rows"] if row["group"] == group} for cell in cells]
+        lines = [
+            [
+                f"`{name}`",
+                *(_sure(rows[name][metric], 2 if metric == "psnr" else 0) for metric in metrics for rows in tables),
+            ]
+            for name in tables[0]
+        ]
+        yield _table([group, *(f"{cell['name']}, {metric}" for metric in metrics for cell in cells)], lines)
 
 
 def _sure(value: Mapping[str, float], digits: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from loraport.reports.lab_markdown import markdown_tables
-from loraport.reports.lab_plots import change_map, dials, ranks, trade_off
+from loraport.reports.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport.reports.pictures import animated_png
 from loraport.reports.rendering import render
 
@@ -64,6 +64,7 @@ def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
         trade_off=trade_off(facts["pooled"]),
         dials=dials(facts, DIALS),
         ranks=ranks(facts),
+        probes=partly_distilled(facts),
     )
     return page
 

@@ -54,19 +54,59 @@ def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
-    """Every row's mean change of fidelity against its mean change of effect, over all cells."""
+    """Every row's mean change of fidelity against its mean change of effect, over all cells.
+
+    Both scales are linear up to 0.5 dB and 5 points, logarithmic beyond; the names stand beside, in the points' order.
+    """
+    points = sorted(((row["psnr"]["change"], row["effect"]["change"], row) for row in pooled), key=lambda at: at[1])
     with matplotlib.rc_context(STYLE):
-        figure = _figure(6.4, 4.4)
-        axes = figure.add_subplot()
+        figure = _figure(8.4, 4.8)
+        axes = figure.add_axes((0.09, 0.11, 0.55, 0.85))
         axes.axhline(0, color="#dfe2e8", zorder=0)
         axes.axvline(0, color="#dfe2e8", zorder=0)
-        for row in pooled:
-            x, y = row["psnr"]["change"], row["effect"]["change"]
-            frame = row["group"] == "frame"
-            axes.plot(x, y, "s" if frame else "o", color=SOFT if frame else MARK, markersize=5)
-            axes.annotate(row["name"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+        axes.set_xscale("symlog", linthresh=0.5, linscale=1.5)
+        axes.set_yscale("symlog", linthresh=5, linscale=1.5)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        for place, (x, y, row) in enumerate(points):
+            colour = SOFT if row["group"] == "frame" else MARK
+            axes.plot(x, y, "s" if row["group"] == "frame" else "o", color=colour, markersize=5)
+            height = place / max(1, len(points) - 1)
+            axes.annotate(
+                row["name"], (x, y), xytext=(1.08, height), textcoords="axes fraction", fontsize=7, color=INK,
+                va="center", arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6},
+            )  # fmt: skip
         axes.set_xlabel("fidelity against direct reuse, dB, mean over cells")
         axes.set_ylabel("effect against direct reuse, points")
+        return as_address(figure)
+
+
+def partly_distilled(facts: Mapping[str, Any]) -> str | None:
+    """The adapter on students whose drift was thinned out, or disturbed: a line for each cell that was studied."""
+    cells = [cell for cell in facts["cells"] if any(row["group"] == "probe" for row in cell["rows"])]
+    if not cells:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(8.6, 2.9)
+        for axes, (metric, label) in zip(
+            figure.subplots(1, 2), (("psnr", "fidelity, dB"), ("content", "content, points")), strict=True
+        ):
+            axes.axhline(0, color="#dfe2e8", zorder=0)
+            for colour, cell in zip(PALETTE, cells, strict=False):
+                rows = [row for row in cell["rows"] if row["group"] == "probe"]
+                kept = [row for row in rows if row["name"].startswith("dominant")]
+                levels = [float(row["name"].split()[-1]) for row in kept]
+                axes.plot(
+                    levels, [row["metrics"][metric]["change"] for row in kept], "o-",
+                    color=colour, markersize=3, label=cell["name"],
+                )  # fmt: skip
+                disturbed = [row["metrics"][metric]["change"] for row in rows if row not in kept]
+                axes.plot([1.15 + 0.35 * i for i in range(len(disturbed))], disturbed, "x", color=colour, markersize=5)
+            axes.set_xticks([0, 0.3, 0.6, 0.9, 1.15, 1.5], ["0", "0.3", "0.6", "0.9", "×2", "×2 ± √5"])
+            axes.set_xlabel("only drift above quantile   |   its peaks")
+            axes.set_title(f"{label} against direct")
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.tight_layout()
         return as_address(figure)
 
 
