@@ -337,6 +337,8 @@ def test_probes_write_models(run, family):
     code, out, _ = run("probe", "over-activate", *pair, "--layers", "ffn", "-o", family.folder / "disturbed", "--json")
     assert code == 0 and json.loads(out)["layers"] == 4 and (family.folder / "disturbed").is_dir()
     assert run("probe", "keep-dominant", *pair, "--q", "2", "-o", family.folder / "no")[0] == 2
+    code, _, err = run("probe", "keep-dominant", *pair, "--target-part", "generator", "-o", family.folder / "no")
+    assert code == 2 and "generator" in err
 
 
 def test_inspect_tells_what_would_be_refused(run, tmp_path):

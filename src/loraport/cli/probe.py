@@ -20,7 +20,7 @@ from loraport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from loraport.methods.probes import Probe
+    from loraport.runs.probe import ProbeConfig
 
 app = typer.Typer(
     help="Write the target with parts of its drift taken or disturbed (appendix B.2).", no_args_is_help=True
@@ -55,9 +55,13 @@ def keep_dominant(
 ) -> None:
     """Keep only the drift that dominates: the partly distilled model of Eq. 17-22."""
     from loraport.methods.probes import KeepDominant
+    from loraport.runs.probe import ProbeConfig
 
-    folder = cache_folder(cache, no_cache)
-    _run(KeepDominant(q, tau), source, target, output, layers, 0, device, folder, json, quiet, verbose, lora)
+    config = ProbeConfig(
+        source, target, output, KeepDominant(q, tau), lora=lora, layers=tuple(layers or ()), source_part=source_part,
+        target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
+    )  # fmt: skip
+    _run(config, json, quiet, verbose)
 
 
 @app.command(epilog="Example: loraport probe over-activate --source wan/ --target fastwan/ --top 0.05 -o disturbed/")
@@ -81,29 +85,19 @@ def over_activate(
 ) -> None:
     """Multiply the strongest routing entries of the drift by random factors."""
     from loraport.methods.probes import OverActivate
+    from loraport.runs.probe import ProbeConfig
 
-    folder = cache_folder(cache, no_cache)
-    _run(OverActivate(top, mean, var), source, target, output, layers, seed, device, folder, json, quiet, verbose)
+    config = ProbeConfig(
+        source, target, output, OverActivate(top, mean, var), layers=tuple(layers or ()), seed=seed,
+        source_part=source_part, target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
+    )  # fmt: skip
+    _run(config, json, quiet, verbose)
 
 
-def _run(
-    recipe: Probe,
-    source: str,
-    target: str,
-    output: str,
-    layers: list[str] | None,
-    seed: int,
-    device: str,
-    cache: str | None,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-    lora: str | None = None,
-) -> None:
+def _run(config: ProbeConfig, json: bool, quiet: bool, verbose: bool) -> None:
     from loraport import console
-    from loraport.runs.probe import ProbeConfig, probe
+    from loraport.runs.probe import probe
 
-    config = ProbeConfig(source, target, output, recipe, lora, tuple(layers or ()), seed, device, cache)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = probe(config, watch=terminal.share)
     if json:
