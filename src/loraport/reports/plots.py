@@ -1,4 +1,4 @@
-"""Every plot of the program, and the only place that knows matplotlib: numbers in, figures out, files on request.
+"""The plots of the microscope and of reports, and how they become files: numbers in, figures out, files on request.
 
 Figures are five inches wide, so that a phone shows their text at a readable size and a page may blow them up. The same
 numbers give the same bytes.
@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from torch import Tensor
 
 WIDTH = 5.2
+LEAST_SPAN = 6.0  # of a logarithmic axis, so that it has ticks
 LORA, DRIFT, BOTH, SOURCE = "#2f5fd0", "#d4691a", "#6b7280", "#1b1e24"
 COLOURS = {"lora": LORA, "drift": DRIFT, "both": BOTH}
 NAMES = {"lora": "LoRA", "drift": "distillation", "both": "LoRA on the distilled model"}
@@ -102,19 +103,17 @@ def rigidity(rows: Sequence[Row]) -> Figure:
             values = [row[f"rho2_{name}"] for row in here]
             left.scatter([_depth(row) for row in here], values, s=9, color=COLOURS[name], alpha=0.7, label=NAMES[name])
             right.scatter([row[size] for row in here], values, s=9, color=COLOURS[name], alpha=0.7)
-        limits = np.array(right.get_xlim())
-        span = np.geomspace(max(limits[0], 1e-6), max(limits[1], 1e-5), 20)
-        right.plot(span, span, color=SOURCE, lw=0.9, ls="--", label="bound: ρ₂ = size")
         for axis in (left, right):
             axis.axhline(0.003, color=BOTH, lw=0.9, ls=":", label="0.3 %" if axis is right else None)
             axis.set(yscale="log")
         right.set(xscale="log", xlabel="‖D‖ / ‖W‖", title="against the update's size")
+        _log(right.xaxis)
+        right.plot(right.get_xlim(), right.get_xlim(), color=SOURCE, lw=0.9, ls="--", label="bound: ρ₂ = size")
         left.set(xlabel="block", ylabel="ρ₂ = ‖S′ − S‖ / ‖S‖", title="by depth")
         left.legend(loc="best")
         right.legend(loc="best")
         _blocks(left)
         _log(left.yaxis)
-        _log(right.xaxis)
 
     return panels(1, 2, 2.9, draw, sharey=True)
 
@@ -353,7 +352,11 @@ def _blocks(axis: Axes) -> None:
 
 
 def _log(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each power."""
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each power, wide enough to hold some of them."""
+    low, high = axis.get_view_interval()
+    if high < LEAST_SPAN * low:
+        reach = (LEAST_SPAN * low / high) ** 0.5
+        axis.axes.set(**{f"{axis.axis_name}lim": (low / reach, high * reach)})
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
