@@ -318,6 +318,18 @@ def test_a_key_without_a_place_is_exit_3(run, family, words):
     assert code == 3 and "loraport: dropped diffusion_model.blocks.9.ffn.0.diff: " in err and output.is_file()
 
 
+def test_a_folder_is_not_written_under_a_files_name(run, family):
+    pair = ["--source", family.source, "--target", family.target]
+    folder, file = family.folder / "peft", family.folder / "out.safetensors"
+    assert run("convert", family.lora, "--to", "peft", "-o", folder)[0] == 0
+    for words in (["convert", folder, "--to", "peft"], ["transfer", folder, *pair]):
+        code, _, err = run(*words, "-o", file)
+        assert code == 2 and "is named like a file, but PEFT's format is a folder; name a folder" in err
+        assert not file.exists()
+    for format, place in (("comfy", file), ("same", family.folder / "again")):
+        assert run("transfer", folder, *pair, "--format", format, "-o", place)[0] == 0
+
+
 def test_analyze_writes_a_folder_and_tells_what_it_found(run, family, monkeypatch):
     pair = ["--source", family.source, "--target", family.target, "-o", family.folder / "seen"]
     words = ["analyze", family.lora, *pair, "--sample", "2", "--detail", "0"]

@@ -15,7 +15,7 @@ from loraport.runs.additions import with_strength
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.spectral.svd import LowRank
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import WrittenLora, output_dialect, write_lora
+from loraport.weights.lora_write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.weights.variants import LayerUpdate, Product, kind_of
 
 NONE, DIRECT = "none", "direct"
@@ -76,11 +76,8 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
 
 def check_place(output: str, lora: Lora, format: str) -> None:
     """Refuse, before any pass, an output that could not be written afterwards. Raises OutputError."""
-    path, folder = Path(output), output_dialect(lora, format).folder
-    if folder and path.is_file():
-        raise OutputError(f"{path} is a file, but PEFT's format is a folder; name a folder")
-    if not folder and (path.is_dir() or path.suffix != ".safetensors"):
-        raise OutputError(f"{path} cannot be the new LoRA: name a .safetensors file that is no folder")
+    path = Path(output)
+    check_form(path, output_dialect(lora, format).folder)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; make it first")
     if path.exists() and path.samefile(lora.path):

@@ -14,7 +14,7 @@ from loraport.errors import OutputError
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
-from loraport.reports.rendering import render, write_whole
+from loraport.reports.rendering import in_words, render, write_whole
 from loraport.runs.analysis import Analysis
 
 DRAWING = "drawing"
@@ -97,7 +97,7 @@ def _page(analysis: Analysis, sections: dict[str | None, list[tuple[Shown, str]]
             "Source": facts["source"],
             "Target": facts["target"],
             "Looked at": looked,
-            "Settings": ", ".join(f"{name} {value}" for name, value in facts["settings"].items()),
+            "Settings": in_words(facts["settings"]),
             "Took": f"{analysis.seconds:.0f} s, at most {analysis.peak_rss_bytes / 1e9:.2f} GB of memory",
         },
         "findings": findings(analysis),

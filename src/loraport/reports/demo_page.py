@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.reports.pictures import animated_png, write_contact_sheet
-from loraport.reports.rendering import layer_table, render
+from loraport.reports.rendering import in_words, layer_table, render
 from loraport.reports.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
 from loraport.runs.results import TransferResult
 
@@ -59,7 +59,7 @@ def format_estimate(value: Estimate) -> str:
 def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
     """Write the demo's page, its contact sheet and its numbers into a folder; returns the page."""
     page = folder / "index.html"
-    facts = {"LoRA": result.output, "Method": result.method, "Settings": json.dumps(dict(result.settings))}
+    facts = {"LoRA": result.output, "Method": result.method, "Settings": in_words(result.settings)}
     write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
     write_contact_sheet(demo, folder / "contact-sheet.png")
     numbers = json.dumps(demo_facts(demo, result, page, words=False), indent=2) + "\n"

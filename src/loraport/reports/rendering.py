@@ -60,6 +60,14 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; give another name") from error
 
 
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Settings as a phrase: what is on or off by name, all else with its value."""
+    return ", ".join(
+        (name if value else f"no {name}") if isinstance(value, bool) else f"{name} {value}"
+        for name, value in settings.items()
+    )
+
+
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of the template's per-layer part: a row a layer (missing values as a dash), reasons apart."""
     return {

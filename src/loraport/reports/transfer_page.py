@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loraport.reports.rendering import layer_table, render
+from loraport.reports.rendering import in_words, layer_table, render
 from loraport.runs.results import BatchResult, TransferResult
 from loraport.runs.strata import depth_of
 
@@ -136,7 +135,7 @@ def _facts(result: TransferResult) -> dict[str, str]:
     return {
         "Output": result.output,
         "Method": result.method,
-        "Settings": json.dumps(dict(result.settings)),
+        "Settings": in_words(result.settings),
         "Keys": f"{keys['in']} read, {keys['transferred']} transferred, {keys['copied']} copied, "
         f"{len(keys['dropped'])} dropped",
         "Took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import loraport
-from loraport.errors import MismatchError, OutputError, SettingsError, unknown_name
+from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.runs.config import DTYPES, RankRule
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.runs.given import as_factors
@@ -25,7 +25,7 @@ from loraport.weights.families import WAN
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
-from loraport.weights.lora_write import FORMATS, WrittenLora, output_dialect, write_lora
+from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, write_lora
 from loraport.weights.variants import Dora, aimed_rank, kind_of
 
 _OURS = "loraport."
@@ -174,10 +174,7 @@ def _why_nothing(lora: Lora) -> str:
 
 
 def _check_output(output: Path, lora: Lora, folder: bool) -> None:
-    if not folder and output.suffix != ".safetensors":
-        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
-    if not folder and output.is_dir():
-        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
+    check_form(output, folder)
     inputs = (lora.path, lora.path.parent) if folder else (lora.path,)
     if output.exists() and any(output.samefile(one) for one in inputs):
         raise SettingsError(f"{output} is the input itself; give the result another name")

@@ -22,7 +22,7 @@ from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import output_dialect
+from loraport.weights.lora_write import check_form, output_dialect
 from loraport.weights.provenance import accumulated_loss
 from loraport.weights.variants import LARGEST_AUTO_RANK
 
@@ -170,12 +170,7 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
 def _check_output(config: TransferConfig, lora: Lora, loras: Sequence[str]) -> None:
     output = Path(config.output)
     folder = not config.as_diff and output_dialect(lora, config.format).folder
-    if output.is_dir() and not folder:
-        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
-    if not folder and output.suffix != ".safetensors":
-        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
-    if output.is_file() and folder:
-        raise OutputError(f"{output} is a file, but PEFT's format is a folder; name a folder")
+    check_form(output, folder)
     for model in (*loras, config.source, *target_places(config.target)):
         if output.exists() and Path(model).exists() and output.samefile(model):
             raise OutputError(f"{output} is an input of this run; give the result another name")

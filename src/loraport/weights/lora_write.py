@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraport.errors import SettingsError, unknown_name
+from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
 from loraport.weights.families import FAMILIES
@@ -87,6 +87,21 @@ def written_as_folder(keys: Iterable[str], format: str) -> bool:
         return checked_dialect(format).folder
     parsed = [parse_key(key) for key in keys]
     return majority_dialect([key for key in parsed if key.part in ("A", "B", *VARIANTS)] or parsed).folder
+
+
+def check_form(output: Path, folder: bool) -> None:
+    """Refuse a place that does not fit what will be written there, a file or PEFT's folder. Raises OutputError."""
+    if folder and output.is_file():
+        raise OutputError(f"{output} is a file, but PEFT's format is a folder; name a folder")
+    if folder and output.suffix == ".safetensors":
+        raise OutputError(
+            f"{output} is named like a file, but PEFT's format is a folder; name a folder, or take --format comfy, "
+            "diffusers or kohya for one file"
+        )
+    if not folder and output.is_dir():
+        raise OutputError(f"{output} is a folder, but this output is a file; name a .safetensors file in it")
+    if not folder and output.suffix != ".safetensors":
+        raise OutputError(f"{output} has no .safetensors ending, by which loaders know the format; add it")
 
 
 def write_lora(
