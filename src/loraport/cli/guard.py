@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
 
 AUTO = "auto"
-AUTO_METHODS = "direct,direct:0.85,direct:1.15,direct:1.3,core,casa"
 INTEGERS = {"frames": 17, "source-steps": 30, "target-steps": 4, "batch": 1}
 NUMBERS = {"source-guidance": 5.0, "target-guidance": 1.0}
 WORDS = {"prompts": "", "size": "256x448", "offload": "no"}
@@ -58,8 +57,10 @@ def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if len(given["loras"]) > 1 or given["split"]:
         raise SettingsError("the guard judges one LoRA in one piece; run it for each, and leave out --split")
-    named = AUTO_METHODS if given["method"] == AUTO else given["method"]
-    methods = dict.fromkeys(("direct", *(name.strip() for name in named.split(","))))
+    from loraport.effect.guard import AUTO_METHODS
+
+    named = AUTO_METHODS if given["method"] == AUTO else given["method"].split(",")
+    methods = dict.fromkeys(("direct", *(name.strip() for name in named)))
     if len(methods) == 1:
         raise SettingsError("the guard compares a method with direct reuse; name another one, or auto")
     return {**given, "method": ",".join(methods), "output": f"{given['output']}.candidates"}

@@ -22,6 +22,9 @@ def run(
         list[str] | None, typer.Option(metavar="PATTERN", help="Only cells student/adapter that fit, such as causal.")
     ] = None,
     clips: Annotated[int, typer.Option(min=6, help="How many clips each row makes.")] = 48,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also calibrate, guard and choose on every cell, with the controls.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
     json: Json = False,
     quiet: Quiet = False,
@@ -38,7 +41,10 @@ def run(
     folder = folder_path(output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         home = Path(family) if family else FAMILY
-        result = run_lab(folder, family=home, cells=cells or (), clips=clips, jobs=jobs, progress=terminal.share)
+        result = run_lab(
+            folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
+            progress=terminal.share,
+        )  # fmt: skip
     facts = lab_facts(result)
     page = write_lab(facts, result, folder)
     console.print_facts({**facts, "page": str(page)} if json else lab_words(facts, page), json=json)

@@ -128,10 +128,13 @@ def calibrate(
             rank=settings.readout_rank, last=_last(pair, settings), guarded=settings.guarded,
         )  # fmt: skip
         now, steps = readout.updates, readout.steps
-    if settings.rank == "source":
-        own = max((update.rank for update in start.values()), default=settings.readout_rank)
-        now = {name: shortened(update, own) if update.rank > own else update for name, update in now.items()}
-    return Calibrated(now, gains, steps)
+    return Calibrated(cut_back(now, start, settings) if settings.rank == "source" else now, gains, steps)
+
+
+def cut_back(updates: Updates, start: Updates, settings: CalibrationSettings) -> dict[str, LowRank]:
+    """The updates at no more than the rank of those it began with."""
+    own = max((update.rank for update in start.values()), default=settings.readout_rank)
+    return {name: shortened(update, own) if update.rank > own else update for name, update in updates.items()}
 
 
 def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 from loraport.effect.score import Score
 
 DIRECT = "direct"
+AUTO_METHODS = (DIRECT, "direct:0.85", "direct:1.15", "direct:1.3", "core", "casa")
+"""What `--method auto` chooses from; a calibrated adapter comes on top where it is allowed."""
 
 
 @dataclass(frozen=True)

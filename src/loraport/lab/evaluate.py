@@ -11,8 +11,16 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from loraport.effect.guard import decide
+from loraport.effect.meter import Meter
+from loraport.effect.pair import Clips
+from loraport.effect.score import compare, judged_clips
+from loraport.effect.store import SampleStore
+from loraport.effect.targets import BARE, EndEffect
+from loraport.effect.updates import adapted
+from loraport.lab.calibration import open_pair, reference_updates
 from loraport.lab.material import EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
-from loraport.lab.rows import Row, Rule
+from loraport.lab.rows import ALONE, Row, Rule, Worn
 from loraport.lab.store import Kept, Store
 from loraport.toy.adapters import attach
 from loraport.toy.clips import from_latents
@@ -30,11 +38,13 @@ SHOWN = 6  # clips of a row that are kept to be looked at
 class Measured:
     """What a row gave: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
 
-    facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the candidate that won on the tuning seeds.
+    `end`, the END error, is measured on clips of its own. facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the
+    candidate that won on the tuning seeds or that the guard kept.
     """
 
     row: str
     group: str
+    against: str
     values: Mapping[str, Tensor]
     features: Tensor
     frames: Tensor
@@ -50,6 +60,7 @@ class Session:
     reference_store: Store
     """Apart from the rows', since all students share the clips of base + adapter."""
     clips: int
+    calibration: bool = False
 
     @cached_property
     def evaluation(self) -> Drawn:
@@ -61,14 +72,16 @@ class Session:
         """Candidates are chosen on these."""
         return draw(TUNING_SEEDS, max(2, self.clips // 3))
 
-    def reference(self, drawn: Drawn, seeds: Sequence[int]) -> Tensor:
+    def reference(self, drawn: Drawn, seeds: Sequence[int], worn: Worn = ALONE) -> Tensor:
         """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
         adapter, family = self.material.cell.adapter.name, self.material.family
-        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}"
+        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}, {worn}"
         kept = self.reference_store.get(place, key)
         if kept is None:
-            model = attach(open_base(family), adapter_path(adapter, family))
-            latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
+            base = open_base(family)
+            model = attach(base, adapter_path(adapter, family)) if worn == ALONE else base
+            with adapted(model, {} if worn == ALONE else reference_updates(self.material, worn)):
+                latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
             kept = Kept({"latents": torch.cat(latents)})
             self.reference_store.put(place, key, kept)
         return as_clips(kept.tensors["latents"])
@@ -91,7 +104,8 @@ class Session:
             kept = self._make(row)
             self.store.put(place, key, kept)
         values = {name.removeprefix("value."): t for name, t in kept.tensors.items() if name.startswith("value.")}
-        return Measured(row.name, row.group, values, kept.tensors["features"], kept.tensors["frames"], kept.facts)
+        features, frames = kept.tensors["features"], kept.tensors["frames"]
+        return Measured(row.name, row.group, row.against, values, features, frames, kept.facts)
 
     def _make(self, row: Row) -> Kept:
         chosen = self._choose(row) if row.candidates else None
@@ -100,13 +114,52 @@ class Session:
         latents = self.sample(model, updates, self.evaluation)
         clips, judge = as_clips(latents), open_judge(self.material.family)
         effect = self.material.cell.adapter.effect
-        values = measure(judge, clips, self.evaluation.prompts, effect, self.references[0])
+        alone = row.worn == ALONE
+        reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.worn)
+        values = measure(judge, clips, self.evaluation.prompts, effect, reference)
+        if row.has_end:
+            values["end"] = self.end_errors(self.measured, updates)
         tensors = {f"value.{name}": value for name, value in values.items()}
         features = judge.style_features(clips).detach()
-        facts = {"size": _relative_size(updates, self.material), "chosen": chosen}
+        told = {} if row.account is None else dict(row.account(self.material))
+        facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
         return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
+    @cached_property
+    def judged(self) -> EndEffect:
+        """On the clips that a guard draws."""
+        return self._effect(judged_clips(self._end_clips))
+
+    @cached_property
+    def measured(self) -> EndEffect:
+        """On clips that no fit and no guard has seen."""
+        return self._effect(Clips("lab", 0, self._end_clips))
+
+    @property
+    def _end_clips(self) -> int:
+        return max(2, 2 * self.clips // 3)
+
+    def _effect(self, clips: Clips) -> EndEffect:
+        pair = open_pair(self.material.cell.student.name, self.material.family)
+        return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), Meter(1))
+
+    def end_errors(self, effect: EndEffect, updates: Mapping[str, Tensor]) -> Tensor:
+        """The END error of each clip: [clips]."""
+        model: WanTransformer3DModel = effect.pair.network()
+        with added(model, updates):
+            return effect.errors(BARE)
+
     def _choose(self, row: Row) -> str:
+        return self._most_faithful(row) if row.choice == "fidelity" else self._kept_by_the_guard(row)
+
+    def _kept_by_the_guard(self, row: Row) -> str:
+        """The candidate of the lowest END error if it is surely below that of direct reuse, which is one of them."""
+        rules = row.candidates or {}
+        errors = {name: self.end_errors(self.judged, rule(self.material)) for name, rule in rules.items()}
+        bare, prompts = self.end_errors(self.judged, {}), self.judged.pair.prompts(self.judged.clips)
+        return decide(compare(errors, errors["direct"], bare, prompts), self._end_clips).kept
+
+    def _most_faithful(self, row: Row) -> str:
         """The candidate of the highest mean fidelity on the tuning seeds."""
 
         def fidelity(rule: Rule) -> float:

@@ -95,6 +95,13 @@ class Material:
 
     cell: Cell
     family: Path
+    scratch: Path | None = None
+    """Where samples of the calibration are kept; nowhere without it."""
+
+    @property
+    def adapter(self) -> Mapping[str, LowRank]:
+        """The adapter's updates, as it was trained on the base."""
+        return adapter_updates(self.cell.adapter.name, self.family)
 
     @cached_property
     def ready(self) -> Prepared:
@@ -154,6 +161,12 @@ class Material:
                     digest.update(f"{file.relative_to(self.family)} {file.stat().st_size}\n".encode())
                     digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def adapter_updates(name: str, family: Path) -> Mapping[str, LowRank]:
+    """An adapter's updates, as it was trained on the base."""
+    layers = read_lora(str(adapter_path(name, family))).layers
+    return {layer: _plain(layer, update) for layer, update in layers.items()}
 
 
 def _plain(name: str, update: LayerUpdate) -> LowRank:

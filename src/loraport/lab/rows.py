@@ -1,4 +1,7 @@
-"""What the lab compares: a row is a rule that gives every layer of a cell an update on top of the student's weight."""
+"""What the lab compares: a row is a rule that gives every layer of a cell an update on top of the student's weight.
+
+Rows that are fitted by sampling are in `loraport.lab.calibration`.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,29 @@ from loraport.runs.config import casa_settings
 from loraport.runs.layer import layer_generator
 from loraport.spectral.svd import factorize, shortened
 
-Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe"]
+Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]
+SINGLE_STUDIES: tuple[Group, ...] = ("rank", "sensitivity", "probe", "calibration")
+"""Groups of rows that are measured on a few cells only."""
 Rule = Callable[[Material], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Worn:
+    """What the reference wears: the cell's adapter at a strength, and perhaps another adapter beside it."""
+
+    strength: float = 1.0
+    beside: str | None = None
+
+
+ALONE = Worn()
 
 
 @dataclass(frozen=True)
 class Row:
     """One way of putting an adapter on a student, or one of the frame that the others are seen in.
 
-    `key` says everything that decides the numbers; `candidates` are rules of which the best on the tuning seeds counts.
+    `key` says everything that decides the numbers. `candidates` are rules of which one counts: by `choice` the most
+    faithful on the tuning seeds, or what the guard keeps. `against` is the row that changes are counted from.
     """
 
     name: str
@@ -33,6 +50,16 @@ class Row:
     rule: Rule
     model: Literal["student", "base"] = "student"
     candidates: Mapping[str, Rule] | None = None
+    choice: Literal["fidelity", "guard"] = "fidelity"
+    worn: Worn = ALONE
+    against: str = "direct"
+    account: Callable[[Material], Mapping[str, object]] | None = None
+    """What is to be told of how the updates came about."""
+
+    @property
+    def has_end(self) -> bool:
+        """Whether its END error is measured: on the student, and in no single study."""
+        return self.model == "student" and self.group not in SINGLE_STUDIES[:3] and self.worn == ALONE
 
 
 RankWish = Literal["auto", "source", "twice", "four", "full"]

@@ -16,9 +16,10 @@ from torch import Tensor
 import loraport
 from loraport.errors import SettingsError
 from loraport.lab.admission import Admission, admit
+from loraport.lab.calibration import calibration_rows
 from loraport.lab.evaluate import SHOWN, Measured, Session
 from loraport.lab.material import Cell, Material, all_cells
-from loraport.lab.rows import rows_of
+from loraport.lab.rows import Row, rows_of
 from loraport.lab.store import Store
 from loraport.toy.clips import draw_prompts, render_effect, to_latents
 from loraport.toy.family import FAMILY
@@ -61,16 +62,19 @@ def run_lab(
     family: Path = FAMILY,
     cells: Sequence[str] = (),
     clips: int = CLIPS,
+    calibration: bool = False,
     jobs: int = 2,
     progress: Progress | None = None,
 ) -> LabResult:
     """Measure all rows of the cells whose names fit one of the patterns (all without any); parts are kept in `folder`.
 
+    `calibration` adds the rows that are fitted by sampling, which take longer than all others.
+
     Raises SettingsError for a pattern that fits nothing, InputError for a family with missing files.
     """
-    materials = [Material(cell, family) for cell in _chosen(all_cells(), cells)]
+    materials = [Material(cell, family, folder / "parts") for cell in _chosen(all_cells(), cells)]
     code = code_digest()
-    sessions = [_session(material, folder / "parts", code, clips) for material in materials]
+    sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     watch = progress or (lambda *_: None)
     context = get_context("spawn")
@@ -88,9 +92,14 @@ def run_lab(
     )
 
 
-def _session(material: Material, folder: Path, code: str, clips: int) -> Session:
+def _session(material: Material, folder: Path, code: str, clips: int, calibration: bool) -> Session:
     parts, references = (f"{material.digest(reference=reference)} {code}" for reference in (False, True))
-    return Session(material, Store(folder, parts), Store(folder, references), clips)
+    return Session(material, Store(folder, parts), Store(folder, references), clips, calibration)
+
+
+def all_rows(session: Session) -> tuple[Row, ...]:
+    """The rows of a cell, the frame first."""
+    return (*rows_of(session.material), *(calibration_rows(session.material) if session.calibration else ()))
 
 
 def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -112,14 +121,14 @@ def _make_references(session: Session) -> str:
 
 
 def _make_rows(session: Session) -> str:
-    for row in rows_of(session.material):
+    for row in all_rows(session):
         session.run(row)
     return session.material.cell.name
 
 
 def collect(session: Session) -> CellResult:
     """A cell's finished rows."""
-    rows = {row.name: session.run(row) for row in rows_of(session.material)}
+    rows = {row.name: session.run(row) for row in all_rows(session)}
     effect = session.material.cell.adapter.effect
     rng = generator_for(0, "lab", "real", effect)
     real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
@@ -132,7 +141,9 @@ def code_digest() -> str:
     """One hash over the program's code and PyTorch's version: what the numbers depend on besides files and seeds."""
     package = Path(loraport.__file__).parent
     files = [
-        path for folder in ("spectral", "methods", "toy", "lab") for path in sorted((package / folder).glob("*.py"))
+        path
+        for folder in ("spectral", "methods", "effect", "toy", "lab")
+        for path in sorted((package / folder).glob("*.py"))
     ]
     return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
 

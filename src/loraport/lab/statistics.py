@@ -59,6 +59,13 @@ def gap_closed(ours: Tensor, direct: Tensor, oracle: Tensor) -> Interval | None:
     return _interval(float(gain.mean() / gap.mean()), gain[rows].mean(1) / gap[rows].mean(1))
 
 
+def share_interval(ours: Tensor, theirs: Tensor) -> Interval:
+    """Σ ours / Σ theirs of paired values."""
+    rows = resampled_rows(len(ours))
+    above, below = ours.double(), theirs.double().clamp_min(torch.finfo(torch.float64).tiny)
+    return _interval(float(above.sum() / below.sum()), above[rows].sum(1) / below[rows].sum(1))
+
+
 def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor]) -> Interval:
     """The mean over cells of the gap closed; only clips are resampled, so it says nothing of other cells."""
     pairs = [(gain.double(), gap.double()) for gain, gap in zip(gains, gaps, strict=True)]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from loraport.lab.agreement import agreement, content
 from loraport.lab.evaluate import Measured
 from loraport.lab.material import EVALUATION_SEEDS, TUNING_CELL, TUNING_SEEDS
+from loraport.lab.rows import SINGLE_STUDIES
 from loraport.lab.run import CellResult, LabResult
-from loraport.lab.statistics import Interval, frechet_distance, gap_closed, mean_interval, pooled_gap
-from loraport.toy.measure import CONTENT
+from loraport.lab.statistics import (
+    Interval,
+    frechet_distance,
+    gap_closed,
+    mean_interval,
+    pooled_gap,
+    share_interval,
+)
 
 GAP_METRICS = ("psnr", "effect")
 
@@ -27,12 +35,8 @@ def lab_facts(result: LabResult) -> dict[str, Any]:
         "tuning_cell": "/".join(TUNING_CELL),
         "cells": [_cell(cell) for cell in result.cells],
         "pooled": pooled(result.cells),
+        "agreement": [asdict(line) for line in agreement(result.cells)],
     }
-
-
-def content(values: Mapping[str, Tensor]) -> Tensor:
-    """Share of what the prompt asked for that a clip shows, over the attributes that the effect leaves visible."""
-    return torch.stack([values[name].double() for name in CONTENT if name in values]).mean(0)
 
 
 def _cell(result: CellResult) -> dict[str, Any]:
@@ -56,26 +60,30 @@ def _cell(result: CellResult) -> dict[str, Any]:
 
 
 def _row(row: Measured, result: CellResult) -> dict[str, Any]:
-    direct, oracle = result.rows["direct"], result.rows["oracle"]
+    direct, oracle = result.rows[row.against], result.rows["oracle"]
     values = {**row.values, "content": content(row.values)}
     plain = {**direct.values, "content": content(direct.values)}
-    gaps = {m: gap_closed(row.values[m], direct.values[m], oracle.values[m]) for m in GAP_METRICS}
+    alone = row.against == "direct"
+    gaps = {m: gap_closed(row.values[m], direct.values[m], oracle.values[m]) if alone else None for m in GAP_METRICS}
+    share = share_interval(row.values["end"], direct.values["end"]) if "end" in row.values else None
     return {
         "name": row.row,
         "group": row.group,
+        "against": row.against,
         **row.facts,
         "frechet": frechet_distance(row.features, result.real),
         "metrics": {
             name: _numbers(mean_interval(value)) | _numbers(mean_interval(value - plain[name]), "change", "change_")
             for name, value in values.items()
         },
+        "end_share": None if share is None else _numbers(share, "value"),
         "gap_closed": {name: None if gap is None else _numbers(gap, "value") for name, gap in gaps.items()},
     }
 
 
 def pooled(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
     """Every row but those of single studies: over the discriminating cells without the tuned one, and over all."""
-    names = [name for name, row in cells[0].rows.items() if row.group not in ("rank", "sensitivity", "probe")]
+    names = [name for name, row in cells[0].rows.items() if row.group not in SINGLE_STUDIES]
     fair = [cell for cell in cells if cell.admission.discriminating and not cell.cell.tuned]
     return [_pooled_row(name, cells, fair) for name in names]
 
