@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.cli import main
+from loraport.effect.store import SampleStore
 from tests import tiny
 from tests.runs.models import make_family
 
@@ -275,6 +276,24 @@ def test_cache_list_verify_clear(run, family):
     assert len(json.loads(run("cache", "verify", *at)[1])["broken"]) == 1
     assert json.loads(run("cache", "clear", *at)[1])["removed"] == 20
     assert json.loads(run("cache", "list", *at)[1])["entries"] == []
+
+
+def test_samples_are_listed_verified_and_cleared_with_the_bases_and_nothing_else_is(run, tmp_path):
+    store = SampleStore(tmp_path / "cache")
+    store.recall("one", lambda: {"end": torch.ones(3)})
+    store.recall("two", lambda: {"end": torch.zeros(3)})
+    [(first, size), (second, _)] = store.list()
+    mine = first.with_name("notes.txt")
+    mine.write_text("mine")
+    at = ["--cache", tmp_path / "cache", "--json"]
+    listed = json.loads(run("cache", "list", *at)[1])
+    assert (listed["samples"], listed["entries"]) == (2, []) and listed["bytes"] == store.total_bytes() > size
+    assert json.loads(run("cache", "verify", *at)[1])["broken"] == []
+    second.write_bytes(first.read_bytes())  # whole, but not what its name says
+    [broken] = json.loads(run("cache", "verify", *at)[1])["broken"]
+    assert broken["path"] == str(second)
+    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 2
+    assert store.list() == () and mine.is_file()
 
 
 @pytest.mark.parametrize("place", ["lora", "source", "target"])

@@ -10,6 +10,10 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from loraport.cli import app
+from loraport.effect.guarded import guarded_transfer
+from loraport.runs.batch import one_or_many
+from loraport.runs.execute import transfer_many
+from loraport.toy.pair import EmbeddedPair
 from loraport.weights.lora import read_lora
 
 
@@ -70,6 +74,30 @@ def test_auto_tries_them_all_and_a_calibrated_one(family, lora, tmp_path):
 def test_what_cannot_be_guarded_is_refused_and_nothing_stays(more, message, family, lora, tmp_path):
     done = run(family, lora, tmp_path / "out.safetensors", *more)
     assert message in str(done.exception) and not list(tmp_path.glob("out*"))
+
+
+def test_what_a_kill_has_left_is_used_and_removed_and_what_is_not_ours_is_left_alone(family, lora, tmp_path):
+    out, waiting = tmp_path / "out.safetensors", tmp_path / "out.safetensors.candidates"
+
+    def killed(runs):
+        transfer_many(runs)
+        raise KeyboardInterrupt
+
+    sources = {"source": str(family / "base"), "target": str(family / "students" / "one-step")}
+    methods: dict = {"direct": {}, "direct:0.05": {}}
+    configs = one_or_many((str(lora),), methods, str(waiting), **sources, cache=None)
+    pair = EmbeddedPair("one-step", family)
+    with pytest.raises(KeyboardInterrupt):
+        guarded_transfer(configs, str(out), pair, killed, clips=2)
+    assert len(list(waiting.iterdir())) == 3 and not out.exists()
+    done = run(family, lora, out, "--method", "direct:0.1", "--guard")  # another method: the first run's list is kept
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert out.is_file() and not waiting.exists()
+
+    waiting.mkdir()
+    (waiting / "notes.txt").write_text("mine")
+    done = run(family, lora, out, "--method", "direct:0.1", "--guard")
+    assert "notes.txt" in str(done.exception) and [path.name for path in waiting.iterdir()] == ["notes.txt"]
 
 
 def test_a_bare_checkpoint_cannot_be_sampled(family, lora, tmp_path):

@@ -15,50 +15,61 @@ from loraport.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from loraport.effect.store import SampleStore
     from loraport.weights.cache import BasisCache
 
-app = typer.Typer(help="The store of singular bases: what is in it, is it sound, throw it away.", no_args_is_help=True)
+app = typer.Typer(
+    help="The store of singular bases and samples: what is in it, is it sound, throw it away.", no_args_is_help=True
+)
 
 
 @app.command("list", epilog="Example: loraport cache list")
 def cache_list(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """The bases that are kept, and their size; with -v each of them."""
+    """The bases and samples that are kept, and their size; with -v each of them."""
     from loraport import console
 
-    store, terminal = _store(cache), console.Terminal(quiet=quiet, verbose=verbose)
-    entries = store.list()
+    (store, samples), terminal = _stores(cache), console.Terminal(quiet=quiet, verbose=verbose)
+    entries, sampled = store.list(), samples.list()
     for entry in entries:
         terminal.detail(f"{entry.key}: {entry.bytes} bytes")
-    size = store.total_bytes()
-    shown = {"folder": str(store.folder), "bases": len(entries), "size": f"{size / 1e9:.2f} GB"}
+    for path, bytes_ in sampled:
+        terminal.detail(f"samples {path.stem}: {bytes_} bytes")
+    size = store.total_bytes() + samples.total_bytes()
+    counted = {"folder": str(store.folder), "bases": len(entries), "samples": len(sampled)}
     rows = [{"key": entry.key, "bytes": entry.bytes} for entry in entries]
-    console.print_facts({"folder": str(store.folder), "entries": rows, "bytes": size} if json else shown, json=json)
+    kept = {"folder": counted["folder"], "entries": rows, "samples": len(sampled), "bytes": size}
+    console.print_facts(kept if json else {**counted, "size": f"{size / 1e9:.2f} GB"}, json=json)
 
 
 @app.command("verify", epilog="Example: loraport cache verify")
 def cache_verify(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Check every basis against its checksum; damaged ones are recomputed by the next transfer that needs them."""
+    """Check bases against their checksums, and samples for being whole; what is damaged is made anew when needed."""
     from loraport import console
 
-    store = _store(cache)
+    store, samples = _stores(cache)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         broken = [{"path": str(entry.path), "reason": why} for entry, why in store.verify(watch=terminal.share)]
-    console.print_facts({"folder": str(store.folder), "checked": len(store.list()), "broken": broken}, json=json)
+    broken += [{"path": str(path), "reason": why} for path, why in samples.verify()]
+    checked = len(store.list()) + len(samples.list())
+    console.print_facts({"folder": str(store.folder), "checked": checked, "broken": broken}, json=json)
 
 
 @app.command("clear", epilog="Example: loraport cache clear")
 def cache_clear(cache: CacheDir = None, json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Remove every basis; nothing but time is lost."""
+    """Remove all bases and samples; nothing but time is lost."""
     from loraport import console
 
-    store, terminal = _store(cache), console.Terminal(quiet=quiet, verbose=verbose)
-    for entry in store.list():
-        terminal.detail(f"{entry.key}: removed")
-    files, size = store.clear()
-    console.print_facts({"folder": str(store.folder), "removed": files, "bytes": size}, json=json)
+    (store, samples), terminal = _stores(cache), console.Terminal(quiet=quiet, verbose=verbose)
+    for name in (*(entry.key for entry in store.list()), *(f"samples {path.stem}" for path, _ in samples.list())):
+        terminal.detail(f"{name}: removed")
+    (files, size), (more, sampled) = store.clear(), samples.clear()
+    console.print_facts({"folder": str(store.folder), "removed": files + more, "bytes": size + sampled}, json=json)
 
 
-def _store(folder: str | None) -> BasisCache:
+def _stores(folder: str | None) -> tuple[BasisCache, SampleStore]:
+    """Of bases and of samples, in one folder."""
+    from loraport.effect.store import SampleStore
     from loraport.weights.cache import BasisCache
 
-    return BasisCache(cache_folder(folder, False))
+    store = BasisCache(cache_folder(folder, False))
+    return store, SampleStore(store.folder)

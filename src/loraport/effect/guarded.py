@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from loraport.effect.pair import Pair, Updates
 from loraport.effect.score import judged_clips, score, score_passes
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
-from loraport.errors import OutputError, SettingsError
+from loraport.effect.waiting import waiting_room
+from loraport.errors import SettingsError
 from loraport.runs.config import TransferConfig
 from loraport.runs.results import BatchResult, TransferResult
 from loraport.spectral.svd import LowRank
@@ -54,22 +54,20 @@ def guarded_transfer(
 ) -> Guarded:
     """Transfers one LoRA by each config, `direct` among them, scores the results, and writes the one that is kept.
 
-    The candidates lie in a folder of their own, the parent of their outputs, which is removed at the end. Raises
-    SettingsError for dense outputs, which cannot be scored, OutputError where something else is in that folder's place.
+    The candidates lie in a folder of their own, the parent of their outputs, which is removed at the end; after a kill
+    the next run goes on with what is in it. Raises SettingsError for dense outputs, which cannot be scored, OutputError
+    where something else is in that folder's place.
     """
     if configs[0].as_diff:
         raise SettingsError("the guard scores LoRAs; leave out --as diff")
-    folder = Path(configs[0].output).parent
-    if folder.exists():
-        raise OutputError(f"{folder} is in the way of the candidates; move it away, or remove it")
+    places = [Path(config.output) for config in configs]
+    names = (*(place.name for place in places), f"{CALIBRATED}{places[0].suffix}")
     lora, adapter, _ = read_adapter(configs[0].lora, pair)
     check_place(output, lora, configs[0].format)
-    try:
+    with waiting_room(places[0].parent, names):
         batch = transfer(configs)
         judged = _Judged(lora, adapter, {run.method: run for run in batch.runs}, batch.not_written)
         return judged.decide(configs[0], output, pair, clips, calibrated, watch)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

@@ -6,7 +6,9 @@ its own key, safe to delete at any time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from loraport.weights.saving import Pending, save_safetensors
 
 VERSION = 1
 """Of what is sampled and how it is laid out; part of every key."""
+_ENTRY = re.compile(r"([0-9a-f]{64})\.safetensors")
+_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]+\.part")
 
 
 class SampleStore:
@@ -27,6 +31,39 @@ class SampleStore:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
         self.found = self.made = 0
+
+    def list(self) -> tuple[tuple[Path, int], ...]:
+        """The files that hold samples, and their sizes, in the order of their names."""
+        return tuple(file for file in self._files() if _ENTRY.fullmatch(file[0].name))
+
+    def total_bytes(self) -> int:
+        """Bytes of all files, those that an interrupted write left behind included."""
+        return sum(size for _, size in self._files())
+
+    def verify(self) -> tuple[tuple[Path, str], ...]:
+        """The files that are torn or not what their name says, with the reason; nothing is removed."""
+        reason = "cannot be read, or holds other samples than its name says; remove it"
+        return tuple((path, f"{path} {reason}") for path, _ in self.list() if _read(path, path.stem) is None)
+
+    def clear(self) -> tuple[int, int]:
+        """Remove all samples and leftovers and nothing else; returns how many files and bytes that were."""
+        files = self._files()
+        for path, _ in files:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path, _ in files}:
+            with contextlib.suppress(OSError):  # not empty: another process writes, or something there is not ours
+                folder.rmdir()
+        return len(files), sum(size for _, size in files)
+
+    def _files(self) -> tuple[tuple[Path, int], ...]:
+        """Our files; links and files with other names are not ours."""
+        files = []
+        for path in sorted(self.folder.glob("samples/[0-9a-f][0-9a-f]/*")) if self.folder else ():
+            ours = _ENTRY.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if ours and path.is_file() and not path.is_symlink():
+                    files.append((path, path.stat().st_size))
+        return tuple(files)
 
     def recall(self, what: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that belong to the text `what`, from the store, or made now and kept, in float32."""

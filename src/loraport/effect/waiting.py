@@ -1,0 +1,47 @@
+"""The folder beside an output in which candidates wait for the verdict; a list in it says what in it is ours."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loraport.errors import LoraportError, OutputError
+
+LIST = "candidates.txt"
+_UNFINISHED = re.compile(r"\..+\.part")
+
+
+@contextmanager
+def waiting_room(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """The folder, made, or as a killed run has left it; removed at an end, good or refused, but not by a kill.
+
+    `names` are the files and folders that will be written. Raises OutputError where the folder holds anything that
+    neither this run nor the one that left it has listed; nothing is touched then.
+    """
+    mine = {*names, *_listed(folder)}
+    known = {LIST, *mine, *(f"{name}.partial" for name in mine)}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    foreign = sorted(name for name in found - known if not _UNFINISHED.fullmatch(name))
+    if foreign:
+        raise OutputError(f"{folder} is in the way of the candidates: {foreign[0]} is not of a transfer; move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{LIST}.part"
+        partial.write_text("\n".join(sorted(mine)) + "\n", encoding="utf-8")
+        partial.replace(folder / LIST)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}; choose another place") from error
+    try:
+        yield
+    except LoraportError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listed(folder: Path) -> tuple[str, ...]:
+    place = folder / LIST
+    return tuple(place.read_text(encoding="utf-8", errors="replace").splitlines()) if place.is_file() else ()
