@@ -3,11 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loraport.reports.lab_calibration import calibration_tables
+
 
 def markdown_tables(facts: Mapping[str, Any]) -> str:
-    """Cells with their admission, all rows pooled, the change of fidelity and effect cell by cell, and the studies."""
-    tables = [_admission(facts), _pooled(facts), _changes(facts, "psnr", 1), _changes(facts, "effect", 0)]
-    return "\n\n".join((*tables, *_studies(facts))) + "\n"
+    """Cells with their admission, rows pooled, changes of fidelity and effect by cell, studies, calibration, score."""
+    parts = [_admission(facts), _pooled(facts), _changes(facts, "psnr", 1), _changes(facts, "effect", 0)]
+    parts += _studies(facts)
+    for table in calibration_tables(facts):
+        parts += [f"## {table.title}", table.words, _table(table.head, table.lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

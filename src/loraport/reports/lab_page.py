@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from loraport.reports.lab_calibration import calibration_tables
 from loraport.reports.lab_markdown import markdown_tables
 from loraport.reports.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport.reports.pictures import animated_png
@@ -17,7 +18,16 @@ from loraport.reports.rendering import render
 
 SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
 SHOWN_CLIPS = 4
-SENTENCE_ROWS = ("casa", "casa, published code", "restore-only", "prolora", "core", "direct:1.15", "undo, swept")
+SENTENCE_ROWS = (
+    "casa",
+    "casa, published code",
+    "restore-only",
+    "prolora",
+    "core",
+    "direct:1.15",
+    "undo, swept",
+    "calibrated, guarded",
+)
 DIALS = ("q_dom", "q_act", "tau", "restore")
 DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
 
@@ -62,6 +72,7 @@ def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
         shown=("base + LoRA", *SHOWN_ROWS),
         change_map=change_map(facts, names),
         trade_off=trade_off(facts["pooled"]),
+        tables=calibration_tables(facts),
         dials=dials(facts, DIALS),
         ranks=ranks(facts),
         probes=partly_distilled(facts),

@@ -1,0 +1,158 @@
+"""What calibration, guard and score did in the lab, as tables of words: before and after, controls, harm, agreement."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FITTED = ("gains", "gains + readout")
+CHOSEN = ("calibrated, guarded", "auto", "auto, calibrated too")
+HARM = (("psnr", "dB", 1), ("effect", "points", 0), ("content", "points", 0), ("likeness", "points", 1))
+CHANGES = (("psnr", 1), ("effect", 0), ("content", 0))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, what to know of it, the columns and the lines."""
+
+    title: str
+    words: str
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def calibration_tables(facts: Mapping[str, Any]) -> tuple[Table, ...]:
+    """Those that the facts have rows for; the score's agreement is always there."""
+    cells = sorted(facts["cells"], key=lambda cell: not cell["discriminating"])
+    rows = [_rows(cell) for cell in cells]
+    made = (_before_and_after(cells, rows), _harm(cells, rows), _study(cells, rows), _agreement(facts["agreement"]))
+    return tuple(table for table in made if table.lines)
+
+
+def _rows(cell: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {row["name"]: row for row in cell["rows"]}
+
+
+def _before_and_after(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
+    lines = []
+    for cell, own in zip(cells, rows, strict=True):
+        if not all(name in own for name in (*FITTED, *CHOSEN)):
+            continue
+        direct, fitted = own["direct"]["metrics"], own[FITTED[-1]]
+        lines.append(
+            (
+                cell["name"] + ("" if cell["discriminating"] else " (cannot discriminate)"),
+                " / ".join(f"{direct[metric]['mean']:.{digits}f}" for metric, digits in CHANGES),
+                _changes(own["oracle"]),
+                *(_changes(own[name]) for name in FITTED),
+                " / ".join(_share(own[name]) for name in ("oracle", *FITTED)),
+                " / ".join(_gap(fitted["gap_closed"][metric]) for metric in ("psnr", "effect")),
+                *(str(own[name]["chosen"]) for name in CHOSEN),
+            )
+        )
+    return Table(
+        "Calibration, before and after",
+        "Direct reuse's fidelity (dB) / effect / content (points), and the changes against it; in brackets: the "
+        "interval holds zero. End error as a share of direct reuse's, of the oracle / gains / gains and readout; gap "
+        "closed by the latter in fidelity / effect. Then what the guard kept, and what --method auto chose without and "
+        "with a calibrated candidate.",
+        (
+            *("cell", "direct reuse", "oracle", "gains", "gains + readout", "end error of direct's", "gap closed"),
+            *("guard keeps", "auto", "auto, calibrated too"),
+        ),
+        tuple(lines),
+    )
+
+
+def _harm(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
+    lines = []
+    for name in (*FITTED, *CHOSEN):
+        having = [(cell, own) for cell, own in zip(cells, rows, strict=True) if name in own]
+        if not having:
+            continue
+        kept = sum(own[name]["chosen"] == "direct" for _, own in having)
+        line = [f"`{name}`", str(len(having)), str(kept) if name in CHOSEN else "–"]
+        for metric, unit, digits in HARM:
+            values = [(cell["name"], own[name]["metrics"][metric]) for cell, own in having]
+            better = sum(value["change_low"] > 0 for _, value in values)
+            worse = [(place, value["change"]) for place, value in values if value["change_high"] < 0]
+            told = ", ".join(f"{place} {_signed(change, digits)} {unit}" for place, change in worse)
+            line.append(f"{better} / {len(worse)}" + (f" ({told})" if worse else ""))
+        lines.append(tuple(line))
+    return Table(
+        "Does the guard keep from harm?",
+        "Cells that are surely better / surely worse than direct reuse (95 % interval over clips that no fit and no "
+        "guard saw); of twenty intervals without a difference one is expected to exclude zero.",
+        ("row", "cells", "direct kept", *(metric for metric, _, _ in HARM)),
+        tuple(lines),
+    )
+
+
+def _study(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
+    chosen = [
+        (cell, own)
+        for cell, own in zip(cells, rows, strict=True)
+        if any(row["group"] == "calibration" for row in own.values())
+    ]
+    names = dict.fromkeys(name for _, own in chosen for name, row in own.items() if row["group"] == "calibration")
+    lines = []
+    for name in (*FITTED, *names) if names else ():
+        if any(own[name]["against"] == name for _, own in chosen if name in own):
+            continue  # what the next line is counted from
+        lines.append((f"`{name}`", *(_studied(own.get(name)) for _, own in chosen)))
+    return Table(
+        "Controls, clips, strengths, stacks",
+        "Changes of fidelity (dB) / effect / content (points) against direct reuse in the same use, and the end error "
+        "as a share of direct reuse's.",
+        ("row", *(cell["name"] for cell, _ in chosen)),
+        tuple(lines),
+    )
+
+
+def _studied(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    share = _share(row)
+    return _changes(row) + (f", {share}" if share != "–" else "")
+
+
+def _agreement(lines: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        "Does the end error rank rows as other measures do?",
+        "Spearman's correlation of the end error with each measure over the rows of a cell (methods, controls, fitted "
+        "rows; without the frame's extremes), mean over cells and the lowest; over rows within 1 dB of direct reuse "
+        "alone; and of the rows that a measure calls surely better or worse than direct reuse, how many the end error "
+        "puts on the same side.",
+        ("measure", "cells", "mean", "lowest", "within 1 dB", "same side"),
+        tuple(
+            (
+                line["measure"],
+                str(line["cells"]),
+                f"{line['mean']:.2f}",
+                f"{line['lowest']:.2f} ({line['lowest_cell']})",
+                "–" if line["near_mean"] is None else f"{line['near_mean']:.2f}",
+                f"{line['agree']} of {line['agree'] + line['disagree']}" if line["agree"] + line["disagree"] else "–",
+            )
+            for line in lines
+        ),
+    )
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    return " / ".join(_sure(row["metrics"][metric], digits) for metric, digits in CHANGES)
+
+
+def _sure(value: Mapping[str, float], digits: int) -> str:
+    text = _signed(value["change"], digits)
+    return text if value["change_low"] > 0 or value["change_high"] < 0 else f"({text})"
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return "–" if row["end_share"] is None else f"{100 * row['end_share']['value']:.0f} %"
+
+
+def _gap(gap: Mapping[str, float] | None) -> str:
+    return "–" if gap is None else f"{100 * gap['value']:.0f} %"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
