@@ -193,8 +193,8 @@ def pipeline_folder(place: str) -> Path:
     facts = _read_json(index)
     if facts.get("_class_name") != WanPipeline.__name__:
         raise MismatchError(
-            f"{place} is a {facts.get('_class_name')}; what is sampled here is WanPipeline only: where the networks are "
-            "Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
+            f"{place} is a {facts.get('_class_name')}; what is sampled here is WanPipeline only: where the networks "
+            "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
         )
     if (facts.get("transformer_2") or [None])[0] is not None:
         raise MismatchError(f"{place} has two transformers, of which one run samples both; that is not supported yet")
