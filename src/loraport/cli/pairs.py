@@ -49,15 +49,21 @@ class Sampling:
     device: str
 
 
+def known_place(text: str) -> str:
+    """The text, or the place in the embedded family that `toy:NAME` means."""
+    from loraport.toy.family import embedded_place
+
+    return embedded_place(text) or text
+
+
 def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
     """The pair, each model's weights opened when it is first sampled.
 
     Raises InputError where the two cannot be sampled.
     """
     from loraport.runs.presets import place
-    from loraport.toy.family import embedded_place
 
-    source, target = (embedded_place(text) or text for text in (source, target))
+    source, target = known_place(source), known_place(target)
     need("diffusers", "peft", "transformers", extra="toy")
     from loraport.toy.pair import is_embedded, open_embedded
 

@@ -34,6 +34,7 @@ from loraport.cli.pairs import (
     SourceSteps,
     TargetGuidance,
     TargetSteps,
+    known_place,
     open_pair,
 )
 
@@ -83,7 +84,7 @@ def score(
         prompts, frames, size, source_steps, source_guidance, target_steps, target_guidance, offload, batch, device
     )
     pair = open_pair(source, target, sampling)
-    request = ScoreRequest(tuple(candidates), _place(lora), clips, seed, cache_folder(cache, no_cache))
+    request = ScoreRequest(tuple(candidates), known_place(lora), clips, seed, cache_folder(cache, no_cache))
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run_score(pair, request, watch=terminal.share, dry_run=dry_run)
     console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)
@@ -134,15 +135,9 @@ def calibrate(
     )
     pair = open_pair(source, target, sampling)
     request = CalibrationRequest(
-        _place(lora), output, start and _place(start), gains, readout, rank, budget, clips, seed,
+        known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,
         cache_folder(cache, no_cache), format, dtype,
     )  # fmt: skip
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run_calibration(pair, request, watch=terminal.share, dry_run=dry_run)
     console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)
-
-
-def _place(lora: str) -> str:
-    from loraport.toy.family import embedded_place
-
-    return embedded_place(lora) or lora

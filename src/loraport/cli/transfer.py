@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraport.cli.guard import AUTO, GuardFlags, guarded_options, run_guarded
+from loraport.cli.pairs import known_place
 from loraport.cli.options import (
     Arbitrate,
     As,
@@ -127,7 +128,7 @@ def transfer(
 
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
-    given = dict(locals())
+    given = dict(locals()) | _places(loras, source, target)
     page = None if report is None else page_path(report)
     if (guard or method == AUTO) and not dry_run:
         asked = GuardFlags(output, guard_clips, calibrated, tuple(sampling or ()))
@@ -135,6 +136,15 @@ def transfer(
         raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
     configs = _configs(given if method != AUTO else guarded_options(given))
     _run(configs, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+
+
+def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
+    """The inputs, with those of the embedded family by their paths."""
+    return {
+        "loras": [known_place(lora) for lora in loras],
+        "source": known_place(source),
+        "target": known_place(target),
+    }
 
 
 def _run(

@@ -16,8 +16,8 @@ class Meter:
     def __init__(self, planned: int, watch: Watch | None = None, most: int | None = None) -> None:
         if most is not None and planned > most:
             raise SettingsError(
-                f"this takes about {planned} passes, more than the {most} of --budget; take fewer clips, or gains per "
-                "module type instead of per layer"
+                f"this takes about {planned} passes, more than the {most} of --budget; take fewer --clips, "
+                "--no-readout, or --gains type"
             )
         self.planned, self.watch = planned, watch
         self.source = self.target = 0

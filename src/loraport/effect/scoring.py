@@ -83,7 +83,8 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
     read = {text: read_candidate(text, direct, pair) for text in dict.fromkeys((DIRECT, *request.candidates))}
     planned = score_passes(pair, request.clips, len(read))
     if dry_run:
-        return _estimate({"passes": planned, "clips": request.clips})
+        words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
+        return Effected({"passes": planned, "clips": request.clips, "notes": [], "dry_run": True}, words)
     meter = Meter(planned, watch)
     store = SampleStore(request.cache)
     effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, meter)
@@ -95,7 +96,8 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
         "notes": [*notes, *(note for _, more in read.values() for note in more)],
         **_spent(meter, began),
     }
-    return Effected(facts, score_table(rows))
+    counted = f"{request.clips}, of {facts['prompts']} prompts"
+    return Effected(facts, (("clips", counted), *score_table(rows)))
 
 
 def run_calibration(
@@ -112,7 +114,7 @@ def run_calibration(
     planned = calibration_passes(pair, start, settings)
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:
-        return _estimate({"passes": planned, "solve_bytes": solve_bytes(pair, settings)})
+        return _estimate(planned, solve_bytes(pair, settings))
     meter, store = Meter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
     done = calibrate(pair, adapter, start, settings, store=store, meter=meter)
     effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
@@ -154,10 +156,17 @@ def _in_words(row: Score) -> str:
     )
 
 
-def _estimate(facts: dict[str, Any]) -> Effected:
-    facts = {**facts, "notes": [], "dry_run": True}
-    rows = [(name, str(value)) for name, value in facts.items() if name not in ("notes", "dry_run")]
-    return Effected(facts, (*rows, ("written", "nothing")))
+NOTHING_WRITTEN = ("written", "nothing")
+
+
+def _estimate(planned: Mapping[str, int], solving: int) -> Effected:
+    facts = {"passes": dict(planned), "solve_bytes": solving, "notes": [], "dry_run": True}
+    passes = (
+        f"at most {sum(planned.values())} passes: {planned['source']} of the source and {planned['target']} of the "
+        f"target to fit and accept, {planned['judging']} of both to judge"
+    )
+    memory = f"{solving / 1e6:.3g} MB beside the networks for the largest solve"
+    return Effected(facts, (("would take", passes), ("memory", memory), NOTHING_WRITTEN))
 
 
 def _spent(meter: Meter, began: float) -> dict[str, Any]:

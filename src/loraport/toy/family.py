@@ -104,7 +104,7 @@ WORD = "toy:"
 
 
 def embedded_place(text: str, family: Path = FAMILY) -> str | None:
-    """The place that `toy:base`, `toy:STUDENT` or `toy:ADAPTER` means; None for any other text.
+    """The place that `toy:base`, `toy:STUDENT` (as a target) or `toy:ADAPTER` means; None for any other text.
 
     Raises SettingsError for a name that the family does not have.
     """
@@ -115,7 +115,7 @@ def embedded_place(text: str, family: Path = FAMILY) -> str | None:
         return str(family / "base")
     if name not in STUDENTS and name not in ADAPTERS:
         raise unknown_name("member of the embedded family", name, ("base", *STUDENTS, *ADAPTERS))
-    return str(student_path(name, family) if name in STUDENTS else adapter_path(name, family))
+    return target_place(name, family) if name in STUDENTS else str(adapter_path(name, family))
 
 
 BASE, STUDENT = FAMILY / "base", student_path("one-step")  # diffusers folders, each with its transformer/
