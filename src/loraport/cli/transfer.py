@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraport.cli.guard import AUTO, GuardFlags, guarded_options, run_guarded
-from loraport.cli.pairs import known_place
 from loraport.cli.options import (
     Arbitrate,
     As,
@@ -57,6 +56,7 @@ from loraport.cli.options import (
     cache_folder,
     page_path,
 )
+from loraport.cli.pairs import known_place
 
 if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
