@@ -6,7 +6,7 @@ from typing import Any
 
 FITTED = ("gains", "gains + readout")
 CHOSEN = ("calibrated, guarded", "auto", "auto, calibrated too")
-HARM = (("psnr", "dB", 1), ("effect", "points", 0), ("content", "points", 0), ("likeness", "points", 1))
+HARM = (("psnr", "dB", 1), ("effect", "points", 1), ("content", "points", 1), ("likeness", "points", 1))
 CHANGES = (("psnr", 1), ("effect", 0), ("content", 0))
 
 
@@ -127,9 +127,9 @@ def _agreement(lines: Sequence[Mapping[str, Any]]) -> Table:
             (
                 line["measure"],
                 str(line["cells"]),
-                f"{line['mean']:.2f}",
-                f"{line['lowest']:.2f} ({line['lowest_cell']})",
-                "–" if line["near_mean"] is None else f"{line['near_mean']:.2f}",
+                _correlation(line["mean"]),
+                f"{_correlation(line['lowest'])} ({line['lowest_cell']})",
+                "–" if line["near_mean"] is None else _correlation(line["near_mean"]),
                 f"{line['agree']} of {line['agree'] + line['disagree']}" if line["agree"] + line["disagree"] else "–",
             )
             for line in lines
@@ -152,6 +152,10 @@ def _share(row: Mapping[str, Any]) -> str:
 
 def _gap(gap: Mapping[str, float] | None) -> str:
     return "–" if gap is None else f"{100 * gap['value']:.0f} %"
+
+
+def _correlation(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _signed(value: float, digits: int) -> str:
