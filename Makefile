@@ -55,9 +55,8 @@ format: setup  ## Format, and mend what ruff can mend
 family: setup  ## Train the embedded family again, into lab/family; started again, it continues
 	@$(PY) -m loraport.toy.train --out lab/family --jobs 2
 
-bench: setup  ## Time, memory and disk of a transfer at real layer sizes, on models made in lab/bench
-	@$(PY) benchmarks/synthetic.py lab/bench
-	@$(PY) benchmarks/transfer.py lab/bench
+bench: setup  ## Time, memory and disk at real layer sizes, beside the published code where PUBLISHED=its checkout
+	@$(PY) -m benchmarks.suite lab/bench $(if $(PUBLISHED),--published $(PUBLISHED)) --growth 256
 
 clean:  ## Remove .venv and everything that was made here, except lab/
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Every method beside CASA at real layer shapes, and what one more LoRA or method costs in the same pass.
 
-    python benchmarks/synthetic.py /tmp/wan --blocks 1 && python benchmarks/methods.py /tmp/wan
+    python -m benchmarks.synthetic /tmp/wan --blocks 1 && python -m benchmarks.methods /tmp/wan
 
 One layer of each shape in a block, with its bases in the cache, each run in a process of its own: CPU time and peak
 memory. A block of Wan 2.1 1.3B is 8 square layers, a tall and a wide one. Writes benchmarks/results/methods.json.
