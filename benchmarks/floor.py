@@ -46,39 +46,41 @@ def extra_bytes(m: int, n: int, *, stored: bool) -> int:
     return 2 * n * (m + n) + (2 * n * n if stored else 0)
 
 
-def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Wall and CPU seconds of one call."""
+    start, busy = time.perf_counter(), time.process_time()
     work()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
-def product_seconds(shapes: Counter[tuple[int, int]], device: str, *, stored: bool) -> float:
-    """Seconds of all products of all layers; the matrices are made outside of the clock."""
-    total = 0.0
+def product_seconds(shapes: Counter[tuple[int, int]], device: str, *, stored: bool) -> tuple[float, float]:
+    """Wall and CPU seconds of all products of all layers; the matrices are made, and touched once, outside of them."""
+    wall = busy = 0.0
     for (m, n), count in shapes.items():
         for a, b, c in products(m, n, RANK, stored=stored):
-            X, Y = torch.randn(a, b, device=device), torch.randn(b, c, device=device)
-            out = torch.empty(a, c, device=device)
+            X, Y, out = (torch.ones(*shape, device=device) for shape in ((a, b), (b, c), (a, c)))
             torch.mm(X, Y, out=out)
-            times = [timed(lambda X=X, Y=Y, out=out: torch.mm(X, Y, out=out), device) for _ in range(count)]
-            total += sum(times)
-    return total
+            for _ in range(count):
+                seconds = timed(lambda X=X, Y=Y, out=out: torch.mm(X, Y, out=out), device)
+                wall, busy = wall + seconds[0], busy + seconds[1]
+    return wall, busy
 
 
-def read_seconds(folder: Path, spare: int) -> float:
-    """Seconds of reading both models' blocks, and so many bytes more, into fresh memory."""
+def read_seconds(folder: Path, spare: int) -> tuple[float, float]:
+    """Wall and CPU seconds of reading both models, and so many bytes more, into fresh memory."""
     paths = [*sorted((folder / "source").rglob("*.safetensors")), *sorted((folder / "target").rglob("*.safetensors"))]
     beside = folder / "floor.bin"
     beside.write_bytes(bytes(spare))
-    start = time.perf_counter()
-    for path in (*paths, beside):
-        with path.open("rb", buffering=0) as file:
-            while len(file.read(1 << 26)):
-                pass
-    seconds = time.perf_counter() - start
+
+    def read() -> None:
+        for path in (*paths, beside):
+            with path.open("rb", buffering=0) as file:
+                while len(file.read(1 << 26)):
+                    pass
+
+    seconds = timed(read, "cpu")
     beside.unlink()
     return seconds
 
@@ -96,7 +98,13 @@ def main() -> None:
         spare = sum(count * extra_bytes(*shape, stored=stored) for shape, count in shapes.items())
         gemm, read = product_seconds(shapes, given.device, stored=stored), read_seconds(given.folder, spare)
         work = sum(count * flops(*shape, RANK, stored=stored) for shape, count in shapes.items())
-        found[name] = {"gemm_s": gemm, "read_s": read, "wall_s": gemm + read, "gflops": work / 1e9}
+        found[name] = {
+            "gemm_s": gemm[0],
+            "read_s": read[0],
+            "wall_s": gemm[0] + read[0],
+            "cpu_s": gemm[1] + read[1],
+            "gflops": work / 1e9,
+        }
     print(json.dumps(found))
 
 

@@ -1,16 +1,17 @@
 """The authors' own pipeline, from a checkout that the user names, on the device under test.
 
-    python -m benchmarks.published svd|cfft|transfer FOLDER --published PATH [--device cpu]
+    python -m benchmarks.published start|svd|cfft|transfer FOLDER --published PATH [--device cpu]
 
 `transfer` runs their `run_lora_transfer.py` as it is; the only change is that `.cuda()` moves a tensor to the device
 under test. Their two preparations are example scripts with fixed paths, so `svd` and `cfft` do here what those
 describe: a full SVD of every Linear in float32, and Uᵀ·(W_t − U·S·Vh)·V from the rounded factors, both pickled in
-bfloat16. Nothing of theirs is kept here: the repository has no licence.
+bfloat16. `start` only imports what they import. Nothing of theirs is kept here: the repository has no licence.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import pickle
 import runpy
@@ -76,7 +77,7 @@ def transfer(folder: Path, device: str, published: Path, lora: str, settings: di
 def main() -> None:
     """One stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["svd", "cfft", "transfer"])
+    parser.add_argument("stage", choices=["start", "svd", "cfft", "transfer"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
@@ -88,6 +89,9 @@ def main() -> None:
             svd(given.folder, given.device)
         elif given.stage == "cfft":
             cfft(given.folder, given.device, given.published)
+        elif given.stage == "start":
+            sys.path.insert(0, str(given.published))
+            importlib.import_module("transfer")
         else:
             transfer(given.folder, given.device, given.published, given.lora, given.settings)
 

@@ -4,7 +4,9 @@
     python -m benchmarks.suite lab/bench --device cuda --size 14b --blocks 40
 
 Synthetic models at real layer shapes (benchmarks/synthetic.py). Every round runs each contender once, one after the
-other, so that a busy machine is busy for all of them; a ratio is the median over rounds of ratios within a round.
+other, so that a busy machine is busy for all of them; a ratio is the median over rounds of ratios within a round, of
+wall and of CPU time, less what starting the interpreter and its imports takes (`start`: a dry run; of one block that is
+half of everything, of thirty a fiftieth).
 Writes benchmarks/results/NAME.json, .md and .png. Without --published the first half of the targets stays open.
 """
 
@@ -40,7 +42,7 @@ def ours(given: argparse.Namespace, name: str, *extra: str, threads: int, cache:
     row = measured(command, threads=threads)
     result = json.loads(row.pop("stdout"))
     row["stages"] = result.get("seconds", {})
-    if loras == 1:
+    if loras == 1 and output.is_file() and "--dry-run" not in extra:
         row["kept_energy"] = result["kept_energy"]
         row["median_k"] = sorted(layer["k"] or 0 for layer in result["layers"])[len(result["layers"]) // 2]
         row["sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
@@ -67,7 +69,9 @@ def one_round(given: argparse.Namespace, shapes: list[tuple[int, int]], number: 
     """Every contender once; the published preparations in the first rounds only, since they take minutes."""
     both, same = given.threads, SAME_SETTINGS
     shutil.rmtree(given.folder / "cache", ignore_errors=True)
-    row = {"cold": ours(given, "cold", *same, threads=both)}
+    row = {"start": ours(given, "start", "--dry-run", threads=both), "cold": ours(given, "cold", *same, threads=both)}
+    if given.published:
+        row["published start"] = published(given, "start", threads=both)
     if given.published and number < given.cold_rounds:
         row["published svd"] = published(given, "svd", threads=both)
         row["published cfft"] = published(given, "cfft", threads=both)

@@ -37,7 +37,7 @@ def cache(tmp_path):
 
 
 def filled(cache: BasisCache) -> SingularBasis:
-    return cache.get_or_compute(KEY, lambda: decompose(weight())).basis
+    return cache.get_or_compute(KEY, weight(), decompose).basis
 
 
 def only_file(cache: BasisCache) -> Path:
@@ -50,25 +50,25 @@ def only_file(cache: BasisCache) -> Path:
 def test_the_round_trip_is_as_accurate_as_stated(cache, shape, columns):
     W = weight(shape, columns=columns)
     exact = decompose(W.double())
-    basis = cache.get_or_compute(KEY, lambda: decompose(W)).basis
+    basis = cache.get_or_compute(KEY, W, decompose).basis
     n = min(shape)
     for X in (basis.U, basis.Vh.mT):
         assert X.dtype == torch.float32
-        assert (X.double().mT @ X.double() - torch.eye(n)).abs().max() < 3e-6
+        assert (X.double().mT @ X.double() - torch.eye(n)).abs().max() < 5e-4
     signs = (basis.U.double() * exact.U).sum(0).sign()
-    assert relative(basis.U.double() * signs, exact.U) < 3e-4
+    assert relative(basis.U.double() * signs, exact.U) < 1.5e-4
     D = torch.randn(shape, generator=generator(1), dtype=torch.float64)
     C = basis.U.double().mT @ D @ basis.Vh.double().mT
-    assert relative(C * signs[:, None] * signs, exact.U.mT @ D @ exact.Vh.mT) < 4e-4
-    assert relative((basis.U * basis.S) @ basis.Vh, W) < 4e-4
+    assert relative(C * signs[:, None] * signs, exact.U.mT @ D @ exact.Vh.mT) < 2e-4
+    assert relative((basis.U * basis.S) @ basis.Vh, W) < 1e-4
     assert torch.equal(basis.S, decompose(W).S)
 
 
 def test_cold_warm_and_no_cache_give_the_same_bits(cache):
     W = weight((64, 48))
-    cold = cache.get_or_compute(KEY, lambda: decompose(W))
-    warm = cache.get_or_compute(KEY, lambda: pytest.fail("computed again"))
-    without = BasisCache(None).get_or_compute(KEY, lambda: decompose(W))
+    cold = cache.get_or_compute(KEY, W, decompose)
+    warm = cache.get_or_compute(KEY, W, lambda _: pytest.fail("computed again"))
+    without = BasisCache(None).get_or_compute(KEY, W, decompose)
     assert (cold.found, warm.found, without.found) == (False, True, False)
     assert same_bits(cold.basis, warm.basis)
     assert same_bits(cold.basis, without.basis)
@@ -82,17 +82,17 @@ def test_keys_differ_where_anything_differs():
 
 
 def test_put_and_get(cache):
-    assert cache.get(KEY) is None
+    assert cache.get(KEY, weight()) is None
     assert cache.put(KEY, decompose(weight())) is None
     again = BasisCache(cache.folder)
-    assert same_bits(again.get(KEY), filled(BasisCache(None)))
-    assert again.get(basis_key("another")) is None
+    assert same_bits(again.get(KEY, weight()), filled(BasisCache(None)))
+    assert again.get(basis_key("another"), weight()) is None
 
 
 def test_no_folder_keeps_nothing():
     cache = BasisCache(None)
     assert cache.put(KEY, decompose(weight())) is None
-    assert (cache.get(KEY), cache.list(), cache.total_bytes(), cache.clear()) == (None, (), 0, (0, 0))
+    assert (cache.get(KEY, weight()), cache.list(), cache.total_bytes(), cache.clear()) == (None, (), 0, (0, 0))
 
 
 def flip(path: Path, position: int) -> None:
@@ -121,9 +121,9 @@ def test_damage_is_detected_and_mended(cache, damage):
     [(entry, reason)] = cache.verify()
     assert entry.key == KEY
     assert str(entry.path) in reason
-    assert cache.get(KEY) is None
+    assert cache.get(KEY, weight()) is None
     assert cache.list() == (), "a broken entry is removed"
-    again = cache.get_or_compute(KEY, lambda: decompose(weight()))
+    again = cache.get_or_compute(KEY, weight(), decompose)
     assert not again.found
     assert same_bits(again.basis, whole)
     assert cache.verify() == ()
@@ -159,7 +159,7 @@ def test_clear_touches_its_own_files_only(cache, tmp_path):
     precious.write_bytes(b"x")
     ours = "0" * 64 + ".safetensors"
     (place / ours).symlink_to(precious)
-    for path in (place / "thesis.txt", cache.folder / "notes.txt", cache.folder / "v1" / ours):
+    for path in (place / "thesis.txt", cache.folder / "notes.txt", cache.folder / "v2" / ours):
         path.write_text("mine")
     (place / ".loraport-abc-1-2.tmp").write_bytes(b"left over")
     assert cache.clear()[0] == 2
@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(cache, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    fetched = cache.get_or_compute(KEY, lambda: decompose(weight()))
+    fetched = cache.get_or_compute(KEY, weight(), decompose)
     assert fetched.not_written == f"{cache.folder}: No space left on device"
     assert same_bits(fetched.basis, filled(BasisCache(None)))
     assert [path.name for path in cache.folder.rglob("*") if path.is_file()] == [], "nothing half-written is left"
@@ -217,7 +217,7 @@ basis = SingularBasis(torch.randn(n, n, generator=g) / n**0.5, torch.ones(n), to
 print("ready", flush=True)
 for number in range(int(sys.argv[2])):
     assert cache.put(basis_key("shared"), basis) is None
-    assert cache.get(basis_key("shared")) is not None
+    assert cache.get(basis_key("shared"), torch.zeros(n, n)) is not None
 """
 
 
@@ -247,6 +247,6 @@ def test_a_killed_writer_leaves_no_broken_entry(tmp_path):
         process.wait(10)
         cache = BasisCache(tmp_path / "cache")
         assert cache.verify() == ()
-        assert cache.get_or_compute(basis_key("shared"), lambda: decompose(weight())) is not None
+        assert cache.get_or_compute(basis_key("shared"), weight((512, 512)), decompose) is not None
         cache.clear()
         assert cache.total_bytes() == 0

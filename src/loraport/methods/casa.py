@@ -15,13 +15,13 @@ from loraport.spectral.arbitration import (
     arbitrated_part,
     dominant_directions,
     dominant_mask,
-    off_dominant,
     over_activation_risk,
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.routing import Routing, to_routing
 from loraport.spectral.svd import SingularBasis, energy_rank
+from loraport.spectral.taken import Taken
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Arbitration:
         """Entries off the dominant mask, from which the drift is taken back; on it, what is not arbitrated stays."""
         return ~dominant_mask(self.receivers, self.senders)
 
+    def taken(self, D_fft: Float[Tensor, "out n"], restore: float, struck: Float[Tensor, "n n"] | None) -> Taken:
+        """What is taken of the update: so much of the drift off the mask (Eq. 8), and single entries (Eq. 14)."""
+        return Taken(D_fft, self.basis, self.drift, self.receivers, self.senders, restore, struck)
+
     def facts(self) -> dict[str, Any]:
         """What a report says of the layer."""
         sizes, k = cluster_sizes(self.labels), len(self.labels)
@@ -124,10 +128,8 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -> Update:
     """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
-    taken = settings.restore * off_dominant(seen.drift, seen.basis.U, seen.receivers, seen.senders)  # Eq. 8
-    if settings.arbitrate:
-        taken = taken + seen.basis.U @ (seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C))  # Eq. 14
-    return Update(layer.lora, -(taken @ seen.basis.Vh), seen.facts())
+    struck = seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C) if settings.arbitrate else None  # Eq. 14
+    return Update(layer.lora, seen.taken(layer.drift, settings.restore, struck), seen.facts())  # Eq. 8
 
 
 def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
@@ -144,19 +146,16 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     if layer.is_wide:
         return casa_parts(layer.transposed(), settings).transposed()
     seen = arbitration(layer, settings)  # Eq. 2–13
-    U, Vh, C_lora, C_fft = seen.basis.U, seen.basis.Vh, seen.C_lora, seen.drift.C
+    C_lora, C_fft, facts = seen.C_lora, seen.drift.C, seen.facts()
     stronger = C_lora.abs() > C_fft.abs()
-    from_lora = U @ (C_lora * (seen.arbitrated & ~stronger))
-    from_drift = settings.restore * off_dominant(seen.drift, U, seen.receivers, seen.senders)
-    from_drift = from_drift + U @ (C_fft * (seen.arbitrated & stronger))
-    facts, nothing = seen.facts(), layer.lora.scaled(0.0)
-    return Parts(Update(layer.lora, -(from_lora @ Vh), facts), Update(nothing, -(from_drift @ Vh), facts))
+    from_lora = seen.taken(layer.drift, 0.0, C_lora * (seen.arbitrated & ~stronger))
+    from_drift = seen.taken(layer.drift, settings.restore, C_fft * (seen.arbitrated & stronger))
+    return Parts(Update(layer.lora, from_lora, facts), Update(layer.lora.scaled(0.0), from_drift, facts))
 
 
 def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:
     """k of Eq. 3 for this layer's shape."""
-    square = basis.U.shape[0] == basis.Vh.shape[1]
-    return energy_rank(basis.S, settings.energy if square else settings.energy_rectangular)
+    return energy_rank(basis.S, settings.energy if basis.is_square else settings.energy_rectangular)
 
 
 def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,7 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """Uniform undo of as much energy as CASA restores: β = restore · ‖(I − P_U)·D_fft·(I − P_V)‖ / ‖D_fft‖."""
     restored = restore_only(layer, settings)
     size = float(torch.linalg.vector_norm(layer.drift))
-    taken = float(torch.linalg.vector_norm(restored.correction)) if restored.correction is not None else 0.0
-    beta = taken / size if size else 0.0
+    beta = restored.change_norm() / size if size else 0.0
     return Update(layer.lora, -beta * layer.drift, {**restored.facts, "amount": beta})
 
 
@@ -41,7 +40,7 @@ def undo_matched_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     """Matched undo in two: D_lora as it is, and −β·D_fft."""
     whole = undo_matched(layer, settings)
     facts = whole.facts
-    return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.correction, facts))
+    return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.change, facts))
 
 
 def direct_matched(layer: Layer, transferred: Update) -> Update:
@@ -60,7 +59,7 @@ def direct_matched(layer: Layer, transferred: Update) -> Update:
 def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """CASA's masks, the LoRA set to zero: D' = −restore·(I − P_U)·D_fft·(I − P_V): the target rolled back, no style."""
     restored = restore_only(layer, settings)
-    return Update(layer.lora.scaled(0.0), restored.correction, restored.facts)
+    return replace(restored, low_rank=layer.lora.scaled(0.0))
 
 
 def rollback_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.spectral.routing import Routing, observe
-from loraport.spectral.svd import LowRank, SingularBasis
+from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
+from loraport.spectral.taken import Taken, factorize_less
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,13 @@ class Update:
     """
 
     low_rank: LowRank
-    correction: Float[Tensor, "out in"] | None = None
+    change: Float[Tensor, "out in"] | Taken | None = None
+    """The correction: dense, or minus what was taken, which is dense for those only who ask for it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
     """Why the method gives this layer no adapter; None where it gives one."""
+    turned: bool = False
+    """Whether `change` is Taken and belongs to the transposed layer."""
 
     @classmethod
     def none(cls, lora: LowRank, reason: str, facts: Mapping[str, Any]) -> Update:
@@ -74,24 +79,76 @@ class Update:
         return cls(LowRank(lora.B[:, :0], lora.A[:0]), None, facts, reason)
 
     @property
+    def correction(self) -> Float[Tensor, "out in"] | None:
+        """The correction as one matrix."""
+        if not isinstance(self.change, Taken):
+            return self.change
+        dense = -self.change.dense()
+        return dense.mT if self.turned else dense
+
+    @property
     def is_low_rank(self) -> bool:
         """Whether nothing but B·A is there: no correction, or one that is zero in every entry."""
-        return self.correction is None or not bool(self.correction.any())
+        if isinstance(self.change, Taken):
+            return self.change.energy == 0
+        return self.change is None or not bool(self.change.any())
 
     def dense(self) -> Float[Tensor, "out in"]:
         """D' as one matrix."""
-        if self.correction is None:
-            return self.low_rank.dense()
-        return torch.addmm(self.correction, self.low_rank.B, self.low_rank.A)
+        correction = None if self.is_low_rank else self.correction
+        return self.low_rank.dense() if correction is None else correction.addmm(self.low_rank.B, self.low_rank.A)
 
     def norm(self) -> float:
-        """‖D'‖_F; a low-rank update is not multiplied out for it."""
-        return self.low_rank.norm() if self.correction is None else float(torch.linalg.vector_norm(self.dense()))
+        """‖D'‖_F; the update is not multiplied out for it where that can be avoided."""
+        if isinstance(self.change, Taken):
+            return self._energy**0.5
+        return self.low_rank.norm() if self.change is None else float(torch.linalg.vector_norm(self.dense()))
+
+    def change_norm(self) -> float:
+        """‖correction‖_F"""
+        if isinstance(self.change, Taken):
+            return self.change.energy**0.5
+        return 0.0 if self.change is None else float(torch.linalg.vector_norm(self.change))
+
+    def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
+        """The best rank-r approximation of D', √Σ on both sides, with the share of energy that it loses."""
+        if not isinstance(self.change, Taken) or is_small(self.low_rank.shape, rank):
+            return factorize(self.dense(), rank, generator=generator)
+        low = factorize_less(self._upright, self.change, rank, self._energy, generator)
+        return low.transposed() if self.turned else low
+
+    def kept_correction(self, low: LowRank) -> float | None:
+        """Share of the correction that survives truncation to these factors; None where there is none.
+
+        They are the best ones of some rank, so a projection of D': ⟨D', low⟩ = ‖low‖², and nothing dense is looked at.
+        """
+        if not isinstance(self.change, Taken):
+            return None if self.change is None else kept_correction(low, self.low_rank, self.change)
+        if not self.change.energy:
+            return None
+        return (self._taken_from_lora - self.low_rank.inner(low) + low.norm() ** 2) / self.change.energy
 
     def transposed(self) -> Update:
         """The update of the transposed layer."""
-        correction = None if self.correction is None else self.correction.mT
-        return Update(self.low_rank.transposed(), correction, self.facts, self.reason)
+        if isinstance(self.change, Taken):
+            return replace(self, low_rank=self.low_rank.transposed(), turned=not self.turned)
+        change = None if self.change is None else self.change.mT
+        return Update(self.low_rank.transposed(), change, self.facts, self.reason)
+
+    @property
+    def _upright(self) -> LowRank:
+        return self.low_rank.transposed() if self.turned else self.low_rank
+
+    @cached_property
+    def _taken_from_lora(self) -> float:
+        """⟨what was taken, B·A⟩"""
+        return self.change.inner(self._upright) if isinstance(self.change, Taken) else 0.0
+
+    @cached_property
+    def _energy(self) -> float:
+        """‖D'‖² = ‖B·A‖² − 2·⟨taken, B·A⟩ + ‖taken‖²"""
+        taken = self.change.energy if isinstance(self.change, Taken) else 0.0
+        return max(0.0, self.low_rank.norm() ** 2 - 2 * self._taken_from_lora + taken)
 
 
 @dataclass(frozen=True)

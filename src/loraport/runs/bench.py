@@ -99,7 +99,7 @@ class Bench:
 
     def basis(self, W: Tensor, fingerprint: str) -> SingularBasis:
         """The weight's basis from the cache, or computed and kept there."""
-        fetched = self.cache.get_or_compute(basis_key(fingerprint), lambda: decompose(W.to(self.device)), self.device)
+        fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
         if fetched.not_written:
             self.not_cached.add(fetched.not_written)
         return fetched.basis

@@ -5,12 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from loraport.errors import InputError
 from loraport.runs.config import TransferConfig
@@ -24,6 +27,7 @@ from loraport.weights.cache import BasisCache
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,48 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
         kept = any(job.kind == "DoRA" for _, job in todo[name])
         return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
 
-    for name, shared in read_ahead(list(todo), read):
+    def done(name: str, shared: SharedLayer) -> list[tuple[Run, LayerResult]]:
+        results = []
         for run, job in todo[name]:
             written, result = run.worker(job, run.ready.lora.layers[name], shared)
             run.journal.keep(written, result)
-            run.results[name] = result
+            results.append((run, result))
+        return results
+
+    for results in side_by_side(list(todo), read, done, bases.device):
+        for run, result in results:
+            run.results[result.name] = result
             watcher.layer(result, False, run.label)
+
+
+AT_A_TIME = 2
+"""Layers in work at once on a processor: more would take more memory than they are worth."""
+
+
+def side_by_side(
+    jobs: Sequence[Job], read: Callable[[Job], Read], work: Callable[[Job, Read], Done], device: torch.device
+) -> Iterator[Done]:
+    """What becomes of each job, in order: two at a time with half of the threads each, where there are two.
+
+    Decompositions hardly use a second thread, and threads that share one product wait for each other. On a card, or
+    with one thread, only the reading goes on beside the work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads < AT_A_TIME:
+        yield from (work(job, found) for job, found in read_ahead(jobs, read))
+        return
+    try:
+        share = threads // AT_A_TIME
+        with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
+            pending: deque[Future[Done]] = deque()
+            for job in jobs:
+                pending.append(pool.submit(lambda job=job: work(job, read(job))))  # type: ignore[misc]
+                if len(pending) > AT_A_TIME:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tuple[Job, Read]]:

@@ -33,7 +33,7 @@ class Given:
         W_s = W_s.to(drift.device)
         W_t = W_s + drift
         added = self.dora.carried(W_s, W_t).merged(W_t, update.dense()) - W_t
-        return replace(update, low_rank=self.lora, correction=added - self.lora.dense())
+        return replace(update, low_rank=self.lora, change=added - self.lora.dense())
 
 
 def given(

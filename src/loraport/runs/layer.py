@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,12 +24,10 @@ from loraport.spectral.svd import (
     SingularBasis,
     cosine,
     decompose,
-    factorize,
     factorize_energy,
-    kept_correction,
     shortened,
 )
-from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.cache import BasisCache, basis_key, unpacked
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.variants import LayerUpdate
 
@@ -78,10 +76,17 @@ class Bases:
 
     def of(self, W: Tensor, fingerprint: str) -> SingularBasis:
         """The basis of a weight with this content hash."""
-        fetched = self.cache.get_or_compute(basis_key(fingerprint), lambda: decompose(W.to(self.device)), self.device)
+        fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
         if fetched.not_written:
             self.not_kept.add(fetched.not_written)
         return fetched.basis
+
+    def keep(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Other tensors as they are stored."""
+        tensors, _, not_written = self.cache.fetch(key, make)
+        if not_written:
+            self.not_kept.add(not_written)
+        return tensors
 
 
 class SharedLayer:
@@ -141,9 +146,14 @@ class SharedLayer:
 
     @cached_property
     def routing(self) -> Routing:
-        """C_fft and D_fft·V, the same for every LoRA."""
+        """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
         nothing = LowRank(self.drift[:, :0], self.drift[:0])
-        return Layer(nothing, self.drift, self.basis).routing()
+        layer = Layer(nothing, self.drift, self.basis)
+        if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
+            return layer.routing()
+        made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
+        stored = self._bases.keep(basis_key(made_of, "routing"), lambda: vars(layer.routing()))
+        return Routing(unpacked(stored, "C", self.drift.device), stored["send"].to(self.drift.device))
 
     def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
         """What a recipe sees of this layer, with a LoRA."""
@@ -230,7 +240,7 @@ class LayerTransfer:
         if update.is_low_rank:
             return shortened(update.low_rank, self.rank)
         rank = n if self.rule.kind == "full" else min(self.rank, n)
-        return factorize(update.dense(), rank, generator=layer_generator(self.seed, job.name))
+        return update.factorized(rank, layer_generator(self.seed, job.name))
 
 
 def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult:
@@ -268,22 +278,22 @@ def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank |
     `lost`: the share of the adapter's energy that was gone before the method began, where it is no plain LoRA.
     """
     size = shared.weight_norm
-    correction = None if update.is_low_rank else update.correction
+    corrected = not update.is_low_rank
 
     def share(value: float) -> float | None:
         return value / size if size else None
 
     if isinstance(written, LowRank):
         norm, energy = written.norm(), 1 - written.lost_energy
-        kept = None if correction is None else kept_correction(written, update.low_rank, correction)
+        kept = update.kept_correction(written) if corrected else None
     else:
-        norm, energy, kept = _norm(written), 1.0, None if correction is None else 1.0
+        norm, energy, kept = _norm(written), 1.0, 1.0 if corrected else None
     return {
         "drift": share(shared.drift_norm),
         "floor": share(shared.floor),
         "lora": share(layer.lora.norm()),
         "update": share(norm),
-        "correction": None if correction is None else share(_norm(correction)),
+        "correction": share(update.change_norm()) if corrected else None,
         "kept_energy": energy * (1 - lost),
         "kept_correction": kept,
         "cosine": cosine(layer.lora, written),

@@ -106,7 +106,7 @@ class _Maker:
             return stored
         drift = weights.drift.to(self.device)
         key = basis_key(weights.source_hash)
-        basis = self.cache.get_or_compute(key, lambda: decompose(weights.W_s.to(self.device)), self.device).basis
+        basis = self.cache.get_or_compute(key, weights.W_s.to(self.device), decompose).basis
         layer = Layer(self._lora(name, drift, weights.W_s), drift, basis)
         added = self.config.probe.added(layer, layer_generator(self.config.seed, name)).cpu()
         self.drift += float(drift.double().square().sum())

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from loraport.spectral.routing import Routing, directional_alignment
+from loraport.spectral.routing import directional_alignment
 
 
 def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
@@ -36,18 +36,6 @@ def dominant_directions(
 def dominant_mask(receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]) -> Bool[Tensor, "n n"]:
     """D(i, j) = 1 iff i is in a dominant receiver or j in a dominant sender (Eq. 7)."""
     return receivers[:, None] | senders[None, :]
-
-
-def off_dominant(
-    drift: Routing, U: Float[Tensor, "out n"], receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]
-) -> Float[Tensor, "out n"]:
-    """The drift where the distillation is weak, as seen by V (Eq. 8): (I − P_U)·D_fft·(I − P_V)·V.
-
-    Off the dominant mask the rule is C_casa = C_lora − C_fft, so this is what restoration takes back. Dominant senders
-    lose their columns; dominant receivers are projected out; the complement of a tall layer stays, by projection.
-    """
-    weak = drift.Y * ~senders
-    return weak - U[:, receivers] @ (drift.C[receivers] * ~senders)
 
 
 def context(

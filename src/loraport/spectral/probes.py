@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loraport.spectral.arbitration import dominant_directions, off_dominant
+from loraport.spectral.arbitration import dominant_directions
 from loraport.spectral.routing import observe
 from loraport.spectral.svd import SingularBasis
+from loraport.spectral.taken import Taken
 
 
 def removed_by_dominance(
@@ -29,7 +30,7 @@ def removed_by_dominance(
     drift = observe(D_fft, basis)
     senders = dominant_directions(drift.send, labels, q_dom=q)
     receivers = dominant_directions(drift.receive, labels, q_dom=q)
-    return off_dominant(drift, basis.U, receivers, senders) @ basis.Vh
+    return Taken(D_fft, basis, drift, receivers, senders, restore=1.0).dense()
 
 
 def over_activated(

@@ -16,19 +16,15 @@ from loraport.spectral.svd import LowRank, SingularBasis
 
 @dataclass(frozen=True)
 class Routing:
-    """A dense update D of a layer with out ≥ in, carried into the basis of its weight.
+    """A dense update D of a layer with out ≥ in, as its weight's basis sees it.
 
-    `Y = D·V` keeps all of D, because V is square there; `C = Uᵀ·Y` is the routing matrix (Eq. 2). What C misses is the
-    complement of a tall layer, (I − UUᵀ)·D, which has no canonical basis and is therefore kept as the block Y − U·C.
+    `C = Uᵀ·D·V` is the routing matrix (Eq. 2). What C misses is the complement of a tall layer, (I − UUᵀ)·D, which has
+    no canonical basis; `send` counts it, and D itself keeps it.
     """
 
-    Y: Float[Tensor, "out n"]
     C: Float[Tensor, "n n"]
-
-    @property
-    def send(self) -> Float[Tensor, " n"]:
-        """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
-        return self.Y.norm(dim=0)
+    send: Float[Tensor, " n"]
+    """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
 
     @property
     def receive(self) -> Float[Tensor, " n"]:
@@ -37,14 +33,14 @@ class Routing:
 
 
 def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
-    """The dense update of a square or tall layer in its weight's basis (Eq. 2): Y = D·V, C = Uᵀ·D·V."""
+    """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V."""
     Y = D @ basis.Vh.mT
-    return Routing(Y, basis.U.mT @ Y)
+    return Routing(basis.U.mT @ Y, Y.norm(dim=0))
 
 
 def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
     """The routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
-    return (basis.U.mT @ update.B) @ (update.A @ basis.Vh.mT)
+    return basis.seen_left(update.B) @ (update.A @ basis.Vh.mT)
 
 
 def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:

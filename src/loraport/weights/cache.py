@@ -1,13 +1,16 @@
 """Content-addressed store of singular bases: the same weight is decomposed once, whatever file it lies in.
 
-One safetensors file per basis, `v1/ab/<key>.safetensors`: U and Vh in float16, S in float32, and a checksum that every
-read verifies. Entries appear whole or not at all (temporary name, fsync, rename): processes may share a folder and die
-in it, and all of it is safe to delete.
+One safetensors file per entry, `v2/ab/<key>.safetensors`, with a checksum that every read verifies. Matrices are kept
+in 16 bits, whole numbers with a scale for each row; vectors in float32. Entries appear whole or not at all (temporary
+name, fsync, rename): processes may share a folder and die in it, and all of it is safe to delete.
 
-What is used is always the basis as it reads back, in the run that computed it as in every later one, with a cache or
-without: a cold, a warm and an interrupted run give the same bytes. Rounding to float16 and straightening again moves
-each direction by 1.5e-4 to 2e-4, and C = Uᵀ·D·V and U·S·Vh by 2.1e-4 to 2.5e-4 of their norm (1536×1536,
-8960×1536, 5120×5120); max |UᵀU − I| comes back at 1e-6. For scale: rounding the weight itself to bfloat16 costs 1.7e-3.
+Of a basis the smaller factor is kept, V of a square or tall weight and U of a wide one, and of the other only the
+directions with singular values below a quarter of their root mean square: the others follow from the weight, which a
+run reads anyway (`HalfBasis`).
+
+What is used is always the entry as it reads back, in the run that computed it as in every later one, with a cache or
+without: a cold, a warm and an interrupted run give the same bytes. The rounding moves each direction by 4e-5, a fifth
+of what float16 does, so nothing needs to be straightened. For scale: rounding a weight to bfloat16 costs 1.7e-3.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +28,18 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
-from loraport.spectral.svd import SingularBasis, orthonormal
+from loraport.spectral.svd import HalfBasis, SingularBasis
 from loraport.weights.safetensors_files import read_safetensors
 
-VERSION = 1
+VERSION = 2
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
+
+WEAK = 0.25
+"""Directions with a singular value below so many root mean squares are kept on both sides: the others come back from
+the weight with at most four times the error."""
+
+_LARGEST = 32767
+_SCALE = ".scale"
 
 MARKER = "CACHEDIR.TAG"
 _MARKER_TEXT = (
@@ -48,7 +58,7 @@ def default_folder() -> Path:
 
 
 def basis_key(fingerprint: str, algorithm: str = "thin svd") -> str:
-    """The key of a weight's basis, from the weight's fingerprint (dtype, shape, bytes) and how it is decomposed."""
+    """The key of an entry, from the fingerprint (dtype, shape, bytes) of what it is made of, and how."""
     return hashlib.sha256(f"loraport basis {VERSION}\n{algorithm}\n{fingerprint}\n".encode()).hexdigest()
 
 
@@ -83,31 +93,38 @@ class BasisCache:
                 f"{self.folder} is not a cache of loraport and not empty; give another folder for the cache"
             )
 
-    def get(self, key: str, device: torch.device | str = "cpu") -> SingularBasis | None:
-        """The basis in float32 on the device, or None. A torn or altered entry counts as absent and is removed."""
+    def get(self, key: str, W: Tensor) -> SingularBasis | None:
+        """The basis of a weight in float32 on its device, or None. A damaged entry counts as absent and is removed."""
+        tensors = self._get(key)
+        return None if tensors is None else _basis(tensors, W)
+
+    def put(self, key: str, basis: SingularBasis) -> str | None:
+        """Write an entry; an existing one is replaced. Returns why it could not be written, or None: a run goes on."""
+        return self._write(key, _stored(_halved(basis)))
+
+    def get_or_compute(self, key: str, W: Tensor, compute: Callable[[Tensor], SingularBasis]) -> Fetched:
+        """The stored basis of a weight, or the computed one rounded, stored and restored: the same values."""
+        tensors, found, not_written = self.fetch(key, lambda: _halved(compute(W)))
+        return Fetched(_basis(tensors, W), found, not_written)
+
+    def fetch(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], bool, str | None]:
+        """Named vectors and matrices as they read back, whether they were there, and why they could not be kept."""
+        if (tensors := self._get(key)) is not None:
+            return tensors, True, None
+        stored = _stored(make())
+        return stored, False, self._write(key, stored)
+
+    def _get(self, key: str) -> dict[str, Tensor] | None:
         if self.folder is None or not (path := _place(self.folder, key)).is_file():
             return None
         try:
-            return _restored(_read(path, key), device)
+            return _read(path, key)
         except FileFormatError:
             with contextlib.suppress(OSError):
                 path.unlink()
         except (InputError, OSError):
             pass  # removed by another process, or not ours to read: absent either way
         return None
-
-    def put(self, key: str, basis: SingularBasis) -> str | None:
-        """Write an entry; an existing one is replaced. Returns why it could not be written, or None: a run goes on."""
-        return self._write(key, _stored(basis))
-
-    def get_or_compute(
-        self, key: str, compute: Callable[[], SingularBasis], device: torch.device | str = "cpu"
-    ) -> Fetched:
-        """The stored basis, or the computed one rounded, stored and restored: the same values in either case."""
-        if (basis := self.get(key, device)) is not None:
-            return Fetched(basis, True, None)
-        tensors = _stored(compute())
-        return Fetched(_restored(tensors, device), False, self._write(key, tensors))
 
     def list(self) -> tuple[Entry, ...]:
         """The entries, by key."""
@@ -191,15 +208,40 @@ def _is_ours(folder: Path) -> bool:
     return all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _stored(basis: SingularBasis) -> dict[str, Tensor]:
-    """The tensors of an entry, laid out as a file gives them: layout decides the last bits of later products."""
-    kinds = (("U", basis.U, torch.float16), ("S", basis.S, torch.float32), ("Vh", basis.Vh, torch.float16))
-    return {name: X.to("cpu", dtype).clone(memory_format=torch.contiguous_format) for name, X, dtype in kinds}
+def _halved(basis: SingularBasis) -> dict[str, Tensor]:
+    """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
+    tall = basis.U.shape[0] >= basis.Vh.shape[1]
+    small, other = (basis.Vh, basis.U.mT) if tall else (basis.U.mT, basis.Vh)
+    mean = basis.S.double().square().mean().sqrt()
+    strong = int((basis.S > 0).logical_and(basis.S >= WEAK * mean).sum())
+    return {"S": basis.S, "small": small, "weak": other[strong:]}
 
 
-def _restored(tensors: dict[str, Tensor], device: torch.device | str) -> SingularBasis:
-    U, S, Vh = (tensors[name].to(device).float() for name in ("U", "S", "Vh"))
-    return orthonormal(SingularBasis(U, S, Vh))
+def _basis(stored: Mapping[str, Tensor], W: Tensor) -> SingularBasis:
+    """The basis of the weight from an entry."""
+    S, small, weak = stored["S"].to(W.device), unpacked(stored, "small", W.device), unpacked(stored, "weak", W.device)
+    if W.shape[0] >= W.shape[1]:
+        return HalfBasis(W, S, small, weak)
+    return HalfBasis(W.mT, S, small, weak).transposed()
+
+
+def unpacked(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
+    """A matrix of an entry in float32."""
+    return stored[name].to(device).float().mul_(stored[name + _SCALE].to(device)[:, None])
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Vectors in float32, matrices as whole numbers of 16 bits with a scale for each row."""
+    found = {}
+    for name, X in tensors.items():
+        if X.dim() == 1:
+            found[name] = X.to("cpu", torch.float32).contiguous()
+            continue
+        scale = X.abs().amax(dim=1) / _LARGEST if X.numel() else X.new_zeros(len(X))
+        found[name + _SCALE] = scale.to("cpu", torch.float32)
+        rounded = (X / scale.where(scale > 0, 1)[:, None]).round_()
+        found[name] = rounded.to(torch.int16).cpu().contiguous()
+    return found
 
 
 def _metadata(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -208,7 +250,7 @@ def _metadata(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
 
 def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(f"{key}\n".encode(), digest_size=32)
-    for name in ("U", "S", "Vh"):
+    for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -218,8 +260,6 @@ def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of an entry; raises FileFormatError where the header, the names or the checksum are wrong."""
     file = read_safetensors(path)
-    if set(file.tensors) != {"U", "S", "Vh"}:
-        raise FileFormatError(f"{path} holds no basis; remove it")
     tensors = {name: stored.read() for name, stored in file.tensors.items()}
     if file.metadata != _metadata(key, tensors):
         raise FileFormatError(f"{path} does not match its checksum; remove it")
