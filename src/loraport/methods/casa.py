@@ -102,11 +102,10 @@ def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
     send, receive = _strengths(drift, k, settings)  # Eq. 5–6
     senders = dominant_directions(send, labels, q_dom=settings.q_dom)
     receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
-    dominant = dominant_mask(receivers, senders)  # Eq. 7
-    risk = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
-    arbitrated = risky_entries(risk, dominant & (C_lora * drift.C > 0), q_act=settings.q_act)
     if not settings.arbitrate:
-        arbitrated = torch.zeros_like(arbitrated)
+        return Arbitration(basis, labels, C_lora, drift, senders, receivers, torch.zeros_like(C_lora, dtype=torch.bool))
+    risk, together = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
+    arbitrated = risky_entries(risk, together & dominant_mask(receivers, senders), q_act=settings.q_act)  # Eq. 7
     return Arbitration(basis, labels, C_lora, drift, senders, receivers, arbitrated)
 
 
@@ -128,7 +127,7 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -> Update:
     """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
-    struck = seen.arbitrated * arbitrated_part(seen.C_lora, seen.drift.C) if settings.arbitrate else None  # Eq. 14
+    struck = arbitrated_part(seen.C_lora, seen.drift.C, seen.arbitrated) if settings.arbitrate else None  # Eq. 14
     return Update(layer.lora, seen.taken(layer.drift, settings.restore, struck), seen.facts())  # Eq. 8
 
 

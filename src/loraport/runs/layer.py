@@ -152,7 +152,7 @@ class SharedLayer:
         if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
             return layer.routing()
         made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
-        stored = self._bases.keep(basis_key(made_of, "routing"), lambda: vars(layer.routing()))
+        stored = self._bases.keep(basis_key(made_of, "routing"), lambda: _tensors(layer.routing()))
         return Routing(unpacked(stored, "C", self.drift.device), stored["send"].to(self.drift.device))
 
     def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
@@ -299,6 +299,10 @@ def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank |
         "cosine": cosine(layer.lora, written),
         "weight_norm": size,
     }
+
+
+def _tensors(drift: Routing) -> dict[str, Tensor]:
+    return {"C": drift.C, "send": drift.send}
 
 
 def _norm(X: Tensor) -> float:

@@ -38,22 +38,18 @@ def dominant_mask(receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]) ->
     return receivers[:, None] | senders[None, :]
 
 
-def context(
-    C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], labels: Int[Tensor, " k"]
-) -> Float[Tensor, "n n"]:
-    """Context(i, j): alignment of the two routing blocks around an entry, and 1 beyond the k leading ones (Eq. 12)."""
-    k = len(labels)
-    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels)
-    result = torch.ones_like(C_lora)
-    result[:k, :k] = aligned[labels][:, labels]
-    return result
-
-
 def over_activation_risk(
     C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], labels: Int[Tensor, " k"]
-) -> Float[Tensor, "n n"]:
-    """Risk(i, j) = C_lora · C_fft · Context (Eq. 9, 13): large where both updates push an entry the same way."""
-    return C_lora * C_fft * context(C_lora, C_fft, labels)
+) -> tuple[Float[Tensor, "n n"], Bool[Tensor, "n n"]]:
+    """Risk(i, j) = C_lora · C_fft · Context, and where both updates push an entry the same way (Eq. 9, 12, 13).
+
+    Context is the alignment of the two routing blocks around an entry, and 1 beyond the k leading directions.
+    """
+    k, risk = len(labels), C_lora * C_fft
+    together = risk > 0
+    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels)
+    risk[:k, :k] *= aligned[labels][:, labels]
+    return risk, together
 
 
 def risky_entries(risk: Float[Tensor, "n n"], candidates: Bool[Tensor, "n n"], *, q_act: float) -> Bool[Tensor, "n n"]:
@@ -68,7 +64,9 @@ def risky_entries(risk: Float[Tensor, "n n"], candidates: Bool[Tensor, "n n"], *
     return candidates & (risk > lower)
 
 
-def arbitrated_part(C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def arbitrated_part(
+    C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], arbitrated: Bool[Tensor, "n n"]
+) -> Float[Tensor, "n n"]:
     """What arbitration takes from C_lora where both push the same way (Eq. 14): sign(C_lora) · min(|C_lora|, |C_fft|).
 
     The effective routing C_fft + C_casa becomes the stronger of the two, so C_casa = C_lora − C_fft where
@@ -76,4 +74,8 @@ def arbitrated_part(C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"]) -
     the distilled routing wherever that is the stronger one, against the paper's own prose and its published code, so we
     follow those two.
     """
-    return C_lora.sign() * torch.minimum(C_lora.abs(), C_fft.abs())
+    places = arbitrated.flatten().nonzero().squeeze(1)
+    mine, theirs = C_lora.flatten()[places], C_fft.flatten()[places]
+    found = torch.zeros_like(C_lora)
+    found.view(-1)[places] = torch.where(mine.abs() < theirs.abs(), mine, theirs)
+    return found

@@ -6,6 +6,7 @@ Rows of a routing matrix receive (left directions u_i), columns send (right dire
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +27,15 @@ class Routing:
     send: Float[Tensor, " n"]
     """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
 
-    @property
+    @cached_property
     def receive(self) -> Float[Tensor, " n"]:
         """‖u_iᵀ·D‖: what each left direction receives; V is square, so the row norms of C are all of it."""
         return self.C.norm(dim=1)
+
+    @cached_property
+    def outside(self) -> Float[Tensor, " n"]:
+        """‖D·v_j‖² − ‖C(:, j)‖² in float64: what each right direction sends out of the basis."""
+        return (self.send.double().square() - self.C.norm(dim=0).double().square()).clamp(min=0)
 
 
 def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:

@@ -23,7 +23,7 @@ from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
 
 @dataclass(frozen=True)
 class Taken:
-    """A part of the drift and single entries of the routing, of a square or tall layer."""
+    """A part of the drift and single entries of the routing, of a square or tall layer (Eq. 8, 14)."""
 
     D: Float[Tensor, "out n"]
     basis: SingularBasis
@@ -55,10 +55,10 @@ class Taken:
     @cached_property
     def energy(self) -> float:
         """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D·v_j‖² − ‖C(:, j)‖²."""
-        total = float(self.inside.double().square().sum())
+        flat = self.inside.flatten()
+        total = float(torch.dot(flat, flat))
         if self.is_tall:
-            outside = self.drift.send.double().square() - self.drift.C.double().square().sum(0)
-            total += float((outside.clamp(min=0) * self.kept_senders.double().square()).sum())
+            total += float((self.drift.outside * self.kept_senders.double().square()).sum())
         return total
 
     def times(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
@@ -98,7 +98,7 @@ def factorize_less(lora: LowRank, taken: Taken, rank: int, energy: float, genera
     LoRA's rows and random ones; then comes one exact product with the update itself.
     """
     P, Q = taken.basis.seen_left(lora.B), taken.basis.Vh @ lora.A.mT
-    Z = torch.addmm(-taken.inside, P, Q.mT)
+    Z = torch.addmm(taken.inside, P, Q.mT, beta=-1)
     outside = _outside(lora, taken, P, Q) if taken.is_tall and taken.restore else None
 
     def gram(X: Tensor) -> Tensor:
