@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from loraport.weights.families import FAMILIES as TABLES
 
 State = dict[str, Tensor]
 
@@ -124,6 +127,24 @@ def factors(model: Any, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
         A = torch.randn(rank, inn, *kernel, generator=generator)
         found[name] = A, torch.randn(out, rank, *(1 for _ in kernel), generator=generator)
     return found
+
+
+def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
+    """A file loaded as its users load it, and baked in: the pipelines' way for U-Nets, else the model's own."""
+    import diffusers
+
+    if TABLES[family].component == "unet":
+        large = family == "sdxl"
+        kind = diffusers.StableDiffusionXLPipeline if large else diffusers.StableDiffusionPipeline
+        others = ("vae", "text_encoder", "tokenizer") + (
+            ("text_encoder_2", "tokenizer_2") if large else ("safety_checker", "feature_extractor")
+        )
+        pipe = kind(**dict.fromkeys(others), unet=model, scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1))
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+    else:
+        model.load_lora_adapter(path.parent, weight_name=path.name)
+    model.fuse_lora()
+    model.unload_lora()
 
 
 def delta(A: Tensor, B: Tensor) -> Tensor:

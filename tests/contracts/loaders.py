@@ -47,7 +47,50 @@ def _product(up: Tensor, down: Tensor, scale: float) -> Tensor:
     return scale * (up.double().flatten(1) @ down.double().flatten(1))
 
 
-def comfyui(shapes: Shapes, tensors: Tensors) -> Applied:
+Stems = Callable[[str], tuple[str, ...]]
+"""What may stand before the endings of a module's keys."""
+
+
+def _of_any_model(module: str) -> tuple[str, ...]:
+    return f"diffusion_model.{module}", "lora_unet_" + module.replace(".", "_")
+
+
+def _of_hunyuan(module: str) -> tuple[str, ...]:
+    """The names of diffusion-pipe's LoRAs: what the model calls `_attn.qkv` is `_attn_qkv` there, and so on."""
+    renamed = f"{module}."
+    for mine, theirs in (
+        ("_mod.lin.", "_mod.linear."),
+        ("_attn.qkv.", "_attn_qkv."),
+        ("_attn.proj.", "_attn_proj."),
+        ("mlp.0.", "mlp.fc1."),
+        ("mlp.2.", "mlp.fc2."),
+    ):
+        renamed = renamed.replace(mine, theirs)
+    return (*_of_any_model(module), f"transformer.{renamed[:-1]}", f"diffusion_model.{renamed[:-1]}")
+
+
+def comfyui_hunyuan(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI's HunyuanVideo and HunyuanVideo15: its own fused names as for any model, and diffusion-pipe's."""
+    return comfyui(shapes, tensors, _of_hunyuan)
+
+
+def comfyui_unet(shapes: Shapes, tensors: Tensors, names: Mapping[str, str]) -> Applied:
+    """ComfyUI's U-Nets: `names` are diffusers' for its own. Dots of diffusers' attention are those of processors.
+
+    Flattened behind `lora_unet_` and `lycoris_`, dotted behind `unet.` and nothing, `.to_` as `.processor.to_`, and
+    `to_out.0` as `to_out`.
+    """
+
+    def stems(module: str) -> tuple[str, ...]:
+        theirs = names[module]
+        flat, dotted = theirs.replace(".", "_"), theirs.replace(".to_", ".processor.to_").removesuffix(".0")
+        dotted = dotted if theirs.endswith(".to_out.0") else theirs.replace(".to_", ".processor.to_")
+        return (*_of_any_model(module), f"lora_unet_{flat}", f"lycoris_{flat}", dotted, f"unet.{dotted}")
+
+    return comfyui(shapes, tensors, stems)
+
+
+def comfyui(shapes: Shapes, tensors: Tensors, stems: Stems = _of_any_model) -> Applied:
     """ComfyUI: the model's own names behind `diffusion_model.`, or flattened behind `lora_unet_`; all seven endings.
 
     comfy/lora.py `model_lora_keys_unet`, `load_lora`; comfy/weight_adapter/lora.py: alpha / rows of down, 1 where there
@@ -56,7 +99,7 @@ def comfyui(shapes: Shapes, tensors: Tensors) -> Applied:
     """
     result, used = Applied(), set()
     for module, shape in shapes.items():
-        for stem in (f"diffusion_model.{module}", "lora_unet_" + module.replace(".", "_")):
+        for stem in stems(module):
             alpha = tensors.get(f"{stem}.alpha")
             pair = next(((stem + up, stem + down) for up, down in SEVEN if stem + up in tensors), None)
             if pair is None and f"{stem}.diff" not in tensors:
@@ -143,6 +186,48 @@ def fastvideo(shapes: Shapes, tensors: Tensors) -> Applied:
         whole = A.shape[0] if alpha is None else int(alpha)
         result.added[stem] = _product(tensors[key], A, whole / A.shape[0] if whole else 1.0)
         used |= {key, other}
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def sd_scripts(shapes: Shapes, tensors: Tensors, names: Mapping[str, str] | None = None) -> Applied:
+    """sd-scripts: adapters for transformers, residual blocks and samplers, flattened behind `lora_unet_`, down and up.
+
+    networks/lora.py `create_network_from_weights`, `LoRANetwork`: alpha / rows of down, 1 where there is no alpha. For
+    SDXL, `names` are diffusers' for the original ones, which are translated. Other keys are passed over.
+    """
+    result, used = Applied(), set()
+    for module in shapes:
+        theirs = names[module] if names else module
+        if not theirs.startswith(("down_blocks.", "mid_block.", "up_blocks.")):
+            continue
+        for stem in dict.fromkeys("lora_unet_" + name.replace(".", "_") for name in (module, theirs)):
+            down, up, alpha = f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+            if down in tensors and up in tensors:
+                rank = tensors[down].shape[0]
+                scale = float(tensors[alpha]) / rank if alpha in tensors else 1.0
+                result.added[module] = _product(tensors[up], tensors[down], scale)
+                used |= {down, up, alpha}
+    result.unused = sorted(set(tensors) - used)
+    return result
+
+
+def fastvideo_hunyuan(shapes: Shapes, tensors: Tensors) -> Applied:
+    """FastVideo's HunyuanVideo-1.5: the names that it runs with, fused; A and B; no adapters in `img_in` and the like.
+
+    configs/models/dits/hunyuanvideo15.py `exclude_lora_layers`; the rest as for Wan.
+    """
+    result, used = Applied(), set()
+    for module in shapes:
+        for prefix in ("", "diffusion_model."):
+            up, down, alpha = (f"{prefix}{module}.{end}" for end in ("lora_B.weight", "lora_A.weight", "lora_alpha"))
+            excluded = any(part in module for part in ("img_in", "txt_in", "time_in", "vector_in"))
+            if excluded or up not in tensors or down not in tensors:
+                continue
+            rank = tensors[down].shape[0]
+            whole = int(tensors[alpha]) if alpha in tensors else rank
+            result.added[module] = _product(tensors[up], tensors[down], whole / rank if whole else 1.0)
+            used |= {up, down, alpha}
     result.unused = sorted(set(tensors) - used)
     return result
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.weights.describe import describe, in_ten_lines
-from loraport.weights.loaders import LOADERS
+from loraport.weights.loader_table import LOADERS
 from tests.dialects import CASES, write
 
 Q = "diffusion_model.blocks.0.self_attn.q"
@@ -72,7 +72,7 @@ def test_ten_lines(case: str, tmp_path: Path) -> None:
     lines = in_ten_lines(facts)
     assert len(lines) == 10 and all("\n" not in str(line) for line in lines.values())
     named = " ".join(str(lines[name]) for name in ("taken by", "partly by", "not by"))
-    assert all(loader.name in named for loader in LOADERS)
+    assert all(loader.name in named for loader in LOADERS if "wan" in loader.spellings)
     assert next(iter(facts["alpha"])) in lines["scale"]
 
 

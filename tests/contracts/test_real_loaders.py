@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.weights.loader_facts import facts_of
-from loraport.weights.loaders import LOADERS, Verdict, verdict
+from loraport.weights.loader_table import verdicts
+from loraport.weights.loaders import Verdict
 from loraport.weights.lora import read_lora
 from loraport.weights.names import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, RANKS, Case, Written, spelled, write
@@ -65,7 +66,8 @@ def outcome(loader: str, written: Written) -> str:
 def said(loader: str, written: Written) -> Verdict:
     facts = facts_of(read_lora(written.path))
     assert facts is not None
-    return verdict(next(row for row in LOADERS if row.name == loader), facts)
+    (found,) = [one for one in verdicts(facts) if one.loader == loader]
+    return found
 
 
 def completed(case: Case, written: Written) -> None:

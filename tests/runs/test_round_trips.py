@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.runs.convert import convert
-from loraport.weights.families import Naming, flattened
+from loraport.weights.families import FAMILIES as TABLES
+from loraport.weights.families import Naming, Place, flattened
 from loraport.weights.lora import read_lora
-from loraport.weights.names import layer_in
-from tests.dialects import FORMATS
+from loraport.weights.lora_write import FORMATS
 
 Shape = tuple[int, ...]
 Adapter = tuple[dict[str, Tensor], Tensor]
@@ -32,6 +32,15 @@ class Row:
     """What a producer puts before the names, and whose names they are."""
     formats: tuple[str, ...]
 
+
+UNET_PRODUCERS: dict[str, tuple[str, Naming]] = {
+    "ComfyUI": ("diffusion_model.", "original"),
+    "kohya": ("lora_unet_", "original"),
+    "kohya, diffusers' names": ("lora_unet_", "diffusers"),
+    "LyCORIS": ("lycoris_", "diffusers"),
+    "diffusers": ("unet.", "diffusers"),
+    "PEFT": ("base_model.model.", "diffusers"),
+}
 
 FAMILIES = {
     "wan": Row(
@@ -49,7 +58,50 @@ FAMILIES = {
             "PEFT": ("base_model.model.", "diffusers"),
             "FastVideo": ("", "fastvideo"),
         },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+    "hunyuanvideo-1.5": Row(
+        {
+            **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            **{f"context_embedder.token_refiner.refiner_blocks.1.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            "transformer_blocks.10.ff.net.0.proj": (12, 8),
+            "transformer_blocks.10.ff.net.2": (8, 12),
+            "norm_out.linear": (16, 8),
+            "x_embedder.proj": (8, 6, 1, 1, 1),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "comfy"),
+            "kohya for ComfyUI": ("lora_unet_", "comfy"),
+            "diffusion-pipe": ("transformer.", "diffusion-pipe"),
+            "Tencent": ("", "original"),
+            "musubi-tuner": ("lora_unet_", "original"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "FastVideo": ("", "fastvideo"),
+        },
         tuple(FORMATS),
+    ),
+    "sd1.5": Row(
+        {
+            "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (8, 8),
+            "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v": (8, 12),
+            "mid_block.attentions.0.proj_in": (8, 8, 1, 1),
+            "down_blocks.3.resnets.1.conv2": (8, 6, 3, 3),
+            "time_embedding.linear_1": (12, 8),
+        },
+        UNET_PRODUCERS,
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+    "sdxl": Row(
+        {
+            "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj": (12, 8),
+            "up_blocks.0.attentions.2.proj_out": (8, 8),
+            "up_blocks.1.upsamplers.0.conv": (8, 6, 3, 3),
+            "mid_block.resnets.1.conv_shortcut": (8, 6, 1, 1),
+            "add_embedding.linear_1": (8, 12),
+        },
+        UNET_PRODUCERS,
+        tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
 }
 
@@ -102,18 +154,25 @@ KINDS: dict[str, Callable[[Shape, int, bool], Adapter]] = {
 CASES = [(family, kind, who) for family, row in FAMILIES.items() for kind in KINDS for who in row.spellings]
 
 
-def build(row: Row, kind: str, who: str, path: Path) -> dict[str, Tensor]:
-    """The file of one producer, alpha 3 at rank 2, and the updates in it."""
+def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
+    """The file of one producer, alpha 3 at rank 2, and the updates in it; fused modules are adapted as a whole."""
+    row = FAMILIES[family]
     prefix, naming = row.spellings[who]
+    modules: dict[str, dict[str, Place]] = {}
+    for layer in row.layers:
+        place = TABLES[family].place(layer, naming)
+        assert place is not None
+        modules.setdefault(place.name, {})[layer] = place
     tensors, deltas = {}, {}
-    for number, (layer, shape) in enumerate(row.layers.items()):
-        if kind == "mid factor" and len(shape) == 2:
+    for number, (name, places) in enumerate(modules.items()):
+        out, *rest = row.layers[next(iter(places))]
+        if kind == "mid factor" and len(rest) == 1:
             continue
-        name = layer_in(layer, naming)
-        assert name is not None
         stem = prefix + (flattened(name) if prefix.endswith("_") else name)
-        keys, deltas[layer] = KINDS[kind](shape, 100 * number, prefix.endswith("_"))
+        keys, delta = KINDS[kind]((out * len(places), *rest), 100 * number, prefix.endswith("_"))
         tensors |= {stem + ending: value for ending, value in keys.items()} | {f"{stem}.alpha": torch.tensor(3.0)}
+        for layer, place in places.items():
+            deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if place.swapped else delta.chunk(place.of)[place.part]
     save_file(tensors, path)
     return deltas
 
@@ -121,12 +180,13 @@ def build(row: Row, kind: str, who: str, path: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("family", "kind", "who"), CASES)
 def test_every_adapter_becomes_every_format(family: str, kind: str, who: str, tmp_path: Path) -> None:
     row = FAMILIES[family]
-    deltas = build(row, kind, who, tmp_path / "in.safetensors")
+    deltas = build(family, kind, who, tmp_path / "in.safetensors")
     for format in row.formats:
         out = tmp_path / ("out" if FORMATS[format].folder else f"{format}.safetensors")
         done = convert(str(tmp_path / "in.safetensors"), format, str(out), dtype="fp32", rank="full")
         again = read_lora(out)
         assert set(deltas) <= set(again.layers) and not done.lost
+        assert again.dialect.family == family or kind == "mid factor", "convolutions alone may be of either U-Net"
         for layer, delta in deltas.items():
             far = (again.layers[layer].dense().double() - delta).norm() / delta.norm()
             assert float(far) <= 1e-6, (format, layer, float(far))

@@ -17,12 +17,17 @@ from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.describe import describe
 from loraport.weights.families import FAMILIES as TABLES
 from loraport.weights.lora import read_lora
-from tests.families import FAMILIES, Tiny, delta, factors
+from tests.families import FAMILIES, Tiny, delta, factors, fused_by_diffusers
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 IN_EVERY_FORMAT = [(name, format) for name, tiny in FAMILIES.items() for format in tiny.formats]
+LOADABLE = [
+    *((name, format) for name in FAMILIES for format in ("diffusers", "peft")),
+    *((name, "kohya") for name in ("sd1.5", "sdxl")),
+]
+"""What diffusers and PEFT have loaders for."""
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
@@ -72,47 +77,29 @@ def test_there_and_back_through_every_format(name: str, format: str, tmp_path: P
             assert float((got - wanted.flatten(1)).norm()) <= 1e-6 * float(wanted.norm()), layer
 
 
-@pytest.mark.parametrize(("name", "format"), IN_EVERY_FORMAT)
-def test_diffusers_merges_what_is_written_for_it(name: str, format: str, tmp_path: Path) -> None:
-    """Through its own loaders: the component's for its own format, the pipelines' converter for kohya's of U-Nets."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+@pytest.mark.parametrize(("name", "format"), LOADABLE)
+def test_diffusers_and_peft_merge_what_is_written_for_them(name: str, format: str, tmp_path: Path) -> None:
+    """Every layer exactly, nothing else: pipelines' load_lora_weights, load_lora_adapter, PeftModel.from_pretrained."""
+    import peft
 
-    tiny = FAMILIES[name]
-    component = TABLES[tiny.family].component
-    if format in ("comfy", "peft") or (format == "kohya" and component != "unet"):
-        pytest.skip("diffusers has no loader for this format of this family")
-    model = tiny.model()
+    model = FAMILIES[name].model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    deltas = write_lora(model, tmp_path / "in.safetensors", component)
-    if name == "sdxl" and format == "kohya":
-        deltas = without(tmp_path / "in.safetensors", deltas, "add_embedding", "time_embedding")
-    convert(str(tmp_path / "in.safetensors"), format, str(tmp_path / "out.safetensors"))
-    if component == "unet":
-        pipeline = {"sd1.5": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[name]
-        state, alphas = pipeline.lora_state_dict(load_file(tmp_path / "out.safetensors"), unet_config=model.config)[:2]
-        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=model)
+    deltas = write_lora(model, tmp_path / "in.safetensors", TABLES[name].component)
+    out = tmp_path / ("out" if format == "peft" else "out.safetensors")
+    convert(str(tmp_path / "in.safetensors"), format, str(out))
+    if format == "peft":
+        model = peft.PeftModel.from_pretrained(model, str(out)).merge_and_unload()
     else:
-        model.load_lora_adapter(load_file(tmp_path / "out.safetensors"))
-    model.fuse_lora()
-    model.unload_lora()
+        fused_by_diffusers(name, model, out)
     after = model.state_dict()
+    assert after.keys() == before.keys()
     for key, W in before.items():
         added = deltas.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
-        moved = (after[key].double() - W.double()) if key in after else None
-        assert moved is not None
+        moved = after[key].double() - W.double()
         if added is None:
             assert not moved.any(), key
         else:
             torch.testing.assert_close(moved, added, rtol=1e-5, atol=1e-5)
-
-
-def without(path: Path, deltas: dict[str, Tensor], *parts: str) -> dict[str, Tensor]:
-    """The file without some layers."""
-    gone = [name for name in deltas if name.startswith(parts)]
-    save_file(
-        {key: value for key, value in load_file(path).items() if not any(f".{one}." in key for one in gone)}, path
-    )
-    return {name: value for name, value in deltas.items() if name not in gone}
 
 
 def test_a_merge_into_fused_weights_is_the_merge_into_those_apart(tiny: Tiny, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
 from loraport.weights.families import FAMILIES, Family
 from loraport.weights.loader_facts import facts_of
-from loraport.weights.loaders import verdicts
+from loraport.weights.loader_table import verdicts
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.places import files_of
@@ -137,9 +137,13 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "sha256": facts["sha256"],
         "taken by": ", ".join(one["loader"] for one in said["yes"]) or "none of the loaders that are known",
         "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
-        "not by": _by_reason((one["loader"], f"{one['reasons'][0]} (--to {one['format']})") for one in said["no"]),
+        "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in said["no"]),
     }
     return lines | ({"dropped": facts["dropped"]} if facts["dropped"] else {})
+
+
+def _instead(verdict: dict[str, Any]) -> str:
+    return f" (--to {verdict['format']})" if verdict["format"] else ""
 
 
 def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loraport.weights.alpha import HEADER_FIELD
 from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair, parse_key
-from loraport.weights.families import WAN
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
+from loraport.weights.names import spellings
 from loraport.weights.variants import Dora, kind_of
+
+Spelling = tuple[str, str]
+"""(prefix, whose names); whose names may be `any`."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +38,30 @@ class Facts:
     header_scale: bool
     """Whether a scale other than 1 stands in the header or a configuration only."""
     mixed_ranks: bool
+    """Whether layers have different ranks, and no configuration in the header says which."""
     convolutions: bool
-    outside: tuple[str, ...]
-    """Layers that belong to no block."""
+    layers: tuple[str, ...]
+    """Canonical names."""
+    processor: bool
+    """Whether most keys are those of diffusers' old attention processors."""
     complete: bool
     """Whether a kohya file is what diffusers takes."""
     extras: frozenset[str]
     """Endings beside the factors."""
-    unspelled: int
-    """Layers whose keys are not spelled as most are."""
+    spelled: Mapping[str, frozenset[Spelling]]
+    """Layer -> the ways to spell it that all of its keys agree with: often several namings call it alike."""
 
 
 def facts_of(lora: Lora) -> Facts | None:
-    """The facts of a file; None where its names are not of Wan, the one family that the loaders' table knows."""
-    keys = {layer: [parse_key(key, lora.dialect.family) for key in some] for layer, some in lora.keys.items()}
-    if lora.dialect.family != WAN.name:
+    """The facts of a file; None where its names are of no family."""
+    if lora.dialect.family is None:
         return None
+    keys = {layer: [parse_key(key, lora.dialect.family) for key in some] for layer, some in lora.keys.items()}
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
     return Facts(
-        WAN.name,
+        lora.dialect.family,
         lora.dialect.prefix,
         str(lora.dialect.naming),
         lora.dialect.flat,
@@ -64,12 +72,13 @@ def facts_of(lora: Lora) -> Facts | None:
         len(set(lora.layers) - alphas),
         any(scale != 1 for scale in lora.scales.values()),
         bool(elsewhere),
-        len({update.rank for update in lora.layers.values()}) > 1,
+        len({update.rank for update in lora.layers.values()}) > 1 and HEADER_FIELD not in lora.metadata,
         bool(lora.kernels),
-        tuple(layer for layer in lora.layers if not layer.startswith(("blocks.", "double_blocks."))),
+        tuple(lora.layers),
+        lora.dialect.processor,
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
         frozenset(key.part for key in map(parse_key, lora.extras) if not key.text_encoder and key.part),
-        sum(not _spelled(lora, layer, some) for layer, some in keys.items()),
+        {layer: _spellings(some, lora.dialect.family) for layer, some in keys.items()},
     )
 
 
@@ -79,7 +88,12 @@ def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
     return "DoRA of PEFT" if isinstance(update, Dora) and of_peft else kind_of(update)
 
 
-def _spelled(lora: Lora, layer: str, keys: list[LoraKey]) -> bool:
-    """Whether a layer's keys are those that the file's own dialect gives it."""
-    stems = {f"{key.prefix}{key.module}" for key in keys if key.part in ("A", "B", *VARIANTS)}
-    return stems <= {f"{lora.dialect.prefix}{lora.dialect.module(layer)}"}
+def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
+    factors = [key for key in keys if key.part in ("A", "B", *VARIANTS)]
+    found = [
+        frozenset(
+            (key.prefix, naming) for one, naming in spellings(key.module, flat=key.dialect.flat) if one.name == family
+        )
+        for key in factors
+    ]
+    return frozenset.intersection(*found) if found else frozenset()

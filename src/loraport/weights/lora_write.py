@@ -1,7 +1,8 @@
 """LoRA files written for the loaders that will read them: the scale inside the factors, one rank, nothing stale.
 
 Written metadata is `format: pt` and the caller's provenance under `loraport.`; no value of the input's trainer
-survives, since its hashes and settings describe another file.
+survives, since its hashes and settings describe another file. Tencent's format has PEFT's configuration beside them
+where its fused refiners have another rank: its loader, diffusers before 0.40, scales mixed ranks wrongly without.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn.functional import pad
 
 from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
+from loraport.weights.alpha import HEADER_FIELD
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
 from loraport.weights.families import FAMILIES
 from loraport.weights.fused import dense_together, put_together
@@ -134,12 +136,15 @@ def write_lora(
     tensors |= {new: like.extras[old] for old, new in copied.items()}
     metadata = {"format": "pt"} | {f"loraport.{key}": value for key, value in (provenance or {}).items()}
     pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
+    ranks = {dialect.module(layer): update.rank for layer, update in modules.items()}
     if dialect.folder:
         inner = dialect.prefix.removeprefix(PEFT_PREFIX)
-        ranks = {inner + dialect.module(layer): update.rank for layer, update in modules.items()}
+        ranks = {inner + module: own for module, own in ranks.items()}
         config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors))
         _save_peft(Path(path), pending, metadata, config)
     else:
+        if format == "tencent" and len(set(ranks.values())) > 1:
+            metadata[HEADER_FIELD] = json.dumps(peft_config(ranks), sort_keys=True)
         save_safetensors(Path(path), pending, metadata)
     return WrittenLora(Path(path), dialect, tuple(sorted(tensors)), copied, (*dropped, *lost), rank)
 
