@@ -5,17 +5,20 @@ The foreign layouts are written here by hand for one block each, not through the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.weights.families import FAMILIES as TABLES
 
 State = dict[str, Tensor]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def hunyuan() -> Any:
@@ -38,7 +41,7 @@ def hunyuan() -> Any:
     )
 
 
-def unet(levels: int) -> Any:
+def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
 
@@ -52,14 +55,14 @@ def unet(levels: int) -> Any:
         "projection_class_embeddings_input_dim": 12,
         "use_linear_projection": True,
     }
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(4, 4, 8, 8)[:levels],
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=6,
-        sample_size=8,
-        **(large if levels == 3 else {}),
-    )
+    both: dict[str, Any] = {
+        "block_out_channels": (4, 4, 8, 8)[:levels],
+        "norm_num_groups": 2,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 6,
+        "sample_size": 8,
+    }
+    return diffusers.UNet2DConditionModel(**both | (large if levels == 3 else {}) | changes)
 
 
 def comfy_hunyuan(state: State) -> State:
@@ -97,6 +100,98 @@ def original_unet(state: State) -> State:
     if "add_embedding.linear_1.weight" in state:
         pairs["add_embedding.linear_1"] = "label_emb.0.0"
     return {f"model.diffusion_model.{theirs}.weight": state[f"{mine}.weight"] for mine, theirs in pairs.items()}
+
+
+def tencent_hunyuan(state: State) -> State:
+    """HunyuanVideo-1.5 as Tencent stores it, all of it: q, k and v apart in the blocks and in one in the refiners."""
+    block, refiner = "transformer_blocks.0", "context_embedder.token_refiner.refiner_blocks.0"
+    theirs_block, theirs_refiner = "double_blocks.0", "txt_in.individual_token_refiner.blocks.0"
+    names = {
+        "x_embedder.proj": "img_in.proj",
+        "context_embedder.proj_in": "txt_in.input_embedder",
+        "proj_out": "final_layer.linear",
+        "cond_type_embed": "cond_type_embedding",
+        "context_embedder_2.norm": "byt5_in.layernorm",
+        **{f"context_embedder_2.linear_{number}": f"byt5_in.fc{number}" for number in (1, 2, 3)},
+        "image_embedder.norm_in": "vision_in.proj.0",
+        "image_embedder.linear_1": "vision_in.proj.1",
+        "image_embedder.linear_2": "vision_in.proj.3",
+        "image_embedder.norm_out": "vision_in.proj.4",
+        **{
+            f"context_embedder.time_text_embed.text_embedder.linear_{i}": f"txt_in.c_embedder.linear_{i}"
+            for i in (1, 2)
+        },
+        f"{block}.norm1.linear": f"{theirs_block}.img_mod.linear",
+        f"{block}.norm1_context.linear": f"{theirs_block}.txt_mod.linear",
+        f"{block}.attn.to_out.0": f"{theirs_block}.img_attn_proj",
+        f"{block}.attn.to_add_out": f"{theirs_block}.txt_attn_proj",
+        f"{refiner}.attn.to_out.0": f"{theirs_refiner}.self_attn_proj",
+        f"{refiner}.ff.net.0.proj": f"{theirs_refiner}.mlp.fc1",
+        f"{refiner}.ff.net.2": f"{theirs_refiner}.mlp.fc2",
+        f"{refiner}.norm_out.linear": f"{theirs_refiner}.adaLN_modulation.1",
+        f"{refiner}.norm1": f"{theirs_refiner}.norm1",
+        f"{refiner}.norm2": f"{theirs_refiner}.norm2",
+    }
+    for number, fc in (("1", "0"), ("2", "2")):
+        names[f"time_embed.timestep_embedder.linear_{number}"] = f"time_in.mlp.{fc}"
+        names[f"context_embedder.time_text_embed.timestep_embedder.linear_{number}"] = f"txt_in.t_embedder.mlp.{fc}"
+    for letter in "qkv":
+        names[f"{block}.attn.to_{letter}"] = f"{theirs_block}.img_attn_{letter}"
+        names[f"{block}.attn.add_{letter}_proj"] = f"{theirs_block}.txt_attn_{letter}"
+    for letter in "qk":
+        names[f"{block}.attn.norm_{letter}"] = f"{theirs_block}.img_attn_{letter}_norm"
+        names[f"{block}.attn.norm_added_{letter}"] = f"{theirs_block}.txt_attn_{letter}_norm"
+    for mine, theirs in (("ff", "img_mlp"), ("ff_context", "txt_mlp")):
+        names |= {f"{block}.{mine}.net.0.proj": f"{theirs_block}.{theirs}.fc1"}
+        names |= {f"{block}.{mine}.net.2": f"{theirs_block}.{theirs}.fc2"}
+    out = {}
+    for name, tensor in state.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer in names:
+            out[f"{names[layer]}.{leaf}"] = tensor
+    for leaf in ("weight", "bias"):
+        parts = [state[f"{refiner}.attn.to_{letter}.{leaf}"] for letter in "qkv"]
+        out[f"{theirs_refiner}.self_attn_qkv.{leaf}"] = torch.cat(parts)
+        scale, shift = state[f"norm_out.linear.{leaf}"].chunk(2)
+        out[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
+    return {name: tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+PRUNED = {"transformer_layers_per_block": (0, 1, 2), "mid_block_type": "UNetMidBlock2D"}
+"""As SSD-1B's: fewer transformer blocks, none in the middle, one residual block less."""
+
+
+def sdxl_and_pruned() -> tuple[Any, Any, dict[str, str]]:
+    """(an SDXL, a model with blocks of it as SSD-1B has them, layer of that -> the layer that it was).
+
+    As wide as it takes to tell random layers from each other by the subspaces of half of their energy.
+    """
+    wide: dict[str, Any] = {"block_out_channels": (8, 24, 24), "norm_num_groups": 4, "cross_attention_dim": 24}
+    source = unet(3, **wide, transformer_layers_per_block=(1, 2, 4))
+    target = unet(3, **wide, **PRUNED, reverse_transformer_layers_per_block=[[2, 2, 4], [2, 1, 1], 1])
+    mine, theirs = source.state_dict(), target.state_dict()
+    inner = re.compile(r"(.*transformer_blocks)\.(\d+)\.(.*)")
+    origin, state = {}, {}
+    for name, tensor in theirs.items():
+        old, found = name, inner.fullmatch(name)
+        if found:
+            left, had = (sum(1 for one in model if one.startswith(f"{found[1]}.") and one.endswith(found[3]))
+                         for model in (theirs, mine))  # fmt: skip
+            old = f"{found[1]}.{int(found[2]) + (had - left)}.{found[3]}"
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(state)))
+        state[name] = mine[old] + 0.02 * mine[old].norm() / noise.norm() * noise
+        origin[name.removesuffix(".weight")] = old.removesuffix(".weight")
+    target.load_state_dict(state)
+    return source, target, origin
+
+
+def write_pipeline(folder: Path, state: State, inner: str, kind: str) -> Path:
+    """A diffusers folder: an index, and one network in one file with its configuration."""
+    (folder / inner).mkdir(parents=True)
+    (folder / "model_index.json").write_text(f'{{"_class_name": "{kind}"}}')
+    (folder / inner / "config.json").write_text("{}")
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / inner / WEIGHTS)
+    return folder
 
 
 @dataclass(frozen=True)

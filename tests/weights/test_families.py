@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.errors import MismatchError, SettingsError
+from loraport.errors import SettingsError
 from loraport.runs.convert import convert
 from loraport.runs.merge import merge
 from loraport.weights.checkpoint import open_checkpoint
@@ -158,19 +158,6 @@ def test_a_part_of_a_fused_layer_is_rows_of_zeros_elsewhere(tmp_path: Path) -> N
     convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"))
     B = load_file(tmp_path / "out.safetensors")[f"{HEAD}.qkv.lora_B.weight"]
     assert B.shape == (24, 1) and B[8:16].all() and not B[:8].any() and not B[16:].any()
-
-
-def test_what_cannot_be_divided_or_is_given_twice_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "in.safetensors"
-    fused = {f"{HEAD}.qkv.lora_A.weight": torch.ones(1, 8), f"{HEAD}.qkv.lora_B.weight": torch.ones(25, 1)}
-    save_file(fused, path)
-    with pytest.raises(MismatchError, match="25 rows, which cannot be divided into its 3 layers"):
-        read_lora(path)
-    fused[f"{HEAD}.qkv.lora_B.weight"] = torch.ones(24, 1)
-    alone = "transformer.transformer_blocks.0.attn.to_v.lora_"
-    save_file(fused | {f"{alone}A.weight": torch.ones(1, 8), f"{alone}B.weight": torch.ones(8, 1)}, path)
-    with pytest.raises(MismatchError, match=r"attn\.to_v' is given twice"):
-        read_lora(path)
 
 
 def test_inspect_names_the_family(tiny: Tiny, tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ def one_layer(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return {f"{Q}.{part}": torch.ones(shape) for part, shape in shapes.items()}
 
 
+def pair(stem: str, rows: int) -> dict[str, Tensor]:
+    """Factors of rank 1."""
+    return {f"{stem}.lora_A.weight": torch.ones(1, 8), f"{stem}.lora_B.weight": torch.ones(rows, 1)}
+
+
+FUSED = "diffusion_model.double_blocks.0.img_attn.qkv"
+HALVES = "diffusion_model.final_layer.adaLN_modulation.1"
+ALONE = "transformer.transformer_blocks.0.attn.to_v"
 NAN = torch.tensor([[1.0, float("nan")]] * 6)
 INFINITE = torch.full((2, 4), float("inf"))
 FLAT = "lora_unet_blocks_0_self_attn_q"
@@ -116,6 +124,36 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         "two DoRA magnitudes",
     ),
     "mid factor": (tensors(lora_mid__weight=torch.ones(3, 3, 2, 2)), MismatchError, "do not fit together"),
+    "rows of a fused layer": (pair(FUSED, 25), MismatchError, "25 rows, which cannot be divided into its 3 layers"),
+    "rows of halves": (pair(HALVES, 15), MismatchError, "15 rows, which cannot be divided into two halves"),
+    "fused and alone": (pair(FUSED, 24) | pair(ALONE, 8), MismatchError, r"attn\.to_v' is given twice"),
+    "fused without B": ({f"{FUSED}.lora_A.weight": torch.ones(1, 8)}, MismatchError, rf"'{FUSED}\.lora_B\.weight' is"),
+    "fused DoRA by columns": (
+        pair(FUSED, 24) | {f"{FUSED}.dora_scale": torch.ones(1, 8)},
+        MismatchError,
+        "a magnitude a column, which its layers share",
+    ),
+    "fused DoRA of LoKr": (
+        {f"{FUSED}.{part}": torch.ones(2, 2) for part in ("lokr_w1", "lokr_w2")}
+        | {f"{FUSED}.dora_scale": torch.ones(4, 1)},
+        MismatchError,
+        "cannot be divided",
+    ),
+    "U-Net, kernel of B": (
+        {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(6, 2, 3, 3)},
+        MismatchError,
+        "no shapes of LoRA factors",
+    ),
+    "U-Net, two spellings": (
+        pair("unet.down_blocks.1.attentions.0.proj_in", 8) | pair("diffusion_model.input_blocks.4.1.proj_in", 8),
+        MismatchError,
+        r"same part of layer 'down_blocks\.1\.attentions\.0\.proj_in'",
+    ),
+    "U-Net, no up, flat": (
+        {"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 8)},
+        MismatchError,
+        r"'lora_unet_input_blocks_4_1_proj_in\.lora_up\.weight' is missing",
+    ),
     "VeRA": (one_layer(vera_lambda_b=(6,)), FileFormatError, f"VeRA vectors .*, {KIND}"),
     "IA3": (one_layer(ia3_l=(6, 1)), FileFormatError, f"IA3 scales, {KIND}"),
     "AdaLoRA": (tensors(lora_E=torch.ones(2, 1)), FileFormatError, f"another kind, {KIND}"),

@@ -205,7 +205,7 @@ class LayerTransfer:
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",
-            reason=update.reason,
+            reason=update.reason or job.reason,
             shape=job.shape,
             rank_in=job.rank,
             rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,

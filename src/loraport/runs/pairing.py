@@ -57,6 +57,8 @@ class Pairing:
 
     groups: tuple[Group, ...]
     least: float = LEAST
+    alone: tuple[str, ...] = ()
+    """Target layers of which the source has none of the same role and shape."""
 
     @property
     def pairs(self) -> dict[str, tuple[str, float]]:
@@ -123,6 +125,11 @@ class Pairing:
                 f"{len(listed)} target layers are like no source layer (similarity below {self.least:g}) and get "
                 f"nothing: {', '.join(listed)}"
             )
+        if self.alone:
+            found.append(
+                f"of {len(self.alone)} target layers the source has none of the same role and shape, so they get "
+                f"nothing: {', '.join(self.alone)}"
+            )
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -131,6 +138,7 @@ class Pairing:
             "least": self.least,
             "pairs": [[target, origin, phi] for target, (origin, phi) in self.pairs.items()],
             "unmatched": [[target, origin, phi] for target, (origin, phi) in self.unmatched.items()],
+            "alone": list(self.alone),
             "groups": [vars(group) for group in self.groups],
         }
 
@@ -151,14 +159,13 @@ def find_pairing(
     roles = {role_of(layer) for layer in lora_layers}
     if mode == "auto" and not differ_in_depth(roles, source, target):
         return None
-    mine, theirs = _by_role(source, roles), _by_role(target, roles)
     if isinstance(target, Accelerated):
         raise SettingsError(
             f"{target.where} and {source.where} differ in depth, and layers are paired by similarity between two "
             "models; bake the accelerator into its model first (loraport merge), or pair by name (--pairing name)"
         )
-    together = sorted(mine.keys() & theirs.keys())
-    total = sum(len(mine[group]) + len(theirs[group]) for group in together)
+    together, alone = comparable(roles, source, target)
+    total = sum(len(sources) + len(targets) for _, _, sources, targets in together)
     done = 0
 
     def basis(model: Checkpoint, layer: str) -> SingularBasis:
@@ -170,13 +177,25 @@ def find_pairing(
         return found
 
     groups = []
-    for role, shape in together:
-        sources, targets = mine[role, shape], theirs[role, shape]
+    for role, shape, sources, targets in together:
         known = [basis(source, layer) for layer in sources]
         columns = [[similarity(one, other) for one in known] for other in (basis(target, layer) for layer in targets)]
         rows = tuple(tuple(column[place] for column in columns) for place in range(len(sources)))
         groups.append(Group(role, shape, tuple(sources), tuple(targets), rows))
-    return Pairing(tuple(groups), least)
+    return Pairing(tuple(groups), least, alone)
+
+
+def comparable(
+    roles: set[str], source: Checkpoint, target: Target
+) -> tuple[list[tuple[str, tuple[int, ...], list[str], list[str]]], tuple[str, ...]]:
+    """(role, shape, source layers, target layers) of all that can be compared; target layers that no source layer can.
+
+    Names and shapes alone are looked at.
+    """
+    mine, theirs = _by_role(source, roles), _by_role(target, roles)
+    together = [(*group, mine[group], theirs[group]) for group in sorted(mine.keys() & theirs.keys())]
+    alone = [layer for group in sorted(theirs.keys() - mine.keys()) for layer in theirs[group]]
+    return together, tuple(alone)
 
 
 def differ_in_depth(roles: set[str], source: Checkpoint, target: Target) -> bool:

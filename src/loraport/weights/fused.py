@@ -71,8 +71,9 @@ def taken_apart(
 def rows(update: LayerUpdate, place: Place, where: Path) -> LayerUpdate:
     """One layer's share of a module's update. Raises MismatchError for what cannot be divided so."""
     if not place.fits(update.shape):
+        parts = "two halves" if place.swapped else f"its {place.of} layers"
         raise MismatchError(
-            f"{where}: {place.name} has {update.shape[0]} rows, which cannot be divided into its {place.of} layers; "
+            f"{where}: {place.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
             "this LoRA was made for another model"
         )
     if isinstance(update, LowRank):
