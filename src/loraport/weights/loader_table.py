@@ -8,7 +8,6 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
 from loraport.weights.families import FAMILIES
@@ -20,7 +19,7 @@ PROCESSOR_PAIR: Pair = ("_lora.down.weight", "_lora.up.weight")
 DOWN_UP = frozenset({KOHYA_PAIR})
 
 
-def _of(families: str, *spellings: Spelling) -> Mapping[str, frozenset[Spelling]]:
+def _of(families: str, *spellings: Spelling) -> dict[str, frozenset[Spelling]]:
     """The same spellings in every one of the families."""
     return {family: frozenset(spellings) for family in families.split()}
 
