@@ -8,7 +8,6 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
 from loraport.weights.families import FAMILIES
 from loraport.weights.loader_facts import Facts, Spelling
