@@ -55,8 +55,10 @@ def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises SettingsError for several LoRAs and for --split, where there is no one result to judge.
     """
-    if len(given["loras"]) > 1 or given["split"]:
-        raise SettingsError("the guard judges one LoRA in one piece; run it for each, and leave out --split")
+    if len(given["loras"]) > 1 or given["split"] or given["experts"]:
+        raise SettingsError(
+            "the guard judges one LoRA in one piece on one model; run it for each, and leave out --split and --experts"
+        )
     from loraport.effect.guard import AUTO_METHODS
 
     named = AUTO_METHODS if given["method"] == AUTO else given["method"].split(",")

@@ -96,6 +96,15 @@ Split = Annotated[
         "OUT-counter-drift.",
     ),
 ]
+Experts = Annotated[
+    bool,
+    typer.Option(
+        "--experts",
+        help="Both experts of Wan 2.2 A14B, each with its own: OUT-high_noise and OUT-low_noise. One LoRA is for both, "
+        "two are the high-noise and the low-noise one's. MODEL: a folder with both, wan2.2-t2v-a14b, or a place of the "
+        "high-noise one with high_noise in it.",
+    ),
+]
 Guard = Annotated[
     bool, typer.Option("--guard", help="Sample both models, and keep direct reuse unless the result is surely closer.")
 ]

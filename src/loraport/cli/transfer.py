@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from loraport.cli.options import (
     Dtype,
     Energy,
     Exclude,
+    Experts,
     ForceDrift,
     FormatName,
     Guard,
@@ -99,6 +101,7 @@ def transfer(
     cross_terms: CrossTerms = None,
     phi_min: PhiMin = None,
     split: Split = False,
+    experts: Experts = False,
     rank: Rank = None,
     format: FormatName = "same",
     as_: As = "lora",
@@ -134,8 +137,9 @@ def transfer(
         asked = GuardFlags(output, guard_clips, calibrated, tuple(sampling or ()))
         tried = _configs(guarded_options(given))
         raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
-    configs = _configs(given if method != AUTO else guarded_options(given))
-    _run(configs, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+    given = given if method != AUTO else guarded_options(given)
+    passes = _of_experts(given) if experts else (_configs(given),)
+    _run(passes, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
 
 
 def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
@@ -148,25 +152,42 @@ def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
 
 
 def _run(
-    configs: Sequence[TransferConfig], page: Path | None, *, dry_run: bool, json: bool, quiet: bool, verbose: bool
+    passes: Sequence[Sequence[TransferConfig]],
+    page: Path | None,
+    *,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.runs.execute import transfer_many
+    from loraport.runs.execute import transfer_in_turn
     from loraport.runs.prepare import prepare_many
 
     if dry_run:
-        plans = {ready.config.output: ready.plan for ready in prepare_many(configs)}
+        plans = {ready.config.output: ready.plan for configs in passes for ready in prepare_many(configs)}
         console.print_plans(plans, json=json)
         return
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        batch = transfer_many(configs, progress=terminal)
+        batch = transfer_in_turn(passes, progress=terminal)
     if page is not None:
         from loraport.reports.transfer_page import write_transfer_page
 
         write_transfer_page(batch, page)
     console.print_transfers(batch, json=json, quiet=quiet)
     raise typer.Exit(3 if batch.lost else 0)
+
+
+def _of_experts(given: dict[str, Any]) -> tuple[tuple[TransferConfig, ...], ...]:
+    """The runs of either expert, with its name in their outputs."""
+    from loraport.runs.experts import experts
+
+    found = []
+    for expert in experts(given["loras"], given["source"], given["target"]):
+        own = {**given, "loras": [expert.lora], "source": expert.source, "target": expert.target}
+        found.append(tuple(replace(config, output=expert.named(config.output)) for config in _configs(own)))
+    return tuple(found)
 
 
 def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:

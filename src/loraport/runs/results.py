@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -155,6 +155,18 @@ class BatchResult:
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
         }
+
+
+def together(batches: Sequence[BatchResult]) -> BatchResult:
+    """Passes over different models as one result: their runs in order, their times added up."""
+    if len(batches) == 1:
+        return batches[0]
+    return BatchResult(
+        tuple(run for batch in batches for run in batch.runs),
+        tuple(pair for batch in batches for pair in batch.not_written),
+        {name: sum(batch.seconds[name] for batch in batches) for name in batches[0].seconds},
+        max(batch.peak_rss_bytes for batch in batches),
+    )
 
 
 def _square(share: float | None, norm: float | None) -> float:

@@ -20,6 +20,8 @@ INDEX = ".safetensors.index.json"
 INNER_FOLDERS = ("transformer", "unet", "transformer_2", "high_noise_model", "low_noise_model")
 """Where diffusers and the makers of Wan put the network; several at once are experts, and one has to be named."""
 
+_EXPERTS = ({"transformer", "transformer_2"}, {"high_noise_model", "low_noise_model"})
+
 Needed = Callable[[Mapping[str, str]], set[str]]
 """From an index (tensor name -> shard) to the shards that are needed."""
 
@@ -82,7 +84,8 @@ def choose(listing: Iterable[str], where: str, join: str = "/") -> Place:
         )
     if len(candidates) > 1:
         listed = ", ".join(f"{where}{join}{folder or top[0]}" for folder in candidates)
-        raise InputError(f"{where} holds several models; name one of: {listed}")
+        both = "; transfer --experts takes both experts" if set(candidates) in _EXPERTS else ""
+        raise InputError(f"{where} holds several models; name one of: {listed}{both}")
     folder = candidates[0]
     return _one_set(_weights(names, folder), folder, f"{where}/{folder}" if folder else where)
 
