@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.errors import InputError
 from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.execute import transfer
 from loraport.runs.prepare import prepare
@@ -134,3 +135,10 @@ def test_a_step_distilled_model_has_a_second_time_that_is_left_alone(pair):
         "layers that the source lacks, left alone: time_embed.timestep_embedder_r" in w for w in ready.plan.warnings
     )
     assert ready.pairing is None
+
+
+def test_a_copy_of_the_whole_repository_says_which_versions_it_has(pair):
+    folder, _, target, _ = pair
+    place = tencent(folder / "whole", target)
+    with pytest.raises(InputError, match=f"holds its weights deeper down; name one of: {place}"):
+        open_checkpoint(folder / "whole")

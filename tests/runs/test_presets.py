@@ -14,6 +14,7 @@ from loraport.runs.execute import transfer
 from loraport.runs.prepare import prepare
 from loraport.runs.presets import PRESETS, open_model, place
 from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.families import FAMILIES
 from loraport.weights.hub import looks_like_hub_id
 from tests import tiny
 from tests.runs.models import make_family
@@ -30,6 +31,9 @@ def test_the_table_is_sound():
         assert preset.name == preset.name.lower() and "/" not in preset.name and "+" not in preset.name
         assert preset.base is None or PRESETS[preset.base].base is None
         json.dumps(preset.as_json())
+        assert "no commit is pinned" in preset.words() or len(preset.revision or "") == 40
+    families = {preset.family for preset in PRESETS.values()}
+    assert families == set(FAMILIES)
     places = [preset.where for preset in PRESETS.values()]
     assert len(set(places)) == len(places)
     with pytest.raises(FrozenInstanceError):

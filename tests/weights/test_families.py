@@ -13,7 +13,7 @@ from torch import Tensor
 from loraport.errors import SettingsError
 from loraport.runs.convert import convert
 from loraport.runs.merge import merge
-from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.describe import describe
 from loraport.weights.families import FAMILIES as TABLES
 from loraport.weights.lora import read_lora
@@ -140,6 +140,31 @@ def test_fused_factors_are_three_times_the_rank_or_share_their_a(tmp_path: Path)
     convert(str(tmp_path / "shared.safetensors"), "comfy", str(tmp_path / "again.safetensors"))
     again = load_file(tmp_path / "again.safetensors")
     assert again.keys() == shared.keys() and all(torch.equal(again[key], shared[key]) for key in shared)
+
+
+def test_rows_of_fused_codes_know_their_own_rounding(tmp_path: Path) -> None:
+    """fp8 behind one scale: each of q, k and v is read as if it were stored alone, values and rounding."""
+    W = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    W[8:16] /= 50
+    scale = W.abs().max() / 448
+    codes, mark = (W / scale).to(torch.float8_e4m3fn), torch.zeros(2, dtype=torch.float8_e4m3fn)
+
+    def stored(layer: str, rows: Tensor) -> Checkpoint:
+        path = tmp_path / f"{layer}.safetensors"
+        tensors = {f"double_blocks.0.{layer}.weight": rows.contiguous(), f"double_blocks.0.{layer}.scale_weight": scale}
+        save_file(tensors | {"scaled_fp8": mark}, path)
+        return open_checkpoint(path)
+
+    fused, roundings = stored("img_attn.qkv", codes), []
+    for part, letter in enumerate("qkv"):
+        name = f"transformer_blocks.0.attn.to_{letter}"
+        got = fused.read(name)
+        alone = stored(f"img_attn_{letter}", codes[8 * part : 8 * part + 8]).read(name)
+        assert torch.equal(got.matrix, alone.matrix) and got.precision is alone.precision is None
+        assert got.rounding == pytest.approx(alone.rounding, rel=1e-6)
+        roundings.append(got.rounding)
+    assert 0 < roundings[1] < roundings[0] / 10, "smaller values, finer steps"
+    assert fused.quantized
 
 
 def test_only_b_is_moved_where_halves_change_places(tmp_path: Path) -> None:

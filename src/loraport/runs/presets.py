@@ -48,10 +48,13 @@ class Preset:
         """The row for people: the id, then what is to be known."""
         lines = [f"{self.where}  ({self.family}{f', distilled from {self.base}' if self.base else ''})", self.notes]
         lines += [f"not verified: {self.unverified}"] if self.unverified else []
+        if self.revision is None:
+            seen = f"; its listing was seen at {self.seen}, a shortened id, which pins nothing" if self.seen else ""
+            lines.append(f"no commit is pinned: the repository's newest is taken{seen}")
         return "\n".join(line for line in lines if line)
 
 
-_WAN, _HUNYUAN, _UNET = "wan", "hunyuanvideo-1.5", "unet"
+_WAN, _HUNYUAN, _SDXL = "wan", "hunyuanvideo-1.5", "sdxl"
 _CFG = "distilled: names and shapes of the base; fp32 by the repository's size"
 _LIGHTX2V = "bf16, says LightX2V's documentation; the scaled fp8 file beside it is read too, the int8 one is not"
 _HV_LISTING = "the listing of the folder (the README names it)"
@@ -124,12 +127,13 @@ _ALL = (
     _hunyuan("480p-i2v-step-distilled", "480p_i2v_step_distilled", "480p-i2v"),
     _hunyuan("720p-i2v-distilled", "720p_i2v_distilled", "720p-i2v"),
     # U-Nets
-    Preset("sd1.5", _UNET, "stable-diffusion-v1-5/stable-diffusion-v1-5", "unet/diffusion_pytorch_model.safetensors",
+    Preset("sd1.5", "sd1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "unet/diffusion_pytorch_model.safetensors",
            unverified="the listing: a mirror of a repository that was withdrawn"),
-    Preset("sdxl", _UNET, "stabilityai/stable-diffusion-xl-base-1.0", "unet/diffusion_pytorch_model.safetensors",
+    Preset("sdxl", _SDXL, "stabilityai/stable-diffusion-xl-base-1.0", "unet/diffusion_pytorch_model.safetensors",
            unverified="the listing and the dtype"),
-    Preset("ssd-1b", _UNET, "segmind/SSD-1B", "unet/diffusion_pytorch_model.safetensors", "sdxl",
-           "fewer layers than SDXL; fp32", "the name of the file in unet/", seen="8a9257c"),
+    Preset("ssd-1b", _SDXL, "segmind/SSD-1B", "unet/diffusion_pytorch_model.safetensors", "sdxl",
+           "34 transformer blocks where SDXL has 70: layers are paired by similarity; fp32",
+           "the name of the file in unet/", seen="8a9257c"),
 )  # fmt: skip
 
 PRESETS = {preset.name: preset for preset in _ALL}

@@ -57,7 +57,14 @@ def files_of(where: Path, inner: str | None = None, needed: Needed | None = None
     for folder in INNER_FOLDERS:
         if folder in listing and (root / folder).is_dir():
             listing += [f"{folder}/{entry.name}" for entry in (root / folder).iterdir()]
-    place = choose(listing, str(root))
+    try:
+        place = choose(listing, str(root))
+    except FileFormatError as error:
+        deeper = sorted({path.parent for path in root.glob("*/*/*") if path.name.endswith(SAFETENSORS)})
+        if not deeper:
+            raise
+        listed = ", ".join(map(str, deeper[:5])) + (", …" if len(deeper) > 5 else "")
+        raise InputError(f"{root} holds its weights deeper down; name one of: {listed}") from error
     if place.index is not None:
         return _indexed(root / place.folder / place.index, needed)
     return tuple(root / place.folder / name for name in place.names)
