@@ -89,19 +89,15 @@ def markdown(result: Row) -> str:
 
 
 def _growth_lines(growth: Row) -> list[str]:
-    lines = [
-        f"Growth, layers {growth['width']} wide:",
-        "",
-        "| blocks | cold s | warm s | GB | GB |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [f"Growth, layers {growth['width']} wide, CPU seconds:", ""]
+    lines += ["| blocks | cold | warm | cold GB | warm GB |", "|---|---|---|---|---|"]
     for blocks, row in growth["by_blocks"].items():
-        cells = [f"{row[name]['wall_s']:.1f}" for name in ("cold", "warm")]
+        cells = [f"{row[name]['cpu_s']:.1f}" for name in ("cold", "warm")]
         cells += [f"{row[name]['peak_anonymous_bytes'] / 1e9:.2f}" for name in ("cold", "warm")]
         lines.append(f"| {blocks} | {' | '.join(cells)} |")
-    lines += ["", f"| LoRAs ({growth['blocks_of_loras']} blocks) | warm s | GB |", "|---|---|---|"]
+    lines += ["", f"| LoRAs ({growth['blocks_of_loras']} blocks) | warm | GB |", "|---|---|---|"]
     for loras, row in growth["by_loras"].items():
-        lines.append(f"| {loras} | {row['wall_s']:.1f} | {row['peak_anonymous_bytes'] / 1e9:.2f} |")
+        lines.append(f"| {loras} | {row['cpu_s']:.1f} | {row['peak_anonymous_bytes'] / 1e9:.2f} |")
     return lines
 
 
@@ -115,9 +111,9 @@ def plot(path: Path, result: Row) -> None:
     growth = result.get("growth")
     figure, axes = plt.subplots(1, 3 if growth else 1, figsize=(13 if growth else 6, 3.6), squeeze=False)
     names = list(dict.fromkeys(name for row in result["rounds"] for name in row if not name.startswith("floor")))
-    seconds = [median(row[name]["wall_s"] for row in result["rounds"] if name in row) for name in names]
+    seconds = [median(row[name]["cpu_s"] for row in result["rounds"] if name in row) for name in names]
     floors = {
-        f"floor, {kind}": median(row["floor"][kind]["wall_s"] for row in result["rounds"])
+        f"floor, {kind}": median(row["floor"][kind]["cpu_s"] for row in result["rounds"])
         for kind in ("products", "stored")
     }
     bars = axes[0][0]
@@ -128,7 +124,7 @@ def plot(path: Path, result: Row) -> None:
         color=["#b44" if "published" in n else "#999" if "floor" in n else "#357" for n in labels],
     )
     bars.set_xscale("log")
-    bars.set_xlabel("seconds, wall")
+    bars.set_xlabel("CPU seconds")
     bars.invert_yaxis()
     if growth:
         for place, (key, label) in enumerate((("by_blocks", "blocks"), ("by_loras", "LoRAs")), 1):
@@ -144,7 +140,7 @@ def _curves(axes: Any, rows: Row, label: str) -> None:
     nested = "cold" in next(iter(rows.values()))
     for name, colour in (("cold", "#357"), ("warm", "#b44")) if nested else (("", "#b44"),):
         some = [row[name] if nested else row for row in rows.values()]
-        axes.plot(list(rows), [one["wall_s"] for one in some], "o-", color=colour, label=f"{name} s".strip())
+        axes.plot(list(rows), [one["cpu_s"] for one in some], "o-", color=colour, label=f"{name} s".strip())
         right.plot(
             list(rows), [one["peak_anonymous_bytes"] / 1e9 for one in some], "x:", color=colour, label=f"{name} GB"
         )
@@ -152,5 +148,5 @@ def _curves(axes: Any, rows: Row, label: str) -> None:
     right.set_ylabel("GB, anonymous (dotted)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
-    axes.set_ylabel("seconds")
+    axes.set_ylabel("CPU seconds")
     axes.legend()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks.suite import published_bytes
 
-from benchmarks import drivers, floor, synthetic, tables
+from benchmarks import accuracy, drivers, floor, synthetic, tables
 from loraport.spectral.svd import energy_rank
 
 
@@ -122,3 +122,14 @@ def test_targets_are_ratios_within_a_round_without_the_start(tmp_path):
     assert found["a further LoRA, share of a warm run (wall)"] == [0.25, 0.25]
     assert (tmp_path / "made-up.png").stat().st_size > 1000
     assert "| cold |" in (tmp_path / "made-up.md").read_text()
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (400, 256)], ids=str)
+def test_arithmetic_is_exact_and_storage_costs_less_than_1e_4(shape):
+    found = accuracy.errors(*shape)
+    for row in found.values():
+        assert row["same basis"] < 1e-5 and row["own basis"] < 1e-2
+        assert all(-1e-3 < value < 1e-5 for name, value in row.items() if "kept" in name)
+    restored = found["restore-only"]
+    assert 10 * restored["same basis"] < restored["own basis"] < 1e-4
+    assert found["casa"]["own basis"] > restored["own basis"], "entries at a threshold fall on the other side"
