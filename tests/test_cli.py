@@ -85,9 +85,9 @@ def test_every_command_takes_quiet_and_verbose(run, family, tmp_path):
         "69 lines of tensors": ["inspect", family.source],
         "20 lines converted": ["convert", family.lora, "--to", "kohya", "-o", tmp_path / "k.safetensors"],
         "69 lines merged": ["merge", family.source, family.lora, "-o", tmp_path / "m.safetensors"],
-        "20 lines listed": ["cache", "list", *cache],
-        "20 lines verified": ["cache", "verify", *cache],
-        "20 lines cleared": ["cache", "clear", *cache],
+        "24 lines listed": ["cache", "list", *cache],
+        "24 lines verified": ["cache", "verify", *cache],
+        "24 lines cleared": ["cache", "clear", *cache],
     }
     for lines, words in asked.items():
         code, _, err = run(*words, "-v")
@@ -267,14 +267,15 @@ def test_an_older_result_survives_a_failed_run(run, family):
 
 def test_cache_list_verify_clear(run, family):
     run(*arguments(family), "-q")
+    # 20 bases, and the routing of the four tall and wide layers
     at = ["--cache", family.folder / "cache", "--json"]
     listed = json.loads(run("cache", "list", *at)[1])
-    assert len(listed["entries"]) == 20 and listed["bytes"] > 0
-    assert json.loads(run("cache", "verify", *at)[1]) == {"folder": listed["folder"], "checked": 20, "broken": []}
+    assert len(listed["entries"]) == 24 and listed["bytes"] > 0
+    assert json.loads(run("cache", "verify", *at)[1]) == {"folder": listed["folder"], "checked": 24, "broken": []}
     victim = next((family.folder / "cache").rglob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x01\x02")
     assert len(json.loads(run("cache", "verify", *at)[1])["broken"]) == 1
-    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 20
+    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 24
     assert json.loads(run("cache", "list", *at)[1])["entries"] == []
 
 
