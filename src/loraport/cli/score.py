@@ -91,7 +91,7 @@ def score(
 
 
 @app.command(
-    epilog="Example: loraport calibrate toy:retro --source toy:base --target toy:one-step -o retro-calibrated.safetensors"
+    epilog="Example: loraport calibrate toy:retro --source toy:base --target toy:one-step -o calibrated.safetensors"
 )
 def calibrate(
     lora: Original,
