@@ -142,6 +142,19 @@ def test_fused_factors_are_three_times_the_rank_or_share_their_a(tmp_path: Path)
     assert again.keys() == shared.keys() and all(torch.equal(again[key], shared[key]) for key in shared)
 
 
+def test_a_fused_lokr_is_written_exactly_beside_a_lora_of_rank_one(tmp_path: Path) -> None:
+    """Its parts are matrices, and aim at the rank that the whole has, not at their neighbours'."""
+    w1, w2 = torch.randn(2, 2), torch.randn(12, 4)
+    alone = "transformer.transformer_blocks.0.attn.add_v_proj.lora_"
+    tensors = {f"{HEAD}.qkv.lokr_w1": w1, f"{HEAD}.qkv.lokr_w2": w2, f"{alone}A.weight": torch.ones(1, 8)}
+    save_file(tensors | {f"{alone}B.weight": torch.ones(8, 1)}, tmp_path / "in.safetensors")
+    done = convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"), dtype="fp32")
+    layers = read_lora(tmp_path / "out.safetensors").layers
+    got = torch.cat([layers[f"transformer_blocks.0.attn.to_{letter}"].dense() for letter in "qkv"])
+    torch.testing.assert_close(got, torch.kron(w1, w2), rtol=1e-5, atol=1e-5)
+    assert not any("keeps" in note for note in done.notes)
+
+
 def test_rows_of_fused_codes_know_their_own_rounding(tmp_path: Path) -> None:
     """fp8 behind one scale: each of q, k and v is read as if it were stored alone, values and rounding."""
     W = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))

@@ -64,7 +64,7 @@ def as_factors(update: LayerUpdate, W: Tensor | None, rule: RankRule, rank: int,
         return factorize_energy(exact.dense() if isinstance(exact, LowRank) else exact, rule.value)
     if isinstance(exact, LowRank):
         return exact if rule.kind == "full" or exact.rank <= rank else shortened(exact, rank)
-    if rule.kind == "full":
+    if rule.kind == "full" or rank >= min(exact.shape):
         return _times_unit(exact)
     return factorize(exact, min(rank, *exact.shape), generator=generator)
 

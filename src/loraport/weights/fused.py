@@ -23,7 +23,7 @@ from loraport.weights.families import Piece, Place
 from loraport.weights.families.table import halves_swapped
 from loraport.weights.safetensors_files import Coded, StoredTensor
 from loraport.weights.saving import Pending
-from loraport.weights.variants import Dora, Full, LayerUpdate, Product
+from loraport.weights.variants import Dora, Full, LayerUpdate, Product, aimed_rank
 
 Value = TypeVar("Value")
 
@@ -88,7 +88,7 @@ def rows(update: LayerUpdate, place: Place, where: Path) -> LayerUpdate:
         if isinstance(inner, LowRank | Product):
             return replace(update, inner=inner, magnitude=place.take(update.magnitude))
         raise MismatchError(f"{where}: {place.name} is a DoRA of LoKr, which cannot be divided into its layers")
-    return Full(place.take(update.dense()).contiguous())
+    return Full(place.take(update.dense()).contiguous(), aim=aimed_rank(update))
 
 
 def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:

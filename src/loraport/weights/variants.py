@@ -57,6 +57,8 @@ class Full:
 
     difference: Tensor
     kind: Literal["difference"] = "difference"
+    aim: int = 0
+    """The rank that it is written at where none is asked for; 0 takes what other layers have."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,12 +164,13 @@ def is_low_rank(update: LayerUpdate) -> bool:
 def aimed_rank(update: LayerUpdate) -> int:
     """The rank that an adapter is written at where none is asked for: its own where that is exact and reasonable.
 
-    DoRA: twice that of its factors. A full difference aims at nothing: it takes what the other layers have.
+    DoRA: twice that of its factors. A full difference aims at nothing and takes what the other layers have, unless it
+    is a part of an adapter that does.
     """
     if isinstance(update, LowRank):
         return update.rank
     if isinstance(update, Full):
-        return 0
+        return min(update.aim, *update.shape)
     return min(2 * update.rank if isinstance(update, Dora) else update.rank, LARGEST_AUTO_RANK, *update.shape)
 
 
