@@ -15,9 +15,9 @@ from torch import Tensor
 from loraport.errors import InputError
 from loraport.methods import Layer
 from loraport.runs.config import TransferConfig
-from loraport.runs.layer import read_weights
+from loraport.runs.layer import Bases, SharedLayer, read_weights
 from loraport.runs.prepare import Prepared, prepare
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.svd import LowRank
 from loraport.toy.clips import draw_prompts
 from loraport.toy.family import (
     ADAPTERS,
@@ -35,6 +35,7 @@ from loraport.toy.fit import generator_for
 from loraport.toy.judge import JUDGE_FILE
 from loraport.toy.model import open_base, open_student, prepared
 from loraport.toy.sample import draw_noise
+from loraport.weights.cache import BasisCache
 from loraport.weights.lora import read_lora
 from loraport.weights.variants import LayerUpdate
 
@@ -111,14 +112,13 @@ class Material:
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
-        """Every layer that the adapter touches, with the bases of both weights."""
-        found = {}
+        """Every layer that the adapter touches, as a transfer sees it."""
+        found, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
         for job in self.ready.plan.of("transfer"):
             weights = read_weights(job.name, self.ready.source, self.ready.target, keep_target=True)
-            target = weights.W_s + weights.drift
+            shared = SharedLayer(weights, bases)
             lora = _plain(job.name, self.ready.lora.layers[job.name])
-            layer = Layer(lora, weights.drift, decompose(weights.W_s), decompose(target))
-            found[job.name] = layer
+            found[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
         return found
 
     @cached_property

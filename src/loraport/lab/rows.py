@@ -17,7 +17,7 @@ from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.methods.probes import KeepDominant, OverActivate, Probe
 from loraport.runs.config import casa_settings
 from loraport.runs.layer import layer_generator
-from loraport.spectral.svd import factorize, shortened
+from loraport.spectral.svd import shortened
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]
 SINGLE_STUDIES: tuple[Group, ...] = ("rank", "sensitivity", "probe", "calibration")
@@ -91,7 +91,7 @@ def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Ru
                 updates[name] = (low if exact or low.rank <= own else shortened(low, own)).dense()
             else:
                 wanted = {"source": own, "auto": 2 * own, "twice": 2 * own, "four": 4 * own}[rank]
-                updates[name] = factorize(update.dense(), wanted, generator=layer_generator(0, name)).dense()
+                updates[name] = update.factorized(wanted, layer_generator(0, name)).dense()
         return updates
 
     return rule
