@@ -12,7 +12,8 @@ from loraport.weights.variants import LayerUpdate
 class OnDemand(Mapping[str, LayerUpdate]):
     """Layer -> update. Each is read once now, so that a broken file is refused before any work, and not kept.
 
-    The one that was asked for last is remembered. Raises InputError where the file changes in between.
+    The one that was asked for last is remembered; several threads may ask. Raises InputError where the file changes in
+    between.
     """
 
     def __init__(self, path: Path, makers: Mapping[str, Callable[[], LayerUpdate]]) -> None:
@@ -24,11 +25,12 @@ class OnDemand(Mapping[str, LayerUpdate]):
         self._last = None
 
     def __getitem__(self, name: str) -> LayerUpdate:
-        if self._last is None or self._last[0] != name:
+        found = self._last  # read once: another thread may ask for another layer meanwhile
+        if found is None or found[0] != name:
             if _state(self._path) != self._state:
                 raise InputError(f"{self._path} was changed while it was in use; start again")
-            self._last = (name, self._makers[name]())
-        return self._last[1]
+            self._last = found = (name, self._makers[name]())
+        return found[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
