@@ -152,6 +152,16 @@ def test_list_size_and_clear(cache):
     assert cache.put(KEY, decompose(weight())) is None, "a cleared cache can be used again"
 
 
+def test_entries_of_earlier_versions_are_not_listed_and_are_cleared(cache):
+    cache.put(KEY, decompose(weight()))
+    old = cache.folder / "v1" / "ab" / f"{'ab' * 32}.safetensors"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"earlier")
+    assert [entry.key for entry in cache.list()] == [KEY] and cache.verify() == ()
+    assert cache.total_bytes() == cache.list()[0].bytes + len(b"earlier")
+    assert cache.clear()[0] == 2 and not old.exists() and not old.parent.exists()
+
+
 def test_clear_touches_its_own_files_only(cache, tmp_path):
     filled(cache)
     place = only_file(cache).parent

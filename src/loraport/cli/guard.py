@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
 
 AUTO = "auto"
-INTEGERS = {"frames": 17, "source-steps": 30, "target-steps": 4, "batch": 1}
-NUMBERS = {"source-guidance": 5.0, "target-guidance": 1.0}
-WORDS = {"prompts": "", "size": "256x448", "offload": "no"}
 
 
 @dataclass(frozen=True)
@@ -31,23 +28,18 @@ class GuardFlags:
 
 def parse_sampling(flags: Sequence[str], device: str) -> Sampling:
     """The sampling behind `--sampling KEY=VALUE`s. Raises SettingsError for an unknown key or a value that is none."""
-    values: dict[str, str] = {}
+    starts = {one.name.replace("_", "-"): one.default for one in fields(Sampling) if one.name != "device"}
+    values: dict[str, Any] = {}
     for flag in flags:
-        key, _, value = flag.partition("=")
-        if key not in {**INTEGERS, **NUMBERS, **WORDS}:
-            raise unknown_name("sampling key", key, (*INTEGERS, *NUMBERS, *WORDS))
-        values[key] = value
-    try:
-        whole = {key: int(values.get(key, start)) for key, start in INTEGERS.items()}
-        real = {key: float(values.get(key, start)) for key, start in NUMBERS.items()}
-    except ValueError as error:
-        raise SettingsError(f"--sampling {' '.join(flags)}: {error}; write target-steps=3 for one") from error
-    return Sampling(
-        prompts=values.get("prompts"), frames=whole["frames"], size=values.get("size", WORDS["size"]),
-        source_steps=whole["source-steps"], source_guidance=real["source-guidance"],
-        target_steps=whole["target-steps"], target_guidance=real["target-guidance"],
-        offload=values.get("offload", "no") in ("yes", "true", "1"), batch=whole["batch"], device=device,
-    )  # fmt: skip
+        key, _, text = flag.partition("=")
+        if key not in starts:
+            raise unknown_name("sampling key", key, starts)
+        kind = str if starts[key] is None else type(starts[key])
+        try:
+            values[key.replace("-", "_")] = text in ("yes", "true", "1") if kind is bool else kind(text)
+        except ValueError as error:
+            raise SettingsError(f"--sampling {' '.join(flags)}: {error}; write target-steps=3 for one") from error
+    return Sampling(**values, device=device)
 
 
 def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:

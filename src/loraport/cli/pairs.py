@@ -37,16 +37,16 @@ Batch = Annotated[int, typer.Option(min=1, help="Pipelines: clips sampled at onc
 class Sampling:
     """The flags that say how pipelines are sampled; the embedded family has its own ways."""
 
-    prompts: str | None
-    frames: int
-    size: str
-    source_steps: int
-    source_guidance: float
-    target_steps: int
-    target_guidance: float
-    offload: bool
-    batch: int
-    device: str
+    prompts: str | None = None
+    frames: int = 17
+    size: str = "256x448"
+    source_steps: int = 30
+    source_guidance: float = 5.0
+    target_steps: int = 4
+    target_guidance: float = 1.0
+    offload: bool = False
+    batch: int = 1
+    device: str = "auto"
 
 
 def known_place(text: str) -> str:

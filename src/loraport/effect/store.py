@@ -6,7 +6,6 @@ its own key, safe to delete at any time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from loraport.errors import InputError, OutputError
-from loraport.weights.cache import mark
+from loraport.weights.cache import files_named, mark, remove
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_safetensors
 
@@ -47,23 +46,10 @@ class SampleStore:
 
     def clear(self) -> tuple[int, int]:
         """Remove all samples and leftovers and nothing else; returns how many files and bytes that were."""
-        files = self._files()
-        for path, _ in files:
-            path.unlink(missing_ok=True)
-        for folder in {path.parent for path, _ in files}:
-            with contextlib.suppress(OSError):  # not empty: another process writes, or something there is not ours
-                folder.rmdir()
-        return len(files), sum(size for _, size in files)
+        return remove(self._files())
 
     def _files(self) -> tuple[tuple[Path, int], ...]:
-        """Our files; links and files with other names are not ours."""
-        files = []
-        for path in sorted(self.folder.glob("samples/[0-9a-f][0-9a-f]/*")) if self.folder else ():
-            ours = _ENTRY.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if ours and path.is_file() and not path.is_symlink():
-                    files.append((path, path.stat().st_size))
-        return tuple(files)
+        return () if self.folder is None else files_named(self.folder, "samples", _ENTRY, _PARTIAL)
 
     def recall(self, what: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that belong to the text `what`, from the store, or made now and kept, in float32."""

@@ -20,7 +20,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,11 +128,12 @@ class BasisCache:
 
     def list(self) -> tuple[Entry, ...]:
         """The entries, by key."""
-        files = ((match[1], path, size) for path, size in self._files() if (match := _ENTRY.fullmatch(path.name)))
+        mine = ((path, size) for path, size in self._files() if path.parts[-3] == f"v{VERSION}")
+        files = ((match[1], path, size) for path, size in mine if (match := _ENTRY.fullmatch(path.name)))
         return tuple(Entry(*file) for file in sorted(files))
 
     def total_bytes(self) -> int:
-        """Bytes of all files, those that an interrupted write left behind included."""
+        """Bytes of all files, leftovers of interrupted writes and of earlier versions included."""
         return sum(size for _, size in self._files())
 
     def verify(self, watch: Callable[[str, int, int], None] | None = None) -> tuple[tuple[Entry, str], ...]:
@@ -149,26 +150,12 @@ class BasisCache:
         return tuple(broken)
 
     def clear(self) -> tuple[int, int]:
-        """Remove all entries and leftovers and nothing else; returns how many files and bytes that were."""
-        files = self._files()
-        for path, _ in files:
-            path.unlink(missing_ok=True)
-        for folder in {path.parent for path, _ in files}:
-            with contextlib.suppress(OSError):  # not empty: another process writes, or something there is not ours
-                folder.rmdir()
-        return len(files), sum(size for _, size in files)
+        """Remove all entries and leftovers, of every version, and nothing else; returns how many files and bytes."""
+        return remove(self._files())
 
     def _files(self) -> tuple[tuple[Path, int], ...]:
-        """Our files, two folders deep, and their sizes; links and files with other names are not ours."""
-        if self.folder is None:
-            return ()
-        files = []
-        for path in self.folder.glob(f"v{VERSION}/[0-9a-f][0-9a-f]/*"):
-            ours = _ENTRY.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if ours and path.is_file() and not path.is_symlink():
-                    files.append((path, path.stat().st_size))
-        return tuple(files)
+        """Our files of every version, and their sizes."""
+        return () if self.folder is None else files_named(self.folder, "v[0-9]", _ENTRY, _TEMPORARY)
 
     def _write(self, key: str, tensors: dict[str, Tensor]) -> str | None:
         if self.folder is None:
@@ -183,6 +170,26 @@ class BasisCache:
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
         return None
+
+
+def files_named(folder: Path, inside: str, *names: re.Pattern[str]) -> tuple[tuple[Path, int], ...]:
+    """Files `inside/ab/NAME` of a cache and their sizes, by path; links and files with other names are not ours."""
+    files = []
+    for path in sorted(folder.glob(f"{inside}/[0-9a-f][0-9a-f]/*")):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if any(name.fullmatch(path.name) for name in names) and path.is_file() and not path.is_symlink():
+                files.append((path, path.stat().st_size))
+    return tuple(files)
+
+
+def remove(files: Sequence[tuple[Path, int]]) -> tuple[int, int]:
+    """Remove files of a cache and the folders that are empty then; returns how many files and bytes that were."""
+    for path, _ in files:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path, _ in files}:
+        with contextlib.suppress(OSError):  # not empty: another process writes, or something there is not ours
+            folder.rmdir()
+    return len(files), sum(size for _, size in files)
 
 
 def mark(folder: Path) -> None:
