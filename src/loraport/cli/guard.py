@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,16 @@ class GuardFlags:
 
 def parse_sampling(flags: Sequence[str], device: str) -> Sampling:
     """The sampling behind `--sampling KEY=VALUE`s. Raises SettingsError for an unknown key or a value that is none."""
-    starts = {one.name.replace("_", "-"): one.default for one in fields(Sampling) if one.name != "device"}
+    starts: dict[str, object] = {
+        one.name.replace("_", "-"): one.default for one in fields(Sampling) if one.name != "device"
+    }
     values: dict[str, Any] = {}
     for flag in flags:
         key, _, text = flag.partition("=")
         if key not in starts:
             raise unknown_name("sampling key", key, starts)
-        kind = str if starts[key] is None else type(starts[key])
+        default = starts[key]
+        kind: Callable[[str], object] = str if default is None else type(default)
         try:
             values[key.replace("-", "_")] = text in ("yes", "true", "1") if kind is bool else kind(text)
         except ValueError as error:
