@@ -41,6 +41,7 @@ THIRD_PARTY = {
     "runs": {"torch"},
     "effect": {"torch", "jaxtyping"},
     "effect.pipelines": {"diffusers"},
+    "effect.schedules": {"diffusers"},
     "toy": {"torch", "numpy", "PIL", "safetensors", "diffusers", "peft"},
     "lab": {"torch", "numpy", "scipy", "diffusers"},
     "reports": {"torch", "jinja2", "PIL"},

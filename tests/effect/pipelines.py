@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -54,6 +56,17 @@ def write_pipeline(folder: Path, transformer: WanTransformer3DModel, scheduler: 
         transformer=transformer,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def as_fastvideo(folder: Path, name: str = "WanDMDPipeline", gates: bool = True) -> Path:
+    """The folder as FastVideo publishes it: its own class, gates of sparse attention, a scheduler that is not used."""
+    index, weights = folder / "model_index.json", folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": name}))
+    if gates:
+        width = CONFIG["num_attention_heads"] * CONFIG["attention_head_dim"]
+        more = {f"blocks.{block}.to_gate_compress.weight": torch.ones(width, width) for block in range(2)}
+        save_file({**load_file(weights), **more}, weights)
     return folder
 
 

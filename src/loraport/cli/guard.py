@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from loraport.cli.pairs import Sampling, open_pair
 from loraport.errors import SettingsError, unknown_name
@@ -28,16 +28,17 @@ class GuardFlags:
 
 def parse_sampling(flags: Sequence[str], device: str) -> Sampling:
     """The sampling behind `--sampling KEY=VALUE`s. Raises SettingsError for an unknown key or a value that is none."""
-    starts: dict[str, object] = {
-        one.name.replace("_", "-"): one.default for one in fields(Sampling) if one.name != "device"
+    kinds = {
+        name.replace("_", "-"): next(kind for kind in (*get_args(hint), hint) if kind is not type(None))
+        for name, hint in get_type_hints(Sampling).items()
+        if name != "device"
     }
     values: dict[str, Any] = {}
     for flag in flags:
         key, _, text = flag.partition("=")
-        if key not in starts:
-            raise unknown_name("sampling key", key, starts)
-        default = starts[key]
-        kind: Callable[[str], object] = str if default is None else type(default)
+        if key not in kinds:
+            raise unknown_name("sampling key", key, kinds)
+        kind = kinds[key]
         try:
             values[key.replace("-", "_")] = text in ("yes", "true", "1") if kind is bool else kind(text)
         except ValueError as error:

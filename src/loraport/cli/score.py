@@ -34,6 +34,7 @@ from loraport.cli.pairs import (
     SourceSteps,
     TargetGuidance,
     TargetSteps,
+    TargetTimesteps,
     known_place,
     open_pair,
 )
@@ -64,6 +65,7 @@ def score(
     source_steps: SourceSteps = Sampling.source_steps,
     source_guidance: SourceGuidance = Sampling.source_guidance,
     target_steps: TargetSteps = Sampling.target_steps,
+    target_timesteps: TargetTimesteps = Sampling.target_timesteps,
     target_guidance: TargetGuidance = Sampling.target_guidance,
     batch: Batch = Sampling.batch,
     offload: Offload = False,
@@ -81,8 +83,9 @@ def score(
     from loraport.effect.scoring import ScoreRequest, run_score
 
     sampling = Sampling(
-        prompts, frames, size, source_steps, source_guidance, target_steps, target_guidance, offload, batch, device
-    )
+        prompts, frames, size, source_steps, source_guidance, target_steps, target_timesteps, target_guidance, offload,
+        batch, device,
+    )  # fmt: skip
     pair = open_pair(source, target, sampling)
     request = ScoreRequest(tuple(candidates), known_place(lora), clips, seed, cache_folder(cache, no_cache))
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
@@ -112,6 +115,7 @@ def calibrate(
     source_steps: SourceSteps = Sampling.source_steps,
     source_guidance: SourceGuidance = Sampling.source_guidance,
     target_steps: TargetSteps = Sampling.target_steps,
+    target_timesteps: TargetTimesteps = Sampling.target_timesteps,
     target_guidance: TargetGuidance = Sampling.target_guidance,
     batch: Batch = Sampling.batch,
     offload: Offload = False,
@@ -131,8 +135,9 @@ def calibrate(
     from loraport.effect.scoring import CalibrationRequest, run_calibration
 
     sampling = Sampling(
-        prompts, frames, size, source_steps, source_guidance, target_steps, target_guidance, offload, batch, device
-    )
+        prompts, frames, size, source_steps, source_guidance, target_steps, target_timesteps, target_guidance, offload,
+        batch, device,
+    )  # fmt: skip
     pair = open_pair(source, target, sampling)
     request = CalibrationRequest(
         known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,

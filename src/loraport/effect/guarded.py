@@ -12,7 +12,7 @@ from loraport.effect.calibrate import CalibrationSettings, calibrate, calibratio
 from loraport.effect.candidates import DIRECT, check_place, read_adapter, write_calibrated
 from loraport.effect.guard import Verdict, decide
 from loraport.effect.meter import Meter, Watch
-from loraport.effect.pair import Pair, Updates
+from loraport.effect.pair import Pair, Sampler, Updates
 from loraport.effect.score import judged_clips, score, score_passes
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
@@ -36,10 +36,12 @@ class Guarded:
     result: TransferResult
     verdict: Verdict
     passes: dict[str, int]
+    sampler: Sampler
 
     def as_json(self) -> dict[str, Any]:
-        """The transfer's object, with `guard` in it, and the `passes` that the judging took."""
-        return self.result.as_json() | {"guard": self.verdict.as_json(), "passes": self.passes}
+        """The transfer's object, with `guard` in it, how the target was sampled, and the `passes` that this took."""
+        judged = {"guard": self.verdict.as_json(), "target_sampler": self.sampler.as_json(), "passes": self.passes}
+        return self.result.as_json() | judged
 
 
 def guarded_transfer(
@@ -99,9 +101,11 @@ class _Judged:
         kept = self.runs[verdict.kept]
         told = {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)}
         rewrite(Path(kept.output), Path(output), told)
-        note = f"guard: kept {verdict.kept}: {verdict.reason}"
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
-        return Guarded(replace(kept, output=output, warnings=(*kept.warnings, *absent, note)), verdict, meter.as_json())
+        notes = (*absent, *pair.notes, f"guard: kept {verdict.kept}: {verdict.reason}")
+        sampled = f"guard: the target was sampled by {pair.sampler.in_words()}"
+        result = replace(kept, output=output, warnings=(*kept.warnings, *notes, sampled))
+        return Guarded(result, verdict, meter.as_json(), pair.sampler)
 
 
 def _as_calibrated(direct: TransferResult, updates: dict[str, LowRank]) -> TransferResult:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +90,43 @@ class Passes:
     looks: int
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How a target is sampled: at which noise levels its network looks, and how one state becomes the next."""
+
+    name: str
+    levels: tuple[float, ...]
+    """From noise down to the 0 at the end: one more than looks."""
+    times: tuple[float, ...]
+    """The looks' levels as the network is told them."""
+    renoises: bool
+    """Whether each look's clip is taken to the next level with fresh noise."""
+    reason: str
+    """Where the levels come from, in words."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The `target_sampler` object of the JSON output."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def in_words(self) -> str:
+        """For people."""
+        looks = ", ".join(f"{level:.4g}" for level in self.levels[:-1])
+        told = ", ".join(f"{time:.6g}" for time in self.times)
+        count = f"{len(self.times)} step{'s' if len(self.times) > 1 else ''}"
+        noise = ", fresh noise between them" if self.renoises and len(self.times) > 1 else ""
+        return f"{self.name}, {count} at noise levels {looks} (timesteps {told}){noise}: {self.reason}"
+
+
 class Pair(Protocol):
     """A source and a target, ready to be sampled; the two need not be in memory together."""
 
     source_identity: str
     """A text that differs wherever the source's chains differ: weights, sampler, sizes, precision."""
     target_identity: str
+    sampler: Sampler
+    """The target's."""
+    notes: tuple[str, ...]
+    """What of the models is not sampled as their makers do."""
     passes: Passes
     looks: tuple[Look, ...]
     no_looks: str | None

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import SchedulerMixin, WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
 from loraport.effect.pair import Chain, Clips, Look, Passes, Updates
+from loraport.effect.pipeline_files import (
+    FASTVIDEO,
+    folds,
+    identity,
+    pipeline_class,
+    pipeline_folder,
+    read_json,
+    sparse_gates,
+)
+from loraport.effect.schedules import Entered, Renoising, find_sampler, fresh_noise, own_scheduler
 from loraport.effect.updates import adapted, linear_layers
-from loraport.errors import InputError, MismatchError
-from loraport.weights.hub import fetch_pipeline
-
-RENOISING = ("FlowMatchLCMScheduler", "LCMScheduler")
+from loraport.errors import MismatchError
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,10 @@ class PipelineSettings:
     width: int = 448
     source_steps: int = 30
     source_guidance: float = 5.0
-    target_steps: int = 4
+    target_steps: int | None = None
+    """None: 4, or as many as the target's own timesteps are."""
+    target_timesteps: tuple[float, ...] = ()
+    """Where a target that re-noises looks; empty: where its pipeline says."""
     target_guidance: float = 1.0
     offload: bool = False
     device: str | torch.device = "cpu"
@@ -43,56 +51,63 @@ class PipelineSettings:
 class PipelinePair:
     """Two folders of `WanPipeline`; see `loraport.effect.pair.Pair` for what each member means.
 
-    The source's states at the target's levels are read off its own trajectory, which is straight between two steps.
+    Where the target follows one course, the source's states at the target's levels are read off its own, which is
+    straight between two steps. Where the target re-noises, the source goes down from each level to a clip, and the clip
+    back up with the very noise that the target gets.
     """
 
     def __init__(self, source: str, target: str, settings: PipelineSettings) -> None:
         """Reads configurations only. Raises InputError for what is no pipeline, MismatchError for another class."""
         self.settings, self.batch = settings, settings.batch
         self.places = {"source": pipeline_folder(source), "target": pipeline_folder(target)}
+        if pipeline_class(self.places["source"]) == FASTVIDEO:
+            raise MismatchError(
+                f"{source} is a {FASTVIDEO}, a distilled model; the source is what the LoRA was made for"
+            )
         self.open: tuple[str, Any] | None = None
+        self.own: Any = None
+        """The open pipeline's scheduler; in a run another one may stand in its place."""
         self.embedded: dict[str, Tensor] = {}
-        self.levels = _levels(self.places["target"], settings.target_steps)
-        renoising = _scheduler_name(self.places["target"]) in RENOISING
-        guided = settings.target_guidance > 1
-        self.no_looks = _why_not(renoising, guided)
-        widths = list(zip(self.levels, self.levels[1:], strict=False))
-        self.looks = tuple(Look(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(widths))
-        self.looks = () if self.no_looks else self.looks
-        steps = settings.source_steps * (2 if settings.source_guidance > 1 else 1)
-        self.passes = Passes(steps, settings.target_steps * (2 if guided else 1), len(self.looks))
+        self.sampler = find_sampler(self.places["target"], settings.target_steps, settings.target_timesteps)
+        self.notes = _notes(target, sparse_gates(self.places["target"]))
+        levels, guided = self.sampler.levels, settings.target_guidance > 1
+        looks = tuple(Look(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(pairwise(levels)))
+        self.no_looks = (
+            "the target runs with guidance, which mixes two passes; use --target-guidance 1" if guided else None
+        )
+        self.looks = () if guided else looks
+        steps = self._source_steps() * (2 if settings.source_guidance > 1 else 1)
+        self.passes = Passes(steps, len(looks) * (2 if guided else 1), len(self.looks))
         shown = {key: str(value) for key, value in asdict(settings).items() if key not in ("batch", "offload")}
-        self.source_identity = f"{_identity(self.places['source'])} {self.levels} {json.dumps(shown)}"
-        self.target_identity = f"{_identity(self.places['target'])} {json.dumps(shown)}"
+        course = f"{json.dumps(self.sampler.as_json())} {json.dumps(shown)}"
+        self.source_identity = f"{identity(self.places['source'])} {course}"
+        self.target_identity = f"{identity(self.places['target'])} {course}"
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
         known = self.settings.prompts
         return tuple(known[number % len(known)] for number in range(clips.start, clips.stop))
 
     def layers(self) -> Mapping[str, tuple[int, int]]:
-        config = _read_json(self.places["target"] / "transformer" / "config.json")
+        config = read_json(self.places["target"] / "transformer" / "config.json")
         with torch.device("meta"):
             network = WanTransformer3DModel.from_config(config)
         return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(network).items()}
 
     @torch.no_grad()
     def source(self, clips: Clips, updates: Updates) -> Chain:
-        states, levels = self._sample("source", clips, updates)
-        kept = at_levels(torch.stack(states, dim=1), levels, self.levels)
-        widths = torch.tensor(self.levels).diff().reshape(1, -1, *(1 for _ in kept.shape[2:]))
-        return Chain(kept, kept.diff(dim=1) / widths)
+        return self._renoised(clips, updates) if self.sampler.renoises else self._passed(clips, updates)
 
     @torch.no_grad()
     def target(self, clips: Clips, updates: Updates) -> Tensor:
-        return self._sample("target", clips, updates)[0][-1]
+        scheduler = Renoising.of(self.sampler, list(clips.generators("steps"))) if self.sampler.renoises else None
+        return self._sample("target", clips, updates, self._noise(clips), scheduler)[0][-1]
 
     @torch.no_grad()
     def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
         network: Any = self.network()
         device, dtype = self.settings.device, network.dtype
         state = chain.states[:, look.step].to(device, dtype)
-        scale = self._opened("target").scheduler.config.num_train_timesteps
-        time = torch.full((len(clips),), look.level * scale, device=device)
+        time = torch.full((len(clips),), self.sampler.times[look.step], device=device)
         text = self._text("target", self.prompts(clips))[0].to(device, dtype)
         return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
 
@@ -102,10 +117,40 @@ class PipelinePair:
     def seen(self, latents: Tensor) -> Tensor:
         return latents
 
-    def _sample(self, role: str, clips: Clips, updates: Updates) -> tuple[list[Tensor], Sequence[float]]:
-        """The states of a run of the pipeline itself, the noise first, and their levels."""
+    def _passed(self, clips: Clips, updates: Updates) -> Chain:
+        """The source's one way down, at the target's levels."""
+        states, levels = self._sample("source", clips, updates, self._noise(clips))
+        kept = at_levels(torch.stack(states, dim=1), levels, self.sampler.levels)
+        widths = torch.tensor(self.sampler.levels).diff().reshape(1, -1, *(1 for _ in kept.shape[2:]))
+        return Chain(kept, kept.diff(dim=1) / widths)
+
+    def _renoised(self, clips: Clips, updates: Updates) -> Chain:
+        """From each level down to a clip, which is taken back to the next level with the noise the target gets."""
+        states, velocities, generators = [self._noise(clips)], [], list(clips.generators("steps"))
+        self._opened("source")
+        for now, then in pairwise(self.sampler.levels):
+            clean = self._sample("source", clips, updates, states[-1], Entered(self.own, now))[0][-1]
+            velocities.append((states[-1] - clean) / now)
+            noise = fresh_noise(generators, clean.shape[1:])
+            states.append((1 - then) * clean + then * noise if then > 0 else clean)
+        return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
+
+    def _source_steps(self) -> int:
+        """Steps of one of the source's chains."""
+        scheduler, steps = own_scheduler(self.places["source"]), self.settings.source_steps
+        count = 0
+        for level in self.sampler.levels[:-1] if self.sampler.renoises else (1.0,):
+            entered = Entered(scheduler, level)
+            entered.set_timesteps(steps)
+            count += len(entered.timesteps)
+        return count
+
+    def _sample(
+        self, role: str, clips: Clips, updates: Updates, start: Tensor, scheduler: Any = None
+    ) -> tuple[list[Tensor], Sequence[float]]:
+        """The states of a run of the pipeline itself, `start` first, and their levels."""
         settings, pipe = self.settings, self._opened(role)
-        start = self._noise(clips, pipe)
+        pipe.scheduler = self.own if scheduler is None else scheduler
         states = [start]
 
         def keep(_: Any, step: int, time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,16 +168,17 @@ class PipelinePair:
                 height=settings.height,
                 width=settings.width,
                 num_frames=settings.frames,
-                num_inference_steps=settings.source_steps if source else settings.target_steps,
+                num_inference_steps=settings.source_steps if source else len(self.sampler.times),
                 guidance_scale=settings.source_guidance if source else settings.target_guidance,
                 callback_on_step_end=keep,
                 output_type="latent",
             )
         return states, [float(sigma) for sigma in pipe.scheduler.sigmas]
 
-    def _noise(self, clips: Clips, pipe: Any) -> Tensor:
-        settings, channels = self.settings, pipe.transformer.config.in_channels
-        time, space = _folds(self.places["source"])
+    def _noise(self, clips: Clips) -> Tensor:
+        settings = self.settings
+        channels = int(read_json(self.places["source"] / "transformer" / "config.json").get("in_channels", 16))
+        time, space = folds(self.places["source"])
         shape = (channels, (settings.frames - 1) // time + 1, settings.height // space, settings.width // space)
         return torch.stack([torch.randn(shape, generator=generator) for generator in clips.generators("noise")])
 
@@ -161,7 +207,7 @@ class PipelinePair:
             pipe.enable_model_cpu_offload(device=self.settings.device)
         else:
             pipe.to(self.settings.device)
-        self.open = (role, pipe)
+        self.open, self.own = (role, pipe), pipe.scheduler
         return pipe
 
 
@@ -178,71 +224,10 @@ def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) 
     return torch.stack(found, dim=1)
 
 
-def pipeline_folder(place: str) -> Path:
-    """The folder of a `WanPipeline`, fetched where it is a Hub id.
-
-    Raises InputError for what is no pipeline, MismatchError for one of another class, or with two transformers.
-    """
-    folder = Path(place) if Path(place).exists() else fetch_pipeline(place)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(
-            f"{place} has no model_index.json: to sample from it, give a diffusers pipeline, with its scheduler, "
-            "tokenizer and text encoder"
-        )
-    facts = _read_json(index)
-    if facts.get("_class_name") != WanPipeline.__name__:
-        raise MismatchError(
-            f"{place} is a {facts.get('_class_name')}; what is sampled here is WanPipeline only: where the networks "
-            "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
-        )
-    if (facts.get("transformer_2") or [None])[0] is not None:
-        raise MismatchError(f"{place} has two transformers, of which one run samples both; that is not supported yet")
-    return folder
-
-
-def _why_not(renoising: bool, guided: bool) -> str | None:
-    if renoising:
-        return "the target's scheduler re-noises between its steps, and a pipeline's run cannot be entered there"
-    return "the target runs with guidance, which mixes two passes; use --target-guidance 1" if guided else None
-
-
-def _levels(folder: Path, steps: int) -> tuple[float, ...]:
-    """The target's noise levels, from its own scheduler: from 1 down to 0."""
-    kind: Any = getattr(diffusers, _scheduler_name(folder), None)
-    if kind is None or not issubclass(kind, SchedulerMixin):
-        raise MismatchError(f"{folder} has a scheduler that diffusers does not know: {_scheduler_name(folder)}")
-    scheduler: Any = kind.from_pretrained(folder, subfolder="scheduler")
-    scheduler.set_timesteps(steps)
-    sigmas = [float(sigma) for sigma in getattr(scheduler, "sigmas", ())]
-    if len(sigmas) != steps + 1 or not 0.9 <= sigmas[0] <= 1 or sigmas[-1] > 0.05:
-        raise MismatchError(f"the noise levels of {_scheduler_name(folder)} in {folder} do not run from 1 to 0")
-    return (*sigmas[:-1], 0.0)
-
-
-def _scheduler_name(folder: Path) -> str:
-    return str(_read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "none"))
-
-
-def _folds(folder: Path) -> tuple[int, int]:
-    """How many frames and pixels one latent stands for; Wan's 4 and 8 where the folder does not say."""
-    place = folder / "vae" / "config.json"
-    config = _read_json(place) if place.is_file() else {}
-    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; is the folder a whole pipeline?") from error
-    if not isinstance(facts, dict):
-        raise InputError(f"{path} is no configuration; is the folder a whole pipeline?")
-    return facts
-
-
-def _identity(folder: Path) -> str:
-    """Of a pipeline as it lies on the disk: every file's name, size and time; a changed file is another pipeline."""
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return "pipeline " + hashlib.sha256("\n".join([str(folder.resolve()), *lines]).encode()).hexdigest()
+def _notes(target: str, gates: int) -> tuple[str, ...]:
+    if not gates:
+        return ()
+    return (
+        f"{target}: its {gates} gates of video sparse attention are left out, diffusers' network has none; every token "
+        "sees all others instead, which is not quite what FastVideo samples",
+    )

@@ -84,7 +84,7 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
     planned = score_passes(pair, request.clips, len(read))
     if dry_run:
         words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
-        return Effected({"passes": planned, "clips": request.clips, "notes": [], "dry_run": True}, words)
+        return Effected(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
     meter = Meter(planned, watch)
     store = SampleStore(request.cache)
     effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, meter)
@@ -93,11 +93,12 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
         "clips": request.clips,
         "prompts": len(set(pair.prompts(effect.clips))),
         "scores": [row.as_json() for row in rows],
-        "notes": [*notes, *(note for _, more in read.values() for note in more)],
+        "target_sampler": pair.sampler.as_json(),
+        "notes": [*pair.notes, *notes, *(note for _, more in read.values() for note in more)],
         **_spent(meter, began),
     }
     counted = f"{request.clips}, of {facts['prompts']} prompts"
-    return Effected(facts, (("clips", counted), *score_table(rows)))
+    return Effected(facts, (("clips", counted), _sampled(pair), *score_table(rows)))
 
 
 def run_calibration(
@@ -114,7 +115,7 @@ def run_calibration(
     planned = calibration_passes(pair, start, settings)
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:
-        return _estimate(planned, solve_bytes(pair, settings))
+        return _estimate(pair, planned, solve_bytes(pair, settings))
     meter, store = Meter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
     done = calibrate(pair, adapter, start, settings, store=store, meter=meter)
     effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
@@ -129,10 +130,12 @@ def run_calibration(
         "kept": verdict.kept,
         **told,
         "rank": written.rank,
-        "notes": [*notes, *more],
+        "target_sampler": pair.sampler.as_json(),
+        "notes": [*pair.notes, *notes, *more],
         **_spent(meter, began),
     }
-    return Effected(facts, (("wrote", request.output), ("kept", _sentence(verdict)), *score_table(rows)))
+    kept_as = ("kept", _sentence(verdict))
+    return Effected(facts, (("wrote", request.output), kept_as, _sampled(pair), *score_table(rows)))
 
 
 def _sentence(verdict: Verdict) -> str:
@@ -159,14 +162,22 @@ def _in_words(row: Score) -> str:
 NOTHING_WRITTEN = ("written", "nothing")
 
 
-def _estimate(planned: Mapping[str, int], solving: int) -> Effected:
-    facts = {"passes": dict(planned), "solve_bytes": solving, "notes": [], "dry_run": True}
+def _sampled(pair: Pair) -> tuple[str, str]:
+    return ("target", pair.sampler.in_words())
+
+
+def _planned(pair: Pair, facts: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "target_sampler": pair.sampler.as_json(), "notes": list(pair.notes), "dry_run": True}
+
+
+def _estimate(pair: Pair, planned: Mapping[str, int], solving: int) -> Effected:
+    facts = _planned(pair, {"passes": dict(planned), "solve_bytes": solving})
     passes = (
         f"at most {sum(planned.values())} passes: {planned['source']} of the source and {planned['target']} of the "
         f"target to fit and accept, {planned['judging']} of both to judge"
     )
     memory = f"{solving / 1e6:.3g} MB beside the networks for the largest solve"
-    return Effected(facts, (("would take", passes), ("memory", memory), NOTHING_WRITTEN))
+    return Effected(facts, (_sampled(pair), ("would take", passes), ("memory", memory), NOTHING_WRITTEN))
 
 
 def _spent(meter: Meter, began: float) -> dict[str, Any]:

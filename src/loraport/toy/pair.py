@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loraport.effect.pair import Chain, Clips, Look, Passes, Updates
+from loraport.effect.pair import Chain, Clips, Look, Passes, Sampler, Updates
 from loraport.effect.updates import adapted, linear_layers
 from loraport.errors import MismatchError
 from loraport.toy.clips import describe, draw_prompts, embed, from_latents
 from loraport.toy.family import BASE, FAMILY, STUDENTS, Student, find_student, student_path
-from loraport.toy.model import CONFIG, LATENT_SHAPE, open_base, open_student, predict_clean
+from loraport.toy.model import CLOCK, CONFIG, LATENT_SHAPE, open_base, open_student, predict_clean
 from loraport.toy.sample import (
     BASE_STEPS,
     GUIDANCE,
@@ -36,6 +36,7 @@ class EmbeddedPair:
 
     batch = 16
     no_looks: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, student: str, family: Path = FAMILY) -> None:
         """Raises SettingsError for an unknown student."""
@@ -47,10 +48,13 @@ class EmbeddedPair:
         looks = self.student.looks
         self.source_identity = f"embedded {base_hash} {self.student.sampler} {looks} {BASE_STEPS} × {GUIDANCE}"
         self.target_identity = f"embedded {base_hash} {student_hash} {self.student.sampler} {looks}"
-        streaming = self.student.sampler == "streaming"
+        levels = tuple(float(level) for level in self.levels)
+        times = tuple(level * CLOCK for level in levels[:-1])
+        streaming, renoises = self.student.sampler == "streaming", self.student.sampler == "renoise"
+        self.sampler = Sampler(self.student.sampler, levels, times, renoises, f"the student {student}'s own")
         frames = range(FRAMES) if streaming else (None,)
         self.looks = tuple(self._look(step, frame) for frame in frames for step in range(len(looks)))
-        steps = sum(BASE_STEPS - first for first in looks) if self.student.sampler == "renoise" else BASE_STEPS
+        steps = sum(BASE_STEPS - first for first in looks) if renoises else BASE_STEPS
         self.passes = Passes(source=2 * steps, target=len(self.looks), looks=len(self.looks))
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:

@@ -1,0 +1,78 @@
+"""Diffusers' Wan pipelines on disk: which classes are sampled, and what their configurations say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import InputError, MismatchError
+from loraport.weights.checkpoint import open_checkpoint
+from loraport.weights.hub import fetch_pipeline
+
+WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
+GATE = "to_gate_compress"
+"""Of FastVideo's video sparse attention, which diffusers' network has not."""
+
+
+def pipeline_folder(place: str) -> Path:
+    """The folder of a `WanPipeline`, or of FastVideo's with the same parts; fetched where it is a Hub id.
+
+    Raises InputError for what is no pipeline, MismatchError for one of another class, or with two transformers.
+    """
+    folder = Path(place) if Path(place).exists() else fetch_pipeline(place)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{place} has no model_index.json: to sample from it, give a diffusers pipeline, with its scheduler, "
+            "tokenizer and text encoder"
+        )
+    name = pipeline_class(folder)
+    if name == CAUSAL:
+        raise MismatchError(
+            f"{place} is a {CAUSAL}, which samples frames in turn and keeps what its network saw of the earlier ones; "
+            f"that is not supported, only {WAN} and {FASTVIDEO} are, which sample all frames at once"
+        )
+    if name not in (WAN, FASTVIDEO):
+        raise MismatchError(
+            f"{place} is a {name}; what is sampled here is {WAN} and FastVideo's {FASTVIDEO}: where the networks "
+            "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
+        )
+    if (read_json(folder / "model_index.json").get("transformer_2") or [None])[0] is not None:
+        raise MismatchError(f"{place} has two transformers, of which one run samples both; that is not supported yet")
+    return folder
+
+
+def pipeline_class(folder: Path) -> str:
+    """The class that a pipeline's index names."""
+    return str(read_json(folder / "model_index.json").get("_class_name"))
+
+
+def sparse_gates(folder: Path) -> int:
+    """How many layers of the transformer are gates of video sparse attention."""
+    return sum(name.endswith(f"{GATE}.weight") for name in open_checkpoint(folder / "transformer"))
+
+
+def folds(folder: Path) -> tuple[int, int]:
+    """How many frames and pixels one latent stands for; Wan's 4 and 8 where the folder does not say."""
+    place = folder / "vae" / "config.json"
+    config = read_json(place) if place.is_file() else {}
+    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration. Raises InputError for what is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; is the folder a whole pipeline?") from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{path} is no configuration; is the folder a whole pipeline?")
+    return facts
+
+
+def identity(folder: Path) -> str:
+    """Of a pipeline as it lies on the disk: every file's name, size and time; a changed file is another pipeline."""
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    return "pipeline " + hashlib.sha256("\n".join([str(folder.resolve()), *lines]).encode()).hexdigest()
