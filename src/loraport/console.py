@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 if TYPE_CHECKING:
     from loraport.runs.plan import Plan
     from loraport.runs.results import BatchResult, LayerResult, TransferResult
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Terminal:
@@ -103,7 +106,9 @@ def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, ...]], *, 
         print_facts({name: text for name, text in table}, json=False)
 
 
-def print_outcome(facts: Mapping[str, Any], words: Mapping[str, str], *, json: bool, quiet: bool) -> None:
+def print_outcome(
+    facts: Mapping[str, Any], words: Mapping[str, str], *, json: bool, quiet: bool, verbose: bool
+) -> None:
     """What a command did: JSON, or words on stdout, with notes and what was dropped on stderr."""
     if json:
         print_facts(facts, json=True)
@@ -112,8 +117,22 @@ def print_outcome(facts: Mapping[str, Any], words: Mapping[str, str], *, json: b
         for note in facts["notes"]:
             print(f"note: {note}", file=sys.stderr)
         print_facts(words, json=False)
-    for key, reason in facts["keys"]["dropped"]:
-        print(f"loraport: dropped {key}: {reason}", file=sys.stderr)
+    print_dropped(facts["keys"]["dropped"], verbose=verbose)
+
+
+def print_dropped(dropped: Iterable[Sequence[str]], *, verbose: bool, where: str = "") -> None:
+    """Keys that are lost: a line on stderr for each reason, with two of its keys; `verbose` gives each key a line.
+
+    Reasons that differ in their numbers alone count as one, told as it is of the first key.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key, reason in dropped:
+        groups.setdefault(f"{key}: {reason}" if verbose else _NUMBER.sub("#", reason), []).append((key, reason))
+    for group in groups.values():
+        (first, reason), count = group[0], len(group)
+        more = ", …; -v lists all" if count > 2 else ""
+        keys = first if count == 1 else f"{count} keys ({first}, {group[1][0]}{more})"
+        print(f"loraport: {where}dropped {keys}: {reason}", file=sys.stderr)
 
 
 def _plain(value: Any) -> str:
@@ -154,8 +173,10 @@ def _print_plan(plan: Plan) -> None:
     print(f"{len(plan.jobs)} layers: {counts}; nothing was written")
 
 
-def print_transfers(batch: BatchResult, *, json: bool, quiet: bool) -> None:
-    """The results in a few honest lines each, or as JSON."""
+def print_transfers(
+    batch: BatchResult, *, json: bool, quiet: bool, verbose: bool, more: Mapping[str, str] | None = None
+) -> None:
+    """The results in a few honest lines each, with `more` of a single one's, or as JSON."""
     if json:
         print_facts(batch.as_json(), json=True)
         return
@@ -166,10 +187,9 @@ def print_transfers(batch: BatchResult, *, json: bool, quiet: bool) -> None:
         print(f"{files} took {seconds:.1f} s together, at most {memory:.2f} GB of memory")
     for result in batch.runs:
         if not quiet and not batch.several:
-            print_facts(_summary(result), json=False)
+            print_facts({**_summary(result), **(more or {})}, json=False)
         where = f"{result.output}: " if batch.several else ""
-        for key, reason in result.keys["dropped"]:
-            print(f"loraport: {where}dropped {key}: {reason}", file=sys.stderr)
+        print_dropped(result.keys["dropped"], verbose=verbose, where=where)
     for output, reason in batch.not_written:
         print(f"loraport: {output} was not written: {reason}", file=sys.stderr)
 

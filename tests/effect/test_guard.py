@@ -51,6 +51,14 @@ def test_one_method_against_direct(method, format, family, lora, tmp_path):
             assert written.layers[name].dense().allclose(update.dense(), atol=1e-5)
 
 
+def test_the_guards_lines_stand_in_the_columns_of_the_others(family, lora, tmp_path):
+    done = run(family, lora, tmp_path / "out.safetensors", "--method", "direct:0.05", "--guard")
+    assert done.exit_code == 0, (done.output, done.exception)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert {"wrote", "method", "guard", "target"} <= set(lines)
+    assert {len(line) - len(line.split(None, 1)[1]) for line in lines.values()} == {max(map(len, lines)) + 2}
+
+
 def test_auto_tries_them_all_and_a_calibrated_one(family, lora, tmp_path):
     out = tmp_path / "out.safetensors"
     done = run(family, lora, out, "--method", "auto", "--calibrated", "--json")

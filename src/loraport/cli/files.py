@@ -41,7 +41,7 @@ def convert(
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(lora, to, output, dtype=dtype, rank=rank, source=source, each=terminal.detail)
-    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
 
@@ -65,7 +65,7 @@ def merge(
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(model, loras, output, part=part, watch=terminal.share)
-    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet)
+    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
 

@@ -79,6 +79,8 @@ def run_guarded(
             configs, flags.output, pair, lambda runs: transfer_many(runs, progress=terminal),
             clips=flags.clips, calibrated=flags.calibrated, watch=terminal.share,
         )  # fmt: skip
+        for note in guarded.notes:
+            terminal.note(note)
     batch = BatchResult((guarded.result,), (), guarded.result.seconds, guarded.result.peak_rss_bytes)
     if page is not None:
         from loraport.reports.transfer_page import write_transfer_page
@@ -87,7 +89,5 @@ def run_guarded(
     if json:
         console.print_facts(guarded.as_json(), json=True)
     else:
-        console.print_transfers(batch, json=False, quiet=quiet)
-        if not quiet:
-            console.print_facts({"guard": f"kept {guarded.verdict.kept}: {guarded.verdict.reason}"}, json=False)
+        console.print_transfers(batch, json=False, quiet=quiet, verbose=verbose, more=guarded.in_words())
     return 3 if batch.lost else 0

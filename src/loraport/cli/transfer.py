@@ -175,7 +175,7 @@ def _run(
         from loraport.reports.transfer_page import write_transfer_page
 
         write_transfer_page(batch, page)
-    console.print_transfers(batch, json=json, quiet=quiet)
+    console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if batch.lost else 0)
 
 

@@ -37,6 +37,12 @@ class Guarded:
     verdict: Verdict
     passes: dict[str, int]
     sampler: Sampler
+    notes: tuple[str, ...] = ()
+    """What did not compete, and what of the models was not sampled."""
+
+    def in_words(self) -> dict[str, str]:
+        """What the guard adds to the transfer's own lines."""
+        return {"guard": f"kept {self.verdict.kept}: {self.verdict.reason}", "target": self.sampler.in_words()}
 
     def as_json(self) -> dict[str, Any]:
         """The transfer's object, with `guard` in it, how the target was sampled, and the `passes` that this took."""
@@ -99,13 +105,11 @@ class _Judged:
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
         verdict = decide(score(effect, self.adapter, candidates, seed=first.seed), clips)
         kept = self.runs[verdict.kept]
-        told = {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)}
-        rewrite(Path(kept.output), Path(output), told)
+        rewrite(Path(kept.output), Path(output), {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)})
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
-        notes = (*absent, *pair.notes, f"guard: kept {verdict.kept}: {verdict.reason}")
-        sampled = f"guard: the target was sampled by {pair.sampler.in_words()}"
-        result = replace(kept, output=output, warnings=(*kept.warnings, *notes, sampled))
-        return Guarded(result, verdict, meter.as_json(), pair.sampler)
+        guarded = Guarded(replace(kept, output=output), verdict, meter.as_json(), pair.sampler, (*absent, *pair.notes))
+        told = (f"{name}: {text}" for name, text in guarded.in_words().items())
+        return replace(guarded, result=replace(guarded.result, warnings=(*kept.warnings, *guarded.notes, *told)))
 
 
 def _as_calibrated(direct: TransferResult, updates: dict[str, LowRank]) -> TransferResult:

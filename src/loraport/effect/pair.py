@@ -114,7 +114,7 @@ class Sampler:
         told = ", ".join(f"{time:.6g}" for time in self.times)
         count = f"{len(self.times)} step{'s' if len(self.times) > 1 else ''}"
         noise = ", fresh noise between them" if self.renoises and len(self.times) > 1 else ""
-        return f"{self.name}, {count} at noise levels {looks} (timesteps {told}){noise}: {self.reason}"
+        return f"sampled by {self.name}, {count} at noise levels {looks} (timesteps {told}){noise}: {self.reason}"
 
 
 class Pair(Protocol):

@@ -90,7 +90,7 @@ class Pairing:
                 "models that this LoRA belongs to, or --pairing name"
             )
         lost = [
-            (key, f"no layer of {where} is like {layer} (similarity {self.least:g} or more)")
+            (key, f"no layer of {where} is like its own (similarity {self.least:g} or more)")
             for layer in lora.layers.keys() - set(names.values())
             for key in lora.keys[layer]
         ]
