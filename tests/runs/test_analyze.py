@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from loraport.errors import SettingsError
+from loraport.methods.casa import CasaSettings, casa
 from loraport.runs.analyze import LAYERS, analyze
 from loraport.runs.bench import AnalyzeConfig
 from loraport.runs.execute import transfer
+from loraport.runs.plan import LayerJob
 from loraport.runs.strata import depth_of, kind_of, stratified
 from loraport.runs.survey import surveyed
-from loraport.runs.sweep import Grid, sweep
+from loraport.runs.sweep import Grid, layer_rows, sweep
+from loraport.spectral.svd import factorize, is_small, kept_correction
 from loraport.weights.checkpoint import open_checkpoint
 from tests import tiny
+from tests.layers import generator, layer_of, random_weights
 from tests.runs.adapters import LAYERS as FEW
 from tests.runs.adapters import MAKERS, added
 from tests.runs.models import make_family
@@ -171,6 +175,25 @@ def test_a_sweep_agrees_with_the_transfer_and_knows_its_ends(family):
     assert by[0, 1]["restored"] < by[0.5, 1]["restored"] < by[1, 1]["restored"]
     assert by[1, 1]["distance"] < by[0.5, 1]["distance"] < by[0.5, 0]["distance"], "restoring leads back to the source"
     assert by[0.5, 1]["distance_written"] > by[0.5, 1]["distance"], "truncation keeps some of the drift"
+
+
+@pytest.mark.parametrize("shape", [(230, 200), (200, 230)], ids=["tall", "wide"])
+def test_a_swept_layer_has_the_numbers_of_its_dense_updates(shape):
+    """Truncation in coordinates of the basis against that of the dense matrix, and against one direction less."""
+    layer, rank = layer_of(*random_weights(shape, 3, rank=2, drift=0.1)), 2  # a gap behind the second direction
+    assert not is_small(shape, rank)
+    points = Grid.parse("q_dom=0/0.5,restore=0.5/1").settings(CasaSettings())
+    job = LayerJob("blocks.0.ffn.0", "transfer", shape, 2)
+    for row, (_, settings) in zip(layer_rows(layer, job, points, rank), points, strict=True):
+        update = casa(layer, settings)
+        dense, lora = update.dense(), layer.lora.dense()
+        exact, less = (factorize(dense, count, generator=generator(0)) for count in (rank, rank - 1))
+        assert row["kept_energy"] == pytest.approx(1 - exact.lost_energy, rel=1e-6)
+        assert row["kept_energy"] != pytest.approx(1 - less.lost_energy, rel=1e-3)
+        wanted = kept_correction(exact, layer.lora, dense - lora)
+        assert row["kept_correction"] == pytest.approx(wanted, rel=1e-5)
+        written = torch.linalg.vector_norm(exact.dense() + layer.drift - lora) / layer.lora.norm()
+        assert row["distance_written"] == pytest.approx(float(written), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from loraport.runs.journal import Partial
 from loraport.runs.layer import layer_generator
 from loraport.runs.plan import LayerJob
 from loraport.runs.strata import depth_of, kind_of
-from loraport.spectral.svd import factorize, kept_correction
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"
@@ -103,7 +102,7 @@ def swept(
     done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
     for job, weights in bench.weights(todo, target=False):
         layer = bench.layer(job, weights, target=False)
-        grid_rows = [list(_rows(layer, job, some, rank)) for some in points]
+        grid_rows = [list(layer_rows(layer, job, some, rank)) for some in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         found[job.name] = grid_rows
         done += job.cost
@@ -114,26 +113,25 @@ def swept(
     )
 
 
-def _rows(
+def layer_rows(
     layer: Layer, job: LayerJob, points: Sequence[tuple[dict[str, float], CasaSettings]], rank: int
 ) -> Iterator[dict[str, Any]]:
+    """A row a point of one layer, truncated in coordinates of its basis where that is cheaper, as a transfer is."""
     upright = layer if layer.drift.shape[0] >= layer.drift.shape[1] else layer.transposed()
     size = layer.lora.norm()
     for point, settings in points:
         seen = arbitration(upright, settings)
         update = arbitrated_update(upright, seen, settings)
         dense = update.dense()
-        written = factorize(dense, min(rank, *dense.shape), generator=layer_generator(0, job.name))
-        correction = dense - upright.lora.dense()
+        written = update.factorized(min(rank, *dense.shape), layer_generator(0, job.name))
         off = upright.drift - upright.lora.dense()
-        kept = None if update.correction is None else kept_correction(written, upright.lora, correction)
         facts = seen.facts()
         yield {
             "layer": job.name, "kind": kind_of(job.name), "depth": depth_of(job.name), **point,
             "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
             "restored": float(seen.restored.double().mean()),
             "arbitrated": float(seen.arbitrated.double().mean()),
-            "kept_energy": 1 - written.lost_energy, "kept_correction": kept,
+            "kept_energy": 1 - written.lost_energy, "kept_correction": update.kept_correction(written),
             "distance": _norm(dense + off) / size if size else None,
             "distance_written": _norm(written.dense() + off) / size if size else None,
             "update": _norm(dense) / size if size else None,
