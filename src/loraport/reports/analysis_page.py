@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -14,7 +13,7 @@ from loraport.errors import OutputError
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
-from loraport.reports.rendering import in_words, render, write_whole
+from loraport.reports.rendering import data_address, in_words, render, write_whole
 from loraport.runs.analysis import Analysis
 
 DRAWING = "drawing"
@@ -81,8 +80,7 @@ def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, l
         svg = as_svg(figure)
         write_whole(folder / f"{shown.key}.svg", svg)
         write_whole(folder / f"{shown.key}.png", as_png(figure))
-        address = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-        sections.setdefault(layer, []).append((shown, address))
+        sections.setdefault(layer, []).append((shown, data_address("svg+xml", svg)))
         watch(DRAWING, number, len(figures))
     return sections
 

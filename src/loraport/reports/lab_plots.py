@@ -1,6 +1,5 @@
 """The lab's figures: SVG, as data addresses that a page can hold."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from loraport.reports.rendering import data_address
 
 INK, SOFT, MARK = "#1b1e24", "#5d6470", "#2f5fd0"
 PALETTE = ("#2f5fd0", "#c2571a", "#3b8f5a", "#8a4fbf")
@@ -23,7 +24,7 @@ def as_address(figure: Figure) -> str:
     """The figure as a data address; the same figure gives the same text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address("svg+xml", buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> Figure:

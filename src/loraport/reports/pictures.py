@@ -1,6 +1,5 @@
 """Clips as pictures: animated PNG for the page, a contact sheet for the README."""
 
-import base64
 import io
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from loraport.reports.rendering import data_address
 from loraport.reports.verdict import DemoLike
 
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 140, 500
@@ -19,7 +19,7 @@ def animated_png(frames: Tensor) -> str:
     pauses = [FRAME_MILLISECONDS] * (len(images) - 1) + [LAST_MILLISECONDS]
     buffer = io.BytesIO()
     images[0].save(buffer, format="PNG", save_all=True, append_images=images[1:], duration=pauses, loop=0)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address("png", buffer.getvalue())
 
 
 def write_contact_sheet(demo: DemoLike, path: Path, *, clips: int = 8, zoom: int = 3) -> None:

@@ -6,7 +6,6 @@ numbers give the same bytes.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
+
+from loraport.reports.rendering import data_address
 
 WIDTH = 5.2
 LEAST_SPAN = 6.0  # of a logarithmic axis, so that it has ticks
@@ -51,7 +52,7 @@ def as_png(figure: Figure) -> bytes:
 
 def address(figure: Figure) -> str:
     """The figure as an address that needs no file."""
-    return "data:image/svg+xml;base64," + base64.b64encode(as_svg(figure)).decode()
+    return data_address("svg+xml", as_svg(figure))
 
 
 def _saved(figure: Figure, format: str, metadata: dict[str, None]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; give another name") from error
+
+
+def data_address(media: str, content: bytes) -> str:
+    """A picture as an address that needs no file; the same bytes give the same text."""
+    return f"data:image/{media};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
