@@ -94,12 +94,31 @@ def test_others_need_not_be_there_but_those_do(shards, tmp_path):
         prepare(family.config(**places))
 
 
-def loraport(home, hub, *words, offline=False):
-    """The program in a process of its own: the Hub's client reads its settings once."""
+ONE_AFTER_THE_OTHER = """
+import contextlib, io, json, sys
+from loraport.cli import main
+told = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, out = ["loraport", *words], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            main()
+    except SystemExit as end:
+        told.append([end.code, out.getvalue()])
+print(json.dumps(told))
+"""
+
+
+def loraport(home, hub, commands, *, offline):
+    """Commands in a process of their own, since the Hub's client reads its settings once; what each printed."""
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     settings |= {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-m", "loraport", *words]
-    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300)
+    program = [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps(commands)]
+    done = subprocess.run(program, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [code for code, _ in told] == [0] * len(commands), done.stderr
+    return [json.loads(out) for _, out in told]
 
 
 def test_presets_from_the_hub(shards, tmp_path):
@@ -114,28 +133,26 @@ def test_presets_from_the_hub(shards, tmp_path):
     big = {"head.head.weight": torch.ones(6_000_000)}  # the client keeps what it has in pieces of 10 MB
     tiny.write_pickle(forced, {"generator": family.target_state, "generator_ema": family.source_state, "critic": big})
 
-    def run(target, output, *words, offline=False):
-        out = tmp_path / output
-        places_ = ["--source", "wan2.1-t2v-1.3b", "--target", target, "-o", str(out), "--no-cache", "--json"]
-        done = loraport(tmp_path / "home", hub, "transfer", places["lora"], *places_, *words, offline=offline)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout), out.read_bytes()
+    def moved(target, output, *words):
+        pair = ["--source", "wan2.1-t2v-1.3b", "--target", target]
+        return ["transfer", places["lora"], *pair, "-o", str(tmp_path / output), "--no-cache", "--json", *words]
 
     with HubServer(repos) as hub:
-        facts, online = run("fastwan2.1-t2v-1.3b", "a.safetensors")
+        hub.breaks[forced.name] = 15_000_000
+        other = moved("self-forcing", "c.safetensors", "--target-part", "generator")
+        commands = [moved("fastwan2.1-t2v-1.3b", "a.safetensors"), other]
+        facts, part = loraport(tmp_path / "home", hub, commands, offline=False)
         got = [name for name in hub.downloaded() if name.endswith(".safetensors")]
         number = int(shard_of(places["source"], LAYER).split("-")[1])
         assert got == [SHARD.format(number), "transformer/diffusion_pytorch_model.safetensors"]
         assert facts["keys"]["transferred"] == 2
         lacking = [note for note in facts["warnings"] if "lacks" in note]
         assert len(lacking) == 1 and lacking[0].count("blocks.") == lacking[0].count("to_gate_compress") == 2
-        hub.requests.clear()
-        assert run("fastwan2.1-t2v-1.3b", "b.safetensors", offline=True)[1] == online and not hub.requests
-        hub.breaks[forced.name] = 15_000_000
-        part = run("self-forcing", "c.safetensors", "--target-part", "generator")
-        assert part[0]["settings"]["target_part"] == "generator" and part[0]["layers"][0]["drift"] > 0.01
+        assert part["settings"]["target_part"] == "generator" and part["layers"][0]["drift"] > 0.01
         assert hub.ranges and hub.ranges[0][0] == forced.name and hub.ranges[0][1].startswith("bytes=1048576")
-        ema = run("self-forcing", "d.safetensors", offline=True)
-        assert ema[0]["layers"][0]["drift"] == 0
-        listed = loraport(tmp_path / "home", hub, "presets", "--json", offline=True)
-        assert [row["name"] for row in json.loads(listed.stdout)["presets"]] == list(PRESETS)
+        hub.requests.clear()
+        commands = [moved("fastwan2.1-t2v-1.3b", "b.safetensors"), moved("self-forcing", "d.safetensors")]
+        _, ema, listed = loraport(tmp_path / "home", hub, [*commands, ["presets", "--json"]], offline=True)
+        assert not hub.requests and ema["layers"][0]["drift"] == 0
+        assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+        assert [row["name"] for row in listed["presets"]] == list(PRESETS)

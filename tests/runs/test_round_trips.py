@@ -177,11 +177,18 @@ def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
     return deltas
 
 
+def written_as(family: str, kind: str, who: str) -> tuple[str, ...]:
+    """All formats for one producer of each kind of adapter, one for each other: what is read is one thing by then."""
+    formats, number = FAMILIES[family].formats, CASES.index((family, kind, who))
+    first = next(iter(FAMILIES[family].spellings))
+    return formats if who == first else (formats[number % len(formats)],)
+
+
 @pytest.mark.parametrize(("family", "kind", "who"), CASES)
 def test_every_adapter_becomes_every_format(family: str, kind: str, who: str, tmp_path: Path) -> None:
     row = FAMILIES[family]
     deltas = build(family, kind, who, tmp_path / "in.safetensors")
-    for format in row.formats:
+    for format in written_as(family, kind, who):
         out = tmp_path / ("out" if FORMATS[format].folder else f"{format}.safetensors")
         done = convert(str(tmp_path / "in.safetensors"), format, str(out), dtype="fp32", rank="full")
         again = read_lora(out)
