@@ -16,10 +16,12 @@ from loraport.spectral.arbitration import (
     dominant_directions,
     dominant_mask,
     over_activation_risk,
+    risk_candidates,
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.routing import Routing, to_routing
+from loraport.spectral.selection import Entries, entries_at
 from loraport.spectral.svd import SingularBasis, energy_rank
 from loraport.spectral.taken import Taken
 
@@ -74,15 +76,22 @@ class Arbitration:
     drift: Routing
     senders: Bool[Tensor, " n"]
     receivers: Bool[Tensor, " n"]
-    arbitrated: Bool[Tensor, "n n"]
-    """Entries where only the stronger of the two updates remains; none where arbitration is off."""
+    places: Int[Tensor, " a"]
+    """Entries where only the stronger of the two updates remains, in the rows laid end to end; none where it is off."""
 
     @property
     def restored(self) -> Bool[Tensor, "n n"]:
         """Entries off the dominant mask, from which the drift is taken back; on it, what is not arbitrated stays."""
         return ~dominant_mask(self.receivers, self.senders)
 
-    def taken(self, D_fft: Float[Tensor, "out n"], restore: float, struck: Float[Tensor, "n n"] | None) -> Taken:
+    @property
+    def arbitrated(self) -> Bool[Tensor, "n n"]:
+        """The arbitrated entries as a mask."""
+        mask = torch.zeros_like(self.C_lora, dtype=torch.bool)
+        mask.view(-1)[self.places] = True
+        return mask
+
+    def taken(self, D_fft: Float[Tensor, "out n"], restore: float, struck: Entries) -> Taken:
         """What is taken of the update: so much of the drift off the mask (Eq. 8), and single entries (Eq. 14)."""
         return Taken(D_fft, self.basis, self.drift, self.receivers, self.senders, restore, struck)
 
@@ -90,7 +99,7 @@ class Arbitration:
         """What a report says of the layer."""
         sizes, k = cluster_sizes(self.labels), len(self.labels)
         largest = int(sizes.max()) / k
-        return {"k": k, "clusters": len(sizes), "largest_cluster": largest, "arbitrated": int(self.arbitrated.sum())}
+        return {"k": k, "clusters": len(sizes), "largest_cluster": largest, "arbitrated": len(self.places)}
 
 
 def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
@@ -103,9 +112,10 @@ def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
     senders = dominant_directions(send, labels, q_dom=settings.q_dom)
     receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
     if not settings.arbitrate:
-        return Arbitration(basis, labels, C_lora, drift, senders, receivers, torch.zeros_like(C_lora, dtype=torch.bool))
-    risk, together = over_activation_risk(C_lora, drift.C, labels)  # Eq. 9–13
-    arbitrated = risky_entries(risk, together & dominant_mask(receivers, senders), q_act=settings.q_act)  # Eq. 7
+        return Arbitration(basis, labels, C_lora, drift, senders, receivers, labels[:0])
+    candidates = risk_candidates(C_lora, drift.C, receivers, senders)  # Eq. 7, 9
+    risk = over_activation_risk(candidates, C_lora, drift.C, labels)  # Eq. 10–13
+    arbitrated = risky_entries(candidates, risk, q_act=settings.q_act)
     return Arbitration(basis, labels, C_lora, drift, senders, receivers, arbitrated)
 
 
@@ -127,7 +137,7 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -> Update:
     """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
-    struck = arbitrated_part(seen.C_lora, seen.drift.C, seen.arbitrated) if settings.arbitrate else None  # Eq. 14
+    struck = arbitrated_part(seen.C_lora, seen.drift.C, seen.places)  # Eq. 14
     return Update(layer.lora, seen.taken(layer.drift, settings.restore, struck), seen.facts())  # Eq. 8
 
 
@@ -145,10 +155,13 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     if layer.is_wide:
         return casa_parts(layer.transposed(), settings).transposed()
     seen = arbitration(layer, settings)  # Eq. 2–13
-    C_lora, C_fft, facts = seen.C_lora, seen.drift.C, seen.facts()
-    stronger = C_lora.abs() > C_fft.abs()
-    from_lora = seen.taken(layer.drift, 0.0, C_lora * (seen.arbitrated & ~stronger))
-    from_drift = seen.taken(layer.drift, settings.restore, C_fft * (seen.arbitrated & stronger))
+    facts, C_lora, C_fft = (
+        seen.facts(),
+        *(Entries(seen.places, entries_at(X, seen.places)) for X in (seen.C_lora, seen.drift.C)),
+    )
+    stronger = C_lora.values.abs() > C_fft.values.abs()
+    from_lora = seen.taken(layer.drift, 0.0, C_lora.where(~stronger))
+    from_drift = seen.taken(layer.drift, settings.restore, C_fft.where(stronger))
     return Parts(Update(layer.lora, from_lora, facts), Update(layer.lora.scaled(0.0), from_drift, facts))
 
 

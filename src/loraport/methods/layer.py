@@ -14,7 +14,7 @@ from torch import Tensor
 from loraport.errors import SettingsError
 from loraport.spectral.routing import Routing, observe
 from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
-from loraport.spectral.taken import Taken, factorize_less
+from loraport.spectral.taken import Remaining, Taken
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Update:
 
     def norm(self) -> float:
         """‖D'‖_F; the update is not multiplied out for it where that can be avoided."""
-        if isinstance(self.change, Taken):
-            return self._energy**0.5
+        if self._remaining is not None:
+            return self._remaining.energy**0.5
         return self.low_rank.norm() if self.change is None else float(torch.linalg.vector_norm(self.dense()))
 
     def change_norm(self) -> float:
@@ -112,9 +112,9 @@ class Update:
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
         """The best rank-r approximation of D', √Σ on both sides, with the share of energy that it loses."""
-        if not isinstance(self.change, Taken) or is_small(self.low_rank.shape, rank):
+        if self._remaining is None or is_small(self.low_rank.shape, rank):
             return factorize(self.dense(), rank, generator=generator)
-        low = factorize_less(self._upright, self.change, rank, self._energy, generator)
+        low = self._remaining.factorized(rank, generator)
         return low.transposed() if self.turned else low
 
     def kept_correction(self, low: LowRank) -> float | None:
@@ -122,11 +122,12 @@ class Update:
 
         They are the best ones of some rank, so a projection of D': ⟨D', low⟩ = ‖low‖², and nothing dense is looked at.
         """
-        if not isinstance(self.change, Taken):
-            return None if self.change is None else kept_correction(low, self.low_rank, self.change)
-        if not self.change.energy:
+        left = self._remaining
+        if left is None:
+            return kept_correction(low, self.low_rank, self.change) if isinstance(self.change, Tensor) else None
+        if not left.taken.energy:
             return None
-        return (self._taken_from_lora - self.low_rank.inner(low) + low.norm() ** 2) / self.change.energy
+        return (left.overlap - self.low_rank.inner(low) + low.norm() ** 2) / left.taken.energy
 
     def transposed(self) -> Update:
         """The update of the transposed layer."""
@@ -135,20 +136,12 @@ class Update:
         change = None if self.change is None else self.change.mT
         return Update(self.low_rank.transposed(), change, self.facts, self.reason)
 
-    @property
-    def _upright(self) -> LowRank:
-        return self.low_rank.transposed() if self.turned else self.low_rank
-
     @cached_property
-    def _taken_from_lora(self) -> float:
-        """⟨what was taken, B·A⟩"""
-        return self.change.inner(self._upright) if isinstance(self.change, Taken) else 0.0
-
-    @cached_property
-    def _energy(self) -> float:
-        """‖D'‖² = ‖B·A‖² − 2·⟨taken, B·A⟩ + ‖taken‖²"""
-        taken = self.change.energy if isinstance(self.change, Taken) else 0.0
-        return max(0.0, self.low_rank.norm() ** 2 - 2 * self._taken_from_lora + taken)
+    def _remaining(self) -> Remaining | None:
+        """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
+        if not isinstance(self.change, Taken):
+            return None
+        return Remaining(self.low_rank.transposed() if self.turned else self.low_rank, self.change)
 
 
 @dataclass(frozen=True)

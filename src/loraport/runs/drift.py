@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from loraport.weights.checkpoint import Weight
+from loraport.weights.rounding import in_pieces
 
 TIMES_FLOOR = 2.0
 """A drift within so many floors is taken for rounding."""
@@ -66,11 +67,13 @@ def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
     fine, coarse = source.precision, target.precision
     if fine is None or coarse is None or torch.finfo(coarse).eps <= torch.finfo(fine).eps:
         return None
-    rounded = source.matrix.to(coarse).float()
-    error = rounded - source.matrix
-    size = _dot(error, error)
-    share = _dot(target.matrix - source.matrix, error) / size if size else 0.0
-    return rounded if share > 0.5 and math.isfinite(share) else None
+    along = size = 0.0
+    for W_s, W_t in zip(in_pieces(source.matrix), in_pieces(target.matrix), strict=True):
+        error = W_s.to(coarse).float() - W_s
+        size += _dot(error, error)
+        along += _dot(W_t - W_s, error)
+    share = along / size if size else 0.0
+    return source.matrix.to(coarse).float() if share > 0.5 and math.isfinite(share) else None
 
 
 def _dot(X: Tensor, Y: Tensor) -> float:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.spectral.routing import directional_alignment
+from loraport.spectral.selection import Entries, entries_at, kth_smallest, true_places
 
 
 def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
@@ -38,35 +39,50 @@ def dominant_mask(receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]) ->
     return receivers[:, None] | senders[None, :]
 
 
+def risk_candidates(
+    C_lora: Float[Tensor, "n n"],
+    C_fft: Float[Tensor, "n n"],
+    receivers: Bool[Tensor, " n"],
+    senders: Bool[Tensor, " n"],
+) -> Entries:
+    """Dominant entries in which both updates push the same way (Eq. 7, 9), with their products C_lora · C_fft."""
+    both = C_lora * C_fft
+    places = true_places((both > 0).logical_and_(dominant_mask(receivers, senders)))
+    return Entries(places, entries_at(both, places))
+
+
 def over_activation_risk(
-    C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], labels: Int[Tensor, " k"]
-) -> tuple[Float[Tensor, "n n"], Bool[Tensor, "n n"]]:
-    """Risk(i, j) = C_lora · C_fft · Context, and where both updates push an entry the same way (Eq. 9, 12, 13).
+    candidates: Entries, C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], labels: Int[Tensor, " k"]
+) -> Float[Tensor, " e"]:
+    """Risk(i, j) = C_lora · C_fft · Context of each candidate (Eq. 12, 13).
 
     Context is the alignment of the two routing blocks around an entry, and 1 beyond the k leading directions.
     """
-    k, risk = len(labels), C_lora * C_fft
-    together = risk > 0
+    n, k = len(C_lora), len(labels)
     aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels)
-    risk[:k, :k] *= aligned[labels][:, labels]
-    return risk, together
+    context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more: beyond k
+    groups = torch.nn.functional.pad(labels, (0, n - k), value=len(aligned))
+    starts = torch.arange(0, n * n + 1, n, device=labels.device)
+    counts = torch.searchsorted(candidates.places, starts).diff()  # candidates in each row
+    columns = candidates.places - starts[:-1].repeat_interleave(counts)
+    blocks = (groups * len(context)).repeat_interleave(counts) + groups.index_select(0, columns)
+    return candidates.values * entries_at(context, blocks)
 
 
-def risky_entries(risk: Float[Tensor, "n n"], candidates: Bool[Tensor, "n n"], *, q_act: float) -> Bool[Tensor, "n n"]:
-    """Candidates whose risk exceeds the q_act quantile of the candidates' risks (text below Eq. 13).
+def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: float) -> Int[Tensor, " a"]:
+    """Places of the candidates whose risk exceeds the q_act quantile of all candidates' (text below Eq. 13).
 
     Exact, without a sort: exceeding the linearly interpolated quantile is exceeding its lower neighbour in order.
     """
-    values = risk[candidates]
-    if len(values) == 0:
-        return torch.zeros_like(candidates)
-    lower = torch.kthvalue(values, int(q_act * (len(values) - 1)) + 1).values
-    return candidates & (risk > lower)
+    if len(candidates) == 0:
+        return candidates.places
+    lower = kth_smallest(risk, int(q_act * (len(risk) - 1)) + 1)
+    return candidates.places[risk > lower]
 
 
 def arbitrated_part(
-    C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], arbitrated: Bool[Tensor, "n n"]
-) -> Float[Tensor, "n n"]:
+    C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], arbitrated: Int[Tensor, " a"]
+) -> Entries:
     """What arbitration takes from C_lora where both push the same way (Eq. 14): sign(C_lora) · min(|C_lora|, |C_fft|).
 
     The effective routing C_fft + C_casa becomes the stronger of the two, so C_casa = C_lora − C_fft where
@@ -74,8 +90,5 @@ def arbitrated_part(
     the distilled routing wherever that is the stronger one, against the paper's own prose and its published code, so we
     follow those two.
     """
-    places = arbitrated.flatten().nonzero().squeeze(1)
-    mine, theirs = C_lora.flatten()[places], C_fft.flatten()[places]
-    found = torch.zeros_like(C_lora)
-    found.view(-1)[places] = torch.where(mine.abs() < theirs.abs(), mine, theirs)
-    return found
+    mine, theirs = entries_at(C_lora, arbitrated), entries_at(C_fft, arbitrated)
+    return Entries(arbitrated, torch.where(mine.abs() < theirs.abs(), mine, theirs))

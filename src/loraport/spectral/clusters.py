@@ -9,14 +9,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from loraport.spectral.selection import true_places
+
 
 def predicted_rotation(C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, eps: float) -> Float[Tensor, "k k"]:
     """How far the LoRA turns direction j into direction i, to first order (Eq. 4).
 
     R(i, j) = |C_lora(i, j)| / (|S_i − S_j| + eps), and 0 on the diagonal.
     """
-    gap = (S[:, None] - S[None, :]).abs()
-    return (C_lora.abs() / (gap + eps)).fill_diagonal_(0)
+    gap = (S[:, None] - S[None, :]).abs_()
+    return C_lora.abs().div_(gap.add_(eps)).fill_diagonal_(0)
 
 
 def singular_clusters(
@@ -27,13 +29,12 @@ def singular_clusters(
     i and j are connected where R(i, j) > tau or R(j, i) > tau; clusters are the connected components, numbered by their
     first member. The rotation is symmetrised by that "or", so a directed and an undirected reading agree.
     """
-    R = predicted_rotation(C_lora, S, eps=eps)
-    return connected_labels((R > tau) | (R.mT > tau))
+    return connected_labels(predicted_rotation(C_lora, S, eps=eps) > tau)
 
 
 def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
-    """The connected component of each node of a symmetric graph, numbered by their first member."""
-    rows, columns = linked.nonzero().cpu().numpy().T
+    """The connected component of each node of a graph, whichever way its links point, numbered by first members."""
+    rows, columns = np.divmod(true_places(linked).cpu().numpy(), len(linked))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=linked.shape)
     _, labels = connected_components(graph, directed=False)
     return torch.from_numpy(labels.astype(np.int64)).to(linked.device)

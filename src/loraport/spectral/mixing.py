@@ -45,7 +45,7 @@ def observed_clusters(basis: SingularBasis, after: SingularBasis, k: int, *, mix
     left = mixing(basis.U[:, :k], after.U[:, :k]) > mixed
     right = mixing(basis.Vh[:k].mT, after.Vh[:k].mT) > mixed
     linked = left | right
-    return connected_labels(linked | linked.mT)
+    return connected_labels(linked)
 
 
 def adjusted_rand_index(labels: Int[Tensor, " k"], others: Int[Tensor, " k"]) -> float:

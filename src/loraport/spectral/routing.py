@@ -41,7 +41,7 @@ class Routing:
 def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
     """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V."""
     Y = D @ basis.Vh.mT
-    return Routing(basis.U.mT @ Y, Y.norm(dim=0))
+    return Routing(basis.seen_left(Y), Y.norm(dim=0))
 
 
 def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:

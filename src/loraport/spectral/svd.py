@@ -18,6 +18,9 @@ from loraport.errors import InputError, SettingsError
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
 
+SETTLED = 1e-4
+"""Share by which the energy of the leading directions must grow for a Lanczos iteration to go on."""
+
 OVERSAMPLING = 16
 """Columns in the random block beyond the rank (Halko, Martinsson & Tropp 2011 advise 5 to 10)."""
 
@@ -280,14 +283,22 @@ def krylov_directions(
     drawn = torch.randn(len(start), fresh, generator=generator, dtype=start.dtype).to(start.device)
     Q = _orthonormal_columns(torch.cat([start, drawn], dim=1))
     images = gram(Q)
+    found, vectors = _leading(Q.mT @ images, rank)
     for _ in range(KRYLOV_STEPS):
-        block = images[:, -(start.shape[1] + fresh) :]
+        before, block = found, images[:, -(start.shape[1] + fresh) :]
         for _ in range(2):
             block = _orthonormal_columns(block - Q @ (Q.mT @ block))
         Q, images = torch.cat([Q, block], dim=1), torch.cat([images, gram(block)], dim=1)
-    small = (Q.mT @ images).double()
-    vectors = torch.linalg.eigh((small + small.mT) / 2).eigenvectors
-    return Q @ vectors.flip(1)[:, :rank].to(Q.dtype)
+        found, vectors = _leading(Q.mT @ images, rank)
+        if found - before <= SETTLED * found:
+            break
+    return Q @ vectors.to(Q.dtype)
+
+
+def _leading(small: Float[Tensor, "m m"], rank: int) -> tuple[float, Tensor]:
+    """The sum of the leading eigenvalues of a symmetric matrix, and their vectors, in double precision."""
+    values, vectors = torch.linalg.eigh((small + small.mT).double() / 2)
+    return float(values[-rank:].sum()), vectors[:, -rank:].flip(1)
 
 
 def is_small(shape: tuple[int, ...], rank: int) -> bool:

@@ -21,7 +21,7 @@ from loraport.weights.names import OTHER_NETWORKS, WRAPPER_INFIXES, detect_namin
 from loraport.weights.pickled import read_pickle
 from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, Needed, files_of, indexes_beside, read_index
 from loraport.weights.quantized import decoded
-from loraport.weights.rounding import expected_error, narrowest, step_of
+from loraport.weights.rounding import expected_error, narrowest, rounding_error
 from loraport.weights.safetensors_files import StoredTensor, read_safetensors
 
 UNKNOWN_NAMING = "unknown"
@@ -48,7 +48,7 @@ class Weight:
         """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
         if self._step is not None:
             return expected_error(self._step)
-        return expected_error(step_of(self.matrix, self.precision or self.dtype))
+        return rounding_error(self.matrix, self.precision or self.dtype)
 
 
 @dataclass(frozen=True)
