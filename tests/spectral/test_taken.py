@@ -113,6 +113,25 @@ def test_leading_directions_of_an_operator(known, error):
     assert relative(found @ found.mT, Q[:, 1:4] @ Q[:, 1:4].mT) > 0.1
 
 
+@pytest.mark.parametrize(
+    ("values", "products"), [((90.0, 80, 70), 3), ((0.9999, 0.9998, 0.9997), 5)], ids=["apart", "flat"]
+)
+def test_the_iteration_stops_where_it_has_settled(values, products):
+    """Three values far above the rest are found in two steps; out of a flat spectrum four steps go on finding more."""
+    Q = orthogonal(400, 38)
+    spectrum = torch.cat([torch.tensor(values), torch.linspace(0.9996, 0.1, 397)]).double()
+    asked = []
+
+    def gram(X):
+        asked.append(X.shape[1])
+        return (Q * spectrum) @ (Q.mT @ X)
+
+    found = krylov_directions(gram, Q[:, :2] + 0.0, 3, generator=generator(0))
+    kept = float((found.mT @ gram(found)).trace())
+    assert len(asked) - 1 == products
+    assert kept > (1 - 1e-4 if products == 3 else 0.9) * float(spectrum[:3].sum())
+
+
 @pytest.mark.parametrize("shape", [(90, 90), (200, 90), (90, 200)], ids=str)
 def test_single_precision_bases_are_as_orthonormal_as_lapacks(shape):
     W = random_weights(shape, 37)[0]

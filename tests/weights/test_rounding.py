@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from loraport.weights.rounding import expected_error, narrowest, step_of
+from loraport.weights.rounding import expected_error, in_pieces, narrowest, rounding_error, step_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -58,3 +58,13 @@ def test_a_wide_file_of_narrow_values_is_seen_for_what_it_is():
         assert narrowest(narrow, torch.float32) == torch.float32
         assert narrowest(W, dtype) == dtype
     assert narrowest(W * 1e6, torch.float32) == torch.float32
+
+
+@pytest.mark.parametrize("count", [0, 5, 1 << 17, (1 << 17) + 1, 400_001])
+def test_pieces_are_all_of_it(count):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    pieces = in_pieces(values)
+    assert torch.equal(torch.cat(pieces), values) and max(map(len, pieces)) <= 1 << 17
+    whole = expected_error(step_of(values, torch.bfloat16))
+    assert rounding_error(values, torch.bfloat16) == pytest.approx(whole, rel=1e-5)
+    assert count == 0 or rounding_error(2 * values, torch.bfloat16) == pytest.approx(2 * whole, rel=1e-5)
