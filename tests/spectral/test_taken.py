@@ -114,10 +114,10 @@ def test_leading_directions_of_an_operator(known, error):
 
 
 @pytest.mark.parametrize(
-    ("values", "products"), [((90.0, 80, 70), 3), ((0.9999, 0.9998, 0.9997), 5)], ids=["apart", "flat"]
+    ("values", "products"), [((90.0, 80, 70), 2), ((0.9999, 0.9998, 0.9997), 5)], ids=["apart", "flat"]
 )
 def test_the_iteration_stops_where_it_has_settled(values, products):
-    """Three values far above the rest are found in two steps; out of a flat spectrum four steps go on finding more."""
+    """Three known directions far above the rest take one step; out of a flat spectrum four steps go on finding more."""
     Q = orthogonal(400, 38)
     spectrum = torch.cat([torch.tensor(values), torch.linspace(0.9996, 0.1, 397)]).double()
     asked = []
@@ -126,10 +126,10 @@ def test_the_iteration_stops_where_it_has_settled(values, products):
         asked.append(X.shape[1])
         return (Q * spectrum) @ (Q.mT @ X)
 
-    found = krylov_directions(gram, Q[:, :2] + 0.0, 3, generator=generator(0))
+    found = krylov_directions(gram, Q[:, : 5 - products] + 0.0, 3, generator=generator(0))
     kept = float((found.mT @ gram(found)).trace())
     assert len(asked) - 1 == products
-    assert kept > (1 - 1e-4 if products == 3 else 0.9) * float(spectrum[:3].sum())
+    assert kept > (1 - 1e-4 if products == 2 else 0.9) * float(spectrum[:3].sum())
 
 
 @pytest.mark.parametrize("shape", [(90, 90), (200, 90), (90, 200)], ids=str)
