@@ -83,9 +83,21 @@ def markdown(result: Row) -> str:
         cells = [f"{median(one[key] for one in some):.1f}" for key in ("wall_s", "cpu_s")]
         cells += [f"{max(one[key] for one in some) / 1e9:.2f}" for key in sizes]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *_stage_lines(result["rounds"])]
     if "growth" in result:
         lines += ["", *_growth_lines(result["growth"])]
     return "\n".join(lines) + "\n"
+
+
+def _stage_lines(rounds: Sequence[Row]) -> list[str]:
+    """Where our own runs spend their time; threads are added up, so that two may make twice the wall time."""
+    names = [name for name in rounds[0] if "basis" in rounds[0][name].get("stages", {})]
+    stages = [stage for stage in rounds[0][names[0]]["stages"] if stage not in ("total", "layers")] if names else []
+    lines = [f"| seconds of all threads | {' | '.join(stages)} |", "|---|" + "---|" * len(stages)]
+    for name in names:
+        cells = [f"{median(row[name]['stages'][stage] for row in rounds):.2f}" for stage in stages]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _growth_lines(growth: Row) -> list[str]:

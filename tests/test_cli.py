@@ -64,6 +64,8 @@ def test_transfer_json_is_the_promised_object(run, family):
                 "kept_correction", "k", "clusters", "largest_cluster", "arbitrated", "seconds"}  # fmt: skip
     assert promised <= set(result["layers"][0]) and len(result["layers"]) == 20
     assert result["peak_rss_bytes"] > 10_000_000 and result["seconds"]["total"] > 0
+    assert set(result["seconds"]) == {"total", "layers", "read", "basis", "routing", "transfer", "write"}
+    assert all(result["seconds"][stage] > 0 for stage in ("read", "basis", "routing", "transfer"))
     assert result["settings"]["tau"] == 1.0 and result["settings"]["rank"] == "auto"
 
 

@@ -66,5 +66,5 @@ def test_pieces_are_all_of_it(count):
     pieces = in_pieces(values)
     assert torch.equal(torch.cat(pieces), values) and max(map(len, pieces)) <= 1 << 17
     whole = expected_error(step_of(values, torch.bfloat16))
-    assert rounding_error(values, torch.bfloat16) == pytest.approx(whole, rel=1e-5)
-    assert count == 0 or rounding_error(2 * values, torch.bfloat16) == pytest.approx(2 * whole, rel=1e-5)
+    assert rounding_error(values, torch.bfloat16) == pytest.approx(whole, rel=1e-4)
+    assert count == 0 or rounding_error(2 * values, torch.bfloat16) == pytest.approx(2 * whole, rel=1e-4)

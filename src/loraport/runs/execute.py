@@ -74,7 +74,7 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     tell(watcher, [(run.label, result.warnings) for run, result in done], already=batch)
     end = time.perf_counter()
     layers = sum(row.seconds for run in runs for row in run.results.values())
-    seconds = {"total": end - start, "layers": layers, "write": end - computed}
+    seconds = {"total": end - start, "layers": layers, **bases.watch.seconds, "write": end - computed}
     results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in done]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
@@ -101,14 +101,16 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
     def read(name: str) -> SharedLayer:
         ready = runs[0].ready
         keep_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
-        weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
+        with bases.watch.stage("read"):
+            weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
         kept = any(job.kind == "DoRA" for _, job in todo[name])
         return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
 
     def done(name: str, shared: SharedLayer) -> list[tuple[Run, LayerResult]]:
         results = []
         for run, job in todo[name]:
-            written, result = run.worker(job, run.ready.lora.layers[name], shared)
+            with bases.watch.stage("transfer"):
+                written, result = run.worker(job, run.ready.lora.layers[name], shared)
             run.journal.keep(written, result)
             results.append((run, result))
         return results

@@ -19,6 +19,7 @@ from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
 from loraport.runs.given import Given, given
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
+from loraport.runs.stopwatch import Stopwatch
 from loraport.spectral.svd import (
     LowRank,
     SingularBasis,
@@ -74,9 +75,15 @@ class Bases:
     not_kept: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
+    @cached_property
+    def watch(self) -> Stopwatch:
+        """How long the stages of the run take that asks for these bases."""
+        return Stopwatch(self.device)
+
     def of(self, W: Tensor, fingerprint: str) -> SingularBasis:
         """The basis of a weight with this content hash."""
-        fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
+        with self.watch.stage("basis"):
+            fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
         if fetched.not_written:
             self.not_kept.add(fetched.not_written)
         return fetched.basis
@@ -147,8 +154,10 @@ class SharedLayer:
     @cached_property
     def routing(self) -> Routing:
         """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
-        nothing = LowRank(self.drift[:, :0], self.drift[:0])
-        layer = Layer(nothing, self.drift, self.basis)
+        with self._bases.watch.stage("routing"):
+            return self._routing(Layer(LowRank(self.drift[:, :0], self.drift[:0]), self.drift, self.basis))
+
+    def _routing(self, layer: Layer) -> Routing:
         if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
             return layer.routing()
         made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"

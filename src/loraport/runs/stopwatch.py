@@ -1,0 +1,45 @@
+"""How long each stage of a run takes, over all of its threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+STAGES = ("read", "basis", "routing", "transfer")
+"""Files to weights and drift; bases, made or fetched; the drift seen in them; what is done for each LoRA."""
+
+
+class Stopwatch:
+    """Seconds of each stage. One inside another counts for itself alone; threads are added up, so that the sum may be
+    more than the clock shows. On a card each stage waits for what it has started.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._card = device if device.type == "cuda" else None
+        self._lock, self._here = threading.Lock(), threading.local()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts what is done inside; raises KeyError for a stage that there is not."""
+        inner: list[float] = self._here.__dict__.setdefault("inner", [])
+        inner.append(0.0)
+        start = self._now()
+        try:
+            yield
+        finally:
+            passed = self._now() - start
+            own = passed - inner.pop()
+            if inner:
+                inner[-1] += passed
+            with self._lock:
+                self.seconds[name] += own
+
+    def _now(self) -> float:
+        if self._card is not None:
+            torch.cuda.synchronize(self._card)
+        return time.perf_counter()
