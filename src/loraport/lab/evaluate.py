@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -22,6 +21,7 @@ from loraport.lab.calibration import open_pair, reference_updates
 from loraport.lab.material import EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
 from loraport.lab.rows import ALONE, Row, Rule, Worn
 from loraport.lab.store import Kept, Store
+from loraport.once import once
 from loraport.toy.adapters import attach
 from loraport.toy.clips import from_latents
 from loraport.toy.family import adapter_path
@@ -62,12 +62,12 @@ class Session:
     clips: int
     calibration: bool = False
 
-    @cached_property
+    @once
     def evaluation(self) -> Drawn:
         """What is reported comes from these."""
         return draw(EVALUATION_SEEDS, self.clips)
 
-    @cached_property
+    @once
     def tuning(self) -> Drawn:
         """Candidates are chosen on these."""
         return draw(TUNING_SEEDS, max(2, self.clips // 3))
@@ -86,12 +86,12 @@ class Session:
             self.reference_store.put(place, key, kept)
         return as_clips(kept.tensors["latents"])
 
-    @cached_property
+    @once
     def references(self) -> tuple[Tensor, Tensor]:
         """Of the evaluation and of the tuning seeds."""
         return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
 
-    @cached_property
+    @once
     def student(self) -> WanTransformer3DModel:
         """The student, opened once."""
         return self.material.student()
@@ -125,12 +125,12 @@ class Session:
         facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
         return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
-    @cached_property
+    @once
     def judged(self) -> EndEffect:
         """On the clips that a guard draws."""
         return self._effect(judged_clips(self._end_clips))
 
-    @cached_property
+    @once
     def measured(self) -> EndEffect:
         """On clips that no fit and no guard has seen."""
         return self._effect(Clips("lab", 0, self._end_clips))

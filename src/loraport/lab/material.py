@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from loraport.errors import InputError
 from loraport.methods import Layer
+from loraport.once import once
 from loraport.runs.config import TransferConfig
 from loraport.runs.layer import Bases, SharedLayer, read_weights
 from loraport.runs.prepare import Prepared, prepare
@@ -104,13 +104,13 @@ class Material:
         """The adapter's updates, as it was trained on the base."""
         return adapter_updates(self.cell.adapter.name, self.family)
 
-    @cached_property
+    @once
     def ready(self) -> Prepared:
         """The opened files and their plan."""
         places = (str(adapter_path(self.cell.adapter.name, self.family)), str(self.family / BASE.name))
         return prepare(TransferConfig(*places, target_place(self.cell.student.name, self.family), "unused.safetensors"))
 
-    @cached_property
+    @once
     def layers(self) -> Mapping[str, Layer]:
         """Every layer that the adapter touches, as a transfer sees it."""
         found, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
@@ -121,7 +121,7 @@ class Material:
             found[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
         return found
 
-    @cached_property
+    @once
     def oracle(self) -> Mapping[str, LowRank]:
         """The updates of the same adapter trained on the student."""
         place = str(oracle_path(self.cell.student.name, self.cell.adapter.name, self.family))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import SettingsError
+from loraport.once import once
 from loraport.spectral.routing import Routing, observe
 from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
 from loraport.spectral.taken import Remaining, Taken
@@ -136,7 +136,7 @@ class Update:
         change = None if self.change is None else self.change.mT
         return Update(self.low_rank.transposed(), change, self.facts, self.reason)
 
-    @cached_property
+    @once
     def _remaining(self) -> Remaining | None:
         """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
         if not isinstance(self.change, Taken):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ import loraport
 from loraport.errors import SettingsError
 from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
+from loraport.once import once
 from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.execute import read_ahead
@@ -76,7 +76,7 @@ class Bench:
         """Headers only; nothing is computed yet. Raises InputError."""
         return cls(prepare(as_transfer(config)), BasisCache(config.cache), find_device(config.device))
 
-    @cached_property
+    @once
     def whole(self) -> tuple[Checkpoint, Target]:
         """Both models with all shards that lie here; of a model on the Hub only what was fetched for the LoRA."""
         config, source, target = self.ready.config, self.ready.source, self.ready.target

@@ -6,13 +6,13 @@ import hashlib
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from loraport.methods import Layer, Parts, Recipe, Routing, Update
+from loraport.once import once
 from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import Part, RankRule
 from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
@@ -75,7 +75,7 @@ class Bases:
     not_kept: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
-    @cached_property
+    @once
     def watch(self) -> Stopwatch:
         """How long the stages of the run take that asks for these bases."""
         return Stopwatch(self.device)
@@ -112,46 +112,46 @@ class SharedLayer:
         self._drift, self._bases = weights.drift, bases
         self._parts: dict[Hashable, Update] = {}
 
-    @cached_property
+    @once
     def measured_drift(self) -> float:
         """‖D_fft‖ as the files have it."""
         return _norm(self._drift)
 
-    @cached_property
+    @once
     def is_rounding(self) -> bool:
         """Whether the drift cannot be told from rounding."""
         return not self._force and within_floor(self.measured_drift, self.floor)
 
-    @cached_property
+    @once
     def drift(self) -> Tensor:
         """D_fft on the device."""
         found = torch.zeros_like(self._drift) if self.is_rounding else self._drift
         return found.to(self._bases.device)
 
-    @cached_property
+    @once
     def drift_norm(self) -> float:
         """‖D_fft‖, as it counts."""
         return 0.0 if self.is_rounding else self.measured_drift
 
-    @cached_property
+    @once
     def weight_norm(self) -> float:
         """‖W_s‖"""
         return 0.0 if self._W_s is None else _norm(self._W_s)
 
-    @cached_property
+    @once
     def basis(self) -> SingularBasis | None:
         """The basis of W_s."""
         W_s, _ = self._W_s, self.weight_norm
         self._W_s = None
         return None if W_s is None else self._bases.of(W_s, self.source_hash)
 
-    @cached_property
+    @once
     def target(self) -> SingularBasis | None:
         """The basis of W_t; None where no run of this layer asked for it."""
         W_t, self._W_t = self._W_t, None
         return None if W_t is None else self._bases.of(W_t, self.target_hash)
 
-    @cached_property
+    @once
     def routing(self) -> Routing:
         """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
         with self._bases.watch.stage("routing"):

@@ -6,12 +6,12 @@ Rows of a routing matrix receive (left directions u_i), columns send (right dire
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loraport.once import once
 from loraport.spectral.svd import LowRank, SingularBasis
 
 
@@ -27,12 +27,12 @@ class Routing:
     send: Float[Tensor, " n"]
     """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
 
-    @cached_property
+    @once
     def receive(self) -> Float[Tensor, " n"]:
         """‖u_iᵀ·D‖: what each left direction receives; V is square, so the row norms of C are all of it."""
         return self.C.norm(dim=1)
 
-    @cached_property
+    @once
     def outside(self) -> Float[Tensor, " n"]:
         """‖D·v_j‖² − ‖C(:, j)‖² in float64: what each right direction sends out of the basis."""
         return (self.send.double().square() - self.C.norm(dim=0).double().square()).clamp(min=0)

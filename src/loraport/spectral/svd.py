@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
+from loraport.once import once
 
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -68,7 +68,7 @@ class HalfBasis(SingularBasis):
         strong = len(S) - len(weak)
         self.__dict__.update(S=S, Vh=Vh, _W=W, _weak=weak, _strong=strong)
 
-    @cached_property
+    @once
     def U(self) -> Float[Tensor, "out n"]:  # noqa: N802
         """All left directions."""
         S, Vh = self.S[: self._strong], self.Vh[: self._strong]

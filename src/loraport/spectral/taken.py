@@ -10,12 +10,12 @@ products with a few columns are ever needed, and those D gives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from loraport.once import once
 from loraport.spectral.routing import Routing
 from loraport.spectral.selection import Entries
 from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
@@ -35,12 +35,12 @@ class Taken:
     struck: Entries | None = None
     """What arbitration takes of single routing entries."""
 
-    @cached_property
+    @once
     def kept_senders(self) -> Float[Tensor, " n"]:
         """restore where a direction sends weakly, 0 where it dominates."""
         return self.restore * (~self.senders).to(self.D.dtype)
 
-    @cached_property
+    @once
     def inside(self) -> Float[Tensor, "n n"]:
         """The part inside the basis, as a routing matrix."""
         found = self.drift.C * self.kept_senders
@@ -54,7 +54,7 @@ class Taken:
         """Whether there is an outside."""
         return self.D.shape[0] > self.D.shape[1]
 
-    @cached_property
+    @once
     def energy(self) -> float:
         """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D·v_j‖² − ‖C(:, j)‖²."""
         flat = self.inside.flatten()
@@ -98,17 +98,17 @@ class Remaining:
     lora: LowRank
     taken: Taken
 
-    @cached_property
+    @once
     def P(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """Uᵀ·B"""
         return self.taken.basis.seen_left(self.lora.B)
 
-    @cached_property
+    @once
     def Q(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """V·Aᵀ, with the rows of Vh for V"""
         return self.taken.basis.Vh @ self.lora.A.mT
 
-    @cached_property
+    @once
     def cross(self) -> Float[Tensor, "r n"] | None:
         """((I − UUᵀ)·B)ᵀ·T: how the two overlap outside of the basis; None where nothing is there."""
         if not (self.taken.is_tall and self.taken.restore):
@@ -116,13 +116,13 @@ class Remaining:
         drifted = (self.lora.B.mT @ self.taken.D) @ self.taken.basis.Vh.mT
         return (drifted - self.P.mT @ self.taken.drift.C) * self.taken.kept_senders
 
-    @cached_property
+    @once
     def overlap(self) -> float:
         """⟨B·A, T·Vᵀ⟩"""
         found = (self.P.double() * (self.taken.inside @ self.Q).double()).sum()
         return float(found if self.cross is None else found + (self.cross.double() * self.Q.mT.double()).sum())
 
-    @cached_property
+    @once
     def energy(self) -> float:
         """‖B·A − T·Vᵀ‖²"""
         return max(0.0, self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.once import once
 from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
 from loraport.weights.gguf_files import read_gguf
@@ -38,12 +39,12 @@ class Weight:
     """That of the file; float32 where it holds codes."""
     _step: Tensor | None = None
 
-    @cached_property
+    @once
     def precision(self) -> torch.dtype | None:
         """The dtype whose grid the values lie on, which may be narrower than the file's; None where it holds codes."""
         return None if self._step is not None else narrowest(self.matrix, self.dtype)
 
-    @cached_property
+    @once
     def rounding(self) -> float:
         """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
         if self._step is not None:

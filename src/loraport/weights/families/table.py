@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from loraport.once import once
 
 Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo"]
 """Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on."""
@@ -129,7 +130,7 @@ class Family:
     def _spelled(self, naming: Naming, bare: bool = False) -> Mapping[str, tuple[Piece, ...]]:
         return self._spellings.get((naming, bare), {})
 
-    @cached_property
+    @once
     def _tables(self) -> dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, flattened, bare parameters) -> stored template -> the canonical templates in it."""
         tables: dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]] = {}
@@ -140,7 +141,7 @@ class Family:
                 table[key] = (*table.get(key, ()), (str(row[0]), place))
         return tables
 
-    @cached_property
+    @once
     def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, bare parameters) -> canonical template -> its place."""
         tables: dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]] = {}
