@@ -38,9 +38,18 @@ class SingularBasis:
         return SingularBasis(self.Vh.mT, self.S, self.U.mT)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return self.U.shape[0], self.Vh.shape[1]
+
+    @property
     def is_square(self) -> bool:
         """Whether neither side has a complement."""
-        return self.U.shape[0] == self.Vh.shape[1]
+        return self.shape[0] == self.shape[1]
+
+    def left_rows(self, start: int) -> Float[Tensor, "w out"]:
+        """The left directions from one on, as rows."""
+        return self.U.mT[start:]
 
     def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         """Uᵀ·X"""
@@ -55,7 +64,8 @@ class HalfBasis(SingularBasis):
     """The basis of a square or tall weight whose left directions follow from the weight: u_i = W·v_i / S_i.
 
     An error ε of v_i comes back as ε·rms(S) / S_i, so the directions below the first `len(S) − len(weak)` are given
-    (`weak`, as rows). U is made when somebody asks for all of it; for a few columns it need not be.
+    (`weak`, as rows; `strong_directions` says how many not). U is made when somebody asks for all of it; for a few
+    columns it need not be. The weight is looked at then, and must not change.
     """
 
     _W: Tensor
@@ -75,13 +85,17 @@ class HalfBasis(SingularBasis):
         return torch.cat([self._W @ (Vh.mT / S), self._weak.mT], dim=1)
 
     @property
-    def is_square(self) -> bool:
-        """Whether neither side has a complement; U is not made for that."""
-        return self._W.shape[0] == self._W.shape[1]
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight; U is not made for that."""
+        return self._W.shape[0], self._W.shape[1]
 
     def transposed(self) -> SingularBasis:
         """The basis of Wᵀ."""
         return _Turned(self)
+
+    def left_rows(self, start: int) -> Float[Tensor, "w out"]:
+        """The left directions from one on, as rows; the given ones without the others."""
+        return self._weak[start - self._strong :] if start >= self._strong else super().left_rows(start)
 
     def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         """Uᵀ·X without U."""
@@ -108,9 +122,9 @@ class _Turned(SingularBasis):
         return self._upright.U.mT
 
     @property
-    def is_square(self) -> bool:
-        """Whether neither side has a complement."""
-        return self._upright.is_square
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return self._upright.shape[::-1]
 
     def transposed(self) -> SingularBasis:
         """The basis of the tall weight."""
@@ -181,6 +195,17 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
     return _by_lapack(W) if found is None else found
 
 
+WEAK = 0.25
+"""Directions with a singular value below so many root mean squares are given on both sides in half a basis: the others
+come back from the weight with at most four times the error."""
+
+
+def strong_directions(S: Float[Tensor, " n"]) -> int:
+    """How many of the left directions half a basis leaves to the weight."""
+    mean = S.double().square().mean().sqrt()
+    return int((S > 0).logical_and(S >= WEAK * mean).sum())
+
+
 STEEPEST = 1e5
 """Ratio of the largest to the smallest singular value up to which the Gram matrix is trusted: the last left directions
 are then orthonormal to 1e-16 · STEEPEST² = 1e-6."""
@@ -195,10 +220,12 @@ def _by_gram(W: Float[Tensor, "out n"]) -> SingularBasis | None:
     S, V = values.flip(0).clamp(min=0).sqrt(), V.flip(1)
     if not S[0] <= STEEPEST * S[-1]:
         return None
-    # single precision costs u_i an error of 1e-7·S_1 / S_i: the weak ones are made in double
-    strong = int((100 * S >= S[0]).sum())
-    U = torch.cat([W @ (V[:, :strong] / S[:strong]).float(), (W.double() @ (V[:, strong:] / S[strong:])).float()], 1)
-    return SingularBasis(U, S.float(), V.mT.float().contiguous())
+    # single precision costs u_i an error of 1e-7·S_1 / S_i: the weakest ones are made in double
+    strong = strong_directions(S)
+    fair = max(strong, int((100 * S >= S[0]).sum()))
+    weak = [(W @ (V[:, strong:fair] / S[strong:fair]).float()).mT]
+    weak += [(W.double() @ (V[:, fair:] / S[fair:])).mT.float()] if fair < len(S) else []
+    return HalfBasis(W, S.float(), V.mT.float().contiguous(), torch.cat(weak))
 
 
 GRAM_ROWS = 2048

@@ -28,15 +28,11 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
-from loraport.spectral.svd import HalfBasis, SingularBasis
+from loraport.spectral.svd import HalfBasis, SingularBasis, strong_directions
 from loraport.weights.safetensors_files import read_safetensors
 
 VERSION = 2
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
-
-WEAK = 0.25
-"""Directions with a singular value below so many root mean squares are kept on both sides: the others come back from
-the weight with at most four times the error."""
 
 _LARGEST = 32767
 _SCALE = ".scale"
@@ -217,11 +213,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _halved(basis: SingularBasis) -> dict[str, Tensor]:
     """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
-    tall = basis.U.shape[0] >= basis.Vh.shape[1]
-    small, other = (basis.Vh, basis.U.mT) if tall else (basis.U.mT, basis.Vh)
-    mean = basis.S.double().square().mean().sqrt()
-    strong = int((basis.S > 0).logical_and(basis.S >= WEAK * mean).sum())
-    return {"S": basis.S, "small": small, "weak": other[strong:]}
+    upright = basis if basis.shape[0] >= basis.shape[1] else basis.transposed()
+    return {"S": basis.S, "small": upright.Vh, "weak": upright.left_rows(strong_directions(basis.S))}
 
 
 def _basis(stored: Mapping[str, Tensor], W: Tensor) -> SingularBasis:
