@@ -54,9 +54,10 @@ def test_looks_follow_the_students_own_way(name, family):
         torch.testing.assert_close(own, chain.states[:, 0] - pair.velocity(pair.looks[0], clips, chain))
 
 
-@pytest.mark.parametrize("name", PAIRED)
-def test_calibration_lowers_the_error_it_was_accepted_on_and_repeats_itself(name, family, adapter):
-    pair, settings = EmbeddedPair(name, family), CalibrationSettings(clips=2, gains="type", last_blocks=1)
+@pytest.mark.parametrize(("name", "gains"), [("one-step", "type"), *((name, "none") for name in PAIRED[1:])])
+def test_calibration_lowers_the_error_it_was_accepted_on(name, gains, family, adapter):
+    """Gains know nothing of the sampler, readout does."""
+    pair, settings = EmbeddedPair(name, family), CalibrationSettings(clips=2, gains=gains, last_blocks=1)
     meter = Meter(1)
     done = calibrate(pair, adapter, settings=settings, meter=meter)
     check = opened(pair, adapter, role="check")
@@ -69,8 +70,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(family, ada
     pair, settings = EmbeddedPair("one-step", family), CalibrationSettings(clips=2, gains="type", last_blocks=1)
     done = calibrate(pair, adapter, settings=settings)
     assert fingerprint(calibrate(pair, adapter, settings=settings).updates) == fingerprint(done.updates)
-    other = calibrate(pair, adapter, settings=replace(settings, seed=1))
-    assert fingerprint(other.updates) != fingerprint(done.updates)
+    other = calibrate(pair, adapter, settings=replace(settings, seed=1, readout=False))
+    assert other.gains.factors != done.gains.factors
 
 
 def test_ranks_grow_or_are_cut_back(family, adapter):

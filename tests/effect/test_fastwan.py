@@ -193,25 +193,32 @@ def test_stochastic_euler_steps_re_noise_too(tmp_path):
         assert find_sampler(folder, 2, ()).renoises is stochastic
 
 
-@pytest.mark.parametrize("more", [[], ["--target-timesteps", "1000,500"]])
-def test_on_the_command_line(places, adapter, tmp_path, more):
-    """Which schedule was used stands in the JSON, in the table and in the guard's notes."""
+@pytest.fixture
+def asked(places, adapter, tmp_path):
+    """The LoRA's file, and the options that name the pair."""
     lora = str(write_lora(tmp_path / "lora.safetensors", {name: (low.B, low.A) for name, low in adapter.items()}))
-    pair = ["--source", places["source"], "--target", places["fastwan"]]
-    small = ["--frames", "5", "--size", "32x32", "--source-steps", "1", "--clips", "2", "--no-cache", *more]
+    return lora, ["--source", places["source"], "--target", places["fastwan"], "--no-cache"]
+
+
+@pytest.mark.parametrize(("more", "told"), [([], [1000, 757, 522]), (["--target-timesteps", "1000,500"], [1000, 500])])
+def test_the_schedule_stands_in_the_json_and_in_the_table(asked, more, told):
+    lora, pair = asked
+    small = ["--frames", "5", "--size", "32x32", "--source-steps", "1", "--clips", "2", *more]
     facts = json.loads(run(["score", "none", "--lora", lora, *pair, *small, "--json"]).stdout)
-    told = [1000, 500] if more else [1000, 757, 522]
     assert facts["target_sampler"]["times"] == told and facts["target_sampler"]["renoises"] is True
     assert ("as given" if more else "FastVideo's own") in facts["target_sampler"]["reason"]
     shown = run(["score", "none", "--lora", lora, *pair, *small, "--dry-run"])
     assert f"timesteps {', '.join(map(str, told))}" in shown.stdout and "2 gates" in shown.stderr
-    keys = ["--sampling=frames=5", "--sampling=size=32x32", "--sampling=source-steps=1"]
-    keys += [f"--sampling=target-timesteps={more[1]}"] if more else []
+
+
+def test_the_guard_tells_it_too(asked, tmp_path):
+    lora, pair = asked
+    keys = [f"--sampling={key}" for key in ("frames=5", "size=32x32", "source-steps=1", "target-timesteps=1000,500")]
     out, page = tmp_path / "out.safetensors", tmp_path / "page.html"
-    guard = ["transfer", lora, *pair, "-o", str(out), "--method", "direct:0.5", "--guard", "--guard-clips", "2", *keys]
-    done = json.loads(run([*guard, "--no-cache", "--report", str(page), "--json"]).stdout)
-    assert done["target_sampler"]["times"] == told and any("2 gates" in note for note in done["warnings"])
-    assert f"timesteps {', '.join(map(str, told))}" in page.read_text()
+    guard = ["--method", "direct:0.5", "--guard", "--guard-clips", "2", *keys, "--report", str(page), "--json"]
+    done = json.loads(run(["transfer", lora, *pair, "-o", str(out), *guard]).stdout)
+    assert done["target_sampler"]["times"] == [1000, 500] and any("2 gates" in note for note in done["warnings"])
+    assert "timesteps 1000, 500" in page.read_text()
 
 
 def run(words):
