@@ -48,9 +48,10 @@ def test_an_estimate_is_in_words_and_nothing_is_written(tmp_path):
     assert "{" not in text and "nothing" in text and not out.exists()
 
 
-def test_a_score_says_on_how_many_clips(tmp_path):
+def test_a_score_says_on_how_many_clips_of_which_sampler(tmp_path):
     words = ["score", "none", "--lora", "toy:retro", *PAIR, "toy:one-step", "--clips", "2", "--no-cache"]
     lines = said(*words).splitlines()
     assert lines[0].split() == ["clips", "2,", "of", "2", "prompts"]
-    assert [line.split()[0] for line in lines[1:]] == ["direct", "none"]
+    assert lines[1].startswith("target  sampled by euler, 1 step at noise levels 1 (timesteps 1000)")
+    assert [line.split()[0] for line in lines[2:]] == ["direct", "none"]
     assert "passes" in said(*words, "--dry-run")
