@@ -57,7 +57,7 @@ class PipelinePair:
     """
 
     def __init__(self, source: str, target: str, settings: PipelineSettings) -> None:
-        """Reads configurations and headers. Raises InputError for what is no pipeline, MismatchError for another class."""
+        """Reads headers only. Raises InputError for what is no pipeline, MismatchError for another class."""
         self.settings, self.batch = settings, settings.batch
         self.places = {"source": pipeline_folder(source), "target": pipeline_folder(target)}
         if pipeline_class(self.places["source"]) == FASTVIDEO:
