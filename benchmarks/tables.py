@@ -150,15 +150,16 @@ def _curves(axes: Any, rows: Row, label: str) -> None:
     """Seconds on the left, memory on the right."""
     right = axes.twinx()
     nested = "cold" in next(iter(rows.values()))
-    for name, colour in (("cold", "#357"), ("warm", "#b44")) if nested else (("", "#b44"),):
+    most = 0.0
+    for name, colour in (("cold", "#357"), ("warm", "#b44")) if nested else (("warm", "#b44"),):
         some = [row[name] if nested else row for row in rows.values()]
-        axes.plot(list(rows), [one["cpu_s"] for one in some], "o-", color=colour, label=f"{name} s".strip())
-        right.plot(
-            list(rows), [one["peak_anonymous_bytes"] / 1e9 for one in some], "x:", color=colour, label=f"{name} GB"
-        )
-    right.set_ylim(bottom=0)
+        places, memory = [int(place) for place in rows], [one["peak_anonymous_bytes"] / 1e9 for one in some]
+        axes.plot(places, [one["cpu_s"] for one in some], "o-", color=colour, label=name)
+        right.plot(places, memory, "x:", color=colour)
+        most = max(most, *memory)
+    right.set_ylim(0, 1.6 * most)
     right.set_ylabel("GB, anonymous (dotted)")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("CPU seconds")
-    axes.legend()
+    axes.legend(loc="upper left")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks.suite import published_bytes
 
-from benchmarks import accuracy, drivers, floor, synthetic, tables
+from benchmarks import accuracy, card, drivers, floor, synthetic, tables
 from loraport.spectral.svd import energy_rank
 
 
@@ -133,3 +133,16 @@ def test_arithmetic_is_exact_and_storage_costs_less_than_1e_4(shape):
     restored = found["restore-only"]
     assert 10 * restored["same basis"] < restored["own basis"] < 1e-4
     assert found["casa"]["own basis"] > restored["own basis"], "entries at a threshold fall on the other side"
+
+
+def test_a_card_is_measured_by_the_same_script_on_a_processor():
+    found = card.measured("48", torch.device("cpu"), blocks=3, sample=2)
+    stages = {"basis", "routing", "LoRA", "a further LoRA"}
+    assert set(found["seconds"]) == set(found["share of the roofline"]) == stages
+    assert all(value > 0 for value in (*found["seconds"].values(), *found["roofline"].values()))
+    assert found["whole"] == pytest.approx(sum(found["seconds"][name] for name in ("basis", "routing", "LoRA")))
+    assert found["peak GB"] is None
+    assert card.block("14b") == [(5120, 5120)] * 8 + [(13824, 5120), (5120, 13824)]
+    # twice as wide is eight times the work of a basis
+    small, large = (card.least(n, n)["basis"]["float64"] for n in (64, 128))
+    assert large == 8 * small
