@@ -56,7 +56,11 @@ def test_an_error_of_one_half_comes_back_larger_where_the_weight_is_weak():
 
 
 @shapes
-@pytest.mark.parametrize("settings", [PAPER, replace(PAPER, restore=0.5), replace(PAPER, arbitrate=False)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [PAPER, replace(PAPER, restore=0.5), replace(PAPER, restore=0.0), replace(PAPER, arbitrate=False)],
+    ids=["paper", "half", "arbitrate only", "restore only"],
+)
 def test_what_is_known_of_it_is_what_the_dense_matrix_says(shape, settings):
     W_s, W_t, lora = random_weights(shape, 33)
     update = casa(layer_of(W_s, W_t, lora), settings)
@@ -69,9 +73,13 @@ def test_what_is_known_of_it_is_what_the_dense_matrix_says(shape, settings):
     assert relative(taken.times(X), T @ taken.basis.Vh.mT @ X) < 1e-9
     upright = lora.transposed() if update.turned else lora
     assert Remaining(upright, taken).overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
+    left = upright.dense() - T
+    assert (
+        relative(Remaining(upright, taken).gram(X), taken.basis.Vh @ (left.mT @ (left @ taken.basis.Vh.mT @ X))) < 1e-9
+    )
     outside = T - taken.basis.U @ (taken.basis.U.mT @ T)
     assert torch.allclose(taken.outside_gram(X), taken.basis.Vh @ (outside.mT @ (outside @ taken.basis.Vh.mT @ X)))
-    assert (float(outside.norm()) > 0.1 * float(T.norm())) == taken.is_tall
+    assert (float(outside.norm()) > 0.1 * float(T.norm())) == (taken.is_tall and settings.restore > 0)
 
 
 @large

@@ -131,12 +131,13 @@ class Remaining:
         """(ZᵀZ + NᵀN)·X: products with n × n matrices, and in tall layers with D."""
         seen = (self.P @ (self.Q.mT @ X)).addmm_(self.taken.inside, X, alpha=-1)
         found = (self.Q @ (self.P.mT @ seen)).sub_(transposed_times(self.taken.inside, seen))
+        if not self.taken.is_tall:
+            return found
+        outside, seen = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P, self.Q.mT @ X
+        found += self.Q @ (outside @ seen)
         if self.cross is None:
             return found
-        outside = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P
-        seen = self.Q.mT @ X
-        found += self.Q @ (outside @ seen - self.cross @ X) - self.cross.mT @ seen
-        return found.add_(self.taken.outside_gram(X))
+        return found.sub_(self.Q @ (self.cross @ X) + self.cross.mT @ seen).add_(self.taken.outside_gram(X))
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
         """The best rank-r approximation, √Σ on both sides, with the share of energy that it loses.
