@@ -127,7 +127,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
 
 def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
     """In the order that they need: the oracle waits for the student and for the adapter's trajectories."""
-    without(whole, tmp_path, "base", "noir", "swing", "swing-trajectories", "causal", "causal/swing")
+    without(whole, tmp_path, "noir", "swing", "swing-trajectories", "causal", "causal/swing")
     train_family(Workshop(tmp_path, TINY, 0, print), jobs=2)
     assert equal(contents(tmp_path), contents(whole))
 
