@@ -169,9 +169,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     result = {"machine": machine(), "shapes": table(given.size, given.device, given.repeats, tuple(given.skip))}
     given.results.mkdir(parents=True, exist_ok=True)
-    place = given.results / f"drivers-{given.device}-{given.size}"
-    place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    place.with_suffix(".md").write_text(markdown(result))
+    name = f"drivers-{given.device}-{given.size}"
+    (given.results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (given.results / f"{name}.md").write_text(markdown(result))
     print(markdown(result))
 
 
