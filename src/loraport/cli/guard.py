@@ -26,12 +26,11 @@ class GuardFlags:
     sampling: tuple[str, ...]
 
 
-def parse_sampling(flags: Sequence[str], device: str) -> Sampling:
+def parse_sampling(flags: Sequence[str]) -> Sampling:
     """The sampling behind `--sampling KEY=VALUE`s. Raises SettingsError for an unknown key or a value that is none."""
     kinds = {
         name.replace("_", "-"): next(kind for kind in (*get_args(hint), hint) if kind is not type(None))
         for name, hint in get_type_hints(Sampling).items()
-        if name != "device"
     }
     values: dict[str, Any] = {}
     for flag in flags:
@@ -43,7 +42,7 @@ def parse_sampling(flags: Sequence[str], device: str) -> Sampling:
             values[key.replace("-", "_")] = text in ("yes", "true", "1") if kind is bool else kind(text)
         except ValueError as error:
             raise SettingsError(f"--sampling {' '.join(flags)}: {error}; write target-steps=3 for one") from error
-    return Sampling(**values, device=device)
+    return Sampling(**values)
 
 
 def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def run_guarded(
     from loraport.runs.execute import transfer_many
     from loraport.runs.results import BatchResult
 
-    pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling, configs[0].device))
+    pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         guarded = guarded_transfer(
             configs, flags.output, pair, lambda runs: transfer_many(runs, progress=terminal),

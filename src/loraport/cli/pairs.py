@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,44 +23,57 @@ SampledSource = Annotated[
 ]
 SampledTarget = Annotated[str, typer.Option("--target", metavar="MODEL", help="The distilled model, likewise.")]
 Clips = Annotated[int, typer.Option(min=1, help="How many clips are drawn for each purpose.")]
-Prompts = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Pipelines: prompts, one a line; a built-in list without it.")
-]
-Frames = Annotated[int, typer.Option(min=1, help="Pipelines: frames of a clip.")]
-Size = Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Pipelines: size of a clip in pixels.")]
-SourceSteps = Annotated[int, typer.Option(min=1, help="Pipelines: steps of the source.")]
-SourceGuidance = Annotated[float, typer.Option(help="Pipelines: guidance of the source.")]
-TargetSteps = Annotated[
-    int | None,
-    typer.Option(min=1, help="Pipelines: steps of the target; 4, or as many as its own timesteps (FastWan's 3)."),
-]
-TargetTimesteps = Annotated[
-    str | None,
-    typer.Option(
-        metavar="T,T,...",
-        help="Pipelines that re-noise: the timesteps at which the target looks, of 1000; FastWan's are 1000,757,522.",
-    ),
-]
-TargetGuidance = Annotated[float, typer.Option(help="Pipelines: guidance of the target; 1 is none.")]
-Offload = Annotated[bool, typer.Option("--offload", help="Pipelines: keep on the device only what computes.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pipelines: clips sampled at once.")]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """The flags that say how pipelines are sampled; the embedded family has its own ways."""
 
-    prompts: str | None = None
-    frames: int = 17
-    size: str = "256x448"
-    source_steps: int = 30
-    source_guidance: float = 5.0
-    target_steps: int | None = None
-    target_timesteps: str | None = None
-    target_guidance: float = 1.0
-    offload: bool = False
-    batch: int = 1
-    device: str = "auto"
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Pipelines: prompts, one a line; a built-in list without it.")
+    ] = None
+    frames: Annotated[int, typer.Option(min=1, help="Pipelines: frames of a clip.")] = 17
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Pipelines: size of a clip in pixels.")] = "256x448"
+    source_steps: Annotated[int, typer.Option(min=1, help="Pipelines: steps of the source.")] = 30
+    source_guidance: Annotated[float, typer.Option(help="Pipelines: guidance of the source.")] = 5.0
+    target_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pipelines: steps of the target; 4, or as many as its own timesteps (FastWan's 3)."),
+    ] = None
+    target_timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,T,...",
+            help="Pipelines that re-noise: the timesteps at which the target looks, of 1000; "
+            "FastWan's are 1000,757,522.",
+        ),
+    ] = None
+    target_guidance: Annotated[float, typer.Option(help="Pipelines: guidance of the target; 1 is none.")] = 1.0
+    batch: Annotated[int, typer.Option(min=1, help="Pipelines: clips sampled at once.")] = 1
+    offload: Annotated[bool, typer.Option("--offload", help="Pipelines: keep on the device only what computes.")] = (
+        False
+    )
+
+
+BY_DEFAULT = Sampling()
+
+
+def sampled(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for each field of its parameter `sampling`, in that one's place."""
+    own = inspect.signature(command, eval_str=True)
+    flags = inspect.signature(Sampling, eval_str=True).parameters
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        sampling = Sampling(**{name: given.pop(name) for name in flags})
+        command(**given, sampling=sampling)
+
+    shown: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        shown += flags.values() if name == "sampling" else [parameter]
+    run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
 
 
 def known_place(text: str) -> str:
@@ -67,7 +83,7 @@ def known_place(text: str) -> str:
     return embedded_place(text) or text
 
 
-def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
+def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair:
     """The pair, each model's weights opened when it is first sampled.
 
     Raises InputError where the two cannot be sampled.
@@ -83,7 +99,7 @@ def open_pair(source: str, target: str, sampling: Sampling) -> Pair:
         raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
     if "+" in target and not Path(target).exists():
         raise MismatchError(f"{target}: bake the accelerator into its model first (loraport merge), then score that")
-    return _pipelines(_repository(source), _repository(target), sampling)
+    return _pipelines(_repository(source), _repository(target), sampling, device)
 
 
 def _repository(text: str) -> str:
@@ -93,7 +109,7 @@ def _repository(text: str) -> str:
     return place(text).removesuffix(":transformer")
 
 
-def _pipelines(source: str, target: str, sampling: Sampling) -> Pair:
+def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:
     from loraport.effect.pipelines import PipelinePair, PipelineSettings
     from loraport.effect.prompts import read_prompts
     from loraport.runs.prepare import find_device
@@ -106,7 +122,7 @@ def _pipelines(source: str, target: str, sampling: Sampling) -> Pair:
         source_steps=sampling.source_steps, source_guidance=sampling.source_guidance,
         target_steps=sampling.target_steps, target_timesteps=_numbers(sampling.target_timesteps),
         target_guidance=sampling.target_guidance,
-        offload=sampling.offload, device=find_device(sampling.device), batch=sampling.batch,
+        offload=sampling.offload, device=find_device(device), batch=sampling.batch,
     )  # fmt: skip
     return PipelinePair(source, target, settings)
 

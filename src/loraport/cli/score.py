@@ -21,22 +21,14 @@ from loraport.cli.options import (
     cache_folder,
 )
 from loraport.cli.pairs import (
-    Batch,
+    BY_DEFAULT,
     Clips,
-    Frames,
-    Offload,
-    Prompts,
     SampledSource,
     SampledTarget,
     Sampling,
-    Size,
-    SourceGuidance,
-    SourceSteps,
-    TargetGuidance,
-    TargetSteps,
-    TargetTimesteps,
     known_place,
     open_pair,
+    sampled,
 )
 
 app = typer.Typer()
@@ -48,6 +40,7 @@ Original = Annotated[str, typer.Argument(metavar="LORA", help="The adapter, as i
     epilog="Example: loraport score moved.safetensors direct:1.15 none "
     "--lora toy:noir --source toy:base --target toy:one-step"
 )
+@sampled
 def score(
     candidates: Annotated[
         list[str],
@@ -59,16 +52,7 @@ def score(
     source: SampledSource,
     target: SampledTarget,
     clips: Clips = 32,
-    prompts: Prompts = None,
-    frames: Frames = Sampling.frames,
-    size: Size = Sampling.size,
-    source_steps: SourceSteps = Sampling.source_steps,
-    source_guidance: SourceGuidance = Sampling.source_guidance,
-    target_steps: TargetSteps = Sampling.target_steps,
-    target_timesteps: TargetTimesteps = Sampling.target_timesteps,
-    target_guidance: TargetGuidance = Sampling.target_guidance,
-    batch: Batch = Sampling.batch,
-    offload: Offload = False,
+    sampling: Sampling = BY_DEFAULT,
     device: Device = "auto",
     seed: Seed = 0,
     cache: CacheDir = None,
@@ -82,11 +66,7 @@ def score(
     from loraport import console
     from loraport.effect.scoring import ScoreRequest, run_score
 
-    sampling = Sampling(
-        prompts, frames, size, source_steps, source_guidance, target_steps, target_timesteps, target_guidance, offload,
-        batch, device,
-    )  # fmt: skip
-    pair = open_pair(source, target, sampling)
+    pair = open_pair(source, target, sampling, device)
     request = ScoreRequest(tuple(candidates), known_place(lora), clips, seed, cache_folder(cache, no_cache))
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run_score(pair, request, watch=terminal.share, dry_run=dry_run)
@@ -96,6 +76,7 @@ def score(
 @app.command(
     epilog="Example: loraport calibrate toy:retro --source toy:base --target toy:one-step -o calibrated.safetensors"
 )
+@sampled
 def calibrate(
     lora: Original,
     source: SampledSource,
@@ -109,16 +90,7 @@ def calibrate(
     rank: Annotated[str, typer.Option(help="auto (what readout adds comes on top), or source.")] = "auto",
     budget: Annotated[int | None, typer.Option(metavar="PASSES", help="Refuse to start what would take more.")] = None,
     clips: Clips = 32,
-    prompts: Prompts = None,
-    frames: Frames = Sampling.frames,
-    size: Size = Sampling.size,
-    source_steps: SourceSteps = Sampling.source_steps,
-    source_guidance: SourceGuidance = Sampling.source_guidance,
-    target_steps: TargetSteps = Sampling.target_steps,
-    target_timesteps: TargetTimesteps = Sampling.target_timesteps,
-    target_guidance: TargetGuidance = Sampling.target_guidance,
-    batch: Batch = Sampling.batch,
-    offload: Offload = False,
+    sampling: Sampling = BY_DEFAULT,
     format: FormatName = "same",
     dtype: Dtype = "bf16",
     device: Device = "auto",
@@ -134,11 +106,7 @@ def calibrate(
     from loraport import console
     from loraport.effect.scoring import CalibrationRequest, run_calibration
 
-    sampling = Sampling(
-        prompts, frames, size, source_steps, source_guidance, target_steps, target_timesteps, target_guidance, offload,
-        batch, device,
-    )  # fmt: skip
-    pair = open_pair(source, target, sampling)
+    pair = open_pair(source, target, sampling, device)
     request = CalibrationRequest(
         known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,
         cache_folder(cache, no_cache), format, dtype,

@@ -155,10 +155,8 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     if layer.is_wide:
         return casa_parts(layer.transposed(), settings).transposed()
     seen = arbitration(layer, settings)  # Eq. 2–13
-    facts, C_lora, C_fft = (
-        seen.facts(),
-        *(Entries(seen.places, entries_at(X, seen.places)) for X in (seen.C_lora, seen.drift.C)),
-    )
+    facts, places = seen.facts(), seen.places
+    C_lora, C_fft = (Entries(places, entries_at(X, places)) for X in (seen.C_lora, seen.drift.C))
     stronger = C_lora.values.abs() > C_fft.values.abs()
     from_lora = seen.taken(layer.drift, 0.0, C_lora.where(~stronger))
     from_drift = seen.taken(layer.drift, settings.restore, C_fft.where(stronger))

@@ -99,8 +99,8 @@ class Bases:
 class SharedLayer:
     """One layer's weights and what follows from them alone, made once for all runs that need it, when the first does.
 
-    A weight is let go as soon as its basis is there; `keep_source`: not the source's, which a DoRA looks at. A drift
-    that cannot be told from rounding counts as none, unless it is forced.
+    A weight is left to its basis as soon as that is there; `keep_source`: not the source's, which a DoRA looks at. A
+    drift that cannot be told from rounding counts as none, unless it is forced.
     """
 
     def __init__(self, weights: Weights, bases: Bases, *, keep_source: bool = False, force_drift: bool = False) -> None:
