@@ -8,6 +8,7 @@ import torch
 from loraport.methods.casa import PAPER, casa, casa_parts
 from loraport.methods.controls import restore_only, rollback
 from loraport.spectral import svd
+from loraport.spectral.routing import routing_factors
 from loraport.spectral.svd import HalfBasis, LowRank, decompose, factorize, kept_correction, krylov_directions
 from loraport.spectral.taken import Remaining
 from tests.layers import SHAPES, generator, layer_of, orthogonal, random_weights, relative
@@ -72,11 +73,10 @@ def test_what_is_known_of_it_is_what_the_dense_matrix_says(shape, settings):
     X = torch.randn(min(shape), 4, generator=generator(3), dtype=torch.float64)
     assert relative(taken.times(X), T @ taken.basis.Vh.mT @ X) < 1e-9
     upright = lora.transposed() if update.turned else lora
-    assert Remaining(upright, taken).overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
+    remaining = Remaining(upright, taken, routing_factors(upright, taken.basis))
+    assert remaining.overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
     left = upright.dense() - T
-    assert (
-        relative(Remaining(upright, taken).gram(X), taken.basis.Vh @ (left.mT @ (left @ taken.basis.Vh.mT @ X))) < 1e-9
-    )
+    assert relative(remaining.gram(X), taken.basis.Vh @ (left.mT @ (left @ taken.basis.Vh.mT @ X))) < 1e-9
     outside = T - taken.basis.U @ (taken.basis.U.mT @ T)
     assert torch.allclose(taken.outside_gram(X), taken.basis.Vh @ (outside.mT @ (outside @ taken.basis.Vh.mT @ X)))
     assert (float(outside.norm()) > 0.1 * float(T.norm())) == (taken.is_tall and settings.restore > 0)

@@ -20,9 +20,9 @@ from loraport.spectral.arbitration import (
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
-from loraport.spectral.routing import Routing, to_routing
+from loraport.spectral.routing import Routing, routing_factors
 from loraport.spectral.selection import Entries, entries_at
-from loraport.spectral.svd import SingularBasis, energy_rank
+from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 from loraport.spectral.taken import Taken
 
 
@@ -72,6 +72,8 @@ class Arbitration:
 
     basis: SingularBasis
     labels: Int[Tensor, " k"]
+    lora: LowRank
+    """C_lora in factors."""
     C_lora: Float[Tensor, "n n"]
     drift: Routing
     senders: Bool[Tensor, " n"]
@@ -106,17 +108,18 @@ def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
     """Clusters, dominance and risk of a square or tall layer (Eq. 2–7, 9–13)."""
     drift, basis = layer.routing(), _basis_of(layer)  # Eq. 2
     k = leading_directions(basis, settings)  # Eq. 3
-    C_lora = to_routing(layer.lora, basis)  # Eq. 2
+    lora = routing_factors(layer.lora, basis)  # Eq. 2
+    C_lora = lora.dense()
     labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
     send, receive = _strengths(drift, k, settings)  # Eq. 5–6
     senders = dominant_directions(send, labels, q_dom=settings.q_dom)
     receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
     if not settings.arbitrate:
-        return Arbitration(basis, labels, C_lora, drift, senders, receivers, labels[:0])
+        return Arbitration(basis, labels, lora, C_lora, drift, senders, receivers, labels[:0])
     candidates = risk_candidates(C_lora, drift.C, receivers, senders)  # Eq. 7, 9
     risk = over_activation_risk(candidates, C_lora, drift.C, labels)  # Eq. 10–13
     arbitrated = risky_entries(candidates, risk, q_act=settings.q_act)
-    return Arbitration(basis, labels, C_lora, drift, senders, receivers, arbitrated)
+    return Arbitration(basis, labels, lora, C_lora, drift, senders, receivers, arbitrated)
 
 
 def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
@@ -138,7 +141,8 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -> Update:
     """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
     struck = arbitrated_part(seen.C_lora, seen.drift.C, seen.places)  # Eq. 14
-    return Update(layer.lora, seen.taken(layer.drift, settings.restore, struck), seen.facts())  # Eq. 8
+    taken = seen.taken(layer.drift, settings.restore, struck)  # Eq. 8
+    return Update(layer.lora, taken, seen.facts(), seen=seen.lora)
 
 
 def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
@@ -160,7 +164,8 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     stronger = C_lora.values.abs() > C_fft.values.abs()
     from_lora = seen.taken(layer.drift, 0.0, C_lora.where(~stronger))
     from_drift = seen.taken(layer.drift, settings.restore, C_fft.where(stronger))
-    return Parts(Update(layer.lora, from_lora, facts), Update(layer.lora.scaled(0.0), from_drift, facts))
+    adapter = Update(layer.lora, from_lora, facts, seen=seen.lora)
+    return Parts(adapter, Update(layer.lora.scaled(0.0), from_drift, facts, seen=seen.lora.scaled(0.0)))
 
 
 def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:
@@ -172,7 +177,7 @@ def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, 
     """How much each direction sends and receives, over the whole drift or only inside the k × k block."""
     if settings.densities == "whole":
         return drift.send, drift.receive
-    return torch.linalg.vector_norm(drift.C[:k], dim=0), torch.linalg.vector_norm(drift.C[:, :k], dim=1)
+    return drift.leading(k)
 
 
 def _basis_of(layer: Layer) -> SingularBasis:

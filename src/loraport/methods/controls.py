@@ -59,7 +59,7 @@ def direct_matched(layer: Layer, transferred: Update) -> Update:
 def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """CASA's masks, the LoRA set to zero: D' = −restore·(I − P_U)·D_fft·(I − P_V): the target rolled back, no style."""
     restored = restore_only(layer, settings)
-    return replace(restored, low_rank=layer.lora.scaled(0.0))
+    return replace(restored, low_rank=layer.lora.scaled(0.0), seen=None)
 
 
 def rollback_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:

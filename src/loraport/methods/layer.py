@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.once import once
-from loraport.spectral.routing import Routing, observe
+from loraport.spectral.routing import Routing, observe, routing_factors
 from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
 from loraport.spectral.taken import Remaining, Taken
 
@@ -72,6 +72,8 @@ class Update:
     """Why the method gives this layer no adapter; None where it gives one."""
     turned: bool = False
     """Whether `change` is Taken and belongs to the transposed layer."""
+    seen: LowRank | None = None
+    """`low_rank` in the basis of what is Taken (Eq. 2), where somebody has it."""
 
     @classmethod
     def none(cls, lora: LowRank, reason: str, facts: Mapping[str, Any]) -> Update:
@@ -141,7 +143,9 @@ class Update:
         """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
         if not isinstance(self.change, Taken):
             return None
-        return Remaining(self.low_rank.transposed() if self.turned else self.low_rank, self.change)
+        lora = self.low_rank.transposed() if self.turned else self.low_rank
+        seen = routing_factors(lora, self.change.basis) if self.seen is None else self.seen
+        return Remaining(lora, self.change, seen)
 
 
 @dataclass(frozen=True)

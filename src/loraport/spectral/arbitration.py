@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.spectral.routing import directional_alignment
-from loraport.spectral.selection import Entries, entries_at, kth_smallest, true_places
+from loraport.spectral.selection import Entries, entries_at, kth_smallest, positive_places
 
 
 def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
@@ -47,7 +47,7 @@ def risk_candidates(
 ) -> Entries:
     """Dominant entries in which both updates push the same way (Eq. 7, 9), with their products C_lora · C_fft."""
     both = C_lora * C_fft
-    places = true_places((both > 0).logical_and_(dominant_mask(receivers, senders)))
+    places = positive_places(both, receivers, senders)
     return Entries(places, entries_at(both, places))
 
 

@@ -5,13 +5,14 @@ Rows of a routing matrix receive (left directions u_i), columns send (right dire
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.once import once
+from loraport.spectral.products import times_few
 from loraport.spectral.svd import LowRank, SingularBasis
 
 
@@ -27,6 +28,14 @@ class Routing:
     send: Float[Tensor, " n"]
     """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
 
+    _leading: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def leading(self, k: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """What each direction sends to the k leading ones, and receives from them."""
+        if k not in self._leading:
+            self._leading[k] = self.C[:k].norm(dim=0), self.C[:, :k].norm(dim=1)
+        return self._leading[k]
+
     @once
     def receive(self) -> Float[Tensor, " n"]:
         """‖u_iᵀ·D‖: what each left direction receives; V is square, so the row norms of C are all of it."""
@@ -41,12 +50,17 @@ class Routing:
 def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
     """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V."""
     Y = D @ basis.Vh.mT
-    return Routing(basis.seen_left(Y), Y.norm(dim=0))
+    return Routing(basis.seen_left(Y).contiguous(), Y.norm(dim=0))
 
 
 def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
     """The routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
-    return basis.seen_left(update.B) @ (update.A @ basis.Vh.mT)
+    return routing_factors(update, basis).dense()
+
+
+def routing_factors(update: LowRank, basis: SingularBasis) -> LowRank:
+    """The routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V."""
+    return LowRank(basis.seen_left(update.B), times_few(basis.Vh, update.A.mT).mT)
 
 
 def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:

@@ -35,6 +35,16 @@ def true_places(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " e"]:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
+def positive_places(
+    X: Float[Tensor, "rows columns"], rows: Bool[Tensor, " rows"], columns: Bool[Tensor, " columns"]
+) -> Int[Tensor, " e"]:
+    """The places of the positive entries that lie in one of the rows or columns, ascending."""
+    if X.device.type != "cpu":
+        return true_places((X > 0).logical_and_(rows[:, None] | columns))
+    found = X.numpy() > 0
+    return torch.from_numpy(np.flatnonzero(np.logical_and(found, rows.numpy()[:, None] | columns.numpy(), out=found)))
+
+
 def entries_at(X: Float[Tensor, "rows columns"], places: Int[Tensor, " e"]) -> Float[Tensor, " e"]:
     """The entries at those places."""
     return X.reshape(-1).index_select(0, places)

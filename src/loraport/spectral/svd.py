@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
 from loraport.once import once
+from loraport.spectral.products import times_few
 
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -53,11 +54,11 @@ class SingularBasis:
 
     def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         """Uᵀ·X"""
-        return self.U.mT @ X
+        return times_few(self.U.mT, X)
 
     def carried_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
         """U·X"""
-        return self.U @ X
+        return times_few(self.U, X)
 
 
 class HalfBasis(SingularBasis):
@@ -99,13 +100,14 @@ class HalfBasis(SingularBasis):
 
     def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         """Uᵀ·X without U."""
-        strong = self.Vh[: self._strong] @ (self._W.mT @ X)
-        return torch.cat([strong / self.S[: self._strong, None], self._weak @ X])
+        strong = times_few(self.Vh[: self._strong], times_few(self._W.mT, X))
+        return torch.cat([strong / self.S[: self._strong, None], times_few(self._weak, X)])
 
     def carried_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
         """U·X without U."""
         strong = X[: self._strong] / self.S[: self._strong, None]
-        return (self._W @ (self.Vh[: self._strong].mT @ strong)).addmm_(self._weak.mT, X[self._strong :])
+        found = times_few(self._W, times_few(self.Vh[: self._strong].mT, strong))
+        return found.add_(times_few(self._weak.mT, X[self._strong :]))
 
 
 class _Turned(SingularBasis):

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loraport.once import once
+from loraport.spectral.products import times_few
 from loraport.spectral.routing import Routing
 from loraport.spectral.selection import Entries
 from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
@@ -72,13 +73,13 @@ class Taken:
             return self.basis.carried_left(self.inside @ X)
         weak = self.kept_senders[:, None] * X
         inside = (self.inside @ X).addmm_(self.drift.C, weak, alpha=-1)
-        return self.basis.carried_left(inside).addmm_(self.D, self.basis.Vh.mT @ weak)
+        return self.basis.carried_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
 
     def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """N·X with N the Gram matrix of what lies outside the basis: weak ∘ (Vᵀ·Dᵀ·D·V − Cᵀ·C)·(weak ∘ X)."""
         weak, C = self.kept_senders[:, None] * X, self.drift.C
-        through = self.basis.Vh @ transposed_times(self.D, self.D @ (self.basis.Vh.mT @ weak))
-        return self.kept_senders[:, None] * through.sub_(transposed_times(C, C @ weak))
+        through = times_few(self.basis.Vh, times_few(self.D.mT, times_few(self.D, times_few(self.basis.Vh.mT, weak))))
+        return self.kept_senders[:, None] * through.sub_(times_few(C.mT, C @ weak))
 
     def dense(self) -> Float[Tensor, "out n"]:
         """T·Vᵀ as one matrix."""
@@ -97,23 +98,25 @@ class Remaining:
 
     lora: LowRank
     taken: Taken
+    seen: LowRank
+    """The LoRA's routing in factors (Eq. 2)."""
 
-    @once
+    @property
     def P(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """Uᵀ·B"""
-        return self.taken.basis.seen_left(self.lora.B)
+        return self.seen.B
 
-    @once
+    @property
     def Q(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """V·Aᵀ, with the rows of Vh for V"""
-        return self.taken.basis.Vh @ self.lora.A.mT
+        return self.seen.A.mT
 
     @once
     def cross(self) -> Float[Tensor, "r n"] | None:
         """((I − UUᵀ)·B)ᵀ·T: how the two overlap outside of the basis; None where nothing is there."""
         if not (self.taken.is_tall and self.taken.restore):
             return None
-        drifted = (self.lora.B.mT @ self.taken.D) @ self.taken.basis.Vh.mT
+        drifted = times_few(self.taken.basis.Vh, times_few(self.taken.D.mT, self.lora.B)).mT
         return (drifted - self.P.mT @ self.taken.drift.C) * self.taken.kept_senders
 
     @once
@@ -130,7 +133,7 @@ class Remaining:
     def gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """(ZᵀZ + NᵀN)·X: products with n × n matrices, and in tall layers with D."""
         seen = (self.P @ (self.Q.mT @ X)).addmm_(self.taken.inside, X, alpha=-1)
-        found = (self.Q @ (self.P.mT @ seen)).sub_(transposed_times(self.taken.inside, seen))
+        found = (self.Q @ (self.P.mT @ seen)).sub_(times_few(self.taken.inside.mT, seen))
         if not self.taken.is_tall:
             return found
         outside, seen = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P, self.Q.mT @ X
@@ -154,8 +157,3 @@ class Remaining:
         kept = float(values.flip(0)[:rank].clamp(min=0).sum())
         lost = max(0.0, 1.0 - kept / self.energy) if self.energy > 0 else 0.0
         return LowRank((L @ W) * scale, root[:, None] * ((X @ W).mT @ self.taken.basis.Vh), lost)
-
-
-def transposed_times(X: Float[Tensor, "rows n"], Y: Float[Tensor, "rows m"]) -> Float[Tensor, "n m"]:
-    """Xᵀ·Y for a large X and a few columns, as (Yᵀ·X)ᵀ: a third faster than the product as it stands."""
-    return (Y.mT @ X).mT
