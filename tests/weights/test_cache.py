@@ -169,7 +169,7 @@ def test_clear_touches_its_own_files_only(cache, tmp_path):
     precious.write_bytes(b"x")
     ours = "0" * 64 + ".safetensors"
     (place / ours).symlink_to(precious)
-    for path in (place / "thesis.txt", cache.folder / "notes.txt", cache.folder / "v2" / ours):
+    for path in (place / "thesis.txt", cache.folder / "notes.txt", place.parent / ours):
         path.write_text("mine")
     (place / ".loraport-abc-1-2.tmp").write_bytes(b"left over")
     assert cache.clear()[0] == 2

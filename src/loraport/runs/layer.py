@@ -30,6 +30,7 @@ from loraport.spectral.svd import (
 )
 from loraport.weights.cache import BasisCache, basis_key, unpacked
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.triangle import folded, unfolded
 from loraport.weights.variants import LayerUpdate
 
 
@@ -162,7 +163,8 @@ class SharedLayer:
             return layer.routing()
         made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
         stored = self._bases.keep(basis_key(made_of, "routing"), lambda: _tensors(layer.routing()))
-        return Routing(unpacked(stored, "C", self.drift.device), stored["send"].to(self.drift.device))
+        C, lower = (unpacked(stored, name, self.drift.device) for name in ("C", "outside"))
+        return Routing(C, stored["send"].to(self.drift.device), unfolded(lower))
 
     def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
         """What a recipe sees of this layer, with a LoRA."""
@@ -311,7 +313,8 @@ def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank |
 
 
 def _tensors(drift: Routing) -> dict[str, Tensor]:
-    return {"C": drift.C, "send": drift.send}
+    assert drift.outside_gram is not None
+    return {"C": drift.C, "send": drift.send, "outside": folded(drift.outside_gram)}
 
 
 def _norm(X: Tensor) -> float:

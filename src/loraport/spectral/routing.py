@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.once import once
-from loraport.spectral.products import times_few
+from loraport.spectral.products import lower_gram, times_few
 from loraport.spectral.svd import LowRank, SingularBasis
 
 
@@ -27,6 +27,8 @@ class Routing:
     C: Float[Tensor, "n n"]
     send: Float[Tensor, " n"]
     """‖D·v_j‖: what each right direction sends anywhere, the complement included."""
+    outside_gram: Float[Tensor, "n n"] | None = None
+    """VᵀDᵀ·(I − UUᵀ)·DV: what the right directions send out of the basis, each beside each; None for a square layer."""
 
     _leading: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -50,7 +52,11 @@ class Routing:
 def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
     """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V."""
     Y = D @ basis.Vh.mT
-    return Routing(basis.seen_left(Y).contiguous(), Y.norm(dim=0))
+    C = basis.seen_left(Y).contiguous()
+    if basis.is_square:
+        return Routing(C, Y.norm(dim=0))
+    lower = lower_gram(Y, Y.dtype).sub_(lower_gram(C, C.dtype)).tril_()
+    return Routing(C, Y.norm(dim=0), lower + lower.tril(-1).mT)
 
 
 def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
 from loraport.once import once
-from loraport.spectral.products import times_few
+from loraport.spectral.products import lower_gram, times_few
 
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -216,7 +216,7 @@ are then orthonormal to 1e-16 · STEEPEST² = 1e-6."""
 def _by_gram(W: Float[Tensor, "out n"]) -> SingularBasis | None:
     """The basis by way of WᵀW = V·S²·Vᵀ and U = W·V / S; None where the spectrum is too steep for that."""
     try:
-        values, V = torch.linalg.eigh(_gram(W))
+        values, V = torch.linalg.eigh(lower_gram(W, torch.float64))  # which looks at no more
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
     S, V = values.flip(0).clamp(min=0).sqrt(), V.flip(1)
@@ -228,19 +228,6 @@ def _by_gram(W: Float[Tensor, "out n"]) -> SingularBasis | None:
     weak = [(W @ (V[:, strong:fair] / S[strong:fair]).float()).mT]
     weak += [(W.double() @ (V[:, fair:] / S[fair:])).mT.float()] if fair < len(S) else []
     return HalfBasis(W, S.float(), V.mT.float().contiguous(), torch.cat(weak))
-
-
-GRAM_ROWS = 2048
-"""Rows of a tall weight that are held in double precision at a time."""
-
-
-def _gram(W: Float[Tensor, "out n"]) -> Float[Tensor, "n n"]:
-    """WᵀW in double precision."""
-    total = torch.zeros(W.shape[1], W.shape[1], dtype=torch.float64, device=W.device)
-    for start in range(0, len(W), GRAM_ROWS):
-        double = W[start : start + GRAM_ROWS].double()
-        total.addmm_(double.mT, double)
-    return total
 
 
 def _by_lapack(W: Float[Tensor, "out n"]) -> SingularBasis:

@@ -76,10 +76,11 @@ class Taken:
         return self.basis.carried_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
 
     def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """N·X with N the Gram matrix of what lies outside the basis: weak ∘ (Vᵀ·Dᵀ·D·V − Cᵀ·C)·(weak ∘ X)."""
-        weak, C = self.kept_senders[:, None] * X, self.drift.C
-        through = times_few(self.basis.Vh, times_few(self.D.mT, times_few(self.D, times_few(self.basis.Vh.mT, weak))))
-        return self.kept_senders[:, None] * through.sub_(times_few(C.mT, C @ weak))
+        """N·X with N the Gram matrix of what lies outside the basis."""
+        weak = self.kept_senders[:, None]
+        return (
+            X.new_zeros(X.shape) if self.drift.outside_gram is None else weak * (self.drift.outside_gram @ (weak * X))
+        )
 
     def dense(self) -> Float[Tensor, "out n"]:
         """T·Vᵀ as one matrix."""

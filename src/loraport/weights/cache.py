@@ -1,6 +1,6 @@
 """Content-addressed store of singular bases: the same weight is decomposed once, whatever file it lies in.
 
-One safetensors file per entry, `v2/ab/<key>.safetensors`, with a checksum that every read verifies. Matrices are kept
+One safetensors file per entry, `v3/ab/<key>.safetensors`, with a checksum that every read verifies. Matrices are kept
 in 16 bits, whole numbers with a scale for each row; vectors in float32. Entries appear whole or not at all (temporary
 name, fsync, rename): processes may share a folder and die in it, and all of it is safe to delete.
 
@@ -31,7 +31,7 @@ from loraport.errors import FileFormatError, InputError
 from loraport.spectral.svd import HalfBasis, SingularBasis, strong_directions
 from loraport.weights.safetensors_files import read_safetensors
 
-VERSION = 2
+VERSION = 3
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
 
 _LARGEST = 32767
