@@ -77,10 +77,8 @@ class Taken:
 
     def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """N·X with N the Gram matrix of what lies outside the basis."""
-        weak = self.kept_senders[:, None]
-        return (
-            X.new_zeros(X.shape) if self.drift.outside_gram is None else weak * (self.drift.outside_gram @ (weak * X))
-        )
+        N, weak = self.drift.outside_gram, self.kept_senders[:, None]
+        return torch.zeros_like(X) if N is None else weak * (N @ (weak * X))
 
     def dense(self) -> Float[Tensor, "out n"]:
         """T·Vᵀ as one matrix."""
