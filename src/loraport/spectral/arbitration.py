@@ -62,11 +62,8 @@ def over_activation_risk(
     aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels)
     context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more: beyond k
     groups = torch.nn.functional.pad(labels, (0, n - k), value=len(aligned))
-    starts = torch.arange(0, n * n + 1, n, device=labels.device)
-    counts = torch.searchsorted(candidates.places, starts).diff()  # candidates in each row
-    columns = candidates.places - starts[:-1].repeat_interleave(counts)
-    blocks = (groups * len(context)).repeat_interleave(counts) + groups.index_select(0, columns)
-    return candidates.values * entries_at(context, blocks)
+    each = context.index_select(1, groups).index_select(0, groups)
+    return candidates.values * entries_at(each, candidates.places)
 
 
 def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: float) -> Int[Tensor, " a"]:
