@@ -13,6 +13,7 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
+from loraport.errors import SettingsError
 from loraport.toy.clips import draw_prompts, embed
 from loraport.toy.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
 from loraport.toy.family import ADAPTERS, STUDENTS
@@ -21,10 +22,11 @@ from loraport.toy.model import new_model, predict_clean, prepared
 from loraport.toy.recipe import Recipe, Rounds
 from loraport.toy.sample import BASE_STEPS, draw_noise, euler_step, sample_student, student_levels, trajectory
 from loraport.toy.stages import Workshop
-from loraport.toy.train import plan, train_family
+from loraport.toy.train import needed, plan, train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
-CELLS = (("causal", "swing"), ("matched", "neon"), ("accelerator", "retro"))
+CELLS = ("causal/swing", "matched/neon", "accelerator/retro")
+ALL = (*STUDENTS, *ADAPTERS, *CELLS)
 TINY = Recipe(
     base=BRIEF,
     judge=BRIEF,
@@ -36,7 +38,6 @@ TINY = Recipe(
     styled=2,
     held_out=1,
     portion=2,
-    cells=CELLS,
 )
 
 
@@ -53,7 +54,7 @@ def make(out: Path, seed: int = 0, stop_at: tuple[str, int] | None = None) -> li
         if (stage, step) == stop_at:
             raise PulledPlugError
 
-    train_family(Workshop(out, TINY, seed, progress))
+    train_family(Workshop(out, TINY, seed, progress), only=ALL)
     return taken
 
 
@@ -88,13 +89,22 @@ def test_all_stages_leave_their_files(whole):
         "judge.safetensors",
         *(f"adapters/{name}/adapter_model.safetensors" for name in ("noir", "swing", "retro-b")),
         *(f"adapters/{name}.safetensors" for name in ("retro", "neon", "noir-b")),
-        *(f"oracles/{student}/{adapter}.safetensors" for student, adapter in CELLS),
+        *(f"oracles/{cell}.safetensors" for cell in CELLS),
     }
     assert not [path for path in whole.rglob("*") if "part" in path.name]
 
 
 def test_a_second_start_does_nothing(whole):
     assert make(whole) == []
+
+
+def test_only_what_a_cell_needs_is_made(whole):
+    steps = plan(Workshop(whole, TINY, 0, print))
+    assert list(needed(steps, ["causal/swing"])) == [
+        "base", "judge", "trajectories", "swing", "causal", "swing-trajectories", "causal/swing",
+    ]  # fmt: skip
+    with pytest.raises(SettingsError, match=r"stage.*causal/swing"):
+        needed(steps, ["causal/swung"])
 
 
 def without(whole: Path, out: Path, *stages: str) -> Path:
@@ -128,7 +138,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
 def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
     """In the order that they need: the oracle waits for the student and for the adapter's trajectories."""
     without(whole, tmp_path, "noir", "swing", "swing-trajectories", "causal", "causal/swing")
-    train_family(Workshop(tmp_path, TINY, 0, print), jobs=2)
+    train_family(Workshop(tmp_path, TINY, 0, print), jobs=2, only=ALL)
     assert equal(contents(tmp_path), contents(whole))
 
 

@@ -1,7 +1,7 @@
 """How long and how fast each member of the family learns; the seeds and forms are in `loraport.toy.family`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loraport.toy.fit import Schedule
 
@@ -33,8 +33,6 @@ class Recipe:
     held_out: int  # of the styled, kept to tell when to stop
     portion: int = 64  # trajectories sampled at a time
     accelerator_rank: int = 16
-    cells: tuple[tuple[str, str], ...] = field(default=())
-    """The oracles to train; all by default."""
 
 
 _STYLE = Schedule(steps=280, rate=2e-3, batch=32)

@@ -7,7 +7,7 @@ Stages that do not wait for each other run side by side (`--jobs`). The measured
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from loraport.errors import LoraportError, unknown_name
 from loraport.toy.family import ADAPTERS, CELLS, STUDENTS, adapter_path, oracle_path, student_path
 from loraport.toy.fit import Progress
 from loraport.toy.recipe import SHIPPED, Recipe
@@ -56,15 +57,28 @@ def plan(shop: Workshop) -> dict[str, Step]:
     for name, adapter in ADAPTERS.items():
         done = out / "checkpoints" / f"{name}-trajectories.done"
         steps[f"{name}-trajectories"] = Step(done, (name,), partial(keep_trajectories, adapter=adapter))
-    for on, of in shop.recipe.cells or CELLS:
+    for on, of in CELLS:
         stage = partial(train_oracle, student=STUDENTS[on], adapter=ADAPTERS[of])
         steps[f"{on}/{of}"] = Step(oracle_path(on, of, out), (on, f"{of}-trajectories"), stage)
     return steps
 
 
-def train_family(shop: Workshop, jobs: int = 1) -> None:
-    """All stages whose results are not there, up to `jobs` of them side by side."""
-    steps = plan(shop)
+def needed(steps: Mapping[str, Step], wanted: Iterable[str]) -> dict[str, Step]:
+    """The wanted stages, all that come before them, and the judge. Raises SettingsError for an unknown name."""
+    found: set[str] = set()
+    todo = ["judge", *wanted]
+    while todo:
+        name = todo.pop()
+        if name not in steps:
+            raise unknown_name("stage", name, steps)
+        found.add(name)
+        todo += steps[name].after
+    return {name: step for name, step in steps.items() if name in found}
+
+
+def train_family(shop: Workshop, jobs: int = 1, only: Sequence[str] = ()) -> None:
+    """All stages whose results are not there, or some and what they need, up to `jobs` of them side by side."""
+    steps = needed(plan(shop), only) if only else plan(shop)
     left = {name: step for name, step in steps.items() if not step.result.exists()}
     if jobs == 1:
         for step in left.values():
@@ -113,9 +127,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the family; started again, it continues")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side, a core each")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="STAGE", help="such as one-step/retro: that and what it needs"
+    )
     arguments = parser.parse_args()
     _one_thread()
-    train_family(workshop(arguments.out, seed=arguments.seed), arguments.jobs)
+    try:
+        train_family(workshop(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
+    except LoraportError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
