@@ -8,7 +8,9 @@ from loraport.spectral.products import lower_gram, times_few
 
 
 @pytest.mark.parametrize("by_rows", [True, False])
-def test_a_matrix_times_a_few_columns(by_rows):
+@pytest.mark.parametrize("few", [256, 2])
+def test_a_matrix_times_a_few_columns(by_rows, few, monkeypatch):
+    monkeypatch.setattr(products, "FEW", few)
     A = torch.randn(7, 5, dtype=torch.float64) if by_rows else torch.randn(5, 7, dtype=torch.float64).mT
     X = torch.randn(5, 3, dtype=torch.float64)
     assert A.is_contiguous() is by_rows

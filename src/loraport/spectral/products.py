@@ -6,13 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FEW = 256
+"""Columns up to which it matters how the large matrix lies."""
+
 
 def times_few(A: Float[Tensor, "rows n"], X: Float[Tensor, "n m"]) -> Float[Tensor, "rows m"]:
-    """A·X for a few columns, A or its transpose laid out by rows.
+    """A·X, A or its transpose laid out by rows, X with few columns (or with many, where this is the plain product).
 
-    BLAS must not transpose the large one: it takes up to twice as long for the same sums.
+    BLAS must not transpose a large matrix for a small result: it takes up to twice as long for the same sums.
     """
-    return A @ X if A.is_contiguous() else (X.mT @ A.mT).mT
+    return A @ X if A.is_contiguous() or X.shape[1] > FEW else (X.mT @ A.mT).mT
 
 
 ROWS = 2048
