@@ -197,9 +197,9 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
     return _by_lapack(W) if found is None else found
 
 
-WEAK = 0.25
+WEAK = 0.2
 """Directions with a singular value below so many root mean squares are given on both sides in half a basis: the others
-come back from the weight with at most four times the error."""
+come back from the weight with at most five times the error."""
 
 
 def strong_directions(S: Float[Tensor, " n"]) -> int:

@@ -5,7 +5,7 @@ in 16 bits, whole numbers with a scale for each row; vectors in float32. Entries
 name, fsync, rename): processes may share a folder and die in it, and all of it is safe to delete.
 
 Of a basis the smaller factor is kept, V of a square or tall weight and U of a wide one, and of the other only the
-directions with singular values below a quarter of their root mean square: the others follow from the weight, which a
+directions with singular values below a fifth of their root mean square: the others follow from the weight, which a
 run reads anyway (`HalfBasis`).
 
 What is used is always the entry as it reads back, in the run that computed it as in every later one, with a cache or
