@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from benchmarks.processes import machine, measured
 from benchmarks.synthetic import layers_of, prepared
-from benchmarks.tables import write_results
+from benchmarks.tables import SEVERAL, write_results
 
 RESULTS = Path(__file__).parent / "results"
 SAME_SETTINGS = ["--preset", "published-code"]
@@ -81,7 +81,7 @@ def one_round(given: argparse.Namespace, shapes: list[tuple[int, int]], number: 
     row["floor"] = floor(given, shapes, threads=both)
     row["no cache"] = ours(given, "no-cache", *same, threads=both, cache=False)
     row["warm, defaults"] = ours(given, "defaults", threads=both)
-    row["warm, 2 LoRAs"] = ours(given, "pair", *same, threads=both, loras=2)
+    row[f"warm, {SEVERAL} LoRAs"] = ours(given, "several", *same, threads=both, loras=SEVERAL)
     row["warm, one thread"] = ours(given, "one", *same, threads=1)
     row["floor, one thread"] = floor(given, shapes, threads=1)
     row["direct"] = ours(given, "direct", "--method", "direct", threads=both)
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    table = prepared(given.folder, given.size, given.blocks, loras=2)
+    table = prepared(given.folder, given.size, given.blocks, loras=SEVERAL)
     shapes = [shape for _, shape in layers_of(table).values()]
     before = machine()
     rounds = [one_round(given, shapes, number) for number in range(given.rounds)]

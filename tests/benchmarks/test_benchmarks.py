@@ -90,7 +90,7 @@ def rounds() -> list[dict]:
             "published transfer": 21,
             "warm": 3,
             "no cache": 11,
-            "warm, 2 LoRAs": 3.5,
+            "warm, 5 LoRAs": 5,
             "warm, one thread": 4.6,
         }
         made = {
