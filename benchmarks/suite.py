@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--size", default="1.3b", help="1.3b, 14b or a width")
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cold-rounds", type=int, default=1, help="in how many the published bases are made")
+    parser.add_argument("--cold-rounds", type=int, default=3, help="in how many the published bases are made")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--growth", type=int, default=0, help="width of the models of the growth curves; 0 is none")
