@@ -102,7 +102,7 @@ def test_a_real_diffusers_model_loads_the_folder(tmp_path, shards):
     files = {path.name for path in (tmp_path / "wan" / "transformer").iterdir()}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files and "config.json" in files
     assert (done.files > 1) == (shards > 1) == any(name.endswith("index.json") for name in files)
-    loaded = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+    loaded = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "out", dtype=torch.float32)
     names = {open_checkpoint(tmp_path / "out").key(f"{layer}.weight"): delta for layer, delta in given.deltas.items()}
     for key, tensor in model.state_dict().items():
         wanted = tensor.double() + names.get(key, 0)

@@ -201,7 +201,7 @@ class PipelinePair:
         self.open = None
         gc.collect()
         dtype = torch.float32 if torch.device(self.settings.device).type == "cpu" else torch.bfloat16
-        pipe = WanPipeline.from_pretrained(self.places[role], vae=None, torch_dtype=dtype)
+        pipe = WanPipeline.from_pretrained(self.places[role], vae=None, dtype=dtype)
         pipe.set_progress_bar_config(disable=True)
         if self.settings.offload:
             pipe.enable_model_cpu_offload(device=self.settings.device)

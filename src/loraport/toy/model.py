@@ -76,7 +76,7 @@ class CausalAttention(WanAttnProcessor):  # type: ignore[misc]  # diffusers has 
 
 
 def _open(folder: Path) -> WanTransformer3DModel:
-    model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=torch.float32)
     return model.requires_grad_(False).eval()
 
 
