@@ -131,9 +131,13 @@ def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):
         run_lab(tmp_path, cells=["two-step"])
 
 
-def test_a_family_with_a_missing_file_is_refused_with_the_line_that_makes_it(tmp_path):
-    with pytest.raises(InputError, match=r"base is missing; train the family with: python -m loraport.toy.train"):
-        run_lab(tmp_path, family=tmp_path, cells=["causal/retro"])
+@pytest.mark.parametrize("calibration", [False, True])
+def test_a_family_with_missing_files_is_refused_with_the_line_that_makes_them(calibration, tmp_path):
+    """With calibration also the adapters that are worn beside and whose gains are borrowed."""
+    others = " swing noir" if calibration else ""
+    made = f"train it, .*: python -m loraport.toy.train --out .* --only base judge causal causal/retro retro{others}$"
+    with pytest.raises(InputError, match=f"base is missing; {made}"):
+        run_lab(tmp_path, family=tmp_path, cells=["causal/retro"], calibration=calibration)
 
 
 def test_more_clips_begin_with_other_ones_but_the_same_seeds_give_the_same():

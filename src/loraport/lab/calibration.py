@@ -152,10 +152,19 @@ def _worn_rows(as_worn: Worn, words: str) -> tuple[Row, ...]:
     )
 
 
+def companions(cell: Cell) -> tuple[str, ...]:
+    """The other adapters that the calibrated rows of a cell need."""
+    return (BESIDE[cell.adapter.name], FOREIGN[cell.adapter.name]) if _studied(cell) else ()
+
+
+def _studied(cell: Cell) -> bool:
+    return (cell.student.name, cell.adapter.name) in STUDY_CELLS
+
+
 def calibration_rows(material: Material) -> tuple[Row, ...]:
     """The calibrated rows of one cell."""
     cell = material.cell
-    if (cell.student.name, cell.adapter.name) not in STUDY_CELLS:
+    if not _studied(cell):
         return MAIN
     words = {Worn(strength): f"at {strength:g}" for strength in STRENGTHS}
     words[Worn(beside=BESIDE[cell.adapter.name])] = f"and {BESIDE[cell.adapter.name]}"

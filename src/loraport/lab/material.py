@@ -98,6 +98,8 @@ class Material:
     family: Path
     scratch: Path | None = None
     """Where samples of the calibration are kept; nowhere without it."""
+    beside: tuple[str, ...] = ()
+    """Other adapters that its rows need."""
 
     @property
     def adapter(self) -> Mapping[str, LowRank]:
@@ -136,26 +138,30 @@ class Material:
         return prepared(open_base(self.family), self.cell.student)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files and folders that the cell's numbers depend on. Raises InputError where one is missing."""
+    def paths(self) -> Mapping[str, Path]:
+        """The files and folders that the cell's numbers depend on, by the stage of training that leaves them.
+
+        Raises InputError where one is missing.
+        """
         student, adapter = self.cell.student.name, self.cell.adapter.name
-        paths = (
-            self.family / BASE.name,
-            self.family / JUDGE_FILE,
-            student_path(student, self.family),
-            adapter_path(adapter, self.family),
-            oracle_path(student, adapter, self.family),
-        )
-        for path in paths:
-            if not path.exists():
-                line = f"python -m loraport.toy.train --out {self.family}"
-                raise InputError(f"{path} is missing; train the family with: {line}")
+        paths = {
+            "base": self.family / BASE.name,
+            "judge": self.family / JUDGE_FILE,
+            student: student_path(student, self.family),
+            self.cell.name: oracle_path(student, adapter, self.family),
+            **{name: adapter_path(name, self.family) for name in (adapter, *self.beside)},
+        }
+        missing = [stage for stage, path in paths.items() if not path.exists()]
+        if missing:
+            line = f"python -m loraport.toy.train --out {self.family} --only {' '.join(missing)}"
+            raise InputError(f"{paths[missing[0]]} is missing; train it, with the family's --seed: {line}")
         return paths
 
     def digest(self, *, reference: bool = False) -> str:
         """One hash over the contents of those files, or of the two that base + adapter needs."""
         digest = hashlib.sha256()
-        for path in (self.paths[0], self.paths[3]) if reference else self.paths:
+        stages = ("base", self.cell.adapter.name) if reference else self.paths
+        for path in (self.paths[stage] for stage in stages):
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
                     digest.update(f"{file.relative_to(self.family)} {file.stat().st_size}\n".encode())

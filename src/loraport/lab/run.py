@@ -16,7 +16,7 @@ from torch import Tensor
 import loraport
 from loraport.errors import SettingsError
 from loraport.lab.admission import Admission, admit
-from loraport.lab.calibration import calibration_rows
+from loraport.lab.calibration import calibration_rows, companions
 from loraport.lab.evaluate import SHOWN, Measured, Session
 from loraport.lab.material import Cell, Material, all_cells
 from loraport.lab.rows import Row, rows_of
@@ -72,7 +72,10 @@ def run_lab(
 
     Raises SettingsError for a pattern that fits nothing, InputError for a family with missing files.
     """
-    materials = [Material(cell, family, folder / "parts") for cell in _chosen(all_cells(), cells)]
+    materials = [
+        Material(cell, family, folder / "parts", companions(cell) if calibration else ())
+        for cell in _chosen(all_cells(), cells)
+    ]
     code = code_digest()
     sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
