@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loraport.spectral.clusters import connected_labels
-from loraport.spectral.selection import Entries, entries_at, kth_smallest, true_places
+from loraport.spectral.selection import Entries, entries_at, kth_smallest, positive_places, true_places
 from tests.layers import generator
 
 
@@ -16,6 +16,16 @@ def test_places_and_entries_are_those_of_the_mask(share):
     assert torch.equal(places, mask.flatten().nonzero().squeeze(1))
     assert torch.equal(entries_at(X, places), X[mask])
     assert torch.equal(entries_at(X.mT, places), X.T.reshape(-1)[places]), "of the matrix as it is read, not as it lies"
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_positive_entries_in_some_rows_or_columns(by_rows):
+    X = torch.randn(17, 23, generator=generator(4)).round()  # with zeros, which are not positive
+    X = X if by_rows else X.mT.contiguous().mT
+    rows, columns = (torch.rand(n, generator=generator(5)) < 0.3 for n in X.shape)
+    mask = (X > 0) & (rows[:, None] | columns)
+    assert torch.equal(positive_places(X, rows, columns), true_places(mask))
+    assert 0 < mask.sum() < (X > 0).sum() < (X >= 0).sum(), "rows, columns and the sign all decide"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -163,8 +163,8 @@ class SharedLayer:
             return layer.routing()
         made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
         stored = self._bases.keep(basis_key(made_of, "routing"), lambda: _tensors(layer.routing()))
-        C, lower = (unpacked(stored, name, self.drift.device) for name in ("C", "outside"))
-        return Routing(C, stored["send"].to(self.drift.device), unfolded(lower))
+        C, outside = (unpacked(stored, name, self.drift.device) for name in ("C", "outside"))
+        return Routing(C, stored["send"].to(self.drift.device), unfolded(outside))
 
     def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
         """What a recipe sees of this layer, with a LoRA."""

@@ -3,8 +3,8 @@
     T·Vᵀ = restore·(I − P_U)·D·(I − P_V) + U·struck·Vᵀ
 
 P_U and P_V project on the dominant receivers' u_i and senders' v_j. Inside the basis that is the n × n matrix
-restore·(C off the dominant mask) + struck; outside (tall layers) it is restore·(I − UUᵀ)·D·(I − P_V), of which only
-products with a few columns are ever needed, and those D gives.
+restore·(C off the dominant mask) + struck; outside (tall layers) it is restore·(I − UUᵀ)·D·(I − P_V), of which products
+with a few columns are needed, which D gives, and its Gram matrix, which is kept with the routing.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class Taken:
         return self.basis.carried_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
 
     def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """N·X with N the Gram matrix of what lies outside the basis."""
-        N, weak = self.drift.outside_gram, self.kept_senders[:, None]
-        return torch.zeros_like(X) if N is None else weak * (N @ (weak * X))
+        """What lies outside the basis, its Gram matrix times X."""
+        outside, weak = self.drift.outside_gram, self.kept_senders[:, None]
+        return torch.zeros_like(X) if outside is None else weak * (outside @ (weak * X))
 
     def dense(self) -> Float[Tensor, "out n"]:
         """T·Vᵀ as one matrix."""
@@ -130,7 +130,7 @@ class Remaining:
         return max(0.0, self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)
 
     def gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """(ZᵀZ + NᵀN)·X: products with n × n matrices, and in tall layers with D."""
+        """(ZᵀZ + NᵀN)·X: products with n × n matrices alone."""
         seen = (self.P @ (self.Q.mT @ X)).addmm_(self.taken.inside, X, alpha=-1)
         found = (self.Q @ (self.P.mT @ seen)).sub_(times_few(self.taken.inside.mT, seen))
         if not self.taken.is_tall:
