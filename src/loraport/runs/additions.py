@@ -15,6 +15,7 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import LoraKey, parse_key
 from loraport.weights.families import flattened
+from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
 from loraport.weights.variants import Dora, LayerUpdate, exact_update
 
@@ -133,7 +134,7 @@ def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint)
 
 def _check(lora: Lora, key: str, tensor: Tensor, model: Checkpoint, name: str) -> None:
     shape = model.shape(name)
-    if tuple(tensor.shape) not in (shape, (*shape[:1], math.prod(shape[1:]))):
+    if not same_weight(tuple(tensor.shape), shape):
         raise _mismatch(lora, key, tuple(tensor.shape), model, name)
     if not torch.isfinite(tensor).all():
         raise InputError(f"{lora.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")

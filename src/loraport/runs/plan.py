@@ -12,6 +12,7 @@ from loraport.errors import MismatchError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import matches
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.kernels import same_kernel
 from loraport.weights.lora import Lora
 from loraport.weights.variants import aimed_rank, kind_of
 
@@ -102,7 +103,7 @@ def _check_shape(name: str, lora: Lora, model: Target) -> None:
     weight = model.shape(f"{name}.weight")
     matrix = (weight[0], prod(weight[1:]))
     shape, kernel = lora.layers[name].shape, lora.kernels.get(name, weight[2:])
-    if shape != matrix or len(weight) < 2 or kernel != weight[2:]:
+    if shape != matrix or len(weight) < 2 or not same_kernel(kernel, weight[2:]):
         raise MismatchError(
             f"layer {name}: the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}; "
             "this LoRA was made for another model (size): give the models that it belongs to"

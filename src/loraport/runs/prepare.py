@@ -21,6 +21,7 @@ from loraport.runs.presets import open_model
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import parse_key
+from loraport.weights.kernels import kernel_in
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import check_form, output_dialect
 from loraport.weights.provenance import accumulated_loss
@@ -120,7 +121,8 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
 def fitted(lora: Lora, target: Target) -> Lora:
     """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped.
 
-    Kernels that its file does not tell (LoHa and LoKr store convolutions as matrices) are the target's.
+    Kernels are written as the target has them: its file may not tell one (LoHa and LoKr store convolutions as
+    matrices), and a kernel of ones and none are the same.
     """
     layers = {name.rpartition(".")[0] for name in target}
     parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
@@ -131,9 +133,9 @@ def fitted(lora: Lora, target: Target) -> Lora:
     ]
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
     dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
-    known = {name: target.shape(f"{name}.weight") for name in lora.layers if f"{name}.weight" in target}
-    kernels = {name: shape[2:] for name, shape in known.items() if len(shape) > 2 and name not in lora.kernels}
-    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped), kernels={**kernels, **lora.kernels})
+    known = {name: target.shape(f"{name}.weight")[2:] for name in lora.layers if f"{name}.weight" in target}
+    kernels = {name: kernel_in(lora.kernels.get(name), held) for name, held in known.items()}
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped), kernels={**lora.kernels, **kernels})
 
 
 def common_rank(config: TransferConfig, plan: Plan) -> int:
