@@ -137,6 +137,7 @@ CASES: dict[str, Case] = {
     ),
     "g4": Case("diffusion_model.", _original, *AB),
     "g4-alpha": Case("diffusion_model.", _original, *DOWN_UP, alpha=".alpha"),
+    "g4-notes": Case("diffusion_model.", _original, *AB, metadata={"ss_network_alpha": "1.0", "ss_network_dim": "32"}),
     "g4-long-prefix": Case("model.diffusion_model.", _original, *AB, alpha=".alpha"),
     "g5": Case("lora_unet_", _flat, *DOWN_UP, alpha=".alpha"),
     "g5-notes": Case("lora_unet_", _flat, *DOWN_UP, metadata={"ss_network_alpha": str(ALPHA), "ss_network_dim": "99"}),
@@ -182,7 +183,7 @@ def write(case: Case, folder: Path, extras: dict[str, Tensor] | None = None) -> 
 def expected_scale(case: Case, layer: str) -> float:
     """Written out once more, by hand: what the rules of each dialect say."""
     rank = RANKS[layer]
-    if case.alpha or case.metadata:
+    if case.alpha:
         return ALPHA / rank
     if case.fields is None:
         return 1.0

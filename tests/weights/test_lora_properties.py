@@ -140,14 +140,14 @@ def mixtures(draw: Any) -> Mixture:
     return family, ways, config, draw(st.none() | st.just("6"))
 
 
-def scale_of(part: Part, rank: float | None, config: dict[str, Any] | None, trainer: str | None) -> float:
-    """The rules once more: the tensor's alpha, else the header's, else the trainer's, else 1; whole LoKr has none."""
+def scale_of(part: Part, rank: float | None, config: dict[str, Any] | None) -> float:
+    """The rules once more: the tensor's alpha, else the header's, else 1; whole LoKr has none."""
     if part.alpha is not None and rank is not None:
         return part.alpha / rank
     if config is not None:
         r = 8 if rank is None else rank
         return config["lora_alpha"] / (math.sqrt(r) if config["use_rslora"] else r)
-    return 1.0 if trainer is None or rank is None else float(trainer) / rank
+    return 1.0
 
 
 def build(mixture: Mixture, path: Any) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def build(mixture: Mixture, path: Any) -> dict[str, Tensor]:
         assert place is not None
         keys, delta, rank = tensors_of(place, part, 10 * number)
         tensors |= {key: value.to(part.dtype) for key, value in keys.items()}
-        delta = scale_of(part, rank, config, trainer) * delta
+        delta = scale_of(part, rank, config) * delta
         for name, piece in FAMILIES[family].pieces(place.name, part.naming):
             deltas[name] = torch.cat(delta.chunk(2)[::-1]) if piece.swapped else delta.chunk(piece.of)[piece.part]
         if part.alpha is not None:

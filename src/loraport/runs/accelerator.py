@@ -102,6 +102,7 @@ class Accelerated:
         """What the user should know before the transfer of a LoRA with `count` layers."""
         name = self.accelerator.path.name
         found = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
+        found += [f"{name}: {note}" for note in self.accelerator.notes]
         touched = sum(layer in layers for layer in self.weights)
         if self.on_source and touched < count:
             found.append(

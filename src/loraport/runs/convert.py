@@ -105,6 +105,7 @@ def convert(
     )  # fmt: skip
     of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
+        *lora.notes,
         *_loss_note(lora, layers),
         *_rounding_note(lora, chosen, dtype),
         *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),

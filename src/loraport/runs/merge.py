@@ -109,7 +109,7 @@ def merge(
         sum(any(name in changed for name, _ in pieces) for _, pieces in model.stored.values()),
         tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
         _keys(parts),
-        tuple(_notes(model, output)),
+        (*_notes_on(parts), *_notes(model, output)),
     )
 
 
@@ -176,6 +176,11 @@ def _keys(parts: Sequence[Ingredient]) -> dict[str, Any]:
     ]
     merged = sum(part.adds.merged for part in parts)
     return {"in": merged + len(dropped), "merged": merged, "dropped": dropped}
+
+
+def _notes_on(parts: Sequence[Ingredient]) -> list[str]:
+    """What was found in the LoRAs; each is named where there are several."""
+    return [note if len(parts) == 1 else f"{part.lora.path.name}: {note}" for part in parts for note in part.lora.notes]
 
 
 def _notes(model: Checkpoint, output: str) -> list[str]:

@@ -127,7 +127,7 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
 
 
 def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
-    found = []
+    found = list(lora.notes)
     if set(source.paths) == set(target.paths) and source.part == target.part:
         found.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)

@@ -86,24 +86,66 @@ def parse_json_object(text: str | bytes, origin: str) -> dict[str, Any]:
     return value
 
 
+NO_ALPHA = "no alpha anywhere"
+"""Where the scale 1 of a layer comes from that nothing gives an alpha for."""
+
+
+@dataclass(frozen=True)
+class NotedAlpha:
+    """An alpha in a place where the loaders of such a file do not look for it: it is told, and not applied."""
+
+    place: str
+    value: str
+    readers: str
+    """Who reads it, or does not."""
+    config: AdapterConfig | None = None
+
+    def scale(self, module: str, rank: int) -> float | None:
+        """The scale that it would mean for a layer; None where it is no number."""
+        if self.config is not None:
+            return self.config.scale(module, rank)
+        try:
+            return float(self.value) / rank
+        except ValueError:
+            return None
+
+
 @dataclass(frozen=True)
 class Scales:
-    """What a file says of its scales outside the tensors: a configuration per component, a trainer's alpha, nothing."""
+    """What a file says of its scales outside the tensors: a configuration per component, alphas not applied."""
 
     name: str
     components: Mapping[str, AdapterConfig] = field(default_factory=dict)
-    trainer_alpha: str | None = None
+    noted: tuple[NotedAlpha, ...] = ()
+
+    def config(self, component: str) -> AdapterConfig | None:
+        """The configuration that is meant for the keys of a component."""
+        return self.components.get(component) or self.components.get("") or self._only_model(component)
 
     def scale(self, component: str, module: str, rank: int | None) -> tuple[float, str]:
         """(scale, where it came from) of a layer that no tensor gives an alpha for; rank None where it has none."""
-        config = self.components.get(component) or self.components.get("") or self._only_model(component)
+        config = self.config(component)
         if config is not None:
             return config.scale(module, rank), config.origin
-        if rank is None:
-            return 1.0, "none: whole factors have the scale 1"
-        if self.trainer_alpha is not None:
-            return _number(self.trainer_alpha, "ss_network_alpha", self.name) / rank, "ss_network_alpha"
-        return 1.0, "none: scale 1"
+        return 1.0, NO_ALPHA if rank is not None else "none: whole factors have the scale 1"
+
+    def notes(self, unscaled: Mapping[str, int], total: int) -> list[str]:
+        """What was not applied to layers without an alpha ({module: rank}, of `total`), where it would change them."""
+        found = []
+        for one in self.noted:
+            scales = [one.scale(module, rank) for module, rank in unscaled.items()]
+            meant = sorted({f"{scale:g}" for scale in scales if scale is not None}, key=float)
+            if not scales or meant == ["1"]:
+                continue
+            advice = f"; if it is meant, the strength to load it at is {' to '.join(meant[:: max(1, len(meant) - 1)])}"
+            found.append(f"{one.place} is {one.value}: not applied, since {one.readers}{advice if meant else ''}")
+        if 0 < len(unscaled) < total:
+            found.append(
+                f"{len(unscaled)} of {total} layers have no alpha where others have one, {next(iter(unscaled))} for "
+                "one: their scale is 1, as in ComfyUI and the trainers' own loaders (diffusers gives them the "
+                "commonest alpha of the file)"
+            )
+        return found
 
     def _only_model(self, component: str) -> AdapterConfig | None:
         """The one model's configuration, where a file's keys carry another prefix than its header (converted files)."""
@@ -111,11 +153,15 @@ class Scales:
         return models[0] if len(models) == 1 and not component.startswith("text_encoder") else None
 
 
-def stored_scales(metadata: Mapping[str, str], config: AdapterConfig | None, name: str) -> Scales:
+def stored_scales(
+    metadata: Mapping[str, str], config: AdapterConfig | None, name: str, beside: AdapterConfig | None = None
+) -> Scales:
     """The scales from an `adapter_config.json` (if there is one) and the metadata of a header.
 
     diffusers writes each field with its component in front (`transformer.lora_alpha`), or plainly for only one.
-    Raises FileFormatError for metadata that cannot be read; ss_network_dim is ignored, since the tensors say it.
+    `beside`: a configuration in the same folder that these keys are not PEFT's own for. Numbers that stand elsewhere in
+    the header are noted. Who reads which place is in docs/lora-files.md.
+    Raises FileFormatError for metadata that cannot be read.
     """
     if config is not None:
         return Scales(name, {"": config})
@@ -127,8 +173,44 @@ def stored_scales(metadata: Mapping[str, str], config: AdapterConfig | None, nam
             parts.setdefault(component, {})[plain] = value
         origin = f"file header ({HEADER_FIELD})"
         return Scales(name, {component: adapter_config(part, origin) for component, part in parts.items()})
-    alpha = metadata.get("ss_network_alpha")
-    return Scales(name, trainer_alpha=None if alpha in ("", "None") else alpha)
+    noted = [_noted(key, value) for key, value in _alphas_in(metadata)]
+    if beside is not None:
+        readers = "PEFT reads it for keys behind base_model.model. only, and ComfyUI and diffusers do not read it"
+        noted.append(NotedAlpha(f"alpha in {beside.origin} beside it", f"{beside.alpha:g}", readers, beside))
+    return Scales(name, noted=tuple(noted))
+
+
+def is_alpha(name: str) -> bool:
+    """Whether a header's field names an alpha: `alpha`, `lora_alpha`, `ss_network_alpha`, `transformer.lora_alpha`."""
+    return re.split(r"[._ -]", name.lower())[-1] in ("alpha", "loraalpha", "networkalpha")
+
+
+_LONGEST_CONFIGURATION = 100_000
+"""Characters of a header's field that are searched for an alpha."""
+
+
+def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(field, value) of the alphas that a header holds, those inside a JSON object too."""
+    found = [(key, value) for key, value in sorted(metadata.items()) if is_alpha(key)]
+    for key, text in sorted(metadata.items()):
+        if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
+            continue
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        names = [name for name in ("lora_alpha", "network_alpha", "alpha") if name in inner]
+        found += [(f"{name} of {key}", str(inner[name])) for name in names]
+    return [(key, value) for key, value in found if value not in ("", "None")]
+
+
+def _noted(key: str, value: str) -> NotedAlpha:
+    readers = (
+        "no loader reads it there, and converters that put alpha into the factors leave it behind"
+        if key.startswith("ss_")
+        else "ComfyUI, diffusers and LightX2V take alpha from tensors (SGLang reads this one)"
+    )
+    return NotedAlpha(f"{key} in the header", value if len(value) <= 40 else f"{value[:40]}…", readers)
 
 
 def checked_alpha(value: float, where: str) -> float:

@@ -6,6 +6,7 @@ Every key of the file ends in one of three places of a `Lora`: `keys` (read into
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.weights.alpha import Scales, checked_alpha, stored_scales
+from loraport.weights.alpha import NO_ALPHA, Scales, checked_alpha, stored_scales
 from loraport.weights.dialects import (
     MAGNITUDES,
     SCALES,
@@ -61,6 +62,8 @@ class Lora:
     sha256: str
     """Of the file's bytes; of a PEFT folder: of the weights' bytes and then the configuration's."""
     path: Path
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was read: an alpha that was not applied, say."""
 
 
 def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True) -> Lora:
@@ -78,7 +81,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     family = majority_dialect([parse_key(key) for key in sorted(tensors)]).family if tensors else None
     parsed = [parse_key(key, family) for key in sorted(tensors)]
     _refuse_unread(files.path, parsed)
-    scales = stored_scales(files.weights.metadata, files.config, files.path.name)
+    scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS) and not key.text_encoder]
     _refuse_without_layers(files.path, parsed, factors, dense or diffs)
@@ -121,6 +124,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
         files.weights.metadata,
         files.sha256,
         files.path,
+        tuple(reader.notes()),
     )
 
 
@@ -134,6 +138,22 @@ class _Reader:
         self.kernels: dict[str, tuple[int, ...]] = {}
         self.scales: dict[str, float] = {}
         self.alpha_from: dict[str, str] = {}
+        self.unscaled: dict[str, int] = {}
+        """Module -> rank, where nothing gives an alpha."""
+        self.overruled: dict[str, str] = {}
+        """Key of an alpha tensor -> the configuration that says otherwise."""
+
+    def notes(self) -> list[str]:
+        """What was not applied of the scales that the file holds."""
+        asked = [origin for origin in self.alpha_from.values() if not origin.startswith("none")]
+        found = self.stored.notes(self.unscaled, len(asked))
+        if self.overruled:
+            key, origin = next(iter(self.overruled.items()))
+            found.append(
+                f"{key}, for one of {len(self.overruled)}, has another scale than the {origin} says: the tensors are "
+                "taken, as by ComfyUI and the trainers' own loaders; PEFT and diffusers take the configuration"
+            )
+        return found
 
     def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LayerUpdate:
         """The update with its scale; a convolution's kernel is flattened behind `in`, and noted."""
@@ -195,17 +215,23 @@ class _Reader:
         return tensor
 
     def scale_of(self, parts: Mapping[str, LoraKey], rank: int | None) -> tuple[float, str]:
-        """(scale, where it came from): an alpha tensor, the configuration, the trainer's notes, or nothing.
+        """(scale, where it came from): an alpha tensor, the configuration, or nothing.
 
         `rank` None: LoKr with both factors whole. LyCORIS and ComfyUI then have the scale 1 whatever alpha says (some
         trainers write a huge one), PEFT the alpha and rank of its configuration.
         """
-        for part in (".alpha", ".lora_alpha"):
-            if part in parts and rank is not None:
-                return self.alpha(parts[part].key) / rank, f"{part.removeprefix('.')} tensor"
         down = next(key for part, key in parts.items() if part not in SCALES)
         component = down.prefix.rstrip(".").rpartition(".")[2]
-        return self.stored.scale(component, down.module, rank)
+        for part in (".alpha", ".lora_alpha"):
+            if part in parts and rank is not None:
+                scale, config = self.alpha(parts[part].key) / rank, self.stored.config(component)
+                if config is not None and not math.isclose(config.scale(down.module, rank), scale, rel_tol=1e-3):
+                    self.overruled[parts[part].key] = config.origin
+                return scale, f"{part.removeprefix('.')} tensor"
+        scale, origin = self.stored.scale(component, down.module, rank)
+        if origin == NO_ALPHA and rank is not None and not down.text_encoder:
+            self.unscaled[down.module] = rank
+        return scale, origin
 
     def alpha(self, key: str) -> float:
         """The number in an alpha tensor."""

@@ -25,6 +25,8 @@ class LoraFiles:
     weights: SafetensorsFile
     config: AdapterConfig | None
     sha256: str
+    beside: AdapterConfig | None = None
+    """A configuration in the same folder that does not go with these keys, by PEFT's rules."""
 
 
 def open_lora(place: Path | str) -> LoraFiles:
@@ -39,12 +41,13 @@ def open_lora(place: Path | str) -> LoraFiles:
         refuse_quantized(contents.tensors)
         digest = hashlib.sha256()
         _feed(digest, weights)
-        config = _config_beside(weights, contents)
+        own = weights.name == WEIGHTS_NAME or all(key.startswith(PEFT_PREFIX) for key in contents.tensors)
+        config = _config_beside(weights) if own else None
         if config is not None:
             _feed(digest, weights.with_name(CONFIG_NAME))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return LoraFiles(path, contents, config, digest.hexdigest())
+    return LoraFiles(path, contents, config, digest.hexdigest(), None if own else _foreign_config(weights))
 
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:
@@ -99,13 +102,20 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _config_beside(weights: Path, contents: SafetensorsFile) -> AdapterConfig | None:
-    """PEFT's configuration in the same folder, if these are its weights: by the file's name or by the names inside."""
+def _config_beside(weights: Path) -> AdapterConfig | None:
+    """PEFT's configuration in the same folder."""
     config = weights.with_name(CONFIG_NAME)
-    own = weights.name == WEIGHTS_NAME or all(key.startswith(PEFT_PREFIX) for key in contents.tensors)
-    if not own or not config.is_file():
+    if not config.is_file():
         return None
     return adapter_config(parse_json_object(config.read_bytes(), str(config)), CONFIG_NAME)
+
+
+def _foreign_config(weights: Path) -> AdapterConfig | None:
+    """The same beside weights that are not PEFT's own; one that cannot be read does not concern them."""
+    try:
+        return _config_beside(weights)
+    except FileFormatError:
+        return None
 
 
 def _feed(digest: hashlib._Hash, path: Path) -> None:
