@@ -117,8 +117,8 @@ def intruders(X, X_after, S_after, k, leading, unlike):
 
 
 def keep_dominant(U, Vh, D, labels, q, quantile):
-    """Eq. 17–22 on a square layer, entry by entry: the drift that is kept."""
-    n = len(Vh)
+    """Eq. 17–22 among the directions that have a label, entry by entry: the drift that is kept."""
+    n = len(labels)
     C = np.array([[float(U[:, i] @ D @ Vh[j]) for j in range(n)] for i in range(n)])
     groups = members(labels)
     send = [sum(float(np.sum(C[:, j] ** 2)) ** 0.5 for j in m) / len(m) for m in groups]
@@ -127,4 +127,15 @@ def keep_dominant(U, Vh, D, labels, q, quantile):
         for j in range(n):
             if receive[labels[i]] < quantile(receive, q) and send[labels[j]] < quantile(send, q):
                 C[i, j] = 0
-    return U @ C @ Vh
+    return U[:, :n] @ C @ Vh[:n]
+
+
+def densest_blocks(C, labels, top):
+    """B.2.2: pairs (receiving cluster, sending cluster) of the largest Frobenius norm over the number of entries."""
+    groups = members(labels)
+    density = {
+        (a, b): sum(float(C[i, j]) ** 2 for i in m for j in n) ** 0.5 / (len(m) * len(n))
+        for a, m in enumerate(groups)
+        for b, n in enumerate(groups)
+    }
+    return set(sorted(density, key=lambda pair: -density[pair])[: round(top * len(density))])

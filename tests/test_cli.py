@@ -366,7 +366,7 @@ def test_analyze_writes_a_folder_and_tells_what_it_found(run, family, monkeypatc
 
 def test_probes_write_models(run, family):
     pair = ["--source", family.source, "--target", family.target]
-    code, out, _ = run("probe", "keep-dominant", *pair, "--q", "0", "-o", family.folder / "kept")
+    code, out, _ = run("probe", "keep-dominant", *pair, "--q", "0", "--directions", "all", "-o", family.folder / "kept")
     assert code == 0 and "0 changed, 27 looked at and left" in out
     code, out, _ = run("probe", "over-activate", *pair, "--layers", "ffn", "-o", family.folder / "disturbed", "--json")
     assert code == 0 and json.loads(out)["layers"] == 4 and (family.folder / "disturbed").is_dir()

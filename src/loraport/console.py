@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from json import dumps
@@ -237,6 +238,8 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "kept": f"{_percent(result.kept_energy)} of the update's energy, "
         f"{_percent(result.kept_correction)} of what the method changed{_more_rank(result.kept_correction)}",
         "clusters": f"the largest holds {_middle(layer.largest_cluster for layer in done)} of the leading directions",
+        "decisions": f"of the routing entries, medians: drift taken back from {_middle(x.restored for x in done)}, "
+        f"left alone {_middle(x.preserved for x in done)}",
         "subspaces": f"of source and target share {_middle(layer.overlap for layer in result.layers)} in the median, "
         f"unrelated ones would share {_middle(layer.overlap_random for layer in result.layers)}",
         "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
@@ -244,6 +247,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
     absent = {
         "kept": result.kept_correction is None,
         "clusters": all(layer.clusters is None for layer in done),
+        "decisions": all(layer.restored is None for layer in done),
         "subspaces": all(layer.overlap is None for layer in result.layers),
     }
     return {name: text for name, text in facts.items() if not absent.get(name)}
@@ -262,8 +266,8 @@ def _span(values: Iterable[int | None]) -> str:
 
 
 def _middle(values: Iterable[float | None]) -> str:
-    known = sorted(value for value in values if value is not None)
-    return _percent(known[len(known) // 2]) if known else "unknown"
+    known = [value for value in values if value is not None]
+    return _percent(statistics.median(known)) if known else "unknown"
 
 
 def _percent(share: float | None) -> str:

@@ -56,13 +56,30 @@ def test_a_table_has_all_columns_and_nothing_for_what_is_not_known():
     assert as_csv([{"a": 1, "b": None}, {"a": 2, "c": "x,y"}]) == 'a,b,c\n1,,\n2,,"x,y"\n'
 
 
+def with_numbers(analysis, **numbers) -> str:
+    layers = tuple(replace(layer, numbers={**layer.numbers, **numbers}) for layer in analysis.layers)
+    return " ".join(findings(replace(analysis, layers=layers)))
+
+
+def test_a_claim_that_holds_nowhere_is_not_said_to_hold(analysis):
+    ends = [f"{key}_{side}" for key in ("gini", "head_tenth") for side in ("send", "receive")]
+    less = {f"{end}_drift": 0.1 for end in ends} | {f"{end}_lora": 0.2 for end in ends}
+    more = {f"{end}_drift": 0.3 for end in ends} | {f"{end}_lora": 0.2 for end in ends}
+    claim = "“Distillation concentrates, LoRA spreads”: "
+    assert claim + "does not hold here" in with_numbers(analysis, **less)
+    assert claim + "holds in most layers" in with_numbers(analysis, **more)
+    assert claim + "holds in part" in with_numbers(analysis, **{**less, "gini_send_drift": 0.3})
+
+
 def test_sentences_follow_the_numbers(analysis):
     text = " ".join(findings(analysis))
     assert "relative of this source" in text and "Layers with intruder dimensions: " in text
-    giant = [replace(layer, numbers={**layer.numbers, "largest_cluster": 0.9}) for layer in analysis.layers]
-    assert "In 20 of 20 layers one cluster" in " ".join(findings(replace(analysis, layers=tuple(giant))))
-    calm = [replace(layer, numbers={**layer.numbers, "largest_cluster": 0.1}) for layer in analysis.layers]
-    assert "one cluster" not in " ".join(findings(replace(analysis, layers=tuple(calm))))
+    weak = with_numbers(analysis, largest_cluster=0.9, restored=0.86, preserved=0.12)
+    assert "the drift is taken back from 86% of the entries" in weak and "does little" not in weak
+    idle = with_numbers(analysis, largest_cluster=0.9, restored=0.01, preserved=0.95)
+    assert "In 20 of 20 layers more than nine tenths of the entries are left alone" in idle
+    calm = with_numbers(analysis, largest_cluster=0.1)
+    assert "one cluster" not in calm
     twins = tuple(replace(layer, identical=True, drift=0.0) for layer in analysis.survey.layers)
     same = findings(replace(analysis, survey=replace(analysis.survey, layers=twins)))
     assert "no drift" in same[0] and "100% of the 27 layers are identical" in same[1]

@@ -11,7 +11,8 @@ from tests.reports.browser import browser_says, foreign_addresses, needs_chromiu
 
 LAYER = LayerResult(
     "blocks.0.self_attn.q", "transferred", None, (128, 64), 8, 16, drift=0.25, lora=0.1, update=0.12, correction=0.05,
-    kept_energy=0.9, kept_correction=0.4, k=30, clusters=12, largest_cluster=0.3, arbitrated=77, weight_norm=2.0,
+    kept_energy=0.9, kept_correction=0.4, k=30, clusters=12, largest_cluster=0.3, restored=0.5,
+    arbitrated=77, weight_norm=2.0,
 )  # fmt: skip
 SKIPPED = LayerResult("blocks.9.<b>", "skipped", "the target has no such layer", (128, 64), 8, None)
 KEYS = {"in": 4, "transferred": 2, "copied": 0, "dropped": [["blocks.9.<b>.lora_A.weight", "no such layer"]]}
@@ -40,9 +41,25 @@ def test_sentences_follow_the_numbers():
     assert any("takes back a part" in sentence for sentence in findings(RESULT))
     plain = replace(LAYER, correction=None, kept_correction=None)
     assert not any("takes back" in sentence for sentence in findings(replace(RESULT, layers=(plain,))))
-    giant = replace(LAYER, largest_cluster=0.9)
-    assert any("In 1 of 1 layers one cluster" in sentence for sentence in findings(replace(RESULT, layers=(giant,))))
-    assert not any("one cluster" in sentence for sentence in findings(RESULT))
+    assert any("taken back from 50% of the routing entries, and 48%" in sentence for sentence in findings(RESULT))
+    undo = replace(LAYER, restored=None, arbitrated=None)
+    assert not any("routing entries" in sentence for sentence in findings(replace(RESULT, layers=(undo,))))
+
+
+def test_the_method_is_said_to_do_little_where_its_own_shares_say_so_and_nowhere_else():
+    """A giant cluster says nothing by itself: weak as a whole, it is restored as a whole."""
+
+    def told(**shares) -> bool:
+        layers = (replace(LAYER, **shares),)
+        return any("does little" in sentence for sentence in findings(replace(RESULT, layers=layers)))
+
+    assert told(largest_cluster=1.0, restored=0.05) and told(largest_cluster=0.1, restored=0.05)
+    assert not told(largest_cluster=0.9, restored=0.86) and not told(largest_cluster=0.9, restored=0.3)
+
+
+def test_medians_of_an_even_number_of_layers_lie_between_the_two_in_the_middle():
+    layers = tuple(replace(LAYER, drift=value, lora=value, update=value) for value in (0.1, 0.3, 0.5, 0.9))
+    assert any("the LoRA moves it by 40.0%" in sentence for sentence in findings(replace(RESULT, layers=layers)))
 
 
 def test_a_page_that_cannot_be_written_is_said_clearly(tmp_path):

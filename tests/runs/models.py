@@ -1,8 +1,9 @@
 """A source, a target and a LoRA on disk, and the configuration that joins them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from loraport.runs.config import TransferConfig
@@ -54,3 +55,17 @@ def deltas(path: str | Path, prefix: str = "diffusion_model.") -> dict:
         layer: tensors[prefix + layer + ends[0]].double() @ tensors[prefix + layer + ends[1]].double()
         for layer in layers
     }
+
+
+def make_rounded_family(folder: Path) -> Family:
+    """A bf16 pair whose drift is within what rounding to bf16 makes by itself: 1.5 times it, in every layer."""
+    made = make_family(folder)
+    source = {name: W.bfloat16() for name, W in made.source_state.items()}
+    rng = torch.Generator().manual_seed(9)
+    target = {}
+    for name, W in source.items():
+        noise = torch.randn(W.shape, generator=rng)
+        target[name] = (W.float() + 0.0025 * W.float().norm() / noise.norm() * noise).bfloat16()
+    tiny.write_original(folder / "source.safetensors", source)
+    tiny.write_diffusers(folder / "target", target)
+    return replace(made, source_state=source, target_state=target)

@@ -20,7 +20,7 @@ from tests import tiny
 from tests.layers import generator, layer_of, random_weights
 from tests.runs.adapters import LAYERS as FEW
 from tests.runs.adapters import MAKERS, added
-from tests.runs.models import make_family
+from tests.runs.models import make_family, make_rounded_family
 
 
 @pytest.fixture
@@ -227,6 +227,28 @@ def test_values_out_of_range_are_refused_before_the_work(family):
     for change in ({"sample": 0}, {"detail": -1}):
         with pytest.raises(SettingsError):
             dataclasses.replace(config(family), **change)
+
+
+def test_an_analysis_and_a_sweep_show_the_transfer_that_would_be_made(tmp_path):
+    """A drift within rounding counts as none, for all of them, unless it is forced, for all of them."""
+    family = make_rounded_family(tmp_path)
+    grids = [Grid.parse("q_dom=0.3/0.6")]
+    assert {row.status for row in transfer(family.config()).layers} == {"copied"}
+    shown = analyze(config(family), grids)
+    for layer in shown.layers:
+        row = layer.row()
+        assert row["copied"] and row["restored"] == row["arbitrated"] == 0 and row["drift"] > 0.002
+        assert row["norm_casa"] == pytest.approx(row["lora"], rel=1e-4)
+    assert shown.swept[0].rows == ()
+    assert any("transfer copies the LoRA" in note for note in shown.notes)
+
+    forced = analyze(config(family, force_drift=True, output=str(tmp_path / "forced")), grids)
+    done = {row.name: row for row in transfer(family.config("forced.safetensors", force_drift=True)).layers}
+    for layer in forced.layers:
+        row = layer.row()
+        assert not row["copied"] and row["drift"] == pytest.approx(done[layer.name].drift, rel=1e-5)
+        assert row["restored"] == pytest.approx(done[layer.name].restored) and row["restored"] > 0
+    assert len(forced.swept[0].rows) == 2 * len(forced.layers)
 
 
 def test_samples_are_fair_to_kinds_and_depths():

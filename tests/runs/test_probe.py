@@ -12,7 +12,7 @@ from loraport.runs.probe import ProbeConfig, probe
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.safetensors_files import read_safetensors
 from tests import tiny
-from tests.runs.models import make_family
+from tests.runs.models import make_family, make_rounded_family
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def weights(path):
 
 
 @pytest.mark.parametrize(
-    "recipe", [KeepDominant(0.0), OverActivate(top=0.0), OverActivate(mean=1.0, variance=0.0)], ids=str
+    "recipe",
+    [KeepDominant(0.0, directions="all"), OverActivate(top=0.0), OverActivate(mean=1.0, variance=0.0, noise="factors")],
+    ids=str,
 )
 def test_a_probe_of_nothing_is_the_target_bit_by_bit(family, recipe):
     done = run(family, recipe)
@@ -41,7 +43,7 @@ def test_a_probe_of_nothing_is_the_target_bit_by_bit(family, recipe):
 
 
 def test_what_is_kept_and_what_is_removed_add_up_and_the_rest_is_the_targets(family):
-    done = run(family, KeepDominant(0.6))
+    done = run(family, KeepDominant(0.6, directions="all", clusters="single"))
     source, target, after = family.source_state, weights(family.target), weights(done.output)
     assert done.layers > 20 and 0 < done.changed < 1
     for name in (f"{layer}.weight" for layer in open_checkpoint(family.source).layers):
@@ -52,20 +54,40 @@ def test_what_is_kept_and_what_is_removed_add_up_and_the_rest_is_the_targets(fam
     folder = family.folder / "probed"
     assert (folder / "config.json").is_file()
     note = json.loads(read_safetensors(next(folder.glob("*.safetensors"))).metadata["loraport.probe"])
-    assert note == {"probe": "KeepDominant", "q": 0.6, "tau": 1.0, "eps": 1e-6, "seed": 0}
+    assert note == {
+        "probe": "KeepDominant", "q": 0.6, "directions": "all", "clusters": "single", "tau": 1.0, "energy": 0.9,
+        "eps": 1e-6, "seed": 0,
+    }  # fmt: skip
+
+
+def test_the_papers_model_has_no_drift_beyond_the_leading_directions(family):
+    """So even with every cluster dominant it is not the target, and less of the drift's energy stays than in ours."""
+    printed = run(family, KeepDominant(0.0), "printed")
+    ours = run(family, KeepDominant(0.0, directions="all"), "ours")
+    assert ours.changed == 0 < printed.changed < 1
+    halves = [run(family, KeepDominant(0.5, directions=one), f"half-{one}").changed for one in ("leading", "all")]
+    assert halves[0] > halves[1]
 
 
 def test_more_is_removed_at_a_higher_quantile_and_a_lora_changes_the_clusters(family):
-    shares = [run(family, KeepDominant(q), f"q{q}").changed for q in (0.2, 0.5, 1.0)]
+    shares = [run(family, KeepDominant(q, clusters="single"), f"q{q}").changed for q in (0.2, 0.5, 1.0)]
     assert shares == sorted(shares) and shares[2] < 1
-    assert run(family, KeepDominant(0.5, tau=0.3), "clustered", lora=family.lora).changed != pytest.approx(shares[1])
+    by_lora = KeepDominant(0.5, clusters="lora", tau=0.3)
+    assert run(family, by_lora, "clustered", lora=family.lora).changed != pytest.approx(shares[1])
+
+
+@pytest.mark.parametrize("noise", ["printed", "scaled", "factors"])
+def test_over_activation_disturbs_in_the_unit_that_was_chosen(noise, family):
+    """The printed noise has no unit and drowns the drift; in units of the blocks it is of the drift's own size."""
+    changed = run(family, OverActivate(noise=noise), noise).changed
+    assert changed > 10 if noise == "printed" else 0.05 < changed < 10
 
 
 def test_over_activation_repeats_with_its_seed_alone(family):
     one, same, other = (
         load_file(next((family.folder / name).glob("*.safetensors")))
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
-        if run(family, OverActivate(), name, seed=seed).changed > 0.05
+        if run(family, OverActivate(noise="scaled"), name, seed=seed).changed > 0.05
     )
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
@@ -91,6 +113,7 @@ def test_only_the_layers_that_fit_are_probed(family):
     [
         ({"target": "source+x.safetensors"}, "merge the accelerator"),
         ({"layers": ("nothing",)}, "nothing to probe"),
+        ({"lora": "some.safetensors"}, "a LoRA plays no part in clusters drift"),
         ({"output": "file.safetensors"}, "name a folder"),
     ],
     ids=str,
@@ -102,10 +125,17 @@ def test_what_cannot_be_probed_is_refused(family, changes, message):
         run(family, KeepDominant(), **changes)
 
 
-def test_numbers_out_of_range_are_refused():
-    for wrong in (lambda: KeepDominant(1.5), lambda: OverActivate(top=-0.1), lambda: OverActivate(variance=-1.0)):
-        with pytest.raises(InputError):
-            wrong()
+def test_clusters_by_a_lora_need_one(family):
+    with pytest.raises(InputError, match="name it with --lora"):
+        run(family, KeepDominant(clusters="lora"))
+
+
+def test_a_drift_within_rounding_is_left_as_it_is_unless_it_is_forced(tmp_path):
+    """As a transfer copies the LoRA there: one rule for both."""
+    family = make_rounded_family(tmp_path)
+    done = run(family, KeepDominant(0.5))
+    assert done.layers == 0 and done.untouched > 20
+    assert run(family, KeepDominant(0.5), "forced", force_drift=True).layers > 20
 
 
 def test_a_quantised_target_is_refused(family, tmp_path):

@@ -10,6 +10,7 @@ from loraport.cli.options import (
     CacheDir,
     Device,
     Energy,
+    ForceDrift,
     Json,
     Lora,
     NoCache,
@@ -52,6 +53,7 @@ def analyze(
     ] = None,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
+    force_drift: ForceDrift = False,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
@@ -71,7 +73,8 @@ def analyze(
     config = AnalyzeConfig(
         lora, source, target, output, casa=casa_settings(preset, tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
         layers=tuple(layers or ()), sample=sample, detail=detail,
-        source_part=source_part, target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
+        source_part=source_part, target_part=target_part, force_drift=force_drift, device=device,
+        cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
     folder_of(output)

@@ -9,6 +9,7 @@ import typer
 from loraport.cli.options import (
     CacheDir,
     Device,
+    ForceDrift,
     Json,
     NoCache,
     Quiet,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from loraport.runs.probe import ProbeConfig
 
 app = typer.Typer(
-    help="Write the target with parts of its drift taken or disturbed (appendix B.2).", no_args_is_help=True
+    help="Write the target with parts of its drift removed or disturbed (appendix B.2).", no_args_is_help=True
 )
 
 Target = Annotated[str, typer.Option(metavar="MODEL", help="The distilled model; the result has its layout.")]
@@ -31,6 +32,18 @@ Output = Annotated[
     str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where the target is one.")
 ]
 Layers = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only layers that fit; others stay.")]
+ClusterLora = Annotated[
+    str | None, typer.Option("--lora", metavar="LORA", help="Cluster by this LoRA's predicted rotation (Eq. 4).")
+]
+ClusterChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--clusters",
+        help="Whose predicted rotation joins directions: drift, lora or single; lora with --lora, else drift.",
+    ),
+]
+Tau = Annotated[float, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
+Energy = Annotated[float, typer.Option(help="Energy share of the leading directions (Eq. 3).")]
 
 
 @app.command(
@@ -40,12 +53,19 @@ def keep_dominant(
     source: Source,
     target: Target,
     output: Output,
-    q: Annotated[float, typer.Option(help="Quantile from which on a cluster dominates; 0 gives the target.")] = 0.5,
-    lora: Annotated[str | None, typer.Option(help="Cluster by this LoRA; else each direction alone.")] = None,
-    tau: Annotated[float, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")] = 1.0,
+    q: Annotated[float, typer.Option(help="Quantile over clusters from which on one dominates.")] = 0.5,
+    directions: Annotated[
+        str,
+        typer.Option(help="leading: the paper's k directions, nothing beyond stays. all: of all n; q 0 is the target."),
+    ] = "leading",
+    clusters: ClusterChoice = None,
+    lora: ClusterLora = None,
+    tau: Tau = 1.0,
+    energy: Energy = 0.9,
     layers: Layers = None,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
+    force_drift: ForceDrift = False,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
@@ -57,9 +77,10 @@ def keep_dominant(
     from loraport.methods.probes import KeepDominant
     from loraport.runs.probe import ProbeConfig
 
+    recipe = KeepDominant(q, directions, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
-        source, target, output, KeepDominant(q, tau), lora=lora, layers=tuple(layers or ()), source_part=source_part,
-        target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
+        source, target, output, recipe, lora=lora, layers=tuple(layers or ()), source_part=source_part,
+        target_part=target_part, force_drift=force_drift, device=device, cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     _run(config, json, quiet, verbose)
 
@@ -69,13 +90,25 @@ def over_activate(
     source: Source,
     target: Target,
     output: Output,
-    top: Annotated[float, typer.Option(help="Share of the routing entries that are disturbed, the strongest.")] = 0.05,
-    mean: Annotated[float, typer.Option(help="Mean of the random factors.")] = 2.0,
-    var: Annotated[float, typer.Option(help="Variance of the random factors.")] = 5.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random factors.")] = 0,
+    top: Annotated[float, typer.Option(help="Share of the blocks that are disturbed, the densest.")] = 0.05,
+    mean: Annotated[float, typer.Option(help="Mean of the noise.")] = 2.0,
+    var: Annotated[float, typer.Option(help="Variance of the noise.")] = 5.0,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="printed: added as it is, as the paper prints it. scaled: in units of the block's RMS entry. "
+            "factors: single entries are multiplied, without clusters."
+        ),
+    ] = "printed",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    clusters: ClusterChoice = None,
+    lora: ClusterLora = None,
+    tau: Tau = 1.0,
+    energy: Energy = 0.9,
     layers: Layers = None,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
+    force_drift: ForceDrift = False,
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
@@ -83,15 +116,20 @@ def over_activate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Multiply the strongest routing entries of the drift by random factors."""
+    """Add noise to the blocks in which the drift routes most: the disturbed model of appendix B.2.2."""
     from loraport.methods.probes import OverActivate
     from loraport.runs.probe import ProbeConfig
 
+    recipe = OverActivate(top, mean, var, noise, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
-        source, target, output, OverActivate(top, mean, var), layers=tuple(layers or ()), seed=seed,
-        source_part=source_part, target_part=target_part, device=device, cache=cache_folder(cache, no_cache),
+        source, target, output, recipe, lora=lora, layers=tuple(layers or ()), seed=seed, source_part=source_part,
+        target_part=target_part, force_drift=force_drift, device=device, cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     _run(config, json, quiet, verbose)
+
+
+def _clusters(named: str | None, lora: str | None) -> str:
+    return named or ("drift" if lora is None else "lora")
 
 
 def _run(config: ProbeConfig, json: bool, quiet: bool, verbose: bool) -> None:

@@ -97,11 +97,18 @@ class Arbitration:
         """What is taken of the update: so much of the drift off the mask (Eq. 8), and single entries (Eq. 14)."""
         return Taken(D_fft, self.basis, self.drift, self.receivers, self.senders, restore, struck)
 
-    def facts(self) -> dict[str, Any]:
-        """What a report says of the layer."""
+    def facts(self, settings: CasaSettings) -> dict[str, Any]:
+        """What a report says of the layer. With `restore` 0, or without a drift, no entry is restored."""
         sizes, k = cluster_sizes(self.labels), len(self.labels)
-        largest = int(sizes.max()) / k
-        return {"k": k, "clusters": len(sizes), "largest_cluster": largest, "arbitrated": len(self.places)}
+        weak = float((~self.receivers).double().mean() * (~self.senders).double().mean())
+        takes_back = settings.restore > 0 and bool(self.drift.send.any())
+        return {
+            "k": k,
+            "clusters": len(sizes),
+            "largest_cluster": int(sizes.max()) / k,
+            "restored": weak if takes_back else 0.0,
+            "arbitrated": len(self.places),
+        }
 
 
 def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
@@ -142,7 +149,7 @@ def arbitrated_update(layer: Layer, seen: Arbitration, settings: CasaSettings) -
     """The update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
     struck = arbitrated_part(seen.C_lora, seen.drift.C, seen.places)  # Eq. 14
     taken = seen.taken(layer.drift, settings.restore, struck)  # Eq. 8
-    return Update(layer.lora, taken, seen.facts(), seen=seen.lora)
+    return Update(layer.lora, taken, seen.facts(settings), seen=seen.lora)
 
 
 def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
@@ -159,7 +166,7 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     if layer.is_wide:
         return casa_parts(layer.transposed(), settings).transposed()
     seen = arbitration(layer, settings)  # Eq. 2–13
-    facts, places = seen.facts(), seen.places
+    facts, places = seen.facts(settings), seen.places
     C_lora, C_fft = (Entries(places, entries_at(X, places)) for X in (seen.C_lora, seen.drift.C))
     stronger = C_lora.values.abs() > C_fft.values.abs()
     from_lora = seen.taken(layer.drift, 0.0, C_lora.where(~stronger))

@@ -60,8 +60,8 @@ class Layer:
 class Update:
     """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact.
 
-    `facts` may hold k, clusters, largest_cluster, arbitrated (CASA), k_target, overlap, overlap_random (projections)
-    and amount (what a matched control or core undo found).
+    `facts` may hold k, clusters, largest_cluster, restored, arbitrated (CASA), k_target, overlap, overlap_random
+    (projections) and amount (what a matched control or core undo found).
     """
 
     low_rank: LowRank

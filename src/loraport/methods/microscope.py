@@ -82,7 +82,7 @@ def look(specimen: Specimen, settings: CasaSettings = PAPER, *, detail: bool = F
         _clusters(specimen, routing, settings),
         _routing(routing),
         _interference(routing),
-        _intervention(seen),
+        _intervention(seen, settings),
         _intruders(specimen, len(seen.labels)),
         _norms(specimen, arbitrated_update(upright, seen, settings)),
     ):
@@ -197,12 +197,11 @@ def _interference(routing: _Routing) -> dict[str, Any]:
     return {"constructive": found.constructive, "destructive": found.destructive, "chance": found.chance}
 
 
-def _intervention(seen: Arbitration) -> dict[str, Any]:
+def _intervention(seen: Arbitration, settings: CasaSettings) -> dict[str, Any]:
     """Shares of CASA's three decisions, over all entries and over the blocks of the leading directions."""
-    restored, arbitrated = seen.restored, seen.arbitrated
-    k, labels = len(seen.labels), seen.labels
-    blocks = majority(arbitrated[:k, :k], labels)
-    share = {"restored": float(restored.double().mean()), "arbitrated": float(arbitrated.double().mean())}
+    facts, k, labels = seen.facts(settings), len(seen.labels), seen.labels
+    blocks = majority(seen.arbitrated[:k, :k], labels)
+    share = {"restored": facts["restored"], "arbitrated": facts["arbitrated"] / seen.C_lora.numel()}
     return {
         **share,
         "preserved": 1 - share["restored"] - share["arbitrated"],

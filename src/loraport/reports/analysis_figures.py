@@ -53,9 +53,9 @@ def _moved(survey: Sequence[plots.Row], rows: Sequence[plots.Row]) -> Iterator[S
 def _clustered(rows: Sequence[plots.Row], tau: float) -> Iterator[Shown]:
     yield Shown(
         "stability", "How much the clusters depend on tau",
-        "Left: clusters per leading direction (1: all alone). Middle: share of the largest one (1: a giant cluster, "
-        "in which everything dominates and CASA does little). Right: agreement with the clusters in use. Line: median "
-        "over layers; band: the middle 80 %.",
+        "Left: clusters per leading direction (1: all alone). Middle: share of the largest one (1: all directions in "
+        "one cluster, and then everything dominates). Right: agreement with the clusters in use. Line: median over "
+        "layers; band: the middle 80 %.",
         lambda: plots.stability(rows, TAUS, tau),
     )  # fmt: skip
     yield Shown(

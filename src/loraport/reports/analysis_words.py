@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from loraport.reports.transfer_page import LITTLE
 from loraport.runs.analysis import Analysis
 from loraport.runs.survey import Survey
 
 Row = dict[str, Any]
 SIDES = ("send", "receive")
+DECISIONS = ("restored", "preserved", "arbitrated")
 KIND_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("drift", "Drift", "{:.3f}"),
     ("lora", "LoRA", "{:.3f}"),
@@ -54,7 +57,10 @@ def _cautions(survey: Survey) -> Iterator[str]:
     if survey.identical:
         yield f"{survey.identical:.0%} of the {len(survey.layers)} layers are identical in both, bit by bit."
     if survey.rounding:
-        yield f"In {_listed(survey.rounding)} the drift is not told from the rounding of the files."
+        yield (
+            f"In {_listed(survey.rounding)} the drift is within what rounding the files makes: it counts as none, and "
+            "a transfer copies the LoRA there, unless --force-drift is given."
+        )
     if outliers := survey.outliers():
         yield f"Far from the others' drift: {_listed(outliers)}."
     unpaired = survey.only_source + survey.only_target + survey.other_shape
@@ -74,18 +80,13 @@ def _claims(rows: Sequence[Row]) -> Iterator[str]:
         f"{_most(rows, 'rho2_lora'):.2%} at most, the distillation by {drift:.2%} and {_most(rows, 'rho2_drift'):.2%}; "
         "the paper finds at most 0.3 %, whose updates may be smaller."
     )
-    yield f"“Distillation concentrates, LoRA spreads” holds: {_concentration(rows)}."
+    yield f"“Distillation concentrates, LoRA spreads”: {_concentration(rows)}."
     met = middle((row["constructive"] + row["destructive"]) / (2 * row["chance"]) for row in rows if row["chance"])
     yield (
         f"LoRA and drift meet, for and against each other, {met:.2f} times as much as unrelated updates of the same "
         "shape would (median)."
     )
-    giants = sum(row["largest_cluster"] > 0.5 for row in rows)
-    if giants:
-        yield (
-            f"In {giants} of {len(rows)} layers one cluster holds more than half of the leading directions; there CASA "
-            "preserves nearly everything."
-        )
+    yield from _decisions(rows)
     yield (
         f"Predicted and observed clusters agree by {_two(rows, 'agreement_mixed')} where both draw the line at 0.2, by "
         f"{_two(rows, 'agreement')} with the tau in use (LoRA and distillation; 1: the same, 0: chance)."
@@ -113,10 +114,30 @@ def _concentration(rows: Sequence[Row]) -> str:
         return [sum(row[f"{key}_{side}_drift"] > row[f"{key}_{side}_lora"] for row in rows) for side in SIDES]
 
     gini, head = more("gini"), more("head_tenth")
+    most = [2 * count > len(rows) for count in (*gini, *head)]
+    verdict = "holds in most layers" if all(most) else "holds in part" if any(most) else "does not hold here"
     return (
-        f"by the Gini coefficient over clusters in {gini[0]} of {len(rows)} layers as senders, {gini[1]} as receivers; "
-        f"by the share in the first tenth of directions in {head[0]} and {head[1]}"
+        f"{verdict}. By the Gini coefficient over clusters the drift is more concentrated than the LoRA in {gini[0]} "
+        f"of {len(rows)} layers as senders and {gini[1]} as receivers; by the share in the first tenth of directions "
+        f"in {head[0]} and {head[1]}"
     )
+
+
+def _decisions(rows: Sequence[Row]) -> Iterator[str]:
+    """What CASA does, from the layers' own shares; what a large cluster means depends on whether it dominates."""
+    restored, preserved, arbitrated = (middle(row[name] for row in rows) for name in DECISIONS)
+    yield (
+        f"CASA takes the drift back from {restored:.0%} of the routing entries, leaves {preserved:.0%} alone, and "
+        f"keeps only the stronger update in {arbitrated:.0%} (medians)."
+    )
+    if giants := [row for row in rows if row["largest_cluster"] > 0.5]:
+        yield (
+            f"In {len(giants)} of {len(rows)} layers one cluster holds more than half of the leading directions. "
+            "Dominant, it shields all its entries; weak, it is restored whole: there the drift is taken back from "
+            f"{middle(row['restored'] for row in giants):.0%} of the entries in the median."
+        )
+    if idle := sum(row["preserved"] > LITTLE for row in rows):
+        yield f"In {idle} of {len(rows)} layers more than nine tenths of the entries are left alone: CASA does little."
 
 
 def kind_table(analysis: Analysis) -> list[list[str]]:
@@ -141,10 +162,10 @@ def layer_table(analysis: Analysis) -> list[list[str]]:
     return [["–" if row[key] is None else form.format(row[key]) for key, _, form in LAYER_COLUMNS] for row in rows]
 
 
-def middle(values: Any) -> float:
-    """The median; 0 of nothing."""
-    known = sorted(value for value in values if value is not None)
-    return float(known[len(known) // 2]) if known else 0.0
+def middle(values: Iterable[float | None]) -> float:
+    """Return the median of what is known; 0 of nothing."""
+    known = [value for value in values if value is not None]
+    return float(statistics.median(known)) if known else 0.0
 
 
 def _most(rows: Sequence[Row], key: str) -> float:

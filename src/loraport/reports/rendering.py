@@ -28,6 +28,7 @@ LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("k", "k", "{}"),
     ("clusters", "Clusters", "{}"),
     ("largest_cluster", "Largest cluster", "{:.1%}"),
+    ("restored", "Restored", "{:.1%}"),
     ("arbitrated", "Arbitrated", "{}"),
     ("amount", "Amount", "{:.3f}"),
     ("k_target", "k target", "{}"),

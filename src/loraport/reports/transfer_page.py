@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from loraport.reports.rendering import in_words, layer_table, render
-from loraport.runs.results import BatchResult, TransferResult
+from loraport.runs.results import BatchResult, LayerResult, TransferResult
 from loraport.runs.strata import depth_of
+
+LITTLE = 0.9
+"""Share of entries left alone above which a page says that CASA does little in a layer."""
 
 
 def write_transfer_page(results: TransferResult | BatchResult, path: Path | str) -> None:
@@ -121,11 +125,23 @@ def findings(result: TransferResult) -> list[str]:
         sentences.append(
             f"In {rounded} layers the drift cannot be told from the rounding of the files; there the LoRA was copied."
         )
-    giants = sum((layer.largest_cluster or 0) > 0.5 for layer in done)
-    if giants:
+    return [*sentences, *_decisions(done)]
+
+
+def _decisions(done: Sequence[LayerResult]) -> list[str]:
+    """What CASA did with the routing entries, from the layers' own shares; nothing for other methods."""
+    restored, preserved = (_median([getattr(layer, name) for layer in done]) for name in ("restored", "preserved"))
+    if restored is None or preserved is None:
+        return []
+    sentences = [
+        f"In the middle layer the drift is taken back from {restored:.0%} of the routing entries, and {preserved:.0%} "
+        "are left as the distillation made them; in the rest only the stronger update stays."
+    ]
+    idle = sum(layer.preserved is not None and layer.preserved > LITTLE for layer in done)
+    if idle:
         sentences.append(
-            f"In {giants} of {len(done)} layers one cluster holds more than half of the leading directions; there all "
-            "counts as dominant and the method does little."
+            f"In {idle} of {len(done)} layers more than nine tenths of the entries are left alone: there the method "
+            "does little."
         )
     return sentences
 
@@ -143,5 +159,5 @@ def _facts(result: TransferResult) -> dict[str, str]:
 
 
 def _median(values: list[float | None]) -> float | None:
-    known = sorted(value for value in values if value is not None)
-    return known[len(known) // 2] if known else None
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -45,8 +45,8 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watc
         survey = _survey(bench, partial, watcher)
         layers, curves = _views(bench, config, jobs, detailed, partial, watcher)
         sweeps = swept(bench, config, jobs, grids, partial, watcher)
-    unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.not_cached)]
-    notes = (*bench.ready.plan.warnings, *unkept)
+    unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
+    notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
     return Analysis(
         _facts(config, bench.ready), layers, survey, curves, left_out, notes,
         time.perf_counter() - start, peak_rss_bytes(), sweeps,
@@ -117,9 +117,22 @@ def _view(
         both = decompose(weights.W_t.to(bench.device) + D_lora)
     del D_lora
     seen = look(Specimen(layer, with_lora, both), settings, detail=detail)
-    name = job.name
+    name, size = job.name, seen.numbers["weight_norm"]
+    measured = weights.measured_drift / size if size else None
+    numbers = {**seen.numbers, "drift": measured, "copied": bool(weights.within_rounding and not layer.drift.any())}
     seconds = time.perf_counter() - start
-    return LayerView(name, kind_of(name), depth_of(name), job.shape, job.rank, seen.numbers, seconds), seen.curves
+    return LayerView(name, kind_of(name), depth_of(name), job.shape, job.rank, numbers, seconds), seen.curves
+
+
+def _copied(layers: Sequence[LayerView]) -> list[str]:
+    """Say in how many layers a transfer would change nothing."""
+    count = sum(bool(layer.numbers["copied"]) for layer in layers)
+    if not count:
+        return []
+    return [
+        f"in {count} of {len(layers)} layers the drift is within what rounding the files makes; it counts as none, and "
+        "a transfer copies the LoRA there; --force-drift lets it count"
+    ]
 
 
 def _facts(config: AnalyzeConfig, ready: Prepared) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.execute import read_ahead
 from loraport.runs.given import as_factors
-from loraport.runs.layer import Weights, layer_generator, read_weights
+from loraport.runs.layer import Bases, SharedLayer, Weights, layer_generator, read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared, find_device, prepare
 from loraport.runs.presets import is_local, open_model
 from loraport.runs.strata import stratified
-from loraport.spectral.svd import LowRank, SingularBasis, decompose
-from loraport.weights.cache import BasisCache, basis_key
+from loraport.spectral.svd import LowRank
+from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.variants import LayerUpdate
 
@@ -47,6 +47,8 @@ class AnalyzeConfig:
     """How many of them are drawn in detail."""
     source_part: str | None = None
     target_part: str | None = None
+    force_drift: bool = False
+    """Whether a drift within rounding counts, as in a transfer."""
     device: str = "auto"
     cache: str | None = None
 
@@ -64,17 +66,20 @@ class AnalyzeConfig:
 
 @dataclass(frozen=True)
 class Bench:
-    """The opened inputs, the store of bases and the device."""
+    """The opened inputs and the bases of their weights."""
 
     ready: Prepared
-    cache: BasisCache
-    device: torch.device
-    not_cached: set[str] = field(default_factory=set)
+    bases: Bases
 
     @classmethod
     def open(cls, config: AnalyzeConfig) -> Bench:
         """Headers only; nothing is computed yet. Raises InputError."""
-        return cls(prepare(as_transfer(config)), BasisCache(config.cache), find_device(config.device))
+        return cls(prepare(as_transfer(config)), Bases(BasisCache(config.cache), find_device(config.device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where layers are looked at."""
+        return self.bases.device
 
     @once
     def whole(self) -> tuple[Checkpoint, Target]:
@@ -97,20 +102,12 @@ class Bench:
         versions = [loraport.__version__, torch.__version__, str(self.device)]
         return json.dumps([config.fingerprint(), *versions, ready.lora.sha256, strength, stats])
 
-    def basis(self, W: Tensor, fingerprint: str) -> SingularBasis:
-        """The weight's basis from the cache, or computed and kept there."""
-        fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
-        if fetched.not_written:
-            self.not_cached.add(fetched.not_written)
-        return fetched.basis
-
-    def layer(self, job: LayerJob, weights: Weights, *, target: bool = True) -> Layer:
-        """One layer on the device, with the basis of its source and, where wanted, of its target."""
+    def layer(self, job: LayerJob, weights: Weights) -> Layer:
+        """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
         lora = exact_factors(job.name, self.ready.lora.layers[job.name], weights.W_s)
         here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
-        source = self.basis(weights.W_s, weights.source_hash)
-        after = self.basis(weights.W_t, weights.target_hash) if target and weights.W_t is not None else None
-        return Layer(here, weights.drift.to(self.device), source, after)
+        shared = SharedLayer(weights, self.bases, force_drift=self.ready.config.force_drift)
+        return Layer(here, shared.drift, shared.basis, shared.target)
 
     def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, Weights]]:
         """Each job with its weights, the next ones read meanwhile."""
@@ -129,8 +126,8 @@ def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
 def as_transfer(config: AnalyzeConfig) -> TransferConfig:
     """The transfer that would be made of the same inputs, for its plan."""
     return TransferConfig(
-        config.lora, config.source, config.target, config.output,
-        source_part=config.source_part, target_part=config.target_part, include=config.layers,
+        config.lora, config.source, config.target, config.output, source_part=config.source_part,
+        target_part=config.target_part, include=config.layers, force_drift=config.force_drift,
     )  # fmt: skip
 
 

@@ -49,6 +49,16 @@ class Weights:
     source_rounded: bool = False
     """Whether W_s was rounded to the target's dtype before it was subtracted."""
 
+    @once
+    def measured_drift(self) -> float:
+        """‖D_fft‖ as the files have it."""
+        return _norm(self.drift)
+
+    @once
+    def within_rounding(self) -> bool:
+        """Whether the drift is no larger than what rounding to the files' dtypes makes by itself."""
+        return within_floor(self.measured_drift, self.floor)
+
 
 def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
     """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one.
@@ -101,27 +111,20 @@ class SharedLayer:
     """One layer's weights and what follows from them alone, made once for all runs that need it, when the first does.
 
     A weight is left to its basis as soon as that is there; `keep_source`: not the source's, which a DoRA looks at. A
-    drift that cannot be told from rounding counts as none, unless it is forced.
+    drift within rounding counts as none, unless it is forced: this is the one place that decides it, for transfers,
+    analyses, sweeps, probes and the lab.
     """
 
     def __init__(self, weights: Weights, bases: Bases, *, keep_source: bool = False, force_drift: bool = False) -> None:
         self.source = weights.W_s if keep_source else None
         self.source_hash, self.target_hash = weights.source_hash, weights.target_hash
-        self.floor, self.source_rounded, self._force = weights.floor, weights.source_rounded, force_drift
+        self.floor, self.source_rounded = weights.floor, weights.source_rounded
+        self.is_rounding = weights.within_rounding and not force_drift
+        self.measured_drift = weights.measured_drift
         self._W_s: Tensor | None = weights.W_s
         self._W_t = weights.W_t
         self._drift, self._bases = weights.drift, bases
         self._parts: dict[Hashable, Update] = {}
-
-    @once
-    def measured_drift(self) -> float:
-        """‖D_fft‖ as the files have it."""
-        return _norm(self._drift)
-
-    @once
-    def is_rounding(self) -> bool:
-        """Whether the drift cannot be told from rounding."""
-        return not self._force and within_floor(self.measured_drift, self.floor)
 
     @once
     def drift(self) -> Tensor:

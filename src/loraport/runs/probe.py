@@ -16,18 +16,18 @@ from torch import Tensor
 import loraport
 from loraport.errors import InputError, SettingsError
 from loraport.methods.layer import Layer
-from loraport.methods.probes import Probe, no_lora
+from loraport.methods.probes import OverActivate, Probe, no_lora
 from loraport.runs.accelerator import split_target
 from loraport.runs.bench import exact_factors
 from loraport.runs.config import matches
-from loraport.runs.layer import layer_generator, read_weights
+from loraport.runs.layer import Bases, SharedLayer, layer_generator, read_weights
 from loraport.runs.merge import Watch, progress_of
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import find_device
 from loraport.runs.presets import open_model
 from loraport.runs.survey import surveyed
-from loraport.spectral.svd import LowRank, decompose
-from loraport.weights.cache import BasisCache, basis_key
+from loraport.spectral.svd import LowRank
+from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, write_model
@@ -44,13 +44,21 @@ class ProbeConfig:
     output: str
     probe: Probe
     lora: str | None = None
-    """Whose predicted rotation makes the clusters of keep-dominant; without one every direction is its own."""
+    """Whose predicted rotation makes the clusters, where the probe's `clusters` are the LoRA's."""
     layers: tuple[str, ...] = ()
     seed: int = 0
     source_part: str | None = None
     target_part: str | None = None
+    force_drift: bool = False
+    """Whether a drift within rounding counts, as in a transfer."""
     device: str = "auto"
     cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe.clusters == "lora" and self.lora is None:
+            raise SettingsError("clusters by a LoRA need one; name it with --lora, or take clusters drift or single")
+        if self.probe.clusters != "lora" and self.lora is not None:
+            raise SettingsError(f"a LoRA plays no part in clusters {self.probe.clusters}; leave it out, or take lora")
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,7 @@ class _Maker:
     source: Checkpoint
     target: Checkpoint
     lora: Lora | None
-    device: torch.device
-    cache: BasisCache
+    bases: Bases
     energy: float = 0.0
     drift: float = 0.0
     made: list[str] = field(default_factory=list)
@@ -101,15 +108,13 @@ class _Maker:
         stored = self.target.tensor(f"{name}.weight")
         job = LayerJob(name, "transfer", _matrix(stored), 0)
         weights = read_weights(job.name, self.source, self.target, keep_target=True)
-        if not weights.drift.any() or weights.W_t is None:
+        shared = SharedLayer(weights, self.bases, force_drift=self.config.force_drift)
+        if not shared.drift.any() or weights.W_t is None:
             self.untouched.append(name)
             return stored
-        drift = weights.drift.to(self.device)
-        key = basis_key(weights.source_hash)
-        basis = self.cache.get_or_compute(key, weights.W_s.to(self.device), decompose).basis
-        layer = Layer(self._lora(name, drift, weights.W_s), drift, basis)
+        layer = Layer(self._lora(name, shared.drift, weights.W_s), shared.drift, shared.basis)
         added = self.config.probe.added(layer, layer_generator(self.config.seed, name)).cpu()
-        self.drift += float(drift.double().square().sum())
+        self.drift += float(shared.drift.double().square().sum())
         self.energy += float(added.double().square().sum())
         if not added.any():
             self.untouched.append(name)
@@ -117,8 +122,12 @@ class _Maker:
         self.made.append(name)
         rounded = (weights.W_t + added).to(stored.dtype).reshape(stored.shape)
         if not torch.isfinite(rounded).all():
-            raise InputError(f"{name} is not finite in {stored.dtype} after the probe; take a smaller --mean or --var")
+            raise InputError(f"{name} does not fit {stored.dtype} after the probe{self._remedy}")
         return rounded
+
+    @property
+    def _remedy(self) -> str:
+        return "; take a smaller --mean or --var" if isinstance(self.config.probe, OverActivate) else ""
 
     def _lora(self, name: str, drift: Tensor, W_s: Tensor) -> LowRank:
         found = None if self.lora is None else self.lora.layers.get(name)
@@ -145,7 +154,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     check_place(Path(config.output), target)
     lora = None if config.lora is None else read_lora(config.lora)
     names = _chosen(config.layers, source, target)
-    maker = _Maker(config, source, target, lora, find_device(config.device), BasisCache(config.cache))
+    maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
     metadata = {PROBE: json.dumps(settings, sort_keys=True), "loraport.version": loraport.__version__}

@@ -40,7 +40,10 @@ class LayerResult:
     k: int | None = None
     clusters: int | None = None
     largest_cluster: float | None = None
+    restored: float | None = None
+    """Share of the n × n routing entries from which CASA takes the drift back, n = min(shape)"""
     arbitrated: int | None = None
+    """How many of these entries CASA leaves to the stronger update alone"""
     amount: float | None = None
     """The strength or undo share that a matched control found; core undo's share of the drift"""
     k_target: int | None = None
@@ -60,6 +63,13 @@ class LayerResult:
     def as_json(self) -> dict[str, Any]:
         """The layer's row in the JSON output and in pages."""
         return asdict(self)
+
+    @property
+    def preserved(self) -> float | None:
+        """Share of the routing entries that CASA leaves as they are; None for other methods."""
+        if self.restored is None or self.arbitrated is None:
+            return None
+        return 1 - self.restored - self.arbitrated / min(self.shape) ** 2
 
     @property
     def cost(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,16 +67,16 @@ class Survey:
 
     def median(self) -> float | None:
         """The middle drift of the layers that moved; None where none did."""
-        moved = sorted(layer.drift for layer in self.layers if layer.drift)
-        return moved[len(moved) // 2] if moved else None
+        moved = [layer.drift for layer in self.layers if layer.drift]
+        return statistics.median(moved) if moved else None
 
     def outliers(self) -> tuple[str, ...]:
         """Layers whose drift is far from the others': by a factor of 2 and 3.5 robust deviations of the logarithm."""
         logs = {layer.name: math.log(layer.drift) for layer in self.layers if layer.drift}
         if len(logs) < 5:
             return ()
-        middle = _median(list(logs.values()))
-        spread = 1.4826 * _median([abs(value - middle) for value in logs.values()])
+        middle = statistics.median(logs.values())
+        spread = 1.4826 * statistics.median(abs(value - middle) for value in logs.values())
         far = max(math.log(2), 3.5 * spread)
         return tuple(name for name, value in logs.items() if abs(value - middle) > far)
 
@@ -146,7 +147,3 @@ def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
         cosine=inner / (size * after) if size and after else None,
         floor=weights.floor / size if size else None,
     )  # fmt: skip
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

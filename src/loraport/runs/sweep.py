@@ -89,7 +89,10 @@ def swept(
     partial: Partial,
     watcher: Watcher,
 ) -> tuple[Swept, ...]:
-    """The rows of every grid, layer by layer, those of an earlier start read back."""
+    """The rows of every grid, layer by layer, those of an earlier start read back.
+
+    A layer whose drift is within rounding has none: a transfer copies the LoRA there, at every point.
+    """
     points = [grid.settings(config.casa) for grid in grids]
     rank = 2 * max(job.rank for job in bench.ready.plan.jobs)
     found: dict[str, list[list[dict[str, Any]]]] = {}
@@ -101,8 +104,9 @@ def swept(
     todo = [job for job in jobs if job.name not in found]
     done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
     for job, weights in bench.weights(todo, target=False):
-        layer = bench.layer(job, weights, target=False)
-        grid_rows = [list(layer_rows(layer, job, some, rank)) for some in points]
+        copied = weights.within_rounding and not config.force_drift
+        layer = None if copied else bench.layer(job, weights)
+        grid_rows = [[] if layer is None else list(layer_rows(layer, job, some, rank)) for some in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         found[job.name] = grid_rows
         done += job.cost
@@ -125,7 +129,7 @@ def layer_rows(
         dense = update.dense()
         written = update.factorized(min(rank, *dense.shape), layer_generator(0, job.name))
         off = upright.drift - upright.lora.dense()
-        facts = seen.facts()
+        facts = seen.facts(settings)
         yield {
             "layer": job.name, "kind": kind_of(job.name), "depth": depth_of(job.name), **point,
             "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
