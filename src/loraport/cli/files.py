@@ -29,7 +29,8 @@ def convert(
         str, typer.Option(help="auto (exact, LoHa and the like up to 128), full, a number, or a share of energy.")
     ] = "auto",
     source: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The model that a DoRA was trained on; only DoRA needs it.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -20,7 +20,7 @@ from loraport.runs.presets import PRESETS, open_model
 from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.variants import Dora
+from loraport.weights.variants import looks_at_weight
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -91,7 +91,7 @@ class Accelerated:
         else:
             model = self.model.read(layer)
             model_hash = model.fingerprint
-            own = any(isinstance(term.update, Dora) for term in terms)  # they look at the model's weight itself
+            own = any(looks_at_weight(term.update) for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
             found = drift_between(source, model, in_place=True)
         for term in terms:

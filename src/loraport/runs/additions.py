@@ -17,7 +17,7 @@ from loraport.weights.dialects import LoraKey, parse_key
 from loraport.weights.families import flattened
 from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
-from loraport.weights.variants import Dora, LayerUpdate, exact_update
+from loraport.weights.variants import LayerUpdate, exact_update, looks_at_weight
 
 PARAMETERS = {
     ".diff": "weight",
@@ -63,7 +63,7 @@ class Addition:
         if isinstance(self.update, Tensor):
             X.add_(self.update.to(X.dtype).reshape(X.shape), alpha=self.strength)
             return
-        exact = exact_update(self.update, W.to(X.dtype).flatten(1) if isinstance(self.update, Dora) else None)
+        exact = exact_update(self.update, W.to(X.dtype).flatten(1) if looks_at_weight(self.update) else None)
         if isinstance(exact, LowRank):
             X.view(X.shape[0], -1).addmm_(exact.B.to(X.dtype), exact.A.to(X.dtype), alpha=self.strength)
         else:

@@ -26,7 +26,7 @@ from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, write_lora
-from loraport.weights.variants import Dora, aimed_rank, kind_of
+from loraport.weights.variants import Dora, Residual, aimed_rank, kind_of
 
 _OURS = "loraport."
 
@@ -122,7 +122,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.layers.values()), default=0)
     layers = {}
     for name, update in lora.layers.items():
-        W = _weight(name, update, lora, model) if isinstance(update, Dora) else None
+        W = _weight(name, update, lora, model) if isinstance(update, Dora | Residual) else None
         low = as_factors(update, W, rule, aim, layer_generator(0, name))
         if rule.kind == "fixed" and low.rank > aim:
             low = shortened(low, aim)
@@ -132,10 +132,11 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     return layers
 
 
-def _weight(name: str, update: Dora, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
+def _weight(name: str, update: Dora | Residual, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
     if model is None:
         raise SettingsError(
-            f"{lora.path} is a DoRA, whose update depends on the weights; name the model it was trained on: --source"
+            f"{lora.path} is a {update.kind}, whose update depends on the weights; name the model it was trained on: "
+            "--source"
         )
     if f"{name}.weight" not in model:
         raise MismatchError(f"{model.where} has no layer {name}; give the model that this LoRA was trained on")

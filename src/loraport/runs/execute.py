@@ -24,6 +24,7 @@ from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
 from loraport.runs.results import BatchResult, LayerResult, Progress, Silent, TransferResult, together
 from loraport.weights.cache import BasisCache
+from loraport.weights.variants import looks_at_weight
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")
@@ -103,7 +104,7 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
         keep_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
         with bases.watch.stage("read"):
             weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
-        kept = any(job.kind == "DoRA" for _, job in todo[name])
+        kept = any(looks_at_weight(run.ready.lora.layers[name]) for run, _ in todo[name])
         return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
 
     def done(name: str, shared: SharedLayer) -> list[tuple[Run, LayerResult]]:

@@ -25,7 +25,7 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.lora_write import WrittenLora, write_diff, write_lora
 from loraport.weights.provenance import earlier_field
 from loraport.weights.saving import Pending
-from loraport.weights.variants import Dora
+from loraport.weights.variants import looks_at_weight
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PART_NOTES = {
@@ -62,7 +62,7 @@ def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> W
 def copied(ready: Prepared, name: str) -> LowRank:
     """A layer that is not transferred, as factors; DoRA as what it adds to the source's weight, else the target's."""
     config, update, W = ready.config, ready.lora.layers[name], None
-    if isinstance(update, Dora):
+    if looks_at_weight(update):
         model = ready.source if f"{name}.weight" in ready.source else ready.target
         W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
     rule = RankRule("full") if config.as_diff else config.rank

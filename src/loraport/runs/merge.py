@@ -21,7 +21,7 @@ from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, is_folder, write_model
 from loraport.weights.places import INNER_FOLDERS, SAFETENSORS
 from loraport.weights.safetensors_files import read_safetensors
-from loraport.weights.variants import Dora
+from loraport.weights.variants import looks_at_weight
 
 MERGED = "loraport.merged"
 Watch = Callable[[str, int, int], None]
@@ -121,7 +121,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     stored = model.tensor(name)
     if not stored.dtype.is_floating_point:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
-    own = any(isinstance(term.update, Dora) for term in terms)  # they look at the weight as it was before
+    own = any(looks_at_weight(term.update) for term in terms)  # they look at the weight as it was before
     W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
     for term in terms:
         term.add_to(W, stored)

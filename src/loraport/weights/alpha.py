@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraport.errors import FileFormatError, InputError
+from loraport.weights.peft_fields import SAVE_AGAIN, Start, start_of
 
 PEFT_ALPHA = 8.0
 PEFT_RANK = 8.0
@@ -36,6 +37,8 @@ class AdapterConfig:
     rank: float = PEFT_RANK
     """Only for LoKr whose factors are whole, which have no rank of their own."""
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
+    start: Start = ""
+    """What the adapter took out of its base."""
 
     def scale(self, module: str, rank: float | None) -> float:
         """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of the module's name."""
@@ -47,7 +50,8 @@ class AdapterConfig:
 def adapter_config(fields: Mapping[str, Any], origin: str) -> AdapterConfig:
     """The configuration from its JSON fields.
 
-    Raises FileFormatError for an adapter of another kind than LoRA, LoHa and LoKr, and fields of the wrong kind.
+    Raises FileFormatError for an adapter of another kind than LoRA, LoHa and LoKr, for fields of the wrong kind, and
+    for those that make the factors something else than an update (`weights.peft_fields`).
     """
     kind = fields.get("peft_type") or "LORA"
     if kind not in KINDS:
@@ -61,6 +65,7 @@ def adapter_config(fields: Mapping[str, Any], origin: str) -> AdapterConfig:
         bool(fields.get("use_rslora")),
         PEFT_RANK if rank is None or kind != "LOKR" else _number(rank, "r", origin),
         _patterns(fields, "rank_pattern", origin) if kind == "LOKR" else {},
+        start_of(fields, origin) if kind == "LORA" else "",
     )
 
 
@@ -172,7 +177,13 @@ def stored_scales(
             component, _, plain = key.rpartition(".")
             parts.setdefault(component, {})[plain] = value
         origin = f"file header ({HEADER_FIELD})"
-        return Scales(name, {component: adapter_config(part, origin) for component, part in parts.items()})
+        configs = {component: adapter_config(part, origin) for component, part in parts.items()}
+        for component, found in configs.items():
+            if found.start and component.startswith("text_encoder"):
+                raise FileFormatError(
+                    f"{name}: the adapter of {component} is a {found.start}, which is for a changed base; {SAVE_AGAIN}"
+                )
+        return Scales(name, configs)
     noted = [_noted(key, value) for key, value in _alphas_in(metadata)]
     if beside is not None:
         readers = "PEFT reads it for keys behind base_model.model. only, and ComfyUI and diffusers do not read it"

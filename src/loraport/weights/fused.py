@@ -21,9 +21,10 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import Dialect
 from loraport.weights.families import Piece, Place
 from loraport.weights.families.table import halves_swapped
+from loraport.weights.peft_fields import SAVE_AGAIN
 from loraport.weights.safetensors_files import Coded, StoredTensor
 from loraport.weights.saving import Pending
-from loraport.weights.variants import Dora, Full, LayerUpdate, Product, aimed_rank
+from loraport.weights.variants import Dora, Full, LayerUpdate, Product, Residual, aimed_rank
 
 Value = TypeVar("Value")
 
@@ -88,6 +89,10 @@ def rows(update: LayerUpdate, place: Place, where: Path) -> LayerUpdate:
         if isinstance(inner, LowRank | Product):
             return replace(update, inner=inner, magnitude=place.take(update.magnitude))
         raise MismatchError(f"{where}: {place.name} is a DoRA of LoKr, which cannot be divided into its layers")
+    if isinstance(update, Residual):
+        raise MismatchError(
+            f"{where}: {place.name} is a {update.kind} of a fused module, which cannot be divided; {SAVE_AGAIN}"
+        )
     return Full(place.take(update.dense()).contiguous(), aim=aimed_rank(update))
 
 

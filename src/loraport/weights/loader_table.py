@@ -245,7 +245,7 @@ LOADERS: tuple[Loader, ...] = (
         _of(" ".join(FAMILIES), ("base_model.model.", "any")),
         "peft",
         pairs=frozenset({PEFT_PAIR}),
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA of PEFT"}),
+        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA of PEFT", "PiSSA", "OLoRA"}),
         alphas=frozenset(),
         header=True,
         extras=frozenset({".lora_B.bias"}),

@@ -29,10 +29,11 @@ from loraport.weights.dialects import (
 )
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
-from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale
+from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale, with_start
 from loraport.weights.on_demand import OnDemand
+from loraport.weights.peft_fields import Start
 from loraport.weights.safetensors_files import StoredTensor
-from loraport.weights.variants import Dora, Full, LayerUpdate
+from loraport.weights.variants import Dora, Full, LayerUpdate, Residual
 
 BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 
@@ -147,6 +148,11 @@ class _Reader:
         """What was not applied of the scales that the file holds."""
         asked = [origin for origin in self.alpha_from.values() if not origin.startswith("none")]
         found = self.stored.notes(self.unscaled, len(asked))
+        if starts := sorted({start for config in self.stored.components.values() if (start := config.start)}):
+            found.append(
+                f"init_lora_weights says {starts[0]}: its factors belong to a base that their start was taken out of; "
+                "what it adds is computed from the weights of the model it was trained on, which must be the one given"
+            )
         if self.overruled:
             key, origin = next(iter(self.overruled.items()))
             found.append(
@@ -167,12 +173,19 @@ class _Reader:
         scale, self.alpha_from[layer] = self.scale_of(parts, assembled.rank)
         self.scales[layer] = scale
         update = with_scale(assembled.update, scale)
+        if start := self.start_of(parts):
+            return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
         if not magnitudes:
             return update
         if len(magnitudes) > 1:
             raise MismatchError(f"{self.path}: layer {layer} has two DoRA magnitudes; remove one of {MAGNITUDES}")
         part, m = next(iter(magnitudes.items()))
         return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
+
+    def start_of(self, parts: Mapping[str, LoraKey]) -> Start:
+        """What PEFT took out of the base for this adapter."""
+        config = self.stored.config(_component(parts))
+        return "" if config is None else config.start
 
     def full(self, key: LoraKey, others: Callable[[], LayerUpdate] | None) -> Full:
         """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
@@ -185,7 +198,7 @@ class _Reader:
         self.alpha_from.setdefault(key.layer, "none: a full difference")
         if beside is None:
             return Full(stored)
-        if isinstance(beside, Dora) or beside.shape != (stored.shape[0], stored[0].numel()):
+        if isinstance(beside, Dora | Residual) or beside.shape != (stored.shape[0], stored[0].numel()):
             raise MismatchError(f"{self.path}: {key.key!r} does not go with the other tensors of its layer")
         return Full(stored.float().flatten(1) + beside.dense())
 
@@ -220,8 +233,7 @@ class _Reader:
         `rank` None: LoKr with both factors whole. LyCORIS and ComfyUI then have the scale 1 whatever alpha says (some
         trainers write a huge one), PEFT the alpha and rank of its configuration.
         """
-        down = next(key for part, key in parts.items() if part not in SCALES)
-        component = down.prefix.rstrip(".").rpartition(".")[2]
+        down, component = _down(parts), _component(parts)
         for part in (".alpha", ".lora_alpha"):
             if part in parts and rank is not None:
                 scale, config = self.alpha(parts[part].key) / rank, self.stored.config(component)
@@ -275,6 +287,14 @@ def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKe
             )
         parts[key.part] = key
     return groups
+
+
+def _down(parts: Mapping[str, LoraKey]) -> LoraKey:
+    return next(key for part, key in parts.items() if part not in SCALES)
+
+
+def _component(parts: Mapping[str, LoraKey]) -> str:
+    return _down(parts).prefix.rstrip(".").rpartition(".")[2]
 
 
 def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from loraport.errors import FileFormatError, MismatchError
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import LOHA, LOKR, MAGNITUDES, LoraKey
-from loraport.weights.variants import Dora, Product
+from loraport.weights.variants import Dora, Product, Residual
 
 Parts = Mapping[str, Tensor]
 
@@ -76,6 +77,20 @@ def with_magnitude(
             f"{where}: {key!r} has shape {list(m.shape)}, but a magnitude of this layer has {out} numbers, one a row"
         )
     return Dora(update, m.reshape(-1), "columns" if by_columns else "rows")
+
+
+def with_start(
+    update: LowRank | Product,
+    start: Literal["PiSSA", "OLoRA"],
+    scale: float,
+    kernel: tuple[int, ...],
+    key: str,
+    where: str,
+) -> Residual:
+    """An adapter of a base that its start was taken out of. Raises FileFormatError where PEFT would not make one."""
+    if kernel or not isinstance(update, LowRank):
+        raise FileFormatError(f"{where}: {key!r} is no linear layer's, which alone can start as {start}; save it again")
+    return Residual(update, start, scale)
 
 
 def _kind(part: str) -> str:

@@ -1,4 +1,4 @@
-"""Updates that are no plain B·A: LoHa, LoKr, DoRA, full differences; each becomes factors or a matrix here.
+"""Updates that are no plain B·A: LoHa, LoKr, DoRA, PiSSA, differences; each becomes factors or a matrix here.
 
 The formulas are written out and not taken from LyCORIS, whose own modules apply alpha / rank twice in some versions.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import MismatchError
-from loraport.spectral.svd import LowRank
+from loraport.spectral.svd import LowRank, decompose
 
 LARGEST_AUTO_RANK = 128
 """What cannot be written exactly at this rank is factorised at it, where no other rank is asked for."""
@@ -126,26 +126,71 @@ class Dora:
         return X.reshape(X.shape[0], channels, -1)
 
 
-LayerUpdate = LowRank | Product | Dora | Full
+@dataclass(frozen=True)
+class Residual:
+    """PiSSA (arXiv 2404.02948) or OLoRA (2406.01775): factors for a base that their own start was taken out of.
+
+    s·B₀·A₀ is the r leading singular directions of W (PiSSA), or s times the r first columns of Q and rows of R in W =
+    Q·R (OLoRA). What the adapter adds to W itself is s·B·A − s·B₀·A₀, exact factors of twice the rank.
+    """
+
+    inner: LowRank
+    """s·B·A."""
+    kind: Literal["PiSSA", "OLoRA"]
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the update."""
+        return self.inner.shape
+
+    @property
+    def rank(self) -> int:
+        """Of the factors and of what was taken out together, or the size of the layer where that is less."""
+        return min(2 * self.inner.rank, *self.shape)
+
+    def difference(self, W: Tensor) -> LowRank:
+        """What it adds to a weight, of which its start is computed again; one decomposition of the weight."""
+        taken = self._start(W)
+        B, A = self.inner.B.to(W), self.inner.A.to(W)
+        return LowRank(torch.cat([B, -taken.B], 1), torch.cat([A, taken.A]))
+
+    def _start(self, W: Tensor) -> LowRank:
+        rank = self.inner.rank
+        if rank > min(W.shape):
+            raise MismatchError(f"a {self.kind} of rank {rank} cannot have started from a weight of {list(W.shape)}")
+        if self.kind == "PiSSA":
+            A = decompose(W).Vh[:rank].contiguous()
+            return LowRank(W @ A.mT, A)
+        Q, R = torch.linalg.qr(W)
+        return LowRank(self.scale * Q[:, :rank], R[:rank].contiguous())
+
+
+LayerUpdate = LowRank | Product | Dora | Residual | Full
 """What a file holds for one layer."""
 
 
 def kind_of(update: LayerUpdate) -> str:
-    """Its name: LoRA, LoHa, LoKr, DoRA, difference."""
+    """Its name: LoRA, LoHa, LoKr, DoRA, PiSSA, OLoRA, difference."""
     return "LoRA" if isinstance(update, LowRank) else update.kind
+
+
+def looks_at_weight(update: object) -> bool:
+    """Whether what it adds depends on the weight that it is added to."""
+    return isinstance(update, Dora | Residual)
 
 
 def exact_update(update: LayerUpdate, W: Tensor | None) -> LowRank | Tensor:
     """What an adapter adds to the weight W: factors where they are the smaller form, else a matrix.
 
-    Only DoRA looks at W. Raises MismatchError where it is needed and not there.
+    DoRA, PiSSA and OLoRA look at W. Raises MismatchError where it is needed and not there.
     """
     if isinstance(update, LowRank):
         return update
-    if isinstance(update, Dora):
+    if isinstance(update, Dora | Residual):
         if W is None:
             raise MismatchError(
-                "what a DoRA adds depends on the weight, which is not at hand; give the model it is for"
+                f"what a {update.kind} adds depends on the weight, which is not at hand; give the model it is for"
             )
         return update.difference(W)
     if isinstance(update, Product) and is_low_rank(update):
@@ -167,7 +212,7 @@ def aimed_rank(update: LayerUpdate) -> int:
     DoRA: twice that of its factors. A full difference aims at nothing and takes what the other layers have, unless it
     is a part of an adapter that does.
     """
-    if isinstance(update, LowRank):
+    if isinstance(update, LowRank | Residual):
         return update.rank
     if isinstance(update, Full):
         return min(update.aim, *update.shape)
