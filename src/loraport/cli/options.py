@@ -101,8 +101,9 @@ Experts = Annotated[
     typer.Option(
         "--experts",
         help="Both experts of Wan 2.2 A14B, each with its own: OUT-high_noise and OUT-low_noise. One LoRA is for both, "
-        "two are the high-noise and the low-noise one's. MODEL: a folder with both, wan2.2-t2v-a14b, or a place of the "
-        "high-noise one with high_noise in it.",
+        "unless its name says high or low (HIGH, high_noise, HighNoise, -H) and the other one's lies beside it; two "
+        "are the high-noise and the low-noise one's. MODEL: a folder or repository with both, wan2.2-t2v-a14b, or one "
+        "expert's place whose name says so.",
     ),
 ]
 Guard = Annotated[

@@ -62,6 +62,7 @@ from loraport.cli.pairs import known_place
 
 if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
+    from loraport.runs.passes import Pass
 
 app = typer.Typer()
 
@@ -138,8 +139,7 @@ def transfer(
         tried = _configs(guarded_options(given))
         raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
     given = given if method != AUTO else guarded_options(given)
-    passes = _of_experts(given) if experts else (_configs(given),)
-    _run(passes, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+    _run(_passes(given), page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
 
 
 def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
 
 
 def _run(
-    passes: Sequence[Sequence[TransferConfig]],
+    passes: Sequence[Pass],
     page: Path | None,
     *,
     dry_run: bool,
@@ -162,11 +162,10 @@ def _run(
 ) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.runs.execute import transfer_in_turn
-    from loraport.runs.prepare import prepare_many
+    from loraport.runs.passes import prepare_passes, transfer_in_turn
 
     if dry_run:
-        plans = {ready.config.output: ready.plan for configs in passes for ready in prepare_many(configs)}
+        plans = {ready.config.output: ready.plan for runs in prepare_passes(passes) for ready in runs}
         console.print_plans(plans, json=json)
         return
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
@@ -179,14 +178,18 @@ def _run(
     raise typer.Exit(3 if batch.lost else 0)
 
 
-def _of_experts(given: dict[str, Any]) -> tuple[tuple[TransferConfig, ...], ...]:
-    """The runs of either expert, with its name in their outputs."""
+def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
+    """The runs of the command; of either expert, with its name in their outputs."""
     from loraport.runs.experts import experts
+    from loraport.runs.passes import Pass
 
+    if not given["experts"]:
+        return (Pass(_configs(given)),)
     found = []
     for expert in experts(given["loras"], given["source"], given["target"]):
         own = {**given, "loras": [expert.lora], "source": expert.source, "target": expert.target}
-        found.append(tuple(replace(config, output=expert.named(config.output)) for config in _configs(own)))
+        configs = tuple(replace(config, output=expert.named(config.output)) for config in _configs(own))
+        found.append(Pass(configs, expert.title, expert.notes))
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ from loraport.runs.journal import Journal
 from loraport.runs.layer import Bases, LayerTransfer, SharedLayer, read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
-from loraport.runs.results import BatchResult, LayerResult, Progress, Silent, TransferResult, together
+from loraport.runs.results import BatchResult, LayerResult, Progress, Silent, TransferResult
 from loraport.weights.cache import BasisCache
 from loraport.weights.variants import looks_at_weight
 
@@ -78,13 +78,6 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     seconds = {"total": end - start, "layers": layers, **bases.watch.seconds, "write": end - computed}
     results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in done]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
-
-
-def transfer_in_turn(passes: Sequence[Sequence[TransferConfig]], *, progress: Progress | None = None) -> BatchResult:
-    """`transfer_many` for several pairs of models in turn; nothing is begun where any of them is refused."""
-    for configs in passes if len(passes) > 1 else ():
-        check_outputs(prepare_many(configs))
-    return together([transfer_many(configs, progress=progress) for configs in passes])
 
 
 def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:

@@ -50,6 +50,25 @@ def fetch(where: str, needed: Needed | None = None) -> Path:
     return root / inside
 
 
+def listing(where: str) -> tuple[str, ...] | None:
+    """The names of all files of a repository, `org/repo` or `org/repo@revision`; offline, of those that are here.
+
+    None where nobody can be asked: no client, no network and no local copy, or no such repository.
+    """
+    found: list[str] = []
+
+    def noted(files: list[str]) -> list[str]:
+        found.extend(files)
+        return []
+
+    try:
+        hub, repo, revision, _ = _parsed(where)
+        root = _snapshot(hub, repo, revision, where, noted)
+    except InputError:
+        return None
+    return tuple(found) or tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
 PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", "transformer/*", "vae/config.json")
 """The files that sample latents: no VAE weights, no second copies in other formats."""
 
