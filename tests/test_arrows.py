@@ -23,10 +23,8 @@ ALLOWED = {
     "toy": INNER | {"effect"},
     "lab": INNER | {"toy", "effect", ""},
     "reports": INNER,
-    "evaluation": INNER,
     "console": INNER,
-    "cli": INNER | {"effect", "toy", "lab", "reports", "evaluation", "console", ""},
-    "web": INNER | {"toy", "reports", "evaluation", ""},
+    "cli": INNER | {"effect", "toy", "lab", "reports", "console", ""},
     "__main__": {"cli"},
     "": INNER,  # the package itself: its public names
 }
@@ -41,7 +39,7 @@ THIRD_PARTY = {
     "weights.hub": {"huggingface_hub"},
     "weights.gguf_files": {"gguf", "numpy"},
     "runs": {"torch"},
-    "effect": {"torch", "jaxtyping"},
+    "effect": {"torch", "jaxtyping", "numpy", "scipy"},
     "effect.pipelines": {"diffusers"},
     "effect.schedules": {"diffusers"},
     "toy": {"torch", "numpy", "PIL", "safetensors", "diffusers", "peft"},
@@ -52,10 +50,8 @@ THIRD_PARTY = {
     "reports.plots_layer": {"numpy"},
     "reports.plots_pairing": {"numpy"},
     "reports.plots_sweep": {"numpy"},
-    "evaluation": {"torch", "numpy", "transformers", "PIL"},
     "console": {"rich"},
     "cli": {"typer", "rich"},
-    "web": {"gradio"},
     "__main__": set(),
     "": set(),
 }

@@ -28,7 +28,7 @@ def lora(adapter, tmp_path):
 
 def run(family, lora, out, *more):
     places = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step")]
-    words = ["transfer", str(lora), *places, "-o", str(out), "--guard-clips", "4", "--dtype", "fp32", *more]
+    words = ["transfer", str(lora), *places, "-o", str(out), "--guard-clips", "8", "--dtype", "fp32", *more]
     return CliRunner().invoke(app, words)
 
 

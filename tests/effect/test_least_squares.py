@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from loraport.effect.gains import STEP, Gains, jacobian, ridge_step
-from loraport.effect.guard import decide
 from loraport.effect.least_squares import Term, ridge_strength, solve, truncated
-from loraport.effect.score import compare
-from loraport.effect.statistics import mean_interval, resamples, sign_test
 
 P, OUT, IN, ROWS = 5, 4, 3, 40
 
@@ -106,33 +103,3 @@ def test_the_ridge_step_minimises_its_own_loss():
     for seed in range(5):
         assert cost(step) < cost(step + 1e-3 * drawn(3, seed=seed + 60))
     assert ridge_step(torch.zeros(3, 3), torch.zeros(3), torch.ones(3), 0.1).tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize(("better", "worse"), [(0, 0), (5, 0), (3, 4), (7, 1)])
-def test_the_sign_test_is_that_of_fair_coins(better, worse):
-    tosses = list(itertools.product((0, 1), repeat=better + worse))
-    uneven = [abs(2 * sum(one) - len(one)) >= abs(better - worse) for one in tosses]
-    assert sign_test(better, worse) == pytest.approx(sum(uneven) / len(uneven))
-
-
-def test_prompts_that_repeat_widen_the_interval():
-    values = torch.cat([torch.full((20,), 1.0), torch.full((20,), 2.0), torch.full((20,), 3.0)])
-    apart = mean_interval(values, resamples([str(i) for i in range(60)]))
-    together = mean_interval(values, resamples([str(i // 20) for i in range(60)]))
-    assert together.value == apart.value == 2.0
-    assert together.high - together.low > 2 * (apart.high - apart.low)
-
-
-def test_the_guard_takes_what_is_surely_better_and_nothing_else():
-    direct = torch.rand(32, generator=torch.Generator().manual_seed(1)) + 1
-    luck = 0.5 * torch.randn(32, generator=torch.Generator().manual_seed(2))
-    prompts = tuple(map(str, range(32)))
-
-    def kept(**errors):
-        return decide(compare({"direct": direct, **errors}, direct, direct * 3, prompts), 32).kept
-
-    assert kept(good=direct * 0.9, better=direct * 0.5) == "better"
-    assert kept(lucky=direct + luck - luck.mean() - 0.01) == "direct"  # a lower mean is not enough
-    assert kept(bad=direct * 1.1) == "direct"
-    assert kept(same=direct) == "direct"
-    assert kept() == "direct"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ pytest.importorskip("peft")
 from loraport.cli import app
 from loraport.errors import InputError, SettingsError
 from loraport.lab import run as lab_run
-from loraport.lab.admission import admit
+from loraport.lab.admission import COMPARED, admit
 from loraport.lab.evaluate import Session, added, as_clips
-from loraport.lab.material import EVALUATION_SEEDS, TUNING_SEEDS, Cell, Material, all_cells, draw
+from loraport.lab.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Cell, Material, all_cells, draw
 from loraport.lab.rows import FRAME, MAIN, Row, nothing, oracle, transferred
 from loraport.lab.run import run_lab
 from loraport.lab.store import Kept, Store
@@ -101,13 +100,13 @@ def test_a_finished_row_is_not_made_again_and_other_inputs_are_another_row(tmp_p
     assert store.get("rows/a", "key") is None, "a damaged part counts as none"
 
 
-def rows_with(oracle: float, direct: float, undo: float, base: float) -> dict[str, SimpleNamespace]:
-    noise = torch.linspace(-1, 1, 40)
+NOISE = torch.linspace(-1, 1, 40)
+
+
+def fidelity_with(oracle: float, direct: float, undo: float, base: float) -> dict[str, torch.Tensor]:
+    """Four rows whose paired differences have the same spread."""
     values = {"oracle": oracle, "direct": direct, "full undo": undo, "base, same steps": base}
-    return {
-        name: SimpleNamespace(values={"psnr": value + noise + 0.5 * noise.roll(place)})
-        for place, (name, value) in enumerate(values.items())
-    }
+    return {name: value + NOISE + 0.5 * NOISE.roll(place) for place, (name, value) in enumerate(values.items())}
 
 
 @pytest.mark.parametrize(
@@ -117,11 +116,32 @@ def rows_with(oracle: float, direct: float, undo: float, base: float) -> dict[st
         ((20.01, 20, 18, 17), "as good as the adapter trained on the student"),
         ((23, 20, 21, 17), "undoing the whole drift"),
         ((23, 20, 18, 21), "the base in as many steps"),
+        ((23, 20, 19.95, 17), "undoing the whole drift"),
+        ((23, 20, 18, 19.95), "the base in as many steps"),
     ],
 )
 def test_a_cell_is_admitted_by_all_three_conditions_and_by_no_two(values, reason):
-    admission = admit(rows_with(*values))
+    admission = admit(fidelity_with(*values))
     assert admission.discriminating == (reason == "") and reason in admission.reason
+
+
+def test_the_oracle_has_to_lead_by_three_standard_errors_and_direct_by_two():
+    error = float((0.5 * (NOISE.roll(1) - NOISE)).double().std() / len(NOISE) ** 0.5)
+    undo = float((0.5 * (NOISE.roll(2) - NOISE.roll(1))).double().std() / len(NOISE) ** 0.5)
+    base = float((0.5 * (NOISE.roll(3) - NOISE.roll(1))).double().std() / len(NOISE) ** 0.5)
+
+    def admitted(lead: float, over_undo: float, over_base: float) -> bool:
+        values = (20 + lead * error, 20.0, 20 - over_undo * undo, 20 - over_base * base)
+        return admit(fidelity_with(*values)).discriminating
+
+    assert admitted(3.1, 2.1, 2.1)
+    assert not admitted(2.9, 2.1, 2.1) and not admitted(3.1, 1.9, 2.1) and not admitted(3.1, 2.1, 1.9)
+
+
+def test_cells_are_admitted_on_clips_that_nothing_is_reported_or_chosen_on(session):
+    assert not {*ADMISSION_SEEDS} & {*EVALUATION_SEEDS, *TUNING_SEEDS}
+    rows = {row.name: session.run(row).values["psnr"] for row in FRAME if row.name in COMPARED}
+    assert session.admission.oracle_over_direct != pytest.approx(admit(rows).oracle_over_direct)
 
 
 def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):

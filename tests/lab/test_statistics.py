@@ -55,9 +55,28 @@ def test_where_the_oracle_is_not_ahead_there_is_no_gap():
     assert gap_closed(direct + 1, direct, direct - 1) is None
 
 
-def test_pooled_gaps_weigh_cells_alike():
+def test_a_pooled_gap_is_the_share_of_all_there_is_to_close():
+    """Not the mean of the cells' shares, which a cell without a gap would rule."""
     ones = torch.ones(10)
-    assert pooled_gap([ones, 0 * ones], [2 * ones, 4 * ones]).value == pytest.approx(0.25)
+    assert pooled_gap([ones, 0 * ones], [2 * ones, 4 * ones]).value == pytest.approx(1 / 6)
+    assert pooled_gap([ones, ones], [2 * ones, 0.001 * ones]).value == pytest.approx(1, rel=1e-2)
+    assert pooled_gap([], []) is None and pooled_gap([ones], [-ones]) is None
+
+
+def test_a_gap_is_that_of_means_and_not_of_medians():
+    """One clip of ten carries all: the mean sees it, a median would not."""
+    direct, oracle, ours = torch.zeros(40), torch.ones(40), torch.zeros(40)
+    ours[::10] = 5.0
+    assert gap_closed(ours, direct, oracle).value == pytest.approx(0.5)
+
+
+def test_cells_are_resampled_together_since_they_see_the_same_clips():
+    """A clip that is easy is easy in every cell: gains and gaps that move together leave the share exact."""
+    easy = 1 + 0.5 * normal(60, 9).abs()
+    exact = pooled_gap([0.3 * easy, 0.3 * easy], [easy, easy])
+    assert exact.low == pytest.approx(0.3) and exact.high == pytest.approx(0.3)
+    apart = pooled_gap([0.3 * easy, 0.3 * easy.flip(0)], [easy, easy.roll(7)])
+    assert apart.high - apart.low > 0.01
 
 
 def test_frechet_distance_of_shifted_and_stretched_normals_by_hand():

@@ -22,7 +22,7 @@ SampledSource = Annotated[
     str, typer.Option("--source", metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")
 ]
 SampledTarget = Annotated[str, typer.Option("--target", metavar="MODEL", help="The distilled model, likewise.")]
-Clips = Annotated[int, typer.Option(min=1, help="How many clips are drawn for each purpose.")]
+Clips = Annotated[int, typer.Option(min=2, help="How many clips are drawn for each purpose.")]
 
 
 @dataclass(frozen=True)

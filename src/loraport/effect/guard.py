@@ -9,6 +9,8 @@ from typing import Any
 from loraport.effect.score import Score
 
 DIRECT = "direct"
+FEWEST = 8
+"""Clips below which errors say too little of their own spread."""
 AUTO_METHODS = (DIRECT, "direct:0.85", "direct:1.15", "direct:1.3", "core", "casa")
 """What `--method auto` chooses from; a calibrated adapter comes on top where it is allowed."""
 
@@ -31,18 +33,21 @@ class Verdict:
 def decide(scores: Sequence[Score], clips: int) -> Verdict:
     """Keep the candidate of the lowest error where its paired interval against direct lies below zero, else direct.
 
-    The bound is each candidate's own: with several of them the chances that one passes by luck (1 in 40) add up.
+    The intervals hold for all candidates together: that any of them passes by luck has a chance of 1 in 40. Of fewer
+    than FEWEST clips nothing is called sure.
     """
     rivals = [row for row in scores if row.label != DIRECT]
-    sure = [row for row in rivals if row.surely_better]
+    sure = [row for row in rivals if row.surely_better and clips >= FEWEST]
     if sure:
         best = min(sure, key=lambda row: row.error.value)
         return Verdict(best.label, _gain(best), tuple(scores), clips)
     if not rivals:
         return Verdict(DIRECT, "there was no other candidate", tuple(scores), clips)
     nearest = min(rivals, key=lambda row: row.error.value)
+    few = f" (nothing is called sure of fewer than {FEWEST} clips)" if clips < FEWEST else ""
     reason = (
-        f"no candidate has a surely lower end error than direct reuse; the nearest, {nearest.label}: {_gain(nearest)}"
+        f"no candidate has a surely lower end error than direct reuse{few}; the nearest, {nearest.label}: "
+        f"{_gain(nearest)}"
     )
     return Verdict(DIRECT, reason, tuple(scores), clips)
 

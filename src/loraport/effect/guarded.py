@@ -103,7 +103,7 @@ class _Judged:
             candidates[CALIBRATED] = updates
             self.runs[CALIBRATED] = replace(_as_calibrated(self.runs[DIRECT], updates), output=place)
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
-        verdict = decide(score(effect, self.adapter, candidates, seed=first.seed), clips)
+        verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
         rewrite(Path(kept.output), Path(output), {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)})
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from loraport.effect.pair import Clips, Pair, Updates
-from loraport.effect.statistics import Interval, mean_interval, ratio_interval, resamples, sign_test
+from loraport.effect.statistics import Interval, mean_interval, ratio_interval, sign_test, simultaneous_intervals
 from loraport.effect.targets import BARE, EndEffect
 
 
@@ -22,7 +22,7 @@ class Score:
     left: Interval | None
     """The error as a share of the bare target's: how much of the adapter's effect is missing or wrong."""
     against_direct: Interval
-    """Difference of the errors, clip by clip: below zero is better."""
+    """Difference of the errors, clip by clip: below zero is better. The candidates' intervals hold all together."""
     of_direct: Interval | None
     """The error as a share of direct reuse's."""
     better: int
@@ -52,28 +52,26 @@ def score_passes(pair: Pair, clips: int, candidates: int) -> int:
     return clips * (2 * pair.passes.source + (candidates + 2) * pair.passes.target)
 
 
-def score(effect: EndEffect, direct: Updates, candidates: Mapping[str, Updates], *, seed: int = 0) -> tuple[Score, ...]:
+def score(effect: EndEffect, direct: Updates, candidates: Mapping[str, Updates]) -> tuple[Score, ...]:
     """The candidates' scores, in their order. Every candidate sees the same noise and prompts, so errors are paired."""
     bare, as_it_is = (effect.errors(updates, keep=True) for updates in (BARE, direct))
     errors = {label: effect.errors(updates, keep=True) for label, updates in candidates.items()}
-    return compare(errors, as_it_is, bare, effect.pair.prompts(effect.clips), seed=seed)
+    return compare(errors, as_it_is, bare, effect.pair.prompts(effect.clips))
 
 
-def compare(
-    errors: Mapping[str, Tensor], direct: Tensor, bare: Tensor, prompts: tuple[str, ...], *, seed: int = 0
-) -> tuple[Score, ...]:
+def compare(errors: Mapping[str, Tensor], direct: Tensor, bare: Tensor, prompts: tuple[str, ...]) -> tuple[Score, ...]:
     """Scores from the errors of each clip [n]."""
-    counts = resamples(prompts, seed=seed)
+    differences = simultaneous_intervals([error - direct for error in errors.values()], prompts)
     rows = []
-    for label, error in errors.items():
+    for (label, error), difference in zip(errors.items(), differences, strict=True):
         better, worse = int((error < direct).sum()), int((error > direct).sum())
         rows.append(
             Score(
                 label,
-                mean_interval(error, counts),
-                ratio_interval(error, bare, counts),
-                mean_interval(error - direct, counts),
-                ratio_interval(error, direct, counts),
+                mean_interval(error, prompts),
+                ratio_interval(error, bare, prompts),
+                difference,
+                ratio_interval(error, direct, prompts),
                 better,
                 worse,
                 sign_test(better, worse),

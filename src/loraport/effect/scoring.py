@@ -88,7 +88,7 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
     meter = Meter(planned, watch)
     store = SampleStore(request.cache)
     effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, meter)
-    rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()}, seed=request.seed)
+    rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()})
     facts = {
         "clips": request.clips,
         "prompts": len(set(pair.prompts(effect.clips))),
@@ -120,7 +120,7 @@ def run_calibration(
     done = calibrate(pair, adapter, start, settings, store=store, meter=meter)
     effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
     candidates = {DIRECT: adapter, **({request.start: start} if request.start else {}), "calibrated": done.updates}
-    rows = score(effect, adapter, candidates, seed=request.seed)
+    rows = score(effect, adapter, candidates)
     verdict = decide(rows, request.clips)
     kept = candidates[verdict.kept]
     told = {"settings": settings.as_json(), "calibration": done.as_json(), "guard": verdict.as_json()}

@@ -17,9 +17,10 @@ from loraport.effect.score import compare, judged_clips
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import BARE, EndEffect
 from loraport.effect.updates import adapted
+from loraport.lab.admission import COMPARED, Admission, admit
 from loraport.lab.calibration import open_pair, reference_updates
-from loraport.lab.material import EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
-from loraport.lab.rows import ALONE, Row, Rule, Worn
+from loraport.lab.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
+from loraport.lab.rows import ALONE, FRAME, Row, Rule, Worn
 from loraport.lab.store import Kept, Store
 from loraport.once import once
 from loraport.toy.adapters import attach
@@ -90,6 +91,24 @@ class Session:
     def references(self) -> tuple[Tensor, Tensor]:
         """Of the evaluation and of the tuning seeds."""
         return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
+
+    @once
+    def admission(self) -> Admission:
+        """Whether the cell can tell methods apart, decided on clips of its own."""
+        place, key = f"admission/{self.material.cell.name}", f"{COMPARED}; {self.clips} clips, seeds {ADMISSION_SEEDS}"
+        kept = self.store.get(place, key)
+        if kept is None:
+            drawn = draw(ADMISSION_SEEDS, self.clips)
+            reference = self.reference(drawn, ADMISSION_SEEDS)
+            rows = {row.name: row for row in FRAME if row.name in COMPARED}
+            kept = Kept({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
+            self.store.put(place, key, kept)
+        return admit(kept.tensors)
+
+    def clips_of(self, row: Row, drawn: Drawn) -> Tensor:
+        """Clips of a row of the frame: [clips, 3, frames, size, size]."""
+        model = self.student if row.model == "student" else self.material.base()
+        return as_clips(self.sample(model, row.rule(self.material), drawn))
 
     @once
     def student(self) -> WanTransformer3DModel:

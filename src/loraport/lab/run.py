@@ -15,7 +15,7 @@ from torch import Tensor
 
 import loraport
 from loraport.errors import SettingsError
-from loraport.lab.admission import Admission, admit
+from loraport.lab.admission import Admission
 from loraport.lab.calibration import calibration_rows, companions
 from loraport.lab.evaluate import SHOWN, Measured, Session
 from loraport.lab.material import Cell, Material, all_cells
@@ -124,6 +124,7 @@ def _make_references(session: Session) -> str:
 
 
 def _make_rows(session: Session) -> str:
+    _ = session.admission
     for row in all_rows(session):
         session.run(row)
     return session.material.cell.name
@@ -137,7 +138,7 @@ def collect(session: Session) -> CellResult:
     real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
     features = open_judge(session.material.family).style_features(real).detach()
     reference = as_frames(to_latents(session.references[0][:SHOWN]))
-    return CellResult(session.material.cell, admit(rows), rows, features, reference)
+    return CellResult(session.material.cell, session.admission, rows, features, reference)
 
 
 def code_digest() -> str:

@@ -51,12 +51,7 @@ def gap_closed(ours: Tensor, direct: Tensor, oracle: Tensor) -> Interval | None:
 
     None where the oracle is not ahead of direct reuse by two standard errors: there is no gap to close.
     """
-    gap = (oracle - direct).double()
-    if gap.mean() <= 2 * standard_error(gap):
-        return None
-    rows = resampled_rows(len(ours))
-    gain = (ours - direct).double()
-    return _interval(float(gain.mean() / gap.mean()), gain[rows].mean(1) / gap[rows].mean(1))
+    return pooled_gap([ours - direct], [oracle - direct])
 
 
 def share_interval(ours: Tensor, theirs: Tensor) -> Interval:
@@ -66,13 +61,20 @@ def share_interval(ours: Tensor, theirs: Tensor) -> Interval:
     return _interval(float(above.sum() / below.sum()), above[rows].sum(1) / below[rows].sum(1))
 
 
-def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor]) -> Interval:
-    """The mean over cells of the gap closed; only clips are resampled, so it says nothing of other cells."""
-    pairs = [(gain.double(), gap.double()) for gain, gap in zip(gains, gaps, strict=True)]
-    rows = resampled_rows(len(gains[0]))
-    shares = torch.stack([gain[rows].mean(1) / gap[rows].mean(1) for gain, gap in pairs])
-    value = sum(float(gain.mean() / gap.mean()) for gain, gap in pairs) / len(pairs)
-    return _interval(value, shares.mean(0))
+def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor]) -> Interval | None:
+    """Σ gain / Σ gap over cells [clips each]: the share of all that there is to close, whatever the single gaps.
+
+    A mean of the cells' own shares would be ruled by the smallest gap, whose share has no bounds. All cells see the
+    same clips, so they are resampled together; that says nothing of other cells. None where the cells' summed gap is
+    not above zero by two standard errors.
+    """
+    if not gains:
+        return None
+    gain, gap = (torch.stack([one.double() for one in many]).sum(0) for many in (gains, gaps))
+    if gap.mean() <= 2 * standard_error(gap):
+        return None
+    rows = resampled_rows(len(gain))
+    return _interval(float(gain.mean() / gap.mean()), gain[rows].mean(1) / gap[rows].mean(1))
 
 
 def frechet_distance(ours: Tensor, theirs: Tensor) -> float:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
 from loraport.lab.agreement import agreement, content
 from loraport.lab.evaluate import Measured
-from loraport.lab.material import EVALUATION_SEEDS, TUNING_CELL, TUNING_SEEDS
+from loraport.lab.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_CELL, TUNING_SEEDS
 from loraport.lab.rows import SINGLE_STUDIES
 from loraport.lab.run import CellResult, LabResult
 from loraport.lab.statistics import (
@@ -32,6 +30,7 @@ def lab_facts(result: LabResult) -> dict[str, Any]:
         "clips": result.clips,
         "evaluation_seeds": list(EVALUATION_SEEDS),
         "tuning_seeds": list(TUNING_SEEDS),
+        "admission_seeds": list(ADMISSION_SEEDS),
         "tuning_cell": "/".join(TUNING_CELL),
         "cells": [_cell(cell) for cell in result.cells],
         "pooled": pooled(result.cells),
@@ -101,9 +100,8 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
     for metric in GAP_METRICS:
         gains = [c.rows[name].values[metric] - c.rows["direct"].values[metric] for c in fair]
         gaps = [c.rows["oracle"].values[metric] - c.rows["direct"].values[metric] for c in fair]
-        open_gaps = [(g, o) for g, o in zip(gains, gaps, strict=True) if _open(o)]
-        gap = pooled_gap(*map(list, zip(*open_gaps, strict=True))) if open_gaps else None
-        found[f"gap_{metric}"] = None if gap is None else {**_numbers(gap, "value"), "cells": len(open_gaps)}
+        gap = pooled_gap(gains, gaps)
+        found[f"gap_{metric}"] = None if gap is None else {**_numbers(gap, "value"), "cells": len(fair)}
     for label, intervals in (("psnr", changes), ("effect", effects), ("content", contents)):
         found[label] = {
             "change": sum(i.value for i in intervals) / len(intervals),
@@ -112,11 +110,6 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
             "worse": sum(i.sign < 0 for i in intervals),
         }
     return found
-
-
-def _open(gap: Tensor) -> bool:
-    """Whether the oracle is ahead of direct reuse, so that there is a gap to close."""
-    return mean_interval(gap).sign > 0
 
 
 def _change(cell: CellResult, row: str, metric: str) -> Interval:
