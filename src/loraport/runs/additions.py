@@ -13,7 +13,7 @@ from torch import Tensor
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.dialects import LoraKey, parse_key
+from loraport.weights.dialects import LoraKey
 from loraport.weights.families import flattened
 from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
@@ -105,7 +105,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
         found.setdefault(name, []).append(Addition(update, strength))
         merged.update(lora.keys[layer])
     for key, tensor in lora.extras.items():
-        parsed = parse_key(key, lora.dialect.family)
+        parsed = lora.parse(key)
         for layer, place in parsed.pieces:
             name, reason = _place(parsed, layer, flat, model)
             if reason:

@@ -20,7 +20,6 @@ from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.layer import Bases
 from loraport.spectral.svd import SingularBasis
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.dialects import parse_key
 from loraport.weights.lora import Lora
 from loraport.weights.variants import LayerUpdate
 
@@ -94,7 +93,7 @@ class Pairing:
             for layer in lora.layers.keys() - set(names.values())
             for key in lora.keys[layer]
         ]
-        beside = {key for key in lora.extras if not parse_key(key, lora.dialect.family).text_encoder}
+        beside = {key for key in lora.extras if not lora.parse(key).text_encoder}
         lost += [(key, "differences and biases are not moved to another layer") for key in beside]
         return replace(
             lora,

@@ -20,7 +20,6 @@ from loraport.runs.plan import Plan, make_plan
 from loraport.runs.presets import open_model
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.dialects import parse_key
 from loraport.weights.kernels import kernel_in
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import check_form, output_dialect
@@ -111,7 +110,7 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
     """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
     found: set[str] = set()
     for lora in loras:
-        parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
+        parsed = [lora.parse(key) for key in lora.extras]
         if lora.unresolved or any(one.unresolved for one in parsed):
             return None
         found |= {*lora.layers, *(name for one in parsed if not one.text_encoder for name, _ in one.pieces)}
@@ -125,7 +124,7 @@ def fitted(lora: Lora, target: Target) -> Lora:
     matrices), and a kernel of ones and none are the same.
     """
     layers = {name.rpartition(".")[0] for name in target}
-    parsed = [parse_key(key, lora.dialect.family) for key in lora.extras]
+    parsed = [lora.parse(key) for key in lora.extras]
     alien = [
         one.key
         for one in parsed

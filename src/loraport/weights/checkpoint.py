@@ -18,7 +18,7 @@ from loraport.once import once
 from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
 from loraport.weights.gguf_files import read_gguf
-from loraport.weights.names import OTHER_NETWORKS, WRAPPER_INFIXES, detect_naming, strip_prefixes
+from loraport.weights.names import OTHER_NETWORKS, detect_naming, strip_prefixes, without_wrappers
 from loraport.weights.pickled import read_pickle
 from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, Needed, files_of, indexes_beside, read_index
 from loraport.weights.quantized import decoded
@@ -320,9 +320,7 @@ def _common_prefix(stripped: Mapping[str, str]) -> str:
     """What most keys carry before their name, wrappers left out."""
     counts: Counter[str] = Counter()
     for key, name in stripped.items():
-        for infix in WRAPPER_INFIXES:
-            key = key.replace(infix, "")
-        counts[key.removesuffix(name)] += 1
+        counts[without_wrappers(key).removesuffix(name)] += 1
     return counts.most_common(1)[0][0]
 
 

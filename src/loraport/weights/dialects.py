@@ -12,7 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from loraport.weights.families import FAMILIES, Naming, Piece, Place, flattened
-from loraport.weights.names import Located, locate, spellings
+from loraport.weights.names import (
+    Located,
+    find_start,
+    known_start,
+    locate,
+    spellings,
+    without_modules,
+    without_wrappers,
+)
 
 Pair = tuple[str, str]
 """What follows a module's name in the keys of A (down, [r, in]) and of B (up, [out, r])."""
@@ -33,9 +41,6 @@ _NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
 
 _TEXT_ENCODERS = re.compile(r"(?:lora_te\d?_|text_encoders?(?:_\d)?\.)")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
-_DOTTED_PREFIX = re.compile(
-    r"(?:(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer|transformer_2|unet|generator|model|module)\.)*"
-)
 PEFT_PREFIX = "base_model.model."
 
 SCALES = (".alpha", ".lora_alpha", ".lora_rank")
@@ -128,6 +133,8 @@ class LoraKey:
     part: str
     dialect: Dialect
     text_encoder: bool = False
+    wrapped: bool = False
+    """Whether names of wrappers (`_orig_mod`) stood in it; they are in no name here but `key`."""
 
     @property
     def layer(self) -> str:
@@ -151,30 +158,50 @@ class LoraKey:
         return self.dialect.flat and self.dialect.naming is None
 
 
-def parse_key(key: str, family: str | None = None) -> LoraKey:
+def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
     """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name.
 
     `family` is the file's, where it is known: few names are in the tables of several, and they are read as its own.
+    `start` is a prefix in no list, as `unlisted_start` finds it.
     """
     stem, part, pair = _split_suffix(key)
-    if text := _TEXT_ENCODERS.match(key):
-        dialect = Dialect(text[0], None, pair)
-        return LoraKey(key, text[0], stem[text.end() :], _unknown(stem), part, dialect, text_encoder=True)
-    for prefix in _FLAT_PREFIXES:
-        if stem.startswith(prefix):
-            dialect = Dialect(prefix, None, KOHYA_PAIR if part in VARIANTS else pair, flat=True, family=family)
-            return _located(key, prefix, stem.removeprefix(prefix), part, dialect)
-    start = _DOTTED_PREFIX.match(stem)
-    prefix = start[0] if start else ""
-    attention, processor, projection = stem.removeprefix(prefix).rpartition(".processor.")
-    module = f"{attention}.{projection}" if processor else projection
-    if processor and projection == "to_out":
-        module += ".0"
-    return _located(key, prefix, module, part, Dialect(prefix, None, pair, processor=bool(processor), family=family))
+    plain = without_wrappers(stem)
+    if text := _TEXT_ENCODERS.match(plain, len(known_start(plain))):
+        dialect = Dialect(plain[: text.end()], None, pair)
+        return LoraKey(
+            key, dialect.prefix, plain[text.end() :], _unknown(plain), part, dialect, text_encoder=True,
+            wrapped=plain != stem,
+        )  # fmt: skip
+    unlisted = start if start and plain.startswith(start) else ""
+    flat = unlisted if unlisted.endswith("_") else next((one for one in _FLAT_PREFIXES if plain.startswith(one)), "")
+    if flat:
+        dialect = Dialect(flat, None, KOHYA_PAIR if part in VARIANTS else pair, flat=True, family=family)
+        found = _located(key, flat, plain.removeprefix(flat), part, dialect)
+    else:
+        prefix = unlisted or known_start(plain)
+        attention, processor, projection = plain.removeprefix(prefix).rpartition(".processor.")
+        module = f"{attention}.{projection}" if processor else projection
+        if processor and projection == "to_out":
+            module += ".0"
+        dialect = Dialect(prefix, None, pair, processor=bool(processor), family=family)
+        found = _located(key, prefix, module, part, dialect)
+    return found if plain == stem else replace(found, wrapped=True)
+
+
+def unlisted_start(keys: Iterable[LoraKey]) -> str:
+    """What stands before the layers, where it is in no list; "" where the tables know the names, or cannot tell."""
+    stems = {without_wrappers(_split_suffix(key.key)[0]): key for key in keys if not key.text_encoder}
+    if 2 * sum(key.dialect.family is not None for key in stems.values()) >= len(stems):
+        return ""
+    dotted = find_start((stem for stem in stems if "." in stem), lambda name: locate(name) is not None)
+    flat = (stem for stem in stems if "." not in stem)
+    return dotted or find_start(flat, lambda name: locate(name, flat=True) is not None, "_")
 
 
 def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
     found: Located | None = locate(module, flat=dialect.flat, prefer=dialect.family)
+    if found is None and f"{module}.".count("module."):
+        found = locate(without_modules(module), prefer=dialect.family)
     if found is None:
         return LoraKey(key, prefix, module, _unknown(module), part, replace(dialect, family=None))
     dialect = replace(dialect, naming=found.naming, family=found.family.name)

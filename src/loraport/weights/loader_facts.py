@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraport.weights.alpha import HEADER_FIELD
-from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair, parse_key
+from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
@@ -49,14 +49,17 @@ class Facts:
     extras: frozenset[str]
     """Endings beside the factors."""
     spelled: Mapping[str, frozenset[Spelling]]
-    """Layer -> the ways to spell it that all of its keys agree with: often several namings call it alike."""
+    """Layer -> the ways to spell it that all of its keys agree with: often several namings call it alike.
+
+    None of them, where names of wrappers stand in a key.
+    """
 
 
 def facts_of(lora: Lora) -> Facts | None:
     """The facts of a file; None where its names are of no family."""
     if lora.dialect.family is None:
         return None
-    keys = {layer: [parse_key(key, lora.dialect.family) for key in some] for layer, some in lora.keys.items()}
+    keys = {layer: [lora.parse(key) for key in some] for layer, some in lora.keys.items()}
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
@@ -77,7 +80,7 @@ def facts_of(lora: Lora) -> Facts | None:
         tuple(lora.layers),
         lora.dialect.processor,
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
-        frozenset(key.part for key in map(parse_key, lora.extras) if not key.text_encoder and key.part),
+        frozenset(key.part for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part),
         {layer: _spellings(some, lora.dialect.family) for layer, some in keys.items()},
     )
 
@@ -90,6 +93,8 @@ def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
 
 def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
     factors = [key for key in keys if key.part in ("A", "B", *VARIANTS)]
+    if any(key.wrapped for key in factors):
+        return frozenset()
     found = [
         frozenset(
             (key.prefix, naming) for one, naming in spellings(key.module, flat=key.dialect.flat) if one.name == family

@@ -26,6 +26,7 @@ from loraport.weights.dialects import (
     majority_dialect,
     parse_key,
     refused_kind,
+    unlisted_start,
 )
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
@@ -65,6 +66,12 @@ class Lora:
     path: Path
     notes: tuple[str, ...] = ()
     """What a user should know of how it was read: an alpha that was not applied, say."""
+    start: str = ""
+    """What stands before the layers' names, where it is in no list and the tables told it."""
+
+    def parse(self, key: str) -> LoraKey:
+        """One of its keys taken apart."""
+        return parse_key(key, self.dialect.family, self.start)
 
 
 def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True) -> Lora:
@@ -79,8 +86,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     """
     files = open_lora(path)
     tensors = files.weights.tensors
-    family = majority_dialect([parse_key(key) for key in sorted(tensors)]).family if tensors else None
-    parsed = [parse_key(key, family) for key in sorted(tensors)]
+    start, parsed = _parsed(sorted(tensors))
     _refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
@@ -125,7 +131,8 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
         files.weights.metadata,
         files.sha256,
         files.path,
-        tuple(reader.notes()),
+        (*_notes_on_names(parsed, start), *reader.notes()),
+        start,
     )
 
 
@@ -271,6 +278,33 @@ class _Reader:
             tensor = self.tensors[key.key].read()
             extras[key.key] = tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype)
         return extras
+
+
+def _parsed(keys: list[str]) -> tuple[str, list[LoraKey]]:
+    """(what stands before the layers where it is in no list, the keys read as names of the file's own family)."""
+    first = [parse_key(key) for key in keys]
+    start = unlisted_start(first)
+    if start:
+        first = [parse_key(key, start=start) for key in keys]
+    family = majority_dialect(first).family if keys else None
+    return start, [parse_key(key, family, start) for key in keys]
+
+
+def _notes_on_names(parsed: list[LoraKey], start: str) -> list[str]:
+    """What was taken off the names so that the tables know them."""
+    notes = []
+    if start:
+        known = sum(key.dialect.family is not None for key in parsed)
+        notes.append(
+            f"{start!r} was taken off its names, since the rest of {known} of {len(parsed)} is in the table of "
+            f"{majority_dialect(parsed).family}; no loader that is known expects it: convert writes them without"
+        )
+    if wrapped := [key.key for key in parsed if key.wrapped]:
+        notes.append(
+            f"{len(wrapped)} keys hold the names of PyTorch's wrappers ({wrapped[0]}, for one), which no loader "
+            "expects; they are left out of what is written"
+        )
+    return notes
 
 
 def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKey]]:

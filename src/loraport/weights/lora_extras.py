@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from loraport.weights.dialects import Dialect, LoraKey, parse_key
+from loraport.weights.dialects import Dialect, LoraKey
 from loraport.weights.lora import BIASES_OF_B, Lora
 from loraport.weights.names import is_known
 
@@ -17,7 +17,7 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
     for key in like.extras:
-        parsed = parse_key(key, like.dialect.family)
+        parsed = like.parse(key)
         if parsed.text_encoder or dialect == like.dialect:
             kept[key] = key
             continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,20 +12,21 @@ from loraport.errors import MismatchError
 from loraport.weights.families import FAMILIES, WAN, Family, Naming, Piece
 from loraport.weights.families.table import templates_of
 
-CHECKPOINT_PREFIXES = (
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "generator.",
-    "model.",
-    "module.",
-    "net.",
-    "transformer.",
+_KNOWN_START = re.compile(
+    r"(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer_2|transformer|unet|generator|model|module"
+    r"|net|dit2|dit|pipe)\."
 )
-WRAPPER_INFIXES = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+"""What programs put before a layer's name: diffusers' and ComfyUI's components, PEFT's model, trainers' attributes."""
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""Names that PyTorch's and Accelerate's wrappers put wherever they stand: none is a part of a model."""
 FEW_KEYS = 5
 """A prefix is stripped where more keys than this share it (ComfyUI's rule), or all of them do."""
 OTHER_NETWORKS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "model_ema.", "vae.", "text_encoders.")
 """What lies beside the network in single files: autoencoder, text encoders. It belongs to no family."""
+_OTHER_PARTS = re.compile(r"(?:^|[._])(?:encoder|decoder|vae|first_stage_model|text_encoder|clip|control\w*)[._]")
+"""Starts of other networks whose layers are called like those of a table: an autoencoder's blocks, a control net's."""
+_DEEPEST_START = 12
+"""Parts of a name that are tried as a start."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming
     if "{}" in name:
         return
     found = {pair for template, _ in templates_of(name, flat=flat) for pair in _index(flat).get(template, ())}
-    for family in FAMILIES.values():
+    for family in FAMILIES.values() if found else ():
         yield from ((family, naming) for naming in family.namings if (family.name, naming) in found)
 
 
@@ -102,15 +104,28 @@ def detect_naming(names: Iterable[str]) -> tuple[Family, Naming] | None:
     return None
 
 
+def is_parameter(name: str) -> bool:
+    """Whether some table has a parameter of this name."""
+    return next(spellings(name.rpartition(".")[0]), None) is not None or any(
+        template in _bare_index() for template, _ in templates_of(name)
+    )
+
+
 def strip_prefixes(keys: Iterable[str]) -> dict[str, str]:
     """Each key of a base checkpoint -> its name without what wrappers and containers put before or inside it.
 
-    Prefixes go from the front, repeatedly, where more than a few keys share them; wrapper names go wherever they stand.
+    Known prefixes go from the front, repeatedly, where more than a few keys share them; wrapper names go wherever they
+    stand; then an unknown start goes where `find_start` finds one.
     Raises MismatchError where two keys would become one.
     """
-    names = {key: _without_wrappers(key) for key in keys}
-    while prefix := _shared_prefix(names.values()):
-        names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    names = {key: without_wrappers(key) for key in keys}
+    chains = {key: _chain(name) for key, name in names.items()}
+    shared = _shared(Counter(chains.values()))
+    names = {key: name[sum(map(len, chains[key][: shared[chains[key]]])) :] for key, name in names.items()}
+    if start := find_start(names.values(), is_parameter):
+        names = {key: name.removeprefix(start) for key, name in names.items()}
+    inner = {key: without_modules(name) for key, name in names.items() if "module." in name}
+    names |= {key: name for key, name in inner.items() if is_parameter(name)}
     taken: dict[str, str] = {}
     for key, name in names.items():
         if name in taken:
@@ -119,19 +134,78 @@ def strip_prefixes(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _shared_prefix(names: Iterable[str]) -> str | None:
+def known_start(name: str) -> str:
+    """All the known prefixes that a name begins with."""
+    return "".join(_chain(name))
+
+
+def without_wrappers(name: str) -> str:
+    """A dotted name without the parts that are wrappers' names, or a flattened one likewise."""
+    if not any(wrapper in name for wrapper in WRAPPERS):
+        return name
+    if "." in name:
+        return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    for wrapper in WRAPPERS:
+        name = name.replace(f"{wrapper}_", "")
+    return name
+
+
+def without_modules(name: str) -> str:
+    """A dotted name without `module`, an attribute of wrappers; only to be believed where a table has the rest."""
+    return ".".join(part for part in name.split(".") if part != "module")
+
+
+def find_start(names: Iterable[str], known: Callable[[str], bool], separator: str = ".") -> str:
+    """The start in no list whose removal puts most names into a table; "" where more are in one as they stand.
+
+    `known` says whether a name is in a table. There is none where two starts that exclude each other do nearly as well
+    (two networks in one file), nor before another network's layers.
+    """
     names = list(names)
-    for prefix in CHECKPOINT_PREFIXES:
-        sharing = sum(name.startswith(prefix) for name in names)
-        if sharing > FEW_KEYS or (names and sharing == len(names)):
-            return prefix
-    return None
+    unknown = [name for name in names if not known(name)]
+    counts: Counter[str] = Counter()
+    for name in unknown:
+        end = -1
+        for _ in range(_DEEPEST_START):
+            end = name.find(separator, end + 1)
+            if end < 0:
+                break
+            if known(name[end + 1 :]):
+                counts[name[: end + 1]] += 1
+    if not counts:
+        return ""
+    best = max(counts, key=lambda start: (counts[start], -len(start)))
+    rivals = [start for start in counts if not start.startswith(best) and not best.startswith(start)]
+    many = counts[best] > FEW_KEYS or 2 * counts[best] > len(names)
+    if not many or counts[best] <= len(names) - len(unknown) or _OTHER_PARTS.search(best):
+        return ""
+    return "" if any(2 * counts[rival] >= counts[best] for rival in rivals) else best
 
 
-def _without_wrappers(key: str) -> str:
-    for infix in WRAPPER_INFIXES:
-        key = key.replace(infix, "")
-    return key
+def _chain(name: str) -> tuple[str, ...]:
+    """The known prefixes that a name begins with, one behind the other."""
+    found: list[str] = []
+    at = 0
+    while match := _KNOWN_START.match(name, at):
+        found.append(match[0])
+        at = match.end()
+    return tuple(found)
+
+
+def _shared(chains: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """Chain of known prefixes -> how many of them are shared by more than a few keys, or by all."""
+    total = sum(chains.values())
+    stripped = dict.fromkeys(chains, 0)
+    while True:
+        following: Counter[str] = Counter()
+        for chain, depth in stripped.items():
+            following.update({prefix: chains[chain] for prefix in chain[depth : depth + 1]})
+        shared = {prefix for prefix, count in following.items() if count > FEW_KEYS or count == total}
+        if not shared:
+            return stripped
+        for chain, depth in stripped.items():
+            if shared.issuperset(chain[depth : depth + 1]) and depth < len(chain):
+                stripped[chain] = depth + 1
 
 
 @cache
