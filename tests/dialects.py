@@ -157,6 +157,11 @@ CASES: dict[str, Case] = {
     "g4-header": Case("diffusion_model.", _original, *AB, config="header", fields={"r": 3, "lora_alpha": ALPHA}),
     "g11": Case("transformer.", _diffusers, *DOWN_UP, alpha=".alpha"),
     "g10": Case("", _fastvideo, *AB, alpha=".lora_alpha"),
+    "diffsynth": Case("pipe.dit.", _original, *AB),
+    "net": Case("module.net.", _original, *DOWN_UP, alpha=".alpha"),
+    "compiled": Case("_orig_mod.base_model.model._orig_mod.", _diffusers, *AB, config="file", fields={"lora_alpha": 3}),
+    "in no list": Case("distiller.student.", _original, *AB),
+    "in no list, flat": Case("lora_wan_", _flat, *DOWN_UP, alpha=".alpha"),
     "krea": Case("generator.model.", _original, *DOWN_UP, alpha=".alpha"),
 }
 

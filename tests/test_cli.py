@@ -171,7 +171,7 @@ def broken_inputs(family):
         "truncated": ("lora", file("cut.safetensors", whole[:-100]), [], "cut.safetensors"),
         "header longer than the file": ("lora", liar, [], "long.safetensors"),
         "another model": ("lora", str(big), [], "another model"),
-        "no layer matches": ("lora", str(odd), [], "no layer of the LoRA is in"),
+        "no layer matches": ("lora", str(odd), [], "odd.safetensors is in"),
         "nan in the lora": ("lora", nan, [], "NaN"),
         "half a pair": ("lora", lora("half.safetensors", **{key + "A.weight": None}), [], "is missing"),
         "rank 0": ("lora", zero, [], "rank 0"),

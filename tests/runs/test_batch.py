@@ -263,7 +263,7 @@ def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
     named = tiny.write_lora(family.folder / "lora-casa.safetensors", tiny.lora_factors(family.source_state, seed=9))
     with pytest.raises(OutputError, match=r"lora-casa\.safetensors is an input of this run"):
         transfer_many(configs(family, ["casa", "core"], [family.lora, str(named)], folder="."))
-    with pytest.raises(MismatchError, match="no layer of the LoRA is in"):
+    with pytest.raises(MismatchError, match=r"no layer of .* is in"):
         transfer_many(configs(family, ["casa"], target=str(named)))
 
 

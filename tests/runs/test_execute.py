@@ -268,7 +268,7 @@ def test_another_models_lora_is_refused_before_anything_is_written(family, tmp_p
         transfer(family.config(source=str(small), target=str(small)))
     alien = tmp_path / "alien.safetensors"
     save_file({"encoder.weight": torch.ones(2, 2)}, alien)
-    with pytest.raises(MismatchError, match="no layer of the LoRA is in"):
+    with pytest.raises(MismatchError, match=r"no layer of .* is in"):
         transfer(family.config(target=str(alien)))
     assert not list(tmp_path.glob("out.safetensors*"))
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from loraport.weights.loader_facts import facts_of
+from loraport.weights.loader_table import verdicts
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import write_lora
 from loraport.weights.safetensors_files import read_safetensors
@@ -64,3 +68,35 @@ def test_every_dialect_goes_through_every_format(name: str, format: str, tmp_pat
     assert {update.rank for update in again.layers.values()} == {result.rank}
     if format == "same":
         assert again.dialect == lora.dialect
+
+
+def test_what_was_taken_off_the_names_is_said(tmp_path: Path) -> None:
+    said = {}
+    for name in ("in no list", "in no list, flat", "compiled", "diffsynth"):
+        (tmp_path / name).mkdir()
+        said[name] = " ".join(read_lora(write(CASES[name], tmp_path / name).path).notes)
+    assert "'distiller.student.' was taken off" in said["in no list"] and "40 of 40" in said["in no list"]
+    assert "'lora_wan_' was taken off" in said["in no list, flat"]
+    assert "40 keys hold the names of PyTorch's wrappers (_orig_mod." in said["compiled"]
+    assert said["diffsynth"] == ""
+
+
+def test_no_loader_takes_names_with_wrappers_in_them(tmp_path: Path) -> None:
+    case = CASES["g1"]
+    for folder, changed in (("plain", case), ("wrapped", replace(case, prefix="transformer._orig_mod."))):
+        (tmp_path / folder).mkdir()
+        facts = facts_of(read_lora(write(changed, tmp_path / folder).path))
+        assert facts is not None
+        takes = {one.loader: one.takes for one in verdicts(facts)}
+        assert takes["diffusers"] == ("partly" if folder == "plain" else "no")
+
+
+def test_two_networks_behind_starts_in_no_list_are_not_made_one(tmp_path: Path) -> None:
+    case = CASES["g4"]
+    tensors = {}
+    for start in ("first.", "second."):
+        write(replace(case, prefix=start), tmp_path)
+        tensors |= load_file(tmp_path / "lora.safetensors")
+    save_file(tensors, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors")
+    assert lora.start == "" and lora.dialect.family is None and len(lora.layers) == 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from loraport.weights.names import (
     canonical_layer,
     canonical_parameter,
     detect_naming,
+    find_start,
     is_known,
     locate,
     parameter_in,
@@ -285,7 +287,20 @@ PLAIN = [f"blocks.{i}.self_attn.{x}.weight" for i in range(2) for x in "qkvo"]
 
 @pytest.mark.parametrize(
     "prefix",
-    ["", "model.", "model.diffusion_model.", "diffusion_model.", "generator.model.", "module.model.", "net.module."],
+    [
+        "",
+        "model.",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "generator.model.",
+        "module.model.",
+        "net.module.",
+        "pipe.dit.",
+        "dit.",
+        "student.",
+        "denoiser.backbone.",
+        "generator_ema.model.",
+    ],
 )
 def test_prefixes_are_stripped_repeatedly(prefix: str) -> None:
     assert strip_prefixes(prefix + name for name in PLAIN) == {prefix + name: name for name in PLAIN}
@@ -293,7 +308,35 @@ def test_prefixes_are_stripped_repeatedly(prefix: str) -> None:
 
 def test_wrapper_names_are_deleted_wherever_they_stand() -> None:
     key = "generator._fsdp_wrapped_module.model._orig_mod.blocks.0._checkpoint_wrapped_module.self_attn.q.weight"
+    other = "_forward_module.module.blocks.0.module.self_attn.k.weight"
     assert strip_prefixes([key]) == {key: "blocks.0.self_attn.q.weight"}
+    assert strip_prefixes([other]) == {other: "blocks.0.self_attn.k.weight"}
+
+
+@pytest.mark.parametrize("start", ["control_model.", "vae.decoder."])
+def test_layers_of_another_network_that_are_called_like_a_tables_keep_their_start(start: str) -> None:
+    names = [start + name for name in PLAIN]
+    assert strip_prefixes(names) == {name: name for name in names}
+
+
+def test_of_two_networks_in_one_file_neither_is_taken() -> None:
+    names = [start + name for start in ("teacher.", "student.") for name in PLAIN]
+    assert strip_prefixes(names) == {name: name for name in names}
+
+
+def test_a_start_is_found_where_most_names_are_then_known() -> None:
+    known = {"a.q", "a.k", "b.q"}.__contains__
+    assert find_start(["x.y.a.q", "x.y.a.k", "x.y.other"], known) == "x.y."
+    assert find_start(["a.q", "a.k", "x.b.q"], known) == "", "most are known as they stand"
+    assert find_start(["x.a.q", "other.1", "other.2"], known) == "", "one of three is no majority"
+    assert find_start([], known) == ""
+
+
+def test_a_prefix_that_stands_there_hundreds_of_times_is_no_work() -> None:
+    names = [f"{'model.module.' * depth}{name}" for depth, name in zip((500,) * 8, PLAIN, strict=True)]
+    started = time.process_time()
+    assert set(strip_prefixes(names).values()) == set(PLAIN)
+    assert time.process_time() - started < 1
 
 
 def test_a_prefix_that_few_keys_share_stays() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import LoraKey
-from loraport.weights.families import flattened
+from loraport.weights.families import Family, flattened
 from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
+from loraport.weights.names import find_start
 from loraport.weights.variants import LayerUpdate, exact_update, looks_at_weight
 
 PARAMETERS = {
@@ -116,7 +117,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             found.setdefault(name, []).append(Addition(rows, strength))
             merged.add(key)
     if not found:
-        raise MismatchError(_nothing_fits(lora, model))
+        raise MismatchError(nothing_fits(lora, model.where, model.layers, model.family))
     gone = tuple(sorted({(key, reason) for key, reason in dropped if key not in merged}))
     return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
 
@@ -148,9 +149,13 @@ def _mismatch(lora: Lora, what: str, shape: tuple[int, ...], model: Checkpoint, 
     )
 
 
-def _nothing_fits(lora: Lora, model: Checkpoint) -> str:
+def nothing_fits(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
+    """Why no layer of a LoRA is in a model with these layers: another family, or names that nobody knows."""
     mine = next(iter(lora.layers or lora.extras), "nothing")
-    return (
-        f"no layer of {lora.path} is in {model.where}: the LoRA has {mine!r}, the model "
-        f"{next(iter(model.layers), 'nothing')!r}; give the model that this LoRA belongs to"
-    )
+    found = f"no layer of {lora.path} is in {where}: the LoRA has {mine!r}, the model {next(iter(layers), 'nothing')!r}"
+    if start := find_start(lora.layers, set(layers).__contains__):
+        return f"{found}; its names are the model's behind {start!r}: save it with names that begin after that"
+    if lora.dialect.family is not None and family is not None and lora.dialect.family != family.name:
+        return f"{found}; the LoRA was made for {lora.dialect.family}, and this is {family.name}: give its own model"
+    unknown = "" if lora.dialect.family is not None else ", and names like the LoRA's are in no table"
+    return f"{found}{unknown}; give the model that this LoRA belongs to"

@@ -10,6 +10,7 @@ from typing import Literal
 
 from loraport.errors import MismatchError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target
+from loraport.runs.additions import nothing_fits
 from loraport.runs.config import matches
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.kernels import same_kernel
@@ -119,11 +120,8 @@ def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
 
 def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
     missing_in: Target = target if not any(f"{name}.weight" in target for name in lora.layers) else source
-    theirs = next(iter(missing_in.layers), "nothing")
-    return (
-        f"no layer of the LoRA is in {missing_in.where}: the LoRA has {next(iter(lora.layers))!r}, the model "
-        f"{theirs!r}; give the models that this LoRA belongs to"
-    )
+    family = missing_in.model.family if isinstance(missing_in, Accelerated) else missing_in.family
+    return nothing_fits(lora, missing_in.where, missing_in.layers, family)
 
 
 def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from loraport.errors import FileFormatError, InputError
 from loraport.weights.alpha import AdapterConfig, adapter_config, parse_json_object
 from loraport.weights.dialects import PEFT_PREFIX
+from loraport.weights.names import without_wrappers
 from loraport.weights.quantized import refuse_quantized
 from loraport.weights.safetensors_files import SafetensorsFile, read_safetensors
 
@@ -41,7 +42,9 @@ def open_lora(place: Path | str) -> LoraFiles:
         refuse_quantized(contents.tensors)
         digest = hashlib.sha256()
         _feed(digest, weights)
-        own = weights.name == WEIGHTS_NAME or all(key.startswith(PEFT_PREFIX) for key in contents.tensors)
+        own = weights.name == WEIGHTS_NAME or all(
+            without_wrappers(key).startswith(PEFT_PREFIX) for key in contents.tensors
+        )
         config = _config_beside(weights) if own else None
         if config is not None:
             _feed(digest, weights.with_name(CONFIG_NAME))
