@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +161,27 @@ def test_an_expert_can_be_named_either_way(tmp_path):
 def test_old_pickles_without_a_zip_are_read_too(tmp_path):
     torch.save({"state_dict": PLAIN}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     model = open_checkpoint(tmp_path / "old.ckpt")
+    assert all(torch.equal(model.tensor(name), tensor) for name, tensor in PLAIN.items())
+
+
+def test_attributes_of_a_pickled_table_or_tensor_are_never_called(tmp_path):
+    table = OrderedDict(PLAIN)
+    parameter = torch.nn.Parameter(PLAIN["head.head.weight"])
+    for thing, names in ((table, ("values", "keys", "get")), (parameter, ("detach", "clone", "untyped_storage"))):
+        for name in names:
+            setattr(thing, name, 5)
+    table["head.head.weight"] = parameter
+    torch.save({"model": table}, tmp_path / "odd.pt")
+    model = open_checkpoint(tmp_path / "odd.pt")
+    assert all(torch.equal(model.tensor(name), tensor) for name, tensor in PLAIN.items())
+
+
+def test_an_archive_packed_anew_without_compression_is_the_same_file(tmp_path):
+    torch.save(PLAIN, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as before, zipfile.ZipFile(tmp_path / "b.pt", "w") as after:
+        for name in sorted(before.namelist(), reverse=True):
+            after.writestr(name, before.read(name))
+    model = open_checkpoint(tmp_path / "b.pt")
     assert all(torch.equal(model.tensor(name), tensor) for name, tensor in PLAIN.items())
 
 

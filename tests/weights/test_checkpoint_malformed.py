@@ -10,12 +10,15 @@ import pytest
 from loraport.errors import InputError
 from loraport.weights.checkpoint import open_checkpoint
 from tests import tiny
+from tests.malformed.archives import ARCHIVES
 from tests.malformed.checkpoints import MALFORMED, STATE
 
+ALL = {**MALFORMED, **ARCHIVES}
 
-@pytest.mark.parametrize("what", MALFORMED)
+
+@pytest.mark.parametrize("what", ALL)
 def test_refused_by_name(what, tmp_path):
-    write, message = MALFORMED[what]
+    write, message = ALL[what]
     place = write(tmp_path)
     with pytest.raises(InputError, match=message) as refusal:
         open_checkpoint(place)

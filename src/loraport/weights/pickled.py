@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
+from loraport.weights.pickle_archive import check_mapping, members_of
 from loraport.weights.safetensors_files import StoredTensor
 
 PARTS = ("generator_ema", "generator", "state_dict", "model", "module", "ema")
@@ -25,19 +26,19 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
     `part` names the entry to take; otherwise the best of PARTS is. Data stays in the mapped file until it is read.
     Raises FileFormatError for what weights-only loading refuses, InputError for a part that is not there.
     """
-    content = _load(path)
+    members = members_of(path)
+    content = _load(path, mapped=members is not None)
     if not isinstance(content, dict):
         raise FileFormatError(
             f"{path} holds a {type(content).__name__}, not a table of tensors; save its state_dict instead"
         )
     table, part = _part_of(path, content, part)
-    tensors = {str(key): value for key, value in table.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in dict.items(table) if isinstance(value, Tensor)}
     for key, value in tensors.items():
-        if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_meta:
-            raise FileFormatError(
-                f"{path}: {key!r} is a {type(value).__name__} of layout {value.layout}, not a plain tensor; "
-                "gather it and save it again as safetensors"
-            )
+        _check_plain(path, key, value)
+    if members is not None:
+        storages = [Tensor.untyped_storage(value) for value in tensors.values()]
+        check_mapping(path, {one.data_ptr(): one.nbytes() for one in storages if one.nbytes()}, members)
     stored = {
         key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value))
         for key, value in tensors.items()
@@ -45,18 +46,32 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
     return stored, part
 
 
+def _check_plain(path: Path, key: str, value: Tensor) -> None:
+    """Raises FileFormatError for a tensor of another class or layout, and for one that repeats a few values for ever.
+
+    A view of stride 0 of four bytes can announce terabytes.
+    """
+    if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided or value.is_meta:
+        raise FileFormatError(
+            f"{path}: {key!r} is a {type(value).__name__} of layout {value.layout}, not a plain tensor; "
+            "gather it and save it again as safetensors"
+        )
+    size = math.prod(value.shape) * value.dtype.itemsize
+    if size > path.stat().st_size:
+        raise FileFormatError(
+            f"{path}: {key!r} announces {size} bytes, more than the whole file has; save the network's state_dict anew"
+        )
+
+
 def _fresh(mapped: Tensor) -> Tensor:
-    return mapped.detach().clone(memory_format=torch.contiguous_format)
+    # by the class: a pickle can give a tensor attributes of any name
+    return torch.clone(Tensor.detach(mapped), memory_format=torch.contiguous_format)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, mapped: bool) -> Any:
+    """What the pickle holds; before torch 1.6 files were no zip archives, and there is nothing to map."""
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, nothing to map
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise FileFormatError(_unsafe(path, str(error))) from error
     except (MemoryError, PermissionError):
@@ -84,8 +99,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[Mapping[Any, Any], str | None]:
-    tables = {str(key): value for key, value in content.items() if _is_table(value)}
+def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[dict[Any, Any], str | None]:
+    tables = {str(key): value for key, value in dict.items(content) if _is_table(value)}
     if part is not None:
         if part not in tables:
             known = ", ".join(tables) or "none: the file itself is the table of tensors"
@@ -102,4 +117,4 @@ def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[Map
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in dict.values(value))
