@@ -1,6 +1,7 @@
 """The microscope's statistics: each agrees with index loops, finds what was planted, and does not where it was not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from loraport.spectral.concentration import (
     top_share,
     variation,
 )
-from loraport.spectral.interference import interference, majority, overlap
+from loraport.spectral.interference import head_interference, interference, majority, overlap
 from loraport.spectral.intruders import intruders
 from loraport.spectral.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.spectral.rigidity import degenerate, relative_gaps, spectral_change
@@ -253,3 +254,25 @@ def test_a_planted_intruder_is_found_and_told_from_rotation_inside_a_plateau():
     rotated = intruders(basis.U, spread.U, basis.S, 30)
     assert rotated.count > 5, "rotation inside a plateau looks like intruders"
     assert close(rotated.inside, 1.0), "but stays inside the leading directions"
+
+
+def test_the_share_of_the_head_is_even_for_noise_and_one_where_all_lies_there():
+    even = head_interference(torch.ones(20, 20), torch.ones(20, 20))
+    assert even == pytest.approx(1 - 0.9**2)
+    C = torch.zeros(20, 20)
+    C[0, 5] = C[7, 1] = -2.0
+    assert head_interference(C, C) == 1.0
+    C[7, 7] = 2.0
+    assert head_interference(C, C) == pytest.approx(2 / 3)
+    assert head_interference(C, torch.zeros(20, 20)) is None
+
+
+def test_directions_count_as_mixed_above_the_footnotes_cosine():
+    """0.2 in the paper's footnote 1: a turn by 0.19 leaves two directions apart, one by 0.21 joins them."""
+    basis = basis_with(separate(6))
+    for cosine, clusters in ((0.19, 6), (0.21, 5)):
+        angle = math.asin(cosine)
+        turn = torch.eye(6, dtype=torch.float64)
+        turn[:2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        after = replace(basis, U=basis.U @ turn)
+        assert int(observed_clusters(basis, after, 6).max()) + 1 == clusters

@@ -172,3 +172,20 @@ def test_tied_singular_values_make_single_vectors_arbitrary_but_not_the_clustere
     single = replace(PAPER, tau=1e9, arbitrate=False)
     split = [casa(Layer(lora, drift, b), single).dense() for b in (tied, turned)]
     assert relative(*split) > 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_without_clusters_and_without_dominance_are_settings(shape):
+    """The ablations of docs/methods.md: infinite tau leaves each direction alone, q_dom 0 of all restores none."""
+    layer = layer_of(*random_weights(shape, 5))
+    alone = casa(layer, replace(PAPER, tau=float("inf"))).facts
+    assert alone["clusters"] == alone["k"] and alone["largest_cluster"] == 1 / alone["k"]
+    everywhere = replace(PAPER, q_dom=0.0, energy=1.0, energy_rectangular=1.0)
+    assert casa(layer, everywhere).facts["restored"] == 0 and casa(layer).facts["restored"] > 0
+    assert casa(layer, replace(PAPER, q_dom=0.0)).facts["restored"] > 0, "beyond the leading directions"
+    unarbitrated = casa(layer, replace(everywhere, arbitrate=False))
+    assert (
+        relative(unarbitrated.dense(), layer.lora.dense())
+        < EXACT
+        < relative(casa(layer, everywhere).dense(), layer.lora.dense())
+    )

@@ -16,7 +16,7 @@ from loraport.methods.layer import Layer, Update
 from loraport.methods.prolora import PROLORA, prolora
 from loraport.spectral import concentration as spread
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
-from loraport.spectral.interference import interference, majority, overlap
+from loraport.spectral.interference import head_interference, interference, majority, overlap
 from loraport.spectral.intruders import intruders
 from loraport.spectral.mixing import MIXED, adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.spectral.rigidity import degenerate, spectral_change
@@ -80,7 +80,7 @@ def look(specimen: Specimen, settings: CasaSettings = PAPER, *, detail: bool = F
         _sizes(specimen),
         _rigidity(specimen, len(seen.labels)),
         _clusters(specimen, routing, settings),
-        _routing(routing),
+        _routing(specimen, routing),
         _interference(routing),
         _intervention(seen, settings),
         _intruders(specimen, len(seen.labels)),
@@ -175,10 +175,21 @@ def _clusters(specimen: Specimen, routing: _Routing, settings: CasaSettings) -> 
     return numbers
 
 
-def _routing(routing: _Routing) -> dict[str, Any]:
-    """Concentration and coherence of both updates, as senders and as receivers."""
+def _routing(specimen: Specimen, routing: _Routing) -> dict[str, Any]:
+    """Concentration and coherence of both updates, as senders and as receivers.
+
+    By the predicted clusters of the LoRA, which LoRA and drift share, and by each update's own observed ones, which the
+    paper's §3.3 and its footnote 1 speak of.
+    """
     numbers: dict[str, Any] = {}
+    observed = {name: observed_clusters(specimen.source, after, routing.k) for name, after in specimen.after.items()}
     for side, name, strength, C in routing.sides():
+        own = observed[name]
+        numbers |= {
+            f"gini_observed_{side}_{name}": spread.gini(spread.rms_energy(strength, own)),
+            f"coherence_observed_{side}_{name}": float(spread.pattern_coherence(C, own).nanmean()),
+            f"variation_observed_{side}_{name}": float(spread.variation(strength, own).nanmean()),
+        }
         end = f"{side}_{name}"
         coherence = spread.pattern_coherence(C, routing.labels)
         numbers |= {
@@ -194,7 +205,13 @@ def _routing(routing: _Routing) -> dict[str, Any]:
 
 def _interference(routing: _Routing) -> dict[str, Any]:
     found = interference(routing.block("lora"), routing.block("drift"), routing.labels)
-    return {"constructive": found.constructive, "destructive": found.destructive, "chance": found.chance}
+    head = head_interference(routing.block("lora"), routing.block("drift"))
+    return {
+        "constructive": found.constructive,
+        "destructive": found.destructive,
+        "chance": found.chance,
+        "interference_head": head,
+    }
 
 
 def _intervention(seen: Arbitration, settings: CasaSettings) -> dict[str, Any]:
