@@ -169,15 +169,22 @@ def test_the_published_widths_tell_the_inner_size(lora, tmp_path):
     assert is_complete(filled(image)) and is_complete(filled(q)) and not is_complete(q)
 
 
-def test_metadata_is_ours_and_the_trainers_is_gone(lora, tmp_path):
+def test_metadata_is_ours_and_what_stays_true(lora, tmp_path):
     path = lora("g4").path
-    stale = {"ss_network_dim": "99", "sshs_model_hash": "00", "loraport.method": "casa", "loraport.version": "0"}
+    stale = {
+        "modelspec.trigger_phrase": "ohwx",
+        "ss_network_dim": "99",
+        "sshs_model_hash": "00",
+        "loraport.method": "casa",
+        "loraport.version": "0",
+    }
     save_file(load_file(path), path, metadata=stale)
     convert(str(path), "kohya", str(tmp_path / "k.safetensors"))
     with safe_open(tmp_path / "k.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["loraport.method"] == "casa" and metadata["loraport.converted"] == path.name
     assert metadata["loraport.version"] != "0" and not {key for key in metadata if key.startswith("ss")}
+    assert metadata["modelspec.trigger_phrase"] == "ohwx"
 
 
 def test_the_same_bytes_every_time(lora, tmp_path):

@@ -118,14 +118,15 @@ TRAINER = {
 
 
 @pytest.mark.parametrize("format", ["same", *FORMATS])
-def test_nothing_of_the_trainer_survives(format: str, tmp_path: Path) -> None:
+def test_of_the_trainer_what_stays_true_survives(format: str, tmp_path: Path) -> None:
     path = tmp_path / "in.safetensors"
     save_file(load_file(write(CASES["g5"], tmp_path).path), path, TRAINER)
     lora = read_lora(path)
     assert lora.metadata == TRAINER
     result = write_lora(tmp_path / "out", lora.layers, lora, format=format, provenance={"lora": lora.sha256})
     weights = result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path
-    assert metadata_of(weights) == {"format": "pt", "loraport.lora": lora.sha256}
+    stays = {"modelspec.title": "mine", "name": "x"}
+    assert metadata_of(weights) == {"format": "pt", "loraport.lora": lora.sha256} | stays
 
 
 @pytest.mark.parametrize("format", ["same", *FORMATS])

@@ -26,6 +26,10 @@ HEADER_FIELD = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration in a safetensors header."""
 
 
+BASE_MODEL = "base_model_name_or_path"
+"""Where PEFT notes the model that an adapter was trained on."""
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """The fields of a PEFT configuration that fix the scale, and the file or header that they came from."""
@@ -39,6 +43,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, float] = field(default_factory=dict)
     start: Start = ""
     """What the adapter took out of its base."""
+    base_model: str | None = None
 
     def scale(self, module: str, rank: float | None) -> float:
         """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of the module's name."""
@@ -66,6 +71,7 @@ def adapter_config(fields: Mapping[str, Any], origin: str) -> AdapterConfig:
         PEFT_RANK if rank is None or kind != "LOKR" else _number(rank, "r", origin),
         _patterns(fields, "rank_pattern", origin) if kind == "LOKR" else {},
         start_of(fields, origin) if kind == "LORA" else "",
+        base if isinstance(base := fields.get(BASE_MODEL), str) and base else None,
     )
 
 

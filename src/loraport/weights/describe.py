@@ -13,12 +13,13 @@ from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
 from loraport.weights.families import FAMILIES, Family
+from loraport.weights.header_words import for_people, lasting
 from loraport.weights.loader_facts import facts_of
 from loraport.weights.loader_table import verdicts
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
 from loraport.weights.places import files_of
-from loraport.weights.provenance import in_words, transfers
+from loraport.weights.provenance import in_words, load_beside, transfers
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.variants import kind_of
 
@@ -108,6 +109,9 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "notes": list(lora.notes),
         "copied": len(lora.extras),
         "transfers": [in_words(step) for step in transfers(lora.metadata)],
+        "load": load_beside(lora.metadata),
+        "words": for_people(lora.metadata),
+        "header": lasting(lora.metadata),
         "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
         "sha256": lora.sha256,
         "loaders": _loaders(lora),
@@ -135,6 +139,9 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "layers": f"{facts['layers']} ({kinds}), rank {ranks}",
         "scale": f"{shown} ({', '.join(facts['alpha'])})",
         **({"note": facts["notes"]} if facts["notes"] else {}),
+        **facts["words"],
+        **({"transfers": ", then ".join(facts["transfers"])} if facts["transfers"] else {}),
+        **({"load it": facts["load"]} if facts["load"] else {}),
         "beside": f"{facts['copied']} other keys are carried through, {len(facts['dropped'])} are dropped",
         "sha256": facts["sha256"],
         "taken by": ", ".join(one["loader"] for one in said["yes"]) or "none of the loaders that are known",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.errors import FileFormatError, InputError
-from loraport.weights.alpha import AdapterConfig, adapter_config, parse_json_object
+from loraport.weights.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
 from loraport.weights.dialects import PEFT_PREFIX
 from loraport.weights.names import without_wrappers
 from loraport.weights.quantized import refuse_quantized
@@ -50,6 +50,8 @@ def open_lora(place: Path | str) -> LoraFiles:
             _feed(digest, weights.with_name(CONFIG_NAME))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if config is not None and config.base_model is not None:
+        contents = replace(contents, metadata={BASE_MODEL: config.base_model, **contents.metadata})
     return LoraFiles(path, contents, config, digest.hexdigest(), None if own else _foreign_config(weights))
 
 

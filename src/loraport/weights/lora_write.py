@@ -1,8 +1,9 @@
 """LoRA files written for the loaders that will read them: the scale inside the factors, one rank, nothing stale.
 
-Written metadata is `format: pt` and the caller's provenance under `loraport.`; no value of the input's trainer
-survives, since its hashes and settings describe another file. Tencent's format has PEFT's configuration beside them
-where its fused refiners have another rank: its loader, diffusers before 0.40, scales mixed ranks wrongly without.
+Written metadata is `format: pt`, what the trainer wrote and stays true (`header_words`: title, author, licence, trigger
+words; no hashes, sizes and scales), and the caller's provenance under `loraport.`. Tencent's format has PEFT's
+configuration beside them where its fused refiners have another rank: its loader, diffusers before 0.40, scales mixed
+ranks wrongly without.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from torch.nn.functional import pad
 
 from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
-from loraport.weights.alpha import HEADER_FIELD
+from loraport.weights.alpha import BASE_MODEL, HEADER_FIELD
 from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
 from loraport.weights.families import FAMILIES
 from loraport.weights.fused import dense_together, put_together
+from loraport.weights.header_words import lasting
 from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.provenance import PREFIX
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]
@@ -134,13 +137,14 @@ def write_lora(
         tensors |= _layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype)
     copied, lost = respelled(like, dialect, spelled)
     tensors |= {new: like.extras[old] for old, new in copied.items()}
-    metadata = {"format": "pt"} | {f"loraport.{key}": value for key, value in (provenance or {}).items()}
+    metadata = _metadata(like, provenance)
     pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
     ranks = {dialect.module(layer): update.rank for layer, update in modules.items()}
     if dialect.folder:
         inner = dialect.prefix.removeprefix(PEFT_PREFIX)
         ranks = {inner + module: own for module, own in ranks.items()}
-        config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors))
+        base = None if "target" in (provenance or {}) else like.metadata.get(BASE_MODEL)
+        config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors), base=base)
         _save_peft(Path(path), pending, metadata, config)
     else:
         if format == "tencent" and len(set(ranks.values())) > 1:
@@ -174,19 +178,22 @@ def write_diff(
             del copied[old]
             lost.append((old, f"the update of the same layer is written as {new!r}"))
     pending |= {new: Pending.of(like.extras[old]) for old, new in copied.items()}
-    metadata = {"format": "pt"} | {f"loraport.{key}": value for key, value in (provenance or {}).items()}
+    metadata = _metadata(like, provenance)
     save_safetensors(Path(path), pending, metadata)
     return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, (*dropped, *lost), 0)
 
 
-def peft_config(ranks: Mapping[str, int], bias: bool = False) -> dict[str, Any]:
-    """PEFT's configuration of an adapter with the scale inside its factors: alpha = rank, modules by exact name."""
+def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None = None) -> dict[str, Any]:
+    """PEFT's configuration of an adapter with the scale inside its factors: alpha = rank, modules by exact name.
+
+    `base`: the model that it was trained on and is still for; what was transferred is for another.
+    """
     rank = max(ranks.values(), default=1)
     odd = {"^" + re.escape(module): r for module, r in sorted(ranks.items()) if r != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": None,
+        BASE_MODEL: base,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -202,6 +209,11 @@ def peft_config(ranks: Mapping[str, int], bias: bool = False) -> dict[str, Any]:
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+
+
+def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str]:
+    own = {f"{PREFIX}{key}": value for key, value in (provenance or {}).items()}
+    return {**lasting(like.metadata), "format": "pt", **own}
 
 
 _NO_NAME = "its layer is known by a flattened name only, which this format cannot hold"

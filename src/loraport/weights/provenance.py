@@ -57,6 +57,21 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
     ]
 
 
+def load_beside(metadata: Mapping[str, str]) -> str | None:
+    """How a LoRA is loaded that was made for a model with an accelerator; None for one that stands alone."""
+    name, strength = (metadata.get(f"{PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
+    if name is None or len(name) > LONGEST:
+        return None
+    return f"beside {name} at strength {_plain_number(strength)}: the accelerator is not in this file"
+
+
+def _plain_number(text: str | None) -> str:
+    try:
+        return f"{float(text or 1):g}"
+    except ValueError:
+        return "?"
+
+
 def in_words(step: Mapping[str, str]) -> str:
     """`casa from base to student`"""
     part = f", {step['part']} part" if "part" in step else ""
