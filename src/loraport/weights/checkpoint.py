@@ -305,10 +305,20 @@ def _named(
 def _canonical(
     names: Iterable[str],
 ) -> tuple[dict[str, tuple[Piece, ...]], tuple[Family, Naming] | None]:
-    """Each name without prefixes -> the parameters it holds, () where no table has it; and the family and spelling."""
+    """Each name without prefixes -> the parameters it holds, () where no table has it; and the family and spelling.
+
+    A fused copy beside the layers that it was made of holds nothing: those are what is loaded.
+    """
     names = list(names)
     found = detect_naming(names)
-    return {name: found[0].parameter_pieces(name, found[1]) if found else () for name in names}, found
+    if found is None:
+        return dict.fromkeys(names, ()), None
+    family, naming = found
+    pieces = {name: family.parameter_pieces(name, naming) for name in names}
+    copies = {name for name, some in pieces.items() if len(some) > 1 and family.is_fused(name, naming)}
+    own = {canonical for name, some in pieces.items() if name not in copies for canonical, _ in some}
+    beside = {name for name in copies if not own.isdisjoint(canonical for canonical, _ in pieces[name])}
+    return {name: () if name in beside else some for name, some in pieces.items()}, found
 
 
 def _names_of(name: str, names: Mapping[str, tuple[Piece, ...]]) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def view(stored: StoredTensor, place: Place) -> StoredTensor:
     """One layer's rows of a stored tensor, read when they are asked for."""
     if place.whole:
         return stored
-    shape = (stored.shape[0] // place.of, *stored.shape[1:])
+    shape = (place.rows_of(stored.shape[0]), *stored.shape[1:])
     coded = None if stored.coded is None else replace(stored.coded, read=partial(_coded, stored.coded, place))
     return replace(stored, shape=shape, read=lambda: place.take(stored.read()).contiguous(), coded=coded)
 
@@ -45,7 +45,7 @@ def _coded(stored: Coded, place: Place) -> tuple[Tensor, Tensor]:
 
 def assembled(pieces: Mapping[int, Tensor], place: Place) -> Tensor:
     """A stored tensor out of its layers' rows, by part; the way back of `view`."""
-    joined = torch.cat([pieces[part] for part in range(place.of)]) if place.of > 1 else pieces[0]
+    joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if place.of > 1 else pieces[0]
     return halves_swapped(joined) if place.swapped else joined
 
 
@@ -72,7 +72,7 @@ def taken_apart(
 def rows(update: LayerUpdate, place: Place, where: Path) -> LayerUpdate:
     """One layer's share of a module's update. Raises MismatchError for what cannot be divided so."""
     if not place.fits(update.shape):
-        parts = "two halves" if place.swapped else f"its {place.of} layers"
+        parts = "two halves" if place.swapped else f"{place.of} equal parts"
         raise MismatchError(
             f"{where}: {place.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
             "this LoRA was made for another model"
@@ -106,28 +106,26 @@ def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, L
     for name in layers:
         place = dialect.place(name)
         modules.setdefault(place.name, []).append((name, place))
-    return {some[0][0]: _module({place.part: layers[name] for name, place in some}, some[0][1])
-            for some in modules.values()}  # fmt: skip
+    return {some[0][0]: _module([(layers[name], place) for name, place in some]) for some in modules.values()}
 
 
-def _module(parts: Mapping[int, LowRank], place: Place) -> LowRank:
-    first = next(iter(parts.values()))
+def _module(parts: list[tuple[LowRank, Place]]) -> LowRank:
+    first, place = parts[0]
     if place.swapped:
         return replace(first, B=halves_swapped(first.B))
     if place.of == 1:
         return first
-    if len({part.shape for part in parts.values()}) > 1:
+    rows = {place.rows_in(part.shape[0]) for part, place in parts}
+    if len(rows) > 1 or len({part.shape[1] for part, _ in parts}) > 1:
         raise FileFormatError(f"the layers of {place.name} have different sizes; this model is of no known family")
-    if all(torch.equal(part.A, first.A) for part in parts.values()):
-        none = torch.zeros_like(first.B)
-        return LowRank(torch.cat([parts[n].B if n in parts else none for n in range(place.of)]), first.A)
-    out = first.shape[0]
-    B = first.B.new_zeros(place.of * out, sum(part.rank for part in parts.values()))
+    parts = sorted(parts, key=lambda one: one[1].part)
+    shared = all(torch.equal(part.A, first.A) for part, _ in parts)
+    B = first.B.new_zeros(rows.pop(), first.rank if shared else sum(part.rank for part, _ in parts))
     column = 0
-    for number, part in sorted(parts.items()):
-        B[number * out : (number + 1) * out, column : column + part.rank] = part.B
-        column += part.rank
-    return LowRank(B, torch.cat([part.A for _, part in sorted(parts.items())]))
+    for part, place in parts:
+        place.take(B)[:, column : column + part.rank] = part.B
+        column += 0 if shared else part.rank
+    return LowRank(B, first.A if shared else torch.cat([part.A for part, _ in parts]))
 
 
 def dense_together(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pending]:
@@ -143,13 +141,18 @@ def dense_together(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str
         if place.whole:
             joined[name] = first
             continue
-        parts = {where.part: updates[one] for one, where in some}
-        shape = (place.of * first.shape[0], *first.shape[1:])
-        joined[name] = Pending(first.dtype, shape, partial(_joined, parts, place))
+        shape = (first.shape[0] if place.swapped else place.rows_in(first.shape[0]), *first.shape[1:])
+        parts = [(updates[one], where) for one, where in some]
+        joined[name] = Pending(first.dtype, shape, partial(_joined, parts, shape))
     return joined
 
 
-def _joined(parts: Mapping[int, Pending], place: Place) -> Tensor:
-    made = {number: part.make() for number, part in parts.items()}
-    none = torch.zeros_like(next(iter(made.values())))
-    return assembled({number: made.get(number, none) for number in range(place.of)}, place)
+def _joined(parts: list[tuple[Pending, Place]], shape: tuple[int, ...]) -> Tensor:
+    first, place = parts[0]
+    if place.swapped:
+        return halves_swapped(first.make())
+    made = [(part.make(), place) for part, place in parts]
+    joined = made[0][0].new_zeros(shape)
+    for tensor, place in made:
+        place.take(joined).copy_(tensor)
+    return joined

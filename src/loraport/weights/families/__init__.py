@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraport.weights.families.hunyuan import HUNYUAN
 from loraport.weights.families.hunyuan15 import HUNYUAN_15
 from loraport.weights.families.table import NAMINGS, Family, Naming, Piece, Place, flattened
 from loraport.weights.families.unet import SD15, SDXL
@@ -11,6 +12,7 @@ from loraport.weights.families.wan import WAN
 
 __all__ = [
     "FAMILIES",
+    "HUNYUAN",
     "HUNYUAN_15",
     "NAMINGS",
     "SD15",
@@ -23,4 +25,4 @@ __all__ = [
     "flattened",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, SD15, SDXL)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL)}

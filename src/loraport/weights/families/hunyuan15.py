@@ -11,7 +11,7 @@ modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in d
 
 from __future__ import annotations
 
-from loraport.weights.families.table import Family, Place, Row
+from loraport.weights.families.table import Family, Naming, Place, Row
 
 
 def _part(name: str, part: int) -> Place:
@@ -37,7 +37,7 @@ _REFINER = "txt_in.individual_token_refiner.blocks.{}"
 _REFINER_CANONICAL = "context_embedder.token_refiner.refiner_blocks.{}"
 _REFINER_FASTVIDEO = "txt_in.refiner_blocks.{}"
 
-_BLOCKS: tuple[Row, ...] = (
+BLOCKS: tuple[Row, ...] = (
     # diffusers, original, ComfyUI, diffusion-pipe, FastVideo
     *_attention(("to_q", "to_k", "to_v"), "img"),
     *_attention(("add_q_proj", "add_k_proj", "add_v_proj"), "txt"),
@@ -67,7 +67,7 @@ _BLOCKS: tuple[Row, ...] = (
     ),
 )
 
-_REFINERS: tuple[Row, ...] = (
+REFINERS: tuple[Row, ...] = (
     *(
         (
             f"{_REFINER_CANONICAL}.attn.to_{letter}",
@@ -96,6 +96,24 @@ _REFINERS: tuple[Row, ...] = (
         )
     ),
 )
+
+FUSED: tuple[tuple[Naming, str, Place], ...] = tuple(
+    ("diffusers", f"transformer_blocks.{{}}.attn.{name}", _part(f"transformer_blocks.{{}}.attn.{module}", part))
+    for module, names in (
+        ("to_qkv", ("to_q", "to_k", "to_v")),
+        ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+    )
+    for part, name in enumerate(names)
+)
+"""What diffusers' `fuse_qkv_projections` makes of a block."""
+
+SCALES: tuple[tuple[str, str, str], ...] = (
+    ("norm_q", "img", "query_norm"),
+    ("norm_k", "img", "key_norm"),
+    ("norm_added_q", "txt", "query_norm"),
+    ("norm_added_k", "txt", "key_norm"),
+)
+"""The norms of a block whose weight ComfyUI calls `scale`: canonical, stream, ComfyUI's."""
 
 _OUTSIDE: tuple[Row, ...] = tuple(
     (canonical, original, comfy, comfy, fastvideo)
@@ -170,8 +188,8 @@ HUNYUAN_15 = Family(
     name="hunyuanvideo-1.5",
     namings=("diffusers", "original", "comfy", "diffusion-pipe", "fastvideo"),
     layers=(
-        *_BLOCKS,
-        *_REFINERS,
+        *BLOCKS,
+        *REFINERS,
         *_OUTSIDE,
         ("norm_out.linear", _SWAPPED, _SWAPPED, _SWAPPED, "final_layer.adaLN_modulation.linear"),
     ),
@@ -183,12 +201,7 @@ HUNYUAN_15 = Family(
             None,
             None,
         )
-        for canonical, stream, comfy in (
-            ("norm_q", "img", "query_norm"),
-            ("norm_k", "img", "key_norm"),
-            ("norm_added_q", "txt", "query_norm"),
-            ("norm_added_k", "txt", "key_norm"),
-        )
+        for canonical, stream, comfy in SCALES
     ),
     written={
         "comfy": "comfy",
@@ -199,4 +212,6 @@ HUNYUAN_15 = Family(
     },
     probe=".attn.add_q_proj",
     sizes={(2048, 54): "HunyuanVideo-1.5 8.3B"},
+    kernels=(("x_embedder.proj", (1, 1, 1)),),
+    fused=FUSED,
 )

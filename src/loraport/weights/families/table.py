@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,7 @@ NAMINGS: tuple[Naming, ...] = get_args(Naming)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands in a stored one: all of it, one of several equal blocks of rows, or its halves swapped.
+    """Where a layer stands in a stored one: all of it, one or more of several equal blocks of rows, or halves swapped.
 
     Only rows are ever moved, so of a LoRA only B is: A belongs to the input.
     """
@@ -32,6 +32,8 @@ class Place:
     part: int = 0
     of: int = 1
     swapped: bool = False
+    span: int = 1
+    """How many of the blocks, from `part` on, are the layer's."""
 
     @property
     def whole(self) -> bool:
@@ -40,7 +42,7 @@ class Place:
 
     def named(self, name: str) -> Place:
         """The same rows of another stored layer."""
-        return Place(name, self.part, self.of, self.swapped)
+        return replace(self, name=name)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor has rows that can be divided so."""
@@ -51,7 +53,15 @@ class Place:
         if self.swapped:
             return halves_swapped(stored)
         size = stored.shape[0] // self.of if self.of > 1 else 0
-        return stored if self.of == 1 else stored[self.part * size : (self.part + 1) * size]
+        return stored if self.of == 1 else stored[self.part * size : (self.part + self.span) * size]
+
+    def rows_of(self, stored: int) -> int:
+        """How many of the stored rows are the layer's."""
+        return stored // self.of * self.span
+
+    def rows_in(self, own: int) -> int:
+        """How many rows the stored layer has, if this layer has so many."""
+        return own // self.span * self.of
 
 
 def halves_swapped(stored: Tensor) -> Tensor:
@@ -85,6 +95,12 @@ class Family:
     """The ending of a layer that every block has once: its input width and their number tell the size."""
     sizes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """(that width, blocks) -> the published model of that size."""
+    together: Mapping[str, Place] = field(default_factory=dict)
+    """Canonical name -> its place in the canonical naming, where that holds several layers in one."""
+    fused: tuple[tuple[Naming, str, Place], ...] = ()
+    """(naming, canonical name, place) of modules that take the place of a naming's own: read, never written."""
+    kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
 
     @property
     def canonical(self) -> Naming:
@@ -116,6 +132,15 @@ class Family:
         place = self.place(layer, naming)
         return None if place is None else place.named(f"{place.name}.{leaf}")
 
+    def kernel(self, canonical: str) -> tuple[int, ...]:
+        """The kernel of a layer in this table, as its name tells it; () for a linear layer."""
+        return next((kernel for ending, kernel in self.kernels if f".{canonical}".endswith(f".{ending}")), ())
+
+    def is_fused(self, parameter: str, naming: Naming) -> bool:
+        """Whether a stored parameter is of a module that takes the place of several of the naming's own."""
+        layer = parameter.rpartition(".")[0]
+        return any((naming, template) in self._copies for template, _ in templates_of(layer))
+
     def templates(self, naming: Naming, flat: bool = False) -> Iterator[str]:
         """Every stored layer of a naming, as a template."""
         return iter(self._stored(naming, flat))
@@ -134,12 +159,17 @@ class Family:
     def _tables(self) -> dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, flattened, bare parameters) -> stored template -> the canonical templates in it."""
         tables: dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]] = {}
-        for naming, row, place, bare in self._cells():
+        cells = [(naming, str(row[0]), place, bare) for naming, row, place, bare in self._cells()]
+        for naming, canonical, place, bare in (*cells, *((*copy, False) for copy in self.fused)):
             for flat in (False, True):
                 table = tables.setdefault((naming, flat, bare), {})
                 key = flattened(place.name) if flat else place.name
-                table[key] = (*table.get(key, ()), (str(row[0]), place))
+                table[key] = (*table.get(key, ()), (canonical, place))
         return tables
+
+    @once
+    def _copies(self) -> frozenset[tuple[Naming, str]]:
+        return frozenset((naming, place.name) for naming, _, place in self.fused)
 
     @once
     def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
@@ -153,6 +183,8 @@ class Family:
         for bare, rows in ((False, self.layers), (True, self.parameters)):
             for row in rows:
                 for naming, cell in zip(self.namings, row, strict=True):
+                    if naming == self.canonical:
+                        cell = self.together.get(str(cell), cell)
                     if cell is not None:
                         yield naming, row, cell if isinstance(cell, Place) else Place(cell), bare
 

@@ -10,9 +10,9 @@ comfy/model_detection.py): its names are SDXL's, but block i need not be SDXL's 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 
-from loraport.weights.families.table import Family, Row
+from loraport.weights.families.table import Family, Naming, Place, Row
 
 _RESNET = (
     ("norm1", "in_layers.0"),
@@ -51,6 +51,15 @@ def _attention(diffusers: str, original: str, blocks: str) -> tuple[Row, ...]:
     return tuple((f"{diffusers}.{layer}", f"{original}.{layer}") for layer in (*_OUTER, *inner))
 
 
+def _fused(rows: Iterable[Row]) -> Iterator[tuple[Naming, str, Place]]:
+    """What diffusers' `fuse_qkv_projections` makes of the attention layers of a table."""
+    for mine, _ in rows:
+        block, _, layer = str(mine).rpartition(".to_")
+        letters, module = ("qkv", "to_qkv") if block.endswith(".attn1") else ("kv", "to_kv")
+        if layer and layer in letters:
+            yield "diffusers", str(mine), Place(f"{block}.{module}", letters.index(layer), len(letters))
+
+
 def _rows(levels: int, down: Container[int], up: Container[int], blocks: str) -> tuple[Row, ...]:
     """A U-Net with attention on the given levels of either way."""
     rows: list[Row] = [*_ENDS]
@@ -73,25 +82,36 @@ def _rows(levels: int, down: Container[int], up: Container[int], blocks: str) ->
     return (*rows, *_attention("mid_block.attentions.0", "middle_block.1", blocks))
 
 
+_CONVOLUTIONS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    *((name, (3, 3)) for name in ("conv_in", "conv_out", "conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv")),
+    ("conv_shortcut", (1, 1)),
+)
+_SD15 = _rows(4, down=range(3), up=range(1, 4), blocks="0")
+_SDXL = (*_SIZE_AND_POOLED_TEXT, *_rows(3, down=range(1, 3), up=range(2), blocks="{}"))
+
 SD15 = Family(
     name="sd1.5",
     namings=("diffusers", "original"),
-    layers=_rows(4, down=range(3), up=range(1, 4), blocks="0"),
+    layers=_SD15,
     parameters=(),
     component="unet",
     # kohya's scripts flatten diffusers' names for SD 1.5, and the original ones for SDXL; every loader reads both
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "diffusers"},
     probe=".attn2.to_k",
     sizes={(768, 16): "Stable Diffusion 1.5", (1024, 16): "Stable Diffusion 2.1"},
+    fused=tuple(_fused(_SD15)),
+    kernels=(*_CONVOLUTIONS, ("proj_in", (1, 1)), ("proj_out", (1, 1))),
 )
 
 SDXL = Family(
     name="sdxl",
     namings=("diffusers", "original"),
-    layers=(*_SIZE_AND_POOLED_TEXT, *_rows(3, down=range(1, 3), up=range(2), blocks="{}")),
+    layers=_SDXL,
     parameters=(),
     component="unet",
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe=".attn2.to_k",
     sizes={(2048, 70): "Stable Diffusion XL", (2048, 34): "SSD-1B"},
+    fused=tuple(_fused(_SDXL)),
+    kernels=_CONVOLUTIONS,
 )
