@@ -41,6 +41,27 @@ def hunyuan() -> Any:
     )
 
 
+def hunyuan_1() -> Any:
+    """HunyuanVideo 1.0, a double and a single block and a refiner, 8 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=2,
+        out_channels=2,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=1,
+        guidance_embeds=True,
+        text_embed_dim=6,
+        pooled_projection_dim=4,
+        rope_axes_dim=(4, 2, 2),
+    )
+
+
 def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
@@ -81,6 +102,20 @@ def comfy_hunyuan(state: State) -> State:
         out[f"double_blocks.0.txt_mlp.2.{leaf}"] = state[f"transformer_blocks.0.ff_context.net.2.{leaf}"]
     out["double_blocks.0.img_attn.norm.query_norm.scale"] = state["transformer_blocks.0.attn.norm_q.weight"]
     return {f"model.diffusion_model.{name}": tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+def comfy_hunyuan_1(state: State) -> State:
+    """HunyuanVideo 1.0 as ComfyUI stores it: also q, k, v and the inner layer of single blocks in one."""
+    out = comfy_hunyuan(state)
+    single = "single_transformer_blocks.0"
+    for leaf in ("weight", "bias"):
+        parts = [state[f"{single}.{name}.{leaf}"] for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+        out[f"model.diffusion_model.single_blocks.0.linear1.{leaf}"] = torch.cat(parts)
+        out[f"model.diffusion_model.single_blocks.0.linear2.{leaf}"] = state[f"{single}.proj_out.{leaf}"].clone()
+        out[f"model.diffusion_model.single_blocks.0.modulation.lin.{leaf}"] = state[f"{single}.norm.linear.{leaf}"]
+        time = state[f"time_text_embed.guidance_embedder.linear_2.{leaf}"]
+        out[f"model.diffusion_model.guidance_in.out_layer.{leaf}"] = time
+    return {name: tensor.contiguous().clone() for name, tensor in out.items()}
 
 
 def original_unet(state: State) -> State:
@@ -206,6 +241,7 @@ class Tiny:
 
 FAMILIES = {
     "hunyuanvideo-1.5": Tiny("hunyuanvideo-1.5", hunyuan, comfy_hunyuan, ("comfy", "diffusers", "peft", "kohya")),
+    "hunyuanvideo": Tiny("hunyuanvideo", hunyuan_1, comfy_hunyuan_1),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
 }
@@ -235,6 +271,12 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
             ("text_encoder_2", "tokenizer_2") if large else ("safety_checker", "feature_extractor")
         )
         pipe = kind(**dict.fromkeys(others), unet=model, scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1))
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+    elif family == "hunyuanvideo":
+        pipe = diffusers.HunyuanVideoPipeline(
+            **dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", "text_encoder_2", "tokenizer_2")),
+            transformer=model,
+        )
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     else:
         model.load_lora_adapter(path.parent, weight_name=path.name)

@@ -71,6 +71,20 @@ HUNYUAN: dict[str, Names] = {
         "final_layer.adaLN_modulation.linear": (MOD,),
     },
 }
+SINGLE = tuple(f"single_transformer_blocks.0.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
+"""The layers of `linear1`: three of the width, one of four times the width."""
+TIME = "time_text_embed.timestep_embedder.linear_1"
+HUNYUAN_1: dict[str, Names] = {
+    naming: {name: layers for name, layers in HUNYUAN[like].items()}
+    | {time: (TIME,)}
+    | ({name: (name,) for name in SINGLE} if naming == "diffusers" else {"single_blocks.0.linear1": SINGLE})
+    for naming, like, time in (
+        ("diffusers", "diffusers", TIME),
+        ("original", "diffusion-pipe", "time_in.mlp.0"),
+        ("comfy", "comfy", "time_in.in_layer"),
+        ("diffusion-pipe", "diffusion-pipe", "time_in.in_layer"),
+    )
+}
 SWAPPED = {(naming, MOD) for naming in ("original", "comfy", "diffusion-pipe")}
 
 UNET = {
@@ -95,7 +109,7 @@ def unet_names(layers: Mapping[str, str]) -> dict[str, Names]:
 def shape_of(layer: str) -> tuple[int, ...]:
     if ".conv" in layer:
         return WIDTH, WIDTH, 3, 3
-    return (2 * WIDTH if layer in (FC1, MOD) else WIDTH), WIDTH
+    return {FC1: 2, MOD: 2, SINGLE[3]: 4}.get(layer, 1) * WIDTH, WIDTH
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,7 @@ class Program:
 BACK, XL_BACK = ({theirs: name for name, theirs in layers.items()} for layers in (UNET, XL))
 NAMES: dict[str, dict[str, Names]] = {
     "hunyuanvideo-1.5": HUNYUAN,
+    "hunyuanvideo": HUNYUAN_1,
     "sd1.5": unet_names(UNET),
     "sdxl": unet_names(XL),
 }
@@ -117,6 +132,8 @@ PROGRAMS: dict[tuple[str, str], Program] = {
     ("hunyuanvideo-1.5", "ComfyUI"): Program(comfyui_hunyuan, "comfy", "comfy"),
     ("hunyuanvideo-1.5", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("hunyuanvideo-1.5", "FastVideo"): Program(fastvideo_hunyuan, "fastvideo", None),
+    ("hunyuanvideo", "ComfyUI"): Program(comfyui_hunyuan, "comfy", "comfy"),
+    ("hunyuanvideo", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("sd1.5", "ComfyUI"): Program(partial(comfyui_unet, names=BACK), "original", "kohya"),
     ("sdxl", "ComfyUI"): Program(partial(comfyui_unet, names=XL_BACK), "original", "kohya"),
     ("sd1.5", "sd-scripts"): Program(sd_scripts, "diffusers", "kohya"),
@@ -125,8 +142,7 @@ PROGRAMS: dict[tuple[str, str], Program] = {
 
 
 def module_shape(layers: tuple[str, ...]) -> tuple[int, ...]:
-    out, *rest = shape_of(layers[0])
-    return (out * len(layers), *rest)
+    return (sum(shape_of(layer)[0] for layer in layers), *shape_of(layers[0])[1:])
 
 
 def rolled(delta: Tensor) -> Tensor:
@@ -147,7 +163,7 @@ def build(family: str, naming: str, prefix: str, pair: Pair, alpha: str, path: P
             tensors[stem + alpha] = torch.tensor(ALPHA)
         delta = (ALPHA / RANK if alpha else 1.0) * (B.double().flatten(1) @ A.double().flatten(1))
         delta = rolled(delta) if (naming, layers[0]) in SWAPPED else delta
-        deltas |= dict(zip(layers, delta.chunk(len(layers)), strict=True))
+        deltas |= dict(zip(layers, delta.split([shape_of(layer)[0] for layer in layers]), strict=True))
     save_file(tensors, path)
     return deltas
 

@@ -215,3 +215,94 @@ def test_tencents_format_is_for_its_own_model(tmp_path: Path) -> None:
     write_lora(FAMILIES["sd1.5"].model(), tmp_path / "in.safetensors", "unet")
     with pytest.raises(SettingsError, match="tencent"):
         convert(str(tmp_path / "in.safetensors"), "tencent", str(tmp_path / "out.safetensors"))
+
+
+def fused_attention(model: Any) -> dict[str, Tensor]:
+    """Its state with what diffusers' own `fuse_projections` adds, by the names that it saves."""
+    for module in model.modules():
+        if hasattr(module, "fuse_projections"):
+            module.fuse_projections()
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def wan_of_images() -> Any:
+    import diffusers
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"num_attention_heads": 1, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 8}
+    more: dict[str, Any] = {"ffn_dim": 16, "num_layers": 1, "image_dim": 6, "added_kv_proj_dim": 12}
+    return diffusers.WanTransformer3DModel(**sizes, **more)
+
+
+FUSED = {"wan": wan_of_images} | {name: FAMILIES[name].model for name in ("hunyuanvideo-1.5", "hunyuanvideo", "sd1.5")}
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_what_diffusers_fuses_holds_the_same_layers(family: str, tmp_path: Path) -> None:
+    """Alone it is taken apart; beside the layers that it was made of it is a copy, and left alone."""
+    model = FUSED[family]()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    both = fused_attention(model)
+    copies = both.keys() - state.keys()
+    assert len(copies) > 3
+    apart = re.compile(r".*\.(to_[qkv]|add_[qkv]_proj)\.(weight|bias)")
+    made_of = {
+        name
+        for name in state
+        if apart.fullmatch(name)
+        and any(name.rpartition(".to_")[0] == copy.rpartition(".to_")[0] or "add_" in name for copy in copies)
+        and not (name.rpartition(".")[0].endswith("to_q") and f"{name.rpartition('.to_q')[0]}.to_kv.weight" in copies)
+    }
+    save_file({name: tensor for name, tensor in both.items() if name not in made_of}, tmp_path / "fused.safetensors")
+    save_file(both, tmp_path / "both.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "apart.safetensors")
+    wanted = open_checkpoint(tmp_path / "apart.safetensors")
+    for name in ("fused", "both"):
+        got = open_checkpoint(tmp_path / f"{name}.safetensors")
+        assert got.family is TABLES[family] and set(got.extra) == (copies if name == "both" else set())
+        assert set(wanted) <= set(got)
+        assert all(torch.equal(got.tensor(one), wanted.tensor(one)) for one in wanted)
+
+
+def test_a_lora_on_a_fused_module_is_one_of_its_layers(tmp_path: Path) -> None:
+    A, B = torch.randn(2, 8), torch.randn(16, 2)
+    stem = "transformer.blocks.0.attn2.to_kv.lora_"
+    save_file({f"{stem}A.weight": A, f"{stem}B.weight": B}, tmp_path / "in.safetensors")
+    done = convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"))
+    out = load_file(tmp_path / "out.safetensors")
+    assert not done.lost and len(out) == 4
+    for letter, rows in zip("kv", B.chunk(2), strict=True):
+        assert torch.equal(out[f"diffusion_model.blocks.0.cross_attn.{letter}.lora_B.weight"], rows)
+
+
+ANIMATE = "diffusion_model.face_adapter.fuser_blocks.0.linear1_kv"
+
+
+def test_the_face_adapter_of_animate_is_taken_apart_for_diffusers_and_put_together_again(tmp_path: Path) -> None:
+    A, B = torch.randn(2, 8), torch.randn(16, 2)
+    save_file({f"{ANIMATE}.lora_A.weight": A, f"{ANIMATE}.lora_B.weight": B}, tmp_path / "in.safetensors")
+    convert(str(tmp_path / "in.safetensors"), "diffusers", str(tmp_path / "out.safetensors"))
+    out = load_file(tmp_path / "out.safetensors")
+    for letter, rows in zip("kv", B.chunk(2), strict=True):
+        assert torch.equal(out[f"transformer.face_adapter.0.to_{letter}.lora_B.weight"], rows)
+    convert(str(tmp_path / "out.safetensors"), "comfy", str(tmp_path / "back.safetensors"))
+    back = load_file(tmp_path / "back.safetensors")
+    assert torch.equal(back[f"{ANIMATE}.lora_B.weight"], B) and torch.equal(back[f"{ANIMATE}.lora_A.weight"], A)
+
+
+def test_the_inner_layer_of_a_single_block_is_four_sevenths_of_its_module(tmp_path: Path) -> None:
+    """Also where only some of the layers are there, and each has an A of its own."""
+    parts = {"attn.to_k": 8, "proj_mlp": 32}
+    tensors = {}
+    for name, out in parts.items():
+        stem = f"transformer.single_transformer_blocks.3.{name}.lora_"
+        tensors |= {f"{stem}A.weight": torch.randn(2, 8), f"{stem}B.weight": torch.randn(out, 2)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    convert(str(tmp_path / "in.safetensors"), "kohya", str(tmp_path / "out.safetensors"))
+    written = load_file(tmp_path / "out.safetensors")
+    A, B = (written[f"lora_unet_single_blocks_3_linear1.lora_{end}.weight"] for end in ("down", "up"))
+    D = B @ A
+    assert D.shape == (56, 8) and not D[:8].any() and not D[16:24].any()
+    for rows, name in ((D[8:16], "attn.to_k"), (D[24:], "proj_mlp")):
+        factors_of = (tensors[f"transformer.single_transformer_blocks.3.{name}.lora_{x}.weight"] for x in "BA")
+        torch.testing.assert_close(rows, torch.matmul(*factors_of))

@@ -176,6 +176,39 @@ _HUNYUAN: tuple[Loader, ...] = (
     ),
 )  # fmt: skip
 
+_HUNYUAN_1: tuple[Loader, ...] = (
+    Loader(
+        "ComfyUI",
+        f"{_COMFYUI}, model_lora_keys_unet for HunyuanVideo",
+        _of("hunyuanvideo", ("diffusion_model.", "comfy"), ("lora_unet_", "comfy"), ("transformer.", "diffusion-pipe"),
+            ("diffusion_model.", "diffusion-pipe")),
+        "comfy",
+        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
+        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+    ),
+    Loader(
+        "diffusers",
+        f"{_DIFFUSERS}, HunyuanVideoPipeline.load_lora_weights, run on tiny models",
+        _of("hunyuanvideo", ("transformer.", "diffusers")),
+        "diffusers",
+        pairs=_OF_DIFFUSERS,
+        kinds=frozenset({"LoRA", "DoRA of PEFT"}),
+        refuses_alpha=True,
+        header=True,
+        extras=frozenset({".lora_B.bias"}),
+        mixed_ranks=_MIXED,
+    ),
+    Loader(
+        "musubi-tuner",
+        "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora.py (30c658c)",
+        _of("hunyuanvideo", ("lora_unet_", "original")),
+        "kohya",
+        pairs=DOWN_UP,
+        needs_alpha=True,
+        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
+    ),
+)  # fmt: skip
+
 _BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 _UNETS: tuple[Loader, ...] = (
@@ -238,6 +271,7 @@ _UNETS: tuple[Loader, ...] = (
 LOADERS: tuple[Loader, ...] = (
     *_WAN,
     *_HUNYUAN,
+    *_HUNYUAN_1,
     *_UNETS,
     Loader(
         "PEFT",

@@ -2,10 +2,10 @@
 
 Its double blocks and refiners are those of HunyuanVideo-1.5, with q, k and v in one matrix everywhere but in diffusers;
 `linear1` of a single block holds q, k, v and an inner layer of four times the width. Sources:
-hyvideo/modules/models.py of github.com/Tencent-Hunyuan/HunyuanVideo (original, and in diffusion-pipe's and
-musubi-tuner's LoRAs); diffusers' HunyuanVideoTransformer3DModel and its
-`convert_hunyuan_video_transformer_to_diffusers`; ComfyUI's comfy/ldm/hunyuan_video/model.py and its
-`process_unet_state_dict`.
+hyvideo/modules/models.py of github.com/Tencent-Hunyuan/HunyuanVideo (original, and in musubi-tuner's LoRAs); diffusers'
+HunyuanVideoTransformer3DModel and its `convert_hunyuan_video_transformer_to_diffusers`; ComfyUI's
+comfy/ldm/hunyuan_video/model.py, its `process_unet_state_dict`, and its `model_lora_keys_unet` for diffusion-pipe's
+names.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _SWAPPED = Place("final_layer.adaLN_modulation.1", swapped=True)
 
 HUNYUAN = Family(
     name="hunyuanvideo",
-    namings=("diffusers", "original", "comfy"),
+    namings=("diffusers", "original", "comfy", "diffusion-pipe"),
     layers=(
-        *((canonical, fused, comfy) for canonical, _, comfy, fused, _ in (*BLOCKS, *REFINERS)),
-        *_SINGLE,
-        *_OUTSIDE,
-        ("norm_out.linear", _SWAPPED, _SWAPPED),
+        *((canonical, fused, comfy, fused) for canonical, _, comfy, fused, _ in (*BLOCKS, *REFINERS)),
+        *((canonical, original, comfy, original) for canonical, original, comfy in _SINGLE),
+        *((canonical, original, comfy, comfy) for canonical, original, comfy in _OUTSIDE),
+        ("norm_out.linear", _SWAPPED, _SWAPPED, _SWAPPED),
     ),
     parameters=(
         *(
@@ -64,11 +64,12 @@ HUNYUAN = Family(
                 f"transformer_blocks.{{}}.attn.{canonical}.weight",
                 None,
                 f"double_blocks.{{}}.{stream}_attn.norm.{comfy}.scale",
+                None,
             )
             for canonical, stream, comfy in SCALES
         ),
         *(
-            (f"{_MINE}.attn.norm_{letter}.weight", None, f"{_COMFY}.norm.{comfy}.scale")
+            (f"{_MINE}.attn.norm_{letter}.weight", None, f"{_COMFY}.norm.{comfy}.scale", None)
             for letter, comfy in (("q", "query_norm"), ("k", "key_norm"))
         ),
     ),

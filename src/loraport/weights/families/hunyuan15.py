@@ -98,14 +98,15 @@ REFINERS: tuple[Row, ...] = (
 )
 
 FUSED: tuple[tuple[Naming, str, Place], ...] = tuple(
-    ("diffusers", f"transformer_blocks.{{}}.attn.{name}", _part(f"transformer_blocks.{{}}.attn.{module}", part))
-    for module, names in (
-        ("to_qkv", ("to_q", "to_k", "to_v")),
-        ("to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+    ("diffusers", f"{block}.attn.{name}", _part(f"{block}.attn.{module}", part))
+    for block, module, names in (
+        ("transformer_blocks.{}", "to_qkv", ("to_q", "to_k", "to_v")),
+        ("transformer_blocks.{}", "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+        (_REFINER_CANONICAL, "to_qkv", ("to_q", "to_k", "to_v")),
     )
     for part, name in enumerate(names)
 )
-"""What diffusers' `fuse_qkv_projections` makes of a block."""
+"""What diffusers' `fuse_qkv_projections` makes of a block and of a refiner."""
 
 SCALES: tuple[tuple[str, str, str], ...] = (
     ("norm_q", "img", "query_norm"),
