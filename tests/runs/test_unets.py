@@ -34,7 +34,8 @@ def moved(tmp_path_factory):
     for name, model in (("sdxl", source), ("ssd", target)):
         write_pipeline(folder / name, model.state_dict(), "unet", "StableDiffusionXLPipeline")
     found = {name: some for name, some in factors(source).items() if name.endswith(LAYERS)}
-    tensors = {"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(1, 4)}
+    encoder = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors = {f"{encoder}.lora_A.weight": torch.ones(1, 4), f"{encoder}.lora_B.weight": torch.ones(4, 1)}
     for name, (A, B) in found.items():
         tensors |= {f"unet.{name}.lora_A.weight": A, f"unet.{name}.lora_B.weight": B / 50}
     save_file(tensors, folder / "lora.safetensors")
@@ -74,7 +75,7 @@ def test_every_method_goes_through_a_pairing(moved, method):
     (run,) = [run for run in batch.runs if run.method == method]
     assert not batch.not_written
     written = load_file(folder / f"{method}.safetensors")
-    assert sum(key.startswith("text_encoder.") for key in written) == 1
+    assert sum(key.startswith("text_encoder.") for key in written) == 2
     rows, cosines = {row.name: row for row in run.layers}, []
     assert set(rows) == {name for name in factors(target) if name.endswith(LAYERS)}
     for name, row in rows.items():

@@ -53,7 +53,16 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "checkpoint": ({"blocks.0.self_attn.q.weight": torch.ones(2, 2)}, FileFormatError, "model checkpoint, not a LoRA"),
     "other keys": ({"encoder.mean": torch.ones(2)}, FileFormatError, r"is not a LoRA: .*'encoder\.mean'"),
     "only full differences": ({f"{Q}.diff": torch.ones(2, 2)}, FileFormatError, "full differences"),
-    "text encoder only": ({"lora_te1_x.lora_down.weight": torch.ones(2, 2)}, FileFormatError, "is not a LoRA"),
+    "text encoder only": (
+        {"lora_te1_x.lora_down.weight": torch.ones(2, 2)},
+        FileFormatError,
+        "of text encoders alone .*convert and merge",
+    ),
+    "half of a text encoder's layer": (
+        tensors() | {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(1, 2)},
+        MismatchError,
+        r"fc1\.lora_up\.weight' is missing",
+    ),
     "NaN": (tensors(lora_B__weight=NAN), InputError, rf"'{Q}\.lora_B\.weight' holds NaN"),
     "infinite": (tensors(lora_A__weight=INFINITE), InputError, rf"'{Q}\.lora_A\.weight' holds NaN or infinite"),
     "rank 0": (tensors(lora_A__weight=torch.ones(0, 4), lora_B__weight=torch.ones(6, 0)), FileFormatError, "rank 0"),

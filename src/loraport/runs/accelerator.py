@@ -20,7 +20,6 @@ from loraport.runs.presets import PRESETS, open_model
 from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.variants import looks_at_weight
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -91,7 +90,7 @@ class Accelerated:
         else:
             model = self.model.read(layer)
             model_hash = model.fingerprint
-            own = any(looks_at_weight(term.update) for term in terms)  # they look at the model's weight itself
+            own = any(term.looks_at_weight for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
             found = drift_between(source, model, in_place=True)
         for term in terms:
@@ -148,7 +147,7 @@ def open_target(
     place, strength = with_strength(pair[1])
     on_source = pair[0] == SOURCE
     model = source if on_source else open_model(pair[0], part=part)
-    accelerator = read_lora(place, dense=True)
+    accelerator = read_lora(place, dense=True, keep=False)
     found = additions(accelerator, strength, model)
     weights = {
         name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,14 @@ from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.dialects import LoraKey
+from loraport.weights.encoders import held_encoders, pipeline_folder, with_encoders
 from loraport.weights.families import Family, flattened
+from loraport.weights.families.clip import encoder_of
+from loraport.weights.fused import view
 from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
 from loraport.weights.names import find_start
+from loraport.weights.safetensors_files import StoredTensor
 from loraport.weights.variants import LayerUpdate, exact_update, looks_at_weight
 
 PARAMETERS = {
@@ -51,20 +56,23 @@ def with_strength(text: str) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class Addition:
-    """strength · an adapter's update, or strength · a stored difference."""
+    """strength · an adapter's update, or strength · a stored difference; read when it is added."""
 
-    update: LayerUpdate | Tensor
+    make: Callable[[], LayerUpdate | Tensor]
     strength: float
+    looks_at_weight: bool = False
+    """Whether it depends on the weight that it is put on, as DoRA does."""
 
     def add_to(self, X: Tensor, W: Tensor) -> None:
         """Adds it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix.
 
-        `W` is the weight that the adapter is put on, which DoRA looks at: as it is without this and other adapters.
+        `W` is the weight that the adapter is put on: as it is without this and other adapters.
         """
-        if isinstance(self.update, Tensor):
-            X.add_(self.update.to(X.dtype).reshape(X.shape), alpha=self.strength)
+        update = self.make()
+        if isinstance(update, Tensor):
+            X.add_(update.to(X.dtype).reshape(X.shape), alpha=self.strength)
             return
-        exact = exact_update(self.update, W.to(X.dtype).flatten(1) if looks_at_weight(self.update) else None)
+        exact = exact_update(update, W.to(X.dtype).flatten(1) if self.looks_at_weight else None)
         if isinstance(exact, LowRank):
             X.view(X.shape[0], -1).addmm_(exact.B.to(X.dtype), exact.A.to(X.dtype), alpha=self.strength)
         else:
@@ -91,30 +99,37 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
 
     Raises MismatchError where shapes disagree or nothing fits, InputError for values that are not finite.
     """
+    model = with_encoders(model)
     flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
     found: dict[str, list[Addition]] = {}
     dropped = list(lora.dropped)
     merged: set[str] = set()
-    for layer, update in lora.layers.items():
-        name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
-        if name not in model:
-            dropped += [(key, f"{model.where} has no such layer") for key in lora.keys[layer]]
+    for layers, keys in ((lora.layers, lora.keys), (lora.encoders, lora.encoder_keys)):
+        for layer, update in layers.items():
+            name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
+            if name not in model:
+                reason = _without(model, lora, layer) if layers is lora.encoders else f"{model.where} has no such layer"
+                dropped += [(key, reason) for key in keys[layer]]
+                continue
+            shape = model.shape(name)
+            if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
+                raise _mismatch(lora, layer, update.shape, model, name)
+            make = partial(layers.__getitem__, layer)
+            found.setdefault(name, []).append(Addition(make, strength, looks_at_weight(update)))
+            merged.update(keys[layer])
+    elsewhere = {key for keys in lora.encoder_keys.values() for key in keys}
+    for key, stored in lora.extras.items():
+        if key in elsewhere:
             continue
-        shape = model.shape(name)
-        if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
-            raise _mismatch(lora, layer, update.shape, model, name)
-        found.setdefault(name, []).append(Addition(update, strength))
-        merged.update(lora.keys[layer])
-    for key, tensor in lora.extras.items():
         parsed = lora.parse(key)
         for layer, place in parsed.pieces:
-            name, reason = _place(parsed, layer, flat, model)
+            name, reason = _place(parsed, layer, flat, model, lora)
             if reason:
                 dropped.append((key, reason))
                 continue
-            rows = place.take(tensor) if place.fits(tuple(tensor.shape)) else tensor
+            rows = view(stored, place) if place.fits(stored.shape) else stored
             _check(lora, key, rows, model, name)
-            found.setdefault(name, []).append(Addition(rows, strength))
+            found.setdefault(name, []).append(Addition(rows.read, strength))
             merged.add(key)
     if not found:
         raise MismatchError(nothing_fits(lora, model.where, model.layers, model.family))
@@ -122,22 +137,37 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
 
 
-def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint) -> tuple[str, str]:
+def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, lora: Lora) -> tuple[str, str]:
     """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
-    if key.text_encoder:
-        return "", "it belongs to a text encoder, which this checkpoint does not hold"
+    if key.text_encoder and not key.clip:
+        return "", "it belongs to a text encoder other than CLIP, which is not merged"
     if key.part not in PARAMETERS:
         return "", "an unknown ending"
     layer = flat.get(layer, layer) if key.unresolved else layer
     name = f"{layer}.{PARAMETERS[key.part]}"
-    return (name, "") if name in model else ("", f"{model.where} has no {name}")
+    if name in model:
+        return name, ""
+    return "", _without(model, lora, layer) if key.clip else f"{model.where} has no {name}"
 
 
-def _check(lora: Lora, key: str, tensor: Tensor, model: Checkpoint, name: str) -> None:
+def _without(model: Checkpoint, lora: Lora, layer: str) -> str:
+    """Why a layer of a text encoder is not added."""
+    encoder = encoder_of(layer)
+    if encoder in held_encoders(model):
+        return f"the text encoder in {model.where} has no such layer"
+    if folder := pipeline_folder(model, encoder):
+        return (
+            f"it belongs to {encoder}/, beside the network in the pipeline, and one part is merged at a time: "
+            f"loraport merge {folder} {lora.path} -o ..."
+        )
+    return f"it belongs to a text encoder, and {model.where} holds none that is known"
+
+
+def _check(lora: Lora, key: str, stored: StoredTensor, model: Checkpoint, name: str) -> None:
     shape = model.shape(name)
-    if not same_weight(tuple(tensor.shape), shape):
-        raise _mismatch(lora, key, tuple(tensor.shape), model, name)
-    if not torch.isfinite(tensor).all():
+    if not same_weight(stored.shape, shape):
+        raise _mismatch(lora, key, stored.shape, model, name)
+    if not torch.isfinite(stored.read()).all():
         raise InputError(f"{lora.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
 
 
@@ -151,7 +181,7 @@ def _mismatch(lora: Lora, what: str, shape: tuple[int, ...], model: Checkpoint, 
 
 def nothing_fits(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
     """Why no layer of a LoRA is in a model with these layers: another family, or names that nobody knows."""
-    mine = next(iter(lora.layers or lora.extras), "nothing")
+    mine = next(iter(lora.layers or lora.encoders or lora.extras), "nothing")
     found = f"no layer of {lora.path} is in {where}: the LoRA has {mine!r}, the model {next(iter(layers), 'nothing')!r}"
     if start := find_start(lora.layers, set(layers).__contains__):
         return f"{found}; its names are the model's behind {start!r}: save it with names that begin after that"

@@ -14,6 +14,7 @@ import torch
 import loraport
 from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.runs.config import DTYPES, RankRule
+from loraport.runs.encoders import encoder_factors
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.runs.given import as_factors
 from loraport.runs.layer import layer_generator
@@ -26,7 +27,7 @@ from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, write_lora
-from loraport.weights.variants import Dora, Residual, aimed_rank, kind_of
+from loraport.weights.variants import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 
 _OURS = "loraport."
 
@@ -41,7 +42,7 @@ class Conversion:
     rank: int
     layers: int
     keys: Mapping[str, Any]
-    """As a transfer counts them: factors under `transferred`, biases, differences and text encoders under `copied`."""
+    """Factors, those of text encoders too, under `transferred`, biases and differences under `copied`."""
     notes: tuple[str, ...]
 
     @property
@@ -94,23 +95,29 @@ def convert(
             each(line)
     dialect = output_dialect(lora, to)
     kept = [layer for layer in lora.layers if dialect.flat or layer not in lora.unresolved]
-    if not kept and not respelled(lora, dialect, kept)[0]:
+    if not kept and not respelled(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, dialect.folder)
     layers = plain_layers(lora, source, rule)
+    model = None if source is None or not lora.encoders else open_model(source)
+    lacking = [update for update in lora.encoders.values() if model is None and looks_at_weight(update)]
+    if lacking:
+        raise SettingsError(_needs_source(lora, kind_of(lacking[0])))
+    encoders = encoder_factors(lora, rule, model, plain=True)
     written = write_lora(
         output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora),
-        uniform_rank=not rule.varies,
+        uniform_rank=not rule.varies, encoders=encoders,
     )  # fmt: skip
     of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
         *lora.notes,
-        *_loss_note(lora, layers),
+        *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),
         *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),
     )
-    return Conversion(output, to, chosen, written.rank, len(kept), account(lora, written), notes)
+    count = len(kept) + (0 if dialect.folder else len(encoders))
+    return Conversion(output, to, chosen, written.rank, count, account(lora, written), notes)
 
 
 def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, LowRank]:
@@ -134,10 +141,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
 
 def _weight(name: str, update: Dora | Residual, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
     if model is None:
-        raise SettingsError(
-            f"{lora.path} is a {update.kind}, whose update depends on the weights; name the model it was trained on: "
-            "--source"
-        )
+        raise SettingsError(_needs_source(lora, update.kind))
     if f"{name}.weight" not in model:
         raise MismatchError(f"{model.where} has no layer {name}; give the model that this LoRA was trained on")
     W = model.read(name).matrix
@@ -147,6 +151,10 @@ def _weight(name: str, update: Dora | Residual, lora: Lora, model: Checkpoint | 
             f"{W.shape[0]} × {W.shape[1]}; give the model that this LoRA was trained on"
         )
     return W
+
+
+def _needs_source(lora: Lora, kind: str) -> str:
+    return f"{lora.path} is a {kind}, whose update depends on the weights; name the model it was trained on: --source"
 
 
 def own_dtype(lora: Lora) -> str:
@@ -160,7 +168,7 @@ def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
     """Where each key of the input went: written again, copied, or dropped with the reason."""
     dropped = sorted({*lora.dropped, *written.dropped})
     gone = {key for key, _ in dropped}
-    factors = len({key for keys in lora.keys.values() for key in keys} - gone)
+    factors = len({key for keys in lora.keys.values() for key in keys} - gone) + len(written.encoders)
     return {
         "in": factors + len(written.copied) + len(gone),
         "transferred": factors,
@@ -170,6 +178,8 @@ def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
 
 
 def _why_nothing(lora: Lora) -> str:
+    if lora.encoders:
+        return "since it is of text encoders alone, and PEFT's folder is one network's; use comfy, diffusers or kohya"
     if lora.layers:
         return "since its layers are known by flattened names only; use kohya"
     return "since it holds full differences and no factors; use comfy or kohya"
@@ -189,14 +199,14 @@ def _provenance(lora: Lora) -> dict[str, str]:
     return earlier | ours
 
 
-def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
+def _loss_note(adapters: Mapping[str, LayerUpdate], layers: Mapping[str, LowRank]) -> list[str]:
     """What other adapters lost as factors of limited rank."""
     lost = {name: low.lost_energy for name, low in layers.items() if low.lost_energy > 1e-7}
     if not lost:
         return []
     worst = max(lost, key=lambda name: lost[name])
     return [
-        f"{len(lost)} of {len(layers)} layers ({kind_of(lora.layers[worst])}) fit no rank of {layers[worst].rank}: the "
+        f"{len(lost)} of {len(layers)} layers ({kind_of(adapters[worst])}) fit no rank of {layers[worst].rank}: the "
         f"worst, {worst}, keeps {1 - lost[worst]:.1%} of its energy; a higher --rank keeps more"
     ]
 

@@ -15,6 +15,7 @@ import loraport
 from loraport.errors import SettingsError
 from loraport.runs.accelerator import Accelerated
 from loraport.runs.config import RankRule, TransferConfig
+from loraport.runs.encoders import encoder_factors
 from loraport.runs.given import as_factors
 from loraport.runs.journal import Journal
 from loraport.runs.layer import layer_generator
@@ -51,12 +52,20 @@ def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> W
 
     if config.as_diff:
         pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in names}  # type: ignore[misc]
-        return write_diff(config.output, pending, lora, dtype=dtype, provenance=provenance)
+        return write_diff(
+            config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(ready)
+        )  # fmt: skip
     updates = {name: value for name in names if isinstance(value := update(name), LowRank)}
     return write_lora(
         config.output, updates, lora,
         format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
+        encoders=_encoders(ready),
     )  # fmt: skip
+
+
+def _encoders(ready: Prepared) -> dict[str, LowRank]:
+    """Layers of text encoders that are no factors yet; the others are carried through."""
+    return encoder_factors(ready.lora, ready.config.rank, ready.source, plain=False)
 
 
 def copied(ready: Prepared, name: str) -> LowRank:
@@ -81,7 +90,7 @@ def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]
     for row in layers:
         places[row.status].update(key for key in keys[row.name] if key not in gone)
     transferred = places["transferred"]
-    carried = len(places["copied"] - transferred) + len(written.copied)
+    carried = len(places["copied"] - transferred) + len(written.copied) + len(written.encoders)
     return {
         "in": len(transferred) + carried + len(gone),
         "transferred": len(transferred),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ from loraport.errors import InputError, SettingsError
 from loraport.runs.additions import Addition, Additions, additions, with_strength
 from loraport.runs.presets import open_model
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.encoders import with_encoders
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.model_write import check_place, is_folder, write_model
 from loraport.weights.places import INNER_FOLDERS, SAFETENSORS
 from loraport.weights.safetensors_files import read_safetensors
-from loraport.weights.variants import looks_at_weight
 
 MERGED = "loraport.merged"
 Watch = Callable[[str, int, int], None]
@@ -85,12 +85,7 @@ def merge(
     """
     if not loras:
         raise SettingsError("there is no LoRA to merge; give at least one")
-    model = open_model(model_place, part=part)
-    if model.quantized:
-        raise InputError(
-            f"{model_place} is stored as {', '.join(model.quantized)}, to which nothing can be added exactly; merge "
-            "into its bf16, fp16 or fp32 file and quantise the result"
-        )
+    model = with_encoders(open_model(model_place, part=part))
     check_place(Path(output), model)
     parts = [_ingredient(text, model) for text in loras]
     for one in parts:
@@ -100,6 +95,7 @@ def merge(
     for one in parts:
         for name, some in one.adds.by_parameter.items():
             found.setdefault(name, []).extend(some)
+    _refuse_codes(model, found)
     changed = {name: partial(summed, model, name, some) for name, some in found.items()}
     write_model(Path(output), model, changed, _metadata(model, parts), progress_of("merging", model.bytes, watch))
     return Merge(
@@ -113,6 +109,18 @@ def merge(
     )
 
 
+def _refuse_codes(model: Checkpoint, changed: Container[str]) -> None:
+    """Raises InputError where a parameter is stored as codes that would change, or that cannot be copied."""
+    for stored, pieces in model.stored.values():
+        if stored.coded is None:
+            continue
+        if stored.path.suffix not in SAFETENSORS or any(name in changed for name, _ in pieces):
+            raise InputError(
+                f"{model.where}: {stored.key} is stored as {stored.coded.format}, to which nothing can be added "
+                "exactly; merge into its bf16, fp16 or fp32 file and quantise the result"
+            )
+
+
 def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     """A parameter with everything added to it, in its own dtype; the sum is made in float32, or float64 as stored.
 
@@ -121,7 +129,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     stored = model.tensor(name)
     if not stored.dtype.is_floating_point:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
-    own = any(looks_at_weight(term.update) for term in terms)  # they look at the weight as it was before
+    own = any(term.looks_at_weight for term in terms)  # they look at the weight as it was before
     W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
     for term in terms:
         term.add_to(W, stored)
@@ -133,7 +141,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
 
 def _ingredient(text: str, model: Checkpoint) -> Ingredient:
     place, strength = with_strength(text)
-    lora = read_lora(place, dense=True)
+    lora = read_lora(place, dense=True, keep=False)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 
 

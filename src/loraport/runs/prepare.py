@@ -102,7 +102,7 @@ def _paired(
         plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
     if config.part == "counter-drift":
         plan = replace(plan, jobs=plan.of("transfer"))
-        lora = replace(lora, extras={}, dropped=())
+        lora = replace(lora, extras={}, dropped=(), encoders={}, encoder_keys={})
     return Prepared(config, lora, source, target, plan, pairing)
 
 

@@ -172,6 +172,17 @@ class Checkpoint:
         """The same files with some parameters under further names: new name -> the one that it has here."""
         return replace(self, _stored={**self._stored, **{new: self._find(old) for new, old in names.items()}})
 
+    def divided(self, parts: Mapping[str, tuple[Piece, ...]]) -> Checkpoint:
+        """The same files with what stands under some keys taken apart otherwise: key -> the parameters in it."""
+        tensors, stored = dict(self._stored), dict(self.stored)
+        for key, pieces in parts.items():
+            tensor, before = stored[key]
+            for name, _ in before:
+                del tensors[name]
+            stored[key] = (tensor, pieces)
+            tensors |= {name: view(tensor, place) for name, place in pieces}
+        return replace(self, _stored=tensors, stored=stored)
+
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise InputError(f"{self.where} has no parameter {name!r}; is it a model of the same family?")

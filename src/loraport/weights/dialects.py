@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from loraport.weights.families import FAMILIES, Naming, Piece, Place, flattened
+from loraport.weights.families.clip import encoder_layer, encoder_prefix
 from loraport.weights.names import (
     Located,
     find_start,
@@ -39,7 +40,6 @@ _NAMED_ADAPTER = re.compile(r"(.+)\.lora_(A|B)\.([^.]+)\.weight")
 _NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
 """The state of a PEFT model in memory carries the adapter's name, mostly `default`."""
 
-_TEXT_ENCODERS = re.compile(r"(?:lora_te\d?_|text_encoders?(?:_\d)?\.)")
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
 PEFT_PREFIX = "base_model.model."
 
@@ -135,6 +135,8 @@ class LoraKey:
     text_encoder: bool = False
     wrapped: bool = False
     """Whether names of wrappers (`_orig_mod`) stood in it; they are in no name here but `key`."""
+    clip: bool = False
+    """Whether it is a layer of CLIP's, the text encoder whose names are known; `pieces` has its canonical one."""
 
     @property
     def layer(self) -> str:
@@ -166,11 +168,15 @@ def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
     """
     stem, part, pair = _split_suffix(key)
     plain = without_wrappers(stem)
-    if text := _TEXT_ENCODERS.match(plain, len(known_start(plain))):
-        dialect = Dialect(plain[: text.end()], None, pair)
+    head = known_start(plain)
+    own = encoder_prefix(plain[len(head) :], in_peft=head.endswith(PEFT_PREFIX))
+    if own is not None:
+        module = plain[len(head + own) :]
+        clip = encoder_layer(own, module)
+        dialect = Dialect(head + own, None, KOHYA_PAIR if own.endswith("_") and part in VARIANTS else pair)
         return LoraKey(
-            key, dialect.prefix, plain[text.end() :], _unknown(plain), part, dialect, text_encoder=True,
-            wrapped=plain != stem,
+            key, dialect.prefix, module, _unknown(clip or plain), part, dialect, text_encoder=True,
+            wrapped=plain != stem, clip=clip is not None,
         )  # fmt: skip
     unlisted = start if start and plain.startswith(start) else ""
     flat = unlisted if unlisted.endswith("_") else next((one for one in _FLAT_PREFIXES if plain.startswith(one)), "")
@@ -238,7 +244,7 @@ def refused_kind(key: str) -> str | None:
 def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
     """The dialect that most of the given factors are written in, and the table and naming that have most of them."""
     keys = list(keys)
-    shapes = Counter(replace(key.dialect, naming=None, family=None) for key in keys)
+    shapes = Counter(replace(_of_network(key), naming=None, family=None) for key in keys)
     spelled: Counter[tuple[str, Naming]] = Counter()
     for key in keys:
         if not key.text_encoder:
@@ -247,3 +253,13 @@ def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
     pairs = ((family.name, naming) for family in FAMILIES.values() for naming in family.namings)
     family, naming = next((pair for pair in pairs if best and spelled[pair] == best), (None, None))
     return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)
+
+
+def _of_network(key: LoraKey) -> Dialect:
+    """The dialect in which the writer of a text encoder's key writes the network's."""
+    if not key.text_encoder:
+        return key.dialect
+    if key.prefix.startswith("lora_te"):
+        return replace(key.dialect, prefix="lora_unet_", flat=True)
+    known = {"text_encoder": "unet.", "text_encoder_2": "unet.", "text_encoders": "diffusion_model."}
+    return replace(key.dialect, prefix=known.get(key.prefix.partition(".")[0], key.prefix))

@@ -33,7 +33,7 @@ def view(stored: StoredTensor, place: Place) -> StoredTensor:
     """One layer's rows of a stored tensor, read when they are asked for."""
     if place.whole:
         return stored
-    shape = (place.rows_of(stored.shape[0]), *stored.shape[1:])
+    shape = place.shape(stored.shape)
     coded = None if stored.coded is None else replace(stored.coded, read=partial(_coded, stored.coded, place))
     return replace(stored, shape=shape, read=lambda: place.take(stored.read()).contiguous(), coded=coded)
 
@@ -46,6 +46,8 @@ def _coded(stored: Coded, place: Place) -> tuple[Tensor, Tensor]:
 def assembled(pieces: Mapping[int, Tensor], place: Place) -> Tensor:
     """A stored tensor out of its layers' rows, by part; the way back of `view`."""
     joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if place.of > 1 else pieces[0]
+    if place.transposed:
+        return joined.mT.contiguous()
     return halves_swapped(joined) if place.swapped else joined
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class Lora:
     kernels: Mapping[str, tuple[int, ...]]
     """Convolutions only: the size of the kernel, behind (out, in)."""
     dialect: Dialect
-    extras: Mapping[str, Tensor]
-    """Carried through under their own keys: full differences, biases, text encoders."""
+    extras: Mapping[str, StoredTensor]
+    """Carried through, and read when their turn comes: full differences, biases, text encoders."""
     keys: Mapping[str, tuple[str, ...]]
     """Layer -> the keys it was read from."""
     dropped: tuple[tuple[str, str], ...]
@@ -68,6 +68,10 @@ class Lora:
     """What a user should know of how it was read: an alpha that was not applied, say."""
     start: str = ""
     """What stands before the layers' names, where it is in no list and the tables told it."""
+    encoders: Mapping[str, LayerUpdate] = field(default_factory=dict)
+    """Layer of a text encoder whose names are known (`families.clip`) -> update, as in `layers`."""
+    encoder_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The keys that these were read from; they are among the extras too."""
 
     def parse(self, key: str) -> LoraKey:
         """One of its keys taken apart."""
@@ -77,7 +81,7 @@ class Lora:
 def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True) -> Lora:
     """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
-    `dense`: a file with full differences (.diff) and no factors will do; it has no layers, and all in `extras`.
+    `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
     `keep` off: the updates are checked now, and read again when they are asked for.
     Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
@@ -90,16 +94,18 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     _refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
-    factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS) and not key.text_encoder]
-    _refuse_without_layers(files.path, parsed, factors, dense or diffs)
+    encoders = _by_layer(files.path, [key for key in parsed if key.clip])
+    all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
+    factors = [key for key in all_factors if not key.text_encoder]
+    _refuse_without_layers(files.path, parsed, all_factors, dense, diffs)
     reader = _Reader(files, scales)
-    makers: dict[str, Callable[[], LayerUpdate]] = {}
-    dropped = []
-    for layer, parts in groups.items():
-        if parts.keys() - SCALES:
-            makers[layer] = partial(reader.layer, layer, parts)
-        else:
-            dropped += [(key.key, "an alpha without factors") for key in parts.values()]
+    dropped = [
+        (key.key, "an alpha without factors")
+        for parts in (*groups.values(), *encoders.values())
+        if not parts.keys() - SCALES
+        for key in parts.values()
+    ]
+    makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
     taken = {key.key for parts in groups.values() for key in parts.values()}
     keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
     if diffs:
@@ -113,26 +119,30 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     modules = {key.layer: key.pieces for key in parsed if not key.whole}
     apart = partial(taken_apart, modules=modules, where=files.path)
     single = apart(makers, share=lambda make, place: lambda: rows(make(), place, files.path))
-    layers: Mapping[str, LayerUpdate] = OnDemand(files.weights.path, single)
-    if keep:
-        layers = {layer: make() for layer, make in single.items()}
-    extras = reader.extras([key for key in parsed if key.key not in taken])
+    layers, encoded = (
+        {layer: make() for layer, make in some.items()} if keep else OnDemand(files.weights.path, some)
+        for some in (single, of_encoders)
+    )
+    gone = {key for key, _ in dropped}
+    extras = reader.extras([key for key in parsed if key.key not in taken | gone])
     return Lora(
         layers,
         apart(reader.kernels),
-        majority_dialect(factors or parsed),
+        majority_dialect(factors or all_factors or parsed),
         extras,
         apart(keys),
         tuple(dropped),
-        apart(reader.scales),
-        apart(reader.alpha_from),
+        apart({layer: scale for layer, scale in reader.scales.items() if layer not in of_encoders}),
+        apart({layer: origin for layer, origin in reader.alpha_from.items() if layer not in of_encoders}),
         frozenset(key.layer for key in factors if key.unresolved),
-        tuple(sorted({tensors[key.key].dtype for key in factors}, key=str)),
+        tuple(sorted({tensors[key.key].dtype for key in factors or all_factors}, key=str)),
         files.weights.metadata,
         files.sha256,
         files.path,
         (*_notes_on_names(parsed, start), *reader.notes()),
         start,
+        encoded,
+        {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
     )
 
 
@@ -259,7 +269,7 @@ class _Reader:
             raise FileFormatError(f"{self.path}: {key!r} has shape {tuple(tensor.shape)}, but an alpha is one number")
         return checked_alpha(float(tensor), f"{self.path}: {key!r}")
 
-    def extras(self, keys: Iterable[LoraKey]) -> dict[str, Tensor]:
+    def extras(self, keys: Iterable[LoraKey]) -> dict[str, StoredTensor]:
         """What is carried through as it is, but for scales that no tensor holds.
 
         Those are folded into biases and text encoders too: what is written has no configuration that could hold them.
@@ -275,9 +285,18 @@ class _Reader:
                 parts = text[key.prefix, key.module]
                 rank = self.tensors[parts["A"].key].shape[0]
                 factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts, rank)[0]
-            tensor = self.tensors[key.key].read()
-            extras[key.key] = tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype)
+            stored = self.tensors[key.key]
+            extras[key.key] = stored if factor == 1 else replace(stored, read=partial(_scaled, stored, factor))
         return extras
+
+
+def _scaled(stored: StoredTensor, factor: float) -> Tensor:
+    return (stored.read().float() * factor).to(stored.dtype)
+
+
+def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LayerUpdate]]:
+    """Layer -> how its update is read, for all that are more than a scale."""
+    return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
 
 
 def _parsed(keys: list[str]) -> tuple[str, list[LoraKey]]:
@@ -345,11 +364,14 @@ def _refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
             raise FileFormatError(f"{path}: {key.key!r} holds {kind}, which this version does not read")
 
 
-def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKey], dense: bool) -> None:
+def _refuse_without_layers(
+    path: Path, keys: list[LoraKey], all_factors: list[LoraKey], dense: bool, diffs: bool
+) -> None:
+    factors = any(not key.text_encoder for key in all_factors)
     full = [
         key.key for key in keys if key.part == "" and key.key.endswith((".weight", ".bias")) and not key.text_encoder
     ]
-    if factors and full:
+    if all_factors and full:
         raise FileFormatError(
             f"{path}: {full[0]!r} is a whole weight beside the LoRA (modules_to_save), which this version does not read"
         )
@@ -358,11 +380,16 @@ def _refuse_without_layers(path: Path, keys: list[LoraKey], factors: list[LoraKe
     if full:
         raise FileFormatError(f"{path} is a model checkpoint, not a LoRA: it holds whole weights such as {full[0]!r}")
     differences = any(key.part == ".diff" for key in keys)
-    if dense and differences:
+    if (dense and (differences or all_factors)) or (diffs and differences):
         return
     if differences:
         raise FileFormatError(
             f"{path} holds full differences (.diff) only, no LoRA factors; there is nothing to transfer"
+        )
+    if all_factors:
+        raise FileFormatError(
+            f"{path} is a LoRA of text encoders alone (its first factor: {all_factors[0].key!r}); there is nothing to "
+            "transfer: convert and merge take it"
         )
     shown = ", ".join(repr(key.key) for key in keys[:3]) or "none"
     raise FileFormatError(f"{path} is not a LoRA: none of its keys is a factor (its first keys: {shown})")

@@ -6,28 +6,38 @@ from collections.abc import Container
 
 from loraport.weights.dialects import Dialect, LoraKey
 from loraport.weights.lora import BIASES_OF_B, Lora
+from loraport.weights.lora_encoders import encoder_spelling, why_not
 from loraport.weights.names import is_known
 
 
 def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(key -> key in the output, [(key, reason)]) of a LoRA's extras; `layers` are those written with factors.
 
-    Text encoders keep their keys everywhere, and so does everything where the dialect is the input's own.
+    Everything keeps its key where the dialect is the input's own. Factors of text encoders are not here, but in
+    `lora_encoders`.
     """
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
+    elsewhere = {key for keys in like.encoder_keys.values() for key in keys}
     for key in like.extras:
-        parsed = like.parse(key)
-        if parsed.text_encoder or dialect == like.dialect:
-            kept[key] = key
+        if key in elsewhere:
             continue
-        suffix, reason = _suffix(parsed, dialect, layers)
-        if not reason and not (parsed.whole and dialect.place(parsed.layer).whole):
-            reason = "its rows stand elsewhere in this format, where only factors are moved"
+        parsed = like.parse(key)
+        reason = why_not(parsed, like, dialect) if parsed.text_encoder else ""
+        if reason or (parsed.text_encoder and not parsed.clip):
+            new = key
+        elif dialect == like.dialect:
+            new = key
+        else:
+            suffix, reason = _suffix(parsed, dialect, layers)
+            if not reason and not (parsed.whole and dialect.place(parsed.layer).whole):
+                reason = "its rows stand elsewhere in this format, where only factors are moved"
+            spelling, name = encoder_spelling(parsed.layer, like, dialect) if parsed.clip else (dialect, parsed.layer)
+            new = spelling.key(name, suffix)
         if reason:
             lost.append((key, reason))
         else:
-            kept[key] = dialect.key(parsed.layer, suffix)
+            kept[key] = new
     return kept, lost
 
 
@@ -44,6 +54,6 @@ def _suffix(key: LoraKey, dialect: Dialect, layers: Container[str]) -> tuple[str
         return "", "the loaders of this format read factors only"
     if is_bias:
         return ".diff_b", ""
-    if dialect.flat and not is_known(key.layer):
+    if dialect.flat and not key.clip and not is_known(key.layer):
         return "", "the loaders of this format do not know the name"
     return key.part, ""

@@ -12,13 +12,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
@@ -29,8 +28,10 @@ from loraport.weights.fused import dense_together, put_together
 from loraport.weights.header_words import lasting
 from loraport.weights.kohya import filled
 from loraport.weights.lora import Lora
+from loraport.weights.lora_encoders import written_encoders
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
+from loraport.weights.lora_tensors import cast, layer_tensors, padded
 from loraport.weights.provenance import PREFIX
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
@@ -56,6 +57,8 @@ class WrittenLora:
     copied: Mapping[str, str]
     dropped: tuple[tuple[str, str], ...]
     rank: int
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """Of the factors of text encoders: key -> the key in the output that it went into."""
 
 
 def output_dialect(like: Lora, format: str) -> Dialect:
@@ -118,9 +121,11 @@ def write_lora(
     dtype: torch.dtype = torch.bfloat16,
     provenance: Mapping[str, str] | None = None,
     uniform_rank: bool = True,
+    encoders: Mapping[str, LowRank] | None = None,
 ) -> WrittenLora:
     """Writes updates under the names of a format, with the extras of the LoRA that they come from.
 
+    `encoders` are layers of its text encoders as factors; without, plain ones are carried through, others dropped.
     Ranks are padded with zeros to the largest, unless `uniform_rank` is off. PEFT's format makes a folder.
     Raises OutputError where nothing can be written, SettingsError where a value does not fit `dtype`.
     """
@@ -130,27 +135,31 @@ def write_lora(
         spelled = filled(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
     if uniform_rank:
-        spelled = {layer: _padded(update, rank) for layer, update in spelled.items()}
+        spelled = {layer: padded(update, rank) for layer, update in spelled.items()}
     modules = put_together(spelled, dialect)
     tensors: dict[str, Tensor] = {}
+    # diffusers applies an alpha of one layer of a U-Net to all (0.42), so there is one
+    alpha = rank if dialect.family and FAMILIES[dialect.family].component == "unet" else None
     for layer, update in modules.items():
-        tensors |= _layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype)
+        tensors |= layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype, alpha)
     copied, lost = respelled(like, dialect, spelled)
-    tensors |= {new: like.extras[old] for old, new in copied.items()}
+    beside = written_encoders(like, encoders or {}, dialect, dtype, uniform_rank)
     metadata = _metadata(like, provenance)
-    pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
+    pending = {key: Pending.of(tensor) for key, tensor in tensors.items()} | beside.pending
+    pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()}
     ranks = {dialect.module(layer): update.rank for layer, update in modules.items()}
     if dialect.folder:
         inner = dialect.prefix.removeprefix(PEFT_PREFIX)
         ranks = {inner + module: own for module, own in ranks.items()}
         base = None if "target" in (provenance or {}) else like.metadata.get(BASE_MODEL)
-        config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in tensors), base=base)
+        config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in pending), base=base)
         _save_peft(Path(path), pending, metadata, config)
     else:
         if format == "tencent" and len(set(ranks.values())) > 1:
             metadata[HEADER_FIELD] = json.dumps(peft_config(ranks), sort_keys=True)
         save_safetensors(Path(path), pending, metadata)
-    return WrittenLora(Path(path), dialect, tuple(sorted(tensors)), copied, (*dropped, *lost), rank)
+    gone = (*dropped, *lost, *beside.lost)
+    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, gone, rank or beside.rank, beside.keys)
 
 
 def write_diff(
@@ -160,10 +169,11 @@ def write_diff(
     *,
     dtype: torch.dtype = torch.bfloat16,
     provenance: Mapping[str, str] | None = None,
+    encoders: Mapping[str, LowRank] | None = None,
 ) -> WrittenLora:
     """Writes dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
 
-    Extras go as in format "comfy". A convolution's update may be given as a matrix.
+    Extras and text encoders go as in format "comfy". A convolution's update may be given as a matrix.
     Raises OutputError where nothing can be written.
     """
     dialect = output_dialect(like, "comfy")
@@ -177,10 +187,12 @@ def write_diff(
         if new in pending:
             del copied[old]
             lost.append((old, f"the update of the same layer is written as {new!r}"))
-    pending |= {new: Pending.of(like.extras[old]) for old, new in copied.items()}
+    beside = written_encoders(like, encoders or {}, dialect, dtype)
+    pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()} | beside.pending
     metadata = _metadata(like, provenance)
     save_safetensors(Path(path), pending, metadata)
-    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, (*dropped, *lost), 0)
+    gone = (*dropped, *lost, *beside.lost)
+    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, gone, 0, beside.keys)
 
 
 def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None = None) -> dict[str, Any]:
@@ -228,36 +240,11 @@ def _spelled(
     return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
 
 
-def _padded(update: LowRank, rank: int) -> LowRank:
-    extra = rank - update.rank
-    return replace(update, B=pad(update.B, (0, extra)), A=pad(update.A, (0, 0, 0, extra)))
-
-
-def _layer_tensors(
-    layer: str, update: LowRank, dialect: Dialect, kernel: tuple[int, ...], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The keys of one layer. A kernel is unfolded again; kohya's loaders need an alpha, which is the rank: scale 1."""
-    A = update.A.reshape(update.rank, -1, *kernel)
-    B = update.B.reshape(-1, update.rank, *(1 for _ in kernel))
-    down, up = dialect.pair
-    tensors = {dialect.key(layer, down): _cast(layer, A, dtype), dialect.key(layer, up): _cast(layer, B, dtype)}
-    if dialect.flat:
-        tensors[dialect.key(layer, ".alpha")] = torch.tensor(float(update.rank))
-    return tensors
-
-
-def _cast(layer: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype).contiguous()
-    if not torch.isfinite(cast).all():
-        raise SettingsError(f"the update of {layer} does not fit {dtype}; write bf16 or fp32")
-    return cast
-
-
 def _dense(layer: str, update: Pending, kernel: tuple[int, ...], dtype: torch.dtype) -> Pending:
     shape = update.shape
     if kernel and len(shape) == 2:
         shape = (shape[0], shape[1] // math.prod(kernel), *kernel)
-    return Pending(dtype, shape, lambda: _cast(layer, update.make(), dtype).reshape(shape))
+    return Pending(dtype, shape, lambda: cast(layer, update.make(), dtype).reshape(shape))
 
 
 def _save_peft(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], config: dict[str, Any]) -> None:

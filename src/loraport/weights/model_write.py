@@ -59,11 +59,10 @@ def write_model(
     All others are copied bit by bit. `written` is told the bytes of each tensor when its turn comes.
     Raises OutputError where it cannot be written, and whatever the making of a parameter raises.
     """
-    files: dict[Path, dict[str, Pending]] = {path: {} for path in model.paths}
+    files: dict[Path, dict[str, Pending]] = {path: _copied(path, model, written) for path in model.paths}
     for key, (stored, pieces) in model.stored.items():
-        touched = {place.part: name for name, place in pieces if name in changed}
-        make = partial(_made, model, pieces, changed) if touched else stored.read
-        files[stored.path][key] = _pending(stored, make, written)
+        if any(name in changed for name, _ in pieces):
+            files[stored.path][key] = _pending(stored, partial(_made, model, pieces, changed), written)
     if not is_folder(model):
         [(path, pending)] = files.items()
         save_safetensors(output, pending, _metadata(path, metadata))
@@ -78,6 +77,15 @@ def write_model(
             shutil.copyfile(beside, folder / beside.name)
 
     save_folder(output, fill, frozenset())
+
+
+def _copied(path: Path, model: Checkpoint, written: Callable[[int], None]) -> dict[str, Pending]:
+    """Every tensor of a file as it stands there: codes with their scales, which `stored` has as the values."""
+    if path.suffix in SAFETENSORS:
+        raw = read_safetensors(path).tensors
+    else:
+        raw = {key: stored for key, (stored, _) in model.stored.items() if stored.path == path}
+    return {key: _pending(stored, stored.read, written) for key, stored in raw.items()}
 
 
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:

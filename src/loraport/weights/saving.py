@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import OutputError
-from loraport.weights.safetensors_files import DTYPES
+from loraport.weights.safetensors_files import DTYPES, StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -37,6 +37,11 @@ class Pending:
     def of(cls, tensor: Tensor) -> Pending:
         """A tensor that is there already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+    @classmethod
+    def copy_of(cls, stored: StoredTensor) -> Pending:
+        """A tensor of another file as it is there."""
+        return cls(stored.dtype, stored.shape, stored.read)
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:

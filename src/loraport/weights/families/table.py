@@ -25,7 +25,7 @@ NAMINGS: tuple[Naming, ...] = get_args(Naming)
 class Place:
     """Where a layer stands in a stored one: all of it, one or more of several equal blocks of rows, or halves swapped.
 
-    Only rows are ever moved, so of a LoRA only B is: A belongs to the input.
+    Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes.
     """
 
     name: str
@@ -34,11 +34,12 @@ class Place:
     swapped: bool = False
     span: int = 1
     """How many of the blocks, from `part` on, are the layer's."""
+    transposed: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether stored rows and the layer's rows are the same in the same order."""
-        return self.of == 1 and not self.swapped
+        return self.of == 1 and not self.swapped and not self.transposed
 
     def named(self, name: str) -> Place:
         """The same rows of another stored layer."""
@@ -46,10 +47,18 @@ class Place:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor has rows that can be divided so."""
+        if self.transposed:
+            return len(shape) == 2
         return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of) == 0)
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The layer's shape in a stored tensor of that shape."""
+        return stored[::-1] if self.transposed else (self.rows_of(stored[0]), *stored[1:])
 
     def take(self, stored: Tensor) -> Tensor:
         """The layer's rows out of the stored ones."""
+        if self.transposed:
+            return stored.mT
         if self.swapped:
             return halves_swapped(stored)
         size = stored.shape[0] // self.of if self.of > 1 else 0

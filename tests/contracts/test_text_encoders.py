@@ -1,0 +1,200 @@
+"""Text encoders of Stable Diffusion in every spelling, converted, and loaded by diffusers on tiny pipelines."""
+
+import itertools
+
+import diffusers
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from loraport.runs.convert import convert
+from tests.families import unet
+
+PARTS = {"sd1.5": ("unet", "text_encoder"), "sdxl": ("unet", "text_encoder", "text_encoder_2")}
+FLAT = {"sd1.5": {"text_encoder": "lora_te_"}, "sdxl": {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}}
+SHORT = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+AB, DOWN_UP = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
+LINEAR = ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
+ALPHA = 3.0
+
+
+def clip(kind):
+    torch.manual_seed(1)
+    sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, projection_dim=6)
+    return kind(transformers.CLIPTextConfig(vocab_size=20, max_position_embeddings=8, **sizes))
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def family(request):
+    """(its name, a fresh pipeline of it)."""
+    large = request.param == "sdxl"
+    both = dict(vae=None, tokenizer=None, text_encoder=clip(transformers.CLIPTextModel))
+    both["scheduler"] = diffusers.EulerDiscreteScheduler(steps_offset=1)
+    if large:
+        second = clip(transformers.CLIPTextModelWithProjection)
+        pipe = diffusers.StableDiffusionXLPipeline(unet=unet(3), tokenizer_2=None, text_encoder_2=second, **both)
+    else:
+        pipe = diffusers.StableDiffusionPipeline(
+            unet=unet(4), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **both
+        )
+    return request.param, pipe
+
+
+def added_by_diffusers(name, pipe, path):
+    """{(part, layer): what load_lora_weights adds to its weight}; the pipeline is as before afterwards."""
+    weights = {(part, key): value for part in PARTS[name] for key, value in getattr(pipe, part).named_parameters()}
+    before = {key: value.detach().clone() for key, value in weights.items()}
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    pipe.fuse_lora(components=list(PARTS[name]))
+    pipe.unload_lora_weights()
+    after = {(part, key): value for part in PARTS[name] for key, value in getattr(pipe, part).named_parameters()}
+    found = {key: after[key].detach() - value for key, value in before.items() if key[1].endswith(".weight")}
+    with torch.no_grad():
+        for key, value in before.items():
+            after[key].copy_(value)
+    return {(part, key.removesuffix(".weight")): delta for (part, key), delta in found.items() if delta.abs().max() > 0}
+
+
+def layers(name, pipe):
+    """(part, its own name, the name in a LoRA, the module) of some linear layers of every part."""
+    for part in PARTS[name]:
+        for own, module in getattr(pipe, part).named_modules():
+            wanted = "attn2.to_q" if part == "unet" else ("q_proj", "out_proj", "fc1", "fc2")
+            if isinstance(module, torch.nn.Linear) and own.endswith(wanted):
+                alone = part == "unet" or own.startswith("text_model")
+                yield part, own, own if alone else f"text_model.{own}", module
+
+
+def kohya(name, part, full):
+    prefix = "lora_unet_" if part == "unet" else FLAT[name][part]
+    return prefix + full.replace(".", "_") + ".", DOWN_UP
+
+
+def dotted(name, part, full):
+    return f"{part}.{full}.", AB
+
+
+def without_text_model(name, part, full):
+    return f"{part}.{full.removeprefix('text_model.')}.", AB
+
+
+def before_peft(name, part, full):
+    """`to_q_lora` in the attention processors of both, as diffusers 0.16 wrote it."""
+    if part == "unet":
+        attention, _, projection = full.rpartition(".")
+        return f"{part}.{attention}.processor.{projection}_", ("lora.down.weight", "lora.up.weight")
+    if "self_attn" in full:
+        attention, _, projection = full.removesuffix("_proj").rpartition(".")
+        return f"{part}.{attention}.to_{projection}_", ("lora.down.weight", "lora.up.weight")
+    return f"{part}.{full}.", LINEAR
+
+
+def comfy(name, part, full):
+    return (f"unet.{full}." if part == "unet" else f"text_encoders.{SHORT[part]}.transformer.{full}."), AB
+
+
+def onetrainer(name, part, full):
+    return (f"unet.{full}." if part == "unet" else f"{SHORT[part]}.{full}."), AB
+
+
+SPELLINGS = [kohya, dotted, without_text_model, before_peft, comfy, onetrainer]
+
+
+@pytest.fixture
+def written(family, tmp_path):
+    """Writes a LoRA in a spelling, or another adapter: (path, {(part, layer): the delta})."""
+    name, pipe = family
+
+    def write(spell, kind="LoRA"):
+        generator = torch.Generator().manual_seed(0)
+        tensors, deltas = {}, {}
+        for part, own, full, module in layers(name, pipe):
+            out, inn = module.weight.shape
+            stem, (down, up) = spell(name, part, full)
+            A, B, C, D = (torch.randn(shape, generator=generator) for shape in ((2, inn), (out, 2), (2, inn), (out, 2)))
+            if kind == "LoRA":
+                tensors |= {stem + down: A, stem + up: B}
+                scale = 1.0
+            elif kind == "LoHa":
+                halves = {"w1_b": A, "w1_a": B, "w2_b": C, "w2_a": D}
+                tensors |= {f"{stem}hada_{half}": tensor for half, tensor in halves.items()}
+            else:
+                tensors |= {f"{stem}lokr_w1": torch.eye(2) * 2, f"{stem}lokr_w2": (B @ A)[: out // 2, : inn // 2]}
+            if stem.startswith("lora_") and kind != "LoKr":
+                tensors[f"{stem}alpha"], scale = torch.tensor(ALPHA), ALPHA / 2
+            update = B @ A if kind == "LoRA" else (B @ A) * (D @ C)
+            if kind == "LoKr":
+                update, scale = torch.kron(torch.eye(2) * 2, (B @ A)[: out // 2, : inn // 2]), 1.0
+            deltas[part, own] = update * scale
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "in.safetensors")
+        return tmp_path / "in.safetensors", deltas
+
+    return write
+
+
+def check(family, path, deltas):
+    found = added_by_diffusers(*family, path)
+    assert found.keys() == deltas.keys()
+    for key, delta in deltas.items():
+        torch.testing.assert_close(found[key], delta, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("spell", "to"), [*itertools.product(SPELLINGS, ("diffusers", "kohya"))])
+def test_every_layer_arrives_from_every_spelling(family, written, tmp_path, spell, to):
+    path, deltas = written(spell)
+    done = convert(str(path), to, str(tmp_path / "out.safetensors"))
+    assert not done.lost and done.keys["transferred"] == done.keys["in"] == len(load_file(path))
+    check(family, tmp_path / "out.safetensors", deltas)
+
+
+@pytest.mark.parametrize(("kind", "to"), [*itertools.product(("LoHa", "LoKr"), ("diffusers", "kohya"))])
+def test_other_adapters_of_text_encoders_become_factors(family, written, tmp_path, kind, to):
+    path, deltas = written(kohya, kind)
+    done = convert(str(path), to, str(tmp_path / "out.safetensors"), rank="full")
+    assert not done.lost
+    check(family, tmp_path / "out.safetensors", deltas)
+
+
+@pytest.mark.parametrize("spell", SPELLINGS)
+def test_there_and_back_again(family, written, tmp_path, spell):
+    """By ComfyUI's spelling too, which diffusers does not read for a U-Net."""
+    path, deltas = written(spell)
+    for number, to in enumerate(("comfy", "kohya", "comfy", "diffusers")):
+        done = convert(str(path), to, str(tmp_path / f"{number}.safetensors"), dtype="fp32")
+        assert not done.lost
+        path = tmp_path / f"{number}.safetensors"
+        if to == "comfy":
+            stems = {key.partition(".text_model.")[0] for key in load_file(path) if ".text_model." in key}
+            assert stems == set(PARTS[family[0]][1:])
+    check(family, path, deltas)
+
+
+def test_a_text_encoder_alone_is_a_lora(family, written, tmp_path):
+    path, deltas = written(kohya)
+    encoders = {key: tensor for key, tensor in load_file(path).items() if key.startswith("lora_te")}
+    save_file(encoders, tmp_path / "te.safetensors")
+    done = convert(str(tmp_path / "te.safetensors"), "diffusers", str(tmp_path / "out.safetensors"))
+    assert not done.lost and done.layers == len(encoders) // 3
+    check(family, tmp_path / "out.safetensors", {key: delta for key, delta in deltas.items() if key[0] != "unet"})
+
+
+def test_what_has_no_place_is_dropped_with_the_true_reason(family, written, tmp_path):
+    path, _ = written(kohya)
+    other = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    tensors = load_file(path) | {
+        f"{other}.lora_down.weight": torch.ones(1, 2),
+        f"{other}.lora_up.weight": torch.ones(2, 1),
+    }
+    save_file(tensors, path)
+    encoders = {key for key in tensors if key.startswith("lora_te")}
+    reasons = {}
+    for to, output in (("diffusers", "d.safetensors"), ("peft", "folder"), ("kohya", "k.safetensors")):
+        reasons[to] = dict(map(tuple, convert(str(path), to, str(tmp_path / output)).keys["dropped"]))
+    assert set(reasons["peft"]) == encoders and not reasons["kohya"]
+    assert all("adapter of one model" in reason for reason in reasons["peft"].values())
+    assert set(reasons["diffusers"]) == {f"{other}.lora_down.weight", f"{other}.lora_up.weight"}
+    assert all("other than CLIP" in reason for reason in reasons["diffusers"].values())
+    assert not any(
+        "lora_te" in key or "text" in key for key in load_file(tmp_path / "folder/adapter_model.safetensors")
+    )
