@@ -47,7 +47,8 @@ def _holding(model: Checkpoint, encoder: str) -> Checkpoint | None:
 def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, plain: bool) -> dict[str, LowRank]:
     """The layers of a LoRA's text encoders as factors at the rule's rank; those that are so already only if `plain`.
 
-    Without those that depend on a weight which is nowhere in `model` or around it. Raises MismatchError for a weight of another shape.
+    Left out are those that depend on a weight which is neither in `model` nor beside it. Raises MismatchError for a
+    weight of another shape.
     """
     weights = None if model is None else encoder_weights(model)
     own: dict[str, int] = {}
