@@ -226,10 +226,12 @@ def _summary(result: TransferResult) -> dict[str, str]:
     keys, count = result.keys, {status: 0 for status in ("transferred", "copied", "skipped")}
     for layer in result.layers:
         count[layer.status] += 1
+    count["copied"] -= (unknown := sum(layer.drift_unknown for layer in result.layers))
     facts = {
         "wrote": result.output,
         "method": f"{result.method}, rank {_span(layer.rank_out for layer in done)}",
-        "layers": ", ".join(f"{number} {status}" for status, number in count.items()),
+        "layers": ", ".join(f"{number} {status}" for status, number in count.items())
+        + (f", {unknown} not in the source, so copied untransferred" if unknown else ""),
         "keys": f"{keys['in']} in: {keys['transferred']} transferred, {keys['copied']} copied, "
         f"{len(keys['dropped'])} dropped",
         "sizes": f"of the weights' norm, medians: drift {_middle(layer.drift for layer in done)}, "

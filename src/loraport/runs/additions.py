@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,17 @@ def with_strength(text: str) -> tuple[str, float]:
     return place, strength
 
 
+class Shapes(Protocol):
+    """What knows the shapes of a model's parameters."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter."""
+
+
 @dataclass(frozen=True)
 class Addition:
     """strength · an adapter's update, or strength · a stored difference; read when it is added."""
@@ -97,13 +109,15 @@ class Additions:
 def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     """Pairs a LoRA with the parameters of a model. Layers known by flattened names are looked up in the model.
 
-    Raises MismatchError where shapes disagree or nothing fits, InputError for values that are not finite.
+    What has another shape is dropped. Raises MismatchError where most layers or keys have one, or nothing fits,
+    InputError for values that are not finite.
     """
     model = with_encoders(model)
     flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
     found: dict[str, list[Addition]] = {}
     dropped = list(lora.dropped)
     merged: set[str] = set()
+    misfits: list[tuple[str, str]] = []
     for layers, keys in ((lora.layers, lora.keys), (lora.encoders, lora.encoder_keys)):
         for layer, update in layers.items():
             name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
@@ -113,7 +127,8 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
                 continue
             shape = model.shape(name)
             if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
-                raise _mismatch(lora, layer, update.shape, model, name)
+                misfits += [(key, misfit(update.shape, model, name)) for key in keys[layer]]
+                continue
             make = partial(layers.__getitem__, layer)
             found.setdefault(name, []).append(Addition(make, strength, looks_at_weight(update)))
             merged.update(keys[layer])
@@ -128,12 +143,16 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
                 dropped.append((key, reason))
                 continue
             rows = view(stored, place) if place.fits(stored.shape) else stored
-            _check(lora, key, rows, model, name)
+            if not same_weight(rows.shape, model.shape(name)):
+                misfits.append((key, misfit(rows.shape, model, name)))
+                continue
+            check_finite(lora, key, rows)
             found.setdefault(name, []).append(Addition(rows.read, strength))
             merged.add(key)
+    _check_most(lora, misfits, merged)
     if not found:
         raise MismatchError(nothing_fits(lora, model.where, model.layers, model.family))
-    gone = tuple(sorted({(key, reason) for key, reason in dropped if key not in merged}))
+    gone = tuple(sorted({(key, reason) for key, reason in (*dropped, *misfits) if key not in merged}))
     return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
 
 
@@ -163,20 +182,26 @@ def _without(model: Checkpoint, lora: Lora, layer: str) -> str:
     return f"it belongs to a text encoder, and {model.where} holds none that is known"
 
 
-def _check(lora: Lora, key: str, stored: StoredTensor, model: Checkpoint, name: str) -> None:
-    shape = model.shape(name)
-    if not same_weight(stored.shape, shape):
-        raise _mismatch(lora, key, stored.shape, model, name)
+def check_finite(lora: Lora, key: str, stored: StoredTensor) -> None:
+    """Raise InputError for values that are not finite."""
     if not torch.isfinite(stored.read()).all():
         raise InputError(f"{lora.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
 
 
-def _mismatch(lora: Lora, what: str, shape: tuple[int, ...], model: Checkpoint, name: str) -> MismatchError:
+def _check_most(lora: Lora, misfits: Sequence[tuple[str, str]], merged: Collection[str]) -> None:
+    """Raise MismatchError where as many keys have another shape as fit: then it is another model."""
+    if misfits and len(misfits) >= len(merged):
+        key, reason = misfits[0]
+        raise MismatchError(
+            f"{lora.path}: {key}: {reason}; this LoRA was made for another model (size): give the model that it "
+            "belongs to"
+        )
+
+
+def misfit(shape: tuple[int, ...], model: Shapes, name: str) -> str:
+    """That a tensor has another shape than the parameter that it is added to."""
     sizes = [" × ".join(map(str, one)) for one in (shape, model.shape(name))]
-    return MismatchError(
-        f"{lora.path}: {what} is {sizes[0]}, the {name} of {model.where} {sizes[1]}; this LoRA was made for another "
-        "model (size): give the model that it belongs to"
-    )
+    return f"it is {sizes[0]}, the {name} of {model.where} {sizes[1]}"
 
 
 def nothing_fits(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:

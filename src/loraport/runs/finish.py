@@ -113,7 +113,8 @@ def all_layers(ready: Prepared, results: dict[str, LayerResult]) -> tuple[LayerR
 def _untouched(job: LayerJob) -> LayerResult:
     rank_out = job.rank if job.action == "copy" and job.kind == "LoRA" else None
     status: Any = STATUS[job.action]
-    return LayerResult(job.name, status, job.reason, job.shape, job.rank, rank_out, kind=job.kind)
+    return LayerResult(job.name, status, job.reason, job.shape, job.rank, rank_out, kind=job.kind,
+                       drift_unknown=job.drift_unknown)  # fmt: skip
 
 
 def afterthoughts(config: TransferConfig, results: Iterable[LayerResult]) -> list[str]:

@@ -15,7 +15,7 @@ from loraport.runs.config import matches
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.kernels import same_kernel
 from loraport.weights.lora import Lora
-from loraport.weights.variants import aimed_rank, kind_of
+from loraport.weights.variants import aimed_rank, kind_of, looks_at_weight
 
 Action = Literal["transfer", "copy", "drop"]
 
@@ -36,6 +36,8 @@ class LayerJob:
     """LoRA, LoHa, LoKr, DoRA or difference."""
     aim: int = 0
     """The rank that it is written at where none is asked for; 0 takes what other layers have."""
+    drift_unknown: bool = False
+    """Whether it is copied because the source has no such layer, and not because the user asked for it."""
 
     @property
     def cost(self) -> int:
@@ -62,52 +64,78 @@ def make_plan(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    reuses: bool = False,
 ) -> Plan:
-    """Pair every layer by name and shape.
+    """Pair every layer by name and shape; `reuses`: the method writes the LoRA as it is, whatever the drift.
 
-    A layer that the target lacks is dropped (nothing could load it); one that only the source lacks, such as a gate of
-    the distilled model, and one that the user excludes are copied as they are.
-    Raises MismatchError where shapes disagree or nothing matches, SettingsError for a pattern that fits no layer.
+    A layer that the user excludes is copied as it is. Of the others, one that the target lacks or has in another shape
+    is dropped (nothing could load it), and one that only the source lacks is copied, since its drift is unknown: both
+    are losses that the user did not ask for.
+    Raises MismatchError where nothing matches, or most layers have another shape: then it is another model;
+    SettingsError for a pattern that fits no layer.
     """
     _check_patterns(lora, [*include, *exclude])
-    jobs = tuple(_job(name, lora, source, target, include, exclude) for name in lora.layers)
-    if not any(job.action == "transfer" or job.reason == _EXCLUDED for job in jobs):
+    chosen = {
+        name
+        for name in lora.layers
+        if (not include or any(matches(name, pattern) for pattern in include))
+        and not any(matches(name, pattern) for pattern in exclude)
+    }
+    jobs = tuple(_job(name, lora, source, target, chosen=name in chosen, reuses=reuses) for name in lora.layers)
+    _check_most([job for job in jobs if job.name in chosen], lora, source, target)
+    if not any(job.action == "transfer" or job.name not in chosen for job in jobs):
         raise MismatchError(_nothing_matches(lora, source, target))
-    return Plan(jobs, tuple(_warnings(lora, source, target)))
+    return Plan(jobs, tuple(_warnings(lora, source, target, jobs)))
 
 
 _EXCLUDED = "excluded by the user"
 
 
-def _job(
-    name: str, lora: Lora, source: Checkpoint, target: Target, include: Sequence[str], exclude: Sequence[str]
-) -> LayerJob:
+def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: bool, reuses: bool) -> LayerJob:
     update = lora.layers[name]
 
-    def job(action: Action, reason: str | None = None) -> LayerJob:
-        return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update))
+    def job(action: Action, reason: str | None = None, *, unknown: bool = False) -> LayerJob:
+        return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update), unknown)
 
-    weight = f"{name}.weight"
-    if weight not in target:
+    if f"{name}.weight" not in target:
         return job("drop", f"{target.where} has no such layer")
-    _check_shape(name, lora, target)
-    if weight not in source:
-        return job("copy", f"{source.where} has no such layer, so its drift is unknown")
-    _check_shape(name, lora, source)
-    chosen = not include or any(matches(name, pattern) for pattern in include)
-    if not chosen or any(matches(name, pattern) for pattern in exclude):
-        return job("copy", _EXCLUDED)
+    wrong = _misfit(name, update.shape, lora, target)
+    base = source if f"{name}.weight" in source else target
+    if looks_at_weight(update) and (alien := _misfit(name, update.shape, lora, base)):
+        return job("drop", f"{alien}, at which it has to look")
+    if not chosen:
+        return job("copy", f"{_EXCLUDED}, though {wrong}" if wrong else _EXCLUDED)
+    if wrong:
+        return job("drop", wrong)
+    missing = _misfit(name, update.shape, lora, source) if base is source else f"{source.where} has no such layer"
+    if missing:
+        return job("copy", f"{missing}, so its drift is unknown: copied, not transferred", unknown=not reuses)
     return job("transfer")
 
 
-def _check_shape(name: str, lora: Lora, model: Target) -> None:
+def _misfit(name: str, shape: tuple[int, int], lora: Lora, model: Target) -> str:
+    """Why an update of a shape cannot be added to the weight of a layer that the model has; "" where it can."""
     weight = model.shape(f"{name}.weight")
-    matrix = (weight[0], prod(weight[1:]))
-    shape, kernel = lora.layers[name].shape, lora.kernels.get(name, weight[2:])
-    if shape != matrix or len(weight) < 2 or not same_kernel(kernel, weight[2:]):
+    matrix, kernel = (weight[0], prod(weight[1:])), lora.kernels.get(name, weight[2:])
+    if shape == matrix and len(weight) > 1 and same_kernel(kernel, weight[2:]):
+        return ""
+    return f"the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}"
+
+
+def _check_most(jobs: Sequence[LayerJob], lora: Lora, source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError where half of the layers or more have another shape: then it is another model."""
+    models: tuple[Target, ...] = (target, source)
+    here = [job for job in jobs if f"{job.name}.weight" in target]
+    found = [
+        (job.name, wrong)
+        for job in here
+        for wrong in [_misfit(job.name, job.shape, lora, model) for model in models if f"{job.name}.weight" in model]
+        if wrong
+    ]
+    if found and 2 * len({name for name, _ in found}) >= len(here):
+        name, wrong = found[0]
         raise MismatchError(
-            f"layer {name}: the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}; "
-            "this LoRA was made for another model (size): give the models that it belongs to"
+            f"layer {name}: {wrong}; this LoRA was made for another model (size): give the models that it belongs to"
         )
 
 
@@ -124,7 +152,7 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
     return nothing_fits(lora, missing_in.where, missing_in.layers, family)
 
 
-def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
+def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[LayerJob]) -> list[str]:
     found = list(lora.notes)
     if set(source.paths) == set(target.paths) and source.part == target.part:
         found.append(NO_DRIFT)
@@ -137,7 +165,18 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target) -> list[str]:
                 f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
                 "drift is compared with it, layer by layer"
             )
-    known = {*source, *source.absent}
+    if unknown := [job.name for job in jobs if job.drift_unknown]:
+        found.append(
+            f"{len(unknown)} of the LoRA's {len(jobs)} layers are in {target.where}, but not in {source.where} under "
+            f"these names and in this shape: {_some(unknown)}; their drift is unknown, so they are copied, not "
+            "transferred"
+        )
+    if forced := [job.name for job in jobs if job.action == "copy" and _misfit(job.name, job.shape, lora, target)]:
+        found.append(
+            f"{_some(forced)}: excluded, so copied as asked, but of another shape than in {target.where}: loaders may "
+            "refuse the file for it"
+        )
+    known = {*source, *source.absent, *(f"{name}.weight" for name in lora.layers)}
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
         found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
     if isinstance(target, Accelerated):

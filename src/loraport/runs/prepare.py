@@ -14,13 +14,13 @@ import loraport
 from loraport.errors import LoraportError, OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.runs.config import TransferConfig
+from loraport.runs.extras import fitted
 from loraport.runs.layer import Bases
 from loraport.runs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
 from loraport.runs.plan import Plan, make_plan
 from loraport.runs.presets import open_model
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.kernels import kernel_in
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import check_form, output_dialect
 from loraport.weights.provenance import accumulated_loss
@@ -95,7 +95,9 @@ def _paired(
     config: TransferConfig, lora: Lora, source: Checkpoint, target: Target, pairing: Pairing | None
 ) -> Prepared:
     """The run with its plan. The counter-drift part has the transferred layers alone: all else is in the adapter."""
-    plan = make_plan(lora, source, target, include=config.include, exclude=config.exclude)
+    plan = make_plan(
+        lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
+    )
     plan = replace(plan, warnings=(*plan.warnings, *accumulated_loss(lora.path.name, lora.metadata)))
     if pairing is not None:
         jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
@@ -115,26 +117,6 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
             return None
         found |= {*lora.layers, *(name for one in parsed if not one.text_encoder for name, _ in one.pieces)}
     return found
-
-
-def fitted(lora: Lora, target: Target) -> Lora:
-    """The LoRA without the extras (biases, norms) of layers that the target lacks; they are listed as dropped.
-
-    Kernels are written as the target has them: its file may not tell one (LoHa and LoKr store convolutions as
-    matrices), and a kernel of ones and none are the same.
-    """
-    layers = {name.rpartition(".")[0] for name in target}
-    parsed = [lora.parse(key) for key in lora.extras]
-    alien = [
-        one.key
-        for one in parsed
-        if not one.text_encoder and one.part and not any(name in layers for name, _ in one.pieces)
-    ]
-    extras = {key: tensor for key, tensor in lora.extras.items() if key not in alien}
-    dropped = tuple((key, f"{target.where} has no such layer") for key in alien)
-    known = {name: target.shape(f"{name}.weight")[2:] for name in lora.layers if f"{name}.weight" in target}
-    kernels = {name: kernel_in(lora.kernels.get(name), held) for name, held in known.items()}
-    return replace(lora, extras=extras, dropped=(*lora.dropped, *dropped), kernels={**lora.kernels, **kernels})
 
 
 def common_rank(config: TransferConfig, plan: Plan) -> int:

@@ -56,6 +56,8 @@ class LayerResult:
     """‖W_s‖"""
     kind: str = "LoRA"
     """What the file holds for the layer: LoRA, LoHa, LoKr, DoRA or difference"""
+    drift_unknown: bool = False
+    """Whether it was copied because the source has no such layer: the user did not ask for that"""
     source_hash: str | None = None
     target_hash: str | None = None
     seconds: float = 0.0
@@ -116,7 +118,7 @@ class TransferResult:
     @property
     def lost(self) -> bool:
         """Whether something of the input is gone without the user having asked for it."""
-        return bool(self.keys["dropped"])
+        return bool(self.keys["dropped"]) or any(layer.drift_unknown for layer in self.layers)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""
