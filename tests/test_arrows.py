@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "weights.gguf_files": {"gguf", "numpy"},
     "runs": {"torch"},
     "effect": {"torch", "jaxtyping", "numpy", "scipy"},
-    "effect.pipelines": {"diffusers"},
+    "effect.network": {"accelerate", "diffusers", "transformers"},
     "effect.schedules": {"diffusers"},
     "toy": {"torch", "numpy", "PIL", "safetensors", "diffusers", "peft"},
     "lab": {"torch", "numpy", "scipy", "diffusers"},

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loraport.errors import InputError, MismatchError
+from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.hub import fetch_pipeline
 
@@ -38,7 +40,8 @@ def pipeline_folder(place: str) -> Path:
             f"{place} is a {name}; what is sampled here is {WAN} and FastVideo's {FASTVIDEO}: where the networks "
             "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
         )
-    if (read_json(folder / "model_index.json").get("transformer_2") or [None])[0] is not None:
+    second = read_json(folder / "model_index.json").get("transformer_2")
+    if isinstance(second, list) and any(part is not None for part in second):
         raise MismatchError(f"{place} has two transformers, of which one run samples both; that is not supported yet")
     return folder
 
@@ -57,14 +60,64 @@ def folds(folder: Path) -> tuple[int, int]:
     """How many frames and pixels one latent stands for; Wan's 4 and 8 where the folder does not say."""
     place = folder / "vae" / "config.json"
     config = read_json(place) if place.is_file() else {}
-    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
+    return whole(config, "scale_factor_temporal", 4, place), whole(config, "scale_factor_spatial", 8, place)
+
+
+def channels(folder: Path) -> int:
+    """How many channels the latents have. Raises MismatchError for a network that takes more than it gives."""
+    place = folder / "transformer" / "config.json"
+    config = read_json(place)
+    taken, given = (whole(config, f"{side}_channels", 16, place) for side in ("in", "out"))
+    if taken != given:
+        raise MismatchError(
+            f"{folder}: its network takes {taken} channels and gives {given}, so it wants more than noise and a prompt "
+            "(an image, for one); what is sampled here makes clips from text alone"
+        )
+    return taken
+
+
+def check_size(folder: Path, height: int, width: int) -> None:
+    """Raise InputError for a size of clips that does not come out even in the network's patches."""
+    place = folder / "transformer" / "config.json"
+    patch = read_json(place).get("patch_size", [1, 2, 2])
+    if not (isinstance(patch, list) and len(patch) == 3 and all(isinstance(side, int) and side > 0 for side in patch)):
+        raise FileFormatError(f"{place}: patch_size is {patch!r}, not three whole numbers; download the file again")
+    _, space = folds(folder)
+    steps = space * patch[1], space * patch[2]
+    if height < steps[0] or width < steps[1] or height % steps[0] or width % steps[1]:
+        raise InputError(
+            f"size {height}x{width} does not come out even: {folder} works in pieces of {steps[0]} × {steps[1]} "
+            "pixels; give multiples of them"
+        )
+
+
+def whole(config: dict[str, Any], key: str, default: int, place: Path) -> int:
+    """A positive whole number of a configuration. Raises FileFormatError for anything else."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise FileFormatError(f"{place}: {key} is {value!r:.80}, not a positive whole number; download the file again")
+    return value
+
+
+@contextmanager
+def opening(what: str, place: Path) -> Iterator[None]:
+    """Whatever a library raises about the user's files, as one sentence with their place. Raises InputError."""
+    try:
+        yield
+    except LoraportError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the {what} of {place} cannot be opened: {lines[0]:.300}; is it a whole pipeline? download it again"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration. Raises InputError for what is none."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; is the folder a whole pipeline?") from error
     if not isinstance(facts, dict):
         raise InputError(f"{path} is no configuration; is the folder a whole pipeline?")

@@ -10,12 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
+from loraport.effect.network import empty_network, open_pipeline
 from loraport.effect.pair import Chain, Clips, Look, Passes, Updates
 from loraport.effect.pipeline_files import (
     FASTVIDEO,
+    channels,
+    check_size,
     folds,
     identity,
     pipeline_class,
@@ -64,6 +66,7 @@ class PipelinePair:
             raise MismatchError(
                 f"{source} is a {FASTVIDEO}, a distilled model; the source is what the LoRA was made for"
             )
+        self._check()
         self.open: tuple[str, Any] | None = None
         self.own: Any = None
         """The open pipeline's scheduler; in a run another one may stand in its place."""
@@ -83,14 +86,23 @@ class PipelinePair:
         self.source_identity = f"{identity(self.places['source'])} {course}"
         self.target_identity = f"{identity(self.places['target'])} {course}"
 
+    def _check(self) -> None:
+        """Whether both make clips of the same kind, of the size that was asked for."""
+        source, target = (channels(self.places[role]) for role in ("source", "target"))
+        if source != target:
+            raise MismatchError(
+                f"the source's latents have {source} channels and the target's {target}; such models cannot be compared"
+            )
+        for place in self.places.values():
+            check_size(place, self.settings.height, self.settings.width)
+
     def prompts(self, clips: Clips) -> tuple[str, ...]:
         known = self.settings.prompts
         return tuple(known[number % len(known)] for number in range(clips.start, clips.stop))
 
     def layers(self) -> Mapping[str, tuple[int, int]]:
-        config = read_json(self.places["target"] / "transformer" / "config.json")
-        with torch.device("meta"):
-            network = WanTransformer3DModel.from_config(config)
+        folder = self.places["target"] / "transformer"
+        network = empty_network(read_json(folder / "config.json"), folder)
         return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(network).items()}
 
     @torch.no_grad()
@@ -177,9 +189,13 @@ class PipelinePair:
 
     def _noise(self, clips: Clips) -> Tensor:
         settings = self.settings
-        channels = int(read_json(self.places["source"] / "transformer" / "config.json").get("in_channels", 16))
         time, space = folds(self.places["source"])
-        shape = (channels, (settings.frames - 1) // time + 1, settings.height // space, settings.width // space)
+        shape = (
+            channels(self.places["source"]),
+            (settings.frames - 1) // time + 1,
+            settings.height // space,
+            settings.width // space,
+        )
         return torch.stack([torch.randn(shape, generator=generator) for generator in clips.generators("noise")])
 
     def _text(self, role: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -201,8 +217,7 @@ class PipelinePair:
         self.open = None
         gc.collect()
         dtype = torch.float32 if torch.device(self.settings.device).type == "cpu" else torch.bfloat16
-        pipe = WanPipeline.from_pretrained(self.places[role], vae=None, dtype=dtype)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = open_pipeline(self.places[role], dtype)
         if self.settings.offload:
             pipe.enable_model_cpu_offload(device=self.settings.device)
         else:

@@ -13,7 +13,7 @@ from diffusers import FlowMatchLCMScheduler, SchedulerMixin
 from torch import Generator, Tensor
 
 from loraport.effect.pair import Sampler
-from loraport.effect.pipeline_files import FASTVIDEO, pipeline_class, read_json
+from loraport.effect.pipeline_files import FASTVIDEO, opening, pipeline_class, read_json
 from loraport.errors import MismatchError, SettingsError
 
 DMD_TIMES, DMD_SHIFT = (1000.0, 757.0, 522.0), 8.0
@@ -53,9 +53,10 @@ def own_scheduler(folder: Path) -> Any:
     """The scheduler of a pipeline's folder. Raises MismatchError for one that diffusers does not know."""
     name = str(read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "none"))
     kind: Any = getattr(diffusers, name, None)
-    if kind is None or not issubclass(kind, SchedulerMixin):
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise MismatchError(f"{folder} has a scheduler that diffusers does not know: {name}")
-    return kind.from_pretrained(folder, subfolder="scheduler")
+    with opening("scheduler", folder):
+        return kind.from_pretrained(folder, subfolder="scheduler")  # type: ignore[attr-defined]
 
 
 def _of_steps(scheduler: Any, steps: int, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,9 +11,20 @@ from loraport.effect.meter import Meter
 from loraport.effect.pair import Chain, Clips, Pair, Updates
 from loraport.effect.store import SampleStore
 from loraport.effect.updates import adapted, fingerprint
+from loraport.errors import InputError
 from loraport.spectral.svd import LowRank
 
 BARE: dict[str, LowRank] = {}
+
+
+def finite(role: str, latents: Tensor) -> Tensor:
+    """Return the latents. Raises InputError where they are none: nothing measured on them would mean anything."""
+    if not torch.isfinite(latents).all():
+        raise InputError(
+            f"sampling the {role} gave values that are not finite; try it with other adapters, a lower guidance, or on "
+            "the CPU, which samples in float32"
+        )
+    return latents
 
 
 class EndEffect:
@@ -49,7 +60,7 @@ class EndEffect:
 
     def sample(self, batch: Clips, updates: Updates) -> Tensor:
         """The target's latents with these updates."""
-        latents = self.pair.target(batch, updates).float().cpu()
+        latents = finite("target", self.pair.target(batch, updates)).float().cpu()
         self.meter.count("target", target=len(batch) * self.pair.passes.target)
         return latents
 
@@ -62,6 +73,7 @@ class EndEffect:
 
         def make() -> dict[str, Tensor]:
             chain = self.pair.source(batch, updates)
+            finite("source", chain.states)
             return {"states": chain.states, "velocities": chain.velocities}
 
         tensors = self.store.recall(f"source {self.pair.source_identity} {fingerprint(updates)} {batch}", make)
@@ -73,7 +85,7 @@ class EndEffect:
         passes, before = len(batch) * self.pair.passes.target, self.store.made
         tensors = self.store.recall(
             f"target {self.pair.target_identity} {fingerprint(updates)} {batch}",
-            lambda: {"end": self.pair.target(batch, updates)},
+            lambda: {"end": finite("target", self.pair.target(batch, updates))},
         )
         fresh = self.store.made > before
         self.meter.count("target", target=passes * fresh, recalled=passes * (not fresh))
