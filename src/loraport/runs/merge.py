@@ -105,7 +105,7 @@ def merge(
         sum(any(name in changed for name, _ in pieces) for _, pieces in model.stored.values()),
         tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
         _keys(parts),
-        (*_notes_on(parts), *_notes(model, output)),
+        (*model.notes, *_notes_on(parts), *_notes(model, output)),
     )
 
 

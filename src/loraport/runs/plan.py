@@ -157,6 +157,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
     if set(source.paths) == set(target.paths) and source.part == target.part:
         found.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
+    found += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
     for model in models:
         if model.extra:
             found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")

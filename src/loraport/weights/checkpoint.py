@@ -17,13 +17,12 @@ from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.once import once
 from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
-from loraport.weights.gguf_files import read_gguf
+from loraport.weights.model_files import ModelFiles, read_files
 from loraport.weights.names import OTHER_NETWORKS, detect_naming, strip_prefixes, without_wrappers
-from loraport.weights.pickled import read_pickle
-from loraport.weights.places import GGUF, PICKLES, SAFETENSORS, Needed, files_of, indexes_beside, read_index
+from loraport.weights.places import PICKLES, Needed, files_of
 from loraport.weights.quantized import decoded
 from loraport.weights.rounding import expected_error, narrowest, rounding_error
-from loraport.weights.safetensors_files import StoredTensor, read_safetensors
+from loraport.weights.safetensors_files import StoredTensor
 
 UNKNOWN_NAMING = "unknown"
 
@@ -76,6 +75,8 @@ class Checkpoint:
     """The family whose table has most of the names."""
     stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False, default_factory=dict)
     """What stands in the files, by its key, and the parameters that it holds: several where layers are fused."""
+    notes: tuple[str, ...] = ()
+    """What was passed over or assumed in reading the files, for people."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -207,25 +208,11 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
 
 def _opened(where: str, place: Path, part: str | None, needed: Needed | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
-    paths = files_of(place, inner, needed)
-    for path in paths:
-        if path.suffix.lower() not in (*SAFETENSORS, *PICKLES, GGUF):
-            raise FileFormatError(
-                f"{path} is of no kind that is read; give one of {', '.join((*SAFETENSORS, *PICKLES, GGUF))}"
-            )
-    kind = paths[0].suffix.lower()
-    if part is not None and inner is None and kind not in PICKLES:
+    files = files_of(place, inner, needed)
+    if part is not None and inner is None and not all(path.name.lower().endswith(PICKLES) for path in files.paths):
         raise InputError(f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline")
-    others: tuple[str, ...] = ()
-    if kind in PICKLES:
-        stored, part = read_pickle(paths[0], part)
-        lines = [f"{key} {one.dtype} {one.shape}" for key, one in stored.items()]
-        stored, digest = decoded(stored), _digest([*lines, str(paths[0].stat().st_size)])
-    elif kind == GGUF:
-        stored, digest = read_gguf(paths[0])
-    else:
-        stored, digest, others = _from_safetensors(paths, needed is not None)
-    return _named(where, paths, part, stored, digest, others)
+    read = read_files(files.paths, part if inner is None else None, needed is not None)
+    return _named(where, replace(read, part=read.part or inner, notes=files.notes + read.notes))
 
 
 def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str]) -> set[str]:
@@ -253,44 +240,16 @@ def _on_disk(where: str | Path, needed: Needed | None) -> Path:
     raise InputError(f"{where} does not exist; give a file, a folder or a Hub id such as Wan-AI/Wan2.1-T2V-1.3B")
 
 
-def _from_safetensors(paths: tuple[Path, ...], some: bool) -> tuple[dict[str, StoredTensor], str, tuple[str, ...]]:
-    """All tensors of a set of files by their stored keys, the digest of the set, and the keys in shards left out."""
-    stored: dict[str, StoredTensor] = {}
-    files = [read_safetensors(path) for path in paths]
-    for file in files:
-        for key, tensor in file.tensors.items():
-            if key in stored:
-                raise FileFormatError(
-                    f"{key!r} stands both in {stored[key].path} and in {file.path}; remove one of them"
-                )
-            stored[key] = tensor
-    here = {path.name for path in paths}
-    others: tuple[str, ...] = ()
-    for index in indexes_beside(paths, partly=some) if some or len(paths) > 1 else ():
-        for key, shard in read_index(index).items():
-            if shard not in here:
-                others += (key,)
-            elif key not in stored or stored[key].path.name != shard:
-                raise FileFormatError(f"{index} says that {key!r} is in {shard}, but it is not; download both again")
-    headers = [file.metadata for file in files]
-    return decoded(stored, headers), _digest([file.digest for file in files]), others
-
-
-def _named(
-    where: str,
-    paths: tuple[Path, ...],
-    part: str | None,
-    stored: dict[str, StoredTensor],
-    digest: str,
-    others: tuple[str, ...],
-) -> Checkpoint:
+def _named(where: str, files: ModelFiles) -> Checkpoint:
     """The checkpoint with its keys translated to canonical names."""
+    first = files.paths[0]
+    stored = decoded(files.tensors, files.headers)
     if not stored:
-        raise FileFormatError(f"{paths[0]} holds no tensors; give the file with the model's weights")
+        raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
     try:
-        stripped = strip_prefixes([*stored, *others])
+        stripped = strip_prefixes([*stored, *files.absent])
     except MismatchError as error:
-        raise FileFormatError(f"{paths[0]}: {error}") from error
+        raise FileFormatError(f"{first}: {error}") from error
     names, found = _canonical(stripped.values())
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
@@ -303,14 +262,16 @@ def _named(
         for final, place in pieces:
             if final in tensors:
                 raise FileFormatError(
-                    f"{paths[0]}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
+                    f"{first}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
                 )
             tensors[final] = view(tensor, place)
         places[key] = (tensor, pieces)
-    absent = frozenset(name for key in others for name in _names_of(stripped[key], names))
+    absent = frozenset(name for key in files.absent for name in _names_of(stripped[key], names))
     family, naming = found or (None, UNKNOWN_NAMING)
-    prefix = _common_prefix(stripped)
-    return Checkpoint(where, paths, naming, prefix, part, tuple(extra), absent, digest, tensors, family, places)
+    return Checkpoint(
+        where, files.paths, naming, _common_prefix(stripped), files.part, tuple(extra), absent, files.digest, tensors,
+        family, places, files.notes,
+    )  # fmt: skip
 
 
 def _canonical(
@@ -349,10 +310,6 @@ def _fingerprint(tensor: Tensor) -> str:
     digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode(), digest_size=32)
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _count(shape: tuple[int, ...]) -> int:

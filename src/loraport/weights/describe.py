@@ -85,7 +85,7 @@ def _fetched(place: str) -> str:
 
     if Path(place).exists() or not looks_like_hub_id(place):
         return place
-    files = files_of(fetch(place))
+    files = files_of(fetch(place)).paths
     return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place
 
 
@@ -179,6 +179,8 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
         "naming": f"{model.naming}{f', prefix {model.prefix}' if model.prefix else ''}",
         "part": model.part,
         "files": len(model.paths),
+        "read": [path.name for path in model.paths],
+        "notes": list(model.notes),
         "tensors": len(shapes),
         "parameters": sum(prod(shape) for shape in shapes.values()),
         "dtypes": _counts(Counter(model.format(name) for name in model)),

@@ -39,13 +39,16 @@ CODES = {
 
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """ComfyUI-GGUF's note on a tensor that was reshaped to fit the blocks."""
+SPLIT = "split.count"
+"""llama.cpp's note on how many files a model was split into."""
 _AT_ONCE = 1 << 22
 """Values that are dequantised together."""
 
 
-def read_gguf(path: Path) -> tuple[dict[str, StoredTensor], str]:
+def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]:
     """The tensors of a GGUF file by name, and the digest of its header; no tensor data is read.
 
+    `files` is how many are read together; a part of a larger set than that is refused.
     Raises InputError where the `gguf` package is missing, FileFormatError for damaged files and for types that are not
     read.
     """
@@ -53,6 +56,7 @@ def read_gguf(path: Path) -> tuple[dict[str, StoredTensor], str]:
     try:
         reader = _checked_reader(gguf)(path)
         tensors = {str(one.name): _stored(gguf, path, reader, one) for one in reader.tensors}
+        parts = _number(reader, SPLIT)
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # damaged bytes can raise anything inside the package
@@ -60,6 +64,11 @@ def read_gguf(path: Path) -> tuple[dict[str, StoredTensor], str]:
             f"{path} cannot be read as a GGUF file ({str(error)[:200]}); it is damaged or of another kind: download it "
             "again"
         ) from error
+    if parts not in (0, 1, files):
+        raise InputError(
+            f"{path} says that it is one of {parts} parts of a model, and {files} are here; put all beside each other "
+            f"under the names that they were split into, …-00001-of-{parts:05d}.gguf and so on"
+        )
     lines = [f"{one.name} {one.tensor_type} {one.shape.tolist()} {one.data_offset}" for one in reader.tensors]
     digest = hashlib.sha256("\n".join([*lines, str(path.stat().st_size)]).encode()).hexdigest()
     return tensors, digest
@@ -112,6 +121,12 @@ def _stored(gguf: Any, path: Path, reader: Any, one: Any) -> StoredTensor:
     raw = ByteReader(path, offset, nbytes, torch.uint8, (nbytes,))
     read = _Blocks(raw, kind, (size, width), shape)
     return StoredTensor(name, path, torch.float32, shape, lambda: read()[0], Coded(f"GGUF {kind.name}", read))
+
+
+def _number(reader: Any, name: str) -> int:
+    """A field that holds one number; 0 where it is not there."""
+    field = reader.get_field(name)
+    return 0 if field is None else int(field.parts[field.data[0]][0])
 
 
 def _original_shape(reader: Any, name: str) -> tuple[int, ...] | None:

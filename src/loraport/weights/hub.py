@@ -14,7 +14,8 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
-from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, Needed, choose, read_index, shard_set
+from loraport.weights.places import SAFETENSORS, Needed, choose, read_index, shard_set
+from loraport.weights.shards import WEIGHTS, index_of, sets_among
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
 
@@ -22,7 +23,7 @@ _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]
 def looks_like_hub_id(where: str) -> bool:
     """Whether a string that is no path can name a Hub model; `folder/name.safetensors` is a missing file instead."""
     match = _HUB_ID.fullmatch(where)
-    return match is not None and not match["repo"].lower().endswith((*SAFETENSORS, *PICKLES, GGUF, ".json"))
+    return match is not None and not match["repo"].lower().endswith((*WEIGHTS, ".json"))
 
 
 def fetch(where: str, needed: Needed | None = None) -> Path:
@@ -38,11 +39,11 @@ def fetch(where: str, needed: Needed | None = None) -> Path:
 
     def chosen(files: list[str]) -> list[str]:
         wanted = _wanted(files, repo, inside, where)
-        indexes = [name for name in wanted if name.endswith(INDEX)]
+        indexes = [name for name in wanted if index_of(name.rpartition("/")[2])]
         if needed is None or len(indexes) != 1:
             return wanted
         shards = needed(read_index(Path(hub.hf_hub_download(repo, indexes[0], revision=revision))))
-        return [name for name in wanted if not name.endswith(SAFETENSORS) or name.rpartition("/")[2] in shards]
+        return [name for name in wanted if not name.lower().endswith(WEIGHTS) or name.rpartition("/")[2] in shards]
 
     root = _snapshot(hub, repo, revision, where, chosen)
     if not (root / inside).exists():
@@ -153,13 +154,13 @@ def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
 
 def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
     """The files of a model to download; ambiguity is refused before a byte is fetched."""
-    if inside.lower().endswith((*SAFETENSORS, *PICKLES, GGUF, INDEX)):
+    if inside.lower().endswith(WEIGHTS) or index_of(inside.rpartition("/")[2]):
         folder, _, name = inside.rpartition("/")
         start = f"{folder}/" if folder else ""
         siblings = [file.removeprefix(start) for file in files if file.startswith(start)]
         if name not in siblings:
             raise InputError(f"{repo} has no file {inside!r}; its weights: {', '.join(_weights(files)) or 'none'}")
-        chosen = _stem_mates(name, siblings) if name.endswith(INDEX) else shard_set(name, siblings, where)
+        chosen = _stem_mates(name, siblings) if index_of(name) else shard_set(name, siblings, where)
     else:
         start = f"{inside}/" if inside else ""
         if not any(file.startswith(start) for file in files):
@@ -197,12 +198,15 @@ def _beside(file: str) -> tuple[str, str]:
 
 
 def _stem_mates(index: str, siblings: list[str]) -> tuple[str, ...]:
-    stem = index.removesuffix(INDEX)
-    return (index, *(name for name in siblings if name.startswith(f"{stem}-") and name.endswith(SAFETENSORS)))
+    """An index, and all the shards that can be its own, of whatever count."""
+    found = index_of(index)
+    files = [name for name in siblings if found and "/" not in name and name.lower().endswith(found.endings)]
+    own = [name for one in sets_among(files) if found and one.stem == found.stem for name in one.wanted]
+    return (index, *(name for name in own if name in files))
 
 
 def _weights(files: list[str]) -> list[str]:
-    return [file for file in files if file.lower().endswith((*SAFETENSORS, *PICKLES, GGUF))][:20]
+    return [file for file in files if file.lower().endswith(WEIGHTS)][:20]
 
 
 def _first_line(error: Exception) -> str:

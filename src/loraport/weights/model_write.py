@@ -6,6 +6,7 @@ with the `config.json` beside them. What a pickle held is written as safetensors
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,9 +18,10 @@ from loraport.errors import FileFormatError, OutputError, SettingsError
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.families import Piece
 from loraport.weights.fused import assembled
-from loraport.weights.places import SAFETENSORS, indexes_beside
+from loraport.weights.places import INDEX, SAFETENSORS, indexes_beside, read_index
 from loraport.weights.safetensors_files import DTYPES, StoredTensor, read_safetensors
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.weights.shards import index_of
 
 CONFIG = "config.json"
 STALE = ("sshs_", "modelspec.hash")
@@ -70,22 +72,39 @@ def write_model(
 
     def fill(folder: Path) -> None:
         for path, pending in files.items():
-            name = path.name if path.suffix in SAFETENSORS else f"{path.stem}.safetensors"
-            write_safetensors(folder / name, pending, _metadata(path, metadata))
+            write_safetensors(folder / _written_name(path.name), pending, _metadata(path, metadata))
         config = model.paths[0].with_name(CONFIG)
-        for beside in (*indexes_beside(model.paths), *([config] if config.is_file() else [])):
-            shutil.copyfile(beside, folder / beside.name)
+        if config.is_file():
+            shutil.copyfile(config, folder / CONFIG)
+        for index in indexes_beside(model.paths):
+            _copy_index(index, folder)
 
     save_folder(output, fill, frozenset())
 
 
 def _copied(path: Path, model: Checkpoint, written: Callable[[int], None]) -> dict[str, Pending]:
     """Every tensor of a file as it stands there: codes with their scales, which `stored` has as the values."""
-    if path.suffix in SAFETENSORS:
+    if path.suffix.lower() in SAFETENSORS:
         raw = read_safetensors(path).tensors
     else:
         raw = {key: stored for key, (stored, _) in model.stored.items() if stored.path == path}
     return {key: _pending(stored, stored.read, written) for key, stored in raw.items()}
+
+
+def _written_name(name: str) -> str:
+    """What a file of the model is called in the result: what is written is safetensors."""
+    return name if name.endswith(SAFETENSORS) else f"{Path(name).stem}.safetensors"
+
+
+def _copy_index(index: Path, folder: Path) -> None:
+    """An index of safetensors files as it is; another one with the names of what is written."""
+    named = index_of(index.name)
+    if named is None or named.endings == SAFETENSORS:
+        shutil.copyfile(index, folder / index.name)
+        return
+    content = json.loads(index.read_bytes())
+    content["weight_map"] = {key: _written_name(shard) for key, shard in read_index(index).items()}
+    (folder / f"{named.stem}{INDEX}").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:
@@ -108,5 +127,5 @@ def _pending(stored: StoredTensor, make: Callable[[], Tensor], written: Callable
 
 def _metadata(path: Path, ours: Mapping[str, str]) -> dict[str, str]:
     """What the input's header says and still holds, and ours."""
-    theirs = read_safetensors(path).metadata if path.suffix in SAFETENSORS else {}
+    theirs = read_safetensors(path).metadata if path.suffix.lower() in SAFETENSORS else {}
     return {"format": "pt"} | {key: value for key, value in theirs.items() if not key.startswith(STALE)} | dict(ours)
