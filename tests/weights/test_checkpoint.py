@@ -127,7 +127,7 @@ def test_names_outside_the_table_are_kept_and_reported(tmp_path):
     state = {
         **PLAIN,
         "_cls_pred_branch.0.weight": torch.ones(2, 2),
-        "vace_blocks.0.after_proj.weight": torch.ones(2, 2),
+        "extra_blocks.0.after_proj.weight": torch.ones(2, 2),
     }
     model = open_checkpoint(tiny.write_original(tmp_path / "a.safetensors", state, "model."))
     assert set(model.extra) == set(state) - set(PLAIN)
