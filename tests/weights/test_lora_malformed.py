@@ -172,7 +172,6 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "GLoRA": (tensors(a1__weight=torch.ones(1)), FileFormatError, f"GLoRA factors, {KIND}"),
     "replaced weight": (tensors(set_weight=torch.ones(1)), FileFormatError, f"set_weight.*, {KIND}"),
     "reshaped weight": (tensors(reshape_weight=torch.ones(1)), FileFormatError, f"reshape_weight.*, {KIND}"),
-    "modules to save": (tensors(weight=torch.ones(6, 4)), FileFormatError, f"modules_to_save.*, {KIND}"),
 }
 
 

@@ -17,6 +17,7 @@ from loraport.errors import SettingsError
 from loraport.runs.additions import Addition, additions, with_strength
 from loraport.runs.drift import Drift, drift_between
 from loraport.runs.presets import PRESETS, open_model
+from loraport.runs.whole_weights import as_differences
 from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
@@ -147,7 +148,7 @@ def open_target(
     place, strength = with_strength(pair[1])
     on_source = pair[0] == SOURCE
     model = source if on_source else open_model(pair[0], part=part)
-    accelerator = read_lora(place, dense=True, keep=False)
+    accelerator = as_differences(read_lora(place, dense=True, keep=False), model)
     found = additions(accelerator, strength, model)
     weights = {
         name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")

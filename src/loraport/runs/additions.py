@@ -15,7 +15,7 @@ from torch import Tensor
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.spectral.svd import LowRank
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.dialects import LoraKey
+from loraport.weights.dialects import WHOLE, LoraKey
 from loraport.weights.encoders import held_encoders, pipeline_folder, with_encoders
 from loraport.weights.families import Family, flattened
 from loraport.weights.families.clip import encoder_of
@@ -160,6 +160,8 @@ def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint,
     """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
     if key.text_encoder and not key.clip:
         return "", "it belongs to a text encoder other than CLIP, which is not merged"
+    if key.part in WHOLE and not key.text_encoder:
+        return "", f"a whole weight of a network that {model.where} does not have"
     if key.part not in PARAMETERS:
         return "", "an unknown ending"
     layer = flat.get(layer, layer) if key.unresolved else layer

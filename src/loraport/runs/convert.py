@@ -19,6 +19,7 @@ from loraport.runs.finish import TORCH_DTYPES
 from loraport.runs.given import as_factors
 from loraport.runs.layer import layer_generator
 from loraport.runs.presets import open_model
+from loraport.runs.whole_weights import as_differences, carried_note, check_without_base
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.describe import layer_lines
@@ -89,6 +90,10 @@ def convert(
         raise unknown_name("dtype", dtype, DTYPES)
     rule = RankRule.parse(rank)
     lora = read_lora(place, dense=True)
+    if source is None:
+        check_without_base(lora)
+    else:
+        lora = as_differences(lora, open_model(source))
     output_dialect(lora, to)
     if each is not None:
         for line in layer_lines(lora):
@@ -112,6 +117,7 @@ def convert(
     of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
         *lora.notes,
+        *carried_note(lora),
         *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),
         *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loraport.runs.accelerator import Target
 from loraport.runs.additions import PARAMETERS, check_finite, misfit
-from loraport.weights.dialects import LoraKey
+from loraport.weights.dialects import WHOLE, LoraKey
 from loraport.weights.fused import view
 from loraport.weights.kernels import kernel_in, same_weight
 from loraport.weights.lora import Lora
@@ -30,6 +30,9 @@ def fitted(lora: Lora, target: Target) -> Lora:
 def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -> str:
     """Why an extra cannot be added to the target; "" where it can, or nobody knows what it is added to."""
     if key.text_encoder or not key.part:
+        return ""
+    if key.part in WHOLE:
+        check_finite(lora, key.key, lora.extras[key.key])
         return ""
     if not any(layer in layers for layer, _ in key.pieces):
         return f"{target.where} has no such layer"

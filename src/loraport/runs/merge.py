@@ -16,6 +16,7 @@ import loraport
 from loraport.errors import InputError, SettingsError
 from loraport.runs.additions import Addition, Additions, additions, with_strength
 from loraport.runs.presets import open_model
+from loraport.runs.whole_weights import as_differences
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.encoders import with_encoders
 from loraport.weights.lora import Lora, read_lora
@@ -141,7 +142,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
 
 def _ingredient(text: str, model: Checkpoint) -> Ingredient:
     place, strength = with_strength(text)
-    lora = read_lora(place, dense=True, keep=False)
+    lora = as_differences(read_lora(place, dense=True, keep=False), model)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 
 

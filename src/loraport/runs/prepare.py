@@ -19,6 +19,7 @@ from loraport.runs.layer import Bases
 from loraport.runs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
 from loraport.runs.plan import Plan, make_plan
 from loraport.runs.presets import open_model
+from loraport.runs.whole_weights import as_differences, carried_note
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
@@ -68,7 +69,7 @@ def prepare_many(
     pairing, source, target = _by_similarity(first, loras.values(), source, target, watch)
     if pairing is not None:
         loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
-    loras = {place: fitted(lora, target) for place, lora in loras.items()}
+    loras = {place: fitted(as_differences(lora, source), target) for place, lora in loras.items()}
     ready = []
     for config in configs:
         with _naming(config.lora, len(places) > 1):
@@ -98,7 +99,8 @@ def _paired(
     plan = make_plan(
         lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
     )
-    plan = replace(plan, warnings=(*plan.warnings, *accumulated_loss(lora.path.name, lora.metadata)))
+    told = (*carried_note(lora, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
+    plan = replace(plan, warnings=(*plan.warnings, *told))
     if pairing is not None:
         jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
         plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))

@@ -11,7 +11,7 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
-from loraport.weights.dialects import VARIANTS, parse_key, refused_kind
+from loraport.weights.dialects import VARIANTS, WHOLE, parse_key, refused_kind, says_lora
 from loraport.weights.families import FAMILIES, Family
 from loraport.weights.header_words import for_people, lasting
 from loraport.weights.loader_facts import facts_of
@@ -69,7 +69,8 @@ def looks_like_lora(place: str) -> bool:
     if not path.is_file() or path.suffix != ".safetensors":
         return False
     return any(
-        parse_key(key).part in ("A", "B", *VARIANTS) or refused_kind(key) for key in read_safetensors(path).tensors
+        parse_key(key).part in ("A", "B", *VARIANTS) or refused_kind(key) or says_lora(key)
+        for key in read_safetensors(path).tensors
     )
 
 
@@ -108,6 +109,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "dtypes": ", ".join(_dtype(dtype) for dtype in lora.dtypes),
         "notes": list(lora.notes),
         "copied": len(lora.extras),
+        "whole weights": sorted(one.key for one in map(lora.parse, lora.extras) if one.part in WHOLE),
         "transfers": [in_words(step) for step in transfers(lora.metadata)],
         "load": load_beside(lora.metadata),
         "words": for_people(lora.metadata),
@@ -142,13 +144,19 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         **facts["words"],
         **({"transfers": ", then ".join(facts["transfers"])} if facts["transfers"] else {}),
         **({"load it": facts["load"]} if facts["load"] else {}),
-        "beside": f"{facts['copied']} other keys are carried through, {len(facts['dropped'])} are dropped",
+        "beside": f"{facts['copied']} other keys{_whole(facts['whole weights'])} are carried through, "
+        f"{len(facts['dropped'])} are dropped",
         "sha256": facts["sha256"],
         "taken by": ", ".join(one["loader"] for one in said["yes"]) or "none of the loaders that are known",
         "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
         "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in said["no"]),
     }
     return lines | ({"dropped": facts["dropped"]} if facts["dropped"] else {})
+
+
+def _whole(keys: list[str]) -> str:
+    """Of the keys beside the factors, those that are no differences."""
+    return f" ({len(keys)} of them whole weights, {keys[0]}, for one)" if keys else ""
 
 
 def _instead(verdict: dict[str, Any]) -> str:

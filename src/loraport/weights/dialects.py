@@ -47,6 +47,10 @@ SCALES = (".alpha", ".lora_alpha", ".lora_rank")
 ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
 """Full differences and biases: they are no product of factors, and are carried through."""
 
+WHOLE = (".weight", ".bias")
+"""Weights as they stand in a model, beside the factors: no differences. PEFT's wrappers may stand before the ending."""
+_WHOLE = re.compile(r"(.+?)(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?(\.weight|\.bias)")
+
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
@@ -62,6 +66,8 @@ REFUSED = {
     re.compile(r".*\.(vera_(A|B|lambda_[bd])|vblora_.+|randlora_.+)(\..+)?"): "VeRA vectors over shared random factors",
     re.compile(r".*\.(bone_.+|miss_.+|fourierft_.+|lora_E|lora_ga_.+)(\..+)?"): "an adapter of another kind",
     re.compile(r".*\.lora_embedding_[AB](\..+)?"): "factors of an embedding",
+    re.compile(r".*\.[qkv]_loras\.(down|up)\.weight"): "LoRAs for the tokens of a reference image alone (Stand-In)",
+    re.compile(r".*\.lora_(down|up)\.\d+\.weight"): "factors divided over q, k and v (sd-scripts' split_qkv)",
     re.compile(r".*\.set_weight"): "a weight to replace the model's (.set_weight)",
     re.compile(r".*\.reshape_weight"): "a change of a weight's shape (.reshape_weight)",
 }
@@ -123,7 +129,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class LoraKey:
-    """One key taken apart. `part` is A, B, one of VARIANTS, SCALES or ADDITIONS, or "" where the ending is unknown."""
+    """One key taken apart. `part` is A, B, one of VARIANTS, SCALES, ADDITIONS or WHOLE, or "" for an unknown ending."""
 
     key: str
     prefix: str
@@ -233,7 +239,14 @@ def _split_suffix(key: str) -> tuple[str, str, Pair]:
     for ending in sorted(SCALES + ADDITIONS, key=len, reverse=True):
         if key.endswith(ending):
             return key.removesuffix(ending), ending, PEFT_PAIR
+    if (whole := _WHOLE.fullmatch(key)) and not says_lora(key):
+        return whole[1], whole[2], PEFT_PAIR
     return key, "", PEFT_PAIR
+
+
+def says_lora(key: str) -> bool:
+    """Whether a key calls itself a LoRA's, whatever its ending: no key of a model does."""
+    return "lora" in key.lower()
 
 
 def refused_kind(key: str) -> str | None:

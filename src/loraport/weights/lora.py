@@ -25,12 +25,12 @@ from loraport.weights.dialects import (
     LoraKey,
     majority_dialect,
     parse_key,
-    refused_kind,
     unlisted_start,
 )
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
-from loraport.weights.lora_kinds import assemble, with_magnitude, with_scale, with_start
+from loraport.weights.lora_kinds import adds_nothing, assemble, with_magnitude, with_scale, with_start
+from loraport.weights.lora_refusals import refuse_unread, refuse_without_layers
 from loraport.weights.on_demand import OnDemand
 from loraport.weights.peft_fields import Start
 from loraport.weights.safetensors_files import StoredTensor
@@ -91,13 +91,13 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     files = open_lora(path)
     tensors = files.weights.tensors
     start, parsed = _parsed(sorted(tensors))
-    _refuse_unread(files.path, parsed)
+    refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     encoders = _by_layer(files.path, [key for key in parsed if key.clip])
     all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
     factors = [key for key in all_factors if not key.text_encoder]
-    _refuse_without_layers(files.path, parsed, all_factors, dense, diffs)
+    refuse_without_layers(files.path, parsed, all_factors, dense, diffs)
     reader = _Reader(files, scales)
     dropped = [
         (key.key, "an alpha without factors")
@@ -160,11 +160,18 @@ class _Reader:
         """Module -> rank, where nothing gives an alpha."""
         self.overruled: dict[str, str] = {}
         """Key of an alpha tensor -> the configuration that says otherwise."""
+        self.idle: set[str] = set()
+        """Modules whose factors multiply to zero."""
 
     def notes(self) -> list[str]:
         """What was not applied of the scales that the file holds."""
         asked = [origin for origin in self.alpha_from.values() if not origin.startswith("none")]
         found = self.stored.notes(self.unscaled, len(asked))
+        if self.idle and self.idle == self.scales.keys():
+            found.append(
+                f"all {len(self.idle)} layers add nothing: their factors are zero, as they are before training; this "
+                "LoRA changes no weight"
+            )
         if starts := sorted({start for config in self.stored.components.values() if (start := config.start)}):
             found.append(
                 f"init_lora_weights says {starts[0]}: its factors belong to a base that their start was taken out of; "
@@ -193,6 +200,8 @@ class _Reader:
         if start := self.start_of(parts):
             return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
         if not magnitudes:
+            if adds_nothing(update):
+                self.idle.add(layer)
             return update
         if len(magnitudes) > 1:
             raise MismatchError(f"{self.path}: layer {layer} has two DoRA magnitudes; remove one of {MAGNITUDES}")
@@ -355,41 +364,3 @@ def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey
     for key in keys:
         stems.setdefault((key.prefix, key.module), {})[key.part] = key
     return stems
-
-
-def _refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
-    for key in keys:
-        kind = None if key.text_encoder else refused_kind(key.key)
-        if kind:
-            raise FileFormatError(f"{path}: {key.key!r} holds {kind}, which this version does not read")
-
-
-def _refuse_without_layers(
-    path: Path, keys: list[LoraKey], all_factors: list[LoraKey], dense: bool, diffs: bool
-) -> None:
-    factors = any(not key.text_encoder for key in all_factors)
-    full = [
-        key.key for key in keys if key.part == "" and key.key.endswith((".weight", ".bias")) and not key.text_encoder
-    ]
-    if all_factors and full:
-        raise FileFormatError(
-            f"{path}: {full[0]!r} is a whole weight beside the LoRA (modules_to_save), which this version does not read"
-        )
-    if factors:
-        return
-    if full:
-        raise FileFormatError(f"{path} is a model checkpoint, not a LoRA: it holds whole weights such as {full[0]!r}")
-    differences = any(key.part == ".diff" for key in keys)
-    if (dense and (differences or all_factors)) or (diffs and differences):
-        return
-    if differences:
-        raise FileFormatError(
-            f"{path} holds full differences (.diff) only, no LoRA factors; there is nothing to transfer"
-        )
-    if all_factors:
-        raise FileFormatError(
-            f"{path} is a LoRA of text encoders alone (its first factor: {all_factors[0].key!r}); there is nothing to "
-            "transfer: convert and merge take it"
-        )
-    shown = ", ".join(repr(key.key) for key in keys[:3]) or "none"
-    raise FileFormatError(f"{path} is not a LoRA: none of its keys is a factor (its first keys: {shown})")

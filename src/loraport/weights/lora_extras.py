@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from loraport.weights.dialects import Dialect, LoraKey
+from loraport.weights.dialects import WHOLE, Dialect, LoraKey
 from loraport.weights.lora import BIASES_OF_B, Lora
 from loraport.weights.lora_encoders import encoder_spelling, why_not
 from loraport.weights.names import is_known
@@ -13,8 +13,8 @@ from loraport.weights.names import is_known
 def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(key -> key in the output, [(key, reason)]) of a LoRA's extras; `layers` are those written with factors.
 
-    Everything keeps its key where the dialect is the input's own. Factors of text encoders are not here, but in
-    `lora_encoders`.
+    Everything keeps its key where the dialect is the input's own, whole weights everywhere. Factors of text encoders
+    are not here, but in `lora_encoders`.
     """
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
@@ -26,7 +26,7 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
         reason = why_not(parsed, like, dialect) if parsed.text_encoder else ""
         if reason or (parsed.text_encoder and not parsed.clip):
             new = key
-        elif dialect == like.dialect:
+        elif dialect == like.dialect or (parsed.part in WHOLE and not parsed.text_encoder):
             new = key
         else:
             suffix, reason = _suffix(parsed, dialect, layers)

@@ -62,6 +62,12 @@ def with_scale(update: LowRank | Product, scale: float) -> LowRank | Product:
     return LowRank((update.B * scale).contiguous(), update.A.contiguous())
 
 
+def adds_nothing(update: LowRank | Product) -> bool:
+    """Whether one of its factors is zero, so that all of it is: an adapter as it is before training."""
+    halves = (update,) if isinstance(update, LowRank) else (update.first, update.second)
+    return not all(half.B.any() and half.A.any() for half in halves)
+
+
 def with_magnitude(
     update: LowRank | Product, part: str, m: Tensor, kernel: tuple[int, ...], key: str, where: str
 ) -> Dora:
