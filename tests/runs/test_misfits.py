@@ -131,7 +131,7 @@ def test_what_fits_is_carried_through_and_what_is_not_finite_is_refused(family):
 def test_a_layer_that_the_source_has_not_is_a_loss(family, state, what):
     """Under casa; direct reuse needs no source, so nothing is lost there."""
     tiny.write_original(family.folder / "source.safetensors", state(family.source_state))
-    common = ["--source", family.source, "--target", family.target, "--no-cache", "--pairing", "name", "-o"]
+    common = ["--source", family.source, "--target", family.target, "--no-cache", "-o"]
     done = CliRunner().invoke(app, ["transfer", family.lora, *common, str(family.folder / "o.safetensors"), "--json"])
     told = json.loads(done.stdout)
     rows = {row["name"]: row for row in told["layers"]}

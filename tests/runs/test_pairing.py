@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import InputError, SettingsError
+from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.methods import ProloraSettings
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.runs.execute import transfer
@@ -149,3 +149,29 @@ def test_the_page_shows_the_similarities(tmp_path, pruned):
     write_transfer_page(result, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Which layer takes after which" in text and text.count("data:image/svg+xml") >= 2
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_part_of_a_model_is_no_model_of_another_depth(tmp_path, side):
+    """The first or the last shard of two, taken for the whole: refused with the way out, unless it is asked for."""
+    family = make_family(tmp_path, blocks=4)
+    state = family.source_state if side == "source" else family.target_state
+    for kept in (("0", "1"), ("2", "3")):
+        part = {name: W for name, W in state.items() if not name.startswith("blocks.") or name.split(".")[1] in kept}
+        place = str(tiny.write_original(tmp_path / f"{kept[0]}.safetensors", part))
+        with pytest.raises(MismatchError, match=r"0\.safetensors|2\.safetensors") as refused:
+            prepare(family.config(**{side: place}))
+        assert "lacks 2 of the other model's 4 blocks" in str(refused.value) and "all of its files" in str(
+            refused.value
+        )
+        ready = prepare(family.config(**{side: place}, pairing="name"))
+        assert len(ready.plan.of("transfer")) == 20 and ready.pairing is None
+        assert prepare(family.config(**{side: place}, pairing="similarity")).pairing.moved == 0
+
+
+def test_single_layers_that_are_not_there_leave_the_others_paired_by_name(tmp_path):
+    family = make_family(tmp_path)
+    part = {name: W for name, W in family.target_state.items() if "blocks.1.ffn.0" not in name}
+    ready = prepare(family.config(target=str(tiny.write_original(tmp_path / "part.safetensors", part))))
+    assert ready.pairing is None and [job.name for job in ready.plan.of("drop")] == ["blocks.1.ffn.0"]
+    assert len(ready.plan.of("transfer")) == 19

@@ -65,6 +65,11 @@ class Pairing:
         return {target: found for target, found in self._best() if found[1] >= self.least}
 
     @property
+    def moved(self) -> int:
+        """How many target layers take after a source layer of another name."""
+        return sum(target != origin for target, (origin, _) in self.pairs.items())
+
+    @property
     def unmatched(self) -> dict[str, tuple[str, float]]:
         """Target layers that no source layer is like, with the best there was."""
         return {target: found for target, found in self._best() if found[1] < self.least}
@@ -113,10 +118,9 @@ class Pairing:
 
     def notes(self) -> list[str]:
         """What the user should know before the run."""
-        moved = sum(target != origin for target, (origin, _) in self.pairs.items())
         found = [
-            f"the models differ in depth: {len(self.pairs)} target layers are paired by similarity, {moved} of them "
-            "with a layer of another name (--pairing name pairs by name)"
+            f"the models differ in depth: {len(self.pairs)} target layers are paired by similarity, {self.moved} of "
+            "them with a layer of another name (--pairing name pairs by name)"
         ]
         if self.unmatched:
             listed = [f"{target} ({phi:.2f} with {origin})" for target, (origin, phi) in self.unmatched.items()]
@@ -181,7 +185,11 @@ def find_pairing(
         columns = [[similarity(one, other) for one in known] for other in (basis(target, layer) for layer in targets)]
         rows = tuple(tuple(column[place] for column in columns) for place in range(len(sources)))
         groups.append(Group(role, shape, tuple(sources), tuple(targets), rows))
-    return Pairing(tuple(groups), least, alone)
+    found = Pairing(tuple(groups), least, alone)
+    if mode == "auto" and found.pairs and not found.moved:
+        _refuse_a_part(roles, source, target)
+        return None
+    return found
 
 
 def comparable(
@@ -201,6 +209,33 @@ def differ_in_depth(roles: set[str], source: Checkpoint, target: Target) -> bool
     """Whether both models have layers of some of these roles, and not the same ones."""
     mine, theirs = _names_by_role(source, roles), _names_by_role(target, roles)
     return any(mine[role] != theirs[role] for role in mine.keys() & theirs.keys())
+
+
+def _refuse_a_part(roles: set[str], source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError where one of two models that agree layer by layer lacks whole blocks of the other.
+
+    Taking blocks out of a model renames those behind them. Where none has another name, blocks are not there: the file
+    is a shard, or broke off. A few layers that are not there, in blocks that are, are no such thing.
+    """
+    blocks = [
+        {block for names in _names_by_role(model, roles).values() for layer in names if (block := block_of(layer))}
+        for model in (source, target)
+    ]
+    models: tuple[Target, ...] = (source, target)
+    for model, mine, theirs in zip(models, blocks, reversed(blocks), strict=True):
+        if missing := theirs - mine:
+            raise MismatchError(
+                f"{model.where} lacks {len(missing)} of the other model's {len(theirs)} blocks and has the others "
+                "under their own names: it is a part of a model (a shard, or a download that broke off), not a model "
+                "of another depth; give the folder with all of its files, or --pairing name if blocks were cut off its "
+                "end"
+            )
+
+
+def block_of(layer: str) -> str:
+    """The block that a layer is in, by its name: `blocks.3` of `blocks.3.ffn.0`; "" outside of blocks."""
+    *_, last = [None, *_BLOCK.finditer(layer)]
+    return "" if last is None else layer[: last.end()]
 
 
 def role_of(layer: str) -> str:
