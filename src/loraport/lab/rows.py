@@ -166,7 +166,7 @@ def probed(probe: Probe) -> Rule:
 
 _PROBES: Mapping[str, Probe] = {
     **{
-        f"dominant only {q:g}": KeepDominant(q, directions="all", clusters="single")
+        f"dominant only {q:g}": KeepDominant(q, directions="all", clusters="lora")
         for q in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     },
     "over-activated, mean 2": OverActivate(variance=0.0, noise="factors"),
