@@ -133,7 +133,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         "two DoRA magnitudes",
     ),
     "mid factor": (tensors(lora_mid__weight=torch.ones(3, 3, 2, 2)), MismatchError, "do not fit together"),
-    "rows of a fused layer": (pair(FUSED, 25), MismatchError, "25 rows, which cannot be divided into its 3 layers"),
+    "rows of a fused layer": (pair(FUSED, 25), MismatchError, "25 rows, which cannot be divided into 3 equal parts"),
     "rows of halves": (pair(HALVES, 15), MismatchError, "15 rows, which cannot be divided into two halves"),
     "fused and alone": (pair(FUSED, 24) | pair(ALONE, 8), MismatchError, r"attn\.to_v' is given twice"),
     "fused without B": ({f"{FUSED}.lora_A.weight": torch.ones(1, 8)}, MismatchError, rf"'{FUSED}\.lora_B\.weight' is"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ PARAMETERS = {
     ".b_norm": "bias",
     ".lora_B.bias": "bias",
     ".lora_up.bias": "bias",
-    ".diff_m": "modulation",
 }
 """The ending of an extra key -> the parameter of the layer that it is added to."""
 
@@ -156,6 +155,12 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
 
 
+def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:
+    """The parameter that a difference of one of its key's layers is added to; `layer` may be a parameter itself."""
+    name = layer if key.bare else f"{layer}.{PARAMETERS[key.part]}"
+    return layer if name not in model and key.part == ".diff" and layer in model else name
+
+
 def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, lora: Lora) -> tuple[str, str]:
     """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
     if key.text_encoder and not key.clip:
@@ -165,7 +170,7 @@ def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint,
     if key.part not in PARAMETERS:
         return "", "an unknown ending"
     layer = flat.get(layer, layer) if key.unresolved else layer
-    name = f"{layer}.{PARAMETERS[key.part]}"
+    name = parameter_of(key, layer, model)
     if name in model:
         return name, ""
     return "", _without(model, lora, layer) if key.clip else f"{model.where} has no {name}"

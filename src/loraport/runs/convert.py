@@ -27,7 +27,7 @@ from loraport.weights.families import WAN
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_extras import respelled
-from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, write_lora
+from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
 from loraport.weights.variants import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 
 _OURS = "loraport."
@@ -99,9 +99,10 @@ def convert(
         for line in layer_lines(lora):
             each(line)
     dialect = output_dialect(lora, to)
-    kept = [layer for layer in lora.layers if dialect.flat or layer not in lora.unresolved]
+    nameless = without_name(lora, dialect)
+    kept = [layer for layer in lora.layers if layer not in nameless]
     if not kept and not respelled(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
-        raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora)}")
+        raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora, nameless)}")
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, dialect.folder)
     layers = plain_layers(lora, source, rule)
@@ -183,11 +184,14 @@ def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
     }
 
 
-def _why_nothing(lora: Lora) -> str:
+def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
     if lora.encoders:
         return "since it is of text encoders alone, and PEFT's folder is one network's; use comfy, diffusers or kohya"
-    if lora.layers:
+    if set(nameless) <= lora.unresolved and nameless:
         return "since its layers are known by flattened names only; use kohya"
+    if nameless:
+        layer, reason = next(iter(nameless.items()))
+        return f"since of {layer}, for one, {reason}"
     return "since it holds full differences and no factors; use comfy or kohya"
 
 

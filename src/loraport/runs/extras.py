@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraport.runs.accelerator import Target
-from loraport.runs.additions import PARAMETERS, check_finite, misfit
+from loraport.runs.additions import PARAMETERS, check_finite, misfit, parameter_of
 from loraport.weights.dialects import WHOLE, LoraKey
 from loraport.weights.fused import view
 from loraport.weights.kernels import kernel_in, same_weight
@@ -34,13 +34,13 @@ def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -
     if key.part in WHOLE:
         check_finite(lora, key.key, lora.extras[key.key])
         return ""
-    if not any(layer in layers for layer, _ in key.pieces):
+    if not any(layer in layers or layer in target for layer, _ in key.pieces):
         return f"{target.where} has no such layer"
     stored = lora.extras[key.key]
     check_finite(lora, key.key, stored)
     if key.part not in PARAMETERS:
         return ""
-    names = {layer: f"{layer}.{PARAMETERS[key.part]}" for layer, _ in key.pieces}
+    names = {layer: parameter_of(key, layer, target) for layer, _ in key.pieces}
     for layer, place in key.pieces:
         if names[layer] not in target:
             continue

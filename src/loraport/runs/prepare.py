@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import loraport
-from loraport.errors import LoraportError, OutputError, SettingsError
+from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.runs.config import TransferConfig
 from loraport.runs.extras import fitted
@@ -23,7 +23,7 @@ from loraport.runs.whole_weights import as_differences, carried_note
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_write import check_form, output_dialect
+from loraport.weights.lora_write import check_form, output_dialect, without_name
 from loraport.weights.provenance import accumulated_loss
 from loraport.weights.variants import LARGEST_AUTO_RANK
 
@@ -117,7 +117,8 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
         parsed = [lora.parse(key) for key in lora.extras]
         if lora.unresolved or any(one.unresolved for one in parsed):
             return None
-        found |= {*lora.layers, *(name for one in parsed if not one.text_encoder for name, _ in one.pieces)}
+        names = [(name, one.bare) for one in parsed if not one.text_encoder for name, _ in one.pieces]
+        found |= {*lora.layers, *(name.rpartition(".")[0] if bare else name for name, bare in names)}
     return found
 
 
@@ -154,8 +155,12 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
 
 def _check_output(config: TransferConfig, lora: Lora, loras: Sequence[str]) -> None:
     output = Path(config.output)
-    folder = not config.as_diff and output_dialect(lora, config.format).folder
-    check_form(output, folder)
+    dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
+    check_form(output, not config.as_diff and dialect.folder)
+    nameless = without_name(lora, dialect)
+    if nameless and len(nameless) == len(lora.layers):
+        layer, reason = next(iter(nameless.items()))
+        raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
     for model in (*loras, config.source, *target_places(config.target)):
         if output.exists() and Path(model).exists() and output.samefile(model):
             raise OutputError(f"{output} is an input of this run; give the result another name")

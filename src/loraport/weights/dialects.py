@@ -18,6 +18,7 @@ from loraport.weights.names import (
     find_start,
     known_start,
     locate,
+    locate_parameter,
     spellings,
     without_modules,
     without_wrappers,
@@ -46,6 +47,8 @@ PEFT_PREFIX = "base_model.model."
 SCALES = (".alpha", ".lora_alpha", ".lora_rank")
 ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
 """Full differences and biases: they are no product of factors, and are carried through."""
+PARAMETER_DIFF = ".PARAMETER.diff"
+"""The difference of a parameter that is no `.weight`, by its full name as in ComfyUI: `blocks.0.modulation.diff`."""
 
 WHOLE = (".weight", ".bias")
 """Weights as they stand in a model, beside the factors: no differences. PEFT's wrappers may stand before the ending."""
@@ -139,6 +142,10 @@ class LoraKey:
     part: str
     dialect: Dialect
     text_encoder: bool = False
+    bare: bool = False
+    """Whether it adds to a parameter outside all layers (`blocks.0.modulation`), which `layer` then names."""
+    by_name: bool = False
+    """Whether it is spelled by the full name of a parameter that is no `.weight`."""
     wrapped: bool = False
     """Whether names of wrappers (`_orig_mod`) stood in it; they are in no name here but `key`."""
     clip: bool = False
@@ -159,6 +166,13 @@ class LoraKey:
         """The key of the other factor, as the same writer would have called it."""
         mine, other = self.dialect.pair if self.part == "A" else self.dialect.pair[::-1]
         return self.key.removesuffix(mine) + other
+
+    @property
+    def ending(self) -> str:
+        """What its ending means to a loader."""
+        if self.by_name:
+            return PARAMETER_DIFF
+        return ".diff_m" if self.bare else self.part
 
     @property
     def unresolved(self) -> bool:
@@ -214,10 +228,34 @@ def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) ->
     found: Located | None = locate(module, flat=dialect.flat, prefer=dialect.family)
     if found is None and f"{module}.".count("module."):
         found = locate(without_modules(module), prefer=dialect.family)
+    if found is None and part in (".diff", ".diff_m") and not dialect.flat:
+        return _of_parameter(key, prefix, module, part, dialect)
     if found is None:
         return LoraKey(key, prefix, module, _unknown(module), part, replace(dialect, family=None))
     dialect = replace(dialect, naming=found.naming, family=found.family.name)
     return LoraKey(key, prefix, module, found.pieces, part, dialect)
+
+
+_LEAVES = {"weight": ".diff", "bias": ".diff_b"}
+
+
+def _of_parameter(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
+    """A difference spelled by a parameter's name: `X.bias.diff`, `X.query_norm.scale.diff`, `blocks.0.modulation.diff`.
+
+    LightX2V spells the last `blocks.0.diff_m`, which is the same thing.
+    """
+    name = f"{module}.modulation" if part == ".diff_m" else module
+    found = locate_parameter(name, prefer=dialect.family)
+    pieces = _unknown(name) if found is None else found.pieces
+    family, naming = (None, None) if found is None else (found.family.name, found.naming)
+    leaf = pieces[0][0].rpartition(".")[2]
+    if leaf in _LEAVES:
+        pieces = tuple((canonical.removesuffix(f".{leaf}"), place) for canonical, place in pieces)
+    return LoraKey(
+        key, prefix, module, pieces, _LEAVES.get(leaf, ".diff"), replace(dialect, naming=naming, family=family),
+        bare=leaf not in _LEAVES and (found is not None or part == ".diff_m"),
+        by_name=part == ".diff" and (found is not None or leaf in _LEAVES),
+    )  # fmt: skip
 
 
 def _unknown(name: str) -> tuple[Piece, ...]:
@@ -252,6 +290,37 @@ def says_lora(key: str) -> bool:
 def refused_kind(key: str) -> str | None:
     """What a key holds that this version does not read, or None."""
     return next((kind for pattern, kind in REFUSED.items() if pattern.fullmatch(key)), None)
+
+
+NO_NAME = "its layer is known by a flattened name only, which this format cannot hold"
+_OF_DIFFUSERS = frozenset({PEFT_PREFIX, "transformer.", "unet.", ""})
+_OF_COMFYUI = frozenset({"diffusion_model.", "model.diffusion_model.", "lora_unet_", "lora_unet__"})
+
+
+def no_name(layer: str, was: Dialect, becomes: Dialect) -> str:
+    """Why a layer has no name in another dialect, for people; "" where it has one.
+
+    A name in no table goes along only where both dialects name modules as the same model does.
+    """
+    if becomes is was:
+        return ""
+    family = FAMILIES[becomes.family] if becomes.family and becomes.naming else None
+    if family and becomes.naming and family.place(layer, becomes.naming):
+        return ""
+    if was.naming == becomes.naming and _same_modules(was, becomes):
+        return ""
+    if family and family.place(layer, family.canonical):
+        return f"the model has no such layer where it has {becomes.naming} names"
+    return "its name is in no table, so what the loaders of this format call it is not known"
+
+
+def _same_modules(was: Dialect, becomes: Dialect) -> bool:
+    prefixes = {was.prefix, becomes.prefix}
+    if len(prefixes) == 1:
+        return was.flat == becomes.flat
+    if was.family is None:
+        return prefixes <= _OF_DIFFUSERS - {""} or prefixes <= _OF_COMFYUI
+    return was.naming == "diffusers" and prefixes <= _OF_DIFFUSERS
 
 
 def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:

@@ -80,7 +80,7 @@ def facts_of(lora: Lora) -> Facts | None:
         tuple(lora.layers),
         lora.dialect.processor,
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
-        frozenset(key.part for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part),
+        frozenset(key.ending for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part),
         {layer: _spellings(some, lora.dialect.family) for layer, some in keys.items()},
     )
 

@@ -8,7 +8,7 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-from loraport.weights.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
+from loraport.weights.dialects import KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
 from loraport.weights.families import FAMILIES
 from loraport.weights.loader_facts import Facts, Spelling
 from loraport.weights.loaders import Loader, Verdict, verdict
@@ -30,6 +30,7 @@ _CASA: tuple[Spelling, ...] = tuple(
 _FASTVIDEO = ("original", "diffusers", "fastvideo")
 
 _COMFYUI = "github.com/Comfy-Org/ComfyUI, comfy/lora.py (17358c8), comfy/weight_adapter/ (0323d87)"
+_COMFYUI_EXTRAS = frozenset({".diff", ".diff_b", ".w_norm", ".b_norm", PARAMETER_DIFF})
 _DIFFUSERS = "huggingface/diffusers 0.42"
 _WAN_PIPELINE = f"{_DIFFUSERS}, WanPipeline.load_lora_weights, run on tiny models; mixed ranks: its issue 14409"
 _UNET_PIPELINES = (
@@ -45,7 +46,7 @@ _WAN: tuple[Loader, ...] = (
         _of("wan", ("diffusion_model.", "original"), ("lora_unet_", "original")),
         "comfy",
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+        extras=_COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -127,7 +128,7 @@ _HUNYUAN: tuple[Loader, ...] = (
             ("diffusion_model.", "diffusion-pipe"), ("transformer.", "diffusion-pipe")),
         "comfy",
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+        extras=_COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -184,7 +185,7 @@ _HUNYUAN_1: tuple[Loader, ...] = (
             ("diffusion_model.", "diffusion-pipe")),
         "comfy",
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+        extras=_COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -219,7 +220,7 @@ _UNETS: tuple[Loader, ...] = (
             ("diffusion_model.", "original")),
         "kohya",
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+        extras=_COMFYUI_EXTRAS,
     ),
     Loader(
         "ComfyUI",
@@ -227,7 +228,7 @@ _UNETS: tuple[Loader, ...] = (
         _of("sd1.5 sdxl", ("unet.", "diffusers"), ("", "diffusers")),
         "kohya",
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=frozenset({".diff", ".diff_b", ".w_norm", ".b_norm"}),
+        extras=_COMFYUI_EXTRAS,
         processors=True,
     ),
     Loader(

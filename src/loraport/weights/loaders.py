@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loraport.weights.dialects import ADDITIONS, PAIRS, Pair
+from loraport.weights.dialects import ADDITIONS, PAIRS, PARAMETER_DIFF, Pair
 from loraport.weights.loader_facts import Facts, Spelling
 
 Takes = Literal["yes", "partly", "no"]
@@ -131,6 +131,8 @@ def _losses(loader: Loader, facts: Facts) -> list[str]:
         found.append(_PROCESSORS)
     if facts.convolutions and not loader.convolutions:
         found.append("convolutions are left out")
-    if lost := sorted(part for part in facts.extras if part in ADDITIONS and part not in loader.extras):
+    if lost := sorted(
+        part for part in facts.extras if part in (*ADDITIONS, PARAMETER_DIFF) and part not in loader.extras
+    ):
         found.append(f"{', '.join(lost)} are left out")
     return found

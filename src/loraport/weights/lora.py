@@ -110,7 +110,9 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
     if diffs:
         matrices = [
-            one for one in parsed if one.part == ".diff" and not one.text_encoder and len(tensors[one.key].shape) > 1
+            one
+            for one in parsed
+            if one.part == ".diff" and not one.text_encoder and not one.bare and len(tensors[one.key].shape) > 1
         ]
         for one in matrices:
             makers[one.layer] = partial(reader.full, one, makers.get(one.layer))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from loraport.weights.dialects import WHOLE, Dialect, LoraKey
+from loraport.weights.dialects import NO_NAME, WHOLE, Dialect, LoraKey, no_name
+from loraport.weights.families import FAMILIES
 from loraport.weights.lora import BIASES_OF_B, Lora
 from loraport.weights.lora_encoders import encoder_spelling, why_not
 from loraport.weights.names import is_known
@@ -24,16 +25,18 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
             continue
         parsed = like.parse(key)
         reason = why_not(parsed, like, dialect) if parsed.text_encoder else ""
-        if reason or (parsed.text_encoder and not parsed.clip):
+        own = dialect is like.dialect or (dialect == like.dialect and not parsed.bare)
+        whole = parsed.part in WHOLE and not parsed.text_encoder
+        if reason or own or whole or (parsed.text_encoder and not parsed.clip):
             new = key
-        elif dialect == like.dialect or (parsed.part in WHOLE and not parsed.text_encoder):
-            new = key
+        elif parsed.clip:
+            suffix, reason = _suffix(parsed, dialect, layers)
+            spelling, name = encoder_spelling(parsed.layer, like, dialect)
+            new = spelling.key(name, suffix)
         else:
             suffix, reason = _suffix(parsed, dialect, layers)
-            if not reason and not (parsed.whole and dialect.place(parsed.layer).whole):
-                reason = "its rows stand elsewhere in this format, where only factors are moved"
-            spelling, name = encoder_spelling(parsed.layer, like, dialect) if parsed.clip else (dialect, parsed.layer)
-            new = spelling.key(name, suffix)
+            reason = reason or _lost_place(parsed, like.dialect, dialect)
+            new = _by_name(parsed, dialect) or dialect.key(parsed.layer, suffix)
         if reason:
             lost.append((key, reason))
         else:
@@ -41,17 +44,41 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
     return kept, lost
 
 
+def _lost_place(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
+    """Why a difference has no place in this dialect, whatever its ending; "" where it has one."""
+    if not key.bare:
+        for name, _ in key.pieces:
+            if reason := no_name(name, was, dialect):
+                return reason
+    if not (key.whole and (key.bare or dialect.place(key.layer).whole)):
+        return "its rows stand elsewhere in this format, where only factors are moved"
+    return ""
+
+
+def _by_name(key: LoraKey, dialect: Dialect) -> str | None:
+    """The key as ComfyUI reads it, where the parameter is none of a layer's `.weight` there; else None."""
+    if dialect.prefix != "diffusion_model." or key.part not in (".diff", ".w_norm"):
+        return None
+    parameter = key.layer if key.bare else f"{key.layer}.weight"
+    family = FAMILIES.get(dialect.family or "")
+    place = family.parameter_place(parameter, dialect.naming) if family and dialect.naming else None
+    stored = parameter if place is None else place.name
+    return None if stored.endswith(".weight") and not key.bare else f"{dialect.prefix}{stored}.diff"
+
+
 def _suffix(key: LoraKey, dialect: Dialect, layers: Container[str]) -> tuple[str, str]:
     """(the ending in this dialect, "") or ("", the reason why there is none)."""
     if key.part == "":
         return "", "an unknown ending, which has no counterpart in another format"
     if key.unresolved and not dialect.flat:
-        return "", "its layer is known by a flattened name only, which this format cannot hold"
+        return "", NO_NAME
     is_bias = key.part == ".diff_b" or key.part in BIASES_OF_B
     if dialect.prefix != "diffusion_model." and not dialect.flat:
         if is_bias and key.layer in layers and dialect.pair[1].endswith(".weight"):
             return dialect.pair[1].removesuffix(".weight") + ".bias", ""
         return "", "the loaders of this format read factors only"
+    if key.bare and dialect.flat:
+        return "", "the loaders of this format know the names of layers only"
     if is_bias:
         return ".diff_b", ""
     if dialect.flat and not key.clip and not is_known(key.layer):

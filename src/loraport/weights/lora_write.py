@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,16 @@ from torch import Tensor
 from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.spectral.svd import LowRank
 from loraport.weights.alpha import BASE_MODEL, HEADER_FIELD
-from loraport.weights.dialects import KOHYA_PAIR, PEFT_PREFIX, VARIANTS, Dialect, majority_dialect, parse_key
+from loraport.weights.dialects import (
+    KOHYA_PAIR,
+    NO_NAME,
+    PEFT_PREFIX,
+    VARIANTS,
+    Dialect,
+    majority_dialect,
+    no_name,
+    parse_key,
+)
 from loraport.weights.families import FAMILIES
 from loraport.weights.fused import dense_together, put_together
 from loraport.weights.header_words import lasting
@@ -35,6 +44,7 @@ from loraport.weights.lora_tensors import cast, layer_tensors, padded
 from loraport.weights.provenance import PREFIX
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
+Value = TypeVar("Value")
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]
 
 FORMATS: Mapping[str, Dialect] = {
@@ -71,7 +81,8 @@ def output_dialect(like: Lora, format: str) -> Dialect:
         return like.dialect
     dialect = checked_dialect(format)
     if like.dialect.family is None:
-        return dialect
+        of_component = format == "diffusers" and like.dialect.prefix in ("unet.", "transformer.")
+        return replace(dialect, prefix=like.dialect.prefix) if of_component else dialect
     family = FAMILIES[like.dialect.family]
     if format not in family.written:
         raise SettingsError(
@@ -177,8 +188,7 @@ def write_diff(
     Raises OutputError where nothing can be written.
     """
     dialect = output_dialect(like, "comfy")
-    named = {layer: update for layer, update in updates.items() if layer not in like.unresolved}
-    dropped = [(key, _NO_NAME) for layer in updates.keys() - named.keys() for key in like.keys.get(layer, ())]
+    named, dropped = _spelled(updates, like, dialect)
     pending = {}
     for layer, update in dense_together(named, dialect).items():
         pending[dialect.key(layer, ".diff")] = _dense(layer, update, like.kernels.get(layer, ()), dtype)
@@ -228,15 +238,21 @@ def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str
     return {**lasting(like.metadata), "format": "pt", **own}
 
 
-_NO_NAME = "its layer is known by a flattened name only, which this format cannot hold"
+def without_name(like: Lora, dialect: Dialect) -> dict[str, str]:
+    """The layers of a LoRA that a dialect has no name for -> why."""
+    reasons = {
+        layer: NO_NAME if layer in like.unresolved and not dialect.flat else no_name(layer, like.dialect, dialect)
+        for layer in like.layers
+    }
+    return {layer: reason for layer, reason in reasons.items() if reason}
 
 
 def _spelled(
-    layers: Mapping[str, LowRank], like: Lora, dialect: Dialect
-) -> tuple[dict[str, LowRank], list[tuple[str, str]]]:
+    layers: Mapping[str, Value], like: Lora, dialect: Dialect
+) -> tuple[dict[str, Value], list[tuple[str, str]]]:
     """The layers that the dialect has a name for, and the input keys of the others."""
-    lost = set() if dialect.flat else set(layers) & like.unresolved
-    dropped = [(key, _NO_NAME) for layer in sorted(lost) for key in like.keys.get(layer, ())]
+    lost = without_name(like, dialect)
+    dropped = [(key, lost[layer]) for layer in sorted(lost) if layer in layers for key in like.keys.get(layer, ())]
     return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
 
 

@@ -51,6 +51,15 @@ def locate(name: str, *, flat: bool = False, prefer: str | None = None) -> Locat
     return None
 
 
+def locate_parameter(name: str, *, prefer: str | None = None) -> Located | None:
+    """A stored parameter (`blocks.0.modulation`, `….query_norm.scale`, `….q.bias`) in the first table that has it."""
+    for family in sorted(FAMILIES.values(), key=lambda family: family.name != prefer):
+        for naming in family.namings:
+            if pieces := family.parameter_pieces(name, naming):
+                return Located(family, naming, pieces)
+    return None
+
+
 def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming]]:
     """Every table and naming that has a stored layer of this name."""
     if "{}" in name:
