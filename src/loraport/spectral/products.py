@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +24,14 @@ def times_few(A: Float[Tensor, "rows n"], X: Float[Tensor, "n m"]) -> Float[Tens
 ROWS = 2048
 """Rows of a matrix that are held in another precision at a time."""
 
+def sum_of_pieces(rows: int, term: Callable[[slice], Tensor]) -> Tensor:
+    """The sum of a term over the rows of a matrix, so many at a time; at least one piece, which may be empty."""
+    total = term(slice(0, ROWS))
+    for start in range(ROWS, rows, ROWS):
+        total = total.add_(term(slice(start, start + ROWS)))
+    return total
+
+
 STRIPS = 4
 """Strips of columns of a Gram matrix, each computed from its first diagonal entry down: 5/8 of all sums."""
 
@@ -35,3 +46,34 @@ def lower_gram(X: Float[Tensor, "rows n"], dtype: torch.dtype) -> Float[Tensor, 
             strip = slice(start, start + width)
             total[start:, strip].addmm_(piece[:, start:].mT, piece[:, strip])
     return total
+
+
+def norm(X: Tensor) -> float:
+    """‖X‖_F, summed in double precision: in single a matrix of 13824 × 5120 comes out 0.6 % too small."""
+    return math.sqrt(energy(X))
+
+
+def energy(X: Tensor) -> float:
+    """‖X‖²_F, summed in double precision."""
+    return inner(X, X)
+
+
+def inner(X: Tensor, Y: Tensor) -> float:
+    """⟨X, Y⟩, summed in double precision, piece by piece."""
+    if not X.numel():
+        return 0.0
+    pairs = zip(in_pieces(X), in_pieces(Y), strict=True)
+    return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
+
+_PIECE = 1 << 17
+"""Values in a piece."""
+
+
+def in_pieces(values: Tensor) -> tuple[Tensor, ...]:
+    """The values end to end, in pieces that a processor's cache holds, where several passes cost little more than one.
+
+    On a card they are one piece.
+    """
+    flat = values.reshape(-1)
+    return torch.split(flat, _PIECE) if values.device.type == "cpu" and len(flat) else (flat,)

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
-from loraport.once import once
-from loraport.spectral.products import lower_gram, times_few
+from loraport.spectral.products import ROWS, lower_gram, sum_of_pieces, times_few
 
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -48,89 +47,48 @@ class SingularBasis:
         """Whether neither side has a complement."""
         return self.shape[0] == self.shape[1]
 
+    @property
+    def rank(self) -> int:
+        """Directions that the weight has; the others, if any, are those of its rounding and arbitrary."""
+        return spectrum_rank(self.S)
+
+    def values(self, dtype: torch.dtype) -> Float[Tensor, " n"]:
+        """The singular values, as exactly as they are known."""
+        return self.S.to(dtype)
+
+    def rows(self, dtype: torch.dtype) -> Float[Tensor, "n in"]:
+        """The right directions as rows, as exactly as they are known."""
+        return self.Vh.to(dtype)
+
     def left_rows(self, start: int) -> Float[Tensor, "w out"]:
         """The left directions from one on, as rows."""
         return self.U.mT[start:]
 
+    def left_piece(self, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows m"]:
+        """Some rows of a matrix L from which Uᵀ·X = `from_left(Lᵀ·X)` follows."""
+        return self.U[rows].to(dtype)
+
+    def from_left(self, sums: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
+        """Uᵀ·X from Lᵀ·X."""
+        return sums
+
     def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
-        """Uᵀ·X"""
-        return times_few(self.U.mT, X)
+        """Uᵀ·X in the precision of X"""
+        if X.dtype == self.S.dtype:
+            return times_few(self.U.mT, X)
+        return self.from_left(sum_of_pieces(len(X), lambda rows: self.left_piece(rows, X.dtype).mT @ X[rows]))
 
     def carried_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
         """U·X"""
         return times_few(self.U, X)
 
 
-class HalfBasis(SingularBasis):
-    """The basis of a square or tall weight whose left directions follow from the weight: u_i = W·v_i / S_i.
+def spectrum_rank(S: Float[Tensor, " n"]) -> int:
+    """Number of singular values above rounding: S_i > eps · ‖S‖, eps that of their dtype.
 
-    An error ε of v_i comes back as ε·rms(S) / S_i, so the directions below the first `len(S) − len(weak)` are given
-    (`weak`, as rows; `strong_directions` says how many not). U is made when somebody asks for all of it; for a few
-    columns it need not be. The weight is looked at then, and must not change.
+    ‖W − W'‖ ≤ eps · ‖W‖ for a weight that was rounded to it: what lies below has no direction of its own.
     """
-
-    _W: Tensor
-    _weak: Tensor
-    _strong: int
-
-    def __init__(
-        self, W: Float[Tensor, "out n"], S: Float[Tensor, " n"], Vh: Float[Tensor, "n n"], weak: Float[Tensor, "w out"]
-    ) -> None:
-        strong = len(S) - len(weak)
-        self.__dict__.update(S=S, Vh=Vh, _W=W, _weak=weak, _strong=strong)
-
-    @once
-    def U(self) -> Float[Tensor, "out n"]:  # noqa: N802
-        """All left directions."""
-        S, Vh = self.S[: self._strong], self.Vh[: self._strong]
-        return torch.cat([self._W @ (Vh.mT / S), self._weak.mT], dim=1)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight; U is not made for that."""
-        return self._W.shape[0], self._W.shape[1]
-
-    def transposed(self) -> SingularBasis:
-        """The basis of Wᵀ."""
-        return _Turned(self)
-
-    def left_rows(self, start: int) -> Float[Tensor, "w out"]:
-        """The left directions from one on, as rows; the given ones without the others."""
-        return self._weak[start - self._strong :] if start >= self._strong else super().left_rows(start)
-
-    def seen_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
-        """Uᵀ·X without U."""
-        strong = times_few(self.Vh[: self._strong], times_few(self._W.mT, X))
-        return torch.cat([strong / self.S[: self._strong, None], times_few(self._weak, X)])
-
-    def carried_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
-        """U·X without U."""
-        strong = X[: self._strong] / self.S[: self._strong, None]
-        found = times_few(self._W, times_few(self.Vh[: self._strong].mT, strong))
-        return found.add_(times_few(self._weak.mT, X[self._strong :]))
-
-
-class _Turned(SingularBasis):
-    """The basis of a wide weight, whose right directions follow from it."""
-
-    _upright: HalfBasis
-
-    def __init__(self, upright: HalfBasis) -> None:
-        self.__dict__.update(S=upright.S, U=upright.Vh.mT, _upright=upright)
-
-    @property
-    def Vh(self) -> Float[Tensor, "n in"]:  # noqa: N802
-        """All right directions."""
-        return self._upright.U.mT
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight."""
-        return self._upright.shape[::-1]
-
-    def transposed(self) -> SingularBasis:
-        """The basis of the tall weight."""
-        return self._upright
+    return int((S.double() > torch.finfo(S.dtype).eps * S.double().norm()).sum())
 
 
 @dataclass(frozen=True)
@@ -183,61 +141,84 @@ def decompose(W: Float[Tensor, "out in"]) -> SingularBasis:
     """The thin singular basis of a weight (paper §3.1).
 
     Equal to `numpy.linalg.svd(W, full_matrices=False)`. A full basis is never formed: what completes it is arbitrary.
-    A wide weight is decomposed as its transpose. Single precision goes by the eigenvectors of WᵀW in double precision:
-    half of the time, and small singular values that are better than LAPACK's in single precision, since those are right
-    to 1e-7 of the largest and these to 1e-16 of the largest squared. Where the spectrum falls by more than 1e5, where
-    that would not hold, and in double precision LAPACK's divide and conquer does the work, and its slower QR iteration
-    where that does not converge. Raises InputError for NaN or infinite entries.
+    A wide weight is decomposed as its transpose. Single precision is computed in double and rounded at the end, see
+    `right_directions`. Raises InputError for NaN or infinite entries. The basis has its own memory.
     """
     if W.shape[0] < W.shape[1]:
         return decompose(W.mT.contiguous()).transposed()
-    if not torch.isfinite(W).all():
-        raise InputError("the weight holds NaN or infinite values; use an undamaged checkpoint")
-    found = _by_gram(W) if W.dtype == torch.float32 else None
-    return _by_lapack(W) if found is None else found
-
-
-WEAK = 0.2
-"""Directions with a singular value below so many root mean squares are given on both sides in half a basis: the others
-come back from the weight with at most five times the error."""
-
-
-def strong_directions(S: Float[Tensor, " n"]) -> int:
-    """How many of the left directions half a basis leaves to the weight."""
-    mean = S.double().square().mean().sqrt()
-    return int((S > 0).logical_and(S >= WEAK * mean).sum())
+    S, V, U = right_directions(W)
+    left = _left_directions(W, S, V) if U is None else U.to(W.dtype)
+    return SingularBasis(left, S.to(W.dtype), V.mT.to(W.dtype).contiguous())
 
 
 STEEPEST = 1e5
 """Ratio of the largest to the smallest singular value up to which the Gram matrix is trusted: the last left directions
 are then orthonormal to 1e-16 · STEEPEST² = 1e-6."""
 
+UNCERTAIN = 1e-8
+"""Error of a direction from which on the Gram matrix is not trusted where the weight itself gives it more exactly."""
 
-def _by_gram(W: Float[Tensor, "out n"]) -> SingularBasis | None:
-    """The basis by way of WᵀW = V·S²·Vᵀ and U = W·V / S; None where the spectrum is too steep for that."""
+
+def right_directions(W: Float[Tensor, "out n"]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """S and V of a square or tall weight in double precision, and U where the way there gives it.
+
+    Single precision goes by the eigenvectors of WᵀW in double: half of the time of LAPACK's SVD in single precision,
+    and exact enough for decisions that have thresholds. Where the spectrum is too steep for that, and in double
+    precision, LAPACK's divide and conquer in double does the work, and its slower QR iteration where that does not
+    converge. Raises InputError for NaN or infinite entries.
+    """
+    if not torch.isfinite(W).all():
+        raise InputError("the weight holds NaN or infinite values; use an undamaged checkpoint")
+    found = _by_gram(W) if W.dtype == torch.float32 else None
+    return _by_lapack(W.double()) if found is None else found
+
+
+def _by_gram(W: Float[Tensor, "out n"]) -> tuple[Tensor, Tensor, None] | None:
+    """S and V by way of WᵀW = V·S²·Vᵀ; None where the spectrum is too steep for that."""
     try:
         values, V = torch.linalg.eigh(lower_gram(W, torch.float64))  # which looks at no more
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
     S, V = values.flip(0).clamp(min=0).sqrt(), V.flip(1)
-    if not S[0] <= STEEPEST * S[-1]:
-        return None
-    # single precision costs u_i an error of 1e-7·S_1 / S_i: the weakest ones are made in double
-    strong = strong_directions(S)
-    fair = max(strong, int((100 * S >= S[0]).sum()))
-    weak = [(W @ (V[:, strong:fair] / S[strong:fair]).float()).mT]
-    weak += [(W.double() @ (V[:, fair:] / S[fair:])).mT.float()] if fair < len(S) else []
-    return HalfBasis(W, S.float(), V.mT.float().contiguous(), torch.cat(weak))
+    return None if _is_too_steep(S) else (S, V, None)
 
 
-def _by_lapack(W: Float[Tensor, "out n"]) -> SingularBasis:
+def _is_too_steep(S: Float[Tensor, " n"]) -> bool:
+    """Whether LAPACK on the weight is better than eigenvectors of its Gram matrix.
+
+    A rounding of WᵀW by eps·S_1² turns neighbours by eps·S_1² / (S_i² − S_j²), one of W by eps·S_1 / (S_i − S_j): that
+    is less where both are small against S_1.
+    """
+    if not (S[0] > 0 and S[0] <= STEEPEST * S[-1]):
+        return True
+    share = S / S[0]
+    before, after = share[:-1], share[1:]
+    turned = torch.finfo(S.dtype).eps / (before.square() - after.square()) * (before / after)
+    return bool((turned.gt(UNCERTAIN) & (before + after).lt(0.1)).any())
+
+
+def _left_directions(W: Float[Tensor, "out n"], S: Float[Tensor, " n"], V: Float[Tensor, "n n"]) -> Tensor:
+    """U = W·V / S in single precision, which costs u_i an error of 1e-7·S_1 / S_i: the weak ones are made in double."""
+    fair = int((100 * S >= S[0]).sum())
+    strong, weak = W @ (V[:, :fair] / S[:fair]).to(W.dtype), weak_directions(W, S, V, fair).mT
+    return torch.cat([strong, weak.to(W.dtype)], dim=1)
+
+
+def weak_directions(W: Float[Tensor, "out n"], S: Tensor, V: Tensor, start: int) -> Float[Tensor, "w out"]:
+    """The left directions from one on, as rows, in double precision."""
+    few = V[:, start:] / S[start:]
+    return torch.cat([piece.double() @ few for piece in W.split(ROWS)]).mT
+
+
+def _by_lapack(W: Float[Tensor, "out n"]) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        return SingularBasis(*torch.linalg.svd(W, full_matrices=False))
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         from scipy.linalg import svd
 
-        U, S, Vh = svd(W.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
-        return SingularBasis(*(torch.from_numpy(x).to(W) for x in (U, S, Vh)))
+        found = svd(W.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        U, S, Vh = (torch.from_numpy(x).to(W) for x in found)
+    return S, Vh.mT, U
 
 
 def _orthonormal_columns(X: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
@@ -247,13 +228,15 @@ def _orthonormal_columns(X: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
 
 
 def energy_rank(S: Float[Tensor, " n"], energy: float) -> int:
-    """Smallest k with Σ_{i≤k} S_i² ≥ energy · Σ S_i² (Eq. 3); summed in float64.
+    """Smallest k with Σ_{i≤k} S_i² ≥ energy · Σ S_i² (Eq. 3); summed in float64. 0 for a matrix that is all zero.
 
     Raises SettingsError where energy is outside (0, 1].
     """
     if not 0 < energy <= 1:
         raise SettingsError(f"energy is {energy}, but a share of energy lies in (0, 1]")
     total = S.double().square().cumsum(0)
+    if len(S) == 0 or total[-1] == 0:
+        return 0
     k = int(torch.searchsorted(total, energy * total[-1])) + 1
     return min(k, len(S))
 
