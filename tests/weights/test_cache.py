@@ -218,16 +218,17 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
 
 WRITER = """
 import sys, torch
-from loraport.spectral.svd import SingularBasis
+from loraport.spectral.svd import decompose
 from loraport.weights.cache import BasisCache, basis_key
 torch.set_num_threads(1)
 cache, n = BasisCache(sys.argv[1]), int(sys.argv[3])
 g = torch.Generator().manual_seed(0)
-basis = SingularBasis(torch.randn(n, n, generator=g) / n**0.5, torch.ones(n), torch.randn(n, n, generator=g) / n**0.5)
+W = torch.randn(n, n, generator=g)
+basis = decompose(W)
 print("ready", flush=True)
 for number in range(int(sys.argv[2])):
     assert cache.put(basis_key("shared"), basis) is None
-    assert cache.get(basis_key("shared"), torch.zeros(n, n)) is not None
+    assert cache.get(basis_key("shared"), W) is not None
 """
 
 
@@ -260,3 +261,86 @@ def test_a_killed_writer_leaves_no_broken_entry(tmp_path):
         assert cache.get_or_compute(basis_key("shared"), weight((512, 512)), decompose) is not None
         cache.clear()
         assert cache.total_bytes() == 0
+
+
+FOREIGN = {
+    "scaled": lambda U, S, Vh: (U, 1.01 * S, Vh),
+    "of another weight": lambda U, S, Vh: torch.linalg.svd(weight((64, 48), seed=9), full_matrices=False),
+    "reversed": lambda U, S, Vh: (U.flip(1), S.flip(0), Vh.flip(0)),
+    "permuted": lambda U, S, Vh: (U, S, Vh.roll(1, 0)),
+    "without singular values": lambda U, S, Vh: (U, 0 * S, Vh),
+    "not orthonormal": lambda U, S, Vh: (U, S, Vh * 1.001),
+    "of another shape": lambda U, S, Vh: (U[:, :40], S[:40], Vh[:40, :40]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (48, 64)], ids=["tall", "wide"])
+@pytest.mark.parametrize("change", FOREIGN)
+def test_an_entry_that_is_not_of_its_weight_is_made_anew_and_said(cache, change, shape):
+    """Its checksum is right: whoever wrote it knew how."""
+    W = weight((64, 48)) if shape[0] > shape[1] else weight((64, 48)).mT.contiguous()
+    honest = BasisCache(None).get_or_compute(KEY, W, decompose)
+    basis = decompose(weight((64, 48)))
+    planted = SingularBasis(*FOREIGN[change](basis.U, basis.S, basis.Vh))
+    assert cache.put(KEY, planted if shape[0] > shape[1] else planted.transposed()) is None
+    fetched = cache.get_or_compute(KEY, W, decompose)
+    assert not fetched.found and same_bits(fetched.basis, honest.basis)
+    [note] = cache.notes
+    assert note.startswith("1 entries of the cache were made anew: ")
+    again = BasisCache(cache.folder)
+    assert again.get_or_compute(KEY, W, decompose).found and again.notes == () and again.verify() == ()
+
+
+@pytest.mark.parametrize("W", [torch.zeros(6, 4), torch.ones(6, 4), 1e-30 * weight(), 1e20 * weight()], ids=str)
+def test_an_entry_of_an_odd_weight_is_its_own(cache, W):
+    cache.get_or_compute(KEY, W, decompose)
+    assert cache.get_or_compute(KEY, W, decompose).found and cache.notes == ()
+
+
+def test_an_entry_that_lacks_parts_is_made_anew(cache):
+    filled(cache)
+    key, path = KEY, only_file(cache)
+    from safetensors.torch import load_file, save_file
+
+    from loraport.weights.cache import _metadata
+
+    tensors = load_file(path)
+    for missing in (*tensors, None):
+        some = {name: X for name, X in tensors.items() if name != missing} if missing else {"S": tensors["small"]}
+        save_file(some, path, _metadata(key, some))
+        path.chmod(0o600)
+        assert len(cache.verify()) == 1, missing
+        assert not cache.get_or_compute(KEY, weight(), decompose).found, missing
+        assert cache.verify() == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+def test_nobodys_files_are_trusted_but_the_users_own(cache, monkeypatch):
+    whole = filled(cache)
+    path = only_file(cache)
+    assert path.stat().st_mode & 0o077 == 0 and cache.folder.stat().st_mode & 0o077 == 0
+    path.chmod(0o666)
+    fetched = cache.get_or_compute(KEY, weight(), decompose)
+    assert not fetched.found and same_bits(fetched.basis, whole)
+    assert "other users may write it" in cache.notes[0] and only_file(cache).stat().st_mode & 0o077 == 0
+    for trouble in ("mode", "owner"):
+        cache.folder.chmod(0o777 if trouble == "mode" else 0o700)
+        if trouble == "owner":
+            monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        other = BasisCache(cache.folder)
+        assert not other.get_or_compute(KEY, weight(), decompose).found
+        [note] = other.notes
+        assert note.startswith(f"the cache {cache.folder} was not used: ") and "chmod go-w" in note
+        assert ("other users may write it" in note) == (trouble == "mode")
+
+
+def test_clear_follows_no_links(cache, tmp_path):
+    filled(cache)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "ab").mkdir(parents=True)
+    precious = elsewhere / "ab" / f"{'ab' * 32}.safetensors"
+    precious.write_bytes(b"x")
+    (cache.folder / "v2").symlink_to(elsewhere)
+    (cache.folder / "v3").mkdir()
+    (cache.folder / "v3" / "ab").symlink_to(elsewhere / "ab")
+    assert cache.clear()[0] == 1 and precious.exists()

@@ -13,6 +13,7 @@ from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Parts, Update
 from loraport.spectral.arbitration import (
     arbitrated_part,
+    count_borderline,
     dominant_directions,
     dominant_mask,
     over_activation_risk,
@@ -20,7 +21,7 @@ from loraport.spectral.arbitration import (
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
-from loraport.spectral.routing import Routing, routing_factors
+from loraport.spectral.routing import ALIGNMENT_EPS, Routing, routing_factors
 from loraport.spectral.selection import Entries, entries_at
 from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 from loraport.spectral.taken import Taken
@@ -38,6 +39,8 @@ class CasaSettings:
     """Predicted rotation above which two directions are connected (Eq. 4); 1 to 10 are alike in the paper."""
     eps: float = 1e-6
     """Added to the singular gap in Eq. 4, in units of singular values."""
+    eps_context: float = ALIGNMENT_EPS
+    """Added to the product of norms in Eq. 11, in units of weights squared; the published code's value."""
     q_dom: float = 0.5
     """Quantile over clusters from which on a cluster dominates (Eq. 5–6)."""
     q_act: float = 0.85
@@ -56,7 +59,7 @@ class CasaSettings:
         for name in ("energy", "energy_rectangular"):
             if not 0 < getattr(self, name) <= 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but a share of energy lies in (0, 1]")
-        for name in ("tau", "eps"):
+        for name in ("tau", "eps", "eps_context"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but it must be 0 or more")
 
@@ -80,6 +83,8 @@ class Arbitration:
     receivers: Bool[Tensor, " n"]
     places: Int[Tensor, " a"]
     """Entries where only the stronger of the two updates remains, in the rows laid end to end; none where it is off."""
+    borderline: int = 0
+    """Entries and links that lie closer to their threshold than the arithmetic is exact."""
 
     @property
     def restored(self) -> Bool[Tensor, "n n"]:
@@ -95,7 +100,8 @@ class Arbitration:
 
     def taken(self, D_fft: Float[Tensor, "out n"], restore: float, struck: Entries) -> Taken:
         """What is taken of the update: so much of the drift off the mask (Eq. 8), and single entries (Eq. 14)."""
-        return Taken(D_fft, self.basis, self.drift, self.receivers, self.senders, restore, struck)
+        drift, struck = self.drift.to(D_fft.dtype), struck.to(D_fft.dtype)
+        return Taken(D_fft, self.basis, drift, self.receivers, self.senders, restore, struck)
 
     def facts(self, settings: CasaSettings) -> dict[str, Any]:
         """What a report says of the layer. With `restore` 0, or without a drift, no entry is restored."""
@@ -105,28 +111,37 @@ class Arbitration:
         return {
             "k": k,
             "clusters": len(sizes),
-            "largest_cluster": int(sizes.max()) / k,
+            "largest_cluster": int(sizes.max()) / k if k else 0.0,
             "restored": weak if takes_back else 0.0,
             "arbitrated": len(self.places),
+            "borderline": self.borderline,
         }
 
 
 def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
-    """Clusters, dominance and risk of a square or tall layer (Eq. 2–7, 9–13)."""
+    """Clusters, dominance and risk of a square or tall layer (Eq. 2–7, 9–13).
+
+    Thresholds are met in the precision of `precision_for`. A weight of zeros has no leading direction, and so neither
+    clusters nor anything that dominates; directions that are only rounding take no part in arbitration.
+    """
     drift, basis = layer.routing(), _basis_of(layer)  # Eq. 2
-    k = leading_directions(basis, settings)  # Eq. 3
-    lora = routing_factors(layer.lora, basis)  # Eq. 2
-    C_lora = lora.dense()
-    labels = singular_clusters(C_lora[:k, :k], basis.S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
+    k, dtype = leading_directions(basis, settings), drift.C.dtype  # Eq. 3
+    lora = routing_factors(LowRank(layer.lora.B.to(dtype), layer.lora.A.to(dtype)), basis)  # Eq. 2
+    C_lora, S = lora.dense(), basis.values(torch.float64)[:k]
+    labels = singular_clusters(C_lora[:k, :k].double(), S, tau=settings.tau, eps=settings.eps)  # Eq. 4
+    lora = LowRank(lora.B.to(layer.lora.B.dtype), lora.A.to(layer.lora.A.dtype))
     send, receive = _strengths(drift, k, settings)  # Eq. 5–6
     senders = dominant_directions(send, labels, q_dom=settings.q_dom)
     receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
     if not settings.arbitrate:
         return Arbitration(basis, labels, lora, C_lora, drift, senders, receivers, labels[:0])
-    candidates = risk_candidates(C_lora, drift.C, receivers, senders)  # Eq. 7, 9
-    risk = over_activation_risk(candidates, C_lora, drift.C, labels)  # Eq. 10–13
+    candidates = risk_candidates(C_lora, drift.C, receivers, senders, basis.rank)  # Eq. 7, 9
+    risk = over_activation_risk(candidates, C_lora, drift.C, labels, eps=settings.eps_context)  # Eq. 10–13
     arbitrated = risky_entries(candidates, risk, q_act=settings.q_act)
-    return Arbitration(basis, labels, lora, C_lora, drift, senders, receivers, arbitrated)
+    close = count_borderline(
+        candidates, risk, C_lora, drift.C, q_act=settings.q_act, uncertainty=basis.uncertainty(dtype)
+    )
+    return Arbitration(basis, labels, lora, C_lora, drift, senders, receivers, arbitrated, close)
 
 
 def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
@@ -177,7 +192,7 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
 
 def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:
     """k of Eq. 3 for this layer's shape."""
-    return energy_rank(basis.S, settings.energy if basis.is_square else settings.energy_rectangular)
+    return energy_rank(basis.values(torch.float64), settings.energy if basis.is_square else settings.energy_rectangular)
 
 
 def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:

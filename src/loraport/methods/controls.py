@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from loraport.methods.casa import PAPER, CasaSettings, casa, casa_parts
 from loraport.methods.layer import Layer, Parts, Update
+from loraport.spectral.products import norm
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def undo_parts(layer: Layer, settings: UndoSettings = UndoSettings()) -> Parts:
 def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """Uniform undo of as much energy as CASA restores: β = restore · ‖(I − P_U)·D_fft·(I − P_V)‖ / ‖D_fft‖."""
     restored = restore_only(layer, settings)
-    size = float(torch.linalg.vector_norm(layer.drift))
+    size = norm(layer.drift)
     beta = restored.change_norm() / size if size else 0.0
     return Update(layer.lora, -beta * layer.drift, {**restored.facts, "amount": beta})
 

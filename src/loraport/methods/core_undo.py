@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from loraport.methods.layer import Layer, Parts, Update
+from loraport.spectral.products import norm
 from loraport.spectral.projections import on_span, span_of
 from loraport.spectral.svd import LowRank, SingularBasis, shortened
 
@@ -51,5 +51,5 @@ def _between(layer: Layer) -> tuple[SingularBasis, Tensor, float]:
     """(span(B), the rows of P_B·D_fft·P_A in that basis, their share of the drift's norm)."""
     left, right = span_of(layer.lora.B), span_of(layer.lora.A.mT)
     seen = on_span((left.U.mT @ layer.drift).mT, right.U).mT
-    size = float(torch.linalg.vector_norm(layer.drift))
-    return left, seen, float(torch.linalg.vector_norm(seen)) / size if size else 0.0
+    size = norm(layer.drift)
+    return left, seen, norm(seen) / size if size else 0.0

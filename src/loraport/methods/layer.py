@@ -12,7 +12,8 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.once import once
-from loraport.spectral.routing import Routing, observe, routing_factors
+from loraport.spectral.products import USUAL, norm
+from loraport.spectral.routing import Routing, observe, precision_for, routing_factors
 from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
 from loraport.spectral.taken import Remaining, Taken
 
@@ -53,7 +54,10 @@ class Layer:
             raise SettingsError(
                 "CASA needs the singular basis of the source weight; pass decompose(W_s) as Layer.basis"
             )
-        return observe(self.drift.mT, self.basis.transposed()) if self.is_wide else observe(self.drift, self.basis)
+        dtype = precision_for(self.drift)
+        if self.is_wide:
+            return observe(self.drift.mT, self.basis.transposed(), dtype)
+        return observe(self.drift, self.basis, dtype)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Update:
     facts: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
     """Why the method gives this layer no adapter; None where it gives one."""
+    note: str | None = None
+    """What is to be said of an adapter that the method does give."""
     turned: bool = False
     """Whether `change` is Taken and belongs to the transposed layer."""
     seen: LowRank | None = None
@@ -104,13 +110,13 @@ class Update:
         """‖D'‖_F; the update is not multiplied out for it where that can be avoided."""
         if self._remaining is not None:
             return self._remaining.energy**0.5
-        return self.low_rank.norm() if self.change is None else float(torch.linalg.vector_norm(self.dense()))
+        return self.low_rank.norm() if self.change is None else norm(self.dense())
 
     def change_norm(self) -> float:
         """‖correction‖_F"""
         if isinstance(self.change, Taken):
             return self.change.energy**0.5
-        return 0.0 if self.change is None else float(torch.linalg.vector_norm(self.change))
+        return 0.0 if self.change is None else norm(self.change)
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
         """The best rank-r approximation of D', √Σ on both sides, with the share of energy that it loses."""
@@ -126,7 +132,7 @@ class Update:
         """
         left = self._remaining
         if left is None:
-            return kept_correction(low, self.low_rank, self.change) if isinstance(self.change, Tensor) else None
+            return None if self.correction is None else kept_correction(low, self.low_rank, self.correction)
         if not left.taken.energy:
             return None
         return (left.overlap - self.low_rank.inner(low) + low.norm() ** 2) / left.taken.energy
@@ -136,12 +142,18 @@ class Update:
         if isinstance(self.change, Taken):
             return replace(self, low_rank=self.low_rank.transposed(), turned=not self.turned)
         change = None if self.change is None else self.change.mT
-        return Update(self.low_rank.transposed(), change, self.facts, self.reason)
+        return Update(self.low_rank.transposed(), change, self.facts, self.reason, self.note)
+
+    @once
+    def _usual(self) -> bool:
+        """Whether squares of its entries can be trusted in single precision; else the dense update is looked at."""
+        size = max(self.change_norm(), self.low_rank.norm())
+        return size == 0 or 1 / USUAL < size < USUAL
 
     @once
     def _remaining(self) -> Remaining | None:
         """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
-        if not isinstance(self.change, Taken):
+        if not isinstance(self.change, Taken) or not self._usual:
             return None
         lora = self.low_rank.transposed() if self.turned else self.low_rank
         seen = routing_factors(lora, self.change.basis) if self.seen is None else self.seen

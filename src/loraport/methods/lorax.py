@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
-from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading
+from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, without_spectrum
 from loraport.spectral.projections import projected
 
 
@@ -36,5 +36,7 @@ def lorax(layer: Layer, settings: LoraxSettings = LORAX) -> Update:
     """
     if layer.target is None:
         raise SettingsError("lora-x needs the singular basis of the target weight; pass decompose(W_t) as Layer.target")
+    if (same := without_spectrum(layer.lora, target=layer.target)) is not None:
+        return same
     kept = leading(layer.target, settings.subspace)
     return Update(projected(layer.lora, kept.U, kept.Vh.mT), None, {"k_target": len(kept.S)})

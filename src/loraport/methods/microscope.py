@@ -19,6 +19,7 @@ from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.interference import head_interference, interference, majority, overlap
 from loraport.spectral.intruders import intruders
 from loraport.spectral.mixing import MIXED, adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
+from loraport.spectral.products import norm
 from loraport.spectral.rigidity import degenerate, spectral_change
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import SingularBasis, cosine
@@ -130,8 +131,8 @@ class _Routing:
 
 
 def _sizes(specimen: Specimen) -> dict[str, Any]:
-    layer, weight = specimen.layer, float(torch.linalg.vector_norm(specimen.source.S))
-    drift = float(torch.linalg.vector_norm(layer.drift))
+    layer, weight = specimen.layer, norm(specimen.source.S)
+    drift = norm(layer.drift)
     return {
         "weight_norm": weight,
         "drift": drift / weight if weight else None,
@@ -245,7 +246,7 @@ def _intruders(specimen: Specimen, k: int) -> dict[str, Any]:
 
 def _norms(specimen: Specimen, by_casa: Update) -> dict[str, Any]:
     """Sizes of the transferred updates before truncation, over ‖W_s‖, as ProLoRA's Fig. 8 plots them."""
-    weight = float(torch.linalg.vector_norm(specimen.source.S))
+    weight = norm(specimen.source.S)
     moved = {"casa": by_casa, "prolora": prolora(specimen.layer, replace(PROLORA, phi_min=0.0))}
     return {f"norm_{name}": update.norm() / weight if weight else None for name, update in moved.items()}
 

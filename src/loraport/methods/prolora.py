@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
-from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, similarity
+from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, similarity, without_spectrum
 from loraport.spectral.projections import off_span, on_span, projected, projected_away, side_by_side
 from loraport.spectral.svd import LowRank, SingularBasis
 
@@ -46,7 +46,10 @@ def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
     code, and this is what could be recovered of it. Where we chose: the cut-off (stated nowhere), and the layer filter
     as min(Φ_left, Φ_right) ≥ phi_min. That filter says something on truncated bases only: see `overlap`.
     """
-    source, target = (leading(basis, settings.subspace) for basis in _bases_of(layer))
+    bases = _bases_of(layer)
+    if (same := without_spectrum(layer.lora, source=bases[0], target=bases[1])) is not None:
+        return same
+    source, target = (leading(basis, settings.subspace) for basis in bases)
     phi = similarity(source, target)
     ks, kt = len(source.S), len(target.S)
     facts = {"k": ks, "k_target": kt, "overlap": phi, "overlap_random": min(ks, kt) / max(layer.drift.shape)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from loraport.errors import SettingsError
+from loraport.methods.layer import Update
 from loraport.spectral.projections import numerical_rank, overlap
-from loraport.spectral.svd import SingularBasis, energy_rank
+from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 
 DEFAULT_SUBSPACE = "energy:0.99"
 """No source states ProLoRA's cut-off. Exact rank would make it direct reuse on every square layer of full rank, against
@@ -30,6 +31,15 @@ def leading(basis: SingularBasis, rule: str) -> SingularBasis:
     """The directions of a basis that the rule keeps."""
     k = subspace_rank(basis, rule)
     return SingularBasis(basis.U[:, :k], basis.S[:k], basis.Vh[:k])
+
+
+def without_spectrum(lora: LowRank, **weights: SingularBasis) -> Update | None:
+    """The LoRA as it is where one of these weights is all zero: it has no subspace to project on. Else None."""
+    empty = [name for name, basis in weights.items() if not len(basis.S) or float(basis.S[0]) == 0]
+    if not empty:
+        return None
+    what = " and ".join(f"the {name}'s weight" for name in empty)
+    return Update(lora, note=f"{what} is all zero: there is nothing to project on, and the LoRA stays as it is")
 
 
 def similarity(one: SingularBasis, other: SingularBasis) -> float:

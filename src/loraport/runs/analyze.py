@@ -46,6 +46,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watc
         layers, curves = _views(bench, config, jobs, detailed, partial, watcher)
         sweeps = swept(bench, config, jobs, grids, partial, watcher)
     unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
+    unkept += bench.bases.cache.notes
     notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
     return Analysis(
         _facts(config, bench.ready), layers, survey, curves, left_out, notes,

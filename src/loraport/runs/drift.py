@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraport.spectral.products import in_pieces, inner, norm
 from loraport.weights.checkpoint import Weight
-from loraport.weights.rounding import in_pieces
 
 TIMES_FLOOR = 2.0
 """A drift within so many floors is taken for rounding."""
@@ -37,7 +37,7 @@ class Drift:
     @property
     def is_rounding(self) -> bool:
         """Whether it cannot be told from rounding: 0 < ‖D_fft‖ ≤ 2 · floor. No drift at all is no noise either."""
-        return within_floor(float(torch.linalg.vector_norm(self.matrix)), self.floor)
+        return within_floor(norm(self.matrix), self.floor)
 
 
 def within_floor(norm: float, floor: float) -> bool:
@@ -70,11 +70,7 @@ def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
     along = size = 0.0
     for W_s, W_t in zip(in_pieces(source.matrix), in_pieces(target.matrix), strict=True):
         error = W_s.to(coarse).float() - W_s
-        size += _dot(error, error)
-        along += _dot(W_t - W_s, error)
+        size += inner(error, error)
+        along += inner(W_t - W_s, error)
     share = along / size if size else 0.0
     return source.matrix.to(coarse).float() if share > 0.5 and math.isfinite(share) else None
-
-
-def _dot(X: Tensor, Y: Tensor) -> float:
-    return float(torch.dot(X.flatten(), Y.flatten()))

@@ -208,6 +208,7 @@ def _finish(run: Run, bases: Bases) -> TransferResult:
     layers = all_layers(ready, run.results)
     written = write(ready, run.journal, layers)
     notes = [f"bases were not kept in the cache: {why}" for why in sorted(bases.not_kept)]
+    notes += bases.cache.notes
     notes += afterthoughts(config, run.results.values())
     own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start
     return TransferResult(

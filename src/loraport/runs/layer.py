@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,21 @@ from loraport.runs.accelerator import Accelerated, Target
 from loraport.runs.config import Part, RankRule
 from loraport.runs.drift import TIMES_FLOOR, drift_between, within_floor
 from loraport.runs.given import Given, given
+from loraport.runs.kept_routing import COARSE, packed_routing, routing_contradiction, routing_of
 from loraport.runs.plan import LayerJob
 from loraport.runs.results import LayerResult
 from loraport.runs.stopwatch import Stopwatch
+from loraport.spectral.halves import half_basis
+from loraport.spectral.products import norm
 from loraport.spectral.svd import (
     LowRank,
     SingularBasis,
     cosine,
-    decompose,
     factorize_energy,
     shortened,
 )
-from loraport.weights.cache import BasisCache, basis_key, unpacked
+from loraport.weights.cache import BasisCache, basis_key
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.triangle import folded, unfolded
 from loraport.weights.variants import LayerUpdate
 
 
@@ -52,7 +53,7 @@ class Weights:
     @once
     def measured_drift(self) -> float:
         """‖D_fft‖ as the files have it."""
-        return _norm(self.drift)
+        return norm(self.drift)
 
     @once
     def within_rounding(self) -> bool:
@@ -94,17 +95,22 @@ class Bases:
     def of(self, W: Tensor, fingerprint: str) -> SingularBasis:
         """The basis of a weight with this content hash."""
         with self.watch.stage("basis"):
-            fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), decompose)
+            fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), half_basis)
         if fetched.not_written:
             self.not_kept.add(fetched.not_written)
         return fetched.basis
 
-    def keep(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Other tensors as they are stored."""
-        tensors, _, not_written = self.cache.fetch(key, make)
+    def routing(self, key: str, layer: Layer) -> Routing:
+        """The routing of a tall or wide layer's drift, as it is stored."""
+        tensors, _, not_written = self.cache.fetch(
+            key,
+            lambda: packed_routing(layer.routing()),
+            lambda stored: routing_contradiction(stored, layer, key),
+            COARSE,
+        )
         if not_written:
             self.not_kept.add(not_written)
-        return tensors
+        return routing_of(tensors, self.device)
 
 
 class SharedLayer:
@@ -140,7 +146,7 @@ class SharedLayer:
     @once
     def weight_norm(self) -> float:
         """‖W_s‖"""
-        return 0.0 if self._W_s is None else _norm(self._W_s)
+        return 0.0 if self._W_s is None else norm(self._W_s)
 
     @once
     def basis(self) -> SingularBasis | None:
@@ -165,9 +171,7 @@ class SharedLayer:
         if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
             return layer.routing()
         made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
-        stored = self._bases.keep(basis_key(made_of, "routing"), lambda: _tensors(layer.routing()))
-        C, outside = (unpacked(stored, name, self.drift.device) for name in ("C", "outside"))
-        return Routing(C, stored["send"].to(self.drift.device), unfolded(outside))
+        return self._bases.routing(basis_key(made_of, "routing"), layer)
 
     def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
         """What a recipe sees of this layer, with a LoRA."""
@@ -219,7 +223,7 @@ class LayerTransfer:
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",
-            reason=update.reason or job.reason,
+            reason=update.reason or update.note or job.reason,
             shape=job.shape,
             rank_in=job.rank,
             rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,
@@ -298,27 +302,18 @@ def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank |
         return value / size if size else None
 
     if isinstance(written, LowRank):
-        norm, energy = written.norm(), 1 - written.lost_energy
+        length, energy = written.norm(), 1 - written.lost_energy
         kept = update.kept_correction(written) if corrected else None
     else:
-        norm, energy, kept = _norm(written), 1.0, 1.0 if corrected else None
+        length, energy, kept = norm(written), 1.0, 1.0 if corrected else None
     return {
         "drift": share(shared.drift_norm),
         "floor": share(shared.floor),
         "lora": share(layer.lora.norm()),
-        "update": share(norm),
+        "update": share(length),
         "correction": share(update.change_norm()) if corrected else None,
         "kept_energy": energy * (1 - lost),
         "kept_correction": kept,
         "cosine": cosine(layer.lora, written),
         "weight_norm": size,
     }
-
-
-def _tensors(drift: Routing) -> dict[str, Tensor]:
-    assert drift.outside_gram is not None
-    return {"C": drift.C, "send": drift.send, "outside": folded(drift.outside_gram)}
-
-
-def _norm(X: Tensor) -> float:
-    return float(torch.linalg.vector_norm(X))

@@ -44,6 +44,8 @@ class LayerResult:
     """Share of the n × n routing entries from which CASA takes the drift back, n = min(shape)"""
     arbitrated: int | None = None
     """How many of these entries CASA leaves to the stronger update alone"""
+    borderline: int | None = None
+    """Entries that lie closer to the threshold of arbitration than the arithmetic is exact: rounding decides there"""
     amount: float | None = None
     """The strength or undo share that a matched control found; core undo's share of the drift"""
     k_target: int | None = None

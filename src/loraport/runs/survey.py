@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from loraport.runs.accelerator import Target
 from loraport.runs.drift import within_floor
 from loraport.runs.layer import read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.strata import depth_of, kind_of
+from loraport.spectral.products import at_least_zero, inner, norm
 from loraport.weights.checkpoint import Checkpoint
 
 UNRELATED = 0.7
@@ -137,13 +136,13 @@ def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
     job = LayerJob(name, "transfer", (shape[0], math.prod(shape[1:])), 0)
     weights = read_weights(job.name, source, target)
     W_s, D = weights.W_s, weights.drift
-    size, moved = (float(torch.linalg.vector_norm(X)) for X in (W_s, D))
-    inner = size**2 + float((W_s * D).sum(dtype=torch.float64))
-    after = math.sqrt(max(0.0, 2 * inner - size**2 + moved**2))
+    size, moved = (norm(X) for X in (W_s, D))
+    along = size**2 + inner(W_s, D)
+    after = math.sqrt(at_least_zero(2 * along - size**2 + moved**2))
     return LayerDrift(
         name, kind_of(name), depth_of(name),
         identical=weights.source_hash == weights.target_hash or moved == 0,
         drift=moved / size if size else None,
-        cosine=inner / (size * after) if size and after else None,
+        cosine=along / (size * after) if size and after else None,
         floor=weights.floor / size if size else None,
     )  # fmt: skip

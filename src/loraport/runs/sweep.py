@@ -9,8 +9,6 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loraport.errors import SettingsError, unknown_name
 from loraport.methods.casa import CasaSettings, arbitrated_update, arbitration
 from loraport.methods.layer import Layer
@@ -20,6 +18,7 @@ from loraport.runs.journal import Partial
 from loraport.runs.layer import layer_generator
 from loraport.runs.plan import LayerJob
 from loraport.runs.strata import depth_of, kind_of
+from loraport.spectral.products import norm
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"
@@ -136,9 +135,9 @@ def layer_rows(
             "restored": float(seen.restored.double().mean()),
             "arbitrated": float(seen.arbitrated.double().mean()),
             "kept_energy": 1 - written.lost_energy, "kept_correction": update.kept_correction(written),
-            "distance": _norm(dense + off) / size if size else None,
-            "distance_written": _norm(written.dense() + off) / size if size else None,
-            "update": _norm(dense) / size if size else None,
+            "distance": norm(dense + off) / size if size else None,
+            "distance_written": norm(written.dense() + off) / size if size else None,
+            "update": norm(dense) / size if size else None,
         }  # fmt: skip
 
 
@@ -154,7 +153,3 @@ def _values(text: str) -> tuple[float, ...]:
         return tuple(float(first + i * step) for i in range(min(count, MOST + 1)))
     except (ValueError, InvalidOperation):
         raise SettingsError(f"{text!r} is no list of values: write 0.3:0.7:0.05 (from:to:step) or 0.5/1/2") from None
-
-
-def _norm(X: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(X))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from loraport.spectral.routing import directional_alignment
+from loraport.spectral.routing import ALIGNMENT_EPS, directional_alignment
 from loraport.spectral.selection import Entries, entries_at, kth_smallest, positive_places
 
 
@@ -27,6 +27,8 @@ def dominant_directions(
 
     Linear interpolation between clusters; directions beyond the k leading ones are never dominant themselves.
     """
+    if len(labels) == 0:
+        return torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
     density = routing_density(strength, labels)
     threshold = torch.quantile(density.double(), q_dom).to(density.dtype)
     dominant = torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
@@ -44,22 +46,34 @@ def risk_candidates(
     C_fft: Float[Tensor, "n n"],
     receivers: Bool[Tensor, " n"],
     senders: Bool[Tensor, " n"],
+    rank: int | None = None,
 ) -> Entries:
-    """Dominant entries in which both updates push the same way (Eq. 7, 9), with their products C_lora · C_fft."""
+    """Dominant entries in which both updates push the same way (Eq. 7, 9), with their products C_lora · C_fft.
+
+    Directions from `rank` on are none of the weight, and nobody's candidates: what is there is left as a block.
+    """
     both = C_lora * C_fft
+    if rank is not None and rank < len(both):
+        both[rank:] = 0
+        both[:, rank:] = 0
     places = positive_places(both, receivers, senders)
     return Entries(places, entries_at(both, places))
 
 
 def over_activation_risk(
-    candidates: Entries, C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], labels: Int[Tensor, " k"]
+    candidates: Entries,
+    C_lora: Float[Tensor, "n n"],
+    C_fft: Float[Tensor, "n n"],
+    labels: Int[Tensor, " k"],
+    *,
+    eps: float = ALIGNMENT_EPS,
 ) -> Float[Tensor, " e"]:
     """Risk(i, j) = C_lora · C_fft · Context of each candidate (Eq. 12, 13).
 
     Context is the alignment of the two routing blocks around an entry, and 1 beyond the k leading directions.
     """
     n, k = len(C_lora), len(labels)
-    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels)
+    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels, eps=eps)
     context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more: beyond k
     groups = torch.nn.functional.pad(labels, (0, n - k), value=len(aligned))
     each = context.index_select(1, groups).index_select(0, groups)
@@ -73,8 +87,41 @@ def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: floa
     """
     if len(candidates) == 0:
         return candidates.places
-    lower = kth_smallest(risk, int(q_act * (len(risk) - 1)) + 1)
-    return candidates.places[risk > lower]
+    return candidates.places[risk > risk_threshold(risk, q_act)]
+
+
+def risk_threshold(risk: Float[Tensor, " e"], q_act: float) -> Float[Tensor, ""]:
+    """The risk that an arbitrated entry exceeds; a place in order is whole where only rounding keeps it from that."""
+    return kth_smallest(risk, int(q_act * (len(risk) - 1) * (1 + 1e-15) + 1e-12) + 1)
+
+
+NEAR = 1e-3
+"""Share of the threshold within which entries are looked at more closely."""
+
+
+def count_borderline(
+    candidates: Entries,
+    risk: Float[Tensor, " e"],
+    C_lora: Float[Tensor, "n n"],
+    C_fft: Float[Tensor, "n n"],
+    *,
+    q_act: float,
+    uncertainty: float,
+) -> int:
+    """How many candidates lie so close to the threshold that an error of the directions decides about them.
+
+    An error of so much of a direction moves an entry by so much of its column's root mean square.
+    """
+    if len(candidates) == 0:
+        return 0
+    threshold = risk_threshold(risk, q_act)
+    near = ((risk - threshold).abs() <= NEAR * threshold.abs()).nonzero().squeeze(1)
+    places, off = candidates.places[near], (risk[near] - threshold).abs()
+    columns, reach = places % len(C_lora), torch.zeros_like(off)
+    for C in (C_lora, C_fft):
+        error = C.index_select(1, columns).norm(dim=0) * (uncertainty / len(C) ** 0.5)
+        reach += error / entries_at(C, places).abs()
+    return max(0, int((off <= reach * risk[near].abs()).sum()) - 1)  # the threshold is one of them itself
 
 
 def arbitrated_part(

@@ -34,6 +34,8 @@ def singular_clusters(
 
 def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
     """The connected component of each node of a graph, whichever way its links point, numbered by first members."""
+    if len(linked) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=linked.device)
     rows, columns = np.divmod(true_places(linked).cpu().numpy(), len(linked))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=linked.shape)
     _, labels = connected_components(graph, directed=False)

@@ -15,6 +15,10 @@ WEAK = 0.01
 come back from the weight with at most a hundred times the error."""
 
 
+PACKED = 2e-9
+"""How far a direction may be off that was kept in 32 bits an entry."""
+
+
 def strong_directions(S: Float[Tensor, " n"]) -> int:
     """How many of the left directions half a basis leaves to the weight."""
     mean = S.double().square().mean().sqrt()
@@ -89,6 +93,11 @@ class HalfBasis(SingularBasis):
     def rows(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """The right directions as rows, as exactly as they are known."""
         return self.Vh if dtype == self._W.dtype else self._fine[1].to(dtype)
+
+    def uncertainty(self, dtype: torch.dtype) -> float:
+        """How far a direction may be off: in double precision what 32 bits of an entry leave open, with a margin."""
+        finest = max(torch.finfo(self._fine[1].dtype).eps, torch.finfo(dtype).eps)
+        return max(PACKED, 16 * finest)
 
     def left_rows(self, start: int) -> Float[Tensor, "w out"]:
         """The left directions from one on, as rows; the given ones without the others."""

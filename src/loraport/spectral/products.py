@@ -24,6 +24,7 @@ def times_few(A: Float[Tensor, "rows n"], X: Float[Tensor, "n m"]) -> Float[Tens
 ROWS = 2048
 """Rows of a matrix that are held in another precision at a time."""
 
+
 def sum_of_pieces(rows: int, term: Callable[[slice], Tensor]) -> Tensor:
     """The sum of a term over the rows of a matrix, so many at a time; at least one piece, which may be empty."""
     total = term(slice(0, ROWS))
@@ -64,6 +65,25 @@ def inner(X: Tensor, Y: Tensor) -> float:
         return 0.0
     pairs = zip(in_pieces(X), in_pieces(Y), strict=True)
     return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+
+
+EXACT_UP_TO = 2048
+"""Directions of a layer up to which its entries are compared with thresholds in double precision, where that costs
+little: beyond, decisions closer to their threshold than 1e-6 are left to rounding, and counted."""
+
+USUAL = 2.0**40
+"""Scales between this and its inverse are usual: squares of squares of values there fit in single precision."""
+
+
+def at_usual_scale(X: Tensor) -> bool:
+    """Whether products of a few such matrices neither vanish nor overflow in single precision; zeros are usual."""
+    largest = float(X.abs().max()) if X.numel() else 0.0
+    return largest == 0 or 1 / USUAL < largest < USUAL
+
+
+def at_least_zero(value: float) -> float:
+    """What rounding left below zero is zero; what is not a number stays so, which `max(0.0, value)` would hide."""
+    return 0.0 if value < 0 else value
 
 
 _PIECE = 1 << 17

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.once import once
-from loraport.spectral.products import lower_gram, times_few
+from loraport.spectral.products import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
 from loraport.spectral.svd import LowRank, SingularBasis
 
 
@@ -30,6 +30,15 @@ class Routing:
     outside_gram: Float[Tensor, "n n"] | None = None
     """VᵀDᵀ·(I − UUᵀ)·DV: what the right directions send out of the basis, each beside each; None for a square layer."""
 
+    def to(self, dtype: torch.dtype) -> Routing:
+        """The same in another precision."""
+        if self.C.dtype == dtype:
+            return self
+        if dtype not in self._rounded:
+            self._rounded[dtype] = Routing(self.C.to(dtype), self.send.to(dtype), self.outside_gram)
+        return self._rounded[dtype]
+
+    _rounded: dict[torch.dtype, Routing] = field(default_factory=dict, init=False, repr=False)
     _leading: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def leading(self, k: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -49,14 +58,37 @@ class Routing:
         return (self.send.double().square() - self.C.norm(dim=0).double().square()).clamp(min=0)
 
 
-def observe(D: Float[Tensor, "out in"], basis: SingularBasis) -> Routing:
-    """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V."""
-    Y = D @ basis.Vh.mT
-    C = basis.seen_left(Y).contiguous()
-    if basis.is_square:
-        return Routing(C, Y.norm(dim=0))
-    lower = lower_gram(Y, Y.dtype).sub_(lower_gram(C, C.dtype)).tril_()
-    return Routing(C, Y.norm(dim=0), lower + lower.tril(-1).mT)
+def precision_for(D: Float[Tensor, "out in"]) -> torch.dtype:
+    """The precision in which a layer's entries are compared with their thresholds."""
+    if min(D.shape) <= EXACT_UP_TO or not at_usual_scale(D):
+        return torch.float64
+    return D.dtype
+
+
+def observe(D: Float[Tensor, "out in"], basis: SingularBasis, dtype: torch.dtype | None = None) -> Routing:
+    """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V, in this precision.
+
+    What is outside of the basis, and is never compared with a threshold, keeps the precision of D.
+    """
+    dtype = D.dtype if dtype is None else dtype
+    V, tall = basis.rows(dtype).mT, not basis.is_square
+    sums: Tensor | None = None
+    sent, gram = torch.zeros(V.shape[1], dtype=torch.float64, device=D.device), None
+    for start in range(0, max(1, len(D)), ROWS):
+        rows = slice(start, start + ROWS)
+        Y = D[rows].to(dtype) @ V
+        sent += Y.square().sum(dim=0, dtype=torch.float64)
+        part = basis.left_piece(rows, dtype).mT @ Y
+        sums = part if sums is None else sums.add_(part)
+        if tall:
+            gram = lower_gram(Y, D.dtype) if gram is None else gram.add_(lower_gram(Y, D.dtype))
+    assert sums is not None
+    C = basis.from_left(sums).contiguous()
+    send = sent.sqrt().to(dtype)
+    if gram is None:
+        return Routing(C, send)
+    lower = gram.sub_(lower_gram(C, D.dtype)).tril_()
+    return Routing(C, send, lower + lower.tril(-1).mT)
 
 
 def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
@@ -65,24 +97,31 @@ def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
 
 
 def routing_factors(update: LowRank, basis: SingularBasis) -> LowRank:
-    """The routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V."""
-    return LowRank(basis.seen_left(update.B), times_few(basis.Vh, update.A.mT).mT)
+    """The routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V, in its precision."""
+    return LowRank(basis.seen_left(update.B), times_few(basis.rows(update.A.dtype), update.A.mT).mT)
 
 
 def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:
     """Sums of the entries of X over the blocks (cluster of the row, cluster of the column), in float64."""
-    m = int(labels.max()) + 1
+    m = int(labels.max()) + 1 if len(labels) else 0
     rows = torch.zeros(m, X.shape[1], dtype=torch.float64, device=X.device).index_add_(0, labels, X.double())
     return torch.zeros(m, m, dtype=torch.float64, device=X.device).index_add_(1, labels, rows)
 
 
-def directional_alignment(
-    C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"]
-) -> Float[Tensor, "m m"]:
-    """Cosine of the two routing blocks of each pair of clusters (Eq. 10–11).
+ALIGNMENT_EPS = 1e-8
+"""Added to the denominator of Eq. 11, as the published code does. It is in units of weights squared: blocks whose two
+norms multiply to less count as hardly aligned, and so the rule is not the same at every scale."""
 
-    Cos(m, n) = ⟨C_lora[m, n], C_fft[m, n]⟩ / (‖C_lora[m, n]‖ · ‖C_fft[m, n]‖ + 1e-8)
+
+def directional_alignment(
+    C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, eps: float = ALIGNMENT_EPS
+) -> Float[Tensor, "m m"]:
+    """Cosine of the two routing blocks of each pair of clusters (Eq. 10–11); 0 where a block is zero.
+
+    Cos(m, n) = ⟨C_lora[m, n], C_fft[m, n]⟩ / (‖C_lora[m, n]‖ · ‖C_fft[m, n]‖ + eps)
     """
-    inner = block_sums(C_lora * C_fft, labels)
-    norms = block_sums(C_lora.square(), labels).sqrt() * block_sums(C_fft.square(), labels).sqrt()
-    return (inner / (norms + 1e-8)).to(C_lora.dtype)
+    lora, drift = C_lora.double(), C_fft.double()
+    inner = block_sums(lora * drift, labels)
+    norms = block_sums(lora.square(), labels).sqrt() * block_sums(drift.square(), labels).sqrt()
+    sizes = norms + eps
+    return torch.where(sizes > 0, inner / sizes, 0).to(C_lora.dtype)

@@ -23,6 +23,10 @@ class Entries:
     def __len__(self) -> int:
         return len(self.places)
 
+    def to(self, dtype: torch.dtype) -> Entries:
+        """The same in another precision."""
+        return Entries(self.places, self.values.to(dtype))
+
     def where(self, chosen: Bool[Tensor, " e"]) -> Entries:
         """Some of them."""
         return Entries(self.places[chosen], self.values[chosen])

@@ -13,7 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
-from loraport.spectral.products import ROWS, lower_gram, sum_of_pieces, times_few
+from loraport.spectral.products import (
+    ROWS,
+    at_least_zero,
+    at_usual_scale,
+    energy,
+    inner,
+    lower_gram,
+    norm,
+    sum_of_pieces,
+    times_few,
+)
 
 KRYLOV_STEPS = 4
 """Powers of D·Dᵀ in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -59,6 +69,10 @@ class SingularBasis:
     def rows(self, dtype: torch.dtype) -> Float[Tensor, "n in"]:
         """The right directions as rows, as exactly as they are known."""
         return self.Vh.to(dtype)
+
+    def uncertainty(self, dtype: torch.dtype) -> float:
+        """How far a direction, and what is computed with it in this precision, may be off: about 16 roundings."""
+        return 16 * max(torch.finfo(self.S.dtype).eps, torch.finfo(dtype).eps)
 
     def left_rows(self, start: int) -> Float[Tensor, "w out"]:
         """The left directions from one on, as rows."""
@@ -120,7 +134,8 @@ class LowRank:
 
     def inner(self, other: LowRank) -> float:
         """⟨B·A, other⟩, from two small matrices in float64."""
-        return float(((self.B.mT @ other.B).double() * (self.A @ other.A.mT).double()).sum())
+        left, right = self.B.double().mT @ other.B.double(), self.A.double() @ other.A.double().mT
+        return float((left * right).sum())
 
     def scaled(self, factor: float) -> LowRank:
         """The update times a number; the scale goes into B."""
@@ -155,7 +170,7 @@ STEEPEST = 1e5
 """Ratio of the largest to the smallest singular value up to which the Gram matrix is trusted: the last left directions
 are then orthonormal to 1e-16 · STEEPEST² = 1e-6."""
 
-UNCERTAIN = 1e-8
+UNCERTAIN = 1e-7
 """Error of a direction from which on the Gram matrix is not trusted where the weight itself gives it more exactly."""
 
 
@@ -207,7 +222,7 @@ def _left_directions(W: Float[Tensor, "out n"], S: Float[Tensor, " n"], V: Float
 def weak_directions(W: Float[Tensor, "out n"], S: Tensor, V: Tensor, start: int) -> Float[Tensor, "w out"]:
     """The left directions from one on, as rows, in double precision."""
     few = V[:, start:] / S[start:]
-    return torch.cat([piece.double() @ few for piece in W.split(ROWS)]).mT
+    return torch.cat([piece.double() @ few for piece in torch.split(W, ROWS)]).mT
 
 
 def _by_lapack(W: Float[Tensor, "out n"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,6 +263,10 @@ def factorize(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generat
     """
     if rank < 1:
         raise SettingsError(f"rank is {rank}, but a low-rank update has at least rank 1")
+    if not at_usual_scale(D):  # squares would vanish or overflow: the same at the scale of one, by even powers of two
+        half = int(torch.frexp(D.abs().max()).exponent) // 2
+        low = factorize(torch.ldexp(D, torch.tensor(-2 * half)), rank, generator=generator)
+        return LowRank(torch.ldexp(low.B, torch.tensor(half)), torch.ldexp(low.A, torch.tensor(half)), low.lost_energy)
     return _truncate(D, leading_basis(D, rank, generator=generator), min(rank, *D.shape))
 
 
@@ -317,10 +336,10 @@ def shortened(low: LowRank, rank: int) -> LowRank:
     return LowRank(Q_B @ short.B, short.A @ Q_A.mT, short.lost_energy)
 
 
-def factorize_energy(D: Float[Tensor, "out in"], energy: float) -> LowRank:
+def factorize_energy(D: Float[Tensor, "out in"], share: float) -> LowRank:
     """The approximation of smallest rank that keeps the given share of energy, by an exact SVD."""
     basis = decompose(D)
-    return _truncate(D, basis, energy_rank(basis.S, energy))
+    return _truncate(D, basis, max(1, energy_rank(basis.S, share)))
 
 
 def _krylov_space(D: Float[Tensor, "out in"], block: int, generator: torch.Generator) -> Float[Tensor, "out m"]:
@@ -333,9 +352,9 @@ def _krylov_space(D: Float[Tensor, "out in"], block: int, generator: torch.Gener
 
 def _truncate(D: Float[Tensor, "out in"], basis: SingularBasis, rank: int) -> LowRank:
     root = basis.S[:rank].sqrt()
-    total = float(D.double().square().sum()) if D.numel() else 0.0
+    total = energy(D)
     kept = float(basis.S[:rank].double().square().sum())
-    lost = max(0.0, 1.0 - kept / total) if total > 0 else 0.0
+    lost = at_least_zero(1.0 - kept / total) if total > 0 else 0.0
     return LowRank((basis.U[:, :rank] * root).contiguous(), (root[:, None] * basis.Vh[:rank]).contiguous(), lost)
 
 
@@ -344,7 +363,7 @@ def kept_correction(low: LowRank, source: LowRank, correction: Float[Tensor, "ou
 
     Kept energy flatters: what truncation throws away is mostly the correction. None where there is no correction.
     """
-    size = float(correction.double().square().sum())
+    size = energy(correction)
     if size == 0:
         return None
     return (_inner(low, correction) - _inner(source, correction)) / size
@@ -355,10 +374,11 @@ def cosine(low: LowRank, D: LowRank | Float[Tensor, "out in"]) -> float | None:
     if isinstance(D, LowRank):
         inner, size = low.inner(D), low.norm() * D.norm()
     else:
-        inner, size = _inner(low, D), low.norm() * float(torch.linalg.vector_norm(D))
+        inner, size = _inner(low, D), low.norm() * norm(D)
     return inner / size if size else None
 
 
 def _inner(low: LowRank, D: Float[Tensor, "out in"]) -> float:
     """⟨B·A, D⟩ without the dense product."""
-    return float(((low.B.mT @ D).double() * low.A.double()).sum())
+    seen = sum_of_pieces(len(D), lambda rows: low.B[rows].double().mT @ D[rows].double())
+    return inner(seen, low.A.double())

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loraport.once import once
-from loraport.spectral.products import times_few
+from loraport.spectral.products import at_least_zero, energy, times_few
 from loraport.spectral.routing import Routing
 from loraport.spectral.selection import Entries
 from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
@@ -58,8 +58,7 @@ class Taken:
     @once
     def energy(self) -> float:
         """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D·v_j‖² − ‖C(:, j)‖²."""
-        flat = self.inside.flatten()
-        total = float(torch.dot(flat, flat))
+        total = energy(self.inside)
         if self.is_tall:
             total += float((self.drift.outside * self.kept_senders.double().square()).sum())
         return total
@@ -127,7 +126,7 @@ class Remaining:
     @once
     def energy(self) -> float:
         """‖B·A − T·Vᵀ‖²"""
-        return max(0.0, self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)
+        return at_least_zero(self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)
 
     def gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """(ZᵀZ + NᵀN)·X: products with n × n matrices alone."""
@@ -154,5 +153,5 @@ class Remaining:
         root = values.flip(0)[:rank].clamp(min=0).to(L.dtype).sqrt().sqrt()
         scale = torch.where(root > 0, 1 / root, 0)
         kept = float(values.flip(0)[:rank].clamp(min=0).sum())
-        lost = max(0.0, 1.0 - kept / self.energy) if self.energy > 0 else 0.0
+        lost = at_least_zero(1.0 - kept / self.energy) if self.energy > 0 else 0.0
         return LowRank((L @ W) * scale, root[:, None] * ((X @ W).mT @ self.taken.basis.Vh), lost)

@@ -1,16 +1,13 @@
 """Content-addressed store of singular bases: the same weight is decomposed once, whatever file it lies in.
 
-One safetensors file per entry, `v3/ab/<key>.safetensors`, with a checksum that every read verifies. Matrices are kept
-in 16 bits, whole numbers with a scale for each row; vectors in float32. Entries appear whole or not at all (temporary
-name, fsync, rename): processes may share a folder and die in it, and all of it is safe to delete.
-
-Of a basis the smaller factor is kept, V of a square or tall weight and U of a wide one, and of the other only the
-directions with singular values below a fifth of their root mean square: the others follow from the weight, which a
-run reads anyway (`HalfBasis`).
+One safetensors file per entry, `v4/ab/<key>.safetensors`, with a checksum that every read verifies. Entries appear
+whole or not at all (temporary name, fsync, rename): processes may share a folder and die in it, and all of it is safe
+to delete. How matrices are kept: `packing`.
 
 What is used is always the entry as it reads back, in the run that computed it as in every later one, with a cache or
-without: a cold, a warm and an interrupted run give the same bytes. The rounding moves each direction by 4e-5, a fifth
-of what float16 does, so nothing needs to be straightened. For scale: rounding a weight to bfloat16 costs 1.7e-3.
+without: a cold, a warm and an interrupted run give the same bytes. Nobody's files are trusted but the user's own: a
+folder or an entry that belongs to somebody else, or that others may write, is not used, and an entry has to agree with
+the weight that it is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +17,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +26,13 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
-from loraport.spectral.svd import HalfBasis, SingularBasis, strong_directions
+from loraport.once import once
+from loraport.spectral.svd import SingularBasis
+from loraport.weights.packing import basis_of, contradiction, is_whole, packed, packed_basis
 from loraport.weights.safetensors_files import read_safetensors
 
-VERSION = 3
+VERSION = 4
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
-
-_LARGEST = 32767
-_SCALE = ".scale"
 
 MARKER = "CACHEDIR.TAG"
 _MARKER_TEXT = (
@@ -88,33 +85,66 @@ class BasisCache:
             raise InputError(
                 f"{self.folder} is not a cache of loraport and not empty; give another folder for the cache"
             )
+        self._refused: Counter[str] = Counter()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the cache was not used, and why; entries are made anew then."""
+        entries = (f"{count} entries of the cache were made anew: {why}" for why, count in self._refused.items())
+        return (*((distrust,) if (distrust := self._distrust) else ()), *sorted(entries))
+
+    @once
+    def _distrust(self) -> str | None:
+        """Why the folder is not used, once for as long as the cache is open."""
+        if self.folder is None or not (why := _not_our_own(self.folder)):
+            return None
+        return f"the cache {self.folder} was not used: {why}; make it your own alone (chmod go-w), or give another"
 
     def get(self, key: str, W: Tensor) -> SingularBasis | None:
-        """The basis of a weight in float32 on its device, or None. A damaged entry counts as absent and is removed."""
-        tensors = self._get(key)
-        return None if tensors is None else _basis(tensors, W)
+        """The basis of a weight on its device, or None. A damaged or foreign entry counts as absent and is removed."""
+        tensors = self._get(key, lambda stored: contradiction(stored, W, key))
+        return None if tensors is None else basis_of(tensors, W)
 
     def put(self, key: str, basis: SingularBasis) -> str | None:
         """Write an entry; an existing one is replaced. Returns why it could not be written, or None: a run goes on."""
-        return self._write(key, _stored(_halved(basis)))
+        return self._write(key, packed_basis(basis))
 
     def get_or_compute(self, key: str, W: Tensor, compute: Callable[[Tensor], SingularBasis]) -> Fetched:
         """The stored basis of a weight, or the computed one rounded, stored and restored: the same values."""
-        tensors, found, not_written = self.fetch(key, lambda: _halved(compute(W)))
-        return Fetched(_basis(tensors, W), found, not_written)
+        if (tensors := self._get(key, lambda stored: contradiction(stored, W, key))) is not None:
+            return Fetched(basis_of(tensors, W), True, None)
+        tensors = packed_basis(compute(W))
+        return Fetched(basis_of(tensors, W), False, self._write(key, tensors))
 
-    def fetch(self, key: str, make: Callable[[], Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], bool, str | None]:
-        """Named vectors and matrices as they read back, whether they were there, and why they could not be kept."""
-        if (tensors := self._get(key)) is not None:
+    def fetch(
+        self,
+        key: str,
+        make: Callable[[], Mapping[str, Tensor]],
+        check: Callable[[Mapping[str, Tensor]], str | None],
+        coarse: Collection[str] = (),
+    ) -> tuple[dict[str, Tensor], bool, str | None]:
+        """Named vectors and matrices as they read back, whether they were there, and why they could not be kept.
+
+        `check` says what is wrong with an entry that was found, and None where nothing is.
+        """
+        if (tensors := self._get(key, check)) is not None:
             return tensors, True, None
-        stored = _stored(make())
+        stored = packed(make(), coarse)
         return stored, False, self._write(key, stored)
 
-    def _get(self, key: str) -> dict[str, Tensor] | None:
-        if self.folder is None or not (path := _place(self.folder, key)).is_file():
+    def _get(self, key: str, check: Callable[[Mapping[str, Tensor]], str | None]) -> dict[str, Tensor] | None:
+        if self.folder is None or self._distrust or not (path := _place(self.folder, key)).is_file():
             return None
         try:
-            return _read(path, key)
+            if why := _not_our_own(path):
+                self._refused[why] += 1
+                return None
+            tensors = _read(path, key)
+            if why := check(tensors):
+                self._refused[why] += 1
+                path.unlink()
+                return None
+            return tensors
         except FileFormatError:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -133,14 +163,20 @@ class BasisCache:
         return sum(size for _, size in self._files())
 
     def verify(self, watch: Callable[[str, int, int], None] | None = None) -> tuple[tuple[Entry, str], ...]:
-        """The entries that are torn or altered, each with what is wrong; nothing is removed. `watch` sees each."""
+        """The entries that are torn, altered or not the user's own, each with what is wrong; nothing is removed.
+
+        Whether a basis is that of its weight shows when a run has the weight at hand, and is checked then. `watch` sees
+        each entry.
+        """
         broken = []
         entries = self.list()
         for number, entry in enumerate(entries, 1):
             if watch is not None:
                 watch("verifying", number, len(entries))
             try:
-                _read(entry.path, entry.key)
+                tensors = _read(entry.path, entry.key)
+                if why := _not_our_own(entry.path) or _incomplete(tensors):
+                    broken.append((entry, f"{entry.path}: {why}"))
             except (InputError, OSError) as error:
                 broken.append((entry, str(error)))
         return tuple(broken)
@@ -154,14 +190,14 @@ class BasisCache:
         return () if self.folder is None else files_named(self.folder, "v[0-9]", _ENTRY, _TEMPORARY)
 
     def _write(self, key: str, tensors: dict[str, Tensor]) -> str | None:
-        if self.folder is None:
+        if self.folder is None or self._distrust:
             return None
         from safetensors.torch import save
 
         try:
             mark(self.folder)
             path = _place(self.folder, key)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             _write_whole(path, save(tensors, _metadata(key, tensors)))
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
@@ -172,6 +208,8 @@ def files_named(folder: Path, inside: str, *names: re.Pattern[str]) -> tuple[tup
     """Files `inside/ab/NAME` of a cache and their sizes, by path; links and files with other names are not ours."""
     files = []
     for path in sorted(folder.glob(f"{inside}/[0-9a-f][0-9a-f]/*")):
+        if path.parent.is_symlink() or path.parent.parent.is_symlink():
+            continue
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             if any(name.fullmatch(path.name) for name in names) and path.is_file() and not path.is_symlink():
                 files.append((path, path.stat().st_size))
@@ -190,9 +228,29 @@ def remove(files: Sequence[tuple[Path, int]]) -> tuple[int, int]:
 
 def mark(folder: Path) -> None:
     """Make the folder, and say in it that it is a cache of ours. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not (folder / MARKER).is_file():
         _write_whole(folder / MARKER, _MARKER_TEXT.encode())
+
+
+def _not_our_own(path: Path) -> str | None:
+    """Why a file or folder is not trusted: it belongs to somebody else, or others may write it. None where nobody can.
+
+    Systems without owners tell nothing.
+    """
+    if not hasattr(os, "geteuid") or not path.exists():
+        return None
+    state = path.stat()
+    if state.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if path.is_symlink() and path.is_file():
+        return "it is a link"
+    return "other users may write it" if state.st_mode & 0o022 else None
+
+
+def _incomplete(tensors: Mapping[str, Tensor]) -> str | None:
+    """What an entry lacks that its checksum does not tell: that of a basis its order and shapes."""
+    return None if "C" in tensors or is_whole(tensors) else "it lacks parts of a basis, or has others"
 
 
 def _place(folder: Path, key: str) -> Path:
@@ -209,39 +267,6 @@ def _is_ours(folder: Path) -> bool:
     if marker.is_file():
         return "loraport" in marker.read_text(errors="replace")
     return all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
-
-
-def _halved(basis: SingularBasis) -> dict[str, Tensor]:
-    """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
-    upright = basis if basis.shape[0] >= basis.shape[1] else basis.transposed()
-    return {"S": basis.S, "small": upright.Vh, "weak": upright.left_rows(strong_directions(basis.S))}
-
-
-def _basis(stored: Mapping[str, Tensor], W: Tensor) -> SingularBasis:
-    """The basis of the weight from an entry."""
-    S, small, weak = stored["S"].to(W.device), unpacked(stored, "small", W.device), unpacked(stored, "weak", W.device)
-    if W.shape[0] >= W.shape[1]:
-        return HalfBasis(W, S, small, weak)
-    return HalfBasis(W.mT, S, small, weak).transposed()
-
-
-def unpacked(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
-    """A matrix of an entry in float32."""
-    return stored[name].to(device).float().mul_(stored[name + _SCALE].to(device)[:, None])
-
-
-def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Vectors in float32, matrices as whole numbers of 16 bits with a scale for each row."""
-    found = {}
-    for name, X in tensors.items():
-        if X.dim() == 1:
-            found[name] = X.to("cpu", torch.float32).contiguous()
-            continue
-        scale = X.abs().amax(dim=1) / _LARGEST if X.numel() else X.new_zeros(len(X))
-        found[name + _SCALE] = scale.to("cpu", torch.float32)
-        rounded = (X / scale.where(scale > 0, 1)[:, None]).round_()
-        found[name] = rounded.to(torch.int16).cpu().contiguous()
-    return found
 
 
 def _metadata(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -270,7 +295,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     """The file with this content under its name, or no change: temporary name, fsync, rename."""
     temporary = path.with_name(f".loraport-{path.stem[:16]}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.spectral.products import in_pieces, norm
+
 _EXPONENT = 0x7F800000
 """The exponent bits of a float32: what remains of a value is the power of two below it."""
-
-_PIECE = 1 << 17
-"""Values in a piece."""
 
 
 def step_of(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -33,15 +32,6 @@ def step_of(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor
     return binade.clamp_(min=grid.smallest_normal).mul_(torch.where(uneven, math.sqrt(3) / 2, 1.0)).mul_(grid.eps)
 
 
-def in_pieces(values: Float[Tensor, "*shape"]) -> tuple[Tensor, ...]:
-    """The values end to end, in pieces that a processor's cache holds, where several passes cost little more than one.
-
-    On a card they are one piece.
-    """
-    flat = values.reshape(-1)
-    return torch.split(flat, _PIECE) if values.device.type == "cpu" and len(flat) else (flat,)
-
-
 def rounding_error(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> float:
     """√E‖x − q‖² of values that this dtype holds, from the step of its grid at each."""
     parts = [float(torch.linalg.vector_norm(step_of(piece, dtype))) for piece in in_pieces(values)]
@@ -50,7 +40,7 @@ def rounding_error(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> float
 
 def expected_error(step: Float[Tensor, "*shape"]) -> float:
     """√E‖x − q‖² = ‖step‖_F / √12 over all entries."""
-    return float(torch.linalg.vector_norm(step)) / math.sqrt(12)
+    return norm(step) / math.sqrt(12)
 
 
 def narrowest(values: Float[Tensor, "out in"], dtype: torch.dtype) -> torch.dtype:
