@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.runs.accelerator import Accelerated, open_target
 from loraport.runs.additions import with_strength
 from loraport.runs.execute import transfer
 from loraport.runs.merge import MERGED, merge
@@ -211,7 +212,9 @@ def test_progress_counts_every_byte(family, tmp_path):
     assert seen[-1] == ("merging", size, size) and [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 
-def test_one_tensor_is_in_memory_at_a_time(family, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["factors", "differences"])
+def test_one_tensor_is_in_memory_at_a_time(kind, family, tmp_path, monkeypatch):
+    """Of the model as of the LoRA: dense differences are as large as the model."""
     from loraport.weights import safetensors_files
 
     alive, most, real = [], [], safetensors_files.ByteReader.__call__
@@ -225,10 +228,16 @@ def test_one_tensor_is_in_memory_at_a_time(family, tmp_path, monkeypatch):
         return tensor
 
     place = tiny.write_original(tmp_path / "m.safetensors", family.source_state)
-    lora = tiny.write_lora(tmp_path / "l.safetensors", dict(list(family.factors.items())[:1]))
+    lora = tiny.write_lora(tmp_path / "l.safetensors", family.factors)
+    if kind == "differences":
+        dense = {f"diffusion_model.{name}.diff": B @ A for name, (B, A) in family.factors.items()}
+        save_file(dense, lora)
     monkeypatch.setattr(safetensors_files.ByteReader, "__call__", reading)
     merge(str(place), [str(lora)], str(tmp_path / "o.safetensors"))
-    assert len(most) > len(family.source_state) and max(most) <= 3
+    assert len(most) > len(family.source_state) and max(most) <= (5 if kind == "factors" else 3)
+    target = open_target(f"source+{lora}", open_checkpoint(str(place)))
+    assert isinstance(target, Accelerated) and len(target.weights) == len(family.factors)
+    assert len([one for one in alive if one() is not None]) <= 2
 
 
 @pytest.mark.parametrize("text", ["x*", "x*much", "x*nan", "x*inf", "*2"])

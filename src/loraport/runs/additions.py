@@ -213,7 +213,12 @@ def misfit(shape: tuple[int, ...], model: Shapes, name: str) -> str:
 
 def nothing_fits(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
     """Why no layer of a LoRA is in a model with these layers: another family, or names that nobody knows."""
-    mine = next(iter(lora.layers or lora.encoders or lora.extras), "nothing")
+    if lora.encoders and not lora.layers:
+        return (
+            f"{lora.path} is a LoRA of text encoders alone, and {where} holds none of their layers; give a single file "
+            "or a pipeline's text_encoder/ that does"
+        )
+    mine = next(iter(lora.layers or lora.extras), "nothing")
     found = f"no layer of {lora.path} is in {where}: the LoRA has {mine!r}, the model {next(iter(layers), 'nothing')!r}"
     if start := find_start(lora.layers, set(layers).__contains__):
         return f"{found}; its names are the model's behind {start!r}: save it with names that begin after that"

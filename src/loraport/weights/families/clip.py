@@ -62,6 +62,7 @@ _PREFIXES: Mapping[str, str] = {
 _ANY_PREFIX = re.compile(r"lora_te\d?_|text_encoders?(?:_\d)?\.")
 """The keys of any text encoder, CLIP or not."""
 _PREFIX = re.compile("|".join(map(re.escape, sorted(_PREFIXES, key=len, reverse=True))))
+_MATRIX = re.compile(r"\.layers\.\d+\.(?:self_attn|mlp)\.")
 _OLD_ATTENTION = re.compile(r"\.self_attn\.to_(q|k|v|out)$")
 """What diffusers called them before PEFT."""
 
@@ -114,7 +115,7 @@ def spelled_encoder(layer: str, flat: bool, numbered: bool, comfy: bool) -> tupl
     encoder, _, module = layer.partition(".")
     if flat:
         return {FIRST: "lora_te1_" if numbered else "lora_te_", SECOND: "lora_te2_"}[encoder], module
-    if comfy and ".layers." not in module:
+    if comfy and not _MATRIX.search(module):
         return f"text_encoders.clip_{'l' if encoder == FIRST else 'g'}.transformer.", module
     return f"{encoder}.", module
 
