@@ -8,7 +8,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from loraport.errors import SettingsError
 from loraport.runs.convert import convert
+from loraport.weights.describe import describe, in_ten_lines, layer_lines
+from loraport.weights.lora import read_lora
 from tests.families import unet
 
 PARTS = {"sd1.5": ("unet", "text_encoder"), "sdxl": ("unet", "text_encoder", "text_encoder_2")}
@@ -198,3 +201,52 @@ def test_what_has_no_place_is_dropped_with_the_true_reason(family, written, tmp_
     assert not any(
         "lora_te" in key or "text" in key for key in load_file(tmp_path / "folder/adapter_model.safetensors")
     )
+
+
+def test_inspect_tells_of_text_encoders(family, written, tmp_path):
+    path, deltas = written(kohya)
+    for name, tensors in (("all", load_file(path)), ("te", {})):
+        if name == "te":
+            tensors = {key: tensor for key, tensor in load_file(path).items() if key.startswith("lora_te")}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        facts = describe(str(tmp_path / f"{name}.safetensors"))
+        wanted = {part: sum(of == part for of, _ in deltas) for part in PARTS[family[0]][1:]}
+        assert facts["kind"] == "LoRA" and facts["encoders"] == wanted and "refused" not in facts
+        assert in_ten_lines(facts)["text encoders"].startswith(f"{wanted['text_encoder']} layers of text_encoder")
+        assert sum(
+            "text_model" in line for line in layer_lines(read_lora(tmp_path / f"{name}.safetensors", dense=True))
+        ) == sum(wanted.values())
+
+
+def test_dora_of_a_text_encoder_is_computed_on_the_weights_beside_the_network(family, written, tmp_path):
+    """m ∘ (W + D) / ‖W + D‖ − W by rows, the encoder's W from the pipeline; without it, a sentence."""
+    name, pipe = family
+    path, deltas = written(kohya)
+    tensors, wanted = load_file(path), dict(deltas)
+    for part, own, full, module in layers(name, pipe):
+        if part == "unet":
+            continue
+        W, D = module.weight.detach(), deltas[part, own]
+        m = torch.rand(W.shape[0], 1) + 0.5
+        tensors[kohya(name, part, full)[0] + "dora_scale"] = m
+        wanted[part, own] = m * (W + D) / (W + D).norm(dim=1, keepdim=True) - W
+    save_file(tensors, path)
+    for part in PARTS[name]:
+        state = {key: value.clone() for key, value in getattr(pipe, part).state_dict().items()}
+        (tmp_path / "pipe" / part).mkdir(parents=True)
+        file = "diffusion_pytorch_model" if part == "unet" else "model"
+        save_file(state, tmp_path / "pipe" / part / f"{file}.safetensors")
+    (tmp_path / "pipe/model_index.json").write_text("{}")
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(SettingsError, match="is a DoRA"):
+        convert(str(path), "diffusers", str(out))
+    assert not convert(str(path), "diffusers", str(out), rank="full", source=str(tmp_path / "pipe")).lost
+    check(family, out, wanted)
+    alone = convert(
+        str(path), "diffusers", str(out), source=str(tmp_path / "pipe/unet/diffusion_pytorch_model.safetensors")
+    )
+    assert not alone.lost, "the pipeline is around the file"
+    (tmp_path / "pipe/model_index.json").unlink()
+    lost = convert(str(path), "diffusers", str(out), source=str(tmp_path / "pipe/unet"))
+    assert {key for key, _ in lost.keys["dropped"]} == {key for key in tensors if key.startswith("lora_te")}
+    assert all("does not hold" in reason for _, reason in lost.keys["dropped"])

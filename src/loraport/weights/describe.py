@@ -13,6 +13,7 @@ from loraport.errors import InputError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, WHOLE, parse_key, refused_kind, says_lora
 from loraport.weights.families import FAMILIES, Family
+from loraport.weights.families.clip import encoder_of
 from loraport.weights.header_words import for_people, lasting
 from loraport.weights.loader_facts import facts_of
 from loraport.weights.loader_table import verdicts
@@ -36,7 +37,7 @@ def describe(place: str, *, part: str | None = None, each: Callable[[str], None]
         _tell(each, tensor_lines(model))
         return describe_model(model)
     try:
-        lora = read_lora(place)
+        lora = read_lora(place, dense=True)
         _tell(each, layer_lines(lora))
         return describe_lora(lora)
     except InputError as error:
@@ -53,6 +54,9 @@ def layer_lines(lora: Lora) -> Iterator[str]:
         out, inn = update.shape
         scale = f"scale {lora.scales[name]:g} ({lora.alpha_from[name]})"
         yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}, {scale}"
+    for name, update in lora.encoders.items():
+        out, inn = update.shape
+        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}"
 
 
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
@@ -100,7 +104,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "kind": "LoRA",
         "file": str(lora.path),
         "family": f"{_family(family, known, len(lora.layers))}{f', width {width}' if width else ''}",
-        "dialect": f"{lora.dialect.label}, keys like {next(iter(lora.keys.values()))[0]}",
+        "dialect": f"{lora.dialect.label}, keys like {_first_key(lora)}",
         "layers": len(lora.layers),
         "kinds": _counts(Counter(kind_of(update) for update in lora.layers.values())),
         "ranks": _counts(ranks),
@@ -108,6 +112,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "alpha": _counts(Counter(lora.alpha_from.values())),
         "dtypes": ", ".join(_dtype(dtype) for dtype in lora.dtypes),
         "notes": list(lora.notes),
+        "encoders": _counts(Counter(encoder_of(name) for name in lora.encoders)),
         "copied": len(lora.extras),
         "whole weights": sorted(one.key for one in map(lora.parse, lora.extras) if one.part in WHOLE),
         "transfers": [in_words(step) for step in transfers(lora.metadata)],
@@ -118,6 +123,11 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "sha256": lora.sha256,
         "loaders": _loaders(lora),
     }
+
+
+def _first_key(lora: Lora) -> str:
+    """Of its layers, else of what is beside them."""
+    return next((keys[0] for keys in lora.keys.values()), next(iter(lora.extras), ""))
 
 
 def _loaders(lora: Lora) -> list[dict[str, Any]]:
@@ -138,8 +148,9 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "file": f"{facts['file']} ({facts['kind']}, {facts['dtypes']})",
         "family": facts["family"],
         "dialect": facts["dialect"],
-        "layers": f"{facts['layers']} ({kinds}), rank {ranks}",
-        "scale": f"{shown} ({', '.join(facts['alpha'])})",
+        "layers": f"{facts['layers']} ({kinds}), rank {ranks}" if facts["layers"] else "none of a network",
+        **({"scale": f"{shown} ({', '.join(facts['alpha'])})"} if scale else {}),
+        **({"text encoders": _of_encoders(facts["encoders"])} if facts["encoders"] else {}),
         **({"note": facts["notes"]} if facts["notes"] else {}),
         **facts["words"],
         **({"transfers": ", then ".join(facts["transfers"])} if facts["transfers"] else {}),
@@ -147,7 +158,7 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "beside": f"{facts['copied']} other keys{_whole(facts['whole weights'])} are carried through, "
         f"{len(facts['dropped'])} are dropped",
         "sha256": facts["sha256"],
-        "taken by": ", ".join(one["loader"] for one in said["yes"]) or "none of the loaders that are known",
+        "taken by": ", ".join(one["loader"] for one in said["yes"]) or _taken_by_none(facts),
         "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
         "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in said["no"]),
     }
@@ -157,6 +168,14 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
 def _whole(keys: list[str]) -> str:
     """Of the keys beside the factors, those that are no differences."""
     return f" ({len(keys)} of them whole weights, {keys[0]}, for one)" if keys else ""
+
+
+def _taken_by_none(facts: Mapping[str, Any]) -> str:
+    return "none of the loaders that are known" if facts["layers"] else "not judged without layers of a network"
+
+
+def _of_encoders(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} layers of {encoder}" for encoder, count in counts.items())
 
 
 def _instead(verdict: dict[str, Any]) -> str:

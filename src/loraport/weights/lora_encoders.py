@@ -16,7 +16,7 @@ from loraport.weights.families.clip import FIRST, encoder_of, spelled_encoder
 from loraport.weights.lora import Lora
 from loraport.weights.lora_tensors import layer_tensors, padded
 from loraport.weights.saving import Pending
-from loraport.weights.variants import looks_at_weight
+from loraport.weights.variants import kind_of, looks_at_weight
 
 COMFY = "diffusion_model."
 LINEAR_PAIR: Pair = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
@@ -28,6 +28,16 @@ NO_WEIGHT = (
     "a pipeline that does"
 )
 UNKNOWN = "it belongs to a text encoder other than CLIP, whose names are in no table and cannot be respelled"
+
+
+def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:
+    """What stands before a LoRA's keys of text encoders -> what is behind it: LoRA, LoHa, …, or `unknown` names."""
+    kinds = {key: kind_of(lora.encoders[layer]) for layer, keys in lora.encoder_keys.items() for key in keys}
+    found: dict[str, set[str]] = {}
+    for key in map(lora.parse, lora.extras):
+        if key.text_encoder:
+            found.setdefault(key.prefix, set()).add(kinds.get(key.key, "unknown" if not key.clip else key.part))
+    return {prefix: frozenset(some) for prefix, some in found.items()}
 
 
 def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect, str]:
