@@ -205,7 +205,7 @@ def _comparison(batch: BatchResult) -> list[list[str]]:
             [
                 result.output,
                 f"{len(done)} of {len(result.layers)}",
-                _span(layer.rank_out for layer in done),
+                _span(layer.rank_out for layer in done) if done else "–",
                 _middle(sizes),
                 _middle(layer.cosine for layer in done),
                 _percent(result.kept_correction) if result.kept_correction is not None else "–",
@@ -229,7 +229,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
     count["copied"] -= (unknown := sum(layer.drift_unknown for layer in result.layers))
     facts = {
         "wrote": result.output,
-        "method": f"{result.method}, rank {_span(layer.rank_out for layer in done)}",
+        "method": f"{result.method}, rank {_span(layer.rank_out for layer in done)}" if done else result.method,
         "layers": ", ".join(f"{number} {status}" for status, number in count.items())
         + (f", {unknown} not in the source, so copied untransferred" if unknown else ""),
         "keys": f"{keys['in']} in: {keys['transferred']} transferred, {keys['copied']} copied, "

@@ -31,8 +31,11 @@ def test_flags_win_over_the_preset():
     mixed = casa_settings("published-code", q_dom=0.3, energy=0.8, arbitrate=False)
     assert (mixed.q_dom, mixed.energy, mixed.energy_rectangular, mixed.arbitrate) == (0.3, 0.8, 0.8, False)
     assert (mixed.tau, mixed.densities) == (PUBLISHED_CODE.tau, "block")
-    assert chosen_rank(None, "published-code") == RankRule("fixed", 32)
-    assert chosen_rank("full", "published-code") == RankRule("full")
+    for method in ("casa", "undo-matched", "restore-only"):
+        assert chosen_rank(None, "published-code", method) == RankRule("fixed", 32)
+    for method in ("core", "direct", "direct:1.1", "prolora", "direct-matched", "direct-matched:prolora"):
+        assert chosen_rank(None, "published-code", method) == chosen_rank(None, None, method) == RankRule("auto")
+    assert chosen_rank("full", "published-code", "core") == RankRule("full")
 
 
 def test_unknown_names_list_the_known_ones():
@@ -47,15 +50,15 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(SettingsError, match=r"q_dom is 1.5, but it must lie in \[0, 1\]"):
         casa_settings(q_dom=1.5)
     with pytest.raises(SettingsError, match="--tau is a setting of CASA and means nothing to 'direct'"):
-        method_settings("direct", "paper", {"tau": 1.0})
+        method_settings("direct", None, {"tau": 1.0})
 
 
 def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
     given = {"subspace": "rank:8", "phi_min": 0.5, "tau": None, "null_space": False}
-    assert method_settings("prolora", "paper", given) == {"prolora": ProloraSettings("rank:8", False, False, 0.5)}
-    assert method_settings("direct-matched:prolora", "paper", given) == method_settings("prolora", "paper", given)
-    assert method_settings("lora-x", "paper", {"subspace": "exact"}) == {"lora_x": LoraxSettings("exact")}
-    assert method_settings("core", "paper", {"tau": None}) == {"casa": PAPER}
+    assert method_settings("prolora", None, given) == {"prolora": ProloraSettings("rank:8", False, False, 0.5)}
+    assert method_settings("direct-matched:prolora", None, given) == method_settings("prolora", None, given)
+    assert method_settings("lora-x", None, {"subspace": "exact"}) == {"lora_x": LoraxSettings("exact")}
+    assert method_settings("core", None, {"tau": None}) == {"casa": PAPER}
     for method, flag in {
         "lora-x": ("phi_min", 0.5, "--phi-min is a setting of ProLoRA"),
         "casa": ("subspace", "exact", "--subspace is a setting of ProLoRA"),
@@ -64,9 +67,27 @@ def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
         "direct-matched:lora-x": ("cross_terms", True, "--cross-terms is a setting of ProLoRA"),
     }.items():
         with pytest.raises(SettingsError, match=f"{flag[2]} and means nothing to '{method}'"):
-            method_settings(method, "paper", {flag[0]: flag[1]})
+            method_settings(method, None, {flag[0]: flag[1]})
     with pytest.raises(SettingsError, match="unknown preset"):
         method_settings("prolora", "code", {})
+
+
+def test_a_flag_or_preset_that_no_method_of_the_run_looks_at_is_refused():
+    for methods, preset, flags, message in (
+        (("core",), "published-code", {}, "--preset is of CASA's settings and means nothing to 'core'"),
+        (("direct", "prolora"), "paper", {}, "means nothing to 'direct' or 'prolora'"),
+        (("restore-only",), None, {"q_act": 0.5}, "--q-act is a setting of CASA and means nothing to 'restore-only'"),
+        (("direct-matched:undo-matched",), None, {"arbitrate": False}, "--arbitrate is a setting of CASA"),
+        (("arbitrate-only",), None, {"restore": 0.5}, "--restore is a setting of CASA"),
+        (("casa",), None, {"arbitrate": False, "q_act": 0.5}, "--q-act says which entries are arbitrated"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            method_settings(methods[0], preset, flags, methods)
+    among = ("core", "casa", "arbitrate-only")
+    for name in among:
+        method_settings(name, "published-code", {"restore": 0.5, "q_act": 0.5, "arbitrate": False}, among)
+    assert method_settings("core", "published-code", {}, among) == {"casa": PAPER}
+    assert method_settings("arbitrate-only", None, {"restore": 0.5}, among)["casa"] == PAPER
 
 
 def test_the_settings_in_the_report_are_those_of_the_method():

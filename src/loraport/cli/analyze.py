@@ -39,7 +39,7 @@ def analyze(
     source: Source,
     target: Target,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page, figures and tables go.")],
-    preset: Preset = "paper",
+    preset: Preset = None,
     tau: Tau = None,
     q_dom: QDom = None,
     q_act: QAct = None,
@@ -71,7 +71,8 @@ def analyze(
     from loraport.runs.sweep import Grid
 
     config = AnalyzeConfig(
-        lora, source, target, output, casa=casa_settings(preset, tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
+        lora, source, target, output,
+        casa=casa_settings(preset or "paper", tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
         layers=tuple(layers or ()), sample=sample, detail=detail,
         source_part=source_part, target_part=target_part, force_drift=force_drift, device=device,
         cache=cache_folder(cache, no_cache),

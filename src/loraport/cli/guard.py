@@ -63,6 +63,19 @@ def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "method": ",".join(methods), "output": f"{given['output']}.candidates"}
 
 
+def plan_guarded(configs: Sequence[TransferConfig], flags: GuardFlags, *, json: bool) -> None:
+    """Say what a guarded transfer would do, and refuse what it would refuse."""
+    from loraport import console
+    from loraport.effect.guarded import check_guarded
+    from loraport.runs.passes import Pass, prepare_passes
+
+    pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
+    passes = check_guarded(configs, flags.output, pair, clips=flags.clips, calibrated=flags.calibrated)
+    note = f"the guard would sample {flags.clips} clips: {passes} passes, fewer where some are in the cache"
+    plans = {ready.config.output: ready.plan for ready in prepare_passes([Pass(tuple(configs), notes=(note,))])[0]}
+    console.print_plans(plans, json=json)
+
+
 def run_guarded(
     configs: Sequence[TransferConfig], flags: GuardFlags, page: Path | None, *, json: bool, quiet: bool, verbose: bool
 ) -> int:

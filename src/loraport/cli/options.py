@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,9 @@ Method = Annotated[
         "lora-x, rollback, restore-only or arbitrate-only."
     ),
 ]
-Preset = Annotated[str, typer.Option(help="CASA's settings: paper or published-code; flags win over it.")]
+Preset = Annotated[
+    str | None, typer.Option(help="CASA's settings: paper (the default) or published-code; flags win over it.")
+]
 Tau = Annotated[float | None, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
 QDom = Annotated[float | None, typer.Option(help="Quantile from which on a cluster dominates (Eq. 5-6).")]
 QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which an entry is arbitrated (Eq. 13).")]
@@ -164,6 +167,14 @@ def cache_folder(folder: str | None, no_cache: bool) -> str | None:
     if no_cache and folder is not None:
         raise SettingsError("--cache and --no-cache contradict each other; give one of them")
     return None if no_cache else folder or str(default_folder())
+
+
+def refuse_idle(context: typer.Context, idle: Mapping[str, str]) -> None:
+    """Raise SettingsError for an option that was typed and would do nothing; `idle`: parameter -> why."""
+    for parameter in context.command.params:
+        typed = getattr(context.get_parameter_source(parameter.name or ""), "name", "DEFAULT")
+        if parameter.name in idle and typed != "DEFAULT":
+            raise SettingsError(f"{parameter.opts[0]} would do nothing here: {idle[parameter.name]}; leave it out")
 
 
 def need(*modules: str, extra: str) -> None:

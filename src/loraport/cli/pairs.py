@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,6 +93,7 @@ def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair
     from loraport.toy.pair import is_embedded, open_embedded
 
     if is_embedded(Path(source)):
+        _refuse_sampling(sampling)
         accelerator = target.removeprefix("source+")
         return open_embedded(Path(source), Path(accelerator))
     if is_embedded(Path(target)):
@@ -100,6 +101,13 @@ def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair
     if "+" in target and not Path(target).exists():
         raise MismatchError(f"{target}: bake the accelerator into its model first (loraport merge), then score that")
     return _pipelines(_repository(source), _repository(target), sampling, device)
+
+
+def _refuse_sampling(sampling: Sampling) -> None:
+    """Raise SettingsError for flags of pipelines beside the embedded family, which would not look at them."""
+    if given := [field.name for field in fields(sampling) if getattr(sampling, field.name) != field.default]:
+        words = ", ".join(name.replace("_", "-") for name in given)
+        raise SettingsError(f"{words} would do nothing here: the embedded family has its own ways; leave it out")
 
 
 def _repository(text: str) -> str:

@@ -18,6 +18,7 @@ from loraport.cli.options import (
     TargetPart,
     Verbose,
     cache_folder,
+    refuse_idle,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ Energy = Annotated[float, typer.Option(help="Energy share of the leading directi
     epilog="Example: loraport probe keep-dominant --source wan/ --target fastwan/ --q 0.5 -o partly-distilled/"
 )
 def keep_dominant(
+    context: typer.Context,
     source: Source,
     target: Target,
     output: Output,
@@ -77,6 +79,8 @@ def keep_dominant(
     from loraport.methods.probes import KeepDominant
     from loraport.runs.probe import ProbeConfig
 
+    idle = {"energy": "all directions are looked at"} if directions == "all" else {}
+    refuse_idle(context, idle | _idle(clusters))
     recipe = KeepDominant(q, directions, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
         source, target, output, recipe, lora=lora, layers=tuple(layers or ()), source_part=source_part,
@@ -87,6 +91,7 @@ def keep_dominant(
 
 @app.command(epilog="Example: loraport probe over-activate --source wan/ --target fastwan/ --top 0.05 -o disturbed/")
 def over_activate(
+    context: typer.Context,
     source: Source,
     target: Target,
     output: Output,
@@ -120,12 +125,18 @@ def over_activate(
     from loraport.methods.probes import OverActivate
     from loraport.runs.probe import ProbeConfig
 
+    alone = dict.fromkeys(("clusters", "lora", "tau", "energy"), "factors multiply single entries, without clusters")
+    refuse_idle(context, alone if noise == "factors" else _idle(clusters))
     recipe = OverActivate(top, mean, var, noise, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
         source, target, output, recipe, lora=lora, layers=tuple(layers or ()), seed=seed, source_part=source_part,
         target_part=target_part, force_drift=force_drift, device=device, cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     _run(config, json, quiet, verbose)
+
+
+def _idle(clusters: str | None) -> dict[str, str]:
+    return {"tau": "each direction is alone"} if clusters == "single" else {}
 
 
 def _clusters(named: str | None, lora: str | None) -> str:

@@ -19,6 +19,7 @@ from loraport.cli.options import (
     Seed,
     Verbose,
     cache_folder,
+    refuse_idle,
 )
 from loraport.cli.pairs import (
     BY_DEFAULT,
@@ -78,6 +79,7 @@ def score(
 )
 @sampled
 def calibrate(
+    context: typer.Context,
     lora: Original,
     source: SampledSource,
     target: SampledTarget,
@@ -106,6 +108,7 @@ def calibrate(
     from loraport import console
     from loraport.effect.scoring import CalibrationRequest, run_calibration
 
+    refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
     pair = open_pair(source, target, sampling, device)
     request = CalibrationRequest(
         known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,

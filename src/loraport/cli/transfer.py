@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loraport.cli.guard import AUTO, GuardFlags, guarded_options, run_guarded
+from loraport.cli.guard import AUTO, GuardFlags, guarded_options, plan_guarded, run_guarded
 from loraport.cli.options import (
     Arbitrate,
     As,
@@ -57,6 +57,7 @@ from loraport.cli.options import (
     Verbose,
     cache_folder,
     page_path,
+    refuse_idle,
 )
 from loraport.cli.pairs import known_place
 
@@ -83,6 +84,7 @@ _PLAIN = (
     "-o style-fastwan.safetensors"
 )
 def transfer(
+    context: typer.Context,
     loras: Loras,
     source: Source,
     target: Target,
@@ -90,7 +92,7 @@ def transfer(
     source_part: SourcePart = None,
     target_part: TargetPart = None,
     method: Methods = "casa",
-    preset: Preset = "paper",
+    preset: Preset = None,
     tau: Tau = None,
     q_dom: QDom = None,
     q_act: QAct = None,
@@ -133,13 +135,37 @@ def transfer(
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
     given = dict(locals()) | _places(loras, source, target)
+    refuse_idle(context, _idle(given))
     page = None if report is None else page_path(report)
-    if (guard or method == AUTO) and not dry_run:
+    if guard or method == AUTO:
         asked = GuardFlags(output, guard_clips, calibrated, tuple(sampling or ()))
         tried = _configs(guarded_options(given))
+        if dry_run:
+            plan_guarded(tried, asked, json=json)
+            return
         raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
-    given = given if method != AUTO else guarded_options(given)
     _run(_passes(given), page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+
+
+def _idle(given: Mapping[str, Any]) -> dict[str, str]:
+    """Options that do nothing beside the others, with the reason."""
+    from loraport.runs.accelerator import SOURCE, split_target
+
+    found: dict[str, str] = {}
+    if not given["guard"] and given["method"] != AUTO:
+        found |= dict.fromkeys(("guard_clips", "calibrated", "sampling"), "it belongs to --guard and --method auto")
+    if given["pairing"] == "name":
+        found["pair_min"] = "it belongs to pairing by similarity"
+    if given["dry_run"]:
+        found["report"] = "a dry run has nothing to report"
+    if given["as_"] == "diff":
+        if given["rank"] not in ("full", "auto"):
+            found["rank"] = "dense differences have no rank"
+        if given["format"] not in ("same", "comfy"):
+            found["format"] = "dense differences are written for ComfyUI"
+    if (pair := split_target(given["target"])) and pair[0] == SOURCE:
+        found["target_part"] = "the target's model is the source, of which --source-part is taken"
+    return found
 
 
 def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
@@ -203,10 +229,13 @@ def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
     settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
     return one_or_many(
         given["loras"],
-        {name: method_settings(name, given["preset"], flags, methods) for name in methods},
+        {
+            name: method_settings(name, given["preset"], flags, methods)
+            | {"rank": chosen_rank(given["rank"], given["preset"], name)}
+            for name in methods
+        },
         given["output"],
         **settings,
-        rank=chosen_rank(given["rank"], given["preset"]),
         format=chosen_format(given["format"]),
         as_diff=chosen_output(given["as_"]) == "diff",
         cache=cache_folder(given["cache"], given["no_cache"]),

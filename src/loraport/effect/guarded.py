@@ -66,16 +66,35 @@ def guarded_transfer(
     the next run goes on with what is in it. Raises SettingsError for dense outputs, which cannot be scored, OutputError
     where something else is in that folder's place.
     """
-    if configs[0].as_diff:
-        raise SettingsError("the guard scores LoRAs; leave out --as diff")
     places = [Path(config.output) for config in configs]
     names = (*(place.name for place in places), f"{CALIBRATED}{places[0].suffix}")
-    lora, adapter, _ = read_adapter(configs[0].lora, pair)
-    check_place(output, lora, configs[0].format)
+    lora, adapter = _checked(configs, output, pair)
     with waiting_room(places[0].parent, names):
         batch = transfer(configs)
         judged = _Judged(lora, adapter, {run.method: run for run in batch.runs}, batch.not_written)
         return judged.decide(configs[0], output, pair, clips, calibrated, watch)
+
+
+def check_guarded(
+    configs: Sequence[TransferConfig], output: str, pair: Pair, *, clips: int = 32, calibrated: bool = False
+) -> int:
+    """Refuse what `guarded_transfer` refuses before its work. Returns the passes that it would take."""
+    _, adapter = _checked(configs, output, pair)
+    return _passes(pair, adapter, clips, len(configs), calibrated, configs[0].seed)
+
+
+def _checked(configs: Sequence[TransferConfig], output: str, pair: Pair) -> tuple[Lora, Updates]:
+    if configs[0].as_diff:
+        raise SettingsError("the guard scores LoRAs; leave out --as diff")
+    lora, adapter, _ = read_adapter(configs[0].lora, pair)
+    check_place(output, lora, configs[0].format)
+    return lora, adapter
+
+
+def _passes(pair: Pair, adapter: Updates, clips: int, candidates: int, calibrated: bool, seed: int) -> int:
+    planned = score_passes(pair, clips, candidates + calibrated)
+    settings = CalibrationSettings(clips=clips, seed=seed)
+    return planned + (sum(calibration_passes(pair, adapter, settings).values()) if calibrated else 0)
 
 
 @dataclass
@@ -90,8 +109,7 @@ class _Judged:
     ) -> Guarded:
         """Scores the runs, and a calibrated adapter where that may compete; writes what is kept."""
         settings = CalibrationSettings(clips=clips, seed=first.seed)
-        planned = score_passes(pair, clips, len(self.runs) + calibrated)
-        planned += sum(calibration_passes(pair, self.adapter, settings).values()) if calibrated else 0
+        planned = _passes(pair, self.adapter, clips, len(self.runs), calibrated, first.seed)
         meter, store = Meter(planned, watch), SampleStore(first.cache)
         candidates: dict[str, Updates] = {
             method: read_adapter(run.output, pair)[1] for method, run in self.runs.items()

@@ -7,7 +7,7 @@ update = recipe(Layer(lora, drift, basis))   # an Update: low-rank part, dense c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from loraport.errors import SettingsError, unknown_name
@@ -77,25 +77,30 @@ class Method:
     """Whether the result has the LoRA's own rank, exactly."""
     reuses: bool = True
     """Whether it gives the LoRA back as it is where there is no drift."""
+    fixed: tuple[str, ...] = ()
+    """Settings of its kind that it sets itself, or does not look at."""
     parts: Callable[[Layer, Any], Parts] | None = None
     """The same update in two, for methods that take drift back; None for those that take none."""
 
+
+_RESTORES = ("arbitrate", "q_act")
+"""What means nothing to methods that only restore."""
 
 METHODS = {
     "casa": Method(casa, parts=casa_parts),
     "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
     "direct-matched": Method(direct_matched, low_rank=True),
     "undo": Method(undo, UndoSettings, "amount", needs_basis=False, parts=undo_parts),
-    "undo-matched": Method(undo_matched, parts=undo_matched_parts),
+    "undo-matched": Method(undo_matched, fixed=_RESTORES, parts=undo_matched_parts),
     "core": Method(core, CoreSettings, needs_basis=False, low_rank=True, parts=core_parts),
     "drift-orthogonal": Method(
         drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
     ),
     "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
     "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
-    "rollback": Method(rollback, reuses=False, parts=rollback_parts),
-    "restore-only": Method(restore_only, parts=restore_only_parts),
-    "arbitrate-only": Method(arbitrate_only, parts=arbitrate_only_parts),
+    "rollback": Method(rollback, reuses=False, fixed=_RESTORES, parts=rollback_parts),
+    "restore-only": Method(restore_only, fixed=_RESTORES, parts=restore_only_parts),
+    "arbitrate-only": Method(arbitrate_only, fixed=("restore", "arbitrate"), parts=arbitrate_only_parts),
 }
 
 
@@ -125,6 +130,11 @@ class Recipe:
                 f"method {self.name!r} takes nothing of the drift back, so it cannot be split; these can: {known}"
             )
         return self.method.parts
+
+    @property
+    def knobs(self) -> set[str]:
+        """The names of the settings that change what it gives."""
+        return {field.name for field in fields(self.settings)} - {*(self.matched or self).method.fixed}
 
     @property
     def needs_routing(self) -> bool:

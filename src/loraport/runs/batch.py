@@ -68,11 +68,15 @@ def method_list(text: str) -> tuple[str, ...]:
 
 def _in_parts(config: TransferConfig) -> list[TransferConfig]:
     """The runs that write both parts of one update."""
-    output = Path(config.output)
-    suffix = output.suffix if output.suffix == ".safetensors" else ""
-    beside = output.with_name(output.name.removesuffix(suffix) + COUNTER_DRIFT + suffix)
-    parts: dict[Part, str] = {"adapter": config.output, "counter-drift": str(beside)}
+    parts: dict[Part, str] = {"adapter": config.output, "counter-drift": str(counter_drift_place(config.output))}
     return [replace(config, part=part, output=place) for part, place in parts.items()]
+
+
+def counter_drift_place(output: str) -> Path:
+    """Where the other output of a split goes: beside the first, with `-counter-drift` behind its name."""
+    path = Path(output)
+    suffix = path.suffix if path.suffix == ".safetensors" else ""
+    return path.with_name(path.name.removesuffix(suffix) + COUNTER_DRIFT + suffix)
 
 
 def _is_folder(config: TransferConfig) -> bool:

@@ -15,7 +15,6 @@ from loraport.methods import (
     LoraxSettings,
     ProloraSettings,
     Recipe,
-    Settings,
     find_recipe,
 )
 from loraport.methods.casa import PAPER
@@ -163,9 +162,11 @@ def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:
     raise unknown_name(kind, text, known)
 
 
-def chosen_rank(text: str | None, preset: str) -> RankRule:
-    """The rule that the user asks for, else the one that goes with the preset."""
-    return RankRule.parse(text if text is not None else PRESET_RANKS.get(preset, "auto"))
+def chosen_rank(text: str | None, preset: str | None, method: str) -> RankRule:
+    """The rule that the user asks for, else the one that goes with the preset, where it is the method's."""
+    recipe = find_recipe(method)
+    of_casa = isinstance(recipe.settings, CasaSettings) and not recipe.method.low_rank
+    return RankRule.parse(text if text is not None else PRESET_RANKS.get(preset or "", "auto") if of_casa else "auto")
 
 
 def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSettings:
@@ -182,33 +183,41 @@ def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSe
 
 
 def method_settings(
-    method: str, preset: str, flags: Mapping[str, Any], among: Sequence[str] | None = None
+    method: str, preset: str | None, flags: Mapping[str, Any], among: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The settings of a method by name, from a preset and the flags that are not None, by their place in the config.
 
     `among`: all methods of the same run; a flag is good if one of them has it, and means nothing to the others.
-    Raises SettingsError for a flag of CASA or ProLoRA that none of them has.
+    Raises SettingsError for a flag of CASA or ProLoRA that none of them has, and for CASA's preset likewise.
     """
-    kinds = [type(find_recipe(name).settings) for name in among or (method,)]
-    known = set().union(*(_names(kind) for kind in kinds))
+    recipes = [find_recipe(name) for name in among or (method,)]
     given = {name: value for name, value in flags.items() if value is not None}
-    for kind, owner in ((CasaSettings, "CASA"), (ProloraSettings, "ProLoRA")):
-        if alien := [name for name in given if name in _names(kind) - known]:
-            words = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
-            means = " or ".join(repr(name) for name in among or (method,))
-            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {means}; leave it out")
-    own = type(find_recipe(method).settings)
-    mine = {name: value for name, value in given.items() if name in _names(own)}
-    casa = casa_settings(preset, **{name: value for name, value in mine.items() if name in _names(CasaSettings)})
+    _check_meaning(recipes, preset, given)
+    recipe = find_recipe(method)
+    own = type(recipe.settings)
+    mine = {name: value for name, value in given.items() if name in recipe.knobs}
     if own is ProloraSettings:
         return {"prolora": ProloraSettings(**mine)}
     if own is LoraxSettings:
         return {"lora_x": LoraxSettings(**mine)}
-    return {"casa": casa}
+    return {"casa": casa_settings(preset or "paper", **mine) if own is CasaSettings else PAPER}
 
 
-def _names(kind: type[Settings]) -> set[str]:
-    return {field.name for field in fields(kind)}
+def _check_meaning(recipes: Sequence[Recipe], preset: str | None, given: Mapping[str, Any]) -> None:
+    """Raise SettingsError for a preset or settings that none of the recipes looks at."""
+    means = " or ".join(repr(recipe.name) for recipe in recipes)
+    if preset is not None and preset not in CASA_PRESETS:
+        raise unknown_name("preset", preset, CASA_PRESETS)
+    if preset is not None and not any(isinstance(recipe.settings, CasaSettings) for recipe in recipes):
+        raise SettingsError(f"--preset is of CASA's settings and means nothing to {means}; leave it out")
+    known = set().union(*(recipe.knobs for recipe in recipes))
+    for kind, owner in ((CasaSettings, "CASA"), (ProloraSettings, "ProLoRA")):
+        if alien := [name for name in given if name in {field.name for field in fields(kind)} - known]:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
+            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {means}; leave it out")
+    idle = given.get("arbitrate") is False and "q_act" in given
+    if idle and all("arbitrate" in recipe.knobs for recipe in recipes if "q_act" in recipe.knobs):
+        raise SettingsError("--q-act says which entries are arbitrated; leave it out, or --no-arbitrate")
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -158,10 +158,11 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
         found.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
     found += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
+    exact = isinstance(target, Accelerated) and target.on_source  # its drift is no difference of two files
     for model in models:
         if model.extra:
             found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
-        if model.quantized:
+        if model.quantized and not exact:
             found.append(
                 f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
                 "drift is compared with it, layer by layer"

@@ -13,6 +13,7 @@ import torch
 import loraport
 from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
+from loraport.runs.batch import counter_drift_place
 from loraport.runs.config import TransferConfig
 from loraport.runs.extras import fitted
 from loraport.runs.layer import Bases
@@ -101,6 +102,7 @@ def _paired(
     )
     told = (*carried_note(lora, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
     plan = replace(plan, warnings=(*plan.warnings, *told))
+    plan = replace(plan, warnings=(*plan.warnings, *_idle(config, lora, plan)))
     if pairing is not None:
         jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
         plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
@@ -108,6 +110,19 @@ def _paired(
         plan = replace(plan, jobs=plan.of("transfer"))
         lora = replace(lora, extras={}, dropped=(), encoders={}, encoder_keys={})
     return Prepared(config, lora, source, target, plan, pairing)
+
+
+def _idle(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
+    """Settings that do nothing for this LoRA, and an earlier output that does not belong to this one."""
+    found = []
+    if config.dora != "effective" and not any(job.kind == "DoRA" for job in plan.jobs):
+        found.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
+    if config.transfer_diffs and not any(key.endswith(".diff") for keys in lora.keys.values() for key in keys):
+        found.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
+    beside = counter_drift_place(config.output)
+    if config.part == "whole" and beside.exists():
+        found.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
+    return found
 
 
 def touched(loras: Iterable[Lora]) -> set[str] | None:
