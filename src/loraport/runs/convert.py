@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from loraport.runs.config import DTYPES, RankRule
 from loraport.runs.encoders import encoder_factors
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.runs.given import as_factors
+from loraport.runs.kernels import written_kernels
 from loraport.runs.layer import layer_generator
 from loraport.runs.presets import open_model
 from loraport.runs.whole_weights import as_differences, carried_note, check_without_base
@@ -79,7 +80,8 @@ def convert(
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
-    DoRA needs the model that it was trained on, as `source`. `each` is told a line about every layer.
+    DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else those
+    that their names tell. `each` is told a line about every layer.
     Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
     has a place in the format, OutputError for a place that cannot be written.
@@ -106,7 +108,8 @@ def convert(
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, dialect.folder)
     layers = plain_layers(lora, source, rule)
-    model = None if source is None or not lora.encoders else open_model(source)
+    model = None if source is None else open_model(source)
+    lora = replace(lora, kernels=written_kernels(lora, kept, model, flat=dialect.flat))
     lacking = [update for update in lora.encoders.values() if model is None and looks_at_weight(update)]
     if lacking:
         raise SettingsError(_needs_source(lora, kind_of(lacking[0])))

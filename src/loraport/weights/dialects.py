@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from loraport.weights.families import FAMILIES, Naming, Piece, Place, flattened
@@ -323,8 +323,12 @@ def _same_modules(was: Dialect, becomes: Dialect) -> bool:
     return was.naming == "diffusers" and prefixes <= _OF_DIFFUSERS
 
 
-def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
-    """The dialect that most of the given factors are written in, and the table and naming that have most of them."""
+def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> Dialect:
+    """The dialect that most of the given factors are written in, and the table and naming that have most of them.
+
+    Of several tables that have as many, the one of which a published model has one of the layers' `widths`: the double
+    blocks of both HunyuanVideos, and much of the U-Nets, are called alike.
+    """
     keys = list(keys)
     shapes = Counter(replace(_of_network(key), naming=None, family=None) for key in keys)
     spelled: Counter[tuple[str, Naming]] = Counter()
@@ -332,7 +336,8 @@ def majority_dialect(keys: Iterable[LoraKey]) -> Dialect:
         if not key.text_encoder:
             spelled.update((family.name, naming) for family, naming in spellings(key.module, flat=key.dialect.flat))
     best = max(spelled.values(), default=0)
-    pairs = ((family.name, naming) for family in FAMILIES.values() for naming in family.namings)
+    families = sorted(FAMILIES.values(), key=lambda family: not any(width in widths for width, _ in family.sizes))
+    pairs = ((family.name, naming) for family in families for naming in family.namings)
     family, naming = next((pair for pair in pairs if best and spelled[pair] == best), (None, None))
     return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)
 

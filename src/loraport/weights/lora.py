@@ -7,7 +7,7 @@ Every key of the file ends in one of three places of a `Lora`: `keys` (read into
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,8 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     """
     files = open_lora(path)
     tensors = files.weights.tensors
-    start, parsed = _parsed(sorted(tensors))
+    widths = _widths(tensors)
+    start, parsed = _parsed(sorted(tensors), widths)
     refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
@@ -130,7 +131,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     return Lora(
         layers,
         apart(reader.kernels),
-        majority_dialect(factors or all_factors or parsed),
+        majority_dialect(factors or all_factors or parsed, widths),
         extras,
         apart(keys),
         tuple(dropped),
@@ -310,13 +311,19 @@ def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dic
     return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
 
 
-def _parsed(keys: list[str]) -> tuple[str, list[LoraKey]]:
+def _widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
+    """The widths of the layers' inputs."""
+    downs = [tensor.shape for key, tensor in tensors.items() if parse_key(key).part in ("A", "hada_w1_b")]
+    return frozenset(shape[1] for shape in downs if len(shape) > 1)
+
+
+def _parsed(keys: list[str], widths: Collection[int]) -> tuple[str, list[LoraKey]]:
     """(what stands before the layers where it is in no list, the keys read as names of the file's own family)."""
     first = [parse_key(key) for key in keys]
     start = unlisted_start(first)
     if start:
         first = [parse_key(key, start=start) for key in keys]
-    family = majority_dialect(first).family if keys else None
+    family = majority_dialect(first, widths).family if keys else None
     return start, [parse_key(key, family, start) for key in keys]
 
 

@@ -82,6 +82,9 @@ def _rows(levels: int, down: Container[int], up: Container[int], blocks: str) ->
     return (*rows, *_attention("mid_block.attentions.0", "middle_block.1", blocks))
 
 
+PROJECTIONS = (".proj_in", ".proj_out")
+LINEAR_PROJECTIONS = 1024
+"""The text width of Stable Diffusion 2.x, whose projections are linear, but 1×1 convolutions in kohya's scripts."""
 _CONVOLUTIONS: tuple[tuple[str, tuple[int, ...]], ...] = (
     *((name, (3, 3)) for name in ("conv_in", "conv_out", "conv1", "conv2", "downsamplers.0.conv", "upsamplers.0.conv")),
     ("conv_shortcut", (1, 1)),
@@ -100,7 +103,7 @@ SD15 = Family(
     probe=".attn2.to_k",
     sizes={(768, 16): "Stable Diffusion 1.5", (1024, 16): "Stable Diffusion 2.1"},
     fused=tuple(_fused(_SD15)),
-    kernels=(*_CONVOLUTIONS, ("proj_in", (1, 1)), ("proj_out", (1, 1))),
+    kernels=(*_CONVOLUTIONS, *((name.removeprefix("."), (1, 1)) for name in PROJECTIONS)),
 )
 
 SDXL = Family(

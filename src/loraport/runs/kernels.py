@@ -1,0 +1,67 @@
+"""The kernels that a conversion writes: the source's where there is one, else by the names of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from loraport.errors import MismatchError
+from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.families import FAMILIES
+from loraport.weights.families.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15
+from loraport.weights.kernels import Kernel, kernel_in
+from loraport.weights.lora import Lora
+from loraport.weights.variants import kind_of
+
+
+def written_kernels(lora: Lora, layers: Iterable[str], model: Checkpoint | None, *, flat: bool) -> dict[str, Kernel]:
+    """The kernels of those of the layers that are convolutions in the model that the LoRA is written for.
+
+    A file need not tell them: LoHa, LoKr and some trainers store convolutions as matrices. `flat`: for kohya's loaders.
+    Raises MismatchError where neither the source nor a name tells the kernel, or the factors have no such columns.
+    """
+    found = {layer: _kernel(layer, lora, model, flat) for layer in layers}
+    return {layer: kernel for layer, kernel in found.items() if kernel}
+
+
+def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Kernel:
+    update, told = lora.layers[layer], lora.kernels.get(layer)
+    if model is not None and f"{layer}.weight" in model:
+        shape = model.shape(f"{layer}.weight")
+        if len(shape) < 2 or update.shape != (shape[0], prod(shape[1:])):
+            raise MismatchError(
+                f"layer {layer}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight in {model.where} "
+                f"{' × '.join(map(str, shape))}; give the model that this LoRA was trained on"
+            )
+        return kernel_in(told, shape[2:])
+    named = _named_kernel(layer, lora, flat)
+    if named is not None:
+        kernel = kernel_in(told, named)
+        if update.shape[1] % prod(kernel):
+            raise MismatchError(
+                f"layer {layer} is a convolution of {' × '.join(map(str, kernel))} by its name, but the LoRA has "
+                f"{update.shape[1]} columns; name the model it was trained on: --source"
+            )
+        return kernel
+    if told is None and kind_of(update) in ("LoHa", "LoKr"):
+        raise MismatchError(
+            f"layer {layer} of {lora.path} is a {kind_of(update)}, whose tensors do not tell whether it is a "
+            "convolution, and its name is in no table; name the model it was trained on: --source"
+        )
+    return told or ()
+
+
+def _named_kernel(layer: str, lora: Lora, flat: bool) -> Kernel | None:
+    """What the family's table says; None for a layer that it does not have."""
+    family = FAMILIES.get(lora.dialect.family or "")
+    if family is None or family.place(layer, family.canonical) is None:
+        return None
+    if family is SD15 and layer.endswith(PROJECTIONS) and not flat and _text_width(lora) == LINEAR_PROJECTIONS:
+        return ()
+    return family.kernel(layer)
+
+
+def _text_width(lora: Lora) -> int | None:
+    """The width of the text that a U-Net looks at, as any layer tells it."""
+    keys = (update.shape[1] for name, update in lora.layers.items() if name.endswith((".attn2.to_k", ".attn2.to_v")))
+    return next(keys, None)
