@@ -167,7 +167,7 @@ def _trap(folder: Path) -> Path:
 
 
 NOT_READ = (
-    r"of quantised checkpoints only fp8 and GGUF are read \(no nvfp4, mxfp8, int8, NF4 or SVDQuant\): use the bf16"
+    "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the"
 )
 _E4M3 = STATE[WEIGHT].to(torch.float8_e4m3fn)
 _LAYER = WEIGHT.removesuffix(".weight")
@@ -258,7 +258,6 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two scales": (_fp8(scale_weight=torch.ones(()), weight_scale=torch.ones(())), "has two scales"),
     "scale of another shape": (_fp8(weight_scale=torch.ones(7)), rf"has shape \(7,\), no scale of .*{NOT_READ}"),
     "blocks that do not divide": (_fp8(scale_weight=torch.ones(40, 5, 1)), "no scale of a weight of shape"),
-    "scale of a bf16 weight": (_with(blocks__0__ffn__0__scale_weight=torch.ones(())), "weight that is not fp8"),
     "nvfp4": (_fp8(weight_scale=torch.ones(()), weight_scale_2=torch.ones(())), f"nvfp4.*{NOT_READ}"),
     "nvfp4, by the note": (
         _fp8(weight_scale=torch.ones(()), comfy_quant=_note('{"format": "nvfp4"}')),
@@ -272,7 +271,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "broken note": (_fp8(weight_scale=torch.ones(()), comfy_quant=_note("{")), "is no note on quantisation"),
     "AWQ": (_fp8(weight_scale=torch.ones(()), pre_quant_scale=torch.ones(24)), f"AWQ.*{NOT_READ}"),
     "block-scaled fp8": (_fp8(weight_scale_inv=torch.ones(1, 1)), f"block-scaled.*{NOT_READ}"),
-    "int8": (_replaced(STATE[WEIGHT].to(torch.int8)), f"stored as int8; {NOT_READ}"),
+    "int8": (_replaced(STATE[WEIGHT].to(torch.int8)), f"stored as int8, in codes that are not read; {NOT_READ}"),
     "bitsandbytes": (_with(blocks__0__ffn__0__weight__absmax=torch.ones(3)), f"NF4.*{NOT_READ}"),
     "quant_state": (_with(blocks__0__ffn__0__weight__quant_state__bitsandbytes__nf4=torch.ones(3)), NOT_READ),
     "SVDQuant": (_with(blocks__0__ffn__0__qweight=torch.ones(3)), f"SVDQuant.*{NOT_READ}"),

@@ -18,9 +18,10 @@ from loraport.once import once
 from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
 from loraport.weights.model_files import ModelFiles, read_files
-from loraport.weights.names import OTHER_NETWORKS, detect_naming, strip_prefixes, without_wrappers
-from loraport.weights.places import PICKLES, Needed, files_of
-from loraport.weights.quantized import decoded
+from loraport.weights.names import detect_naming, without_wrappers
+from loraport.weights.networks import Network, find_network
+from loraport.weights.places import Needed, files_of
+from loraport.weights.quantized import as_of_another_network, decoded, layers_of, refuse_codes
 from loraport.weights.rounding import expected_error, narrowest, rounding_error
 from loraport.weights.safetensors_files import StoredTensor
 
@@ -75,6 +76,8 @@ class Checkpoint:
     """The family whose table has most of the names."""
     stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False, default_factory=dict)
     """What stands in the files, by its key, and the parameters that it holds: several where layers are fused."""
+    others: frozenset[str] = frozenset()
+    """Names of other networks in the same file, such as a text encoder: they stand there and are not the model's."""
     notes: tuple[str, ...] = ()
     """What was passed over or assumed in reading the files, for people."""
 
@@ -92,9 +95,14 @@ class Checkpoint:
         return tuple(self._stored)
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The names of the model's own parameters, without those of other networks in the file."""
+        return tuple(name for name in self._stored if name not in self.others)
+
+    @property
     def layers(self) -> tuple[str, ...]:
-        """The canonical names of layers whose `.weight` is a matrix or a convolution kernel."""
-        weights = (name for name, stored in self._stored.items() if len(stored.shape) >= 2)
+        """The canonical names of the model's layers whose `.weight` is a matrix or a convolution kernel."""
+        weights = (name for name in self.own if len(self._stored[name].shape) >= 2)
         return tuple(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
 
     @property
@@ -118,7 +126,8 @@ class Checkpoint:
     @property
     def quantized(self) -> tuple[str, ...]:
         """The codes that the model is stored in, most frequent first; empty where the files hold values."""
-        counts = Counter(stored.coded.format for stored in self._stored.values() if stored.coded is not None)
+        stored = (self._stored[name] for name in self.own)
+        counts = Counter(one.coded.format for one in stored if one.coded is not None)
         return tuple(format for format, _ in counts.most_common())
 
     def key(self, name: str) -> str:
@@ -198,7 +207,7 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
     what will be read, only their shards are fetched and opened; the others need not be there.
     Raises InputError and FileFormatError, each with the file's name.
     """
-    needed = None if layers is None else partial(_shards_of, layers=frozenset(layers))
+    needed = None if layers is None else partial(_shards_of, layers=frozenset(layers), part=part)
     place = _on_disk(where, needed)
     try:
         return _opened(str(where), place, part, needed)
@@ -209,24 +218,21 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
 def _opened(where: str, place: Path, part: str | None, needed: Needed | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
     files = files_of(place, inner, needed)
-    if part is not None and inner is None and not all(path.name.lower().endswith(PICKLES) for path in files.paths):
-        raise InputError(f"{place} has no part {part!r}: parts are entries of a .pt file or folders inside a pipeline")
-    read = read_files(files.paths, part if inner is None else None, needed is not None)
-    return _named(where, replace(read, part=read.part or inner, notes=files.notes + read.notes))
+    part = part if inner is None else None
+    read = read_files(files.paths, part, needed is not None)
+    return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
 
 
-def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str]) -> set[str]:
+def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
     """The shards that hold parameters of some layers; all of them where none of the layers is found by its name."""
-    stripped = strip_prefixes(weight_map)
-    names, _ = _canonical(stripped.values())
-    found: dict[str, set[str]] = {}
-    for key, shard in weight_map.items():
-        for name in _names_of(stripped[key], names):
-            layer, _, leaf = name.rpartition(".")
-            if layer in layers:
-                found.setdefault(f"{layer}.weight" if leaf == "weight" else layer, set()).add(shard)
-    chosen = [shards for name, shards in found.items() if name.endswith(".weight") or f"{name}.weight" not in found]
-    return set().union(*chosen) or set(weight_map.values())
+    names = find_network(weight_map, part).names
+    found = detect_naming(names.values())
+    shards: set[str] = set()
+    for key, name in names.items():
+        holds, leaf = layers_of(name, found)
+        if leaf != "bias" and not layers.isdisjoint(holds):
+            shards.add(weight_map[key])
+    return shards or set(weight_map.values())
 
 
 def _on_disk(where: str | Path, needed: Needed | None) -> Path:
@@ -240,25 +246,31 @@ def _on_disk(where: str | Path, needed: Needed | None) -> Path:
     raise InputError(f"{where} does not exist; give a file, a folder or a Hub id such as Wan-AI/Wan2.1-T2V-1.3B")
 
 
-def _named(where: str, files: ModelFiles) -> Checkpoint:
+def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
     """The checkpoint with its keys translated to canonical names."""
     first = files.paths[0]
-    stored = decoded(files.tensors, files.headers)
-    if not stored:
+    if not files.tensors:
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
     try:
-        stripped = strip_prefixes([*stored, *files.absent])
+        network = find_network([*files.tensors, *files.absent], part if files.part is None else None)
+        own = decoded({key: one for key, one in files.tensors.items() if key in network.names}, files.headers)
+        stripped = {key: network.name(key) for key in (*network.names, *own.tensors)}
     except MismatchError as error:
         raise FileFormatError(f"{first}: {error}") from error
+    except FileFormatError:
+        raise
+    except InputError as error:
+        raise InputError(f"{first}: {error}") from error
     names, found = _canonical(stripped.values())
+    refuse_codes({stripped[key]: tensor for key, tensor in own.tensors.items()}, found, set(network.names.values()))
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
     extra = []
-    for key, tensor in stored.items():
+    for key, tensor in own.tensors.items():
         pieces = names[stripped[key]]
         if not pieces or not all(place.fits(tensor.shape) for _, place in pieces):
             pieces = ((stripped[key], Place(stripped[key])),)
-            extra += [] if stripped[key].startswith(OTHER_NETWORKS) else [stripped[key]]
+            extra += [stripped[key]]
         for final, place in pieces:
             if final in tensors:
                 raise FileFormatError(
@@ -266,12 +278,23 @@ def _named(where: str, files: ModelFiles) -> Checkpoint:
                 )
             tensors[final] = view(tensor, place)
         places[key] = (tensor, pieces)
-    absent = frozenset(name for key in files.absent for name in _names_of(stripped[key], names))
+    beside = as_of_another_network({key: files.tensors[key] for key in network.beside if key in files.tensors})
+    beside = {key: tensor for key, tensor in beside.items() if key not in tensors}
+    places |= {key: (tensor, ((key, Place(key)),)) for key, tensor in beside.items()}
+    absent = frozenset(name for key in files.absent if key in stripped for name in _names_of(stripped[key], names))
     family, naming = found or (None, UNKNOWN_NAMING)
     return Checkpoint(
-        where, files.paths, naming, _common_prefix(stripped), files.part, tuple(extra), absent, files.digest, tensors,
-        family, places, files.notes,
+        where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
+        files.digest, tensors | beside, family, places, frozenset(beside),
+        (*files.notes, *_of_parts(first, network), *own.notes),
     )  # fmt: skip
+
+
+def _of_parts(path: Path, network: Network) -> Iterator[str]:
+    """Which of several networks in a file was taken."""
+    if network.others:
+        others = ", ".join(network.others)
+        yield f"{path} holds several networks: {network.part} is taken, and not {others} (--source-part, --target-part)"
 
 
 def _canonical(

@@ -192,7 +192,7 @@ def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
 
 def describe_model(model: Checkpoint) -> dict[str, Any]:
     """Facts about a model that was opened; only its headers are read."""
-    shapes = {name: model.shape(name) for name in model}
+    shapes = {name: model.shape(name) for name in model.own}
     layers = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
     width, blocks = _size(layers, model.family)
     known = len(shapes) - len(model.extra) if model.family else 0
@@ -208,9 +208,10 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
         "files": len(model.paths),
         "read": [path.name for path in model.paths],
         "notes": list(model.notes),
-        "tensors": len(shapes),
+        "tensors": len(model),
         "parameters": sum(prod(shape) for shape in shapes.values()),
-        "dtypes": _counts(Counter(model.format(name) for name in model)),
+        "dtypes": _counts(Counter(model.format(name) for name in model.own)),
+        "other networks": len(model.others),
         "extra": list(model.extra),
         "identity": model.identity(),
     }

@@ -102,6 +102,8 @@ def _first_line(error: Exception) -> str:
 def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[dict[Any, Any], str | None]:
     tables = {str(key): value for key, value in dict.items(content) if _is_table(value)}
     if part is not None:
+        if part not in tables and _is_table(content) and any(f".{part}." in f".{key}" for key in content):
+            return content, None  # a part by what stands before the keys
         if part not in tables:
             known = ", ".join(tables) or "none: the file itself is the table of tensors"
             raise InputError(f"{path} has no part {part!r}; its parts: {known}")

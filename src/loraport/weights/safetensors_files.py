@@ -21,8 +21,8 @@ from torch import Tensor
 from loraport.errors import FileFormatError, InputError
 
 NOT_READ = (
-    "of quantised checkpoints only fp8 and GGUF are read (no nvfp4, mxfp8, int8, NF4 or SVDQuant): use the bf16, fp16 "
-    "or fp32 file of the same model"
+    "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the "
+    "bf16, fp16 or fp32 file of the same model"
 )
 
 LONGEST_HEADER = 100_000_000
