@@ -6,11 +6,12 @@ import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from loraport.plain_json import json_text
 
 if TYPE_CHECKING:
     from loraport.runs.plan import Plan
@@ -88,7 +89,7 @@ class Terminal:
 def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
     """Names and values: one JSON object, or two columns."""
     if json:
-        sys.stdout.write(dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json_text(facts, indent=2, ensure_ascii=False) + "\n")
         return
     width = max(map(len, facts), default=0)
     for name, value in facts.items():

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.cli import main
@@ -191,3 +192,70 @@ def test_a_direction_that_is_only_rounding_is_arbitrated_by_nobody(tmp_path):
     first, second = (casa(Layer(LowRank(B, A), W_t - W_s, basis)).dense() for basis in (one, other))
     assert float((first - second).norm() / first.norm()) < 1e-9
     assert float((first - B @ A).norm() / first.norm()) > 0.1
+
+
+def only_finite(text):
+    """JSON as every reader takes it: a constant that is none fails."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def test_single_entries_by_an_infinite_tau(run, tmp_path):
+    """Clusters of one: the ablation "single entry". JSON has no infinity, and says "inf"."""
+    one = layer((48, 48), 3)
+    folder = write(tmp_path / "pair", [one, layer((40, 24), 4)])
+    code, out, err = run(*words(folder, "out.safetensors", *DENSE, "--tau", "inf", "--no-cache", "--json"))
+    assert code == 0, err
+    result = only_finite(out)
+    assert result["settings"]["tau"] == "inf" and result["layers"][0]["clusters"] == result["layers"][0]["k"]
+    [got, _] = written(folder, "out.safetensors", 2)
+    assert apart(got, reference_float64.casa(*(x.numpy() for x in one), tau=np.inf)) < 2e-6
+    with safe_open(folder / "out.safetensors", "pt") as file:
+        assert only_finite(file.metadata()["loraport.settings"])["tau"] == "inf"
+    pair = words(folder, "page")
+    code, _, err = run("analyze", *pair[1:], "--tau", "inf", "--detail", 1, "--no-cache", "--sweep", "tau=1/inf")
+    assert code == 0, err
+    analysis = only_finite((folder / "page" / "analysis.json").read_text())
+    assert {row["tau"] for row in analysis["sweeps"][0]["rows"]} == {1.0, "inf"}
+
+
+@pytest.mark.parametrize("role", ["source", "target", "both"])
+def test_an_analysis_leaves_out_what_has_no_spectrum(run, tmp_path, role):
+    W_s, W_t, B, A = layer((24, 24), 3)
+    W_s, W_t = (W * (0 if role in (name, "both") else 1) for name, W in (("source", W_s), ("target", W_t)))
+    folder = write(tmp_path / "pair", [(W_s, W_t, B, A), layer((24, 24), 4)])
+    pair = words(folder, "page")[1:]
+    code, _, err = run("analyze", *pair, "--no-cache", "--sweep", "q_dom=0.3/0.5")
+    assert code == 0, err
+    analysis = only_finite((folder / "page" / "analysis.json").read_text())
+    [[name, why]] = analysis["left_out"]
+    assert name == "blocks.0.self_attn.q" and "all zero" in why and len(analysis["layers"]) == 1
+    code, _, err = run("analyze", *pair, "--no-cache", "--layers", "blocks.0.", "-o", folder / "other")
+    assert code == 2 and "no layer is left to look at" in err and "blocks.0.self_attn.q" in err
+
+
+@pytest.mark.parametrize("role", ["source", "target", "both"])
+@pytest.mark.parametrize("probe", ["keep-dominant", "over-activate"])
+def test_a_probe_of_a_layer_of_zeros_is_finite(run, tmp_path, probe, role):
+    W_s, W_t, B, A = layer((24, 24), 3)
+    W_s, W_t = (W * (0 if role in (name, "both") else 1) for name, W in (("source", W_s), ("target", W_t)))
+    folder = write(tmp_path / "pair", [(W_s, W_t, B, A), layer((24, 24), 4)])
+    pair = ["--source", folder / "source.safetensors", "--target", folder / "target.safetensors"]
+    code, _, err = run("probe", probe, *pair, "-o", folder / "probed.safetensors", "--no-cache")
+    assert code == 0, err
+    assert all(bool(X.isfinite().all()) for X in load_file(folder / "probed.safetensors").values())
+
+
+def test_the_context_of_an_entry_has_a_setting(run, tmp_path):
+    """At real scales the 1e-8 of Eq. 11 decides: entries of 1e-4 multiply to as much."""
+    one = layer((48, 48), 3, scale=0.002)
+    folder = write(tmp_path / "pair", [one])
+    found = {}
+    for eps in (1e-8, 0.0):
+        flags = ["--eps-context", eps, "--eps", 1e-7, "--no-cache", "--json"]
+        code, out, err = run(*words(folder, "out.safetensors", *DENSE, *flags))
+        assert code == 0, err
+        assert json.loads(out)["settings"]["eps_context"] == eps
+        [found[eps]] = written(folder, "out.safetensors", 1)
+        want = reference_float64.casa(*(x.numpy() for x in one), eps=1e-7, eps_context=eps)
+        assert apart(found[eps], want) < 2e-6
+    assert apart(found[0.0], found[1e-8]) > 0.005

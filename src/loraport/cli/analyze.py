@@ -10,6 +10,8 @@ from loraport.cli.options import (
     CacheDir,
     Device,
     Energy,
+    Eps,
+    EpsContext,
     ForceDrift,
     Json,
     Lora,
@@ -41,6 +43,8 @@ def analyze(
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page, figures and tables go.")],
     preset: Preset = None,
     tau: Tau = None,
+    eps: Eps = None,
+    eps_context: EpsContext = None,
     q_dom: QDom = None,
     q_act: QAct = None,
     energy: Energy = None,
@@ -70,9 +74,11 @@ def analyze(
     from loraport.runs.config import casa_settings
     from loraport.runs.sweep import Grid
 
+    flags = {
+        "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,
+    }  # fmt: skip
     config = AnalyzeConfig(
-        lora, source, target, output,
-        casa=casa_settings(preset or "paper", tau=tau, q_dom=q_dom, q_act=q_act, energy=energy),
+        lora, source, target, output, casa=casa_settings(preset or "paper", **flags),
         layers=tuple(layers or ()), sample=sample, detail=detail,
         source_part=source_part, target_part=target_part, force_drift=force_drift, device=device,
         cache=cache_folder(cache, no_cache),

@@ -66,6 +66,10 @@ Preset = Annotated[
     str | None, typer.Option(help="CASA's settings: paper (the default) or published-code; flags win over it.")
 ]
 Tau = Annotated[float | None, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
+Eps = Annotated[float | None, typer.Option(help="Added to the gap of two singular values (Eq. 4); 1e-6.")]
+EpsContext = Annotated[
+    float | None, typer.Option(help="Added to the product of norms in the context of an entry (Eq. 11); 1e-8.")
+]
 QDom = Annotated[float | None, typer.Option(help="Quantile from which on a cluster dominates (Eq. 5-6).")]
 QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which an entry is arbitrated (Eq. 13).")]
 Energy = Annotated[float | None, typer.Option(help="Share of energy of the leading directions (Eq. 3).")]

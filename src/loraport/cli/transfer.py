@@ -21,6 +21,8 @@ from loraport.cli.options import (
     DryRun,
     Dtype,
     Energy,
+    Eps,
+    EpsContext,
     Exclude,
     Experts,
     ForceDrift,
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _OF_METHODS = (
-    *("tau", "q_dom", "q_act", "energy", "restore", "arbitrate"),
+    *("tau", "eps", "eps_context", "q_dom", "q_act", "energy", "restore", "arbitrate"),
     *("subspace", "null_space", "cross_terms", "phi_min"),
 )
 """The options that are settings of some method."""
@@ -94,6 +96,8 @@ def transfer(
     method: Methods = "casa",
     preset: Preset = None,
     tau: Tau = None,
+    eps: Eps = None,
+    eps_context: EpsContext = None,
     q_dom: QDom = None,
     q_act: QAct = None,
     energy: Energy = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import loraport
 from loraport.effect.pair import Pair, Updates
 from loraport.effect.updates import scaled
 from loraport.errors import MismatchError, OutputError, SettingsError
+from loraport.plain_json import json_text
 from loraport.runs.additions import with_strength
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.spectral.svd import LowRank
@@ -93,7 +93,7 @@ def write_calibrated(
         "method": "calibrated",
         "lora": lora.path.name,
         "lora_sha256": lora.sha256,
-        **{name: json.dumps(value, sort_keys=True) for name, value in facts.items()},
+        **{name: json_text(value, sort_keys=True) for name, value in facts.items()},
         "note": "fitted to the adapter's effect by sampling both models on random noise; made for this target only",
     }
     return write_lora(Path(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
 from loraport.effect.waiting import waiting_room
 from loraport.errors import SettingsError
+from loraport.plain_json import json_text
 from loraport.runs.config import TransferConfig
 from loraport.runs.results import BatchResult, TransferResult
 from loraport.spectral.svd import LowRank
@@ -123,7 +123,7 @@ class _Judged:
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
         verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
-        rewrite(Path(kept.output), Path(output), {"loraport.guard": json.dumps(verdict.as_json(), sort_keys=True)})
+        rewrite(Path(kept.output), Path(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)})
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
         guarded = Guarded(replace(kept, output=output), verdict, meter.as_json(), pair.sampler, (*absent, *pair.notes))
         told = (f"{name}: {text}" for name, text in guarded.in_words().items())

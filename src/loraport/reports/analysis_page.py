@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loraport.errors import OutputError
+from loraport.plain_json import json_text
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
@@ -34,7 +34,7 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lam
     for name, rows in tables.items():
         if rows:
             write_whole(place / name, as_csv(rows).encode())
-    write_whole(place / "analysis.json", (json.dumps(analysis.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(place / "analysis.json", (json_text(analysis.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
     sections = _drawn(analysis, place / "figures", watch)
     render("analysis.html.jinja", place / "index.html", **_page(analysis, sections))
     return place / "index.html"

@@ -1,10 +1,10 @@
 """The demo as a page: the clips side by side, the numbers with how to read them, the layers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraport.plain_json import json_text
 from loraport.reports.pictures import animated_png, write_contact_sheet
 from loraport.reports.rendering import in_words, layer_table, render
 from loraport.reports.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
@@ -62,7 +62,7 @@ def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
     facts = {"LoRA": result.output, "Method": result.method, "Settings": in_words(result.settings)}
     write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
     write_contact_sheet(demo, folder / "contact-sheet.png")
-    numbers = json.dumps(demo_facts(demo, result, page, words=False), indent=2) + "\n"
+    numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
     (folder / "demo.json").write_text(numbers, encoding="utf-8")
     return page
 

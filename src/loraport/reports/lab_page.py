@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from loraport.plain_json import json_text
 from loraport.reports.lab_calibration import calibration_tables
 from loraport.reports.lab_markdown import markdown_tables
 from loraport.reports.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
@@ -57,7 +57,7 @@ class LabLike(Protocol):
 
 def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
     """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
-    _write_whole(folder / "lab.json", json.dumps(facts, indent=1) + "\n")
+    _write_whole(folder / "lab.json", json_text(facts, indent=1) + "\n")
     _write_whole(folder / "lab.csv", csv_text(facts))
     _write_whole(folder / "lab.md", markdown_tables(facts))
     page = folder / "index.html"

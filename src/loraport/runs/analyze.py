@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import loraport
+from loraport.errors import SettingsError
 from loraport.methods.casa import CasaSettings
 from loraport.methods.microscope import Specimen, look
 from loraport.runs.analysis import Analysis, LayerView, Nobody, Watcher
@@ -25,6 +26,7 @@ from loraport.runs.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.runs.sweep import Grid, swept
 from loraport.spectral.svd import decompose
 
+NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
 SURVEY, LAYERS = "comparing the models", "analysing"
 
 
@@ -43,13 +45,14 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watc
         for note in bench.ready.plan.warnings:
             watcher.note(note)
         survey = _survey(bench, partial, watcher)
-        layers, curves = _views(bench, config, jobs, detailed, partial, watcher)
+        layers, curves, empty = _views(bench, config, jobs, detailed, partial, watcher)
+        jobs = tuple(job for job in jobs if job.name not in empty)
         sweeps = swept(bench, config, jobs, grids, partial, watcher)
     unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
     unkept += bench.bases.cache.notes
     notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
     return Analysis(
-        _facts(config, bench.ready), layers, survey, curves, left_out, notes,
+        _facts(config, bench.ready), layers, survey, curves, (*left_out, *empty.items()), notes,
         time.perf_counter() - start, peak_rss_bytes(), sweeps,
     )  # fmt: skip
 
@@ -78,10 +81,11 @@ def _views(
     detailed: Sequence[str],
     partial: Partial,
     watcher: Watcher,
-) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]]]:
-    """Every layer's row in the jobs' order, and the curves of the detailed ones."""
+) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """Every layer's row in the jobs' order, the curves of the detailed ones, and which layers have nothing to show."""
     rows: dict[str, LayerView] = {}
     curves: dict[str, Mapping[str, Tensor]] = {}
+    empty: dict[str, str] = {}
     done, total = 0, sum(job.cost for job in jobs)
 
     def keep(job: LayerJob, view: LayerView, tensors: Mapping[str, Tensor]) -> None:
@@ -100,10 +104,15 @@ def _views(
         else:
             keep(job, LayerView(**{**earlier[1], "shape": tuple(earlier[1]["shape"])}), earlier[0])
     for job, weights in bench.weights(todo):
+        if not weights.W_s.any() or (weights.W_t is not None and not weights.W_t.any()):
+            empty[job.name] = NO_SPECTRUM
+            continue
         view, tensors = _view(bench, job, weights, config.casa, job.name in detailed)
         partial.put(job.name, tensors, asdict(view))
         keep(job, view, tensors)
-    return tuple(rows[job.name] for job in jobs), curves
+    if not rows:
+        raise SettingsError(f"no layer is left to look at: {NO_SPECTRUM} ({', '.join(empty)})")
+    return tuple(rows[job.name] for job in jobs if job.name in rows), curves, empty
 
 
 def _view(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import loraport
 from loraport.errors import SettingsError
+from loraport.plain_json import json_text
 from loraport.runs.accelerator import Accelerated
 from loraport.runs.config import RankRule, TransferConfig
 from loraport.runs.encoders import encoder_factors
@@ -152,7 +152,7 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
     values = {
         "version": loraport.__version__,
         "method": config.method,
-        "settings": json.dumps(config.settings(), sort_keys=True),
+        "settings": json_text(config.settings(), sort_keys=True),
         "lora": ready.lora.path.name,
         "lora_sha256": ready.lora.sha256,
         "source": Path(config.source).name,
@@ -161,7 +161,7 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
         "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
     if ready.pairing is not None:
-        values["pairing"] = json.dumps({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
+        values["pairing"] = json_text({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
     values |= earlier_field(ready.lora.metadata)
     if isinstance(ready.target, Accelerated):
         values |= ready.target.provenance()

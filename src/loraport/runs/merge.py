@@ -14,6 +14,7 @@ from torch import Tensor
 
 import loraport
 from loraport.errors import InputError, SettingsError
+from loraport.plain_json import json_text
 from loraport.runs.additions import Addition, Additions, additions, with_strength
 from loraport.runs.presets import open_model
 from loraport.runs.whole_weights import as_differences
@@ -163,7 +164,7 @@ def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:
     """Names without folders, contents by hash; what an earlier merge wrote stays true."""
     base = {"model": Path(model.where).name, "identity": model.identity()}
     steps = [*_earlier(model), {**base, "loras": [part.provenance() for part in parts]}]
-    return {MERGED: json.dumps(steps, sort_keys=True), "loraport.version": loraport.__version__}
+    return {MERGED: json_text(steps, sort_keys=True), "loraport.version": loraport.__version__}
 
 
 def _earlier(model: Checkpoint) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import loraport
 from loraport.errors import InputError, SettingsError
 from loraport.methods.layer import Layer
 from loraport.methods.probes import OverActivate, Probe, no_lora
+from loraport.plain_json import json_text
 from loraport.runs.accelerator import split_target
 from loraport.runs.bench import exact_factors
 from loraport.runs.config import matches
@@ -157,7 +157,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
-    metadata = {PROBE: json.dumps(settings, sort_keys=True), "loraport.version": loraport.__version__}
+    metadata = {PROBE: json_text(settings, sort_keys=True), "loraport.version": loraport.__version__}
     write_model(Path(config.output), target, changed, metadata, progress_of("probing", target.bytes, watch))
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None

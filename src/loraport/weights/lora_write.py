@@ -8,7 +8,6 @@ ranks wrongly without.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import OutputError, SettingsError, unknown_name
+from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
 from loraport.weights.alpha import BASE_MODEL, HEADER_FIELD
 from loraport.weights.dialects import (
@@ -167,7 +167,7 @@ def write_lora(
         _save_peft(Path(path), pending, metadata, config)
     else:
         if format == "tencent" and len(set(ranks.values())) > 1:
-            metadata[HEADER_FIELD] = json.dumps(peft_config(ranks), sort_keys=True)
+            metadata[HEADER_FIELD] = json_text(peft_config(ranks), sort_keys=True)
         save_safetensors(Path(path), pending, metadata)
     gone = (*dropped, *lost, *beside.lost)
     return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, gone, rank or beside.rank, beside.keys)
@@ -266,6 +266,6 @@ def _dense(layer: str, update: Pending, kernel: tuple[int, ...], dtype: torch.dt
 def _save_peft(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], config: dict[str, Any]) -> None:
     def write(folder: Path) -> None:
         write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / CONFIG_NAME).write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     save_folder(path, write, frozenset({WEIGHTS_NAME, CONFIG_NAME}))

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from loraport.plain_json import json_text
+
 PREFIX = "loraport."
 EARLIER = "earlier"
 LEFT_OUT = "left_out"
@@ -40,7 +42,7 @@ def transfers(metadata: Mapping[str, str]) -> list[dict[str, str]]:
 def earlier_field(metadata: Mapping[str, str]) -> dict[str, str]:
     """What a file that is made from this LoRA says of the transfers before its own; nothing where there were none."""
     steps = transfers(metadata)
-    return {EARLIER: json.dumps(steps, sort_keys=True)} if steps else {}
+    return {EARLIER: json_text(steps, sort_keys=True)} if steps else {}
 
 
 def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
