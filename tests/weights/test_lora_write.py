@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -420,3 +421,52 @@ def test_larger_elements_come_first_so_that_every_tensor_is_aligned(tmp_path: Pa
     entries = json.loads(raw[8 : 8 + length])
     assert (8 + length) % 8 == 0
     assert [entries[key]["data_offsets"][0] for key in "cba"] == [0, 8, 20]
+
+
+def test_text_encoders_that_keep_their_spelling_are_carried_bit_by_bit(tmp_path: Path) -> None:
+    """In their own dtype and with their own alpha; others are written anew, the scale inside."""
+    stem, old = (
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    )
+    network = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    same = {
+        f"{stem}.lora_down.weight": torch.randn(2, 4).half(),
+        f"{stem}.lora_up.weight": torch.randn(5, 2).half(),
+        f"{stem}.alpha": torch.tensor(0.7),
+    }
+    other = {f"{old}.lora_A.weight": torch.ones(1, 4), f"{old}.lora_B.weight": torch.ones(4, 1)}
+    pair = {f"{network}.lora_down.weight": torch.ones(3, 4), f"{network}.lora_up.weight": torch.ones(4, 3)}
+    save_file(same | other | pair, tmp_path / "in.safetensors")
+    lora = read_lora(tmp_path / "in.safetensors")
+    result = write_lora(tmp_path / "out.safetensors", lora.layers, lora)
+    written = load_file(result.path)
+    assert not result.dropped and result.encoders.keys() == same.keys() | other.keys()
+    for key, value in same.items():
+        assert written[key].dtype == value.dtype and torch.equal(written[key], value)
+    new = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    assert set(written) == {
+        *same,
+        *pair,
+        f"{network}.alpha",
+        *(f"{new}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "starts"),
+    [
+        (("text_encoder",), {"lora_te_"}),
+        (("text_encoder", "text_encoder_2"), {"lora_te1_", "lora_te2_"}),
+        (("text_encoder", "transformer.layers_of_no_table.0.attn"), {"lora_te1_"}),
+    ],
+)
+def test_kohyas_prefix_counts_the_encoders_of_all_but_stable_diffusion_1(layers, starts, tmp_path: Path) -> None:
+    tensors = {}
+    for layer in layers:
+        name = f"{layer}.text_model.encoder.layers.0.mlp.fc1" if layer.startswith("text") else layer
+        tensors |= {f"{name}.lora_A.weight": torch.ones(1, 4), f"{name}.lora_B.weight": torch.ones(4, 1)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    lora = read_lora(tmp_path / "in.safetensors", dense=True)
+    result = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format="kohya")
+    assert {re.match("lora_[a-z0-9]+_", key)[0] for key in result.keys} == starts  # type: ignore[index]

@@ -27,11 +27,16 @@ from loraport.weights.describe import layer_lines
 from loraport.weights.families import WAN
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_encoders import guessed_prefix
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
 from loraport.weights.variants import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 
 _OURS = "loraport."
+_GUESSED_PREFIX = (
+    "nothing tells which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
+    "lora_te1_ for SDXL; ComfyUI and diffusers read both"
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def convert(
     of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
         *lora.notes,
+        *([_GUESSED_PREFIX] if guessed_prefix(lora, dialect) else []),
         *carried_note(lora),
         *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),

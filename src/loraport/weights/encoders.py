@@ -37,9 +37,8 @@ def pipeline_folder(model: Checkpoint, encoder: str) -> Path | None:
 
 
 def _alone(model: Checkpoint) -> str:
-    """The encoder that a file of transformers is, by its folder's name; empty where it is a network."""
-    if model.family is not None or not any(".self_attn.q_proj." in name for name in model):
+    """The encoder that a file of transformers is, by its folder's name or its own; empty where it is a network."""
+    if model.family is not None or not any(own_parameters(name, FIRST) for name in model if ".self_attn." in name):
         return ""
-    if not all(own_parameters(name, FIRST) or name.endswith("position_ids") for name in model):
-        return ""
-    return SECOND if model.paths[0].parent.name == SECOND or "clip_g" in model.paths[0].name else FIRST
+    path = model.paths[0]
+    return SECOND if path.parent.name == SECOND or SECOND in path.name or "clip_g" in path.name.lower() else FIRST

@@ -295,6 +295,7 @@ class _Reader:
                 factor = self.scales.get(key.layer, 1.0)
             elif key.text_encoder and key.part == "B" and "A" in text[key.prefix, key.module]:
                 parts = text[key.prefix, key.module]
+                self.check_pair(parts)
                 rank = self.tensors[parts["A"].key].shape[0]
                 factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts, rank)[0]
             stored = self.tensors[key.key]

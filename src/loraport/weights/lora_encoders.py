@@ -12,6 +12,7 @@ import torch
 
 from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import Dialect, LoraKey, Pair
+from loraport.weights.families import SD15
 from loraport.weights.families.clip import FIRST, encoder_of, spelled_encoder
 from loraport.weights.lora import Lora
 from loraport.weights.lora_tensors import layer_tensors, padded
@@ -50,9 +51,17 @@ def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect,
 
 
 def _numbered(like: Lora) -> bool:
-    """Whether kohya's prefixes count the encoders: in SDXL, and wherever there are several."""
-    counted = any(encoder_of(layer) != FIRST for layer in like.encoders) or like.dialect.family == "sdxl"
-    return counted or any(key.startswith("lora_te1_") for key in like.extras)
+    """Whether kohya's prefixes count the encoders: everywhere but for Stable Diffusion 1.5 and 2, which have one."""
+    if any(encoder_of(layer) != FIRST for layer in like.encoders) or any(
+        key.startswith("lora_te1_") for key in like.extras
+    ):
+        return True
+    return bool(like.layers) and like.dialect.family != SD15.name
+
+
+def guessed_prefix(like: Lora, dialect: Dialect) -> bool:
+    """Whether kohya's prefix of a first encoder is written that stands alone: nothing tells which model it is of."""
+    return dialect.flat and not like.dialect.flat and bool(like.encoders) and not (like.layers or _numbered(like))
 
 
 def why_not(key: LoraKey, like: Lora, dialect: Dialect) -> str:
