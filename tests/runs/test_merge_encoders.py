@@ -211,5 +211,20 @@ def test_codes_that_do_not_change_are_copied_with_their_scales(tmp_path):
         assert after[key].dtype == value.dtype and torch.equal(after[key].float(), value.float())
     assert float(after[NETWORK].sum()) == 2 * WIDTH * WIDTH
     save_file(lora_of("lora_te1_", state)[0], tmp_path / "lora.safetensors")
-    with pytest.raises(InputError, match=r"fc1\.weight is stored as fp8"):
+    with pytest.raises(InputError, match=r"fc1\.weight is stored as float8_e4m3fn"):
         merge(model, [lora], str(tmp_path / "p.safetensors"))
+
+
+@pytest.mark.parametrize("home", ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."])
+def test_nothing_is_added_to_a_plain_cast_to_fp8(home, tmp_path):
+    state = single_file(tmp_path / "model.safetensors", [home])
+    model = load_file(tmp_path / "model.safetensors")
+    cast = {key: value.to(torch.float8_e4m3fn) for key, value in model.items() if key.startswith(home)}
+    save_file(model | cast, tmp_path / "model.safetensors")
+    tensors = {key: tensor for key, tensor in lora_of(HOMES[home], state)[0].items() if "q_proj.lora" in key}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(InputError, match=r"stored as (torch\.)?float8_e4m3fn"):
+        merge(
+            str(tmp_path / "model.safetensors"), [str(tmp_path / "lora.safetensors")], str(tmp_path / "o.safetensors")
+        )
+    assert not (tmp_path / "o.safetensors").exists()

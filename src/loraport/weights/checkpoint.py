@@ -184,14 +184,16 @@ class Checkpoint:
 
     def divided(self, parts: Mapping[str, tuple[Piece, ...]]) -> Checkpoint:
         """The same files with what stands under some keys taken apart otherwise: key -> the parameters in it."""
-        tensors, stored = dict(self._stored), dict(self.stored)
+        tensors, stored, others = dict(self._stored), dict(self.stored), set(self.others)
         for key, pieces in parts.items():
             tensor, before = stored[key]
+            names = {name for name, _ in pieces}
+            others |= names if others.intersection(name for name, _ in before) else set()
             for name, _ in before:
                 del tensors[name]
             stored[key] = (tensor, pieces)
             tensors |= {name: view(tensor, place) for name, place in pieces}
-        return replace(self, _stored=tensors, stored=stored)
+        return replace(self, _stored=tensors, stored=stored, others=frozenset(others.intersection(tensors)))
 
     def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
