@@ -1,0 +1,1 @@
+"""Bounded, seeded attacks on every reader and the command line: `make fuzz`."""
