@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "once": set(),
     "plain_json": set(),
+    "printable": set(),
     "spectral": {"errors", "once"},
     "methods": {"errors", "once", "spectral"},
     "weights": {"errors", "once", "plain_json"} | SPECTRAL,
@@ -35,8 +36,8 @@ ALLOWED = {
     "toy": INNER | {"effect"},
     "lab": INNER | {"toy", "effect", ""},
     "reports": INNER,
-    "console": INNER,
-    "cli": INNER | {"effect", "toy", "lab", "reports", "console", ""},
+    "console": INNER | {"printable"},
+    "cli": INNER | {"effect", "toy", "lab", "reports", "console", "printable", ""},
     "__main__": {"cli"},
     "": INNER,  # the package itself: its public names
 }
@@ -46,6 +47,7 @@ THIRD_PARTY = {
     "errors": set(),
     "once": set(),
     "plain_json": set(),
+    "printable": set(),
     "spectral": {"torch", "scipy", "numpy", "jaxtyping"},
     "methods": {"torch", "jaxtyping"},
     "weights": {"torch", "safetensors", "jaxtyping"},

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from loraport.plain_json import json_text
+from loraport.printable import printable, raw_stream
 
 if TYPE_CHECKING:
     from loraport.runs.plan import Plan
@@ -24,7 +25,7 @@ class Terminal:
     """Watches a run: messages and a bar on stderr. The bar needs a terminal; `quiet` silences both."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        self.console = Console(file=raw_stream(sys.stderr), highlight=False, soft_wrap=True, markup=False)
         self.quiet, self.verbose = quiet, verbose
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self.bar = Progress(
@@ -66,7 +67,7 @@ class Terminal:
         if self.task is None or self.doing != text:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task, self.doing = self.bar.add_task(text, total=total), text
+            self.task, self.doing = self.bar.add_task(printable(text), total=total), text
             self.bar.start()
         self.bar.update(self.task, completed=done)
         self.detail(f"{text}: {done} of {total}")
@@ -83,7 +84,7 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line on stderr, unless quiet."""
         if not self.quiet:
-            self.console.print(text)
+            self.console.print(printable(text))
 
 
 def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:

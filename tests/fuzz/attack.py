@@ -36,7 +36,8 @@ class Finding:
     def __str__(self) -> str:
         words = " ".join(self.outcome.words)
         tail = self.outcome.output.strip()[-1500:]
-        return f"case {self.number}: {self.seed}; {self.damage}\n  loraport {words!r}\n  {'; '.join(self.faults)}\n{tail!r}"
+        what = "; ".join(self.faults)
+        return f"case {self.number}: {self.seed}; {self.damage}\n  loraport {words!r}\n  {what}\n{tail!r}"
 
 
 def attack(folder: Path, seed: int, numbers: range) -> Iterator[Finding]:
@@ -56,7 +57,7 @@ def _case(place: Path, good: Path, seed: int, number: int) -> Finding:
     write, commands = SEEDS[name]
     victim = write(place)
     damage = [mutate(place / victim, rng) for _ in range(rng.choice([1, 1, 1, 2]))]
-    if rng.random() < 0.05 and (place / victim).is_file():
+    if rng.random() < 0.08 and (place / victim).is_file():
         odd = rng.choice(ODD_NAMES)
         victim, damage = _renamed(place, victim, odd), [*damage, f"named {odd!r}"]
     words = rng.choice(commands(victim))

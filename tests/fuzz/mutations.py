@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from tests.fuzz.harness import CANARY
 
 ODD_TEXT = (
-    "", ".", "..", "/", "a" * 5000, "." * 20_000, "model." * 5000, "\x1b[31mred", "\x9b31m", "\ud800", "é" * 300, "\n\n", "\0",
-    "../../etc/passwd", "__metadata__", "blocks.0.self_attn.q.weight", "lora_unet_", ".weight", "__class__", "%s{0}",
+    "", ".", "..", "/", "a" * 5000, "." * 20_000, "model." * 5000, "\x1b[31mred", "\x9b31m", "\ud800", "é" * 300,
+    "\n\n", "\0", "../../etc/passwd", "__metadata__", "blocks.0.self_attn.q.weight", "lora_unet_", ".weight",
+    "__class__", "%s{0}",
 )  # fmt: skip
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**63, 10**400, 1e308, float("inf"), float("nan"), [], {}, [[]], {"a": {}}, [None], [-1], [2**62, 2**62],
-    *ODD_TEXT,
+    None, True, False, -1, 0, 1, 2**63, 10**400, 1e308, float("inf"), float("nan"), [], {}, [[]], {"a": {}}, [None],
+    [-1], [2**62, 2**62], *ODD_TEXT,
 )  # fmt: skip
 DTYPES = (
     "F32",
@@ -43,14 +44,19 @@ DTYPES = (
     "",
 )
 ENDINGS = (
-    "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "diff", "diff_b", "diff_m",
-    "set_weight", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2",
-    "lokr_w2_a", "lokr_w2_b", "lokr_t2", "dora_scale", "lora_magnitude_vector", "w_norm", "b_norm", "oft_blocks", "weight", "bias",
-    "scale_weight", "weight_scale", "weight._data", "qweight", "rescale", "reshape_weight", "lora_embedding_A",
+    "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "diff",
+    "diff_b", "diff_m", "set_weight", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "dora_scale",
+    "lora_magnitude_vector", "w_norm", "b_norm", "oft_blocks", "weight", "bias", "scale_weight", "weight_scale",
+    "weight._data", "qweight", "rescale", "reshape_weight", "lora_embedding_A",
 )  # fmt: skip
 SHAPES = (
-    (), (0,), (1,), (3,), (0, 5), (5, 0), (1, 1), (2, 24), (24, 2), (24, 24), (7, 24), (1, 1, 1), (2, 24, 1, 1), (24, 2, 3, 3),
-    (1, 2, 3, 4, 5), (1,) * 12, (1,) * 70, (4096, 1), (1, 4096), (200, 200),
+    (), (0,), (1,), (3,), (0, 5), (5, 0), (1, 1), (2, 24), (24, 2), (24, 24), (7, 24), (1, 1, 1), (2, 24, 1, 1),
+    (24, 2, 3, 3), (1, 2, 3, 4, 5), (1,) * 12, (1,) * 70, (4096, 1), (1, 4096), (200, 200),
+)  # fmt: skip
+METADATA = (
+    "format", "ss_network_alpha", "lora_alpha", "lora_adapter_metadata", "loraport.transfers",
+    "_quantization_metadata", "modelspec.title", "ss_tag_frequency",
 )  # fmt: skip
 
 
@@ -73,6 +79,8 @@ def mutate(path: Path, rng: random.Random) -> str:
 
 def _bytes(path: Path, rng: random.Random) -> str:
     content = bytearray(path.read_bytes())
+    if not content:
+        return "bytes, of an empty file"
     kind = rng.choice(["flip", "flip", "cut", "zero", "repeat", "noise", "empty", "grow"])
     reach = min(len(content), rng.choice([16, 200, 4000, len(content)]))
     at = rng.randrange(max(1, reach))
@@ -117,8 +125,7 @@ def _header(path: Path, rng: random.Random) -> str:
             header.pop(name)
         )
     elif kind == "metadata":
-        keys = ("format", "ss_network_alpha", "lora_alpha", "lora_adapter_metadata", "loraport.transfers", "_quantization_metadata",
-                "modelspec.title", "ss_tag_frequency", rng.choice(ODD_TEXT))  # fmt: skip
+        keys = (*METADATA, rng.choice(ODD_TEXT))
         value = rng.choice(
             [
                 *ODD_TEXT,
@@ -239,19 +246,15 @@ def _code(path: Path, rng: random.Random) -> str:
 
 def _objects(path: Path, rng: random.Random) -> str:
     """Tables that are none: what trainers and others put into a file."""
-    weight, other = torch.randn(24, 24), torch.randn(4, 24)
-    base = torch.arange(600.0)
+    weight, other, base = torch.randn(24, 24), torch.randn(4, 24), torch.arange(600.0)
+    q = "blocks.0.self_attn.q.weight"
     objects: list[Any] = [
         {}, [], None, 3, "text", weight, {"model": {}}, {"model": None, "ema": []}, {1: weight, 2: other},
-        {"blocks.0.self_attn.q.weight": [1, 2, 3]}, {"blocks.0.self_attn.q.weight": weight.to_sparse()},
-        {"blocks.0.self_attn.q.weight": base.as_strided((24, 24), (0, 1))}, {"blocks.0.self_attn.q.weight": weight.T},
-        {"blocks.0.self_attn.q.weight": torch.ones(24, 24, dtype=torch.complex64)},
-        {"blocks.0.self_attn.q.weight": torch.nn.Parameter(weight)},
-        {"a": {"b": {"c": {"d": {"blocks.0.self_attn.q.weight": weight}}}}}, {"values": 1, "items": 2, "keys": 3, "blocks.0.ffn.0.weight": other},
+        {q: [1, 2, 3]}, {q: weight.to_sparse()}, {q: base.as_strided((24, 24), (0, 1))}, {q: weight.T},
+        {q: torch.ones(24, 24, dtype=torch.complex64)}, {q: torch.nn.Parameter(weight)}, {q: torch.empty(0)},
+        {"a": {"b": {"c": {"d": {q: weight}}}}}, {"values": 1, "items": 2, "keys": 3, "blocks.0.ffn.0.weight": other},
         {f"blocks.0.self_attn.q.lora_{side}.weight": X for side, X in (("A", other), ("B", other.T))},
-        {"\x1b[31m": {"blocks.0.self_attn.q.weight": weight}, "other": {"blocks.0.self_attn.q.weight": weight}},
-        {rng.choice(ODD_TEXT): weight, "blocks.0.self_attn.q.weight": weight},
-        {"blocks.0.self_attn.q.weight": torch.empty(0)}, 
+        {"\x1b[31m": {q: weight}, "other": {q: weight}}, {rng.choice(ODD_TEXT): weight, q: weight},
     ]  # fmt: skip
     number = rng.randrange(len(objects))
     torch.save(objects[number], path, _use_new_zipfile_serialization=rng.random() < 0.8)

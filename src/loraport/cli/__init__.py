@@ -11,6 +11,7 @@ import typer
 from loraport import __version__
 from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
 from loraport.errors import LoraportError
+from loraport.printable import protect
 
 app = typer.Typer(
     help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.",
@@ -39,6 +40,7 @@ def version_option(
 
 def main() -> NoReturn:
     """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost."""
+    protect()
     try:
         app()
     except LoraportError as error:
