@@ -141,7 +141,7 @@ def common_rank(config: TransferConfig, plan: Plan) -> int:
     """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
     if config.rank.kind == "fixed":
         return int(config.rank.value)
-    own = max((job.aim for job in plan.jobs), default=0) or LARGEST_AUTO_RANK
+    own = max((job.aim for job in plan.jobs if job.action != "drop"), default=0) or LARGEST_AUTO_RANK
     return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
 
 
