@@ -80,6 +80,11 @@ def test_idle_options_of_probes_are_refused(family, words):
     assert isinstance(done.exception, SettingsError) and f"{words[-2]} would do nothing" in str(done.exception)
 
 
+def test_a_lora_has_no_part_to_inspect(family):
+    done = CliRunner().invoke(app, ["inspect", family.lora, "--part", "generator"])
+    assert isinstance(done.exception, SettingsError) and "leave out --part" in str(done.exception)
+
+
 def test_settings_for_what_the_lora_does_not_hold_are_remarked_on(family):
     told = json.loads(transfer(family, "--dora", "magnitude", "--transfer-diffs", "--json").stdout)
     for word in ("--dora magnitude does nothing", "--transfer-diffs does nothing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import InputError, MismatchError
+from loraport.methods.probes import KeepDominant
 from loraport.runs.accelerator import open_target
 from loraport.runs.execute import transfer
 from loraport.runs.merge import merge
+from loraport.runs.probe import ProbeConfig, probe
 from loraport.weights.checkpoint import open_checkpoint
 from tests import tiny
 from tests.runs.models import deltas, make_family
@@ -146,3 +149,17 @@ def test_a_layer_that_the_source_has_not_is_a_loss(family, state, what):
         done = CliRunner().invoke(app, ["transfer", family.lora, *common, out, *words])
         assert done.exit_code == code, done.output
         assert ("copied untransferred" in done.stdout) == (code == 3)
+
+
+def test_a_probe_says_which_layers_of_its_lora_play_no_part(family):
+    target = str(tiny.write_original(family.folder / "target.safetensors", family.target_state))
+    for layers, unused in (((), ("patch_embedding",)), (("blocks.0.*",), None)):
+        config = ProbeConfig(
+            family.source, target, str(family.folder / f"{len(layers)}.safetensors"), KeepDominant(clusters="lora"),
+            lora=with_keys(family, WIDE, "wide.safetensors"), layers=layers,
+        )  # fmt: skip
+        result = probe(config)
+        assert result.unused == unused if unused else len(result.unused) == 11
+        assert "patch_embedding" in result.words()["LoRA"] or len(result.unused) == 11
+    with pytest.raises(MismatchError, match=r"no layer of .* fits one that is probed"):
+        probe(replace(config, layers=("head.*",), output=str(family.folder / "no.safetensors")))

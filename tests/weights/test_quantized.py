@@ -174,6 +174,16 @@ def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes through Linux's /proc")
+def test_a_convolution_with_outputs_and_inputs_in_one_dimension_has_its_kernel_back(tmp_path):
+    """GGUF holds four dimensions: a 3-D convolution is (out · in) × t × h × w there, and its bias tells the outputs."""
+    name, W = "patch_embedding.weight", STATE["patch_embedding.weight"]
+    folded = {**STATE, name: W.flatten(0, 1)}
+    model = open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", folded))
+    assert model.shape(name) == tuple(W.shape) and torch.equal(model.tensor(name), W)
+    del folded["patch_embedding.bias"]
+    assert len(open_checkpoint(tiny.write_gguf(tmp_path / "bare.gguf", folded)).shape(name)) == 4
+
+
 @pytest.mark.parametrize("write", [tiny.write_gguf, lambda path, state: tiny.write_fp8(path, state, "lightx2v")])
 def test_opening_reads_no_weights(tmp_path, write):
     def read_so_far() -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import loraport
-from loraport.errors import InputError, SettingsError
+from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.methods.layer import Layer
 from loraport.methods.probes import OverActivate, Probe, no_lora
 from loraport.plain_json import json_text
@@ -74,10 +74,12 @@ class Probed:
     changed: float | None
     """Energy of the change over that of the drift, Σ‖ΔW‖² / Σ‖D_fft‖²; None without drift."""
     left_out: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    """Layers of the LoRA that join no directions: they are not probed, or of another shape there."""
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""
-        return {**vars(self), "left_out": list(self.left_out)}
+        return {**vars(self), "left_out": list(self.left_out), "unused": list(self.unused)}
 
     def words(self) -> dict[str, str]:
         """The same for people."""
@@ -86,6 +88,11 @@ class Probed:
             "wrote": self.output,
             "layers": f"{self.layers} changed, {self.untouched} looked at and left, {len(self.left_out)} not looked at",
             "change": share,
+            **(
+                {"LoRA": f"{len(self.unused)} of its layers play no part, {self.unused[0]} for one"}
+                if self.unused
+                else {}
+            ),
         }
 
 
@@ -154,6 +161,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     check_place(Path(config.output), target)
     lora = None if config.lora is None else read_lora(config.lora)
     names = _chosen(config.layers, source, target)
+    unused = () if lora is None else _unused(lora, names, target)
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
@@ -161,7 +169,19 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     write_model(Path(config.output), target, changed, metadata, progress_of("probing", target.bytes, watch))
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None
-    return Probed(config.output, settings, len(maker.made), len(maker.untouched), share, left_out)
+    return Probed(config.output, settings, len(maker.made), len(maker.untouched), share, left_out, unused)
+
+
+def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, ...]:
+    """The LoRA's layers that do not go with a probed one. Raises MismatchError where none does."""
+    shapes = {name: target.shape(f"{name}.weight") for name in names if name in lora.layers}
+    fit = {name for name, shape in shapes.items() if lora.layers[name].shape == (shape[0], math.prod(shape[1:]))}
+    if not fit:
+        raise MismatchError(
+            f"no layer of {lora.path} fits one that is probed: its first is {next(iter(lora.layers), 'none')!r}, of "
+            f"{target.where} {names[0]!r} is probed; give a LoRA of this model, or other --layers"
+        )
+    return tuple(name for name in lora.layers if name not in fit)
 
 
 def _chosen(patterns: Sequence[str], source: Checkpoint, target: Checkpoint) -> tuple[str, ...]:

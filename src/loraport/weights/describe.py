@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from loraport.errors import InputError
+from loraport.errors import InputError, SettingsError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.dialects import VARIANTS, WHOLE, parse_key, refused_kind, says_lora
 from loraport.weights.families import FAMILIES, Family
@@ -36,6 +36,8 @@ def describe(place: str, *, part: str | None = None, each: Callable[[str], None]
         model = open_checkpoint(place, part=part)
         _tell(each, tensor_lines(model))
         return describe_model(model)
+    if part is not None:
+        raise SettingsError(f"{place} is a LoRA, which has no parts; leave out --part")
     try:
         lora = read_lora(place, dense=True)
         _tell(each, layer_lines(lora))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]
     gguf = _library(path)
     try:
         reader = _checked_reader(gguf)(path)
-        tensors = {str(one.name): _stored(gguf, path, reader, one) for one in reader.tensors}
+        shapes = {str(one.name): _shape_of(one) for one in reader.tensors}
+        tensors = {str(one.name): _stored(gguf, path, reader, one, shapes) for one in reader.tensors}
         parts = _number(reader, SPLIT)
     except (InputError, OSError, MemoryError):
         raise
@@ -102,15 +104,20 @@ class _Blocks:
         return torch.from_numpy(values).view(self.shape), torch.from_numpy(steps).view(self.shape)
 
 
-def _stored(gguf: Any, path: Path, reader: Any, one: Any) -> StoredTensor:
-    """One tensor: a plain one in its dtype, a quantised one as float32. GGML counts dimensions from the last."""
+def _shape_of(one: Any) -> tuple[int, ...]:
+    """The shape in the file; GGML counts dimensions from the last."""
+    return tuple(int(size) for size in reversed(one.shape.tolist()))
+
+
+def _stored(gguf: Any, path: Path, reader: Any, one: Any, shapes: Mapping[str, tuple[int, ...]]) -> StoredTensor:
+    """One tensor: a plain one in its dtype, a quantised one as float32; `shapes` are those of all tensors."""
     kind, name = one.tensor_type, str(one.name)
-    shape = tuple(int(size) for size in reversed(one.shape.tolist()))
+    shape = shapes[name]
     if kind.name not in PLAIN and kind.name not in CODES:
         known = ", ".join((*PLAIN, *CODES))
         raise FileFormatError(f"{path}: {name!r} is stored as {kind.name}, which is not read; read are {known}")
     size, width = gguf.GGML_QUANT_SIZES[kind]
-    original = _original_shape(reader, name)
+    original = _original_shape(reader, name) or _unfolded(shape, shapes.get(f"{name.removesuffix('.weight')}.bias"))
     if int(one.n_bytes) * size != math.prod(shape) * width or math.prod(original or shape) != math.prod(shape):
         raise FileFormatError(f"{path}: {name!r} has a size that does not fit its shape; download the file again")
     shape = original or shape
@@ -132,6 +139,16 @@ def _number(reader: Any, name: str) -> int:
 def _original_shape(reader: Any, name: str) -> tuple[int, ...] | None:
     field = reader.get_field(ORIGINAL_SHAPE + name)
     return None if field is None else tuple(int(field.parts[place][0]) for place in field.data)
+
+
+def _unfolded(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The shape of a 3-D convolution whose outputs and inputs were written as one of GGUF's four dimensions.
+
+    Its bias tells how many outputs there are. None for any other tensor.
+    """
+    if bias is None or len(shape) != 4 or len(bias) != 1 or bias[0] in (0, shape[0]) or shape[0] % bias[0]:
+        return None
+    return (bias[0], shape[0] // bias[0], *shape[1:])
 
 
 def _library(path: Path) -> Any:
