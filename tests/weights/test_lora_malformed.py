@@ -84,12 +84,12 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "two spellings": (
         tensors() | {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)},
         MismatchError,
-        r"same part of layer 'blocks\.0\.self_attn\.q'",
+        "holds 2 LoRAs: diffusion_model, transformer; choose one",
     ),
     "two experts": (
         {p + "blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4) for p in ("transformer.", "transformer_2.")},
         MismatchError,
-        "one model at a time",
+        "holds 2 LoRAs: transformer, transformer_2; choose one with --lora-part",
     ),
     "alpha of two numbers": (tensors(alpha=torch.ones(2)), FileFormatError, "an alpha is one number"),
     "alpha 0": (tensors(alpha=torch.zeros(())), InputError, r"alpha' is 0, which"),
@@ -156,7 +156,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "U-Net, two spellings": (
         pair("unet.down_blocks.1.attentions.0.proj_in", 8) | pair("diffusion_model.input_blocks.4.1.proj_in", 8),
         MismatchError,
-        r"same part of layer 'down_blocks\.1\.attentions\.0\.proj_in'",
+        "holds 2 LoRAs: diffusion_model, unet; choose one",
     ),
     "U-Net, no up, flat": (
         {"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 8)},

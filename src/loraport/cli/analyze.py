@@ -15,6 +15,7 @@ from loraport.cli.options import (
     ForceDrift,
     Json,
     Lora,
+    LoraPart,
     NoCache,
     Preset,
     QAct,
@@ -57,6 +58,7 @@ def analyze(
     ] = None,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
+    lora_part: LoraPart = None,
     force_drift: ForceDrift = False,
     device: Device = "auto",
     cache: CacheDir = None,
@@ -80,7 +82,7 @@ def analyze(
     config = AnalyzeConfig(
         lora, source, target, output, casa=casa_settings(preset or "paper", **flags),
         layers=tuple(layers or ()), sample=sample, detail=detail,
-        source_part=source_part, target_part=target_part, force_drift=force_drift, device=device,
+        source_part=source_part, target_part=target_part, lora_part=lora_part, force_drift=force_drift, device=device,
         cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]

@@ -10,6 +10,7 @@ from loraport.cli.options import (
     MODEL_FORMS,
     Json,
     Lora,
+    LoraPart,
     Output,
     Part,
     Quiet,
@@ -32,6 +33,7 @@ def convert(
         str | None,
         typer.Option(metavar="MODEL", help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it."),
     ] = None,
+    lora_part: LoraPart = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -41,7 +43,7 @@ def convert(
     from loraport.runs.convert import convert as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(lora, to, output, dtype=dtype, rank=rank, source=source, each=terminal.detail)
+        result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
@@ -56,6 +58,7 @@ def merge(
         str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where MODEL is one.")
     ],
     part: Part = None,
+    lora_part: LoraPart = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -65,7 +68,7 @@ def merge(
     from loraport.runs.merge import merge as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(model, loras, output, part=part, watch=terminal.share)
+        result = run(model, loras, output, part=part, lora_part=lora_part, watch=terminal.share)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
@@ -74,6 +77,7 @@ def merge(
 def inspect(
     place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
     part: Part = None,
+    lora_part: LoraPart = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -84,5 +88,5 @@ def inspect(
     from loraport.weights.describe import describe, in_ten_lines
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        facts = describe(known_place(place), part=part, each=terminal.detail)
+        facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)
     console.print_facts(facts if json else in_ten_lines(facts), json=json)

@@ -33,6 +33,9 @@ _PART = "of a .pt file which entry (generator; generator_ema is preferred), of a
 SourcePart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the source, {_PART}.")]
 TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the target, {_PART}.")]
 Part = Annotated[str | None, typer.Option(metavar="NAME", help=f"O{_PART[1:]}.")]
+LoraPart = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which of several LoRAs in one file: transformer_2, or an adapter.")
+]
 Output = Annotated[
     str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
 ]

@@ -31,6 +31,7 @@ from loraport.cli.options import (
     GuardClips,
     Include,
     Json,
+    LoraPart,
     Loras,
     Methods,
     NoCache,
@@ -75,8 +76,8 @@ _OF_METHODS = (
 )
 """The options that are settings of some method."""
 _PLAIN = (
-    *("source", "target", "source_part", "target_part", "dtype", "force_drift", "dora", "transfer_diffs", "split"),
-    *("pairing", "pair_min", "device", "seed"),
+    *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "dtype", "force_drift"),
+    *("dora", "transfer_diffs", "split", "pairing", "pair_min", "device", "seed"),
 )
 """The options that go into the configuration as they are."""
 
@@ -93,6 +94,7 @@ def transfer(
     output: OutputOrFolder,
     source_part: SourcePart = None,
     target_part: TargetPart = None,
+    lora_part: LoraPart = None,
     method: Methods = "casa",
     preset: Preset = None,
     tau: Tau = None,
@@ -142,13 +144,21 @@ def transfer(
     refuse_idle(context, _idle(given))
     page = None if report is None else page_path(report)
     if guard or method == AUTO:
-        asked = GuardFlags(output, guard_clips, calibrated, tuple(sampling or ()))
-        tried = _configs(guarded_options(given))
-        if dry_run:
-            plan_guarded(tried, asked, json=json)
-            return
-        raise typer.Exit(run_guarded(tried, asked, page, json=json, quiet=quiet, verbose=verbose))
+        _guard(given, page)
+        return
     _run(_passes(given), page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+
+
+def _guard(given: Mapping[str, Any], page: Path | None) -> None:
+    """Run the guard, or say what it would do, and leave with what to tell the shell."""
+    asked = GuardFlags(given["output"], given["guard_clips"], given["calibrated"], tuple(given["sampling"] or ()))
+    tried = _configs(guarded_options(dict(given)))
+    if given["dry_run"]:
+        plan_guarded(tried, asked, json=given["json"])
+        return
+    raise typer.Exit(
+        run_guarded(tried, asked, page, json=given["json"], quiet=given["quiet"], verbose=given["verbose"])
+    )
 
 
 def _idle(given: Mapping[str, Any]) -> dict[str, str]:
@@ -178,6 +188,7 @@ def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
         "loras": [known_place(lora) for lora in loras],
         "source": known_place(source),
         "target": known_place(target),
+        "accelerator_part": None,
     }
 
 
@@ -218,6 +229,7 @@ def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
     found = []
     for expert in experts(given["loras"], given["source"], given["target"]):
         own = {**given, "loras": [expert.lora], "source": expert.source, "target": expert.target}
+        own |= {"lora_part": expert.lora_part or given["lora_part"], "accelerator_part": expert.accelerator_part}
         configs = tuple(replace(config, output=expert.named(config.output)) for config in _configs(own))
         found.append(Pass(configs, expert.title, expert.notes))
     return tuple(found)

@@ -21,6 +21,7 @@ from loraport.runs.whole_weights import as_differences
 from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
+from loraport.weights.lora_parts import parts_in
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -135,9 +136,16 @@ Target = Checkpoint | Accelerated
 
 
 def open_target(
-    text: str, source: Checkpoint, *, part: str | None = None, layers: Collection[str] | None = None
+    text: str,
+    source: Checkpoint,
+    *,
+    part: str | None = None,
+    layers: Collection[str] | None = None,
+    lora_part: str | None = None,
 ) -> Target:
     """A target: a model (of which `layers` will be read), or a model with an accelerator.
+
+    `lora_part`: which of several LoRAs in the accelerator's file, where there are several.
 
     Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for a
     strength that is no number.
@@ -148,7 +156,8 @@ def open_target(
     place, strength = with_strength(pair[1])
     on_source = pair[0] == SOURCE
     model = source if on_source else open_model(pair[0], part=part)
-    accelerator = as_differences(read_lora(place, dense=True, keep=False), model)
+    several = lora_part is not None and parts_in(place)
+    accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
     found = additions(accelerator, strength, model)
     weights = {
         name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")

@@ -47,6 +47,7 @@ class AnalyzeConfig:
     """How many of them are drawn in detail."""
     source_part: str | None = None
     target_part: str | None = None
+    lora_part: str | None = None
     force_drift: bool = False
     """Whether a drift within rounding counts, as in a transfer."""
     device: str = "auto"
@@ -127,7 +128,8 @@ def as_transfer(config: AnalyzeConfig) -> TransferConfig:
     """The transfer that would be made of the same inputs, for its plan."""
     return TransferConfig(
         config.lora, config.source, config.target, config.output, source_part=config.source_part,
-        target_part=config.target_part, include=config.layers, force_drift=config.force_drift,
+        target_part=config.target_part, lora_part=config.lora_part, include=config.layers,
+        force_drift=config.force_drift,
     )  # fmt: skip
 
 

@@ -69,6 +69,9 @@ class RankRule:
         return {"fixed": f"{self.value:.0f}", "energy": f"{self.value:g}"}.get(self.kind, self.kind)
 
 
+_PARTS = ("source_part", "target_part", "lora_part", "accelerator_part")
+
+
 @dataclass(frozen=True)
 class TransferConfig:
     """Everything that decides what a transfer writes."""
@@ -80,6 +83,10 @@ class TransferConfig:
     source_part: str | None = None
     """Which entry of a .pt file, or folder of a pipeline; the usual one by default."""
     target_part: str | None = None
+    lora_part: str | None = None
+    """Which of several LoRAs in one file."""
+    accelerator_part: str | None = None
+    """The same of a target's accelerator, where it is not the LoRA's."""
     method: str = "casa"
     casa: CasaSettings = PAPER
     prolora: ProloraSettings = PROLORA
@@ -134,7 +141,7 @@ class TransferConfig:
             "rank": str(self.rank),
             "dtype": self.dtype,
             "seed": self.seed,
-            **{name: part for name in ("source_part", "target_part") if (part := getattr(self, name))},
+            **{name: part for name in _PARTS if (part := getattr(self, name))},
             **({"force_drift": True} if self.force_drift else {}),
             **({"dora": self.dora} if self.dora != "effective" else {}),
             **({"transfer_diffs": True} if self.transfer_diffs else {}),

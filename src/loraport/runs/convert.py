@@ -80,13 +80,14 @@ def convert(
     dtype: str | None = None,
     rank: str = "auto",
     source: str | None = None,
+    lora_part: str | None = None,
     each: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
     DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else those
-    that their names tell. `each` is told a line about every layer.
+    that their names tell. `each` is told a line about every layer. `lora_part`: which of several LoRAs in the file.
     Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
     has a place in the format, OutputError for a place that cannot be written.
@@ -96,7 +97,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     rule = RankRule.parse(rank)
-    lora = read_lora(place, dense=True)
+    lora = read_lora(place, dense=True, part=lora_part)
     if source is None:
         check_without_base(lora)
     else:

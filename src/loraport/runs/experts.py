@@ -17,6 +17,7 @@ from loraport.runs.additions import with_strength
 from loraport.runs.expert_names import FOLDERS, HIGH, LOW, WORD, name_for, partner_paths, partners, side_of
 from loraport.runs.presets import PRESETS
 from loraport.weights.hub import listing, looks_like_hub_id
+from loraport.weights.lora_parts import expert_parts
 from loraport.weights.places import GGUF, PICKLES, SAFETENSORS
 
 EXPERTS = ("high-noise expert", "low-noise expert")
@@ -33,6 +34,10 @@ class Expert:
     source: str
     target: str
     notes: tuple[str, ...] = ()
+    lora_part: str | None = None
+    """Its own part of a file that holds both experts' LoRAs."""
+    accelerator_part: str | None = None
+    """The same of the target's accelerator."""
 
     @property
     def title(self) -> str:
@@ -61,10 +66,17 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
     guessed = [*([(loras[0], found)] if len(loras) == 1 else []), *beside]
     notes = [tuple(_guess(given, pair, at) for given, pair in guessed if pair[at] != given or pair[0] == pair[1])
              for at in (0, 1)]  # fmt: skip
+    own, of_accelerator = _parts(found), _parts(beside[0][1]) if beside else (None, None)
     return (
-        Expert(HIGH, found[0], sources[0], targets[0], notes[0]),
-        Expert(LOW, found[1], sources[1], targets[1], notes[1]),
+        Expert(HIGH, found[0], sources[0], targets[0], notes[0], own[0], of_accelerator[0]),
+        Expert(LOW, found[1], sources[1], targets[1], notes[1], own[1], of_accelerator[1]),
     )
+
+
+def _parts(pair: Places) -> tuple[str, str] | tuple[None, None]:
+    """Each expert's part of one file that holds both; nothing to choose where they have a file each."""
+    one = pair[0] == pair[1] and Path(pair[0]).expanduser().exists()
+    return (one and expert_parts(pair[0])) or (None, None)
 
 
 def both(model: str) -> Places:
@@ -117,6 +129,8 @@ def _one_or_twins(lora: str) -> Places:
 def _guess(given: str, pair: Places, at: int) -> str:
     """What to say where names decided which file an expert takes."""
     name = _name(given)
+    if part := _parts(pair)[at]:
+        return f"{part} of {name} is taken for the {EXPERTS[at]}"
     if pair[0] != pair[1]:
         return f"{pair[at]} is taken for the {EXPERTS[at]}: it goes with {name} by its name"
     said = "its name tells of none" if side_of(name) is None else "no file beside it has its name with the other word"

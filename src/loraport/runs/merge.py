@@ -79,7 +79,13 @@ class Merge:
 
 
 def merge(
-    model_place: str, loras: Sequence[str], output: str, *, part: str | None = None, watch: Watch | None = None
+    model_place: str,
+    loras: Sequence[str],
+    output: str,
+    *,
+    part: str | None = None,
+    lora_part: str | None = None,
+    watch: Watch | None = None,
 ) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
@@ -89,7 +95,7 @@ def merge(
         raise SettingsError("there is no LoRA to merge; give at least one")
     model = with_encoders(open_model(model_place, part=part))
     check_place(Path(output), model)
-    parts = [_ingredient(text, model) for text in loras]
+    parts = [_ingredient(text, model, lora_part) for text in loras]
     for one in parts:
         if Path(output).exists() and Path(output).samefile(one.lora.path):
             raise SettingsError(f"{output} is an input of this run; give the result another name")
@@ -141,9 +147,9 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     return rounded
 
 
-def _ingredient(text: str, model: Checkpoint) -> Ingredient:
+def _ingredient(text: str, model: Checkpoint, part: str | None) -> Ingredient:
     place, strength = with_strength(text)
-    lora = as_differences(read_lora(place, dense=True, keep=False), model)
+    lora = as_differences(read_lora(place, dense=True, keep=False, part=part), model)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 
 

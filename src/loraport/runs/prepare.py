@@ -63,10 +63,10 @@ def prepare_many(
     loras = {}
     for place in places:
         with _naming(place, len(places) > 1):
-            loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1)
+            loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1, part=first.lora_part)
     layers = None if split_target(first.target) else touched(loras.values())
     source = open_model(first.source, part=first.source_part, layers=layers)
-    target = open_target(first.target, source, part=first.target_part, layers=layers)
+    target = open_target(first.target, source, part=first.target_part, layers=layers, lora_part=_of_accelerator(first))
     pairing, source, target = _by_similarity(first, loras.values(), source, target, watch)
     if pairing is not None:
         loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
@@ -78,6 +78,10 @@ def prepare_many(
     return tuple(ready)
 
 
+def _of_accelerator(config: TransferConfig) -> str | None:
+    return config.accelerator_part or config.lora_part
+
+
 def _by_similarity(
     config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, watch: Watch
 ) -> tuple[Pairing | None, Checkpoint, Target]:
@@ -87,7 +91,7 @@ def _by_similarity(
     wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
     if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
         source = open_model(config.source, part=config.source_part)
-        target = open_target(config.target, source, part=config.target_part)
+        target = open_target(config.target, source, part=config.target_part, lora_part=_of_accelerator(config))
     bases = Bases(BasisCache(config.cache), find_device(config.device))
     pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, watch)
     return pairing, source if pairing is None else pairing.source_view(source), target
@@ -191,7 +195,7 @@ def run_identity(ready: Prepared, device: torch.device) -> str:
 
 
 _OF_A_PASS = (
-    *("source", "target", "source_part", "target_part", "device", "cache"),
+    *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "device", "cache"),
     *("transfer_diffs", "force_drift"),
 )
 """The settings that all runs of one pass share."""

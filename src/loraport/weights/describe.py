@@ -25,21 +25,25 @@ from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.variants import kind_of
 
 
-def describe(place: str, *, part: str | None = None, each: Callable[[str], None] | None = None) -> dict[str, Any]:
+def describe(
+    place: str, *, part: str | None = None, lora_part: str | None = None, each: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
-    `part` is that of `open_checkpoint`; `each` is told a line about every layer or tensor.
+    `part` is that of `open_checkpoint`, `lora_part` that of `read_lora`; `each` is told a line a layer or tensor.
 
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
     place = _fetched(place)
     if not looks_like_lora(place):
+        if lora_part is not None:
+            raise SettingsError(f"{place} is no LoRA, so it has no part {lora_part!r} of one; leave out --lora-part")
         model = open_checkpoint(place, part=part)
         _tell(each, tensor_lines(model))
         return describe_model(model)
     if part is not None:
         raise SettingsError(f"{place} is a LoRA, which has no parts; leave out --part")
     try:
-        lora = read_lora(place, dense=True)
+        lora = read_lora(place, dense=True, part=lora_part)
         _tell(each, layer_lines(lora))
         return describe_lora(lora)
     except InputError as error:

@@ -7,7 +7,7 @@ Every key of the file ends in one of three places of a `Lora`: `keys` (read into
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,11 @@ from loraport.weights.dialects import (
     LoraKey,
     majority_dialect,
     parse_key,
-    unlisted_start,
 )
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
 from loraport.weights.lora_kinds import adds_nothing, assemble, with_magnitude, with_scale, with_start
+from loraport.weights.lora_parts import chosen_part, input_widths, notes_on_names, parsed_keys
 from loraport.weights.lora_refusals import refuse_unread, refuse_without_layers
 from loraport.weights.on_demand import OnDemand
 from loraport.weights.peft_fields import Start
@@ -78,20 +78,24 @@ class Lora:
         return parse_key(key, self.dialect.family, self.start)
 
 
-def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True) -> Lora:
+def read_lora(
+    path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True, part: str | None = None
+) -> Lora:
     """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
     `keep` off: the updates are checked now, and read again when they are asked for.
+    `part`: which of several LoRAs in one file (`lora_parts`).
     Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
     """
     files = open_lora(path)
     tensors = files.weights.tensors
-    widths = _widths(tensors)
-    start, parsed = _parsed(sorted(tensors), widths)
+    widths = input_widths(tensors)
+    start, every_key = parsed_keys(sorted(tensors), widths)
+    parsed = chosen_part(files.path, every_key, part)
     refuse_unread(files.path, parsed)
     scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
@@ -100,12 +104,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
     factors = [key for key in all_factors if not key.text_encoder]
     refuse_without_layers(files.path, parsed, all_factors, dense, diffs)
     reader = _Reader(files, scales)
-    dropped = [
-        (key.key, "an alpha without factors")
-        for parts in (*groups.values(), *encoders.values())
-        if not parts.keys() - SCALES
-        for key in parts.values()
-    ]
+    dropped = _scales_alone((*groups.values(), *encoders.values()))
     makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
     taken = {key.key for parts in groups.values() for key in parts.values()}
     keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
@@ -142,7 +141,7 @@ def read_lora(path: Path | str, *, dense: bool = False, diffs: bool = False, kee
         files.weights.metadata,
         files.sha256,
         files.path,
-        (*_notes_on_names(parsed, start), *reader.notes()),
+        (*notes_on_names(every_key, parsed, start), *reader.notes()),
         start,
         encoded,
         {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
@@ -312,37 +311,10 @@ def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dic
     return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
 
 
-def _widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
-    """The widths of the layers' inputs."""
-    downs = [tensor.shape for key, tensor in tensors.items() if parse_key(key).part in ("A", "hada_w1_b")]
-    return frozenset(shape[1] for shape in downs if len(shape) > 1)
-
-
-def _parsed(keys: list[str], widths: Collection[int]) -> tuple[str, list[LoraKey]]:
-    """(what stands before the layers where it is in no list, the keys read as names of the file's own family)."""
-    first = [parse_key(key) for key in keys]
-    start = unlisted_start(first)
-    if start:
-        first = [parse_key(key, start=start) for key in keys]
-    family = majority_dialect(first, widths).family if keys else None
-    return start, [parse_key(key, family, start) for key in keys]
-
-
-def _notes_on_names(parsed: list[LoraKey], start: str) -> list[str]:
-    """What was taken off the names so that the tables know them."""
-    notes = []
-    if start:
-        known = sum(key.dialect.family is not None for key in parsed)
-        notes.append(
-            f"{start!r} was taken off its names, since the rest of {known} of {len(parsed)} is in the table of "
-            f"{majority_dialect(parsed).family}; no loader that is known expects it: convert writes them without"
-        )
-    if wrapped := [key.key for key in parsed if key.wrapped]:
-        notes.append(
-            f"{len(wrapped)} keys hold the names of PyTorch's wrappers ({wrapped[0]}, for one), which no loader "
-            "expects; they are left out of what is written"
-        )
-    return notes
+def _scales_alone(groups: Iterable[Mapping[str, LoraKey]]) -> list[tuple[str, str]]:
+    """The keys of layers that have an alpha and nothing else."""
+    alone = (parts for parts in groups if not parts.keys() - SCALES)
+    return [(key.key, "an alpha without factors") for parts in alone for key in parts.values()]
 
 
 def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKey]]:
