@@ -38,10 +38,8 @@ class Terminal:
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if kind is KeyboardInterrupt:
-            self.say("interrupted; the same command goes on from here")
 
     def plan(self, plan: Plan) -> None:
         """Start the bar, or make it longer for one more run; a layer moves it by what its decomposition costs."""

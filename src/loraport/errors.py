@@ -3,6 +3,7 @@
     LoraportError
     ├── InputError              the user's file, name or setting is at fault: exit 2, nothing written
     │   ├── FileFormatError     a file is not what its name or place says (truncated, unsafe, unknown)
+    │   ├── UnreadableError     a file cannot be read any more, or was replaced while it was read
     │   ├── MismatchError       files that are fine alone do not belong together
     │   └── SettingsError       an unknown name or a value out of range
     └── OutputError             the result cannot be written (no room, no permission): exit 2, nothing half-written
@@ -25,6 +26,10 @@ class InputError(LoraportError):
 
 class FileFormatError(InputError):
     """A file is damaged, unsafe or of a kind that is not read."""
+
+
+class UnreadableError(InputError):
+    """A file cannot be read any more, or is another one than when the run began."""
 
 
 class MismatchError(InputError):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from loraport.errors import OutputError, SettingsError
 from loraport.spectral.svd import LowRank
-from loraport.weights import saving
+from loraport.weights import replacing
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import write_diff, write_lora
 from loraport.weights.saving import Pending, save_folder, save_safetensors
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypa
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(saving.os, "fsync", full)
+    monkeypatch.setattr(replacing.os, "fsync", full)
     with pytest.raises(OutputError, match=r"out cannot be written: No space left on device"):
         write_lora(out, {name: LowRank(x.B, 2 * x.A) for name, x in lora.layers.items()}, lora, format=format)
     assert sorted(os.listdir(tmp_path)) == ["lora.safetensors", "out"]
@@ -382,7 +382,7 @@ def test_a_replaced_folder_is_never_missing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "b.txt").touch()
-    if not saving._swapped(tmp_path / "a", tmp_path / "b"):
+    if not replacing._swapped(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this file system exchanges no names in one step")
     assert (tmp_path / "a" / "b.txt").exists()
     assert folder_seen_while_replaced(tmp_path / "out", 50) == 0
@@ -392,7 +392,7 @@ def test_a_replaced_folder_is_never_missing(tmp_path: Path) -> None:
 def test_where_names_cannot_be_exchanged_the_old_folder_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "_swapped", lambda one, other: False)
+    monkeypatch.setattr(replacing, "_swapped", lambda one, other: False)
     out = tmp_path / "out"
     for content in (b"one", b"two"):
         save_folder(out, lambda place, content=content: (place / "x").write_bytes(content), frozenset({"x"}))  # type: ignore[misc]
@@ -404,7 +404,7 @@ def test_where_names_cannot_be_exchanged_the_old_folder_comes_back(
             raise OSError(errno.EACCES, "Permission denied")
         real(one, other)
 
-    monkeypatch.setattr(saving.os, "rename", second_fails)
+    monkeypatch.setattr(replacing.os, "rename", second_fails)
     with pytest.raises(OutputError, match="Permission denied"):
         save_folder(out, lambda place: (place / "x").write_bytes(b"three"), frozenset({"x"}))  # type: ignore[arg-type, return-value]
     assert (out / "x").read_bytes() == b"two" and os.listdir(tmp_path) == ["out"]

@@ -10,6 +10,7 @@ import typer
 
 from loraport import __version__
 from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
+from loraport.cli.stopping import Stopped, in_one_sentence, listen
 from loraport.errors import LoraportError
 from loraport.printable import protect
 
@@ -39,15 +40,27 @@ def version_option(
 
 
 def main() -> NoReturn:
-    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost."""
+    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost.
+
+    Stopped by a signal, it leaves with 128 and the signal's number: 130 after Ctrl-C, 143 after a plain kill.
+    """
+    listen()
     protect()
     try:
         app()
     except LoraportError as error:
-        print(f"loraport: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(2, str(error))
+    except OSError as error:  # the machine says no: a closed folder, no such drive, a full table of files
+        leave(2, in_one_sentence(error))
+    except Stopped as stopped:
+        leave(128 + stopped.signal, str(stopped))
     except Exception:
         traceback.print_exc()
-        print("loraport: this is a fault of the program; please report the lines above", file=sys.stderr)
-        sys.exit(1)
+        leave(1, "this is a fault of the program; please report the lines above")
     sys.exit(0)
+
+
+def leave(code: int, text: str) -> NoReturn:
+    """Say why on stderr, and exit."""
+    print(f"loraport: {text}", file=sys.stderr)
+    sys.exit(code)

@@ -17,8 +17,8 @@ from loraport.effect.score import Score, judged_clips, score, score_passes
 from loraport.effect.store import SampleStore
 from loraport.effect.targets import EndEffect
 from loraport.errors import unknown_name
-from loraport.runs.execute import peak_rss_bytes
 from loraport.runs.finish import TORCH_DTYPES
+from loraport.runs.stopwatch import peak_rss_bytes
 
 Table = tuple[tuple[str, ...], ...]
 

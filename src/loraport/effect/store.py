@@ -15,13 +15,15 @@ from torch import Tensor
 
 from loraport.errors import InputError, OutputError
 from loraport.weights.cache import files_named, mark, remove
+from loraport.weights.replacing import TEMPORARY
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_safetensors
 
 VERSION = 1
 """Of what is sampled and how it is laid out; part of every key."""
 _ENTRY = re.compile(r"([0-9a-f]{64})\.safetensors")
-_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]+\.part")
+_PARTIAL = re.compile(rf"\.[0-9a-f]{{64}}\.safetensors\.[0-9a-f]+\.part|{TEMPORARY.pattern}")
+"""Leftovers of killed processes, of earlier versions too."""
 
 
 class SampleStore:

@@ -8,38 +8,43 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loraport.errors import LoraportError, OutputError
+from loraport.errors import OutputError
+from loraport.weights.ownership import Lock
+from loraport.weights.replacing import write_whole
 
-LIST = "candidates.txt"
+LIST, LOCK = "candidates.txt", "lock"
 _UNFINISHED = re.compile(r"\..+\.part")
 
 
 @contextmanager
 def waiting_room(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """The folder, made, or as a killed run has left it; removed at an end, good or refused, but not by a kill.
+    """The folder, made, or as an earlier run has left it; removed at a good end, and where nothing has come into it.
 
-    `names` are the files and folders that will be written. Raises OutputError where the folder holds anything that
-    neither this run nor the one that left it has listed; nothing is touched then.
+    `names` are the files and folders that will be written. Raises OutputError where another run has it, or it holds
+    anything that neither this run nor the one that left it has listed; nothing is touched then.
     """
     mine = {*names, *_listed(folder)}
-    known = {LIST, *mine, *(f"{name}.partial" for name in mine)}
+    known = {LIST, LOCK, *mine, *(f"{name}.partial" for name in mine)}
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
     foreign = sorted(name for name in found - known if not _UNFINISHED.fullmatch(name))
     if foreign:
         raise OutputError(f"{folder} is in the way of the candidates: {foreign[0]} is not of a transfer; move it away")
+    lock = Lock(folder / LOCK)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{LIST}.part"
-        partial.write_text("\n".join(sorted(mine)) + "\n", encoding="utf-8")
-        partial.replace(folder / LIST)
+        lock.take(str(folder))
+        write_whole(folder / LIST, ("\n".join(sorted(mine)) + "\n").encode())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}; choose another place") from error
     try:
         yield
-    except LoraportError:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        if not any(path.name in mine or path.name.endswith(".partial") for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _listed(folder: Path) -> tuple[str, ...]:

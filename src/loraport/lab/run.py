@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from loraport.lab.evaluate import SHOWN, Measured, Session
 from loraport.lab.material import Cell, Material, all_cells
 from loraport.lab.rows import Row, rows_of
 from loraport.lab.store import Store
+from loraport.lab.workers import workers
 from loraport.toy.clips import draw_prompts, render_effect, to_latents
 from loraport.toy.family import FAMILY
 from loraport.toy.fit import generator_for
@@ -80,11 +80,10 @@ def run_lab(
     sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     watch = progress or (lambda *_: None)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with workers(jobs) as submit:
         done, total = 0, len(first) + len(sessions)
         for work, some in ((_make_references, first), (_make_rows, sessions)):
-            for future in as_completed([pool.submit(work, session) for session in some]):
+            for future in as_completed([submit(work, session) for session in some]):
                 done += 1
                 watch(f"lab, last done {future.result()}", done, total)
     return LabResult(

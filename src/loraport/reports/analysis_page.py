@@ -13,8 +13,9 @@ from loraport.plain_json import json_text
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
-from loraport.reports.rendering import data_address, in_words, render, write_whole
+from loraport.reports.rendering import data_address, in_words, render
 from loraport.runs.analysis import Analysis
+from loraport.weights.replacing import write_whole
 
 DRAWING = "drawing"
 Watch = Callable[[str, int, int], None]

@@ -9,6 +9,7 @@ from loraport.reports.pictures import animated_png, write_contact_sheet
 from loraport.reports.rendering import in_words, layer_table, render
 from loraport.reports.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
 from loraport.runs.results import TransferResult
+from loraport.weights.replacing import write_whole
 
 
 def write_page(
@@ -63,7 +64,7 @@ def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
     write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
     write_contact_sheet(demo, folder / "contact-sheet.png")
     numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
-    (folder / "demo.json").write_text(numbers, encoding="utf-8")
+    write_whole(folder / "demo.json", numbers.encode())
     return page
 
 

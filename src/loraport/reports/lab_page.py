@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from loraport.reports.lab_markdown import markdown_tables
 from loraport.reports.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport.reports.pictures import animated_png
 from loraport.reports.rendering import render
+from loraport.weights.replacing import write_whole
 
 SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
 SHOWN_CLIPS = 4
@@ -57,9 +57,9 @@ class LabLike(Protocol):
 
 def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
     """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
-    _write_whole(folder / "lab.json", json_text(facts, indent=1) + "\n")
-    _write_whole(folder / "lab.csv", csv_text(facts))
-    _write_whole(folder / "lab.md", markdown_tables(facts))
+    write_whole(folder / "lab.json", (json_text(facts, indent=1) + "\n").encode())
+    write_whole(folder / "lab.csv", csv_text(facts).encode())
+    write_whole(folder / "lab.md", markdown_tables(facts).encode())
     page = folder / "index.html"
     names = [row["name"] for row in facts["pooled"] if row["name"] != "direct"]
     render(
@@ -170,9 +170,3 @@ def _clips(cell: CellLike) -> list[list[str]]:
     """Rows of the grid: for each clip the reference and the shown rows."""
     columns = [cell.reference, *(cell.rows[name].frames for name in SHOWN_ROWS)]
     return [[animated_png(column[clip]) for column in columns] for clip in range(min(SHOWN_CLIPS, len(cell.reference)))]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loraport.reports.rendering import data_address
 from loraport.reports.verdict import DemoLike
+from loraport.weights.replacing import new_file
 
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 140, 500
 
@@ -39,4 +40,5 @@ def write_contact_sheet(demo: DemoLike, path: Path, *, clips: int = 8, zoom: int
         top = index * (height + gap)
         draw.text((4, top + height // 2), column.label, fill="black", anchor="lm", font_size=15)
         sheet.paste(Image.fromarray(row.numpy()), (text_width, top))
-    sheet.save(path, optimize=True)
+    with new_file(path) as file:
+        sheet.save(file, format="PNG", optimize=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loraport.errors import OutputError
+from loraport.weights.replacing import write_whole
 
 LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("name", "Layer", "{}"),
@@ -49,17 +48,6 @@ def render(template: str, path: Path, **values: Any) -> None:
     )
     html = environment.get_template(template).render(**values)
     write_whole(path, html.encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file, whole or not at all. Raises OutputError where it cannot be written."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}; give another name") from error
 
 
 def data_address(media: str, content: bytes) -> str:

@@ -16,11 +16,11 @@ from loraport.methods.casa import CasaSettings
 from loraport.methods.microscope import Specimen, look
 from loraport.runs.analysis import Analysis, LayerView, Nobody, Watcher
 from loraport.runs.bench import AnalyzeConfig, Bench, chosen
-from loraport.runs.execute import peak_rss_bytes
 from loraport.runs.journal import Partial
 from loraport.runs.layer import Weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared
+from loraport.runs.stopwatch import peak_rss_bytes
 from loraport.runs.strata import depth_of, kind_of, stratified
 from loraport.runs.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.runs.sweep import Grid, swept

@@ -151,8 +151,8 @@ class TransferConfig:
         }
 
     def fingerprint(self) -> str:
-        """The same text for the same work, wherever its result goes and whatever cache it uses."""
-        return json.dumps({**asdict(self), "output": "", "cache": ""}, sort_keys=True)
+        """The same text for the same work on a layer, wherever its result goes, whatever cache and layers it takes."""
+        return json.dumps({**asdict(self), **dict.fromkeys(("output", "cache", "include", "exclude"))}, sort_keys=True)
 
 
 def chosen_format(text: str) -> Format:

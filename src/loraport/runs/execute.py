@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from loraport.errors import InputError
+from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.runs.config import TransferConfig
 from loraport.runs.finish import TORCH_DTYPES, account, afterthoughts, all_layers, write
 from loraport.runs.journal import Journal
@@ -23,6 +21,7 @@ from loraport.runs.layer import Bases, LayerTransfer, SharedLayer, read_weights
 from loraport.runs.plan import LayerJob
 from loraport.runs.prepare import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
 from loraport.runs.results import BatchResult, LayerResult, Progress, Silent, TransferResult
+from loraport.runs.stopwatch import peak_rss_bytes
 from loraport.weights.cache import BasisCache
 from loraport.weights.variants import looks_at_weight
 
@@ -53,9 +52,10 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     """Transfer several LoRAs, or one by several methods, between the same models in one pass over the layers.
 
     Weights, bases and the routing of the drift are read or made once a layer; memory does not grow with the number of
-    LoRAs. Every output has the bytes that it has alone. Started again after a kill it goes on where it was. Nothing is
-    begun where any of the inputs or outputs is refused; what one run cannot write at the end is in `not_written`, and
-    raised only where no run has written anything.
+    LoRAs. Every output has the bytes that it has alone. Started again after a kill or a failure it goes on where it
+    was. Nothing is begun where any of the inputs or outputs is refused; what one run cannot write at the end is in
+    `not_written`, and raised only where no run has written anything. A layer that cannot be used (one that is not
+    finite, for one) is told when all the others are finished.
     """
     start = time.perf_counter()
     watcher = progress or Silent()
@@ -81,7 +81,10 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
 
 
 def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
-    """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals."""
+    """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals.
+
+    Raises InputError for layers that cannot be used when all others are done, and at once where a file cannot be read.
+    """
     todo: dict[str, list[tuple[Run, LayerJob]]] = {}
     for run in runs:
         for job in run.ready.plan.of("transfer"):
@@ -92,19 +95,33 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
             run.results[job.name] = earlier[1]
             watcher.layer(earlier[1], True, run.label)
 
-    def read(name: str) -> SharedLayer:
+    refused: dict[str, InputError] = {}
+
+    def read(name: str) -> SharedLayer | InputError:
         ready = runs[0].ready
         keep_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
         with bases.watch.stage("read"):
-            weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
+            try:
+                weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
+            except UnreadableError:
+                raise
+            except InputError as error:
+                return error
         kept = any(looks_at_weight(run.ready.lora.layers[name]) for run, _ in todo[name])
         return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
 
-    def done(name: str, shared: SharedLayer) -> list[tuple[Run, LayerResult]]:
-        results = []
+    def done(name: str, shared: SharedLayer | InputError) -> list[tuple[Run, LayerResult]]:
+        results: list[tuple[Run, LayerResult]] = []
+        if isinstance(shared, InputError):
+            refused[name] = shared
+            return results
         for run, job in todo[name]:
-            with bases.watch.stage("transfer"):
-                written, result = run.worker(job, run.ready.lora.layers[name], shared)
+            try:
+                with bases.watch.stage("transfer"):
+                    written, result = run.worker(job, run.ready.lora.layers[name], shared)
+            except InputError as error:
+                refused.setdefault(name, error)
+                continue
             run.journal.keep(written, result)
             results.append((run, result))
         return results
@@ -113,6 +130,16 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
         for run, result in results:
             run.results[result.name] = result
             watcher.layer(result, False, run.label)
+    if refused:
+        raise _refusal(refused)
+
+
+def _refusal(refused: dict[str, InputError]) -> InputError:
+    """The first layer's error, with how many others there are, and how to go on without them."""
+    first = next(iter(refused.values()))
+    text = str(first) if len(refused) == 1 else f"{first} (and {len(refused) - 1} more layers cannot be used)"
+    some = " ".join(f"--exclude {layer}" for layer in list(refused)[:3]) + (" …" if len(refused) > 3 else "")
+    return type(first)(f"{text}; or copy what cannot be used as it is in the LoRA: {some}")
 
 
 AT_A_TIME = 2
@@ -135,12 +162,16 @@ def side_by_side(
         share = threads // AT_A_TIME
         with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
             pending: deque[Future[Done]] = deque()
-            for job in jobs:
-                pending.append(pool.submit(lambda job=job: work(job, read(job))))  # type: ignore[misc]
-                if len(pending) > AT_A_TIME:
+            try:
+                for job in jobs:
+                    pending.append(pool.submit(lambda job=job: work(job, read(job))))  # type: ignore[misc]
+                    if len(pending) > AT_A_TIME:
+                        yield pending.popleft().result()
+                while pending:
                     yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never does
+                raise
     finally:
         torch.set_num_threads(threads)
 
@@ -168,12 +199,6 @@ def tell(watcher: Progress, notes: Iterable[tuple[str, Sequence[str]]], already:
         watcher.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held, mapped file pages included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
     config = ready.config
     rank = common_rank(config, ready.plan)
@@ -188,15 +213,20 @@ def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
 
 
 def _finish_all(runs: Sequence[Run], bases: Bases) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
-    """What was written, and the outputs that could not be, with the reason; it is raised where none could."""
+    """What was written, and the outputs that could not be, with the reason; it is raised where none could.
+
+    The finished layers of what is written are removed at once, those of the others wait.
+    """
     done: list[tuple[Run, TransferResult]] = []
     refused: list[tuple[str, str]] = []
     for run in runs:
         try:
             done.append((run, _finish(run, bases)))
-        except InputError as error:
+            run.journal.remove()
+        except LoraportError as error:
             if len(refused) == len(runs) - 1:
                 raise
+            run.journal.waits = True
             refused.append((run.ready.config.output, str(error)))
     return done, refused
 

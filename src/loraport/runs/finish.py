@@ -39,23 +39,22 @@ STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
 def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
     """Assemble the output from the journal and from what is copied."""
     config, lora, dtype = ready.config, ready.lora, TORCH_DTYPES[ready.config.dtype]
-    names = [layer.name for layer in layers if layer.status != "skipped"]
+    status = {layer.name: layer.status for layer in layers if layer.status != "skipped"}
     provenance = _provenance(ready, layers)
 
     def update(name: str) -> LowRank | Tensor:
-        finished = journal.recall(name)
-        return copied(ready, name) if finished is None or finished[1].status == "copied" else finished[0]
+        return journal.finished(name) if status[name] == "transferred" else copied(ready, name)
 
     def dense(name: str) -> Tensor:
         value = update(name)
         return value.dense() if isinstance(value, LowRank) else value
 
     if config.as_diff:
-        pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in names}  # type: ignore[misc]
+        pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
         return write_diff(
             config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(ready)
         )  # fmt: skip
-    updates = {name: value for name in names if isinstance(value := update(name), LowRank)}
+    updates = {name: value for name in status if isinstance(value := update(name), LowRank)}
     return write_lora(
         config.output, updates, lora,
         format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,

@@ -1,11 +1,15 @@
-"""Finished layers of an unfinished run, in a folder beside its output: a killed run starts again by subtraction."""
+"""Finished layers of an unfinished run, in a folder beside its output: a killed run starts again by subtraction.
+
+The folder belongs to one run at a time. It is removed when the run has ended well; a run that fails, is refused or is
+killed leaves what it has finished to the next start.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +21,15 @@ from torch import Tensor
 from loraport.errors import FileFormatError, LoraportError, OutputError
 from loraport.runs.results import LayerResult
 from loraport.spectral.svd import LowRank
+from loraport.weights.ownership import Lock
+from loraport.weights.replacing import TEMPORARY, beside
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_safetensors
 
 P = TypeVar("P", bound="Partial")
-_OURS = re.compile(r"[0-9a-f]{16}\.safetensors|\..+\.part")
+_LAYER = re.compile(r"[0-9a-f]{16}\.safetensors")
+_LOCK = "lock"
+_OURS = re.compile(rf"{_LAYER.pattern}|{_LOCK}|{TEMPORARY.pattern}")
 
 
 class Partial:
@@ -33,26 +41,54 @@ class Partial:
         Raises OutputError where the folder is there and holds what no run wrote.
         """
         self.output = output
-        self.folder = output.with_name(f"{output.name}.partial")
+        self.folder = beside(output, ".partial")
         self.run = hashlib.sha256(run.encode()).hexdigest()
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        for path in found:
-            if not _OURS.fullmatch(path.name):
-                raise OutputError(f"{self.folder} holds {path.name!r}, which no transfer wrote; move it away")
+        self.waits = False
+        """Whether the finished layers stay for the next start after a good end too."""
+        self._lock = Lock(self.folder / _LOCK)
+        try:
+            found = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be read: {error.strerror or error}; move it away") from error
+        for name in found:
+            if not _OURS.fullmatch(name):
+                raise OutputError(f"{self.folder} holds {name!r}, which no transfer wrote; move it away")
 
     def __enter__(self: P) -> P:
-        """Makes the folder. Raises OutputError where it cannot be made."""
+        """Make the folder and become its owner. Raises OutputError where it cannot be made, or another run has it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.take(str(self.output))
         except OSError as error:
             why = error.strerror or error
             raise OutputError(f"{self.output} cannot be written: {why}; choose another place") from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """A kill or a fault of ours leaves the layers for the next start; an end, good or refused, leaves nothing."""
-        if kind is None or issubclass(kind, LoraportError):
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """A good end leaves nothing; any other leaves the finished layers for the next start, and says so."""
+        finished = sum(bool(_LAYER.fullmatch(path.name)) for path in self._files())
+        if (kind is None and not self.waits) or not finished:
+            self.remove()
+        elif isinstance(error, LoraportError) and ".partial" not in str(error):
+            error.args = (
+                f"{error}; {finished} finished layers wait in {self.folder}, and the same command goes on from there",
+            )
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Remove the folder: all of it has been used."""
+        for path in self._files():
+            if path.name != _LOCK:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except OSError:
+            return []
 
     def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write what was found out about a layer, whole or not at all. Raises OutputError."""
@@ -92,7 +128,7 @@ class Journal(Partial):
         self.put(result.name, rounded, {"layer": asdict(result), "lost_energy": lost})
 
     def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
-        """A layer that this run finished before, or None."""
+        """A layer that this run finished, or None."""
         earlier = self.get(name)
         if earlier is None:
             return None
@@ -105,3 +141,12 @@ class Journal(Partial):
             return LowRank(tensors["B"], tensors["A"], float(facts["lost_energy"])), result
         except (KeyError, ValueError, TypeError):
             return None  # damaged: the layer is done again
+
+    def finished(self, name: str) -> LowRank | Tensor:
+        """A layer that this run has finished. Raises OutputError where it is not there any more."""
+        found = self.recall(name)
+        if found is None:
+            raise OutputError(
+                f"{self.folder} has lost {name} since it was finished: another program changed the folder; start again"
+            )
+        return found[0]

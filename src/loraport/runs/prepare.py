@@ -186,11 +186,14 @@ def _check_output(config: TransferConfig, lora: Lora, loras: Sequence[str]) -> N
 
 
 def run_identity(ready: Prepared, device: torch.device) -> str:
-    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk."""
+    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk.
+
+    Which layers are left out is no part of it: what is done of the others stays good.
+    """
     beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
     files = sorted({*ready.source.paths, *ready.target.paths})
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    work = ready.config.fingerprint()
+    work = [ready.config.fingerprint(), common_rank(ready.config, ready.plan)]
     return json.dumps([work, loraport.__version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
 
 

@@ -4,7 +4,6 @@ Each step draws from a generator seeded by (seed, stage, step) alone, so what ha
 but the weights and the optimizer's state, and both are in the checkpoint.
 """
 
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+
+from loraport.weights.replacing import new_file
 
 Progress = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
@@ -42,9 +43,8 @@ def generator_for(seed: int, *place: str | int) -> Generator:
 def save_whole(value: object, path: Path) -> None:
     """Write a torch file so that a reader finds all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    torch.save(value, partial)
-    os.replace(partial, path)
+    with new_file(path) as file:
+        torch.save(value, file)
 
 
 def fit(

@@ -1,12 +1,11 @@
 """The stages that make a family, one function each; what they learn from is in `loraport.toy.distill`."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -30,6 +29,7 @@ from loraport.toy.judge import Judge, judge_loss, save_judge
 from loraport.toy.model import new_model, open_base, open_student, prepared
 from loraport.toy.recipe import Recipe
 from loraport.toy.sample import draw_noise, trajectory
+from loraport.weights.replacing import new_folder, write_whole
 
 FORGET = 0.1  # share of prompts replaced by the empty one, for guidance
 
@@ -138,7 +138,9 @@ def train_oracle(shop: Workshop, student: Student, adapter: Adapter) -> None:
         curves[start] = _rounds(shop, stage, model, student, learn, held, to_beat)
     best = min(curves, key=lambda start: curves[start][-1])
     path = oracle_path(student.name, adapter.name, shop.out)
-    _write_whole(json.dumps({"start": best, "held_out": curves}, indent=1), path.with_suffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = json.dumps({"start": best, "held_out": curves}, indent=1) + "\n"
+    write_whole(path.with_suffix(".json"), facts.encode())
     _save_adapter(models[best], path)
 
 
@@ -199,26 +201,18 @@ def _new_adapter(seed: int, model: WanTransformer3DModel, rank: int, alpha: int)
 
 def _save_model(model: WanTransformer3DModel, folder: Path) -> None:
     """Half of the float32 size; the folder appears under its name only when it is whole."""
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
     model.register_to_config(_name_or_path="")  # else the path it was opened from is written down
-    model.to(torch.bfloat16).save_pretrained(partial / "transformer")
-    os.replace(partial, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as partial:
+        model.to(torch.bfloat16).save_pretrained(partial / "transformer")
 
 
 def _save_adapter(adapter: PeftModel, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("part-" + path.name)
-    if path.suffix == ".safetensors":
-        save_diffusers_file(adapter, partial)
-    else:
-        shutil.rmtree(partial, ignore_errors=True)
-        save_peft_folder(adapter, partial)
-    os.replace(partial, path)
-
-
-def _write_whole(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    if path.suffix != ".safetensors":
+        with new_folder(path) as partial:
+            save_peft_folder(adapter, partial)
+        return
+    with TemporaryDirectory() as folder:
+        save_diffusers_file(adapter, Path(folder) / path.name)
+        write_whole(path, (Path(folder) / path.name).read_bytes())

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError, InputError
+from loraport.errors import FileFormatError, InputError, OutputError
 from loraport.once import once
 from loraport.spectral.svd import SingularBasis
 from loraport.weights.packing import basis_of, contradiction, is_whole, packed, packed_basis
+from loraport.weights.replacing import TEMPORARY, write_whole
 from loraport.weights.safetensors_files import read_safetensors
 
 VERSION = 4
@@ -40,7 +40,8 @@ _MARKER_TEXT = (
     "# Singular bases of model weights, kept by loraport; safe to delete. For the signature see https://bford.info/cachedir/\n"
 )
 _ENTRY = re.compile(r"([0-9a-f]{64})\.safetensors")
-_TEMPORARY = re.compile(r"\.loraport-.*\.tmp")
+_TEMPORARY = re.compile(rf"\.loraport-.*\.tmp|{TEMPORARY.pattern}")
+"""Leftovers of killed processes, of earlier versions too."""
 
 
 def default_folder() -> Path:
@@ -198,9 +199,11 @@ class BasisCache:
             mark(self.folder)
             path = _place(self.folder, key)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_whole(path, save(tensors, _metadata(key, tensors)))
+            write_whole(path, save(tensors, _metadata(key, tensors)), private=True)
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
+        except OutputError as error:
+            return f"{self.folder}: {getattr(error.__cause__, 'strerror', None) or error}"
         return None
 
 
@@ -227,10 +230,10 @@ def remove(files: Sequence[tuple[Path, int]]) -> tuple[int, int]:
 
 
 def mark(folder: Path) -> None:
-    """Make the folder, and say in it that it is a cache of ours. Raises OSError."""
+    """Make the folder, and say in it that it is a cache of ours. Raises OSError, OutputError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not (folder / MARKER).is_file():
-        _write_whole(folder / MARKER, _MARKER_TEXT.encode())
+        write_whole(folder / MARKER, _MARKER_TEXT.encode(), private=True)
 
 
 def _not_our_own(path: Path) -> str | None:
@@ -289,17 +292,3 @@ def _read(path: Path, key: str) -> dict[str, Tensor]:
     if file.metadata != _metadata(key, tensors):
         raise FileFormatError(f"{path} does not match its checksum; remove it")
     return tensors
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """The file with this content under its name, or no change: temporary name, fsync, rename."""
-    temporary = path.with_name(f".loraport-{path.stem[:16]}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
+from loraport.weights.identity import FileIdentity
 from loraport.weights.safetensors_files import ByteReader, Coded, StoredTensor
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,10 +55,11 @@ def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]
     read.
     """
     gguf = _library(path)
+    identity = FileIdentity.at(path)
     try:
         reader = _checked_reader(gguf)(path)
         shapes = {str(one.name): _shape_of(one) for one in reader.tensors}
-        tensors = {str(one.name): _stored(gguf, path, reader, one, shapes) for one in reader.tensors}
+        tensors = {str(one.name): _stored(gguf, path, identity, reader, one, shapes) for one in reader.tensors}
         parts = _number(reader, SPLIT)
     except (InputError, OSError, MemoryError):
         raise
@@ -66,13 +68,14 @@ def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]
             f"{path} cannot be read as a GGUF file ({str(error)[:200]}); it is damaged or of another kind: download it "
             "again"
         ) from error
+    identity.check(path)  # the package opens it by itself
     if parts not in (0, 1, files):
         raise InputError(
             f"{path} says that it is one of {parts} parts of a model, and {files} are here; put all beside each other "
             f"under the names that they were split into, …-00001-of-{parts:05d}.gguf and so on"
         )
     lines = [f"{one.name} {one.tensor_type} {one.shape.tolist()} {one.data_offset}" for one in reader.tensors]
-    digest = hashlib.sha256("\n".join([*lines, str(path.stat().st_size)]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*lines, str(identity.size)]).encode()).hexdigest()
     return tensors, digest
 
 
@@ -109,7 +112,9 @@ def _shape_of(one: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(one.shape.tolist()))
 
 
-def _stored(gguf: Any, path: Path, reader: Any, one: Any, shapes: Mapping[str, tuple[int, ...]]) -> StoredTensor:
+def _stored(
+    gguf: Any, path: Path, identity: FileIdentity, reader: Any, one: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> StoredTensor:
     """One tensor: a plain one in its dtype, a quantised one as float32; `shapes` are those of all tensors."""
     kind, name = one.tensor_type, str(one.name)
     shape = shapes[name]
@@ -124,8 +129,8 @@ def _stored(gguf: Any, path: Path, reader: Any, one: Any, shapes: Mapping[str, t
     offset, nbytes = int(one.data_offset), int(one.n_bytes)
     if kind.name in PLAIN:
         dtype = PLAIN[kind.name]
-        return StoredTensor(name, path, dtype, shape, ByteReader(path, offset, nbytes, dtype, shape))
-    raw = ByteReader(path, offset, nbytes, torch.uint8, (nbytes,))
+        return StoredTensor(name, path, dtype, shape, ByteReader(path, offset, nbytes, dtype, shape, identity))
+    raw = ByteReader(path, offset, nbytes, torch.uint8, (nbytes,), identity)
     read = _Blocks(raw, kind, (size, width), shape)
     return StoredTensor(name, path, torch.float32, shape, lambda: read()[0], Coded(f"GGUF {kind.name}", read))
 

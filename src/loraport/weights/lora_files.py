@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from loraport.errors import FileFormatError, InputError
 from loraport.weights.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
@@ -41,13 +43,15 @@ def open_lora(place: Path | str) -> LoraFiles:
         contents = read_safetensors(weights)
         refuse_quantized(contents.tensors)
         digest = hashlib.sha256()
-        _feed(digest, weights)
+        with contents.identity.open(weights) as file:
+            _feed(digest, file)
         own = weights.name == WEIGHTS_NAME or all(
             without_wrappers(key).startswith(PEFT_PREFIX) for key in contents.tensors
         )
         config = _config_beside(weights) if own else None
         if config is not None:
-            _feed(digest, weights.with_name(CONFIG_NAME))
+            with weights.with_name(CONFIG_NAME).open("rb") as file:
+                _feed(digest, file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if config is not None and config.base_model is not None:
@@ -123,7 +127,6 @@ def _foreign_config(weights: Path) -> AdapterConfig | None:
         return None
 
 
-def _feed(digest: hashlib._Hash, path: Path) -> None:
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+def _feed(digest: hashlib._Hash, file: BinaryIO | FileIO) -> None:
+    while block := file.read(1 << 20):
+        digest.update(block)

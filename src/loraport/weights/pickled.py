@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
+from loraport.weights.identity import FileIdentity
 from loraport.weights.pickle_archive import check_mapping, members_of
 from loraport.weights.safetensors_files import StoredTensor
 
@@ -26,6 +27,7 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
     `part` names the entry to take; otherwise the best of PARTS is. Data stays in the mapped file until it is read.
     Raises FileFormatError for what weights-only loading refuses, InputError for a part that is not there.
     """
+    identity = FileIdentity.at(path)
     members = members_of(path)
     content = _load(path, mapped=members is not None)
     if not isinstance(content, dict):
@@ -39,8 +41,9 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
     if members is not None:
         storages = [Tensor.untyped_storage(value) for value in tensors.values()]
         check_mapping(path, {one.data_ptr(): one.nbytes() for one in storages if one.nbytes()}, members)
+    identity.check(path)  # it was opened more than once, by PyTorch too
     stored = {
-        key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value))
+        key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value, path, identity))
         for key, value in tensors.items()
     }
     return stored, part
@@ -63,9 +66,13 @@ def _check_plain(path: Path, key: str, value: Tensor) -> None:
         )
 
 
-def _fresh(mapped: Tensor) -> Tensor:
-    # by the class: a pickle can give a tensor attributes of any name
-    return torch.clone(Tensor.detach(mapped), memory_format=torch.contiguous_format)
+def _fresh(mapped: Tensor, path: Path, identity: FileIdentity) -> Tensor:
+    # before: pages beyond the end of a file that became shorter are a crash; by the class: a pickle can give a tensor
+    # attributes of any name
+    identity.check(path)
+    fresh = torch.clone(Tensor.detach(mapped), memory_format=torch.contiguous_format)
+    identity.check(path)
+    return fresh
 
 
 def _load(path: Path, mapped: bool) -> Any:

@@ -12,13 +12,15 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError, InputError
+from loraport.errors import FileFormatError
+from loraport.weights.identity import FileIdentity
 
 NOT_READ = (
     "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the "
@@ -85,6 +87,7 @@ class SafetensorsFile:
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
     digest: str
+    identity: FileIdentity
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
@@ -93,7 +96,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
     dtypes that are not read.
     """
-    raw, size = _raw_header(path)
+    raw, identity = _raw_header(path)
+    size = identity.size
     header = _parsed(path, raw)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -102,11 +106,11 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     entries = {key: _entry(path, key, entry) for key, entry in header.items()}
     _check_cover(path, entries, size - start)
     tensors = {
-        key: StoredTensor(key, path, dtype, shape, ByteReader(path, start + begin, end - begin, dtype, shape))
+        key: StoredTensor(key, path, dtype, shape, ByteReader(path, start + begin, end - begin, dtype, shape, identity))
         for key, (dtype, shape, begin, end) in entries.items()
     }
     digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
-    return SafetensorsFile(path, tensors, metadata, digest)
+    return SafetensorsFile(path, tensors, metadata, digest, identity)
 
 
 @dataclass(frozen=True)
@@ -118,30 +122,30 @@ class ByteReader:
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    identity: FileIdentity
+    """Of the file whose header said where the bytes are."""
 
     def __call__(self) -> Tensor:
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
-        try:
-            self._fill(buffer.numpy().data)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        with self.identity.open(self.path) as file:
+            file.seek(self.offset)
+            self._fill(file, buffer.numpy().data)
         return buffer.view(self.dtype).view(self.shape)
 
-    def _fill(self, view: memoryview) -> None:
+    def _fill(self, file: RawIOBase, view: memoryview) -> None:
         filled = 0
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            while filled < self.nbytes:
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise FileFormatError(f"{self.path}: the file became shorter while it was read; start again")
-                filled += count
+        while filled < self.nbytes:
+            count = file.readinto(view[filled:])
+            if not count:
+                raise self.identity.replaced(self.path)
+            filled += count
 
 
-def _raw_header(path: Path) -> tuple[bytes, int]:
-    """The JSON bytes of the header, and the size of the file."""
-    size = path.stat().st_size
+def _raw_header(path: Path) -> tuple[bytes, FileIdentity]:
+    """The JSON bytes of the header, and which file it is."""
     with path.open("rb") as file:
+        identity = FileIdentity.of(file)
+        size = identity.size
         start = file.read(32)
         length = int.from_bytes(start[:8], "little")
         if start[8:9] not in (b"{", b"") or size < 8:
@@ -158,7 +162,7 @@ def _raw_header(path: Path) -> tuple[bytes, int]:
                 f"{path} is truncated: {size} bytes, but its header alone has {length}; download it again"
             )
         file.seek(8)
-        return file.read(length), size
+        return file.read(length), identity
 
 
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:

@@ -5,21 +5,19 @@ The header is written here: the library orders metadata differently from process
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from loraport.errors import OutputError
+from loraport.weights.replacing import new_file, new_folder
 from loraport.weights.safetensors_files import DTYPES, StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -49,14 +47,13 @@ def save_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mappi
 
     Raises OutputError where it cannot be written; a file that was there before is then still there.
     """
-    with _in_place_of(path) as temporary:
-        write_safetensors(temporary, tensors, metadata)
+    with new_file(path) as file:
+        _write(file, tensors, metadata)
 
 
 def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]) -> None:
     """Lets `write` fill a folder, which appears when complete; a folder with only `owned` files is replaced.
 
-    The old and the new folder change places in one step, where the system has one.
     Raises OutputError where it cannot be written, or where something else is in the way.
     """
     if path.is_dir():
@@ -65,13 +62,20 @@ def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]
             raise OutputError(f"{path} is a folder with other files ({', '.join(foreign[:3])}); give another name")
     elif path.exists():
         raise OutputError(f"{path} is a file, but this format is a folder; give another name")
-    with _in_place_of(path) as temporary:
-        temporary.mkdir()
-        write(temporary)
+    with new_folder(path) as folder:
+        write(folder)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
-    """The bytes of a safetensors file, synchronised to the disk. Larger elements come first: all lie aligned."""
+    """Write a safetensors file inside a folder that is not finished, synchronised to the disk."""
+    with path.open("xb") as file:
+        _write(file, tensors, metadata)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+    """The bytes of a safetensors file. Larger elements come first: all lie aligned."""
     order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
@@ -86,12 +90,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapp
         position = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("xb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for key in order:
-            file.write(_bytes(key, tensors[key]))
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(len(raw).to_bytes(8, "little") + raw)
+    for key in order:
+        file.write(_bytes(key, tensors[key]))
 
 
 def _bytes(key: str, pending: Pending) -> memoryview:
@@ -99,50 +100,3 @@ def _bytes(key: str, pending: Pending) -> memoryview:
     if tensor.dtype != pending.dtype or tuple(tensor.shape) != pending.shape:
         raise TypeError(f"{key} was announced as {pending.dtype} {pending.shape}, but is {tensor.dtype} {tensor.shape}")
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _in_place_of(path: Path) -> Iterator[Path]:
-    """A free name in the same folder, moved to `path` at the end, or removed on any error; so is a replaced folder."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            _exchange(temporary, path)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
-    finally:
-        _remove(temporary)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Two folders change places: at once where the system can, else by three renames, the first undone on failure."""
-    if _swapped(new, old):
-        return
-    aside = new.with_name(f"{new.name}.old")
-    os.rename(old, aside)
-    try:
-        os.rename(new, old)
-    except OSError:
-        os.rename(aside, old)
-        raise
-    os.rename(aside, new)
-
-
-def _swapped(one: Path, other: Path) -> bool:
-    """Whether Linux or macOS exchanged two names in one step; not every file system does."""
-    system = ctypes.CDLL(None)
-    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
-    names = os.fsencode(one), os.fsencode(other)
-    if hasattr(system, "renameat2"):
-        return bool(system.renameat2(here, names[0], here, names[1], exchange) == 0)
-    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""How the program ends before its time: by a signal, or because the machine refuses something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+KEPT = "nothing half-written is left; the same command goes on from what is finished, or begins again"
+
+
+class Stopped(BaseException):
+    """Somebody stopped the program; no Exception, so that nothing on the way takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__(f"stopped by {signal.Signals(number).name}; {KEPT}")
+
+
+def listen() -> None:
+    """Turn the first SIGINT or SIGTERM into Stopped; the next one ends the program at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_DFL)
+    raise Stopped(number)
+
+
+def in_one_sentence(error: OSError) -> str:
+    """What the system refused, and of which file."""
+    places = [os.fsdecode(place) for place in (error.filename, error.filename2) if isinstance(place, (str, bytes))]
+    why = error.strerror or str(error) or type(error).__name__
+    if not places:
+        return f"the system refused to go on: {why}"
+    return f"{' and '.join(places)}: {why}"
