@@ -45,8 +45,6 @@ def test_what_is_being_written_is_left_alone_by_other_writers_in_the_folder(tmp_
         write_whole(tmp_path / "c", b"3")
         call = "import loraport.weights.replacing as r; r.write_whole(p.Path(sys.argv[1]), b'4')"
         program = f"import sys, pathlib as p; {call}"
-            "import sys, pathlib as p; import loraport.weights.replacing as r; r.write_whole(p.Path(sys.argv[1]), b'4')"
-        )
         subprocess.run([sys.executable, "-c", program, str(tmp_path / "d")], check=True)
     found = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"a": b"1", "b/x": b"2", "c": b"3", "d": b"4"}
