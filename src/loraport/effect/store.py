@@ -16,7 +16,7 @@ from torch import Tensor
 from loraport.errors import InputError, OutputError
 from loraport.weights.cache import files_named, mark, remove
 from loraport.weights.replacing import TEMPORARY
-from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.safetensors_files import read_all
 from loraport.weights.saving import Pending, save_safetensors
 
 VERSION = 1
@@ -72,10 +72,8 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
     try:
-        file = read_safetensors(path)
-        if file.metadata.get("key") != key:
-            return None
-        return {name: stored.read() for name, stored in file.tensors.items()}
+        tensors, metadata = read_all(path)
+        return tensors if metadata.get("key") == key else None
     except (InputError, OSError):
         return None  # torn, or removed by another process: made again
 

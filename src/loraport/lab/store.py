@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from loraport.errors import FileFormatError
-from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.safetensors_files import read_all
 from loraport.weights.saving import Pending, save_safetensors
 
 
@@ -37,9 +37,8 @@ class Store:
         if not path.is_file():
             return None
         try:
-            file = read_safetensors(path)
-            facts = json.loads(file.metadata["facts"])
-            return Kept({name: stored.read() for name, stored in file.tensors.items()}, facts)
+            tensors, metadata = read_all(path)
+            return Kept(tensors, json.loads(metadata["facts"]))
         except (FileFormatError, KeyError, ValueError):
             return None
 

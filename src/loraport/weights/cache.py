@@ -29,7 +29,7 @@ from loraport.once import once
 from loraport.spectral.svd import SingularBasis
 from loraport.weights.packing import basis_of, contradiction, is_whole, packed, packed_basis
 from loraport.weights.replacing import TEMPORARY, write_whole
-from loraport.weights.safetensors_files import read_safetensors
+from loraport.weights.safetensors_files import read_all
 
 VERSION = 4
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
@@ -287,8 +287,7 @@ def _checksum(key: str, tensors: dict[str, Tensor]) -> str:
 
 def _read(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of an entry; raises FileFormatError where the header, the names or the checksum are wrong."""
-    file = read_safetensors(path)
-    tensors = {name: stored.read() for name, stored in file.tensors.items()}
-    if file.metadata != _metadata(key, tensors):
+    tensors, metadata = read_all(path)
+    if metadata != _metadata(key, tensors):
         raise FileFormatError(f"{path} does not match its checksum; remove it")
     return tensors

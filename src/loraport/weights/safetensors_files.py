@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import RawIOBase
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,23 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
     dtypes that are not read.
     """
-    raw, identity = _raw_header(path)
-    size = identity.size
+    with path.open("rb") as file:
+        return _described(path, file)
+
+
+def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a small file, and its metadata, through one opening: the file may be replaced meanwhile.
+
+    Raises as `read_safetensors`, and UnreadableError as the reading of a tensor does.
+    """
+    with path.open("rb") as file:
+        described = _described(path, file)
+        return {key: stored.read.of(file) for key, stored in described.tensors.items()}, described.metadata  # type: ignore[attr-defined]
+
+
+def _described(path: Path, file: BufferedReader) -> SafetensorsFile:
+    identity = FileIdentity.of(file)
+    raw, size = _raw_header(path, file, identity.size), identity.size
     header = _parsed(path, raw)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -126,43 +141,41 @@ class ByteReader:
     """Of the file whose header said where the bytes are."""
 
     def __call__(self) -> Tensor:
-        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.identity.open(self.path) as file:
-            file.seek(self.offset)
-            self._fill(file, buffer.numpy().data)
-        return buffer.view(self.dtype).view(self.shape)
+            return self.of(file)
 
-    def _fill(self, file: RawIOBase, view: memoryview) -> None:
-        filled = 0
+    def of(self, file: BufferedReader | FileIO) -> Tensor:
+        """The same from the open file."""
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+        view, filled = buffer.numpy().data, 0
+        file.seek(self.offset)
         while filled < self.nbytes:
             count = file.readinto(view[filled:])
             if not count:
                 raise self.identity.replaced(self.path)
             filled += count
+        return buffer.view(self.dtype).view(self.shape)
 
 
-def _raw_header(path: Path) -> tuple[bytes, FileIdentity]:
-    """The JSON bytes of the header, and which file it is."""
-    with path.open("rb") as file:
-        identity = FileIdentity.of(file)
-        size = identity.size
-        start = file.read(32)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:9] not in (b"{", b"") or size < 8:
-            answers = (answer for magic, answer in _IMPOSTORS.items() if start.startswith(magic))
-            kind = next(answers, "is not a safetensors file; it was renamed, or the download broke off")
-            raise FileFormatError(f"{path} {kind}")
-        if length > LONGEST_HEADER:
-            raise FileFormatError(
-                f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or no "
-                "safetensors file: download it again"
-            )
-        if 8 + length > size:
-            raise FileFormatError(
-                f"{path} is truncated: {size} bytes, but its header alone has {length}; download it again"
-            )
-        file.seek(8)
-        return file.read(length), identity
+def _raw_header(path: Path, file: BufferedReader, size: int) -> bytes:
+    """The JSON bytes of the header."""
+    start = file.read(32)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] not in (b"{", b"") or size < 8:
+        answers = (answer for magic, answer in _IMPOSTORS.items() if start.startswith(magic))
+        kind = next(answers, "is not a safetensors file; it was renamed, or the download broke off")
+        raise FileFormatError(f"{path} {kind}")
+    if length > LONGEST_HEADER:
+        raise FileFormatError(
+            f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or no "
+            "safetensors file: download it again"
+        )
+    if 8 + length > size:
+        raise FileFormatError(
+            f"{path} is truncated: {size} bytes, but its header alone has {length}; download it again"
+        )
+    file.seek(8)
+    return file.read(length)
 
 
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
