@@ -193,7 +193,7 @@ def test_modules_are_named_for_what_they_hold():
 
 OWN_FILES = {
     *("runs.config", "runs.bench", "runs.prepare", "runs.journal", "lab.store", "toy.stages"),
-    *("weights.saving", "weights.model_write"),
+    *("weights.saving", "weights.model_write", "weights.ownership"),
 }
 """Modules whose JSON is a key, a file that only the program itself reads, or a header of integers and texts."""
 
