@@ -74,6 +74,17 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         rf"'{FLAT}\.lora_up\.weight' is missing",
     ),
     "ranks": (tensors(lora_B__weight=torch.ones(6, 3)), MismatchError, "has rank 2, but .* has rank 3"),
+    "rank 0 of a text encoder": (
+        tensors()
+        | {"text_encoder.x.lora_A.weight": torch.ones(0, 8), "text_encoder.x.lora_B.weight": torch.ones(8, 0)},
+        FileFormatError,
+        "rank 0",
+    ),
+    "a number as a text encoder's factor": (
+        tensors() | {"text_encoder.x.lora_A.weight": torch.ones(()), "text_encoder.x.lora_B.weight": torch.ones(8)},
+        MismatchError,
+        "no shapes of LoRA factors",
+    ),
     "vector": (tensors(lora_A__weight=torch.ones(4)), MismatchError, "no shapes of LoRA factors"),
     "kernel of B": (
         tensors(lora_A__weight=torch.ones(2, 4, 3, 3), lora_B__weight=torch.ones(6, 2, 3, 3)),
@@ -191,14 +202,34 @@ def good_bytes(folder: Path) -> bytes:
     return (folder / "good.safetensors").read_bytes()
 
 
+class Unsafe:
+    """Something that only a full unpickling could bring back."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("the pickle ran code",))
+
+
 def pickle(folder: Path) -> bytes:
-    torch.save(tensors(), folder / "x.pt")
+    torch.save(tensors() | {"x": Unsafe()}, folder / "x.pt")
     return (folder / "x.pt").read_bytes()
 
 
 def old_pickle(folder: Path) -> bytes:
-    torch.save(tensors(), folder / "x.pt", _use_new_zipfile_serialization=False)
+    torch.save(tensors() | {"x": Unsafe()}, folder / "x.pt", _use_new_zipfile_serialization=False)
     return (folder / "x.pt").read_bytes()
+
+
+def with_header(entries: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def long_name(_: Path) -> bytes:
+    return with_header({"." * 500_000 + ".A": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
+
+
+def many_dimensions(_: Path) -> bytes:
+    return with_header({"a.lora_A": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, bytes(4))
 
 
 def bad_header(folder: Path) -> bytes:
@@ -216,10 +247,13 @@ FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "header longer than the file": ("a.safetensors", lambda _: (999).to_bytes(8, "little") + b"{}", "truncated"),
     "gigantic header": ("a.safetensors", lambda _: (1 << 60).to_bytes(8, "little") + b"{}", "header of"),
     "header is not JSON": ("a.safetensors", bad_header, "header cannot be read"),
-    "pickle": ("a.pt", pickle, "convert it to safetensors"),
-    "pickle called .bin": ("a.bin", pickle, "convert it to safetensors"),
-    "pickle in disguise": ("a.safetensors", pickle, "convert it to safetensors"),
-    "old pickle in disguise": ("a.safetensors", old_pickle, "convert it to safetensors"),
+    "pickle with code": ("a.pt", pickle, "loading that could run any code, so it is not done"),
+    "pickle in disguise": ("a.safetensors", pickle, "most likely a PyTorch pickle; rename it to .pt"),
+    "old pickle with code": ("a.bin", old_pickle, "loading that could run any code, so it is not done"),
+    "half a pickle": ("a.pt", lambda folder: pickle(folder)[:200], "damaged"),
+    "GGUF": ("a.gguf", lambda _: b"GGUF" + bytes(60), "LoRAs in GGUF files are not read"),
+    "a name of half a million dots": ("a.safetensors", long_name, "has 500002 characters; more than 1000 are not read"),
+    "a hundred dimensions": ("a.safetensors", many_dimensions, "has 100 dimensions; more than 64 are not read"),
 }
 
 
@@ -278,18 +312,12 @@ def test_configurations_that_are_refused(place: str, config: Any, message: str, 
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
         read_lora(tmp_path / "nothing.safetensors")
-    with pytest.raises(InputError, match="holds no safetensors file"):
+    with pytest.raises(InputError, match="holds no weights"):
         read_lora(tmp_path)
     save_file(tensors(), tmp_path / "a.safetensors")
     assert list(read_lora(tmp_path).layers) == ["blocks.0.self_attn.q"]
     save_file(tensors(), tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match=r"2 safetensors files; give the file: a\.safetensors, b\.safetensors"):
-        read_lora(tmp_path)
-
-
-def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
-    torch.save(tensors(), tmp_path / "adapter_model.bin")
-    with pytest.raises(FileFormatError, match="convert it to safetensors"):
+    with pytest.raises(InputError, match=r"2 files of weights; give the file: a\.safetensors, b\.safetensors"):
         read_lora(tmp_path)
 
 

@@ -23,7 +23,7 @@ class Interrupted(str):
 def test_whoever_asks_meanwhile_everybody_gets_the_layer_asked_for(tmp_path):
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"")
-    updates = OnDemand(path, {name: lambda name=name: name for name in NAMES})
+    updates = OnDemand([path], {name: lambda name=name: name for name in NAMES})
     asked = Interrupted(NAMES[0])
     asked.meanwhile = lambda: updates[NAMES[1]]
     assert updates[NAMES[0]] == NAMES[0] and updates[asked] == NAMES[0]
@@ -34,7 +34,7 @@ def test_whoever_asks_meanwhile_everybody_gets_the_layer_asked_for(tmp_path):
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"")
-    updates = OnDemand(path, {name: lambda name=name: name for name in NAMES})
+    updates = OnDemand([path], {name: lambda name=name: name for name in NAMES})
     assert [updates[name] for name in NAMES] == list(NAMES)
     path.write_bytes(b"other")
     with pytest.raises(InputError, match="was changed while it was in use"):

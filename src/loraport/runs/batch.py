@@ -11,6 +11,7 @@ from loraport.errors import OutputError, SettingsError
 from loraport.runs.config import Part, TransferConfig
 from loraport.weights.lora_files import lora_keys
 from loraport.weights.lora_write import written_as_folder
+from loraport.weights.places import PICKLES, SAFETENSORS
 
 COUNTER_DRIFT = "-counter-drift"
 """Behind the name of the other output."""
@@ -51,7 +52,13 @@ def output_name(lora: str, method: str) -> str:
     """`style-casa` of `loras/style.safetensors` by `casa`; of a Hub id its file's name, or the repository's."""
     path = Path(lora).expanduser()
     file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
-    name = file.stem if file.suffix == ".safetensors" else file.resolve().name if path.exists() else file.name
+    name = (
+        file.stem
+        if file.suffix.lower() in (*SAFETENSORS, *PICKLES)
+        else file.resolve().name
+        if path.exists()
+        else file.name
+    )
     return f"{name}-{method.replace(':', '-')}"
 
 

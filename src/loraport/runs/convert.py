@@ -30,6 +30,7 @@ from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_encoders import guessed_prefix
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
+from loraport.weights.quantized import FP8
 from loraport.weights.variants import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 
 _OURS = "loraport."
@@ -86,8 +87,10 @@ def convert(
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
-    DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else those
-    that their names tell. `each` is told a line about every layer. `lora_part`: which of several LoRAs in the file.
+    Full differences become factors in a file that has nothing else, where a `rank` is named; beside factors they are
+    copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
+    those that their names tell. `each` is told a line about every layer. `lora_part`: which of several
+    LoRAs in the file.
     Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
     has a place in the format, OutputError for a place that cannot be written.
@@ -98,6 +101,9 @@ def convert(
         raise unknown_name("dtype", dtype, DTYPES)
     rule = RankRule.parse(rank)
     lora = read_lora(place, dense=True, part=lora_part)
+    of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
+    if of_matrices and rule.kind in ("fixed", "energy", "full"):
+        lora = read_lora(place, diffs=True, part=lora_part)
     if source is None:
         check_without_base(lora)
     else:
@@ -175,8 +181,9 @@ def _needs_source(lora: Lora, kind: str) -> str:
 
 
 def own_dtype(lora: Lora) -> str:
-    """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored."""
-    dtypes = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
+    """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored; bf16 for fp8."""
+    stored = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
+    dtypes = [torch.bfloat16 if dtype in FP8 else dtype for dtype in stored]
     widest = functools.reduce(torch.promote_types, dtypes)
     return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
 
@@ -202,7 +209,7 @@ def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
     if nameless:
         layer, reason = next(iter(nameless.items()))
         return f"since of {layer}, for one, {reason}"
-    return "since it holds full differences and no factors; use comfy or kohya"
+    return "since it holds full differences and no factors; use comfy or kohya, or make factors of them with --rank 64"
 
 
 def _check_output(output: Path, lora: Lora, folder: bool) -> None:

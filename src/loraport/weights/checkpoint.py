@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.once import once
+from loraport.weights.dialects import are_of_lora
 from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
 from loraport.weights.model_files import ModelFiles, read_files
@@ -253,6 +254,11 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     first = files.paths[0]
     if not files.tensors:
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
+    if are_of_lora(stored):
+        raise FileFormatError(
+            f"{where} is a LoRA, where a model belongs (it holds {min(stored)!r}); an accelerator is named behind its "
+            f"model: --target 'source+{where}'"
+        )
     try:
         network = find_network([*files.tensors, *files.absent], part if files.part is None else None)
         own = decoded({key: one for key, one in files.tensors.items() if key in network.names}, files.headers)

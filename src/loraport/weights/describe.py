@@ -11,17 +11,16 @@ from typing import Any
 
 from loraport.errors import InputError, SettingsError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
-from loraport.weights.dialects import VARIANTS, WHOLE, parse_key, refused_kind, says_lora
+from loraport.weights.dialects import WHOLE, are_of_lora
 from loraport.weights.families import FAMILIES, Family
 from loraport.weights.families.clip import encoder_of
 from loraport.weights.header_words import for_people, lasting
 from loraport.weights.loader_facts import facts_of
 from loraport.weights.loader_table import verdicts
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora
+from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora, lora_keys
 from loraport.weights.places import files_of
 from loraport.weights.provenance import in_words, load_beside, transfers
-from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.variants import kind_of
 
 
@@ -34,7 +33,7 @@ def describe(
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
     place = _fetched(place)
-    if not looks_like_lora(place):
+    if part is not None or not looks_like_lora(place):
         if lora_part is not None:
             raise SettingsError(f"{place} is no LoRA, so it has no part {lora_part!r} of one; leave out --lora-part")
         model = open_checkpoint(place, part=part)
@@ -47,11 +46,7 @@ def describe(
         _tell(each, layer_lines(lora))
         return describe_lora(lora)
     except InputError as error:
-        files = [path for path in (Path(place) / WEIGHTS_NAME, Path(place)) if path.is_file()]
-        if not files:
-            raise
-        keys = read_safetensors(files[0]).tensors
-        return {"kind": "LoRA", "file": place, "tensors": len(keys), "refused": str(error)}
+        return {"kind": "LoRA", "file": place, "tensors": len(lora_keys(place)), "refused": str(error)}
 
 
 def layer_lines(lora: Lora) -> Iterator[str]:
@@ -72,16 +67,14 @@ def tensor_lines(model: Checkpoint) -> Iterator[str]:
 
 
 def looks_like_lora(place: str) -> bool:
-    """Whether a path is a PEFT folder or a safetensors file with at least one LoRA factor."""
-    path = Path(place)
-    if path.is_dir():
-        return (path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()
-    if not path.is_file() or path.suffix != ".safetensors":
+    """Whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
+    path = Path(place).expanduser()
+    if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()):
+        return True
+    try:
+        return path.exists() and are_of_lora(lora_keys(path))
+    except InputError:  # said when it is opened, as what else it may be
         return False
-    return any(
-        parse_key(key).part in ("A", "B", *VARIANTS) or refused_kind(key) or says_lora(key)
-        for key in read_safetensors(path).tensors
-    )
 
 
 def _tell(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:
@@ -101,22 +94,25 @@ def _fetched(place: str) -> str:
 
 
 def describe_lora(lora: Lora) -> dict[str, Any]:
-    """Facts about a LoRA that was read."""
-    ranks = Counter(update.rank for update in lora.layers.values())
+    """Facts about a LoRA that was read; of a file without factors the layers are those of its full differences."""
+    shapes = {name: update.shape for name, update in lora.layers.items()} or _differences(lora)
+    kinds = Counter(kind_of(update) for update in lora.layers.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
-    known = sum(family.place(name, family.canonical) is not None for name in lora.layers) if family else 0
-    width, _ = _size({name: update.shape for name, update in lora.layers.items()}, family)
+    known = sum(family.place(name, family.canonical) is not None for name in shapes) if family else 0
+    width, _ = _size(shapes, family)
     return {
-        "kind": "LoRA",
+        "kind": "LoRA" if lora.layers or lora.encoders else "LoRA of full differences",
         "file": str(lora.path),
-        "family": f"{_family(family, known, len(lora.layers))}{f', width {width}' if width else ''}",
+        "family": f"{_family(family, known, len(shapes))}{f', width {width}' if width else ''}",
         "dialect": f"{lora.dialect.label}, keys like {_first_key(lora)}",
-        "layers": len(lora.layers),
-        "kinds": _counts(Counter(kind_of(update) for update in lora.layers.values())),
-        "ranks": _counts(ranks),
+        "layers": len(shapes),
+        "kinds": _counts(kinds),
+        "ranks": _counts(Counter(update.rank for update in lora.layers.values())),
         "scale": _counts(Counter(f"{scale:g}" for scale in lora.scales.values())),
         "alpha": _counts(Counter(lora.alpha_from.values())),
-        "dtypes": ", ".join(_dtype(dtype) for dtype in lora.dtypes),
+        "dtypes": ", ".join(
+            _dtype(dtype) for dtype in lora.dtypes or sorted({one.dtype for one in lora.extras.values()}, key=str)
+        ),
         "notes": list(lora.notes),
         "encoders": _counts(Counter(encoder_of(name) for name in lora.encoders)),
         "copied": len(lora.extras),
@@ -134,6 +130,16 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
 def _first_key(lora: Lora) -> str:
     """Of its layers, else of what is beside them."""
     return next((keys[0] for keys in lora.keys.values()), next(iter(lora.extras), ""))
+
+
+def _differences(lora: Lora) -> dict[str, tuple[int, int]]:
+    """Layer -> size of the matrices among a LoRA's full differences."""
+    matrices = ((lora.parse(key), tensor) for key, tensor in lora.extras.items() if len(tensor.shape) > 1)
+    return {
+        key.layer: (tensor.shape[0], prod(tensor.shape[1:]))
+        for key, tensor in matrices
+        if key.part == ".diff" and not key.text_encoder and not key.bare
+    }
 
 
 def _loaders(lora: Lora) -> list[dict[str, Any]]:
@@ -154,7 +160,8 @@ def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "file": f"{facts['file']} ({facts['kind']}, {facts['dtypes']})",
         "family": facts["family"],
         "dialect": facts["dialect"],
-        "layers": f"{facts['layers']} ({kinds}), rank {ranks}" if facts["layers"] else "none of a network",
+        "layers": (f"{facts['layers']} ({kinds})" if facts["layers"] else "none of a network")
+        + (f", rank {ranks}" if ranks else ""),
         **({"scale": f"{shown} ({', '.join(facts['alpha'])})"} if scale else {}),
         **({"text encoders": _of_encoders(facts["encoders"])} if facts["encoders"] else {}),
         **({"note": facts["notes"]} if facts["notes"] else {}),

@@ -287,6 +287,13 @@ def says_lora(key: str) -> bool:
     return "lora" in key.lower()
 
 
+def are_of_lora(keys: Iterable[str]) -> bool:
+    """Whether keys are those of a LoRA or a kin of it, read or not, and not a model's: half of them or more."""
+    keys = list(keys)
+    count = sum(_split_suffix(key)[1] not in ("", *WHOLE) or bool(refused_kind(key)) or says_lora(key) for key in keys)
+    return 0 < count >= len(keys) / 2 and not any(".base_layer." in key for key in keys)
+
+
 def refused_kind(key: str) -> str | None:
     """What a key holds that this version does not read, or None."""
     return next((kind for pattern, kind in REFUSED.items() if pattern.fullmatch(key)), None)

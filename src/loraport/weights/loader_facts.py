@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraport.weights.alpha import HEADER_FIELD
-from loraport.weights.dialects import PAIRS, VARIANTS, LoraKey, Pair
+from loraport.weights.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
@@ -28,7 +28,7 @@ class Facts:
     folder: bool
     pairs: frozenset[Pair]
     kinds: frozenset[str]
-    """LoRA, LoHa, LoKr, DoRA (dora_scale), DoRA of PEFT (lora_magnitude_vector)."""
+    """LoRA, LoHa, LoKr, DoRA (dora_scale), DoRA of PEFT (lora_magnitude_vector); none where there are no factors."""
     alphas: frozenset[str]
     """The endings of the scales that stand as tensors."""
     without_alpha: int
@@ -60,6 +60,8 @@ def facts_of(lora: Lora) -> Facts | None:
     if lora.dialect.family is None:
         return None
     keys = {layer: [lora.parse(key) for key in some] for layer, some in lora.keys.items()}
+    extras = [key for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part]
+    spelled = keys or {key.key: [key] for key in extras}
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
@@ -80,8 +82,8 @@ def facts_of(lora: Lora) -> Facts | None:
         tuple(lora.layers),
         lora.dialect.processor,
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
-        frozenset(key.ending for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part),
-        {layer: _spellings(some, lora.dialect.family) for layer, some in keys.items()},
+        frozenset(key.ending for key in extras),
+        {layer: _spellings(some, lora.dialect.family) for layer, some in spelled.items()},
     )
 
 
@@ -92,7 +94,7 @@ def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
 
 
 def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
-    factors = [key for key in keys if key.part in ("A", "B", *VARIANTS)]
+    factors = [key for key in keys if key.part in ("A", "B", *VARIANTS, *ADDITIONS)]
     if any(key.wrapped for key in factors):
         return frozenset()
     found = [

@@ -97,6 +97,8 @@ def _refusals(loader: Loader, facts: Facts) -> list[str]:
         found.append(f"it does not read {', '.join(alien)}")
     if loader.complete_kohya and facts.flat and not facts.complete:
         found.append("it takes kohya files only with every layer of every block and its alpha, and no other layer")
+    if not facts.kinds and loader.extras.isdisjoint(facts.extras):
+        found.append("it reads factors only, and this file has none")
     if loader.needs_alpha and facts.without_alpha:
         found.append(f"it needs an alpha for every layer, and {facts.without_alpha} have none")
     if facts.alphas and loader.refuses_alpha:

@@ -33,9 +33,12 @@ from loraport.weights.lora_parts import chosen_part, input_widths, notes_on_name
 from loraport.weights.lora_refusals import refuse_unread, refuse_without_layers
 from loraport.weights.on_demand import OnDemand
 from loraport.weights.peft_fields import Start
+from loraport.weights.quantized import cast_up
 from loraport.weights.safetensors_files import StoredTensor
 from loraport.weights.variants import Dora, Full, LayerUpdate, Residual
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What factors are stored in, plain fp8 cast up."""
 BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 
 
@@ -92,28 +95,29 @@ def read_lora(
     missing files and values that are not finite.
     """
     files = open_lora(path)
-    tensors = files.weights.tensors
+    tensors = files.tensors
     widths = input_widths(tensors)
     start, every_key = parsed_keys(sorted(tensors), widths)
     parsed = chosen_part(files.path, every_key, part)
     refuse_unread(files.path, parsed)
-    scales = stored_scales(files.weights.metadata, files.config, files.path.name, files.beside)
+    scales = stored_scales(files.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     encoders = _by_layer(files.path, [key for key in parsed if key.clip])
     all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
     factors = [key for key in all_factors if not key.text_encoder]
-    refuse_without_layers(files.path, parsed, all_factors, dense, diffs)
+    matrices = [
+        one
+        for one in parsed
+        if one.part == ".diff" and not one.text_encoder and not one.bare and len(tensors[one.key].shape) > 1
+    ]
+    refuse_without_layers(files.path, parsed, all_factors, dense, diffs and bool(matrices))
     reader = _Reader(files, scales)
     dropped = _scales_alone((*groups.values(), *encoders.values()))
     makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
     taken = {key.key for parts in groups.values() for key in parts.values()}
     keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
     if diffs:
-        matrices = [
-            one
-            for one in parsed
-            if one.part == ".diff" and not one.text_encoder and not one.bare and len(tensors[one.key].shape) > 1
-        ]
+        factors += matrices
         for one in matrices:
             makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
             keys[one.layer] = (*keys.get(one.layer, ()), one.key)
@@ -122,7 +126,7 @@ def read_lora(
     apart = partial(taken_apart, modules=modules, where=files.path)
     single = apart(makers, share=lambda make, place: lambda: rows(make(), place, files.path))
     layers, encoded = (
-        {layer: make() for layer, make in some.items()} if keep else OnDemand(files.weights.path, some)
+        {layer: make() for layer, make in some.items()} if keep else OnDemand(files.paths, some)
         for some in (single, of_encoders)
     )
     gone = {key for key, _ in dropped}
@@ -138,7 +142,7 @@ def read_lora(
         apart({layer: origin for layer, origin in reader.alpha_from.items() if layer not in of_encoders}),
         frozenset(key.layer for key in factors if key.unresolved),
         tuple(sorted({tensors[key.key].dtype for key in factors or all_factors}, key=str)),
-        files.weights.metadata,
+        files.metadata,
         files.sha256,
         files.path,
         (*notes_on_names(every_key, parsed, start), *reader.notes()),
@@ -153,7 +157,7 @@ class _Reader:
 
     def __init__(self, files: LoraFiles, stored: Scales) -> None:
         self.path = files.path
-        self.tensors: Mapping[str, StoredTensor] = files.weights.tensors
+        self.tensors = {key: cast_up(stored) for key, stored in files.tensors.items()}
         self.stored = stored
         self.kernels: dict[str, tuple[int, ...]] = {}
         self.scales: dict[str, float] = {}
@@ -220,6 +224,8 @@ class _Reader:
         beside = None if others is None else others()
         self.factor(key.key)
         stored = self.tensors[key.key].read()
+        if 0 in stored.shape:
+            raise FileFormatError(f"{self.path}: {key.key!r} {tuple(stored.shape)} holds nothing; remove the layer")
         if stored.dim() > 2:
             self.kernels[key.layer] = tuple(stored.shape[2:])
         self.scales.setdefault(key.layer, 1.0)
@@ -248,7 +254,7 @@ class _Reader:
 
     def factor(self, key: str) -> Tensor:
         """A tensor in float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
-        if not self.tensors[key].dtype.is_floating_point:
+        if self.tensors[key].dtype not in FLOATS:
             raise FileFormatError(f"{self.path}: {key!r} is stored as {self.tensors[key].dtype}, not as real numbers")
         tensor = self.tensors[key].read().float()
         if not torch.isfinite(tensor).all():

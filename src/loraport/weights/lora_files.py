@@ -1,31 +1,39 @@
-"""Where a LoRA lies on disk: one safetensors file, or a folder with weights and perhaps a configuration."""
+"""Where a LoRA lies on disk: a file, a set of shards, or a folder with weights and perhaps a configuration."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from loraport.errors import FileFormatError, InputError
 from loraport.weights.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
-from loraport.weights.dialects import PEFT_PREFIX
+from loraport.weights.dialects import PEFT_PREFIX, are_of_lora
+from loraport.weights.identity import FileIdentity
+from loraport.weights.model_files import read_files
 from loraport.weights.names import without_wrappers
-from loraport.weights.quantized import refuse_quantized
-from loraport.weights.safetensors_files import SafetensorsFile, read_safetensors
+from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
+from loraport.weights.quantized import refuse_scaled
+from loraport.weights.safetensors_files import StoredTensor
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_OF_PEFT = (WEIGHTS_NAME, f"adapter_model{INDEX}", "adapter_model.bin")
+"""What PEFT calls its weights, in the order in which they are taken."""
 
 
 @dataclass(frozen=True)
 class LoraFiles:
-    """The opened file, PEFT's configuration where there is one, and the hash of both files' bytes."""
+    """The opened files, PEFT's configuration where there is one, and the hash of all their bytes."""
 
     path: Path
-    weights: SafetensorsFile
+    paths: tuple[Path, ...]
+    """The files that hold tensors: one, or the shards of a set."""
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
     config: AdapterConfig | None
     sha256: str
     beside: AdapterConfig | None = None
@@ -33,37 +41,42 @@ class LoraFiles:
 
 
 def open_lora(place: Path | str) -> LoraFiles:
-    """The files behind a path, a file or a folder with one safetensors file, or behind a Hub id (a text only).
+    """The files behind a path, a file or a folder with one LoRA, or behind a Hub id (a text only).
 
-    Raises InputError for what is missing or cannot be opened, FileFormatError for pickles and for damaged files.
+    Pickles are read weights only: code in them is never run.
+    Raises InputError for what is missing or cannot be opened, FileFormatError for damaged files.
     """
     path = local_lora(place)
     try:
         weights = _weights_at(path)
-        contents = read_safetensors(weights)
-        refuse_quantized(contents.tensors)
-        digest = hashlib.sha256()
-        with contents.identity.open(weights) as file:
-            _feed(digest, file)
-        own = weights.name == WEIGHTS_NAME or all(
-            without_wrappers(key).startswith(PEFT_PREFIX) for key in contents.tensors
+        identities = {file: FileIdentity.at(file) for file in weights}
+        tensors, metadata = _contents(weights)
+        refuse_scaled(tensors)
+        config_file = weights[0].with_name(CONFIG_NAME)
+        own = weights[0].name.startswith("adapter_model") or all(
+            without_wrappers(key).startswith(PEFT_PREFIX) for key in tensors
         )
-        config = _config_beside(weights) if own else None
-        if config is not None:
-            with weights.with_name(CONFIG_NAME).open("rb") as file:
+        config = _config_beside(config_file) if own else None
+        digest = hashlib.sha256()
+        for place, identity in identities.items():
+            with identity.open(place) as file:
                 _feed(digest, file)
+        if config is not None:
+            with config_file.open("rb") as config_bytes:
+                _feed(digest, config_bytes)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if config is not None and config.base_model is not None:
-        contents = replace(contents, metadata={BASE_MODEL: config.base_model, **contents.metadata})
-    return LoraFiles(path, contents, config, digest.hexdigest(), None if own else _foreign_config(weights))
+        metadata = {BASE_MODEL: config.base_model, **metadata}
+    beside = None if own else _foreign_config(config_file)
+    return LoraFiles(path, weights, tensors, metadata, config, digest.hexdigest(), beside)
 
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:
     """The keys of a LoRA, from its header alone. Raises as `open_lora`."""
     path = local_lora(place)
     try:
-        return tuple(read_safetensors(_weights_at(path)).tensors)
+        return tuple(_contents(_weights_at(path))[0])
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -76,53 +89,63 @@ def local_lora(place: Path | str) -> Path:
     return fetch_lora(place) if isinstance(place, str) and not path.exists() and looks_like_hub_id(place) else path
 
 
-def _weights_at(path: Path) -> Path:
-    """The safetensors file of a local LoRA."""
+def _weights_at(path: Path) -> tuple[Path, ...]:
+    """The files of a local LoRA: one, or all the shards of a set."""
     weights = _weights_in(path) if path.is_dir() else path
+    if weights.name.endswith(INDEX):
+        shards = sorted(set(read_index(weights).values()))
+        if missing := [shard for shard in shards if not weights.with_name(shard).is_file()]:
+            raise FileFormatError(f"{weights} names shards that are not there: {', '.join(missing[:5])}; get them")
+        return tuple(weights.with_name(shard) for shard in shards)
     if not weights.is_file():
-        raise InputError(f"{path} does not exist; give a safetensors file, a PEFT folder or a Hub id")
-    _refuse_pickle(weights)
-    return weights
+        raise InputError(f"{path} does not exist; give a LoRA's file, a PEFT folder or a Hub id")
+    if others := [shard for shard in announced_shards(weights.name) if shard != weights.name]:
+        index = next((file.name for file in sorted(weights.parent.glob(f"*{INDEX}"))), None)
+        raise InputError(
+            f"{weights} is one of {len(others) + 1} shards, a part of an adapter; give "
+            + (f"{weights.with_name(index)} or " if index else f"it whole, with {', '.join(others[:5])} beside it, as ")
+            + f"the folder {weights.parent}"
+        )
+    if weights.suffix.lower() == GGUF:
+        raise FileFormatError(f"{weights}: LoRAs in GGUF files are not read; give the safetensors file")
+    return (weights,)
 
 
 def _weights_in(folder: Path) -> Path:
-    if (folder / WEIGHTS_NAME).is_file():
-        return folder / WEIGHTS_NAME
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(
-            f"{folder} holds {len(found)} safetensors files; give the file: {', '.join(f.name for f in found)}"
-        )
-    pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        _refuse_pickle(pickles[0])
-    raise InputError(f"{folder} holds no safetensors file; give a LoRA file or a PEFT folder")
+    """The weights in a folder: PEFT's, the index of the only set of shards, the only safetensors file or pickle."""
+    for name in _OF_PEFT:
+        if (folder / name).is_file():
+            return folder / name
+    names = sorted(entry.name for entry in folder.iterdir() if is_weights(entry.name) and entry.is_file())
+    files = [name for name in names if name.endswith(SAFETENSORS)]
+    indexes = [name for name in names if name.endswith(INDEX)]
+    if len(indexes) == 1 and set(files) <= set(read_index(folder / indexes[0]).values()):
+        return folder / indexes[0]
+    files = files or [name for name in names if name.endswith(PICKLES)]
+    if len(files) == 1:
+        return folder / files[0]
+    if files:
+        raise InputError(f"{folder} holds {len(files)} files of weights; give the file: {', '.join(files)}")
+    raise InputError(f"{folder} holds no weights, no .safetensors, .pt or .bin file; give a LoRA file or a PEFT folder")
 
 
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(9)
-    looks = start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[8:] != b"{")
-    if looks or path.suffix in PICKLES:
-        raise FileFormatError(
-            f"{path} is a PyTorch pickle, which can run code when it is opened; convert it to safetensors"
-        )
+def _contents(weights: tuple[Path, ...]) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of all files and the notes in their headers."""
+    files = read_files(weights, None, False, are_of_lora)
+    return files.tensors, {name: text for header in files.headers for name, text in header.items()}
 
 
-def _config_beside(weights: Path) -> AdapterConfig | None:
-    """PEFT's configuration in the same folder."""
-    config = weights.with_name(CONFIG_NAME)
+def _config_beside(config: Path) -> AdapterConfig | None:
+    """PEFT's configuration, where there is one."""
     if not config.is_file():
         return None
     return adapter_config(parse_json_object(config.read_bytes(), str(config)), CONFIG_NAME)
 
 
-def _foreign_config(weights: Path) -> AdapterConfig | None:
+def _foreign_config(config: Path) -> AdapterConfig | None:
     """The same beside weights that are not PEFT's own; one that cannot be read does not concern them."""
     try:
-        return _config_beside(weights)
+        return _config_beside(config)
     except FileFormatError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,12 @@ class ModelFiles:
     notes: tuple[str, ...] = ()
 
 
-def read_files(paths: tuple[Path, ...], part: str | None, some: bool) -> ModelFiles:
+def read_files(
+    paths: tuple[Path, ...], part: str | None, some: bool, wanted: Callable[[Iterable[str]], bool] | None = None
+) -> ModelFiles:
     """All tensors of a set of files; `part` is the entry to take of a pickle, `some` whether shards may be left out.
+
+    `wanted` tells by their keys which entries of a pickle are meant.
 
     Raises FileFormatError and InputError as the readers do, for kinds that are not read, and for a key in two files.
     """
@@ -41,7 +46,7 @@ def read_files(paths: tuple[Path, ...], part: str | None, some: bool) -> ModelFi
     taken = None
     for path, kind in kinds.items():
         if kind in PICKLES:
-            found, taken = read_pickle(path, part)
+            found, taken = read_pickle(path, part, wanted)
             lines += [f"{key} {one.dtype} {one.shape}" for key, one in found.items()] + [str(path.stat().st_size)]
         elif kind == GGUF:
             found, digest = read_gguf(path, len(paths))

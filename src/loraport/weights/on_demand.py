@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loraport.errors import InputError
@@ -16,9 +16,9 @@ class OnDemand(Mapping[str, LayerUpdate]):
     between.
     """
 
-    def __init__(self, path: Path, makers: Mapping[str, Callable[[], LayerUpdate]]) -> None:
-        self._path, self._makers = path, makers
-        self._state = _state(path)
+    def __init__(self, paths: Sequence[Path], makers: Mapping[str, Callable[[], LayerUpdate]]) -> None:
+        self._paths, self._makers = paths, makers
+        self._states = [_state(path) for path in paths]
         self._last: tuple[str, LayerUpdate] | None = None
         for name in makers:
             self[name]
@@ -27,8 +27,9 @@ class OnDemand(Mapping[str, LayerUpdate]):
     def __getitem__(self, name: str) -> LayerUpdate:
         found = self._last  # read once: another thread may ask for another layer meanwhile
         if found is None or found[0] != name:
-            if _state(self._path) != self._state:
-                raise InputError(f"{self._path} was changed while it was in use; start again")
+            for path, state in zip(self._paths, self._states, strict=True):
+                if _state(path) != state:
+                    raise InputError(f"{path} was changed while it was in use; start again")
             self._last = found = (name, self._makers[name]())
         return found[1]
 

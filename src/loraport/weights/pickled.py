@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,25 @@ from torch import Tensor
 from loraport.errors import FileFormatError, InputError
 from loraport.weights.identity import FileIdentity
 from loraport.weights.pickle_archive import check_mapping, members_of
-from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.safetensors_files import StoredTensor, check_name
 
-PARTS = ("generator_ema", "generator", "state_dict", "model", "module", "ema")
+PARTS = (
+    *("generator_ema", "generator", "state_dict", "model_state_dict", "model", "module", "net", "ema"),
+    *("generator_ema_lora", "generator_lora", "lora_state_dict", "lora"),
+)
 """Where trainers put the network inside the file, best first: the moving average is what their authors run."""
+_NO_PARTS = ("optim", "scheduler", "lr_scheduler", "scaler", "rng")
+"""Starts of entries that hold a trainer's state, not a network."""
+_DEEPEST_PART = 3
 
 
-def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], str | None]:
+def read_pickle(
+    path: Path, part: str | None, wanted: Callable[[Iterable[str]], bool] | None = None
+) -> tuple[dict[str, StoredTensor], str | None]:
     """The tensors of one part of a pickle, and the name of that part (None where the file itself is the table).
 
-    `part` names the entry to take; otherwise the best of PARTS is. Data stays in the mapped file until it is read.
+    `part` names the entry to take (`model.state_dict` one inside another); otherwise the best of PARTS is, or the only
+    one. `wanted` tells by the keys which parts are meant, where some are. Data stays in the mapped file until read.
     Raises FileFormatError for what weights-only loading refuses, InputError for a part that is not there.
     """
     identity = FileIdentity.at(path)
@@ -34,9 +44,10 @@ def read_pickle(path: Path, part: str | None) -> tuple[dict[str, StoredTensor], 
         raise FileFormatError(
             f"{path} holds a {type(content).__name__}, not a table of tensors; save its state_dict instead"
         )
-    table, part = _part_of(path, content, part)
+    table, part = _part_of(path, content, part, wanted)
     tensors = {str(key): value for key, value in dict.items(table) if isinstance(value, Tensor)}
     for key, value in tensors.items():
+        check_name(path, key)
         _check_plain(path, key, value)
     if members is not None:
         storages = [Tensor.untyped_storage(value) for value in tensors.values()]
@@ -106,23 +117,47 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _part_of(path: Path, content: dict[Any, Any], part: str | None) -> tuple[dict[Any, Any], str | None]:
-    tables = {str(key): value for key, value in dict.items(content) if _is_table(value)}
+def _part_of(
+    path: Path, content: dict[Any, Any], part: str | None, wanted: Callable[[Iterable[str]], bool] | None
+) -> tuple[dict[Any, Any], str | None]:
+    tables = _tables(content)
     if part is not None:
         if part not in tables and _is_table(content) and any(f".{part}." in f".{key}" for key in content):
             return content, None  # a part by what stands before the keys
         if part not in tables:
-            known = ", ".join(tables) or "none: the file itself is the table of tensors"
+            known = ", ".join(filter(None, tables)) or "none: the file itself is the table of tensors"
             raise InputError(f"{path} has no part {part!r}; its parts: {known}")
         return tables[part], part
-    for name in PARTS:
-        if name in tables:
-            return tables[name], name
-    if _is_table(content):
-        return content, None
-    if tables:
-        raise InputError(f"{path} has several parts and none with a usual name; give one of them: {', '.join(tables)}")
+    if wanted is not None:
+        tables = {name: table for name, table in tables.items() if wanted(map(str, table))} or tables
+    names = [name for name in tables if not name.startswith(_NO_PARTS)]
+    for usual in PARTS:
+        if found := [name for name in names if usual in name.split(".")]:
+            return tables[found[0]], found[0]
+    if "" in tables:
+        return tables[""], None
+    if len(names) == 1:
+        return tables[names[0]], names[0]
+    if names:
+        raise InputError(f"{path} has several parts and none with a usual name; give one of them: {', '.join(names)}")
     raise FileFormatError(f"{path} is not a table of tensors; save the network's state_dict instead")
+
+
+def _tables(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
+    """Every table of tensors in a file by the names on the way to it, shallow ones first; "" is the file itself."""
+    found: dict[str, dict[Any, Any]] = {}
+    seen: set[int] = set()
+    level = {"": content}
+    for _ in range(_DEEPEST_PART):
+        found |= {name: table for name, table in level.items() if _is_table(table)}
+        seen.update(map(id, level.values()))
+        level = {
+            f"{name}.{key}".lstrip("."): value
+            for name, table in level.items()
+            for key, value in dict.items(table)
+            if isinstance(value, dict) and id(value) not in seen
+        }
+    return found
 
 
 def _is_table(value: Any) -> bool:

@@ -83,7 +83,7 @@ def files_of(where: Path, inner: str | None = None, needed: Needed | None = None
     try:
         place = choose(listing, str(root))
     except FileFormatError as error:
-        found = (path for path in root.glob("*/*/*") if _is_weights(path.name))
+        found = (path for path in root.glob("*/*/*") if is_weights(path.name))
         deeper = sorted({path.parent for path in found})
         if not deeper:
             raise
@@ -133,7 +133,7 @@ def _kind(name: str) -> int:
     return int(index.endings != SAFETENSORS) if index else int(not name.lower().endswith(SAFETENSORS))
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
     """Whether a file's name is that of weights or of an index; what macOS leaves beside each file (`._x`) is not."""
     if name.startswith(".") or _OF_TRAINING.fullmatch(name):
         return False
@@ -143,7 +143,7 @@ def _is_weights(name: str) -> bool:
 def _weights(names: Iterable[str], folder: str) -> list[str]:
     start = f"{folder}/" if folder else ""
     inside = [name.removeprefix(start) for name in names if name.startswith(start)]
-    return [name for name in inside if "/" not in name and _is_weights(name)]
+    return [name for name in inside if "/" not in name and is_weights(name)]
 
 
 def _one_set(names: list[str], folder: str, where: str) -> Place:
@@ -227,7 +227,7 @@ def _in_this_folder(shard: str) -> str:
 
 def indexes_beside(paths: tuple[Path, ...], *, partly: bool = False) -> list[Path]:
     """The indexes that describe this very set of shards, or a larger one that holds it."""
-    indexes = sorted(path for path in paths[0].parent.iterdir() if _is_weights(path.name) and index_of(path.name))
+    indexes = sorted(path for path in paths[0].parent.iterdir() if is_weights(path.name) and index_of(path.name))
     names = {path.name for path in paths}
     listed = {index: set(read_index(index).values()) for index in indexes}
     return [index for index in indexes if listed[index] == names or (partly and listed[index] > names)]
@@ -237,7 +237,7 @@ def _files_with(path: Path, needed: Needed | None) -> Files:
     """What a named file stands for: itself, the set whose part it is, or what it lists."""
     if index_of(path.name):
         return Files(_indexed(path, needed))
-    siblings = [entry.name for entry in path.parent.iterdir() if _is_weights(entry.name)]
+    siblings = [entry.name for entry in path.parent.iterdir() if is_weights(entry.name)]
     names = shard_set(path.name, siblings, str(path.parent))
     if len(names) > 1 or len(siblings) == 1:
         return Files(tuple(path.with_name(name) for name in names))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,12 +130,25 @@ def as_of_another_network(stored: Mapping[str, StoredTensor]) -> dict[str, Store
     return {key: marked(key, tensor) for key, tensor in stored.items() if not _BESIDE.fullmatch(key)}
 
 
-def refuse_quantized(stored: Mapping[str, StoredTensor]) -> None:
-    """Raises FileFormatError where tensors are quantised in any way: for files in which that has no meaning."""
+def refuse_scaled(stored: Mapping[str, StoredTensor]) -> None:
+    """Raises FileFormatError where tensors are codes that need a scale: for files in which no layout of them is known.
+
+    Plain fp8, each value standing for itself, is no code.
+    """
     for key, tensor in stored.items():
         _refuse(key, tensor)
-        if tensor.dtype in FP8 or _BESIDE.fullmatch(key):
-            raise FileFormatError(f"{tensor.path}: {key!r} belongs to quantised weights; use the bf16 or fp16 file")
+        if _BESIDE.fullmatch(key):
+            raise FileFormatError(
+                f"{tensor.path}: {key!r} is the scale of quantised values, for which no layout is known in such files; "
+                "use the bf16 or fp16 file, or one in plain fp8"
+            )
+
+
+def cast_up(stored: StoredTensor) -> StoredTensor:
+    """Plain fp8 as bf16, which holds every value of it; any other tensor as it is."""
+    if stored.dtype not in FP8:
+        return stored
+    return replace(stored, dtype=torch.bfloat16, read=lambda: stored.read().bfloat16())
 
 
 class _Reading:

@@ -30,6 +30,11 @@ NOT_READ = (
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that the safetensors library sets too."""
 
+LONGEST_NAME = 1000
+"""Characters of a tensor's name; those of real files have under 200."""
+MOST_DIMENSIONS = 64
+"""PyTorch's own limit."""
+
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -200,11 +205,14 @@ def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ..
         raise FileFormatError(
             f"{path}: the header's entry for {key!r} lacks a dtype, shape or offsets; download it again"
         )
+    check_name(path, key)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise FileFormatError(
             f"{path}: {key!r} has an impossible shape or place in the header; download the file again"
         )
+    if len(shape) > MOST_DIMENSIONS:
+        raise FileFormatError(f"{path}: {key!r} has {len(shape)} dimensions; more than {MOST_DIMENSIONS} are not read")
     dtype = DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise FileFormatError(f"{path}: {key!r} is stored as {entry['dtype']}; {NOT_READ}")
@@ -214,6 +222,14 @@ def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ..
             "download the file again"
         )
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def check_name(path: Path, key: str) -> None:
+    """Raises FileFormatError for a tensor's name that is longer than any real one."""
+    if len(key) > LONGEST_NAME:
+        raise FileFormatError(
+            f"{path}: the name {key[:40]!r}… has {len(key)} characters; more than {LONGEST_NAME} are not read"
+        )
 
 
 def _are_sizes(value: Any) -> bool:
