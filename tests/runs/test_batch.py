@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import InputError, MismatchError, OutputError, SettingsError
+from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
 from loraport.methods import METHODS, ProloraSettings
 from loraport.methods import layer as method_layer
 from loraport.runs import execute
@@ -263,7 +263,7 @@ def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
     named = tiny.write_lora(family.folder / "lora-casa.safetensors", tiny.lora_factors(family.source_state, seed=9))
     with pytest.raises(OutputError, match=r"lora-casa\.safetensors is an input of this run"):
         transfer_many(configs(family, ["casa", "core"], [family.lora, str(named)], folder="."))
-    with pytest.raises(MismatchError, match=r"no layer of .* is in"):
+    with pytest.raises(FileFormatError, match="is a LoRA, where a model belongs"):
         transfer_many(configs(family, ["casa"], target=str(named)))
 
 
