@@ -138,7 +138,7 @@ def test_an_index_that_contradicts_its_shards_is_refused(tmp_path: Path) -> None
     where = json.loads(index.read_text())["weight_map"]
     first, second = sorted(where)[:2]
     index.write_text(json.dumps({"weight_map": where | {first: where[second]}}))
-    with pytest.raises(FileFormatError, match="but it is not; save the LoRA again"):
+    with pytest.raises(FileFormatError, match="but it is not; download both again"):
         read_lora(tmp_path)
 
 

@@ -70,15 +70,15 @@ def read_files(
 def _kind(path: Path) -> str:
     """The ending that a file should have: of a renamed one what its first bytes say, if that is safe to read."""
     ending = path.suffix.lower()
+    if ending in WEIGHTS and ending not in PICKLES:
+        return ending
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return SAFETENSORS[0]
     if ending not in WEIGHTS:
         raise FileFormatError(f"{path} is of no kind that is read; give one of {', '.join(WEIGHTS)}")
-    if ending in PICKLES:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-            return SAFETENSORS[0]
-        return GGUF if start.startswith(b"GGUF") else ending
-    return ending
+    return GGUF if start.startswith(b"GGUF") else ending
 
 
 def _absent(paths: tuple[Path, ...], tensors: dict[str, StoredTensor], some: bool) -> tuple[str, ...]:
