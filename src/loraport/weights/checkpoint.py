@@ -254,9 +254,9 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     first = files.paths[0]
     if not files.tensors:
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
-    if are_of_lora(stored):
+    if are_of_lora(files.tensors):
         raise FileFormatError(
-            f"{where} is a LoRA, where a model belongs (it holds {min(stored)!r}); an accelerator is named behind its "
+            f"{where} is a LoRA, where a model belongs (it holds {min(files.tensors)!r}); an accelerator is named behind its "
             f"model: --target 'source+{where}'"
         )
     try:
