@@ -256,8 +256,8 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
     if are_of_lora(files.tensors):
         raise FileFormatError(
-            f"{where} is a LoRA, where a model belongs (it holds {min(files.tensors)!r}); an accelerator is named behind its "
-            f"model: --target 'source+{where}'"
+            f"{where} is a LoRA, where a model belongs (it holds {min(files.tensors)!r}); an accelerator is named "
+            f"behind its model: --target 'source+{where}'"
         )
     try:
         network = find_network([*files.tensors, *files.absent], part if files.part is None else None)
