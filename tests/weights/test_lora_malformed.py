@@ -91,7 +91,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         MismatchError,
         "no shapes of LoRA factors",
     ),
-    "integers": (tensors(lora_A__weight=torch.ones(2, 4).long()), FileFormatError, "not as real numbers"),
+    "integers": (tensors(lora_A__weight=torch.ones(2, 4).long()), FileFormatError, "is stored as .*int64"),
     "two spellings": (
         tensors() | {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)},
         MismatchError,

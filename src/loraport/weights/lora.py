@@ -105,11 +105,8 @@ def read_lora(
     encoders = _by_layer(files.path, [key for key in parsed if key.clip])
     all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
     factors = [key for key in all_factors if not key.text_encoder]
-    matrices = [
-        one
-        for one in parsed
-        if one.part == ".diff" and not one.text_encoder and not one.bare and len(tensors[one.key].shape) > 1
-    ]
+    differences = [one for one in parsed if one.part == ".diff" and not one.text_encoder and not one.bare]
+    matrices = [one for one in differences if len(tensors[one.key].shape) > 1]
     refuse_without_layers(files.path, parsed, all_factors, dense, diffs and bool(matrices))
     reader = _Reader(files, scales)
     dropped = _scales_alone((*groups.values(), *encoders.values()))
