@@ -1,6 +1,7 @@
 """Text encoders of Stable Diffusion in every spelling, converted, and loaded by diffusers on tiny pipelines."""
 
 import itertools
+import json
 
 import diffusers
 import pytest
@@ -8,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import SettingsError
+from loraport.errors import LoraportError, SettingsError
 from loraport.runs.convert import convert
 from loraport.weights.describe import describe, in_ten_lines, layer_lines
 from loraport.weights.lora import read_lora
@@ -250,3 +251,26 @@ def test_dora_of_a_text_encoder_is_computed_on_the_weights_beside_the_network(fa
     lost = convert(str(path), "diffusers", str(out), source=str(tmp_path / "pipe/unet"))
     assert {key for key, _ in lost.keys["dropped"]} == {key for key in tensors if key.startswith("lora_te")}
     assert all("does not hold" in reason for _, reason in lost.keys["dropped"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"), [("text_encoder", "lora_te_"), ("text_encoder_2", "lora_te2_"), ("x", "lora_te_")]
+)
+@pytest.mark.parametrize("start", ["base_model.model.text_model.", "base_model.model.", "text_model."])
+def test_pefts_adapter_of_one_encoder_is_of_the_one_that_its_folder_says(folder, prefix, start, tmp_path):
+    """PEFT's names are the model's own, which has no `text_model` since version 5 of transformers."""
+    (tmp_path / folder).mkdir()
+    name = f"{start}encoder.layers.0.mlp.fc1"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(5, 2)}
+    save_file(tensors, tmp_path / folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+    (tmp_path / folder / "adapter_config.json").write_text(json.dumps(config))
+    done = convert(str(tmp_path / folder), "kohya", str(tmp_path / "out.safetensors"))
+    written = load_file(tmp_path / "out.safetensors")
+    stem = f"{prefix}text_model_encoder_layers_0_mlp_fc1"
+    assert set(written) == {f"{stem}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
+    B, A, alpha = (written[f"{stem}.{end}"] for end in ("lora_up.weight", "lora_down.weight", "alpha"))
+    torch.testing.assert_close(alpha / 2 * B @ A, torch.full((5, 4), 6.0))
+    assert any("nothing tells which model" in note for note in done.notes) == (prefix == "lora_te_")
+    with pytest.raises(LoraportError, match="PEFT's folder is one network's"):
+        convert(str(tmp_path / "out.safetensors"), "peft", str(tmp_path / "folder"))

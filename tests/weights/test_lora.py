@@ -100,3 +100,19 @@ def test_two_networks_behind_starts_in_no_list_are_not_made_one(tmp_path: Path) 
     save_file(tensors, tmp_path / "lora.safetensors")
     lora = read_lora(tmp_path / "lora.safetensors")
     assert lora.start == "" and lora.dialect.family is None and len(lora.layers) == 40
+
+
+def test_of_two_adapters_each_has_its_own_text_encoder(tmp_path: Path) -> None:
+    tensors = {}
+    for number, adapter in enumerate(("one", "two")):
+        for layer in ("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", f"text_encoder.{CLIP_LAYER}"):
+            tensors[f"{layer}.lora_A.{adapter}.weight"] = torch.ones(1, 4)
+            tensors[f"{layer}.lora_B.{adapter}.weight"] = torch.full((4, 1), number + 1.0)
+    save_file(tensors, tmp_path / "in.safetensors")
+    for number, adapter in enumerate(("one", "two")):
+        lora = read_lora(tmp_path / "in.safetensors", part=adapter)
+        assert len(lora.layers) == len(lora.encoders) == 1 and len(lora.notes) == 1, lora.notes
+        assert float(lora.encoders[f"text_encoder.{CLIP_LAYER}"].B[0, 0]) == number + 1
+
+
+CLIP_LAYER = "text_model.encoder.layers.0.mlp.fc1"

@@ -112,6 +112,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     InputError for values that are not finite.
     """
     model = with_encoders(model)
+    text = str(lora.path) if strength == 1 else f"{lora.path}*{strength:g}"
     flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
     found: dict[str, list[Addition]] = {}
     dropped = list(lora.dropped)
@@ -121,7 +122,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
         for layer, update in layers.items():
             name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
             if name not in model:
-                reason = _without(model, lora, layer) if layers is lora.encoders else f"{model.where} has no such layer"
+                reason = _without(model, text, layer) if layers is lora.encoders else f"{model.where} has no such layer"
                 dropped += [(key, reason) for key in keys[layer]]
                 continue
             shape = model.shape(name)
@@ -137,7 +138,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             continue
         parsed = lora.parse(key)
         for layer, place in parsed.pieces:
-            name, reason = _place(parsed, layer, flat, model, lora)
+            name, reason = _place(parsed, layer, flat, model, text)
             if reason:
                 dropped.append((key, reason))
                 continue
@@ -161,7 +162,7 @@ def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:
     return layer if name not in model and key.part == ".diff" and layer in model else name
 
 
-def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, lora: Lora) -> tuple[str, str]:
+def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, text: str) -> tuple[str, str]:
     """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
     if key.text_encoder and not key.clip:
         return "", "it belongs to a text encoder other than CLIP, which is not merged"
@@ -173,18 +174,18 @@ def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint,
     name = parameter_of(key, layer, model)
     if name in model:
         return name, ""
-    return "", _without(model, lora, layer) if key.clip else f"{model.where} has no {name}"
+    return "", _without(model, text, layer) if key.clip else f"{model.where} has no {name}"
 
 
-def _without(model: Checkpoint, lora: Lora, layer: str) -> str:
-    """Why a layer of a text encoder is not added."""
+def _without(model: Checkpoint, text: str, layer: str) -> str:
+    """Why a layer of a text encoder is not added; `text` is the LoRA as it was asked for."""
     encoder = encoder_of(layer)
     if encoder in held_encoders(model):
         return f"the text encoder in {model.where} has no such layer"
     if folder := pipeline_folder(model, encoder):
         return (
             f"it belongs to {encoder}/, beside the network in the pipeline, and one part is merged at a time: "
-            f"loraport merge {folder} {lora.path} -o ..."
+            f"loraport merge {folder} {text} -o ..."
         )
     return f"it belongs to a text encoder, and {model.where} holds none that is known"
 

@@ -7,7 +7,7 @@ Every key of the file ends in one of three places of a `Lora`: `keys` (read into
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from loraport.weights.dialects import (
     majority_dialect,
     parse_key,
 )
+from loraport.weights.families import Place
+from loraport.weights.families.clip import SECOND, is_named
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
 from loraport.weights.lora_kinds import adds_nothing, assemble, with_magnitude, with_scale, with_start
@@ -78,7 +80,7 @@ class Lora:
 
     def parse(self, key: str) -> LoraKey:
         """One of its keys taken apart."""
-        return parse_key(key, self.dialect.family, self.start)
+        return _of_folder(parse_key(key, self.dialect.family, self.start), self.path)
 
 
 def read_lora(
@@ -98,7 +100,7 @@ def read_lora(
     tensors = files.tensors
     widths = input_widths(tensors)
     start, every_key = parsed_keys(sorted(tensors), widths)
-    parsed = chosen_part(files.path, every_key, part)
+    parsed = [_of_folder(key, files.path) for key in chosen_part(files.path, every_key, part)]
     refuse_unread(files.path, parsed)
     scales = stored_scales(files.metadata, files.config, files.path.name, files.beside)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
@@ -142,11 +144,19 @@ def read_lora(
         files.metadata,
         files.sha256,
         files.path,
-        (*notes_on_names(every_key, parsed, start), *reader.notes()),
+        (*notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
         start,
         encoded,
         {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
     )
+
+
+def _of_folder(key: LoraKey, path: Path) -> LoraKey:
+    """PEFT's adapter of one text encoder does not say of which, but the folder that it lies in does."""
+    if not key.clip or is_named(key.prefix) or SECOND not in (path.name, path.parent.name):
+        return key
+    name = f"{SECOND}.{key.layer.partition('.')[2]}"
+    return replace(key, pieces=((name, Place(name)),))
 
 
 class _Reader:
@@ -166,9 +176,10 @@ class _Reader:
         self.idle: set[str] = set()
         """Modules whose factors multiply to zero."""
 
-    def notes(self) -> list[str]:
-        """What was not applied of the scales that the file holds."""
-        asked = [origin for origin in self.alpha_from.values() if not origin.startswith("none")]
+    def notes(self, encoders: Container[str]) -> list[str]:
+        """What was not applied of the scales that the file holds for the network."""
+        of_network = [origin for layer, origin in self.alpha_from.items() if layer not in encoders]
+        asked = [origin for origin in of_network if not origin.startswith("none")]
         found = self.stored.notes(self.unscaled, len(asked))
         if self.idle and self.idle == self.scales.keys():
             found.append(

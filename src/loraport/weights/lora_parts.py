@@ -58,7 +58,7 @@ def part_names(keys: Sequence[LoraKey]) -> list[str]:
 
 
 def chosen_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
-    """The keys of one LoRA of a file, and those that belong to none (text encoders, other networks).
+    """The keys of one LoRA of a file, its text encoders', and those that belong to none (other networks).
 
     Raises MismatchError, with the names, where there are several and none is chosen; SettingsError for an unknown one.
     """
@@ -73,7 +73,7 @@ def chosen_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraK
     if not mine:
         held = _listed(names) if names else "one LoRA, of no parts; leave out --lora-part"
         raise SettingsError(f"{path} has no LoRA {name!r}: it holds {held}")
-    kept = [key for key in keys if key.text_encoder or _belongs(key, factors.get(key), mine, every)]
+    kept = [key for key in keys if _belongs(key, factors.get(key), mine, every)]
     return chosen_part(path, kept, None)
 
 
@@ -89,11 +89,11 @@ def _given_twice(factors: Mapping[LoraKey, LoraPart]) -> bool:
 
 
 def _belongs(key: LoraKey, of: LoraPart | None, mine: set[LoraPart], every: set[LoraPart]) -> bool:
-    """Whether a key is of the chosen parts, or of none: scales and biases may carry no adapter's name."""
+    """Whether a key is of the chosen parts, or of none: scales, biases, text encoders may carry no adapter's name."""
     if of is not None:
         return of in mine
     one, components = part_of(key), {part.component for part in mine}
-    alien = one.component in {part.component for part in every} - components
+    alien = not key.text_encoder and one.component in {part.component for part in every} - components
     return not alien and (not one.adapter or one.adapter in {part.adapter for part in mine})
 
 
@@ -102,8 +102,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def input_widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
-    """The widths of the layers' inputs."""
-    downs = [tensor.shape for key, tensor in tensors.items() if parse_key(key).part in ("A", "hada_w1_b")]
+    """The widths of the layers' inputs, text encoders left out."""
+    keys = [key for key in map(parse_key, tensors) if key.part in ("A", "hada_w1_b") and not key.text_encoder]
+    downs = [tensors[key.key].shape for key in keys]
     return frozenset(shape[1] for shape in downs if len(shape) > 1)
 
 

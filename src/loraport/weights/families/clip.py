@@ -101,6 +101,11 @@ def encoder_layer(prefix: str, module: str) -> str | None:
     return f"{encoder}.{pieces[0][0]}" if pieces else None
 
 
+def is_named(prefix: str) -> bool:
+    """Whether what stands before the layer says which encoder it is of; PEFT's adapter of one does not."""
+    return prefix.endswith(tuple(_PREFIXES))
+
+
 def encoder_of(layer: str) -> str:
     """The encoder of a canonical layer."""
     return layer.partition(".")[0]
