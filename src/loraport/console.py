@@ -244,10 +244,12 @@ def _summary(result: TransferResult) -> dict[str, str]:
         f"left alone {_middle(x.preserved for x in done)}",
         "subspaces": f"of source and target share {_middle(layer.overlap for layer in result.layers)} in the median, "
         f"unrelated ones would share {_middle(layer.overlap_random for layer in result.layers)}",
+        "rounding": f"to the written dtype changes an update by {_middle(x.rounding for x in done)} in the median",
         "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
     }
     absent = {
         "kept": result.kept_correction is None,
+        "rounding": not any(layer.rounding for layer in done),
         "clusters": all(layer.clusters is None for layer in done),
         "decisions": all(layer.restored is None for layer in done),
         "subspaces": all(layer.overlap is None for layer in result.layers),

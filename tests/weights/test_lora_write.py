@@ -307,8 +307,8 @@ def test_dense_differences(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
-    layers = {layer: update.scaled(1e6) for layer, update in lora.layers.items()}
-    with pytest.raises(SettingsError, match="does not fit"):
+    layers = {layer: update.scaled(1e12) for layer, update in lora.layers.items()}
+    with pytest.raises(SettingsError, match=r"holds values above 6.6e.04, the largest of torch.float16; write bf16"):
         write_lora(tmp_path / "out.safetensors", layers, lora, dtype=torch.float16)
     with pytest.raises(SettingsError, match="unknown format 'a1111'; known: same, comfy"):
         write_lora(tmp_path / "out.safetensors", lora.layers, lora, format="a1111")

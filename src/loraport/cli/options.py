@@ -153,7 +153,7 @@ Include = Annotated[
 ]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy layers that fit as they are.")]
 ForceDrift = Annotated[
-    bool, typer.Option("--force-drift", help="Transfer layers whose drift cannot be told from rounding, too.")
+    bool, typer.Option("--force-drift", help="Transfer layers whose drift is within twice what rounding makes, too.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(help="Seed of the randomised factorisation.")]

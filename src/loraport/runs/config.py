@@ -102,7 +102,7 @@ class TransferConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     force_drift: bool = False
-    """Work with drifts that cannot be told from rounding, too."""
+    """Work with drifts within twice what rounding makes, too."""
     pairing: str = "auto"
     """name; similarity; auto: similarity where the models have layers of the same roles, but not the same ones."""
     pair_min: float = 0.8

@@ -19,6 +19,7 @@ from loraport.runs.finish import TORCH_DTYPES, account, afterthoughts, all_layer
 from loraport.runs.journal import Journal
 from loraport.runs.layer import Bases, LayerTransfer, SharedLayer, read_weights
 from loraport.runs.plan import LayerJob
+from loraport.runs.precision import precision_notes, with_rounding
 from loraport.runs.prepare import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
 from loraport.runs.results import BatchResult, LayerResult, Progress, Silent, TransferResult
 from loraport.runs.stopwatch import peak_rss_bytes
@@ -205,7 +206,15 @@ def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
     return Run(
         ready,
         LayerTransfer(
-            config.recipe, config.rank, rank, config.as_diff, config.seed, ready.lora.sha256, config.part, config.dora
+            config.recipe,
+            config.rank,
+            rank,
+            config.as_diff,
+            config.seed,
+            ready.lora.sha256,
+            config.part,
+            config.dora,
+            TORCH_DTYPES[config.dtype],
         ),
         Journal(Path(config.output), run_identity(ready, bases.device), TORCH_DTYPES[config.dtype]),
         Path(config.output).name if several else "",
@@ -235,11 +244,12 @@ def _finish(run: Run, bases: Bases) -> TransferResult:
     """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
     start = time.perf_counter()
     ready, config = run.ready, run.ready.config
-    layers = all_layers(ready, run.results)
+    layers = with_rounding(ready, all_layers(ready, run.results), TORCH_DTYPES[config.dtype])
     written = write(ready, run.journal, layers)
     notes = [f"bases were not kept in the cache: {why}" for why in sorted(bases.not_kept)]
     notes += bases.cache.notes
     notes += afterthoughts(config, run.results.values())
+    notes += precision_notes(layers, config.dtype)
     own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start
     return TransferResult(
         output=config.output,

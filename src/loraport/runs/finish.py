@@ -125,8 +125,8 @@ def afterthoughts(config: TransferConfig, results: Iterable[LayerResult]) -> lis
     alone = [result for result in results if result.status == "copied"]
     if alone:
         notes.append(
-            f"{len(alone)} of {len(results)} layers were copied: their drift cannot be told from rounding "
-            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, of which rounding makes "
+            f"{len(alone)} of {len(results)} layers were copied: drift within twice what rounding makes counts as none "
+            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, where rounding makes "
             f"{_percent(alone[0].floor)}); --force-drift transfers them all the same"
         )
     ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from loraport.spectral.svd import (
     shortened,
 )
 from loraport.weights.cache import BasisCache, basis_key
+from loraport.weights.casting import fitted, rounding_loss
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.variants import LayerUpdate
 
@@ -204,22 +205,26 @@ class LayerTransfer:
     lora_sha256: str
     part: Part = "whole"
     dora: str = "effective"
+    dtype: torch.dtype = torch.float32
+    """What the factors will be written in."""
 
     def __call__(self, job: LayerJob, lora: LayerUpdate, shared: SharedLayer) -> tuple[LowRank | Tensor, LayerResult]:
         """The new update of one layer, factors or dense, and its row in the report.
 
         A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0. One whose
-        drift cannot be told from rounding counts as one without drift: its LoRA is copied, where the recipe would reuse
-        it then. The seconds of what several runs share are those of the run that came first.
+        drift is within twice what rounding makes counts as one without drift: its LoRA is copied, where the recipe
+        would reuse it then. The seconds of what several runs share are those of the run that came first.
         """
         start = time.perf_counter()
         source = self._given(job, lora, shared)
         if shared.is_rounding and self.recipe.reuses and self.part != "counter-drift":
-            return source.lora, left_alone(job, source.lora, shared)
+            same = fitted(source.lora, self.dtype)
+            return same, replace(left_alone(job, same, shared), rounding=rounding_loss(same, self.dtype))
         layer = shared.layer(self.recipe, source.lora)
         update = source.finished(self._update(shared, layer), shared.source, layer.drift)
         lost = source.lora.lost_energy
         written = self._write(update, job, lost) if update.reason is None else update.low_rank
+        written = fitted(written, self.dtype) if isinstance(written, LowRank) else written
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",
@@ -231,6 +236,7 @@ class LayerTransfer:
             target_hash=shared.target_hash,
             source_rounded=shared.source_rounded,
             seconds=time.perf_counter() - start,
+            rounding=rounding_loss(written, self.dtype),
             **_sizes(layer, shared, update, written, lost),
             kind=job.kind,
             **update.facts,
@@ -262,7 +268,7 @@ class LayerTransfer:
 
 
 def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult:
-    """The row of a layer whose drift cannot be told from rounding: the LoRA is copied, and the reason says why."""
+    """The row of a layer whose drift counts as rounding: the LoRA is copied, and the reason says why."""
     size = shared.weight_norm or 1.0
     drift, floor, own = (value / size for value in (shared.measured_drift, shared.floor, lora.norm()))
     return LayerResult(

@@ -37,6 +37,8 @@ class LayerResult:
     """Of D' and D_lora"""
     kept_energy: float | None = None
     kept_correction: float | None = None
+    rounding: float | None = None
+    """‖written − D'‖ / ‖D'‖: what rounding to the output's dtype alone changes of the layer"""
     k: int | None = None
     clusters: int | None = None
     largest_cluster: float | None = None

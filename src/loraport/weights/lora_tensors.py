@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraport.errors import SettingsError
 from loraport.spectral.svd import LowRank
+from loraport.weights.casting import cast, fitted
 from loraport.weights.dialects import Dialect
 
 
@@ -31,20 +31,13 @@ def layer_tensors(
 
     With another one, B holds what the scale alpha / rank takes away.
     """
+    if dialect.flat and alpha is not None and alpha != update.rank:
+        update = update.scaled(update.rank / alpha)
+    update = fitted(update, dtype)
     A = update.A.reshape(update.rank, -1, *kernel)
     B = update.B.reshape(-1, update.rank, *(1 for _ in kernel))
-    if dialect.flat and alpha is not None and alpha != update.rank:
-        B = B * (update.rank / alpha)
     down, up = dialect.pair
     tensors = {dialect.key(layer, down): cast(layer, A, dtype), dialect.key(layer, up): cast(layer, B, dtype)}
     if dialect.flat:
         tensors[dialect.key(layer, ".alpha")] = torch.tensor(float(alpha or update.rank))
     return tensors
-
-
-def cast(layer: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of the layer in a dtype. Raises SettingsError where a value does not fit."""
-    found = tensor.to(dtype).contiguous()
-    if not torch.isfinite(found).all():
-        raise SettingsError(f"the update of {layer} does not fit {dtype}; write bf16 or fp32")
-    return found

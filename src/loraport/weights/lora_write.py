@@ -22,6 +22,7 @@ from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
 from loraport.weights.alpha import BASE_MODEL, HEADER_FIELD
+from loraport.weights.casting import cast
 from loraport.weights.dialects import (
     KOHYA_PAIR,
     NO_NAME,
@@ -40,7 +41,7 @@ from loraport.weights.lora import Lora
 from loraport.weights.lora_encoders import written_encoders
 from loraport.weights.lora_extras import respelled
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
-from loraport.weights.lora_tensors import cast, layer_tensors, padded
+from loraport.weights.lora_tensors import layer_tensors, padded
 from loraport.weights.provenance import PREFIX
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
 
