@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from loraport.errors import SettingsError
 from loraport.runs import experts as module
@@ -30,13 +32,15 @@ MODELS = ("wan2.2-t2v-a14b", "wan2.2-t2v-a14b")
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Makes empty files in a folder of its own, where the test runs."""
+    """Makes files with a LoRA of one layer in a folder of its own, where the test runs."""
     monkeypatch.chdir(tmp_path)
+    layer = "diffusion_model.blocks.0.ffn.0.lora_"
+    content = save({f"{layer}A.weight": torch.ones(1, 2), f"{layer}B.weight": torch.ones(2, 1)})
 
     def make(*names):
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
+            (tmp_path / name).write_bytes(content)
 
     return make
 

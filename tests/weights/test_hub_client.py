@@ -52,3 +52,24 @@ def test_a_repository_that_is_not_there_is_one_message(hub, tmp_path):
     done = inspect("someone/else", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
     assert done.returncode == 2 and "someone/else" in done.stderr and "AttributeError" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("loraport:")]) == 1
+
+
+def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
+    """Nothing is downloaded for that; the message for one place that holds two says what works."""
+    root = tmp_path / "repos" / "someone" / "two"
+    for seed, inner in enumerate(("transformer", "transformer_2")):
+        tiny.write_diffusers(root, tiny.tiny_state(seed, blocks=1), inner=inner)
+    script = "from loraport.runs.experts import both; print(both('someone/two'), both('someone/two:transformer_2'))"
+    with HubServer(tmp_path / "repos") as server:
+        settings = {
+            **os.environ,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": server.address,
+            "HF_HUB_OFFLINE": "0",
+        }
+        done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=120)
+        refused = inspect("someone/two", tmp_path / "home", HF_ENDPOINT=server.address, HF_HUB_OFFLINE="0")
+        assert server.downloaded() == []
+    pair = ("someone/two:transformer", "someone/two:transformer_2")
+    assert done.stdout.strip() == f"{pair} {pair}" and done.stderr == ""
+    assert refused.returncode == 2 and "name one of: someone/two:transformer, " in refused.stderr

@@ -132,7 +132,8 @@ def _guess(given: str, pair: Places, at: int) -> str:
     if part := _parts(pair)[at]:
         return f"{part} of {name} is taken for the {EXPERTS[at]}"
     if pair[0] != pair[1]:
-        return f"{pair[at]} is taken for the {EXPERTS[at]}: it goes with {name} by its name"
+        why = f"it goes with {name} by its name" if given in pair else f"so its name says in {given}"
+        return f"{pair[at]} is taken for the {EXPERTS[at]}: {why}"
     said = "its name tells of none" if side_of(name) is None else "no file beside it has its name with the other word"
     return f"{name} serves both experts: {said}"
 

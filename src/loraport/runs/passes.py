@@ -37,8 +37,8 @@ def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
 def transfer_in_turn(passes: Sequence[Pass], *, progress: Progress | None = None) -> BatchResult:
     """`transfer_many` for several pairs of models in turn; nothing is begun where any of them is refused."""
     watcher = progress or Silent()
-    for one in passes if len(passes) > 1 else ():
-        check_outputs(prepare_many(one.configs))
+    if len(passes) > 1:  # an output of one may be an input of another
+        check_outputs([ready for one in passes for ready in prepare_many(one.configs)])
     for note in dict.fromkeys(note for one in passes for note in one.notes):
         watcher.note(note)
     return together([_done(one, watcher) for one in passes])

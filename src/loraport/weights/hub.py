@@ -56,18 +56,21 @@ def listing(where: str) -> tuple[str, ...] | None:
 
     None where nobody can be asked: no client, no network and no local copy, or no such repository.
     """
-    found: list[str] = []
-
-    def noted(files: list[str]) -> list[str]:
-        found.extend(files)
-        return []
-
     try:
         hub, repo, revision, _ = _parsed(where)
-        root = _snapshot(hub, repo, revision, where, noted)
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:
+            return tuple(hub.HfApi().list_repo_files(repo, revision=revision))
     except InputError:
         return None
-    return tuple(found) or tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    except Exception:  # the Hub's client raises its own, requests' or httpx's errors
+        pass
+    try:
+        root = _local_copy(hub, repo, revision)
+    except Exception:  # likewise: there is no copy
+        return None
+    return tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
 PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", "transformer/*", "vae/config.json")
