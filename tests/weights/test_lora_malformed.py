@@ -85,6 +85,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         MismatchError,
         "no shapes of LoRA factors",
     ),
+    "an empty full difference": (tensors() | {f"{K}.diff": torch.ones(0, 4)}, FileFormatError, "holds nothing"),
     "vector": (tensors(lora_A__weight=torch.ones(4)), MismatchError, "no shapes of LoRA factors"),
     "kernel of B": (
         tensors(lora_A__weight=torch.ones(2, 4, 3, 3), lora_B__weight=torch.ones(6, 2, 3, 3)),
@@ -126,6 +127,36 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
         one_layer(hada_w1_a=(6, 0), hada_w1_b=(0, 4), hada_w2_a=(6, 2), hada_w2_b=(2, 4)),
         FileFormatError,
         "rank 0",
+    ),
+    "LoKr, a vector": (one_layer(lokr_w1=(4,), lokr_w2=(6,)), MismatchError, "do not fit together"),
+    "LoKr, a number": (one_layer(lokr_w1=(), lokr_w2=(6, 4)), MismatchError, "do not fit together"),
+    "LoKr, a core of one dimension": (
+        one_layer(lokr_w1=(2, 2), lokr_w2_a=(2, 3), lokr_w2_b=(2, 2), lokr_t2=(2,)),
+        MismatchError,
+        "do not fit together",
+    ),
+    "a mid factor of one dimension": (tensors(lora_mid__weight=torch.ones(2)), MismatchError, "do not fit together"),
+    "LoKr of a layer that no model has": (
+        one_layer(lokr_w1=(300, 300), lokr_w2=(300, 300)),
+        FileFormatError,
+        "no model has: 90000 × 90000; 268435456 numbers are the most",
+    ),
+    "LoHa of a layer that no model has": (
+        one_layer(hada_w1_a=(30_000, 1), hada_w1_b=(1, 30_000), hada_w2_a=(30_000, 1), hada_w2_b=(1, 30_000)),
+        FileFormatError,
+        "no model has: 30000 × 30000",
+    ),
+    "a core that makes gigabytes": (
+        one_layer(
+            hada_w1_a=(30_000, 1),
+            hada_w1_b=(1, 30_000),
+            hada_t1=(30_000, 1),
+            hada_w2_a=(1, 1),
+            hada_w2_b=(1, 1),
+            hada_t2=(1, 1),
+        ),
+        FileFormatError,
+        "its core and factor make 900000000 numbers",
     ),
     "half of LoKr": (one_layer(lokr_w2=(2, 2)), MismatchError, rf"'{Q}\.lokr_w1_a' is missing"),
     "half a factor of LoKr": (
@@ -193,7 +224,7 @@ def test_contents_that_are_refused(
     path = tmp_path / "bad.safetensors"
     save_file(content, path)
     with pytest.raises(error, match=message) as raised:
-        read_lora(path)
+        read_lora(path, diffs=message == "holds nothing")
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 

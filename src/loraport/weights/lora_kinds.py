@@ -18,6 +18,11 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.dialects import LOHA, LOKR, MAGNITUDES, LoraKey
 from loraport.weights.variants import Dora, Product, Residual
 
+LARGEST_LAYER = 2**28
+"""Numbers in a layer that LoHa or LoKr announce, 1 GB in float32; the largest real ones have a quarter of that."""
+LARGEST_CORE = 2**26
+"""Numbers in a core times its factor, which real files have under a million of."""
+
 Parts = Mapping[str, Tensor]
 
 
@@ -33,7 +38,8 @@ class Assembled:
 def assemble(parts: Parts, keys: Mapping[str, LoraKey], where: str) -> Assembled:
     """B·A, (B₁·A₁) ∘ (B₂·A₂) or (B₁·A₁) ⊗ (B₂·A₂) from the tensors of a layer, by the names of their parts.
 
-    Raises MismatchError, naming a key, where a tensor is missing or the shapes do not fit; FileFormatError for rank 0.
+    Raises MismatchError, naming a key, where a tensor is missing or the shapes do not fit; FileFormatError for rank 0,
+    and for sizes that no layer has, before anything of that size is made.
     """
     kinds = {kind for part in parts if (kind := _kind(part))}
     some = f"{where}: {next(iter(keys.values())).key!r}"
@@ -48,7 +54,9 @@ def assemble(parts: Parts, keys: Mapping[str, LoraKey], where: str) -> Assembled
         if "hada_w1_a" in parts:
             return _loha(parts)
         return _lokr(parts) if kinds == {"LoKr"} else _lora(parts)
-    except (RuntimeError, ValueError) as error:
+    except OverflowError as error:
+        raise FileFormatError(f"{some} belongs to a layer of a size that no model has: {error}") from error
+    except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(
             f"{key.key.rpartition(key.module)[2]} {list(parts[part].shape)}" for part, key in keys.items()
         )
@@ -153,6 +161,7 @@ def _loha(parts: Parts) -> Assembled:
     product = Product("LoHa", *halves)
     if halves[0].shape != halves[1].shape:
         raise ValueError("shapes differ")
+    _check_size(product.shape)
     return Assembled(product, kernel, parts["hada_w1_b"].shape[0])
 
 
@@ -165,13 +174,23 @@ def _lokr(parts: Parts) -> Assembled:
         whole = parts.get(f"lokr_w{number}")
         a, b, t = (parts.get(f"lokr_{part}") for part in (f"w{number}_a", f"w{number}_b", f"t{number}"))
         if whole is not None:
+            if whole.dim() < 2:
+                raise ValueError("no matrix")
             kernel = tuple(whole.shape[2:]) or kernel
             sides.append(_unit_factored(whole.flatten(1)))
         else:
             kernel = kernel if t is None else tuple(t.shape[2:])
             sides.append(_factored(a, b, t))
             ranks.append(sides[-1].rank)
-    return Assembled(Product("LoKr", *sides), kernel, ranks[-1] if ranks else None)
+    product = Product("LoKr", *sides)
+    _check_size(product.shape)
+    return Assembled(product, kernel, ranks[-1] if ranks else None)
+
+
+def _check_size(shape: tuple[int, int]) -> None:
+    """Raises OverflowError for a layer that no model has."""
+    if prod(shape) > LARGEST_LAYER:
+        raise OverflowError(f"{shape[0]} × {shape[1]}; {LARGEST_LAYER} numbers are the most that is read")
 
 
 def _factored(a: Tensor | None, b: Tensor | None, core: Tensor | None) -> LowRank:
@@ -184,7 +203,12 @@ def _factored(a: Tensor | None, b: Tensor | None, core: Tensor | None) -> LowRan
 
 
 def _core(core: Tensor, down: Tensor) -> Tensor:
-    """Σ_j t[i, j, …]·down[j, n] as a matrix [i, n·kernel]."""
+    """Σ_j t[i, j, …]·down[j, n] as a matrix [i, n·kernel]. Raises OverflowError where that is too large."""
+    if core.dim() < 2 or core.shape[1] != down.shape[0]:
+        raise ValueError("ranks differ")
+    size = core.numel() // core.shape[1] * down.shape[1]
+    if size > LARGEST_CORE:
+        raise OverflowError(f"its core and factor make {size} numbers; {LARGEST_CORE} are the most that is read")
     return torch.tensordot(core, down, dims=([1], [0])).movedim(-1, 1).flatten(1)
 
 
