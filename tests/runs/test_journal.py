@@ -190,11 +190,14 @@ def test_a_refusal_before_any_layer_leaves_no_folder(family):
     assert not (family.folder / "out.safetensors.partial").exists()
 
 
-def test_a_name_that_leaves_no_room_for_an_ending_is_cut(family):
-    name = "ü" * 121 + ".safetensors"  # 254 bytes
-    result = transfer(family.config(name))
-    assert Path(result.output).name == name
-    assert not [entry for entry in os.listdir(family.folder) if "partial" in entry]
+@pytest.mark.parametrize(("letters", "refused"), [(116, False), (117, True)])
+def test_a_name_that_leaves_no_room_for_endings_is_refused(family, letters, refused):
+    name = "ü" * letters + ".safetensors"  # 244 and 246 bytes
+    if refused:
+        with pytest.raises(OutputError, match="more than 244 bytes"):
+            transfer(family.config(name))
+    else:
+        assert Path(transfer(family.config(name)).output).name == name
 
 
 @pytest.mark.parametrize("windows", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from loraport.errors import OutputError
 from loraport.weights import replacing
 from loraport.weights.ownership import HOST_DIGEST
-from loraport.weights.replacing import TEMPORARY, beside, new_file, new_folder, write_whole
+from loraport.weights.replacing import TEMPORARY, new_file, new_folder, write_whole
 
 DEAD = 4_000_000
 
@@ -63,15 +63,6 @@ def test_every_legal_name_can_be_written(tmp_path, length):
     write_whole(path, b"one")
     write_whole(path, b"two")
     assert path.read_bytes() == b"two" and os.listdir(tmp_path) == [path.name]
-    assert len(os.fsencode(beside(path, ".partial").name)) <= 255
-
-
-def test_names_that_are_cut_stay_different():
-    from pathlib import Path
-
-    long = [Path("a" * 250 + letter) for letter in "xy"]
-    assert len({beside(path, ".partial").name for path in long}) == 2
-    assert beside(Path("short"), ".partial").name == "short.partial"
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,12 @@ def analyze(
     need("matplotlib", extra="report")
     from loraport import console
     from loraport.reports.analysis_page import folder_of, summary, write_analysis
+    from loraport.runs.accelerator import target_places
     from loraport.runs.analyze import analyze as run
     from loraport.runs.bench import AnalyzeConfig
     from loraport.runs.config import casa_settings
     from loraport.runs.sweep import Grid
+    from loraport.weights.inputs_kept import check_apart
 
     flags = {
         "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,
@@ -86,6 +88,7 @@ def analyze(
         cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
+    check_apart(output, (lora, source, *target_places(target), cache_folder(cache, no_cache)))
     folder_of(output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)

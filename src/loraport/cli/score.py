@@ -107,8 +107,11 @@ def calibrate(
     """Fit an adapter to the target by passes on random noise: gains, then readout, kept only where they surely help."""
     from loraport import console
     from loraport.effect.scoring import CalibrationRequest, run_calibration
+    from loraport.runs.accelerator import target_places
+    from loraport.weights.inputs_kept import check_apart
 
     refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
+    check_apart(output, (known_place(source), *target_places(known_place(target))))
     pair = open_pair(source, target, sampling, device)
     request = CalibrationRequest(
         known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,

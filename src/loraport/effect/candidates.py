@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from loraport.plain_json import json_text
 from loraport.runs.additions import with_strength
 from loraport.runs.finish import TORCH_DTYPES
 from loraport.spectral.svd import LowRank
+from loraport.weights.inputs_kept import check_apart
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.weights.variants import LayerUpdate, Product, kind_of
@@ -74,14 +75,13 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
     return updates, notes
 
 
-def check_place(output: str, lora: Lora, format: str) -> None:
-    """Refuse, before any pass, an output that could not be written afterwards. Raises OutputError."""
+def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | None]) -> None:
+    """Refuse, before any pass, an output that could not be written afterwards, or is an input. Raises OutputError."""
     path = Path(output)
     check_form(path, output_dialect(lora, format).folder)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; make it first")
-    if path.exists() and path.samefile(lora.path):
-        raise OutputError(f"{path} is the LoRA that is read; give the result another name")
+    check_apart(path, (lora.path, *inputs))
 
 
 def write_calibrated(

@@ -18,6 +18,7 @@ from loraport.effect.targets import EndEffect
 from loraport.effect.waiting import waiting_room
 from loraport.errors import SettingsError
 from loraport.plain_json import json_text
+from loraport.runs.accelerator import target_places
 from loraport.runs.config import TransferConfig
 from loraport.runs.results import BatchResult, TransferResult
 from loraport.spectral.svd import LowRank
@@ -87,7 +88,8 @@ def _checked(configs: Sequence[TransferConfig], output: str, pair: Pair) -> tupl
     if configs[0].as_diff:
         raise SettingsError("the guard scores LoRAs; leave out --as diff")
     lora, adapter, _ = read_adapter(configs[0].lora, pair)
-    check_place(output, lora, configs[0].format)
+    first = configs[0]
+    check_place(output, lora, first.format, (first.lora, first.source, *target_places(first.target), first.cache))
     return lora, adapter
 
 

@@ -111,7 +111,7 @@ def run_calibration(
     start, more = (adapter, ()) if request.start is None else read_candidate(request.start, adapter, pair)
     if request.dtype not in TORCH_DTYPES:
         raise unknown_name("dtype", request.dtype, TORCH_DTYPES)
-    check_place(request.output, lora, request.format)
+    check_place(request.output, lora, request.format, (request.start, request.cache))
     planned = calibration_passes(pair, start, settings)
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:

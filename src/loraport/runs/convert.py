@@ -25,6 +25,7 @@ from loraport.spectral.svd import LowRank, factorize_energy, shortened
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.describe import layer_lines
 from loraport.weights.families import WAN
+from loraport.weights.inputs_kept import check_apart
 from loraport.weights.kohya import filled, missing_layers, outside_layers
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_encoders import guessed_prefix
@@ -118,7 +119,7 @@ def convert(
     if not kept and not respelled(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora, nameless)}")
     chosen = dtype or own_dtype(lora)
-    _check_output(Path(output), lora, dialect.folder)
+    _check_output(Path(output), lora, dialect.folder, source)
     layers = plain_layers(lora, source, rule)
     model = None if source is None else open_model(source)
     lora = replace(lora, kernels=written_kernels(lora, kept, model, flat=dialect.flat))
@@ -212,11 +213,9 @@ def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
     return "since it holds full differences and no factors; use comfy or kohya, or make factors of them with --rank 64"
 
 
-def _check_output(output: Path, lora: Lora, folder: bool) -> None:
+def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) -> None:
     check_form(output, folder)
-    inputs = (lora.path, lora.path.parent) if folder else (lora.path,)
-    if output.exists() and any(output.samefile(one) for one in inputs):
-        raise SettingsError(f"{output} is the input itself; give the result another name")
+    check_apart(output, (lora.path, source))
 
 
 def _provenance(lora: Lora) -> dict[str, str]:

@@ -22,7 +22,7 @@ from loraport.errors import FileFormatError, LoraportError, OutputError
 from loraport.runs.results import LayerResult
 from loraport.spectral.svd import LowRank
 from loraport.weights.ownership import Lock
-from loraport.weights.replacing import TEMPORARY, beside
+from loraport.weights.replacing import TEMPORARY
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_safetensors
 
@@ -41,7 +41,7 @@ class Partial:
         Raises OutputError where the folder is there and holds what no run wrote.
         """
         self.output = output
-        self.folder = beside(output, ".partial")
+        self.folder = output.with_name(f"{output.name}.partial")
         self.run = hashlib.sha256(run.encode()).hexdigest()
         self.waits = False
         """Whether the finished layers stay for the next start after a good end too."""

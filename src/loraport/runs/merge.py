@@ -94,11 +94,9 @@ def merge(
     if not loras:
         raise SettingsError("there is no LoRA to merge; give at least one")
     model = with_encoders(open_model(model_place, part=part))
-    check_place(Path(output), model)
+    check_place(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
     parts = [_ingredient(text, model, lora_part) for text in loras]
-    for one in parts:
-        if Path(output).exists() and Path(output).samefile(one.lora.path):
-            raise SettingsError(f"{output} is an input of this run; give the result another name")
+    check_place(Path(output), model, [one.lora.path for one in parts])
     found: dict[str, list[Addition]] = {}
     for one in parts:
         for name, some in one.adds.by_parameter.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import loraport
-from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
+from loraport.errors import LoraportError, MismatchError, SettingsError
 from loraport.runs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.runs.batch import counter_drift_place
 from loraport.runs.config import TransferConfig
@@ -23,6 +23,7 @@ from loraport.runs.presets import open_model
 from loraport.runs.whole_weights import as_differences, carried_note
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
+from loraport.weights.inputs_kept import check_apart
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import check_form, output_dialect, without_name
 from loraport.weights.provenance import accumulated_loss
@@ -169,20 +170,19 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
     loras = list(dict.fromkeys(ready.config.lora for ready in batch))
     for ready in batch:
         with _naming(ready.config.lora, len(loras) > 1):
-            _check_output(ready.config, ready.lora, loras)
+            _check_output(ready, loras)
 
 
-def _check_output(config: TransferConfig, lora: Lora, loras: Sequence[str]) -> None:
-    output = Path(config.output)
+def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
+    config, lora, output = ready.config, ready.lora, Path(ready.config.output)
     dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
     check_form(output, not config.as_diff and dialect.folder)
     nameless = without_name(lora, dialect)
     if nameless and len(nameless) == len(lora.layers):
         layer, reason = next(iter(nameless.items()))
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
-    for model in (*loras, config.source, *target_places(config.target)):
-        if output.exists() and Path(model).exists() and output.samefile(model):
-            raise OutputError(f"{output} is an input of this run; give the result another name")
+    named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
+    check_apart(output, (*named, *ready.source.paths, *ready.target.paths))
 
 
 def run_identity(ready: Prepared, device: torch.device) -> str:

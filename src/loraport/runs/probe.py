@@ -158,8 +158,9 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
             f"{target.where} is stored as {', '.join(target.quantized)}, in which a probe cannot be written; probe "
             "its bf16, fp16 or fp32 file"
         )
-    check_place(Path(config.output), target)
     lora = None if config.lora is None else read_lora(config.lora)
+    others = (config.source, *source.paths, config.lora, None if lora is None else lora.path, config.cache)
+    check_place(Path(config.output), target, others)
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))

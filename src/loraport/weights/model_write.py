@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from loraport.errors import FileFormatError, OutputError, SettingsError
+from loraport.errors import FileFormatError, OutputError
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.families import Piece
 from loraport.weights.fused import assembled
+from loraport.weights.inputs_kept import check_apart
 from loraport.weights.places import INDEX, SAFETENSORS, indexes_beside, read_index
 from loraport.weights.safetensors_files import DTYPES, StoredTensor, read_safetensors
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
@@ -33,11 +34,12 @@ def is_folder(model: Checkpoint) -> bool:
     return len(model.paths) > 1 or not model.where.endswith(model.paths[0].name)
 
 
-def check_place(output: Path, model: Checkpoint) -> None:
-    """Raises OutputError or SettingsError, before any work, for a place that the model could not be written to."""
-    inputs = (model.paths[0].parent,) if is_folder(model) else model.paths
-    if output.exists() and any(output.samefile(path) for path in inputs):
-        raise SettingsError(f"{output} is the model itself; give the result another name")
+def check_place(output: Path, model: Checkpoint, others: Iterable[Path | str | None] = ()) -> None:
+    """Raises OutputError, before any work, for a place that the model could not be written to.
+
+    That is, too, where it would replace the model or one of the `others` that the result is made of.
+    """
+    check_apart(output, (model.where, *model.paths, *((model.paths[0].parent,) if is_folder(model) else ()), *others))
     if is_folder(model):
         if output.is_file() or output.suffix in SAFETENSORS:
             raise OutputError(f"{model.where} is a folder, and so is the result: name a folder, not {output}")

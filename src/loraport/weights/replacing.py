@@ -7,7 +7,6 @@ process lives. The next writer in that folder removes what belongs to nobody any
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -26,8 +25,6 @@ from loraport.weights.ownership import HOST_DIGEST, is_running, try_lock
 TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 """The name of what is not finished."""
 _DAY = 86400
-_LONGEST = 255
-"""Bytes of a name that file systems take."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _making = threading.Lock()
 """A name is made and locked at once, as the other threads that look for dead ones see it."""
@@ -37,16 +34,6 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
     """A file, whole or not at all; one that was there is replaced. Raises OutputError where it cannot be written."""
     with new_file(path, private=private) as file:
         file.write(content)
-
-
-def beside(path: Path, ending: str) -> Path:
-    """`NAME.ending` in the same folder; a name that would become too long is cut, and told apart by its hash."""
-    name = f"{path.name}{ending}"
-    if len(os.fsencode(name)) > _LONGEST:
-        digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-        name = os.fsdecode(os.fsencode(path.name)[:64]).encode("ascii", "replace").decode().replace("?", "-") + digest
-        name += ending
-    return path.with_name(name)
 
 
 @contextmanager
