@@ -202,8 +202,8 @@ def test_wrong_usage_writes_nothing(lora, tmp_path):
         ("same", "o.safetensors", None, SettingsError, "known: comfy, diffusers, peft, kohya"),
         ("comfy", "o.safetensors", "fp8", SettingsError, "known: fp32, bf16, fp16"),
         ("comfy", "o.pt", None, OutputError, "no .safetensors ending"),
-        ("comfy", "in/lora.safetensors", None, SettingsError, "is the input itself"),
-        ("peft", "in", None, SettingsError, "is the input itself"),
+        ("comfy", "in/lora.safetensors", None, OutputError, "an input of this run"),
+        ("peft", "in", None, OutputError, "an input of this run"),
         ("tencent", "o.safetensors", None, SettingsError, "HunyuanVideo-1.5's own code, but this LoRA is of wan"),
     ):
         with pytest.raises((InputError, OutputError), match=message) as refusal:

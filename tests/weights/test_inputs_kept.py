@@ -60,7 +60,7 @@ def commands(family: Family, peft: str) -> dict:
             ProbeConfig(family.target, family.source, family.source, KeepDominant(clusters="drift"))
         ),
         "probe onto the other model": lambda: probe(
-            ProbeConfig(family.source, family.source, f"{family.target}/x.safetensors", KeepDominant())
+            ProbeConfig(family.target, family.source, f"{family.target}/x.safetensors", KeepDominant())
         ),
         "transfer onto the target's file": lambda: transfer(
             family.config(output=f"{family.target}/new.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -125,7 +126,7 @@ def _idle(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
     if config.transfer_diffs and not any(key.endswith(".diff") for keys in lora.keys.values() for key in keys):
         found.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
     beside = counter_drift_place(config.output)
-    if config.part == "whole" and beside.exists():
+    if config.part == "whole" and os.path.exists(beside):
         found.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
     return found
 

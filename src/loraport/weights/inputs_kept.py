@@ -8,8 +8,8 @@ from pathlib import Path
 
 from loraport.errors import OutputError
 
-LONGEST = 244
-"""Bytes of a name that leave room for `.candidates`, the longest ending beside a result that is made (of 255)."""
+LONGEST = 240
+"""Bytes of a name that leave room (of 255) for the longest ending that a name beside it gets, `-counter-drift`."""
 
 
 def check_apart(output: Path | str, inputs: Iterable[Path | str | None]) -> None:
