@@ -116,7 +116,11 @@ def test_a_network_of_its_own_is_carried_through_and_listed(posed: str, models: 
     assert all(torch.equal(written[key], value) for key, value in POSE.items()) and not done.lost
     assert any("2 whole weights that neither model has are carried" in note for note in done.warnings)
     assert "dwpose_embedding.0.bias" in " ".join(done.warnings) and done.keys["copied"] == 2
-    for to in ("diffusers", "kohya", "comfy"):
+    refused = convert(posed, "diffusers", str(tmp_path / "d.safetensors"))
+    assert refused.lost and [key for key, _ in refused.keys["dropped"]] == sorted(POSE)
+    assert not any("carried through" in note for note in refused.notes)
+    assert "diffusers refuses the file" in refused.keys["dropped"][0][1]
+    for to in ("kohya", "comfy"):
         told = convert(posed, to, str(tmp_path / f"{to}.safetensors"))
         assert POSE.keys() <= load_file(tmp_path / f"{to}.safetensors").keys() and not told.lost
         assert any("whole weights that are of no layer that is known" in note for note in told.notes)

@@ -60,6 +60,11 @@ GOLDEN: dict[str, str] = {
     "g11": "887005f4d04a17ba",
     "g10": "98d21fe3a5d10b81",
     "krea": "38b2e731616dd4b1",
+    "diffsynth": "78a768e3ccbcfe43",
+    "net": "550c1936ad2385a0",
+    "compiled": "e53727cb1a138e72",
+    "in no list": "24da03f3baa77713",
+    "in no list, flat": "d3f9aa002b6daf82",
 }
 
 

@@ -135,7 +135,7 @@ def convert(
     notes = (
         *lora.notes,
         *([_GUESSED_PREFIX] if guessed_prefix(lora, dialect) else []),
-        *carried_note(lora),
+        *carried_note(lora, dialect, "are of no layer that is known"),
         *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),
         *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),

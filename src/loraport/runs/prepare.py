@@ -106,7 +106,8 @@ def _paired(
     plan = make_plan(
         lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
     )
-    told = (*carried_note(lora, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
+    dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
+    told = (*carried_note(lora, dialect, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
     plan = replace(plan, warnings=(*plan.warnings, *told))
     plan = replace(plan, warnings=(*plan.warnings, *_idle(config, lora, plan)))
     if pairing is not None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from loraport.errors import MismatchError, SettingsError
 from loraport.runs.additions import check_finite, misfit
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.dialects import WHOLE, LoraKey
+from loraport.weights.dialects import WHOLE, Dialect, LoraKey
 from loraport.weights.lora import Lora
+from loraport.weights.lora_extras import respelled
 
 ENDINGS = {".weight": ".diff", ".bias": ".diff_b"}
 """The parameter -> the ending of a difference to it."""
@@ -73,9 +74,10 @@ def check_without_base(lora: Lora) -> None:
         )
 
 
-def carried_note(lora: Lora, where: str = "are of no layer that is known") -> tuple[str, ...]:
-    """What is said of whole weights that are carried through as they are; `where` says why they are."""
-    names = sorted({key.key for key in whole_weights(lora)})
+def carried_note(lora: Lora, dialect: Dialect, where: str) -> tuple[str, ...]:
+    """What is said of whole weights that a dialect carries through as they are; `where` says why they are."""
+    kept, _ = respelled(lora, dialect, lora.layers)
+    names = sorted(key.key for key in whole_weights(lora) if key.key in kept)
     if not names:
         return ()
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

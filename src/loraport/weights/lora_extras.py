@@ -14,8 +14,8 @@ from loraport.weights.names import is_known
 def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(key -> key in the output, [(key, reason)]) of a LoRA's extras; `layers` are those written with factors.
 
-    Everything keeps its key where the dialect is the input's own, whole weights everywhere. Factors of text encoders
-    are not here, but in `lora_encoders`.
+    Everything keeps its key where the dialect is the input's own, whole weights wherever a loader bears them.
+    Factors of text encoders are not here, but in `lora_encoders`.
     """
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
@@ -27,6 +27,7 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
         reason = why_not(parsed, like, dialect) if parsed.text_encoder else ""
         own = dialect is like.dialect or (dialect == like.dialect and not parsed.bare)
         whole = parsed.part in WHOLE and not parsed.text_encoder
+        reason = reason or (_REFUSED_WHOLE if whole and not own and dialect.prefix in _STRICT else "")
         if reason or own or whole or (parsed.text_encoder and not parsed.clip):
             new = key
         elif parsed.clip:
@@ -42,6 +43,11 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
         else:
             kept[key] = new
     return kept, lost
+
+
+_STRICT = ("transformer.", "unet.")
+"""What stands before the keys that diffusers' pipelines read, which raise for a file with a key without `lora`."""
+_REFUSED_WHOLE = "a whole weight, beside which diffusers refuses the file"
 
 
 def _lost_place(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
