@@ -92,7 +92,7 @@ UNET = {
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0": (
         "input_blocks.4.1.transformer_blocks.0.attn2.to_out.0"
     ),
-    "down_blocks.1.attentions.0.proj_in": "input_blocks.4.1.proj_in",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v": "input_blocks.4.1.transformer_blocks.0.attn2.to_v",
     "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
     "up_blocks.1.attentions.2.transformer_blocks.0.ff.net.2": "output_blocks.5.1.transformer_blocks.0.ff.net.2",
 }

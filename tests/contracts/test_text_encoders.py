@@ -29,10 +29,9 @@ def clip(kind):
     return kind(transformers.CLIPTextConfig(vocab_size=20, max_position_embeddings=8, **sizes))
 
 
-@pytest.fixture(scope="module", params=PARTS)
-def family(request):
-    """(its name, a fresh pipeline of it)."""
-    large = request.param == "sdxl"
+def pipeline(name):
+    """A fresh pipeline of one family."""
+    large = name == "sdxl"
     both = dict(vae=None, tokenizer=None, text_encoder=clip(transformers.CLIPTextModel))
     both["scheduler"] = diffusers.EulerDiscreteScheduler(steps_offset=1)
     if large:
@@ -42,7 +41,13 @@ def family(request):
         pipe = diffusers.StableDiffusionPipeline(
             unet=unet(4), safety_checker=None, feature_extractor=None, requires_safety_checker=False, **both
         )
-    return request.param, pipe
+    return pipe
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def family(request):
+    """(its name, a fresh pipeline of it)."""
+    return request.param, pipeline(request.param)
 
 
 def added_by_diffusers(name, pipe, path):

@@ -7,9 +7,7 @@ from math import prod
 
 from loraport.errors import MismatchError
 from loraport.weights.checkpoint import Checkpoint
-from loraport.weights.families import FAMILIES
-from loraport.weights.families.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15
-from loraport.weights.kernels import Kernel, kernel_in
+from loraport.weights.kernels import Kernel, kernel_in, named_kernel
 from loraport.weights.lora import Lora
 from loraport.weights.variants import kind_of
 
@@ -34,7 +32,7 @@ def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Ker
                 f"{' × '.join(map(str, shape))}; give the model that this LoRA was trained on"
             )
         return kernel_in(told, shape[2:])
-    named = _named_kernel(layer, lora, flat)
+    named = named_kernel(layer, lora, flat)
     if named is not None:
         kernel = kernel_in(told, named)
         if update.shape[1] % prod(kernel):
@@ -49,19 +47,3 @@ def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Ker
             "convolution, and its name is in no table; name the model it was trained on: --source"
         )
     return told or ()
-
-
-def _named_kernel(layer: str, lora: Lora, flat: bool) -> Kernel | None:
-    """What the family's table says; None for a layer that it does not have."""
-    family = FAMILIES.get(lora.dialect.family or "")
-    if family is None or family.place(layer, family.canonical) is None:
-        return None
-    if family is SD15 and layer.endswith(PROJECTIONS) and not flat and _text_width(lora) == LINEAR_PROJECTIONS:
-        return ()
-    return family.kernel(layer)
-
-
-def _text_width(lora: Lora) -> int | None:
-    """The width of the text that a U-Net looks at, as any layer tells it."""
-    keys = (update.shape[1] for name, update in lora.layers.items() if name.endswith((".attn2.to_k", ".attn2.to_v")))
-    return next(keys, None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from loraport.weights.alpha import HEADER_FIELD
 from loraport.weights.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
+from loraport.weights.kernels import named_kernel, same_kernel
 from loraport.weights.kohya import is_complete
 from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME
@@ -53,6 +54,14 @@ class Facts:
 
     None of them, where names of wrappers stand in a key.
     """
+    names: tuple[str, ...] = ()
+    """Every key of the file."""
+    misshapen: tuple[str, ...] = ()
+    """Layers whose factors are not of the dimensions that their modules have, though of as many numbers."""
+    mid: bool = False
+    """Whether some layer has a factor between A and B."""
+    single_widths: Mapping[str, int] = field(default_factory=dict)
+    """Single blocks' layers that hold four -> the width of their input."""
 
 
 def facts_of(lora: Lora) -> Facts | None:
@@ -84,7 +93,29 @@ def facts_of(lora: Lora) -> Facts | None:
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
         frozenset(key.ending for key in extras),
         {layer: _spellings(some, lora.dialect.family) for layer, some in spelled.items()},
+        _names(lora),
+        tuple(_misshapen(lora)),
+        any(key.part == "lora_mid" for some in keys.values() for key in some),
+        {
+            key.module: lora.layers[layer].shape[1]
+            for layer, some in keys.items()
+            for key in some
+            if any(place.span > 1 for _, place in key.pieces)
+        },
     )
+
+
+def _names(lora: Lora) -> tuple[str, ...]:
+    read = {key for keys in (*lora.keys.values(), *lora.encoder_keys.values()) for key in keys}
+    return tuple(sorted({*read, *lora.extras, *(key for key, _ in lora.dropped)}))
+
+
+def _misshapen(lora: Lora) -> Iterator[str]:
+    """Flat factors of convolutions, and factors with a kernel of ones for linear layers."""
+    for layer in lora.layers:
+        named, told = named_kernel(layer, lora), lora.kernels.get(layer, ())
+        if named is not None and named != told and (not told or same_kernel(named, told)):
+            yield layer
 
 
 def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:

@@ -8,8 +8,9 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-from loraport.weights.dialects import KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
+from loraport.weights.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
 from loraport.weights.families import FAMILIES
+from loraport.weights.loader_diffusers import hunyuan, kohya, musubi, own, own_of_wan, wan
 from loraport.weights.loader_facts import Facts, Spelling
 from loraport.weights.loaders import Loader, Verdict, verdict
 
@@ -55,7 +56,8 @@ _WAN: tuple[Loader, ...] = (
         "diffusers",
         pairs=_OF_DIFFUSERS,
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
-        refuses_alpha=True,
+        converter=own_of_wan,
+        strict=True,
         header=True,
         extras=frozenset({".diff_b", ".lora_B.bias"}),
         mixed_ranks=_MIXED,
@@ -63,13 +65,26 @@ _WAN: tuple[Loader, ...] = (
     Loader(
         "diffusers",
         _WAN_PIPELINE,
-        _of("wan", ("diffusion_model.", "original"), ("lora_unet_", "original")),
+        _of("wan", ("diffusion_model.", "original")),
         "diffusers",
         pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DOTTED_PAIR}),
         header=True,
-        extras=frozenset({".diff_b", ".lora_B.bias"}),
+        extras=frozenset({*ADDITIONS, PARAMETER_DIFF}),  # the converter tells which of them it takes
+        mixed_ranks=_MIXED,
+        strict=True,
+        converter=wan,
+    ),
+    Loader(
+        "diffusers",
+        _WAN_PIPELINE,
+        _of("wan", ("lora_unet_", "original")),
+        "diffusers",
+        pairs=DOWN_UP,
+        header=True,
         mixed_ranks=_MIXED,
         complete_kohya=True,
+        strict=True,
+        converter=musubi,
     ),
     Loader(
         "musubi-tuner",
@@ -135,6 +150,7 @@ _HUNYUAN: tuple[Loader, ...] = (
         f"{_DIFFUSERS}, HunyuanVideo15Transformer3DModel.load_lora_adapter, run on a tiny model",
         _of("hunyuanvideo-1.5", ("transformer.", "diffusers")),
         "diffusers",
+        strict=True,
         pairs=_OF_DIFFUSERS,
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
         alphas=frozenset(),
@@ -148,6 +164,7 @@ _HUNYUAN: tuple[Loader, ...] = (
         "github.com/Tencent-Hunyuan/HunyuanVideo-1.5, generate.py and requirements.txt (60783e7)",
         _of("hunyuanvideo-1.5", ("", "original")),
         "tencent",
+        strict=True,
         pairs=_OF_DIFFUSERS,
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
         alphas=frozenset(),
@@ -194,10 +211,22 @@ _HUNYUAN_1: tuple[Loader, ...] = (
         "diffusers",
         pairs=_OF_DIFFUSERS,
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
-        refuses_alpha=True,
         header=True,
         extras=frozenset({".lora_B.bias"}),
         mixed_ranks=_MIXED,
+        strict=True,
+        converter=own,
+    ),
+    Loader(
+        "diffusers",
+        f"{_DIFFUSERS}, HunyuanVideoPipeline.load_lora_weights, run on tiny models",
+        _of("hunyuanvideo", *((prefix, "original") for prefix in ("transformer.", "diffusion_model.", ""))),
+        "diffusers",
+        pairs=frozenset({PEFT_PAIR}),
+        header=True,
+        mixed_ranks=_MIXED,
+        strict=True,
+        converter=hunyuan,
     ),
     Loader(
         "musubi-tuner",
@@ -238,7 +267,8 @@ _UNETS: tuple[Loader, ...] = (
         "diffusers",
         pairs=frozenset({*_OF_DIFFUSERS, PROCESSOR_PAIR}),
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
-        refuses_alpha=True,
+        converter=own,
+        strict=True,
         header=True,
         extras=frozenset({".lora_B.bias"}),
         mixed_ranks=_MIXED,
@@ -249,6 +279,9 @@ _UNETS: tuple[Loader, ...] = (
         _of("sdxl", ("lora_unet_", "original")),
         "diffusers",
         pairs=DOWN_UP,
+        kinds=frozenset({"LoRA", "DoRA"}),
+        strict=True,
+        converter=kohya,
     ),
     Loader(
         "diffusers",
@@ -256,6 +289,9 @@ _UNETS: tuple[Loader, ...] = (
         _of("sd1.5 sdxl", ("lora_unet_", "diffusers")),
         "diffusers",
         pairs=DOWN_UP,
+        kinds=frozenset({"LoRA", "DoRA"}),
+        strict=True,
+        converter=kohya,
         inside=(*_BLOCKS, "conv_", "time_embedding."),
     ),
     Loader(
@@ -264,6 +300,7 @@ _UNETS: tuple[Loader, ...] = (
         _of("sd1.5", ("lora_unet_", "diffusers"))
         | _of("sdxl", ("lora_unet_", "original"), ("lora_unet_", "diffusers")),
         "kohya",
+        strict=True,
         pairs=DOWN_UP,
         inside=_BLOCKS,
     ),
@@ -279,6 +316,7 @@ LOADERS: tuple[Loader, ...] = (
         "huggingface/peft 0.21, PeftModel.from_pretrained, run on tiny models",
         _of(" ".join(FAMILIES), ("base_model.model.", "any")),
         "peft",
+        strict=True,
         pairs=frozenset({PEFT_PAIR}),
         kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA of PEFT", "PiSSA", "OLoRA"}),
         alphas=frozenset(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraport.weights.dialects import ADDITIONS, PAIRS, PARAMETER_DIFF, Pair
+from loraport.weights.loader_diffusers import Converter
 from loraport.weights.loader_facts import Facts, Spelling
 
 Takes = Literal["yes", "partly", "no"]
@@ -46,10 +47,12 @@ class Loader:
     """How the canonical names begin that it has adapters for; empty where it has them for all."""
     processors: bool = False
     """Whether keys of attention must be those of diffusers' old processors (`attn1.processor.to_q`)."""
-    refuses_alpha: bool = False
-    """Whether scales beside the factors make it raise an error."""
     complete_kohya: bool = False
     """Whether a kohya file must have every layer of every block, with its alpha, and no other."""
+    strict: bool = False
+    """Whether factors of other dimensions than the module's, or one between A and B, make it raise an error."""
+    converter: Converter | None = None
+    """What it makes of the keys of a file before it loads them."""
     folder: bool = False
     more: tuple[str, ...] = ()
     """What a user should know besides."""
@@ -101,8 +104,12 @@ def _refusals(loader: Loader, facts: Facts) -> list[str]:
         found.append("it reads factors only, and this file has none")
     if loader.needs_alpha and facts.without_alpha:
         found.append(f"it needs an alpha for every layer, and {facts.without_alpha} have none")
-    if facts.alphas and loader.refuses_alpha:
-        found.append(f"it refuses .alpha beside keys behind {facts.prefix}")
+    if loader.strict and facts.misshapen:
+        found.append(f"factors of other dimensions than the module's are refused: {facts.misshapen[0]}")
+    if loader.strict and facts.mid:
+        found.append("a factor between A and B (lora_mid) is refused")
+    if loader.converter is not None:
+        found += loader.converter(facts)[0]
     if loader.processors and not facts.processor and len(_attention(facts)) == len(facts.layers):
         found.append(_PROCESSORS)
     return found
@@ -133,6 +140,8 @@ def _losses(loader: Loader, facts: Facts) -> list[str]:
         found.append(_PROCESSORS)
     if facts.convolutions and not loader.convolutions:
         found.append("convolutions are left out")
+    if loader.converter is not None:
+        found += loader.converter(facts)[1]
     if lost := sorted(
         part for part in facts.extras if part in (*ADDITIONS, PARAMETER_DIFF) and part not in loader.extras
     ):
