@@ -92,6 +92,8 @@ def refuse_codes(
     factors under a layer's name are no codes: that such a file is no model is said elsewhere.
     """
     for name, tensor in stored.items():
+        if found and found[0].is_bare(name, found[1]):
+            continue  # ComfyUI calls the weight of some norms `scale`
         layers, leaf = layers_of(name, found)
         layer = name.removesuffix(f".{leaf}")
         if layers and leaf not in ("weight", "bias") and f"{layer}.weight" not in known and not _of_lora(name):

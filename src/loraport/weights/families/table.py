@@ -141,6 +141,10 @@ class Family:
         place = self.place(layer, naming)
         return None if place is None else place.named(f"{place.name}.{leaf}")
 
+    def is_bare(self, name: str, naming: Naming) -> bool:
+        """Whether a stored parameter is in the table by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
+        return bool(_look_up(name, self._stored(naming, False, bare=True), False))
+
     def kernel(self, canonical: str) -> tuple[int, ...]:
         """The kernel of a layer in this table, as its name tells it; () for a linear layer."""
         return next((kernel for ending, kernel in self.kernels if f".{canonical}".endswith(f".{ending}")), ())
