@@ -17,6 +17,7 @@ from loraport.printable import printable, raw_stream
 if TYPE_CHECKING:
     from loraport.runs.plan import Plan
     from loraport.runs.results import BatchResult, LayerResult, TransferResult
+    from loraport.weights.hub import Download
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -155,6 +156,25 @@ def print_plans(plans: Mapping[str, Plan], *, json: bool) -> None:
         if len(plans) > 1:
             print(f"{output}:")
         _print_plan(plan)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**7 else f"{count / 1e6:.2f} MB"
+
+
+def print_downloads(missing: Sequence[Download], *, json: bool) -> None:
+    """What would be fetched, in place of a plan that needs it."""
+    total = sum(one.bytes for one in missing)
+    if json:
+        rows = [{"model": one.where, "files": len(one.files), "bytes": one.bytes} for one in missing]
+        print_facts({"downloads": rows, "bytes": total}, json=True)
+        return
+    for one in missing:
+        print(f"would download {one.where}: {_size(one.bytes)}, {len(one.files)} files")
+    print(
+        "nothing was downloaded or written; a plan needs the models' headers: run without --dry-run to fetch "
+        f"{_size(total)} at most (of shards with an index only those that the LoRA touches), or give local files"
+    )
 
 
 def _plan_rows(plan: Plan) -> dict[str, Any]:

@@ -73,3 +73,18 @@ def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
     pair = ("someone/two:transformer", "someone/two:transformer_2")
     assert done.stdout.strip() == f"{pair} {pair}" and done.stderr == ""
     assert refused.returncode == 2 and "name one of: someone/two:transformer, " in refused.stderr
+
+
+def test_a_dry_run_says_what_it_would_download_and_does_not(hub, tmp_path):
+    local = tiny.write_original(tmp_path / "target.safetensors", tiny.tiny_state(1))
+    lora = tiny.write_lora(tmp_path / "l.safetensors", tiny.lora_factors(tiny.tiny_state(0)))
+    command = [sys.executable, "-m", "loraport", "transfer", str(lora), "--source", "someone/wan-tiny"]
+    command += ["--target", str(local), "-o", str(tmp_path / "o.safetensors"), "--dry-run", "--json"]
+    settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(done.stdout)["downloads"]
+    network = list((tmp_path / "repos/someone/wan-tiny/transformer").iterdir())
+    index = tmp_path / "repos/someone/wan-tiny/model_index.json"
+    assert row["bytes"] == sum(path.stat().st_size for path in (*network, index) if path.is_file())
+    assert not [name for name in hub.downloaded() if "safetensors" in name]

@@ -67,6 +67,7 @@ from loraport.cli.pairs import known_place
 if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
     from loraport.runs.passes import Pass
+    from loraport.weights.hub import Download
 
 app = typer.Typer()
 
@@ -205,6 +206,9 @@ def _run(
     from loraport import console
     from loraport.runs.passes import prepare_passes, transfer_in_turn
 
+    if dry_run and (missing := _downloads(passes)):
+        console.print_downloads(missing, json=json)
+        return
     if dry_run:
         plans = {ready.config.output: ready.plan for runs in prepare_passes(passes) for ready in runs}
         console.print_plans(plans, json=json)
@@ -217,6 +221,17 @@ def _run(
         write_transfer_page(batch, page)
     console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if batch.lost else 0)
+
+
+def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
+    """What of the models would have to be fetched before a plan can be made."""
+    from loraport.runs.accelerator import SOURCE, split_target
+    from loraport.runs.presets import downloads
+
+    configs = [config for one in passes for config in one.configs]
+    targets = [split_target(config.target) for config in configs]
+    models = [pair[0] if pair else config.target for pair, config in zip(targets, configs, strict=True)]
+    return downloads(model for model in (*(config.source for config in configs), *models) if model != SOURCE)
 
 
 def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:

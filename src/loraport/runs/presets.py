@@ -8,13 +8,15 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loraport.errors import SettingsError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
+from loraport.weights.hub import Download, looks_like_hub_id, to_download
+from loraport.weights.shards import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,16 @@ def place(text: str) -> str:
 def is_local(text: str) -> bool:
     """Whether a model lies here, so that reading more of it downloads nothing."""
     return Path(place(text)).exists()
+
+
+def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
+    """What opening models would fetch from the Hub: those that lie here, or in the cache, or on no Hub are left out."""
+    found = []
+    for where in dict.fromkeys(place(text) for text in texts):
+        if not Path(where).expanduser().exists() and looks_like_hub_id(where):
+            one = to_download(where)
+            found += [one] if one is not None and any(name.lower().endswith(WEIGHTS) for name in one.files) else []
+    return tuple(found)
 
 
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:

@@ -9,6 +9,7 @@ import fnmatch
 import glob
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,36 @@ def fetch(where: str, needed: Needed | None = None) -> Path:
     if not (root / inside).exists():
         raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
     return root / inside
+
+
+@dataclass(frozen=True)
+class Download:
+    """What opening a model would fetch: those of its files that are not in the cache."""
+
+    where: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+def to_download(where: str) -> Download | None:
+    """What of a model on the Hub is not here yet, all its shards counted; None where that cannot be asked, or offline.
+
+    Only the repository's listing is read. Raises InputError where it holds no model, or several and none is named.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        tree = hub.HfApi().list_repo_tree(repo, recursive=True, revision=revision)
+        sizes = {file.path: file.size for file in tree if getattr(file, "size", None) is not None}
+    except Exception:  # as in _snapshot: the client raises many kinds, and fetching says what is wrong
+        return None
+    wanted = [name for name in _wanted(list(sizes), repo, inside, where) if name in sizes]
+    here = {name for name in wanted if isinstance(hub.try_to_load_from_cache(repo, name, revision=revision), str)}
+    files = tuple(name for name in wanted if name not in here)
+    return Download(where, files, sum(sizes[name] for name in files))
 
 
 def listing(where: str) -> tuple[str, ...] | None:
