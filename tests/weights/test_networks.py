@@ -75,6 +75,17 @@ def test_of_several_networks_the_usual_one_is_taken_and_said(tmp_path, kind, tak
         assert torch.equal(other.tensor(KEY), OTHER[KEY]) and describe(str(path))["part"] == model.part
 
 
+def test_of_a_pickle_the_tables_that_are_networks_count(tmp_path):
+    state = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}
+    content = {"optim": state, "critic_head": {"w": torch.ones(2)}, "weights": {"inner": STATE}, "epoch": 3}
+    torch.save(content, tmp_path / "one.pt")
+    model = open_checkpoint(tmp_path / "one.pt")
+    assert (model.part, model.notes) == ("weights.inner", ()) and set(model) == set(STATE)
+    torch.save({"generator": OTHER, "generator_ema": STATE, "critic": {"w": torch.ones(2)}}, tmp_path / "two.pt")
+    [note] = open_checkpoint(tmp_path / "two.pt").notes
+    assert "generator_ema is taken, and not generator (" in note
+
+
 def test_of_networks_of_unusual_names_one_has_to_be_chosen(tmp_path):
     path = written(tmp_path / "m.safetensors", behind("student.", STATE), behind("teacher.", OTHER))
     with pytest.raises(InputError, match=r"m\.safetensors: .*several parts .*give one of them: student, teacher"):

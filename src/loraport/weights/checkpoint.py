@@ -20,7 +20,7 @@ from loraport.weights.families import Family, Naming, Piece, Place
 from loraport.weights.fused import view
 from loraport.weights.model_files import ModelFiles, read_files
 from loraport.weights.names import detect_naming, without_wrappers
-from loraport.weights.networks import Network, find_network
+from loraport.weights.networks import Network, are_of_network, find_network
 from loraport.weights.places import Needed, files_of
 from loraport.weights.quantized import as_of_another_network, decoded, layers_of, refuse_codes
 from loraport.weights.rounding import expected_error, narrowest, rounding_error
@@ -222,7 +222,7 @@ def _opened(where: str, place: Path, part: str | None, needed: Needed | None) ->
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
     files = files_of(place, inner, needed)
     part = part if inner is None else None
-    read = read_files(files.paths, part, needed is not None)
+    read = read_files(files.paths, part, needed is not None, are_of_network)
     return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
 
 
@@ -294,15 +294,18 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     return Checkpoint(
         where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
         files.digest, tensors | beside, family, places, frozenset(beside),
-        (*files.notes, *_of_parts(first, network), *own.notes),
+        (*files.notes, *_of_parts(files, network), *own.notes),
     )  # fmt: skip
 
 
-def _of_parts(path: Path, network: Network) -> Iterator[str]:
+def _of_parts(files: ModelFiles, network: Network) -> Iterator[str]:
     """Which of several networks in a file was taken."""
-    if network.others:
-        others = ", ".join(network.others)
-        yield f"{path} holds several networks: {network.part} is taken, and not {others} (--source-part, --target-part)"
+    for taken, left in ((files.part, files.left), (network.part, network.others)):
+        if left:
+            yield (
+                f"{files.paths[0]} holds several networks: {taken or 'the one at its top'} is taken, and not "
+                f"{', '.join(name or 'the one at its top' for name in left)} (--source-part, --target-part)"
+            )
 
 
 def _canonical(

@@ -26,6 +26,8 @@ class ModelFiles:
     digest: str
     part: str | None = None
     """The entry of a pickle that was taken."""
+    left: tuple[str, ...] = ()
+    """The entries that could have been taken instead."""
     absent: tuple[str, ...] = ()
     """Keys that an index lists, in shards that were not asked for."""
     notes: tuple[str, ...] = ()
@@ -43,10 +45,11 @@ def read_files(
     kinds = {path: _kind(path) for path in paths}
     tensors: dict[str, StoredTensor] = {}
     headers, lines, notes = [], [], []
-    taken = None
+    taken: str | None = None
+    left: tuple[str, ...] = ()
     for path, kind in kinds.items():
         if kind in PICKLES:
-            found, taken = read_pickle(path, part, wanted)
+            found, taken, left = read_pickle(path, part, wanted)
             lines += [f"{key} {one.dtype} {one.shape}" for key, one in found.items()] + [str(path.stat().st_size)]
         elif kind == GGUF:
             found, digest = read_gguf(path, len(paths))
@@ -64,7 +67,7 @@ def read_files(
         tensors |= found
     absent = _absent(paths, tensors, some) if some or len(paths) > 1 else ()
     digest = lines[0] if len(lines) == 1 and kinds[paths[0]] == GGUF else _digest(lines)
-    return ModelFiles(paths, tensors, tuple(headers), digest, taken, absent, tuple(notes))
+    return ModelFiles(paths, tensors, tuple(headers), digest, taken, left, absent, tuple(notes))
 
 
 def _kind(path: Path) -> str:

@@ -89,6 +89,12 @@ def find_network(keys: Iterable[str], part: str | None = None) -> Network:
     return Network(names, chosen, tuple(beside), labels[0] if several else None, tuple(labels[1:]))
 
 
+def are_of_network(keys: Iterable[str]) -> bool:
+    """Whether keys are mostly those of a network of a known family."""
+    known = [_start_of(without_wrappers(key)) is not None for key in keys]
+    return bool(known) and 2 * sum(known) >= len(known)
+
+
 def _starts(bare: dict[str, str]) -> dict[str, _Start]:
     """What stands before names that a table has -> the keys behind it; the shortest that leaves such a name."""
     found: dict[str, _Start] = {}

@@ -30,8 +30,8 @@ _DEEPEST_PART = 3
 
 def read_pickle(
     path: Path, part: str | None, wanted: Callable[[Iterable[str]], bool] | None = None
-) -> tuple[dict[str, StoredTensor], str | None]:
-    """The tensors of one part of a pickle, and the name of that part (None where the file itself is the table).
+) -> tuple[dict[str, StoredTensor], str | None, tuple[str, ...]]:
+    """The tensors of one part of a pickle, its name (None where the file itself is the table), and the parts left.
 
     `part` names the entry to take (`model.state_dict` one inside another); otherwise the best of PARTS is, or the only
     one. `wanted` tells by the keys which parts are meant, where some are. Data stays in the mapped file until read.
@@ -44,7 +44,7 @@ def read_pickle(
         raise FileFormatError(
             f"{path} holds a {type(content).__name__}, not a table of tensors; save its state_dict instead"
         )
-    table, part = _part_of(path, content, part, wanted)
+    table, part, left = _part_of(path, content, part, wanted)
     tensors = {str(key): value for key, value in dict.items(table) if isinstance(value, Tensor)}
     for key, value in tensors.items():
         check_name(path, key)
@@ -57,7 +57,7 @@ def read_pickle(
         key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value, path, identity))
         for key, value in tensors.items()
     }
-    return stored, part
+    return stored, part, left
 
 
 def _check_plain(path: Path, key: str, value: Tensor) -> None:
@@ -119,25 +119,25 @@ def _first_line(error: Exception) -> str:
 
 def _part_of(
     path: Path, content: dict[Any, Any], part: str | None, wanted: Callable[[Iterable[str]], bool] | None
-) -> tuple[dict[Any, Any], str | None]:
+) -> tuple[dict[Any, Any], str | None, tuple[str, ...]]:
     tables = _tables(content)
     if part is not None:
         if part not in tables and _is_table(content) and any(f".{part}." in f".{key}" for key in content):
-            return content, None  # a part by what stands before the keys
+            return content, None, ()  # a part by what stands before the keys
         if part not in tables:
             known = ", ".join(filter(None, tables)) or "none: the file itself is the table of tensors"
             raise InputError(f"{path} has no part {part!r}; its parts: {known}")
-        return tables[part], part
+        return tables[part], part, ()
     if wanted is not None:
         tables = {name: table for name, table in tables.items() if wanted(map(str, table))} or tables
     names = [name for name in tables if not name.startswith(_NO_PARTS)]
     for usual in PARTS:
         if found := [name for name in names if usual in name.split(".")]:
-            return tables[found[0]], found[0]
+            return tables[found[0]], found[0], tuple(name for name in names if name != found[0])
     if "" in tables:
-        return tables[""], None
+        return tables[""], None, tuple(filter(None, names))
     if len(names) == 1:
-        return tables[names[0]], names[0]
+        return tables[names[0]], names[0], ()
     if names:
         raise InputError(f"{path} has several parts and none with a usual name; give one of them: {', '.join(names)}")
     raise FileFormatError(f"{path} is not a table of tensors; save the network's state_dict instead")
