@@ -80,9 +80,9 @@ def test_idle_options_of_probes_are_refused(family, words):
     assert isinstance(done.exception, SettingsError) and f"{words[-2]} would do nothing" in str(done.exception)
 
 
-def test_a_lora_has_no_part_to_inspect(family):
+def test_a_part_of_a_model_is_not_looked_for_in_a_lora(family):
     done = CliRunner().invoke(app, ["inspect", family.lora, "--part", "generator"])
-    assert isinstance(done.exception, SettingsError) and "leave out --part" in str(done.exception)
+    assert isinstance(done.exception, LoraportError) and "is a LoRA, where a model" in str(done.exception)
 
 
 def test_settings_for_what_the_lora_does_not_hold_are_remarked_on(family):

@@ -39,8 +39,6 @@ def describe(
         model = open_checkpoint(place, part=part)
         _tell(each, tensor_lines(model))
         return describe_model(model)
-    if part is not None:
-        raise SettingsError(f"{place} is a LoRA, which has no parts; leave out --part")
     try:
         lora = read_lora(place, dense=True, part=lora_part)
         _tell(each, layer_lines(lora))
