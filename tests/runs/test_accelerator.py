@@ -175,3 +175,11 @@ def test_wrong_targets_are_one_message(family, accelerator):
 def test_the_accelerator_is_not_overwritten(family, accelerator):
     with pytest.raises(OutputError, match="is an input of this run"):
         transfer(family.config("fast.safetensors", target=f"source+{accelerator}"))
+
+
+def test_several_accelerators_are_refused_with_the_way_to_have_them(tmp_path: Path) -> None:
+    places = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for place in places:
+        place.touch()
+    with pytest.raises(SettingsError, match=r"names 2 accelerators, and one is taken: .*loraport merge MODEL"):
+        split_target(f"source+{places[0]}*0.5+{places[1]}")

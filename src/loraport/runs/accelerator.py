@@ -168,7 +168,8 @@ def open_target(
 def split_target(text: str) -> tuple[str, str] | None:
     """(MODEL, ACCELERATOR[*STRENGTH]); None where it is one place: without a plus sign, or a path that exists.
 
-    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty.
+    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and for
+    several accelerators.
     """
     if "+" not in text or Path(text).expanduser().exists():
         return None
@@ -180,6 +181,12 @@ def split_target(text: str) -> tuple[str, str] | None:
     chosen = (both or known or cuts)[0]
     if not all(chosen):
         raise SettingsError(f"{text!r} lacks a half: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
+    beside = [with_strength(one)[0] for one in chosen[1].split("+")]
+    if not both and len(beside) > 1 and all(map(_exists, beside)):
+        raise SettingsError(
+            f"{text!r} names {len(beside)} accelerators, and one is taken: add them to the model and give that as the "
+            f"target (loraport merge MODEL {' '.join(beside)} -o OUT); the result is then loaded beside them all"
+        )
     return chosen
 
 
