@@ -168,8 +168,8 @@ def open_target(
 def split_target(text: str) -> tuple[str, str] | None:
     """(MODEL, ACCELERATOR[*STRENGTH]); None where it is one place: without a plus sign, or a path that exists.
 
-    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and for
-    several accelerators.
+    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and
+    for several accelerators.
     """
     if "+" not in text or Path(text).expanduser().exists():
         return None
@@ -178,16 +178,22 @@ def split_target(text: str) -> tuple[str, str] | None:
         cut for cut in cuts if cut[0] == SOURCE or cut[0] in PRESETS or _exists(cut[0]) or looks_like_hub_id(cut[0])
     ]
     both = [cut for cut in known if _exists(cut[1]) or _exists(cut[1].rpartition("*")[0])]
+    _refuse_several(text)
     chosen = (both or known or cuts)[0]
     if not all(chosen):
         raise SettingsError(f"{text!r} lacks a half: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
-    beside = [with_strength(one)[0] for one in chosen[1].split("+")]
-    if not both and len(beside) > 1 and all(map(_exists, beside)):
+    return chosen
+
+
+def _refuse_several(text: str) -> None:
+    """Raises SettingsError for a target that names more than one accelerator, all of them there."""
+    model, *beside = text.split("+")
+    places = [with_strength(one)[0] for one in beside]
+    if len(places) > 1 and (model == SOURCE or model in PRESETS or _exists(model)) and all(map(_exists, places)):
         raise SettingsError(
-            f"{text!r} names {len(beside)} accelerators, and one is taken: add them to the model and give that as the "
+            f"{text!r} names {len(places)} accelerators, and one is taken: add them to the model and give that as the "
             f"target (loraport merge MODEL {' '.join(beside)} -o OUT); the result is then loaded beside them all"
         )
-    return chosen
 
 
 def target_places(text: str) -> tuple[str, ...]:
