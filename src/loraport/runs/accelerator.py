@@ -188,7 +188,7 @@ def split_target(text: str) -> tuple[str, str] | None:
 def _refuse_several(text: str) -> None:
     """Raises SettingsError for a target that names more than one accelerator, all of them there."""
     model, *beside = text.split("+")
-    places = [with_strength(one)[0] for one in beside]
+    places = [one if _exists(one) else one.rpartition("*")[0] for one in beside]
     if len(places) > 1 and (model == SOURCE or model in PRESETS or _exists(model)) and all(map(_exists, places)):
         raise SettingsError(
             f"{text!r} names {len(places)} accelerators, and one is taken: add them to the model and give that as the "
