@@ -129,10 +129,11 @@ def test_odd_fields_do_no_harm(metadata: dict[str, str]) -> None:
 def test_pefts_base_model_has_its_place_until_a_transfer(tmp_path: Path) -> None:
     name = "base_model.model.blocks.0.attn1.to_q"
     pair = {f"{name}.lora_A.weight": torch.ones(2, 24), f"{name}.lora_B.weight": torch.ones(24, 2)}
-    save_file(pair, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "in").mkdir()
+    save_file(pair, tmp_path / "in" / "adapter_model.safetensors")
     fields = {"r": 2, "lora_alpha": 2, "base_model_name_or_path": "Wan-AI/Wan2.1-T2V-14B"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
-    convert(str(tmp_path), "peft", str(tmp_path / "again"))
+    (tmp_path / "in" / "adapter_config.json").write_text(json.dumps(fields))
+    convert(str(tmp_path / "in"), "peft", str(tmp_path / "again"))
     written = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "Wan-AI/Wan2.1-T2V-14B"
     assert in_ten_lines(describe(str(tmp_path / "again")))["trained on"] == "Wan-AI/Wan2.1-T2V-14B"
