@@ -235,24 +235,25 @@ def test_bad_input_is_one_clear_message_and_exit_2_and_nothing_written(run, fami
     assert message in err and "Traceback" not in err and "ran code" not in err
     assert len([line for line in err.strip().splitlines() if line.startswith("loraport: ")]) == 1
     left = {path.name for path in set(family.folder.iterdir()) - before}
-    assert not {name for name in left if "out.safetensors" in name}
+    assert not {name for name in left if "out.safetensors" in name and not name.endswith(".partial")}
+    assert ("out.safetensors.partial" in left) is (name == "nan in a weight"), "the other layers are kept"
 
 
 def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
     from loraport.weights import saving
 
-    real = saving.write_safetensors
+    real = saving._write
 
-    def full(path, tensors, metadata):
-        if "out.safetensors" in path.name:
-            path.write_bytes(b"half")
+    def full(file, tensors, metadata):
+        if len(tensors) > 2:  # the result, not a layer
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        real(path, tensors, metadata)
+        real(file, tensors, metadata)
 
-    monkeypatch.setattr(saving, "write_safetensors", full)
+    monkeypatch.setattr(saving, "_write", full)
     code, _, err = run(*arguments(family))
-    assert code == 2 and "No space left on device" in err
-    assert not (family.folder / "out.safetensors").exists() and not list(family.folder.glob(".out*"))
+    assert code == 2 and "No space left on device" in err and "20 finished layers wait in" in err
+    assert not (family.folder / "out.safetensors").exists() and not list(family.folder.glob(".*.part"))
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_the_work(run, family):

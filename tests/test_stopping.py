@@ -11,7 +11,7 @@ import time
 import pytest
 
 from loraport import cli
-from loraport.cli.stopping import in_one_sentence
+from loraport.cli.stopping import in_one_sentence, listening
 from tests.runs.models import make_family
 
 
@@ -36,12 +36,11 @@ def test_workers_of_the_lab_are_ended_with_it_and_say_nothing(tmp_path):
     """Ctrl-C in a terminal goes to all processes of the group."""
     program = (
         "import sys, time\n"
-        "from loraport.cli.stopping import Stopped, listen\n"
+        "from loraport.cli.stopping import Stopped, listening\n"
         "from loraport.lab.workers import workers\n"
         "if __name__ == '__main__':\n"
-        "    listen()\n"
         "    try:\n"
-        "        with workers(2) as submit:\n"
+        "        with listening(), workers(2) as submit:\n"
         "            waiting = [submit(time.sleep, 60) for _ in range(4)]\n"
         "            print('ready', flush=True)\n"
         "            waiting[0].result()\n"
@@ -75,7 +74,6 @@ def test_what_the_machine_refuses_is_one_sentence_and_exit_2(monkeypatch, capsys
         raise error
 
     monkeypatch.setattr(cli, "app", refused)
-    monkeypatch.setattr(cli, "listen", lambda: None)  # the tests keep their own Ctrl-C
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr().err
@@ -85,17 +83,21 @@ def test_what_the_machine_refuses_is_one_sentence_and_exit_2(monkeypatch, capsys
 
 def test_a_fault_of_ours_is_still_one(monkeypatch, capsys):
     monkeypatch.setattr(cli, "app", lambda: 1 / 0)
-    monkeypatch.setattr(cli, "listen", lambda: None)
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 1 and "this is a fault of the program" in capsys.readouterr().err
 
 
-def test_signals_are_left_to_whoever_else_has_them():
-    """In a thread, and where they are ignored, as by nohup."""
-    from loraport.cli.stopping import listen
-
+def test_signals_are_left_to_whoever_had_them():
+    """Inside a thread, and after the command."""
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=listen)
+    seen = []
+
+    def inside():
+        with listening():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=inside)
     thread.start(), thread.join()
-    assert signal.getsignal(signal.SIGTERM) is before
+    inside()
+    assert seen[0] is before and seen[1] is not before and signal.getsignal(signal.SIGTERM) is before

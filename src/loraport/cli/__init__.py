@@ -10,7 +10,7 @@ import typer
 
 from loraport import __version__
 from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
-from loraport.cli.stopping import Stopped, in_one_sentence, listen
+from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
 from loraport.printable import protect
 
@@ -44,10 +44,10 @@ def main() -> NoReturn:
 
     Stopped by a signal, it leaves with 128 and the signal's number: 130 after Ctrl-C, 143 after a plain kill.
     """
-    listen()
     protect()
     try:
-        app()
+        with listening():
+            app()
     except LoraportError as error:
         leave(2, str(error))
     except OSError as error:  # the machine says no: a closed folder, no such drive, a full table of files

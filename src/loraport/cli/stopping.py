@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 KEPT = "nothing half-written is left; the same command goes on from what is finished, or begins again"
@@ -18,13 +20,21 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {signal.Signals(number).name}; {KEPT}")
 
 
-def listen() -> None:
-    """Turn the first SIGINT or SIGTERM into Stopped; the next one ends the program at once."""
+@contextmanager
+def listening() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM inside into Stopped; the next one ends the program at once."""
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
