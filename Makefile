@@ -9,7 +9,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(PY) -m pip
 # Small matrices: with one thread per process, two processes do not fight for two cores.
 TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2
 
-.PHONY: help setup demo test check format lint types docs docs-check family bench clean
+.PHONY: help setup demo test fuzz check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -33,7 +33,10 @@ demo: setup  ## Transfer a LoRA inside the embedded family and write a page: dem
 test: setup  ## The whole test suite
 	@$(TEST)
 
-check: setup lint types docs-check test  ## What CI runs: format, lint, types, docs, tests
+fuzz: setup  ## Attack every reader and the command line; make fuzz CASES=10000 SEED=7 for an hour by hand
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --seed $(or $(SEED),0)
+
+check: setup lint types docs-check test fuzz  ## What CI runs: format, lint, types, docs, tests, a minute of attacks
 
 lint: setup
 	@$(PY) -m ruff format --check .

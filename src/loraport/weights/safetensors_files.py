@@ -196,6 +196,11 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
         raise FileFormatError(f"{path}: the header cannot be read ({error}); download the file again") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the header is not a table of tensors; download the file again")
+    for key in header:
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which no text and no file of ours can hold
+            raise FileFormatError(f"{path}: the key {key!r} is no valid text; download the file again") from error
     return header
 
 

@@ -88,7 +88,8 @@ def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str
             "data_offsets": [position, end],
         }
         position = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # A name that is no valid text (a file whose name is not UTF-8) is kept as far as it can be read.
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
     raw += b" " * (-len(raw) % 8)
     file.write(len(raw).to_bytes(8, "little") + raw)
     for key in order:
