@@ -240,7 +240,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "metadata of numbers": (_file(safetensors_bytes({"__metadata__": {"n": 1}})), "not a table of strings"),
     "no tensors": (_file(safetensors_bytes({})), "holds no tensors"),
     "key that is no text": (_file(safetensors_bytes(b'{"a\\ud800": {}}')), r"the key 'a\\ud800' is no valid text"),
-    "too many dimensions": (_entry(shape=[1] * 65, data_offsets=[0, 4]), "'a.weight' has 65 dimensions; more than 64 are not read"),
+    "too many dimensions": (
+        _entry(shape=[1] * 65, data_offsets=[0, 4]),
+        "'a.weight' has 65 dimensions; more than 64 are not read",
+    ),
     "negative shape": (_entry(shape=[-2, -2]), "'a.weight' has an impossible shape"),
     "fractional shape": (_entry(shape=[2.0, 2]), "'a.weight' has an impossible shape"),
     "offsets backwards": (_entry(data_offsets=[16, 0]), "'a.weight' has an impossible shape or place"),
