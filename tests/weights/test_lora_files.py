@@ -82,9 +82,10 @@ def test_of_several_loras_in_a_pickle_one_has_to_be_named(tmp_path: Path) -> Non
 
 
 def test_a_pickled_lora_is_written_as_safetensors(tmp_path: Path) -> None:
-    written = write(CASES["g3"], tmp_path)
-    torch.save(tensors_of(written), tmp_path / "adapter_model.bin")
-    convert(str(tmp_path), "peft", str(tmp_path / "new"))
+    (tmp_path / "in").mkdir()
+    written = write(CASES["g3"], tmp_path / "in")
+    torch.save(tensors_of(written), tmp_path / "in" / "adapter_model.bin")
+    convert(str(tmp_path / "in"), "peft", str(tmp_path / "new"))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
