@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from loraport.weights.families import FAMILIES, Naming, Piece, Place, flattened
 from loraport.weights.families.clip import encoder_layer, encoder_prefix
@@ -180,6 +181,8 @@ class LoraKey:
         return self.dialect.flat and self.dialect.naming is None
 
 
+# Reading a file and describing it ask for the same keys several times over.
+@lru_cache(maxsize=1 << 16)
 def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
     """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name.
 

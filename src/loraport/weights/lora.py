@@ -128,8 +128,8 @@ def read_lora(
         {layer: make() for layer, make in some.items()} if keep else OnDemand(files.paths, some)
         for some in (single, of_encoders)
     )
-    gone = {key for key, _ in dropped}
-    extras = reader.extras([key for key in parsed if key.key not in taken | gone])
+    done = taken.union(key for key, _ in dropped)
+    extras = reader.extras([key for key in parsed if key.key not in done])
     return Lora(
         layers,
         apart(reader.kernels),
