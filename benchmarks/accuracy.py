@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy [--size 1.3b] [--shape square]
 
 `own basis`: the reference has the float64 singular basis of the weight. `same basis`: it has the basis that the cache
-gives, so that only arithmetic differs. The rule has thresholds, so an entry at one of them may fall on the other side;
-without arbitration, whose threshold is one for each entry, that part is gone.
+gives, so that only arithmetic differs. The rule has thresholds, so an entry at one of them may fall on the other side
+where the basis is not exact enough; without arbitration, whose threshold is one for each entry, that part is gone.
 """
 
 from __future__ import annotations

@@ -17,11 +17,19 @@ from tests.runs.models import make_family
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code):
-    family = make_family(tmp_path, blocks=6)
+    family = make_family(tmp_path)
     words = ["transfer", family.lora, "--source", family.source, "--target", family.target, "-o",
              str(tmp_path / "out.safetensors"), "--no-cache", "-q"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "loraport", *words], stderr=subprocess.PIPE, text=True)
-    partial, end = tmp_path / "out.safetensors.partial", time.monotonic() + 60
+    slow = (
+        "import time\n"
+        "from loraport.cli import main\n"
+        "from loraport.runs.layer import LayerTransfer\n"
+        "real = LayerTransfer.__call__\n"
+        "LayerTransfer.__call__ = lambda *given: (time.sleep(0.5), real(*given))[1]\n"
+        "main()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow, *words], stderr=subprocess.PIPE, text=True)
+    partial, end = tmp_path / "out.safetensors.partial", time.monotonic() + 120
     while not list(partial.glob("*.safetensors")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
     process.send_signal(number)

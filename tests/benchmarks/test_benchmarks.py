@@ -125,14 +125,12 @@ def test_targets_are_ratios_within_a_round_without_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (400, 256)], ids=str)
-def test_arithmetic_is_exact_and_storage_costs_less_than_1e_4(shape):
+def test_arithmetic_and_storage_are_exact_with_and_without_thresholds(shape):
+    """The stored basis is as exact as decisions need: no entry falls on the other side of its threshold."""
     found = accuracy.errors(*shape)
     for row in found.values():
-        assert row["same basis"] < 1e-5 and row["own basis"] < 1e-2
+        assert row["same basis"] < 1e-5 and row["own basis"] < 1e-5
         assert all(-1e-3 < value < 1e-5 for name, value in row.items() if "kept" in name)
-    restored = found["restore-only"]
-    assert 10 * restored["same basis"] < restored["own basis"] < 1e-4
-    assert found["casa"]["own basis"] > restored["own basis"], "entries at a threshold fall on the other side"
 
 
 def test_a_card_is_measured_by_the_same_script_on_a_processor():

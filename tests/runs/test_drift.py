@@ -175,11 +175,13 @@ def test_the_same_bytes_after_a_restart_and_as_differences(family, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["fp8", "gguf"])
 def test_merge_refuses_quantised_checkpoints(family, tmp_path, kind):
-    place = tmp_path / "fp8.safetensors"
+    place, lora = tmp_path / "fp8.safetensors", family.lora
     if kind == "gguf":
-        place = tiny.write_gguf(tmp_path / "m.gguf", tiny.tiny_state(dim=32, ffn=64))
+        state = tiny.tiny_state(dim=32, ffn=64)
+        place = tiny.write_gguf(tmp_path / "m.gguf", state)
+        lora = str(tiny.write_lora(tmp_path / "wider.safetensors", tiny.lora_factors(state)))
     with pytest.raises(InputError, match=r"nothing can be added exactly; merge into its bf16, fp16 or fp32 file"):
-        merge(str(place), [family.lora], str(tmp_path / "out.safetensors"))
+        merge(str(place), [lora], str(tmp_path / "out.safetensors"))
     assert not (tmp_path / "out.safetensors").exists()
 
 

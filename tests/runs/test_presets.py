@@ -33,7 +33,9 @@ def test_the_table_is_sound():
         json.dumps(preset.as_json())
         assert "no commit is pinned" in preset.words() or len(preset.revision or "") == 40
     families = {preset.family for preset in PRESETS.values()}
-    assert families == set(FAMILIES)
+    assert families == set(FAMILIES) - {"hunyuanvideo"}, (
+        "HunyuanVideo 1.0 is read, and nobody distilled it under a name"
+    )
     places = [preset.where for preset in PRESETS.values()]
     assert len(set(places)) == len(places)
     with pytest.raises(FrozenInstanceError):

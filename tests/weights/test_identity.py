@@ -83,10 +83,10 @@ def test_a_shard_counts_too_and_the_others_are_still_read(tmp_path):
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_lora_that_is_replaced_on_the_way_is_told(tmp_path, monkeypatch, dense):
-    from loraport.weights import lora_files
+    from loraport.weights import model_files
 
     path = tiny.write_lora(tmp_path / "lora.safetensors", tiny.lora_factors(STATE))
-    real = lora_files.read_safetensors
+    real = model_files.read_safetensors
 
     def and_then_replaced(place):
         found = real(place)
@@ -94,7 +94,7 @@ def test_a_lora_that_is_replaced_on_the_way_is_told(tmp_path, monkeypatch, dense
         os.replace(other, place)
         return found
 
-    monkeypatch.setattr(lora_files, "read_safetensors", and_then_replaced)
+    monkeypatch.setattr(model_files, "read_safetensors", and_then_replaced)
     with pytest.raises(UnreadableError, match="was replaced while it was read"):
         read_lora(path, dense=dense)
 

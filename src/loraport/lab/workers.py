@@ -32,7 +32,7 @@ def workers(jobs: int) -> Iterator[Submit]:
         yield submit
     except BaseException:
         for process in set(active_children()) - before:
-            process.terminate()
+            process.kill()  # one that is only starting, or asleep in a library, may take its time over a request
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()

@@ -149,7 +149,7 @@ def _loaders(lora: Lora) -> list[dict[str, Any]]:
 def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a LoRA for people: what it is, where its alpha came from, who takes it. Others as they are."""
     if "loaders" not in facts:
-        return facts
+        return {name: value for name, value in facts.items() if name != "other networks" or value}
     said = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
     scale = facts["scale"]
     shown = " or ".join(scale) if len(scale) <= 3 else f"{min(scale, key=float)} to {max(scale, key=float)}"
