@@ -37,7 +37,7 @@ def run(monkeypatch, capsys):
 def arguments(family, output="out.safetensors", **changes):
     given = {"lora": family.lora, "source": family.source, "target": family.target, **changes}
     return ["transfer", given["lora"], "--source", given["source"], "--target", given["target"],
-            "-o", family.folder / output, "--cache", family.folder / "cache"]  # fmt: skip
+            "-o", family.folder / output, "--cache", family.folder / "cache", "--overwrite"]  # fmt: skip
 
 
 def test_transfer_says_what_it_did_in_words(run, family):
@@ -312,10 +312,10 @@ def test_convert(run, family):
     output = family.folder / "kohya.safetensors"
     code, out, err = run("convert", family.lora, "--to", "kohya", "-o", output)
     assert code == 0 and "40 in: 40 converted, 0 copied, 0 dropped" in out and err == ""
-    result = json.loads(run("convert", family.lora, "--to", "diffusers", "-o", output, "--json")[1])
+    result = json.loads(run("convert", family.lora, "--to", "diffusers", "-o", output, "--overwrite", "--json")[1])
     assert result["keys"] == {"in": 40, "transferred": 40, "copied": 0, "dropped": []} and result["dtype"] == "fp32"
-    assert run("convert", family.lora, "--to", "comfy", "-o", output, "-q")[1:] == ("", "")
-    code, out, err = run("convert", family.lora, "--to", "magic", "-o", output)
+    assert run("convert", family.lora, "--to", "comfy", "-o", output, "--overwrite", "-q")[1:] == ("", "")
+    code, out, err = run("convert", family.lora, "--to", "magic", "-o", output, "--overwrite")
     assert code == 2 and out == "" and "known: comfy, diffusers, peft, kohya" in err
 
 
@@ -323,9 +323,9 @@ def test_merge(run, family):
     output = family.folder / "merged.safetensors"
     code, out, err = run("merge", family.source, f"{family.lora}*0.5", family.lora, "-o", output)
     assert code == 0 and "lora.safetensors at strength 0.5, lora.safetensors at strength 1" in out and err == ""
-    result = json.loads(run("merge", family.source, family.lora, "-o", output, "--json")[1])
+    result = json.loads(run("merge", family.source, family.lora, "-o", output, "--overwrite", "--json")[1])
     assert (result["changed"], result["keys"]) == (20, {"in": 40, "merged": 40, "dropped": []})
-    code, out, err = run("merge", family.source, f"{family.lora}*much", "-o", output)
+    code, out, err = run("merge", family.source, f"{family.lora}*much", "-o", output, "--overwrite")
     assert code == 2 and out == "" and "'much' is no strength" in err and len(err.splitlines()) == 1
     code, out, err = run(*arguments(family, target=f"source+{family.lora}*0.5"))
     assert code == 0 and "note: load the result beside lora.safetensors at strength 0.5" in err

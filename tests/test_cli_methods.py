@@ -53,7 +53,7 @@ def test_several_methods_and_loras_go_into_a_folder(run, family):  # noqa: F811
     second = tiny.write_lora(family.folder / "second.safetensors", tiny.lora_factors(family.source_state, seed=5))
     words = ["transfer", family.lora, second, "--source", family.source, "--target", family.target,
              "--cache", family.folder / "cache", "--method", "casa,lora-x,direct:1.15", "--tau", "2",
-             "--subspace", "rank:9", "-o", family.folder / "many"]  # fmt: skip
+             "--subspace", "rank:9", "-o", family.folder / "many", "--overwrite"]  # fmt: skip
     page = family.folder / "page.html"
     code, out, err = run(*words, "--report", page, "-v")
     files = sorted(path.name for path in (family.folder / "many").iterdir())

@@ -93,7 +93,7 @@ def test_settings_for_what_the_lora_does_not_hold_are_remarked_on(family):
 
 def test_what_an_earlier_split_left_beside_a_whole_result_is_remarked_on(family):
     assert transfer(family, "--split").exit_code == 0
-    done = transfer(family)
+    done = transfer(family, "--overwrite")
     assert done.exit_code == 0 and "out-counter-drift.safetensors is of an earlier --split" in done.stderr
     assert "earlier --split" not in transfer(family, output="other.safetensors").stderr
 

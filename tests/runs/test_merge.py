@@ -273,7 +273,7 @@ def test_wrong_usage_is_one_message_and_writes_nothing(family, tmp_path):
         (family.source, [family.lora], "full", OutputError, "is a folder, but this result is one file"),
         (family.source, [family.lora], "source.safetensors", OutputError, "is an input"),
         (family.source, [family.lora], "lora.safetensors", OutputError, "is an input"),
-        (family.target, [family.lora], "full", OutputError, "is a folder with files in it"),
+        (family.target, [family.lora], "full", OutputError, "is a folder with other files in it"),
         (family.target, [family.lora], "o.safetensors", OutputError, "and so is the result"),
         (family.source, [family.lora], "none/o.safetensors", OutputError, "cannot be written"),
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from loraport.cli.existing import keep_analysis
 from loraport.cli.options import (
     CacheDir,
     Device,
@@ -17,6 +19,7 @@ from loraport.cli.options import (
     Lora,
     LoraPart,
     NoCache,
+    Overwrite,
     Preset,
     QAct,
     QDom,
@@ -63,6 +66,7 @@ def analyze(
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -70,7 +74,7 @@ def analyze(
     """Look at what a LoRA and a distillation do to the weights: the paper's analysis as a page, figures and tables."""
     need("matplotlib", extra="report")
     from loraport import console
-    from loraport.reports.analysis_page import folder_of, summary, write_analysis
+    from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
     from loraport.runs.accelerator import target_places
     from loraport.runs.analyze import analyze as run
     from loraport.runs.bench import AnalyzeConfig
@@ -89,6 +93,7 @@ def analyze(
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
     check_apart(output, (lora, source, *target_places(target), cache_folder(cache, no_cache)))
+    keep_analysis(Path(output), FILES, overwrite)
     folder_of(output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)

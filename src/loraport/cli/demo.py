@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from loraport.cli.existing import keep_foreign
 from loraport.cli.options import (
     Json,
     Method,
+    Overwrite,
     Quiet,
     Verbose,
     folder_path,
@@ -30,6 +32,7 @@ def demo(
     method: Method = "casa",
     clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -37,13 +40,14 @@ def demo(
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
     need("diffusers", "peft", extra="toy")
     from loraport import console
-    from loraport.reports.demo_page import demo_facts, write_demo
+    from loraport.reports.demo_page import FILES, demo_facts, write_demo
     from loraport.runs.config import TransferConfig
     from loraport.runs.execute import transfer as run
     from loraport.toy.demo import demo_columns, run_demo
     from loraport.toy.family import BASE, adapter_path, target_place
 
     folder = folder_path(output)
+    keep_foreign(folder, FILES, overwrite)
     new = folder / f"{style}-{student}-{method.replace(':', '-')}.safetensors"
     inputs = str(adapter_path(style)), str(BASE), target_place(student)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:

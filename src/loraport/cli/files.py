@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from loraport.cli.existing import keep_existing
 from loraport.cli.options import (
     MODEL_FORMS,
     Json,
     Lora,
     LoraPart,
     Output,
+    Overwrite,
     Part,
     Quiet,
     Verbose,
@@ -34,11 +36,13 @@ def convert(
         typer.Option(metavar="MODEL", help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it."),
     ] = None,
     lora_part: LoraPart = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
+    keep_existing([output], [lora, source], overwrite)
     from loraport import console
     from loraport.runs.convert import convert as run
 
@@ -59,11 +63,16 @@ def merge(
     ],
     part: Part = None,
     lora_part: LoraPart = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
+    from loraport.runs.additions import with_strength
+
+    adapters = [with_strength(text)[0] for text in loras]
+    keep_existing([output], [model, *adapters], overwrite, holding="*.safetensors")
     from loraport import console
     from loraport.runs.merge import merge as run
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from loraport.cli.pairs import Sampling, open_pair
-from loraport.errors import SettingsError, unknown_name
+from loraport.errors import OutputError, SettingsError, unknown_name
 
 if TYPE_CHECKING:
     from loraport.runs.config import TransferConfig
+    from loraport.runs.results import BatchResult
 
 AUTO = "auto"
 
@@ -95,11 +96,20 @@ def run_guarded(
             terminal.note(note)
     batch = BatchResult((guarded.result,), (), guarded.result.seconds, guarded.result.peak_rss_bytes)
     if page is not None:
-        from loraport.reports.transfer_page import write_transfer_page
-
-        write_transfer_page(batch, page)
+        write_report(batch, page)
     if json:
         console.print_facts(guarded.as_json(), json=True)
     else:
         console.print_transfers(batch, json=False, quiet=quiet, verbose=verbose, more=guarded.in_words())
     return 3 if batch.lost else 0
+
+
+def write_report(batch: BatchResult, page: Path) -> None:
+    """Write the page of a finished transfer. Raises OutputError, which says that the LoRA is written all the same."""
+    from loraport.reports.transfer_page import write_transfer_page
+
+    try:
+        write_transfer_page(batch, page)
+    except (OutputError, OSError) as error:
+        outputs = ", ".join(run.output for run in batch.runs)
+        raise OutputError(f"{outputs} is written and whole, but the page about it is not: {error}") from error

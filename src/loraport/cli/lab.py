@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli.options import Json, Quiet, Verbose, folder_path, need
+from loraport.cli.existing import keep_foreign
+from loraport.cli.options import Json, Overwrite, Quiet, Verbose, folder_path, need
 
 app = typer.Typer(help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True)
 
@@ -26,6 +27,7 @@ def run(
         bool, typer.Option("--calibration", help="Also calibrate, guard and choose on every cell, with the controls.")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -35,10 +37,11 @@ def run(
     from loraport import console
     from loraport.lab.run import run_lab
     from loraport.lab.tables import lab_facts
-    from loraport.reports.lab_page import lab_words, write_lab
+    from loraport.reports.lab_page import FILES, lab_words, write_lab
     from loraport.toy.family import FAMILY
 
     folder = folder_path(output)
+    keep_foreign(folder, FILES, overwrite)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         home = Path(family) if family else FAMILY
         result = run_lab(

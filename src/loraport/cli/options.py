@@ -163,6 +163,7 @@ CacheDir = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no bases on disk.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Report = Annotated[str | None, typer.Option(metavar="OUT.html", help="Also write a page about the transfer.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line for every layer.")]

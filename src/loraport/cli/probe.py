@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraport.cli.existing import keep_existing
 from loraport.cli.options import (
     CacheDir,
     Device,
     ForceDrift,
     Json,
     NoCache,
+    Overwrite,
     Quiet,
     Source,
     SourcePart,
@@ -71,6 +73,7 @@ def keep_dominant(
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -81,6 +84,7 @@ def keep_dominant(
 
     idle = {"energy": "all directions are looked at"} if directions == "all" else {}
     refuse_idle(context, idle | _idle(clusters))
+    keep_existing([output], [source, target, lora], overwrite, holding="*.safetensors")
     recipe = KeepDominant(q, directions, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
         source, target, output, recipe, lora=lora, layers=tuple(layers or ()), source_part=source_part,
@@ -117,6 +121,7 @@ def over_activate(
     device: Device = "auto",
     cache: CacheDir = None,
     no_cache: NoCache = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -127,6 +132,7 @@ def over_activate(
 
     alone = dict.fromkeys(("clusters", "lora", "tau", "energy"), "factors multiply single entries, without clusters")
     refuse_idle(context, alone if noise == "factors" else _idle(clusters))
+    keep_existing([output], [source, target, lora], overwrite, holding="*.safetensors")
     recipe = OverActivate(top, mean, var, noise, _clusters(clusters, lora), tau, energy)
     config = ProbeConfig(
         source, target, output, recipe, lora=lora, layers=tuple(layers or ()), seed=seed, source_part=source_part,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loraport.cli.existing import keep_existing
 from loraport.cli.options import (
     CacheDir,
     Device,
@@ -15,6 +16,7 @@ from loraport.cli.options import (
     Json,
     NoCache,
     Output,
+    Overwrite,
     Quiet,
     Seed,
     Verbose,
@@ -100,6 +102,7 @@ def calibrate(
     cache: CacheDir = None,
     no_cache: NoCache = False,
     dry_run: DryRun = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -108,10 +111,10 @@ def calibrate(
     from loraport import console
     from loraport.effect.scoring import CalibrationRequest, run_calibration
     from loraport.runs.accelerator import target_places
-    from loraport.weights.inputs_kept import check_apart
 
     refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
-    check_apart(output, (known_place(source), *target_places(known_place(target))))
+    models = known_place(source), *target_places(known_place(target))
+    keep_existing([output], [known_place(lora), start and known_place(start), *models], overwrite or dry_run)
     pair = open_pair(source, target, sampling, device)
     request = CalibrationRequest(
         known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, seed,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loraport.cli.guard import AUTO, GuardFlags, guarded_options, plan_guarded, run_guarded
+from loraport.cli.existing import keep_existing
+from loraport.cli.guard import AUTO, GuardFlags, guarded_options, plan_guarded, run_guarded, write_report
 from loraport.cli.options import (
     Arbitrate,
     As,
@@ -37,6 +38,7 @@ from loraport.cli.options import (
     NoCache,
     NullSpace,
     OutputOrFolder,
+    Overwrite,
     Pairing,
     PairMin,
     PhiMin,
@@ -133,6 +135,7 @@ def transfer(
     guard_clips: GuardClips = 32,
     calibrated: Calibrated = False,
     sampling: SamplingFlags = None,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -147,7 +150,11 @@ def transfer(
     if guard or method == AUTO:
         _guard(given, page)
         return
-    _run(_passes(given), page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+    passes = _passes(given)
+    keep_existing(
+        [*(one.output for some in passes for one in some.configs), page], _inputs(given), overwrite or dry_run
+    )
+    _run(passes, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
 
 
 def _guard(given: Mapping[str, Any], page: Path | None) -> None:
@@ -157,6 +164,7 @@ def _guard(given: Mapping[str, Any], page: Path | None) -> None:
     if given["dry_run"]:
         plan_guarded(tried, asked, json=given["json"])
         return
+    keep_existing([given["output"], page], _inputs(given), given["overwrite"])
     raise typer.Exit(
         run_guarded(tried, asked, page, json=given["json"], quiet=given["quiet"], verbose=given["verbose"])
     )
@@ -193,6 +201,13 @@ def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
     }
 
 
+def _inputs(given: Mapping[str, Any]) -> list[str]:
+    """What no output may take the place of."""
+    from loraport.runs.accelerator import target_places
+
+    return [*given["loras"], given["source"], *target_places(given["target"])]
+
+
 def _run(
     passes: Sequence[Pass],
     page: Path | None,
@@ -216,9 +231,7 @@ def _run(
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         batch = transfer_in_turn(passes, progress=terminal)
     if page is not None:
-        from loraport.reports.transfer_page import write_transfer_page
-
-        write_transfer_page(batch, page)
+        write_report(batch, page)
     console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if batch.lost else 0)
 

@@ -18,6 +18,8 @@ from loraport.runs.analysis import Analysis
 from loraport.weights.replacing import write_whole
 
 DRAWING = "drawing"
+FILES = ("analysis.json", "layers.csv", "survey.csv", "sweep.csv", "figures/*")
+"""What an analysis leaves beside its page; the first of them always, and before the others."""
 Watch = Callable[[str, int, int], None]
 
 
@@ -32,10 +34,10 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lam
         "survey.csv": analysis.survey.as_json()["layers"],
         "sweep.csv": [row for sweep in analysis.swept for row in sweep.table()],
     }
+    write_whole(place / FILES[0], (json_text(analysis.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
     for name, rows in tables.items():
         if rows:
             write_whole(place / name, as_csv(rows).encode())
-    write_whole(place / "analysis.json", (json_text(analysis.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
     sections = _drawn(analysis, place / "figures", watch)
     render("analysis.html.jinja", place / "index.html", **_page(analysis, sections))
     return place / "index.html"

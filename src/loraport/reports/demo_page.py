@@ -11,6 +11,9 @@ from loraport.reports.verdict import ColumnLike, DemoLike, Estimate, estimate, v
 from loraport.runs.results import TransferResult
 from loraport.weights.replacing import write_whole
 
+FILES = ("demo.json", "contact-sheet.png")
+"""What a demo leaves beside its page; the first of them before the others."""
+
 
 def write_page(
     demo: DemoLike,
@@ -60,11 +63,11 @@ def format_estimate(value: Estimate) -> str:
 def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
     """Write the demo's page, its contact sheet and its numbers into a folder; returns the page."""
     page = folder / "index.html"
+    numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
+    write_whole(folder / FILES[0], numbers.encode())
     facts = {"LoRA": result.output, "Method": result.method, "Settings": in_words(result.settings)}
     write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
-    write_contact_sheet(demo, folder / "contact-sheet.png")
-    numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
-    write_whole(folder / "demo.json", numbers.encode())
+    write_contact_sheet(demo, folder / FILES[1])
     return page
 
 

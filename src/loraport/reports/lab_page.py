@@ -48,6 +48,10 @@ class CellLike(Protocol):
     def reference(self) -> Tensor: ...
 
 
+FILES = ("lab.json", "lab.csv", "lab.md")
+"""What the lab leaves beside its page; the first of them before the others."""
+
+
 class LabLike(Protocol):
     """What the lab hands over besides its numbers: clips."""
 
@@ -57,7 +61,7 @@ class LabLike(Protocol):
 
 def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
     """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
-    write_whole(folder / "lab.json", (json_text(facts, indent=1) + "\n").encode())
+    write_whole(folder / FILES[0], (json_text(facts, indent=1) + "\n").encode())
     write_whole(folder / "lab.csv", csv_text(facts).encode())
     write_whole(folder / "lab.md", markdown_tables(facts).encode())
     page = folder / "index.html"

@@ -21,7 +21,7 @@ from loraport.runs.whole_weights import as_differences
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.encoders import with_encoders
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.model_write import check_place, is_folder, write_model
+from loraport.weights.model_write import VERSION, check_place, is_folder, write_model
 from loraport.weights.places import INNER_FOLDERS, SAFETENSORS
 from loraport.weights.safetensors_files import read_safetensors
 
@@ -168,7 +168,7 @@ def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:
     """Names without folders, contents by hash; what an earlier merge wrote stays true."""
     base = {"model": Path(model.where).name, "identity": model.identity()}
     steps = [*_earlier(model), {**base, "loras": [part.provenance() for part in parts]}]
-    return {MERGED: json_text(steps, sort_keys=True), "loraport.version": loraport.__version__}
+    return {MERGED: json_text(steps, sort_keys=True), VERSION: loraport.__version__}
 
 
 def _earlier(model: Checkpoint) -> list[Any]:

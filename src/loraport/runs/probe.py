@@ -30,7 +30,7 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.cache import BasisCache
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.lora import Lora, read_lora
-from loraport.weights.model_write import check_place, write_model
+from loraport.weights.model_write import VERSION, check_place, write_model
 
 PROBE = "loraport.probe"
 
@@ -166,7 +166,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
-    metadata = {PROBE: json_text(settings, sort_keys=True), "loraport.version": loraport.__version__}
+    metadata = {PROBE: json_text(settings, sort_keys=True), VERSION: loraport.__version__}
     write_model(Path(config.output), target, changed, metadata, progress_of("probing", target.bytes, watch))
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loraport.errors import FileFormatError, OutputError
+from loraport.errors import FileFormatError, InputError, OutputError
 from loraport.weights.checkpoint import Checkpoint
 from loraport.weights.families import Piece
 from loraport.weights.fused import assembled
@@ -25,6 +25,8 @@ from loraport.weights.saving import Pending, save_folder, save_safetensors, writ
 from loraport.weights.shards import index_of
 
 CONFIG = "config.json"
+VERSION = "loraport.version"
+"""In the metadata of every file of a result."""
 STALE = ("sshs_", "modelspec.hash")
 """Metadata of the input that a changed tensor makes untrue."""
 
@@ -43,8 +45,8 @@ def check_place(output: Path, model: Checkpoint, others: Iterable[Path | str | N
     if is_folder(model):
         if output.is_file() or output.suffix in SAFETENSORS:
             raise OutputError(f"{model.where} is a folder, and so is the result: name a folder, not {output}")
-        if output.is_dir() and any(output.iterdir()):
-            raise OutputError(f"{output} is a folder with files in it; name a new or an empty one")
+        if output.is_dir() and {entry.name for entry in output.iterdir()} - _replaceable(output, model):
+            raise OutputError(f"{output} is a folder with other files in it; name a new or an empty one")
     elif output.is_dir():
         raise OutputError(f"{output} is a folder, but this result is one file; name a .safetensors file in it")
     elif output.suffix not in SAFETENSORS:
@@ -81,7 +83,20 @@ def write_model(
         for index in indexes_beside(model.paths):
             _copy_index(index, folder)
 
-    save_folder(output, fill, frozenset())
+    save_folder(output, fill, _replaceable(output, model))
+
+
+def _replaceable(output: Path, model: Checkpoint) -> frozenset[str]:
+    """The files that would be written, where what lies in the folder now is an earlier result of ours; else none."""
+    found = [entry for entry in output.iterdir() if entry.suffix in SAFETENSORS] if output.is_dir() else []
+    try:
+        ours = all(VERSION in read_safetensors(entry).metadata for entry in found)
+    except InputError:
+        ours = False
+    indexes = (index_of(index.name) for index in indexes_beside(model.paths))
+    names = {CONFIG, *(_written_name(path.name) for path in model.paths)}
+    names |= {f"{one.stem}{INDEX}" for one in indexes if one}
+    return frozenset(names) if ours and found else frozenset()
 
 
 def _copied(path: Path, model: Checkpoint, written: Callable[[int], None]) -> dict[str, Pending]:

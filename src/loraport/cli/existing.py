@@ -1,0 +1,69 @@
+"""What is there already is replaced only where that is asked for; before any work, by every command that writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from loraport.errors import OutputError
+
+_PAGE = "index.html"
+_OF_PEFT = "adapter_model.safetensors"
+_UNFINISHED = (".partial", ".candidates")
+"""Behind the name of a result: what an earlier start has finished of it."""
+
+
+def keep_existing(
+    places: Iterable[str | Path | None],
+    inputs: Iterable[str | Path | None],
+    overwrite: bool,
+    *,
+    holding: str = _OF_PEFT,
+) -> None:
+    """Refuse results that are there already, files, or folders `holding` what fits; and, always, inputs as outputs.
+
+    A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
+    """
+    from loraport.weights.inputs_kept import check_apart
+
+    named, inputs = [Path(os.path.expanduser(place)) for place in places if place is not None], list(inputs)
+    for place in named:
+        check_apart(place, inputs)
+    if overwrite or any(os.path.exists(f"{place}{ending}") for place in named for ending in _UNFINISHED):
+        return
+    for place in named:
+        if os.path.isfile(place) or _holds(place, holding):
+            raise OutputError(f"{place} is there already; give --overwrite to replace it, or another name")
+
+
+def keep_analysis(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
+    """Refuse a folder with a page, of an earlier analysis or of somebody else, and one with other files named like
+    `ours`, the first of which every analysis of ours leaves there. Raises OutputError.
+    """
+    if not overwrite and os.path.exists(folder / _PAGE):
+        raise OutputError(f"{folder} has an {_PAGE} already; give --overwrite to replace it, or another folder")
+    keep_foreign(folder, ours, overwrite)
+
+
+def keep_foreign(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
+    """Refuse a folder in which somebody else's file would be replaced: an earlier run has left the first of `ours`.
+
+    Raises OutputError.
+    """
+    mark, *others = ours
+    if overwrite or os.path.isfile(folder / mark):
+        return
+    for name in (_PAGE, *others):
+        if any(folder.glob(name)):
+            raise OutputError(
+                f"{folder} holds {name}, which no such run has written; name another folder, or give --overwrite to "
+                "replace it"
+            )
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    try:
+        return any(entry.is_file() for entry in folder.glob(pattern))
+    except OSError:  # a closed folder: said when it is written to
+        return False

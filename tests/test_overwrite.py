@@ -1,0 +1,146 @@
+"""A result that is there already is replaced only where that is asked for; what is not ours is not."""
+
+import pytest
+from typer.testing import CliRunner
+
+from loraport.cli import app
+from loraport.errors import OutputError
+from tests import tiny
+from tests.runs.models import make_family
+
+
+def run(*words) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def commands(family) -> dict:
+    pair = ("--source", family.source, "--target", family.target, "--no-cache")
+    alike = ("--source", family.source, "--target", family.source, "--no-cache")
+    return {
+        "transfer": ("transfer", family.lora, *pair),
+        "convert": ("convert", family.lora, "--to", "diffusers"),
+        "convert to a folder": ("convert", family.lora, "--to", "peft"),
+        "merge": ("merge", family.source, family.lora),
+        "merge to a folder": ("merge", family.target, family.lora),
+        "probe": ("probe", "over-activate", *alike, "--layers", "blocks.0.ffn.0"),
+        "analyze": ("analyze", family.lora, *pair, "--sample", "1", "--detail", "0"),
+    }
+
+
+IN_A_FOLDER = {
+    "analyze": "index.html",
+    "convert to a folder": "adapter_model.safetensors",
+    "merge to a folder": "config.json",
+}
+
+
+@pytest.mark.parametrize("name", ["transfer", "convert", "convert to a folder", "merge", "merge to a folder", "probe",
+                                  "analyze"])  # fmt: skip
+def test_a_result_stays_without_the_flag_and_is_replaced_with_it(tmp_path, name):
+    family = make_family(tmp_path)
+    words = commands(family)[name]
+    out = tmp_path / ("out" if name in IN_A_FOLDER else "out.safetensors")
+    run(*words, "-o", out)
+    made = out / IN_A_FOLDER[name] if out.is_dir() else out
+    made.write_bytes(b"the user's own")
+    with pytest.raises(OutputError, match=r"out(\.safetensors)? .*already; give --overwrite"):
+        run(*words, "-o", out)
+    assert made.read_bytes() == b"the user's own"
+    run(*words, "-o", out, "--overwrite")
+    assert made.read_bytes() != b"the user's own"
+
+
+@pytest.mark.parametrize("name", ["convert to a folder", "merge to a folder"])
+def test_a_folder_with_other_files_is_never_replaced(tmp_path, name):
+    family = make_family(tmp_path)
+    out = tmp_path / "out"
+    run(*commands(family)[name], "-o", out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="folder with other files"):
+        run(*commands(family)[name], "-o", out, "--overwrite")
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_that_we_did_not_write_is_never_replaced(tmp_path):
+    family = make_family(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    theirs = tiny.write_original(out / "diffusion_pytorch_model.safetensors", family.source_state)
+    for more in ((), ("--overwrite",)):
+        with pytest.raises(OutputError, match=r"already; give --overwrite|folder with other files"):
+            run(*commands(family)["merge to a folder"], "-o", out, *more)
+    assert list(out.iterdir()) == [theirs]
+
+
+@pytest.mark.parametrize("name", ["index.html", "layers.csv", "figures/rotation.svg"])
+def test_an_analysis_replaces_nothing_of_the_users_and_only_its_own_files(tmp_path, name):
+    family = make_family(tmp_path)
+    words, out = commands(family)["analyze"], tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / name).write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="give --overwrite"):
+        run(*words, "-o", out)
+    assert (out / name).read_text() == "mine"
+    run(*words, "-o", out, "--overwrite")
+    assert (out / "index.html").stat().st_size > 1000 and (out / "notes.txt").read_text() == "mine"
+
+
+def test_an_input_is_named_as_such_and_not_as_a_result(tmp_path):
+    """Else the advice would be a flag with which the command is refused again."""
+    family = make_family(tmp_path)
+    for name in ("transfer", "convert"):
+        with pytest.raises(OutputError, match="is an input of this run"):
+            run(*commands(family)[name], "-o", family.lora)
+
+
+def test_a_dry_run_needs_no_flag(tmp_path):
+    family = make_family(tmp_path)
+    words = commands(family)["transfer"]
+    run(*words, "-o", tmp_path / "out.safetensors")
+    run(*words, "-o", tmp_path / "out.safetensors", "--dry-run")
+
+
+@pytest.mark.parametrize("theirs", ["index.html", "contact-sheet.png"])
+def test_a_demo_knows_its_own_folder(tmp_path, theirs):
+    (tmp_path / theirs).write_text("mine")
+    with pytest.raises(OutputError, match=f"holds {theirs}, which no such run has written; .*--overwrite"):
+        run("demo", "-o", tmp_path)
+    assert (tmp_path / theirs).read_text() == "mine"
+
+
+def test_the_lab_knows_its_own_folder(tmp_path):
+    (tmp_path / "lab.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds lab\.csv, which no such run has written"):
+        run("lab", "run", "-o", tmp_path)
+
+
+def test_a_run_that_goes_on_needs_no_flag(tmp_path):
+    """Of several outputs one was written before the kill, and another one's layers wait."""
+    family = make_family(tmp_path)
+    words = ("transfer", family.lora, "--source", family.source, "--target", family.target, "--no-cache",
+             "--method", "casa,direct", "-o", tmp_path / "many")  # fmt: skip
+    run(*words)
+    (tmp_path / "many" / "lora-direct.safetensors").unlink()
+    (tmp_path / "many" / "lora-direct.safetensors.partial").mkdir()
+    run(*words)
+    assert (tmp_path / "many" / "lora-direct.safetensors").is_file()
+
+
+def test_a_report_that_fails_says_that_the_lora_is_written(tmp_path, monkeypatch):
+    from loraport.reports import transfer_page
+
+    family = make_family(tmp_path)
+
+    def full(*_):
+        raise OutputError("out.html cannot be written: No space left on device")
+
+    monkeypatch.setattr(transfer_page, "write_transfer_page", full)
+    with pytest.raises(OutputError, match=r"out\.safetensors is written and whole, but the page .*No space left"):
+        run("transfer", family.lora, "--source", family.source, "--target", family.target, "--no-cache",
+            "-o", tmp_path / "out.safetensors", "--report", tmp_path / "out.html")  # fmt: skip
+    assert (tmp_path / "out.safetensors").is_file()
