@@ -159,7 +159,7 @@ def test_from_files_to_a_file(places, adapter, tmp_path):
         set(written.layers) == set(adapter) and json.loads(written.metadata["loraport.guard"])["kept"] == done["kept"]
     )
     first = out.read_bytes()
-    run(["calibrate", str(lora), *common, "-o", str(out)])
+    run(["calibrate", str(lora), *common, "-o", str(out), "--overwrite"])
     assert out.read_bytes() == first
     scored = run(["score", str(out), "none", "direct:1.15", "--lora", str(lora), *common])
     assert [row["candidate"] for row in scored["scores"]] == ["direct", str(out), "none", "direct:1.15"]

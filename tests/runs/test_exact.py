@@ -251,7 +251,7 @@ def test_the_context_of_an_entry_has_a_setting(run, tmp_path):
     folder = write(tmp_path / "pair", [one])
     found = {}
     for eps in (1e-8, 0.0):
-        flags = ["--eps-context", eps, "--eps", 1e-7, "--no-cache", "--json"]
+        flags = ["--eps-context", eps, "--eps", 1e-7, "--no-cache", "--json", "--overwrite"]
         code, out, err = run(*words(folder, "out.safetensors", *DENSE, *flags))
         assert code == 0, err
         assert json.loads(out)["settings"]["eps_context"] == eps

@@ -52,10 +52,6 @@ def main() -> NoReturn:
         leave(2, str(error))
     except OSError as error:  # the machine says no: a closed folder, no such drive, a full table of files
         leave(2, in_one_sentence(error))
-    except RuntimeError as error:
-        if "home directory" not in str(error):  # what pathlib says where there is no HOME and no such user
-            leave_as_fault()
-        leave(2, "there is no home folder to be found; set HOME, name places without ~, and give --cache or --no-cache")
     except Stopped as stopped:
         leave(128 + stopped.signal, str(stopped))
     except Exception:

@@ -93,11 +93,11 @@ def analyze(
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
     check_apart(output, (lora, source, *target_places(target), cache_folder(cache, no_cache)))
-    keep_analysis(Path(output), FILES, overwrite)
-    folder_of(output)
+    keep_analysis(Path(config.output), FILES, overwrite)
+    folder_of(config.output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)
-        page = write_analysis(analysis, output, watch=terminal.share)
+        page = write_analysis(analysis, config.output, watch=terminal.share)
     if json:
         console.print_facts({"output": str(page), **analysis.as_json()}, json=True)
     elif not quiet:

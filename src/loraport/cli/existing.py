@@ -26,8 +26,9 @@ def keep_existing(
     A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
     """
     from loraport.weights.inputs_kept import check_apart
+    from loraport.weights.user_places import expanded
 
-    named, inputs = [Path(os.path.expanduser(place)) for place in places if place is not None], list(inputs)
+    named, inputs = [expanded(place) for place in places if place is not None], list(inputs)
     for place in named:
         check_apart(place, inputs)
     if overwrite or any(os.path.exists(f"{place}{ending}") for place in named for ending in _UNFINISHED):

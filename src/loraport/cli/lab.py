@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,11 +38,12 @@ def run(
     from loraport.lab.tables import lab_facts
     from loraport.reports.lab_page import FILES, lab_words, write_lab
     from loraport.toy.family import FAMILY
+    from loraport.weights.user_places import expanded
 
     folder = folder_path(output)
     keep_foreign(folder, FILES, overwrite)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        home = Path(family) if family else FAMILY
+        home = expanded(family) if family else FAMILY
         result = run_lab(
             folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
             progress=terminal.share,

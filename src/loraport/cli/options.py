@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -195,7 +196,7 @@ def need(*modules: str, extra: str) -> None:
 
 def page_path(place: str) -> Path:
     """Where a page will go; refused before the work where it could not be written after it."""
-    path = Path(place)
+    path = Path(os.path.expanduser(place))
     if path.suffix != ".html" or not path.parent.is_dir():
         raise OutputError(f"{place} cannot be a page: name an .html file in a folder that exists")
     return path
@@ -203,8 +204,9 @@ def page_path(place: str) -> Path:
 
 def folder_path(place: str) -> Path:
     """The folder, made if it is not there. Raises OutputError where it cannot be."""
+    folder = Path(os.path.expanduser(place))
     try:
-        Path(place).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{place} cannot be made: {error.strerror or error}; name another folder") from error
-    return Path(place)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -113,6 +114,7 @@ def calibrate(
     from loraport.runs.accelerator import target_places
 
     refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
+    output = os.path.expanduser(output)
     models = known_place(source), *target_places(known_place(target))
     keep_existing([output], [known_place(lora), start and known_place(start), *models], overwrite or dry_run)
     pair = open_pair(source, target, sampling, device)

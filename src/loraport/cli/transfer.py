@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def transfer(
 
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
-    given = dict(locals()) | _places(loras, source, target)
+    given = dict(locals()) | _places(loras, source, target, output)
     refuse_idle(context, _idle(given))
     page = None if report is None else page_path(report)
     if guard or method == AUTO:
@@ -191,12 +192,13 @@ def _idle(given: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _places(loras: list[str], source: str, target: str) -> dict[str, Any]:
-    """The inputs, with those of the embedded family by their paths."""
+def _places(loras: list[str], source: str, target: str, output: str) -> dict[str, Any]:
+    """Inputs, with those of the embedded family by their paths, and output."""
     return {
         "loras": [known_place(lora) for lora in loras],
         "source": known_place(source),
         "target": known_place(target),
+        "output": os.path.expanduser(output),
         "accelerator_part": None,
     }
 

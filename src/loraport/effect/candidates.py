@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import loraport
@@ -17,6 +16,7 @@ from loraport.spectral.svd import LowRank
 from loraport.weights.inputs_kept import check_apart
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import WrittenLora, check_form, output_dialect, write_lora
+from loraport.weights.user_places import expanded
 from loraport.weights.variants import LayerUpdate, Product, kind_of
 
 NONE, DIRECT = "none", "direct"
@@ -77,7 +77,7 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
 
 def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | None]) -> None:
     """Refuse, before any pass, an output that could not be written afterwards, or is an input. Raises OutputError."""
-    path = Path(output)
+    path = expanded(output)
     check_form(path, output_dialect(lora, format).folder)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; make it first")
@@ -96,4 +96,4 @@ def write_calibrated(
         **{name: json_text(value, sort_keys=True) for name, value in facts.items()},
         "note": "fitted to the adapter's effect by sampling both models on random noise; made for this target only",
     }
-    return write_lora(Path(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)
+    return write_lora(expanded(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)

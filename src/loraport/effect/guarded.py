@@ -26,6 +26,7 @@ from loraport.weights.lora import Lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME
 from loraport.weights.safetensors_files import read_safetensors
 from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.weights.user_places import expanded
 
 CALIBRATED = "calibrated"
 
@@ -125,7 +126,7 @@ class _Judged:
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
         verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
-        rewrite(Path(kept.output), Path(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)})
+        rewrite(Path(kept.output), expanded(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)})
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
         guarded = Guarded(replace(kept, output=output), verdict, meter.as_json(), pair.sampler, (*absent, *pair.notes))
         told = (f"{name}: {text}" for name, text in guarded.in_words().items())

@@ -12,6 +12,7 @@ from typing import Any
 from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.hub import fetch_pipeline
+from loraport.weights.user_places import expanded
 
 WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
 GATE = "to_gate_compress"
@@ -23,7 +24,9 @@ def pipeline_folder(place: str) -> Path:
 
     Raises InputError for what is no pipeline, MismatchError for one of another class, or with two transformers.
     """
-    folder = Path(place) if Path(place).exists() else fetch_pipeline(place)
+    folder = expanded(place)
+    if not folder.exists():
+        folder = fetch_pipeline(place)
     if not (folder / "model_index.json").is_file():
         raise InputError(
             f"{place} has no model_index.json: to sample from it, give a diffusers pipeline, with its scheduler, "

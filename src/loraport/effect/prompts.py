@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from loraport.errors import InputError
+from loraport.weights.user_places import expanded
 
 PROMPTS = (
     "a cat walks along a garden wall in the morning sun",
@@ -31,7 +30,7 @@ def read_prompts(file: str | None) -> tuple[str, ...]:
     if file is None:
         return PROMPTS
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = expanded(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as text: {error}; give prompts, one a line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

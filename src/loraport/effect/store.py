@@ -18,6 +18,7 @@ from loraport.weights.cache import files_named, mark, remove
 from loraport.weights.replacing import TEMPORARY
 from loraport.weights.safetensors_files import read_all
 from loraport.weights.saving import Pending, save_safetensors
+from loraport.weights.user_places import expanded
 
 VERSION = 1
 """Of what is sampled and how it is laid out; part of every key."""
@@ -30,7 +31,7 @@ class SampleStore:
     """The samples in one folder; without a folder nothing is kept. What is not readable is made again."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else expanded(folder)
         self.found = self.made = 0
 
     def list(self) -> tuple[tuple[Path, int], ...]:

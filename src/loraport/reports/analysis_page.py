@@ -16,6 +16,7 @@ from loraport.reports.plots import as_png, as_svg
 from loraport.reports.rendering import data_address, in_words, render
 from loraport.runs.analysis import Analysis
 from loraport.weights.replacing import write_whole
+from loraport.weights.user_places import expanded
 
 DRAWING = "drawing"
 FILES = ("analysis.json", "layers.csv", "survey.csv", "sweep.csv", "figures/*")
@@ -45,7 +46,7 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lam
 
 def folder_of(folder: Path | str) -> Path:
     """The output folder with its place for figures, made if it is not there. Raises OutputError where it cannot be."""
-    place = Path(folder)
+    place = expanded(folder)
     try:
         (place / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,6 +22,7 @@ from loraport.weights.checkpoint import Checkpoint, Weight
 from loraport.weights.hub import looks_like_hub_id
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_parts import parts_in
+from loraport.weights.user_places import expanded
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -171,7 +172,7 @@ def split_target(text: str) -> tuple[str, str] | None:
     Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and
     for several accelerators.
     """
-    if "+" not in text or Path(text).expanduser().exists():
+    if "+" not in text or expanded(text).exists():
         return None
     cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
     known = [
@@ -203,4 +204,4 @@ def target_places(text: str) -> tuple[str, ...]:
 
 
 def _exists(place: str) -> bool:
-    return bool(place) and Path(place).expanduser().exists()
+    return bool(place) and expanded(place).exists()

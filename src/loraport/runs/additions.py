@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -24,6 +23,7 @@ from loraport.weights.kernels import same_weight
 from loraport.weights.lora import Lora
 from loraport.weights.names import find_start
 from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.user_places import expanded
 from loraport.weights.variants import LayerUpdate, exact_update, looks_at_weight
 
 PARAMETERS = {
@@ -43,7 +43,7 @@ def with_strength(text: str) -> tuple[str, float]:
     Raises SettingsError for a strength that is no finite number.
     """
     place, star, number = text.rpartition("*")
-    if not star or Path(text).expanduser().exists():
+    if not star or expanded(text).exists():
         return text, 1.0
     try:
         strength = float(number)

@@ -12,6 +12,7 @@ from loraport.runs.config import Part, TransferConfig
 from loraport.weights.lora_files import lora_keys
 from loraport.weights.lora_write import written_as_folder
 from loraport.weights.places import PICKLES, SAFETENSORS
+from loraport.weights.user_places import expanded
 
 COUNTER_DRIFT = "-counter-drift"
 """Behind the name of the other output."""
@@ -33,7 +34,7 @@ def one_or_many(
     Raises OutputError where the folder is a file, and as TransferConfig does.
     """
     several = len(loras) * len(methods) > 1
-    if several and Path(output).exists() and not Path(output).is_dir():
+    if several and expanded(output).exists() and not expanded(output).is_dir():
         raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
     if several and Path(output).suffix == ".safetensors":
         raise OutputError(f"{output} is the name of a file, but several LoRAs or methods need a folder; name one")
@@ -50,7 +51,7 @@ def one_or_many(
 
 def output_name(lora: str, method: str) -> str:
     """`style-casa` of `loras/style.safetensors` by `casa`; of a Hub id its file's name, or the repository's."""
-    path = Path(lora).expanduser()
+    path = expanded(lora)
     file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
     name = (
         file.stem

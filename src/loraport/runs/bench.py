@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -54,6 +55,7 @@ class AnalyzeConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", os.path.expanduser(self.output))
         if self.sample is not None and self.sample < 1:
             raise SettingsError(f"sample is {self.sample}, but at least 1 layer has to be looked at")
         if self.detail < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
@@ -115,6 +116,7 @@ class TransferConfig:
     """The whole update, or one of two files that add up to it: what is left of the LoRA, what is taken of the drift."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", os.path.expanduser(self.output))
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         if self.dora not in DORA_READINGS:

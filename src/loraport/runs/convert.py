@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def convert(
         raise unknown_name("format", to, FORMATS)
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    rule = RankRule.parse(rank)
+    output, rule = os.path.expanduser(output), RankRule.parse(rank)
     lora = read_lora(place, dense=True, part=lora_part)
     of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
     if of_matrices and rule.kind in ("fixed", "energy", "full"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +94,7 @@ def merge(
     """
     if not loras:
         raise SettingsError("there is no LoRA to merge; give at least one")
+    output = os.path.expanduser(output)
     model = with_encoders(open_model(model_place, part=part))
     check_place(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
     parts = [_ingredient(text, model, lora_part) for text in loras]

@@ -17,6 +17,7 @@ from loraport.errors import SettingsError
 from loraport.weights.checkpoint import Checkpoint, open_checkpoint
 from loraport.weights.hub import Download, looks_like_hub_id, to_download
 from loraport.weights.shards import WEIGHTS
+from loraport.weights.user_places import expanded
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
     """What opening models would fetch from the Hub: those that lie here, or in the cache, or on no Hub are left out."""
     found = []
     for where in dict.fromkeys(place(text) for text in texts):
-        if not Path(where).expanduser().exists() and looks_like_hub_id(where):
+        if not expanded(where).exists() and looks_like_hub_id(where):
             one = to_download(where)
             found += [one] if one is not None and any(name.lower().endswith(WEIGHTS) for name in one.files) else []
     return tuple(found)

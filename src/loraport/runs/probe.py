@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -55,6 +56,7 @@ class ProbeConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", os.path.expanduser(self.output))
         if self.probe.clusters == "lora" and self.lora is None:
             raise SettingsError("clusters by a LoRA need one; name it with --lora, or take clusters drift or single")
         if self.probe.clusters != "lora" and self.lora is not None:

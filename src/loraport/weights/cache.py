@@ -24,12 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError, InputError, OutputError
+from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
 from loraport.once import once
 from loraport.spectral.svd import SingularBasis
 from loraport.weights.packing import basis_of, contradiction, is_whole, packed, packed_basis
 from loraport.weights.replacing import TEMPORARY, write_whole
 from loraport.weights.safetensors_files import read_all
+from loraport.weights.user_places import expanded
 
 VERSION = 4
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
@@ -45,10 +46,13 @@ _TEMPORARY = re.compile(rf"\.loraport-.*\.tmp|{TEMPORARY.pattern}")
 
 
 def default_folder() -> Path:
-    """$LORAPORT_CACHE, else $XDG_CACHE_HOME/loraport, else ~/.cache/loraport."""
+    """$LORAPORT_CACHE, else $XDG_CACHE_HOME/loraport, else ~/.cache/loraport. Raises SettingsError without a home."""
     if own := os.environ.get("LORAPORT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "loraport"
+        return expanded(own)
+    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder.parts[0].startswith("~"):
+        raise SettingsError("there is no home folder for the cache; set HOME, or give --cache or --no-cache")
+    return folder / "loraport"
 
 
 def basis_key(fingerprint: str, algorithm: str = "thin svd") -> str:
@@ -81,7 +85,7 @@ class BasisCache:
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else expanded(folder)
         if self.folder is not None and not _is_ours(self.folder):
             raise InputError(
                 f"{self.folder} is not a cache of loraport and not empty; give another folder for the cache"

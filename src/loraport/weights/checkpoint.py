@@ -25,6 +25,7 @@ from loraport.weights.places import Needed, files_of
 from loraport.weights.quantized import as_of_another_network, decoded, layers_of, refuse_codes
 from loraport.weights.rounding import expected_error, narrowest, rounding_error
 from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.user_places import check_input, expanded
 
 UNKNOWN_NAMING = "unknown"
 
@@ -239,8 +240,9 @@ def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str 
 
 
 def _on_disk(where: str | Path, needed: Needed | None) -> Path:
-    place = Path(where).expanduser()
+    place = expanded(where)
     if place.exists():
+        check_input(place)
         return place
     from loraport.weights.hub import fetch, looks_like_hub_id
 

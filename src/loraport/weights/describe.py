@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError, SettingsError
@@ -21,6 +20,7 @@ from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_files import CONFIG_NAME, WEIGHTS_NAME, local_lora, lora_keys
 from loraport.weights.places import files_of
 from loraport.weights.provenance import in_words, load_beside, transfers
+from loraport.weights.user_places import expanded
 from loraport.weights.variants import kind_of
 
 
@@ -66,7 +66,7 @@ def tensor_lines(model: Checkpoint) -> Iterator[str]:
 
 def looks_like_lora(place: str) -> bool:
     """Whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()):
         return True
     try:
@@ -85,7 +85,7 @@ def _fetched(place: str) -> str:
     """The cached file of a LoRA on the Hub; every other place as it is."""
     from loraport.weights.hub import fetch, looks_like_hub_id
 
-    if Path(place).exists() or not looks_like_hub_id(place):
+    if expanded(place).exists() or not looks_like_hub_id(place):
         return place
     files = files_of(fetch(place)).paths
     return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place

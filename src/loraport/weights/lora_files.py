@@ -18,6 +18,7 @@ from loraport.weights.names import without_wrappers
 from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
 from loraport.weights.quantized import refuse_scaled
 from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.user_places import check_input, expanded
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -85,8 +86,11 @@ def local_lora(place: Path | str) -> Path:
     """A path as it is, the local copy of a Hub id that is no path here. Raises InputError as the Hub does."""
     from loraport.weights.hub import fetch_lora, looks_like_hub_id
 
-    path = Path(place).expanduser()
-    return fetch_lora(place) if isinstance(place, str) and not path.exists() and looks_like_hub_id(place) else path
+    path = expanded(place)
+    if isinstance(place, str) and not path.exists() and looks_like_hub_id(place):
+        return fetch_lora(place)
+    check_input(path)
+    return path
 
 
 def _weights_at(path: Path) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from loraport.weights.pickled import read_pickle
 from loraport.weights.places import indexes_beside, read_index
 from loraport.weights.safetensors_files import StoredTensor, read_safetensors
 from loraport.weights.shards import GGUF, PICKLES, SAFETENSORS, WEIGHTS
+from loraport.weights.user_places import check_input
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def read_files(
 
 def _kind(path: Path) -> str:
     """The ending that a file should have: of a renamed one what its first bytes say, if that is safe to read."""
+    check_input(path)
     ending = path.suffix.lower()
     if ending in WEIGHTS and ending not in PICKLES:
         return ending

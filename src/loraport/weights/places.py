@@ -24,6 +24,7 @@ from loraport.weights.shards import (
     set_of,
     sets_among,
 )
+from loraport.weights.user_places import opened
 
 __all__ = ["GGUF", "PICKLES", "SAFETENSORS", "announced_shards"]
 
@@ -202,7 +203,7 @@ def read_index(path: Path) -> Mapping[str, str]:
     try:
         if path.stat().st_size > _LONGEST_INDEX:
             raise ValueError("it is too long for an index")
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = json.loads(_bytes(path))["weight_map"]
         if not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise ValueError("its weight_map is empty or holds no file names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -218,6 +219,11 @@ def read_index(path: Path) -> Mapping[str, str]:
                 "mend the index"
             )
     return {key: plain[shard] for key, shard in weight_map.items()}
+
+
+def _bytes(index: Path) -> bytes:
+    with opened(index) as file:
+        return file.read()
 
 
 def _in_this_folder(shard: str) -> str:
@@ -242,7 +248,7 @@ def _files_with(path: Path, needed: Needed | None) -> Files:
     if len(names) > 1 or len(siblings) == 1:
         return Files(tuple(path.with_name(name) for name in names))
     indexes = [path.with_name(name) for name in siblings if index_of(name)]
-    known = [index for index in indexes if path.name.encode() in index.read_bytes()]  # others may be of any kind
+    known = [index for index in indexes if path.name.encode() in _bytes(index)]  # others may be of any kind
     if larger := [index for index in known if {path.name} < set(read_index(index).values())]:
         return Files(
             _indexed(larger[0], needed), (f"{path} is one of the shards that {larger[0]} lists: all are read",)

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from loraport.errors import OutputError
 from loraport.weights.ownership import HOST_DIGEST, is_running, try_lock
+from loraport.weights.user_places import check_output
 
 TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 """The name of what is not finished."""
@@ -96,6 +97,7 @@ def _writing(path: Path) -> Iterator[Path]:
         place = Path(os.path.realpath(path))
         if place.is_symlink():  # still: the links go round in a circle, of which this says so
             place.stat()
+        check_output(place)
         remove_dead(place.parent)
         yield place
     except OSError as error:
