@@ -80,7 +80,6 @@ def analyze(
     from loraport.runs.bench import AnalyzeConfig
     from loraport.runs.config import casa_settings
     from loraport.runs.sweep import Grid
-    from loraport.weights.inputs_kept import check_apart
 
     flags = {
         "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,
@@ -92,8 +91,7 @@ def analyze(
         cache=cache_folder(cache, no_cache),
     )  # fmt: skip
     grids = [Grid.parse(text) for text in sweep or ()]
-    check_apart(output, (lora, source, *target_places(target), cache_folder(cache, no_cache)))
-    keep_analysis(Path(config.output), FILES, overwrite)
+    keep_analysis(Path(config.output), FILES, (lora, source, *target_places(target), config.cache), overwrite)
     folder_of(config.output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)

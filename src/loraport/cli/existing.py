@@ -38,10 +38,13 @@ def keep_existing(
             raise OutputError(f"{place} is there already; give --overwrite to replace it, or another name")
 
 
-def keep_analysis(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
+def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path | None], overwrite: bool) -> None:
     """Refuse a folder with a page, of an earlier analysis or of somebody else, and one with other files named like
-    `ours`, the first of which every analysis of ours leaves there. Raises OutputError.
+    `ours`, the first of which every analysis of ours leaves there; and, always, an input. Raises OutputError.
     """
+    from loraport.weights.inputs_kept import check_apart
+
+    check_apart(folder, inputs)
     if not overwrite and os.path.exists(folder / _PAGE):
         raise OutputError(f"{folder} has an {_PAGE} already; give --overwrite to replace it, or another folder")
     keep_foreign(folder, ours, overwrite)

@@ -151,11 +151,7 @@ def transfer(
     if guard or method == AUTO:
         _guard(given, page)
         return
-    passes = _passes(given)
-    keep_existing(
-        [*(one.output for some in passes for one in some.configs), page], _inputs(given), overwrite or dry_run
-    )
-    _run(passes, page, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+    _run(_passes(given), page, given)
 
 
 def _guard(given: Mapping[str, Any], page: Path | None) -> None:
@@ -210,19 +206,14 @@ def _inputs(given: Mapping[str, Any]) -> list[str]:
     return [*given["loras"], given["source"], *target_places(given["target"])]
 
 
-def _run(
-    passes: Sequence[Pass],
-    page: Path | None,
-    *,
-    dry_run: bool,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
     from loraport.runs.passes import prepare_passes, transfer_in_turn
 
+    dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
+    places = [one.output for some in passes for one in some.configs]
+    keep_existing([*places, page], _inputs(given), given["overwrite"] or dry_run)
     if dry_run and (missing := _downloads(passes)):
         console.print_downloads(missing, json=json)
         return
