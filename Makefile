@@ -33,8 +33,8 @@ demo: setup  ## Transfer a LoRA inside the embedded family and write a page: dem
 test: setup  ## The whole test suite
 	@$(TEST)
 
-fuzz: setup  ## Attack every reader and the command line; make fuzz CASES=10000 SEED=7 for an hour by hand
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --seed $(or $(SEED),0)
+fuzz: setup  ## Attack every reader and the command line, kill every writer; by hand make fuzz CASES=10000 KILLS=500 SEED=7
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)
 
 check: setup lint types docs-check test fuzz  ## What CI runs: format, lint, types, docs, tests, a minute of attacks
 

@@ -6,10 +6,11 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+Preparation = Callable[[], None]
 CPU_SECONDS = 20
 """Processor time after which a command counts as hanging; the inputs are a few hundred kB."""
 MEMORY = 600 << 20
@@ -54,23 +55,43 @@ class Outcome:
         return found
 
 
+@dataclass(frozen=True)
+class Running:
+    """A command in a process of its own, which writes what it says to a file."""
+
+    words: tuple[str, ...]
+    process: int
+    out: Path
+
+    def end(self) -> Outcome:
+        """Wait for its end."""
+        _, status, usage = os.wait4(self.process, 0)
+        text = self.out.read_bytes().decode("utf-8", "surrogateescape")
+        self.out.unlink()
+        return Outcome(
+            self.words,
+            os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1,
+            os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            usage.ru_utime + usage.ru_stime,
+            max(0, usage.ru_maxrss * 1024 - resting_memory()),
+            text,
+        )
+
+
 def run(words: Sequence[str | Path], folder: Path) -> Outcome:
     """Run `loraport WORDS` in a fork of this process, in `folder`; its output goes to files beside it."""
-    out = folder.parent / f"{folder.name}.output"
+    return begin(words, folder).end()
+
+
+def begin(words: Sequence[str | Path], folder: Path, *, name: str = "", prepare: Preparation = lambda: None) -> Running:
+    """Start it; `prepare` is called in its process before the program. Of two at once in a folder each has a name."""
+    out = folder.parent / f"{folder.name}{name}.output"
+    out.touch()
     child = os.fork()
     if child == 0:
-        _become([os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words], folder, out)
-    _, status, usage = os.wait4(child, 0)
-    text = out.read_bytes().decode("utf-8", "surrogateescape")
-    out.unlink()
-    return Outcome(
-        tuple(map(str, words)),
-        os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1,
-        os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
-        usage.ru_utime + usage.ru_stime,
-        max(0, usage.ru_maxrss * 1024 - resting_memory()),
-        text,
-    )
+        texts = [os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words]
+        _become(texts, folder, out, prepare)
+    return Running(tuple(map(str, words)), child, out)
 
 
 def resting_memory() -> int:
@@ -78,7 +99,7 @@ def resting_memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _become(words: list[str], folder: Path, out: Path) -> None:
+def _become(words: list[str], folder: Path, out: Path, prepare: Preparation) -> None:
     """In the child: bounds, output to a file, then the program itself. Never returns."""
     try:
         file = os.open(out, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -93,6 +114,7 @@ def _become(words: list[str], folder: Path, out: Path) -> None:
         sys.argv = ["loraport", *words]
         from loraport.cli import main
 
+        prepare()
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

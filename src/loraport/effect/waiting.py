@@ -32,10 +32,10 @@ def waiting_room(folder: Path, names: Iterable[str]) -> Iterator[None]:
     lock = Lock(folder / LOCK)
     try:
         lock.take(str(folder))
-        write_whole(folder / LIST, ("\n".join(sorted(mine)) + "\n").encode())
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}; choose another place") from error
     try:
+        write_whole(folder / LIST, ("\n".join(sorted(mine)) + "\n").encode())
         yield
     except BaseException:
         if not any(path.name in mine or path.name.endswith(".partial") for path in folder.iterdir()):

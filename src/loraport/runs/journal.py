@@ -61,10 +61,21 @@ class Partial:
         except OSError as error:
             why = error.strerror or error
             raise OutputError(f"{self.output} cannot be written: {why}; choose another place") from error
+        except BaseException:  # another run has it, which keeps the folder; or a signal
+            self._lock.release()
+            self._remove_folder()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         """A good end leaves nothing; any other leaves the finished layers for the next start, and says so."""
+        try:
+            self._leave(kind, error)
+        except BaseException:  # a signal; the next one ends the program
+            self._leave(kind, error)
+            raise
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         finished = sum(bool(_LAYER.fullmatch(path.name)) for path in self._files())
         if (kind is None and not self.waits) or not finished:
             self.remove()
@@ -81,7 +92,10 @@ class Partial:
                 with contextlib.suppress(OSError):
                     path.unlink()
         self._lock.release()
-        with contextlib.suppress(OSError):
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        with contextlib.suppress(OSError):  # not empty: somebody else's by now
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:

@@ -30,6 +30,7 @@ from loraport.spectral.svd import SingularBasis
 from loraport.weights.packing import basis_of, contradiction, is_whole, packed, packed_basis
 from loraport.weights.replacing import TEMPORARY, write_whole
 from loraport.weights.safetensors_files import read_all
+from loraport.weights.saving import Pending, save_safetensors
 from loraport.weights.user_places import expanded
 
 VERSION = 4
@@ -197,13 +198,12 @@ class BasisCache:
     def _write(self, key: str, tensors: dict[str, Tensor]) -> str | None:
         if self.folder is None or self._distrust:
             return None
-        from safetensors.torch import save
-
         try:
             mark(self.folder)
             path = _place(self.folder, key)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_whole(path, save(tensors, _metadata(key, tensors)), private=True)
+            pending = {name: Pending.of(tensor) for name, tensor in tensors.items()}
+            save_safetensors(path, pending, _metadata(key, tensors), private=True)
         except OSError as error:
             return f"{self.folder}: {error.strerror or error}"
         except OutputError as error:

@@ -123,6 +123,12 @@ class Lock:
                 continue  # the owner before us removed the folder at this moment
             try:
                 self._handle = handle if self._taken(handle, what) else None
+            except Exception:
+                raise
+            except BaseException:  # a signal: what may be ours already goes with us
+                if sys.platform != "win32" and try_lock(handle):
+                    self._unlink()
+                raise
             finally:
                 if self._handle is None:
                     os.close(handle)
@@ -164,14 +170,17 @@ class Lock:
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Remove the file and let others come."""
-        self._end.set()
-        handle, self._handle = self._handle, None
-        if handle is None:
+        """Remove the file and let others come. Interrupted by a signal, it can be called again."""
+        if self._handle is None:
             return
+        self._end.set()
+        if sys.platform != "win32":  # where what is open cannot be removed
+            self._unlink()
+        handle, self._handle = self._handle, None
+        os.close(handle)
         if sys.platform == "win32":
-            os.close(handle)
+            self._unlink()
+
+    def _unlink(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink()
-        if sys.platform != "win32":
-            os.close(handle)

@@ -44,11 +44,11 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     Raises OutputError where it cannot be written; what was there before is then still there.
     """
     with _writing(path) as place:
-        with _making:
-            temporary = _free_name(place)
-            file = open(os.open(temporary, _CREATE, 0o600 if private else 0o666), "wb")
-            try_lock(file.fileno())
-        try:
+        temporary, file = _free_name(place), None
+        try:  # a signal may come from here on
+            with _making:
+                file = open(os.open(temporary, _CREATE, 0o600 if private else 0o666), "wb")
+                try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -56,13 +56,11 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
                 file.close()
             os.replace(temporary, place)
         except BaseException:
-            with contextlib.suppress(OSError):  # what a full disk could not take
-                file.close()
+            _close(file)
             _remove(temporary)
             raise
         finally:
-            with contextlib.suppress(OSError):
-                file.close()
+            _close(file)
 
 
 @contextmanager
@@ -72,13 +70,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     The old and the new folder change places in one step, where the system has one. Raises OutputError as `new_file`.
     """
     with _writing(path) as place:
-        with _making:
-            temporary = _free_name(place)
-            temporary.mkdir()
-            handle = None if sys.platform == "win32" else os.open(temporary, os.O_RDONLY)
-            if handle is not None:
-                try_lock(handle)
-        try:
+        temporary, handle = _free_name(place), None
+        try:  # a signal may come from here on
+            with _making:
+                temporary.mkdir()
+                handle = None if sys.platform == "win32" else os.open(temporary, os.O_RDONLY)
+                if handle is not None:
+                    try_lock(handle)
             yield temporary
             if place.is_dir():
                 _exchange(temporary, place)
@@ -164,6 +162,13 @@ def _swapped(one: Path, other: Path) -> bool:
     if hasattr(system, "renameat2"):
         return bool(system.renameat2(here, names[0], here, names[1], exchange) == 0)
     return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
+
+
+def _close(file: BinaryIO | None) -> None:
+    """Close a file, of which a full disk may not take the rest."""
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def _remove(path: Path) -> None:

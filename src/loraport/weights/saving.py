@@ -42,12 +42,15 @@ class Pending:
         return cls(stored.dtype, stored.shape, stored.read)
 
 
-def save_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
+def save_safetensors(
+    path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], *, private: bool = False
+) -> None:
     """Writes a safetensors file: sorted keys and metadata, no time stamps, complete under its name or absent.
 
-    Raises OutputError where it cannot be written; a file that was there before is then still there.
+    `private`: for its owner only. Raises OutputError where it cannot be written; a file that was there before is then
+    still there.
     """
-    with new_file(path) as file:
+    with new_file(path, private=private) as file:
         _write(file, tensors, metadata)
 
 
