@@ -37,7 +37,7 @@ WARM = (
     *("cli", "console", "runs.accelerator", "runs.analyze", "runs.convert", "runs.execute", "runs.experts"),
     *("runs.merge", "runs.passes", "runs.probe", "reports.transfer_page", "reports.analysis_page"),
 )
-OVERWRITE: Words = ()
+OVERWRITE: Words = ("--overwrite",)
 """What a command needs to replace a result that is finished."""
 Tree = Mapping[str, str]
 
@@ -156,7 +156,7 @@ def kill(folder: Path, seed: int, numbers: range, names: Sequence[str] = tuple(W
         what, outcome, faults = case(stage, name, rng)
         if inputs is not None and tree(folder / "inputs") != inputs:
             faults.append("an input was changed")
-        yield Finding(number, name, what, outcome, tuple(faults))
+        yield Finding(number, f"killed: {name}", what, outcome, tuple(faults))
 
 
 def _killed(stage: Stage, name: str, rng: random.Random) -> tuple[str, Outcome, list[str]]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -33,6 +34,8 @@ def test_what_dead_processes_left_is_removed_by_the_next_writer(tmp_path):
     (tmp_path / leftover(os.getppid())).write_bytes(b"alive")
     (tmp_path / leftover(1, "ffffffff")).write_bytes(b"of another machine, today")
     (tmp_path / ".loraport-mine.part").write_bytes(b"the user's")
+    (tmp_path / leftover(os.getppid()).replace("0123", "4567")).write_bytes(b"of an earlier one with its number")
+    os.utime(tmp_path / leftover(os.getppid()).replace("0123", "4567"), (time.time() - 90_000,) * 2)
     write_whole(tmp_path / "new.txt", b"whole")
     kept = {leftover(os.getppid()), leftover(1, "ffffffff"), ".loraport-mine.part", "new.txt"}
     assert set(os.listdir(tmp_path)) == kept

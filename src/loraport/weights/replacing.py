@@ -119,20 +119,19 @@ def remove_dead(folder: Path) -> None:
 
 
 def _is_dead(path: Path, host: str, process: int) -> bool:
-    here = host == HOST_DIGEST
-    if here and process != os.getpid() and is_running(process):
-        return False
+    here, other = host == HOST_DIGEST, process != os.getpid()
+    alive = here and other and is_running(process)  # or a later program has its number, which a lock tells in time
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no folders; gone, or not ours to read
-        return here and process != os.getpid() and path.is_dir()
+        return here and other and not alive and path.is_dir()
     try:
         locked, age = try_lock(handle), time.time() - os.fstat(handle).st_mtime
     finally:
         os.close(handle)
     if locked is None:
-        return here and process != os.getpid()
-    return locked and (here or age > _DAY)
+        return here and other and not alive
+    return locked and ((here and not alive) or age > _DAY)
 
 
 def _exchange(new: Path, old: Path) -> None:
