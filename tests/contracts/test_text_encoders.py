@@ -107,7 +107,18 @@ def onetrainer(name, part, full):
     return (f"unet.{full}." if part == "unet" else f"{SHORT[part]}.{full}."), AB
 
 
-SPELLINGS = [kohya, dotted, without_text_model, before_peft, comfy, onetrainer]
+def inside_peft(name, part, full):
+    """A component's state behind PEFT's prefix: of the network that is read since ever."""
+    return f"{part}.base_model.model.{full}.", AB
+
+
+def numbered(name, part, full):
+    """Short dotted names, `te1.`, as kohya's are without the underscores."""
+    short = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}[part]
+    return f"{short}.{'module.' if part == 'text_encoder' else ''}{full}.", AB
+
+
+SPELLINGS = [kohya, dotted, without_text_model, before_peft, comfy, onetrainer, inside_peft, numbered]
 
 
 @pytest.fixture

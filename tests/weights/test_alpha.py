@@ -55,6 +55,10 @@ HEADERS = {
         "transformer.lora_alpha in the header is 64",
     ),
     "inside JSON": ({"lora_config": '{"r": 4, "lora_alpha": 2}'}, "lora_alpha of lora_config in the header is 2"),
+    "deep inside JSON": (
+        {"training": '{"network": {"linear": 4, "linear_alpha": 8}}'},
+        "linear_alpha of training in the header is 8",
+    ),
     "no number": ({"alpha": "as trained"}, "alpha in the header is as trained"),
 }
 
@@ -64,6 +68,19 @@ def test_a_headers_alpha_is_told_and_not_applied(header: dict[str, str], told: s
     lora = read_lora(stored(tmp_path / "x.safetensors", header))
     assert scales(lora) == {1.0} and len(lora.notes) == 1
     assert told in lora.notes[0] and "not applied" in lora.notes[0]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [lambda lora: {"lora": lora, "r": 4, "alpha": 8}, lambda lora: {"lora": lora, "config": {"lora_alpha": 8.0}}],
+)
+def test_an_alpha_beside_the_tensors_of_a_pickle_is_told(inside: Any, tmp_path: Path) -> None:
+    torch.save(inside(tensors()), tmp_path / "x.pt")
+    lora = read_lora(tmp_path / "x.pt")
+    assert scales(lora) == {1.0} and "alpha beside the tensors is 8" in lora.notes[0]
+    assert "strength to load it at is 2" in lora.notes[0]
+    torch.save(inside(tensors(alpha=ALPHA)), tmp_path / "x.pt")
+    assert read_lora(tmp_path / "x.pt").notes == ()
 
 
 QUIET: dict[str, tuple[dict[str, str], float | None]] = {

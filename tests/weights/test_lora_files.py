@@ -118,6 +118,28 @@ def test_shards_are_read_whole(tmp_path: Path) -> None:
     assert read_lora(tmp_path).sha256 != before, "the hash covers every shard"
 
 
+def test_a_whole_set_needs_no_index(tmp_path: Path) -> None:
+    written, names = sharded(tmp_path, index=False)
+    assert_same_updates(read_lora(tmp_path), written)
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(InputError, match="is one of 2 shards, a part of an adapter"):
+        read_lora(tmp_path)
+
+
+def test_of_several_loras_in_a_pickle_one_is_taken_and_said_and_another_can_be_chosen(tmp_path: Path) -> None:
+    written = write(CASES["g4"], tmp_path)
+    content = tensors_of(written)
+    other = {key: 2 * tensor for key, tensor in content.items()}
+    torch.save({"generator_lora": content, "critic_lora": other}, tmp_path / "a.pt")
+    lora = read_lora(tmp_path / "a.pt")
+    assert_same_updates(lora, written)
+    assert "holds generator_lora, which was taken, and critic_lora; --lora-part" in lora.notes[0]
+    critic = read_lora(tmp_path / "a.pt", part="critic_lora")
+    assert critic.notes == () and all(
+        torch.allclose(critic.layers[layer].dense(), 4 * update.dense()) for layer, update in lora.layers.items()
+    )
+
+
 @pytest.mark.parametrize("index", [True, False])
 def test_one_shard_is_not_taken_for_the_whole(index: bool, tmp_path: Path) -> None:
     _, names = sharded(tmp_path, index)

@@ -116,6 +116,31 @@ def test_every_command_adds_what_peft_adds(case: tuple[str, dict[str, Tensor]], 
     assert all(close(moved[layer].dense(), wanted[layer]) for layer in LAYERS)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "transformer", "dit"])
+@pytest.mark.parametrize("start", ["", "^"])
+def test_patterns_name_modules_as_the_wrapped_model_has_them(wrapper: str, start: str, tmp_path: Path) -> None:
+    """A compiled model, or one inside another, has names with the wrapper in front, and so have its patterns."""
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, wrapper, Net())
+
+    torch.manual_seed(1)
+    name = f"{start}{wrapper}.blocks.0.ffn.0"
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q", "ffn.0"], init_lora_weights=False, rank_pattern={name: 2},
+        alpha_pattern={name: 7},
+    )  # fmt: skip
+    model = peft.get_peft_model(Wrapped(), config)
+    model.save_pretrained(tmp_path)
+    after = model.merge_and_unload().state_dict()
+    layers = read_lora(tmp_path).layers
+    for layer in LAYERS[:2]:
+        wanted = after[f"{wrapper}.{layer}.weight"] - STATE[f"{layer}.weight"]
+        assert close(layers[layer].dense(), wanted)  # type: ignore[union-attr]
+
+
 def test_without_the_model_it_is_said_and_refused(tmp_path: Path) -> None:
     trained(tmp_path / "adapter", init_lora_weights="pissa")
     facts = in_ten_lines(describe(str(tmp_path / "adapter")))

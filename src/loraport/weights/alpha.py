@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +45,10 @@ class AdapterConfig:
     """What the adapter took out of its base."""
     base_model: str | None = None
 
-    def scale(self, module: str, rank: float | None) -> float:
-        """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of the module's name."""
-        alpha = _chosen(self.alpha_pattern, module, self.alpha)
-        rank = _chosen(self.rank_pattern, module, self.rank) if rank is None else rank
+    def scale(self, names: Sequence[str], rank: float | None) -> float:
+        """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of one of the names."""
+        alpha = _chosen(self.alpha_pattern, names, self.alpha)
+        rank = _chosen(self.rank_pattern, names, self.rank) if rank is None else rank
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -82,8 +82,8 @@ def _patterns(fields: Mapping[str, Any], name: str, origin: str) -> dict[str, fl
     return {_pattern(key, origin): _number(value, f"{name} of {key}", origin) for key, value in patterns.items()}
 
 
-def _chosen(patterns: Mapping[str, float], module: str, default: float) -> float:
-    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
+def _chosen(patterns: Mapping[str, float], names: Sequence[str], default: float) -> float:
+    return next((value for pattern, value in patterns.items() if any(_matches(pattern, one) for one in names)), default)
 
 
 def parse_json_object(text: str | bytes, origin: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class NotedAlpha:
     def scale(self, module: str, rank: int) -> float | None:
         """The scale that it would mean for a layer; None where it is no number."""
         if self.config is not None:
-            return self.config.scale(module, rank)
+            return self.config.scale((module,), rank)
         try:
             return float(self.value) / rank
         except ValueError:
@@ -133,11 +133,11 @@ class Scales:
         """The configuration that is meant for the keys of a component."""
         return self.components.get(component) or self.components.get("") or self._only_model(component)
 
-    def scale(self, component: str, module: str, rank: int | None) -> tuple[float, str]:
+    def scale(self, component: str, names: Sequence[str], rank: int | None) -> tuple[float, str]:
         """(scale, where it came from) of a layer that no tensor gives an alpha for; rank None where it has none."""
         config = self.config(component)
         if config is not None:
-            return config.scale(module, rank), config.origin
+            return config.scale(names, rank), config.origin
         return 1.0, NO_ALPHA if rank is not None else "none: whole factors have the scale 1"
 
     def notes(self, unscaled: Mapping[str, int], total: int) -> list[str]:
@@ -165,13 +165,18 @@ class Scales:
 
 
 def stored_scales(
-    metadata: Mapping[str, str], config: AdapterConfig | None, name: str, beside: AdapterConfig | None = None
+    metadata: Mapping[str, str],
+    config: AdapterConfig | None,
+    name: str,
+    beside: AdapterConfig | None = None,
+    fields: Mapping[str, str] | None = None,
 ) -> Scales:
     """The scales from an `adapter_config.json` (if there is one) and the metadata of a header.
 
     diffusers writes each field with its component in front (`transformer.lora_alpha`), or plainly for only one.
-    `beside`: a configuration in the same folder that these keys are not PEFT's own for. Numbers that stand elsewhere in
-    the header are noted. Who reads which place is in docs/lora-files.md.
+    `beside`: a configuration in the same folder that these keys are not PEFT's own for. `fields`: what stands in a
+    pickle beside its tensors. Numbers that stand there, or elsewhere in the header, are noted. Who reads which place is
+    in docs/lora-files.md.
     Raises FileFormatError for metadata that cannot be read.
     """
     if config is not None:
@@ -191,6 +196,12 @@ def stored_scales(
                 )
         return Scales(name, configs)
     noted = [_noted(key, value) for key, value in _alphas_in(metadata)]
+    readers = "no loader that is known reads it there"
+    noted += [
+        NotedAlpha(f"{key} beside the tensors", value, readers)
+        for key, value in (fields or {}).items()
+        if is_alpha(key)
+    ]
     if beside is not None:
         readers = "PEFT reads it for keys behind base_model.model. only, and ComfyUI and diffusers do not read it"
         noted.append(NotedAlpha(f"alpha in {beside.origin} beside it", f"{beside.alpha:g}", readers, beside))
@@ -216,9 +227,24 @@ def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
             inner = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        names = [name for name in ("lora_alpha", "network_alpha", "alpha") if name in inner]
-        found += [(f"{name} of {key}", str(inner[name])) for name in names]
+        found += [(f"{name} of {key}", value) for name, value in _alphas_inside(inner)]
     return [(key, value) for key, value in found if value not in ("", "None")]
+
+
+_INNER_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "linear_alpha")
+
+
+def _alphas_inside(fields: Any) -> list[tuple[str, str]]:
+    """(field, value) of the alphas in a JSON value, however deep; of a component's (`transformer.lora_alpha`) too."""
+    found, waiting = [], [fields]
+    while waiting:
+        value = waiting.pop()
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            if isinstance(inner, dict):
+                waiting.append(inner)
+            elif name.rpartition(".")[2] in _INNER_ALPHAS:
+                found.append((name, str(inner)))
+    return list(dict.fromkeys(found))
 
 
 def _noted(key: str, value: str) -> NotedAlpha:

@@ -176,6 +176,11 @@ class LoraKey:
         return ".diff_m" if self.bare else self.part
 
     @property
+    def module_names(self) -> tuple[str, str]:
+        """What patterns of a configuration may call the module: as PEFT's model has it, wrappers and all, or ours."""
+        return _split_suffix(self.key)[0].removeprefix(PEFT_PREFIX), self.module
+
+    @property
     def unresolved(self) -> bool:
         """Whether the layer's name is known only with its dots lost."""
         return self.dialect.flat and self.dialect.naming is None
@@ -195,7 +200,10 @@ def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
     own = encoder_prefix(plain[len(head) :], in_peft=head.endswith(PEFT_PREFIX))
     if own is not None:
         module = plain[len(head + own) :]
+        inner = known_start(module) if own.endswith(".") else ""
         clip = encoder_layer(own, module)
+        if clip is None and inner and (clip := encoder_layer(own, module[len(inner) :])):
+            own, module = own + inner, module[len(inner) :]
         dialect = Dialect(head + own, None, KOHYA_PAIR if own.endswith("_") and part in VARIANTS else pair)
         return LoraKey(
             key, dialect.prefix, module, _unknown(clip or plain), part, dialect, text_encoder=True,
@@ -231,6 +239,9 @@ def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) ->
     found: Located | None = locate(module, flat=dialect.flat, prefer=dialect.family)
     if found is None and f"{module}.".count("module."):
         found = locate(without_modules(module), prefer=dialect.family)
+        if found is not None:
+            own = without_modules(module)
+            return replace(_located(key, prefix, own, part, dialect), wrapped=True)
     if found is None and part in (".diff", ".diff_m") and not dialect.flat:
         return _of_parameter(key, prefix, module, part, dialect)
     if found is None:

@@ -27,7 +27,7 @@ from loraport.weights.dialects import (
     parse_key,
 )
 from loraport.weights.families import Place
-from loraport.weights.families.clip import SECOND, is_named
+from loraport.weights.families.clip import SECOND, encoder_of, is_named
 from loraport.weights.fused import rows, taken_apart
 from loraport.weights.lora_files import LoraFiles, open_lora
 from loraport.weights.lora_kinds import adds_nothing, assemble, with_magnitude, with_scale, with_start
@@ -96,13 +96,14 @@ def read_lora(
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
     """
-    files = open_lora(path)
+    files = open_lora(path, part)
+    part = None if part == files.entry else part
     tensors = files.tensors
     widths = input_widths(tensors)
     start, every_key = parsed_keys(sorted(tensors), widths)
     parsed = [_of_folder(key, files.path) for key in chosen_part(files.path, every_key, part)]
     refuse_unread(files.path, parsed)
-    scales = stored_scales(files.metadata, files.config, files.path.name, files.beside)
+    scales = stored_scales(files.metadata, files.config, files.path.name, files.beside, files.fields)
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     encoders = _by_layer(files.path, [key for key in parsed if key.clip])
     all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
@@ -144,7 +145,7 @@ def read_lora(
         files.metadata,
         files.sha256,
         files.path,
-        (*notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
+        (*_other_entries(files), *notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
         start,
         encoded,
         {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
@@ -279,10 +280,10 @@ class _Reader:
         for part in (".alpha", ".lora_alpha"):
             if part in parts and rank is not None:
                 scale, config = self.alpha(parts[part].key) / rank, self.stored.config(component)
-                if config is not None and not math.isclose(config.scale(down.module, rank), scale, rel_tol=1e-3):
+                if config is not None and not math.isclose(config.scale(down.module_names, rank), scale, rel_tol=1e-3):
                     self.overruled[parts[part].key] = config.origin
                 return scale, f"{part.removeprefix('.')} tensor"
-        scale, origin = self.stored.scale(component, down.module, rank)
+        scale, origin = self.stored.scale(component, down.module_names, rank)
         if origin == NO_ALPHA and rank is not None and not down.text_encoder:
             self.unscaled[down.module] = rank
         return scale, origin
@@ -314,6 +315,14 @@ class _Reader:
             stored = self.tensors[key.key]
             extras[key.key] = stored if factor == 1 else replace(stored, read=partial(_scaled, stored, factor))
         return extras
+
+
+def _other_entries(files: LoraFiles) -> list[str]:
+    """What is said where a pickle holds LoRAs beside the one that was taken."""
+    if not files.other_entries:
+        return []
+    taken, others = files.entry or "its own table", ", ".join(files.other_entries[:8])
+    return [f"{files.path} holds {taken}, which was taken, and {others}; --lora-part chooses another"]
 
 
 def _scaled(stored: StoredTensor, factor: float) -> Tensor:
@@ -352,7 +361,8 @@ def _down(parts: Mapping[str, LoraKey]) -> LoraKey:
 
 
 def _component(parts: Mapping[str, LoraKey]) -> str:
-    return _down(parts).prefix.rstrip(".").rpartition(".")[2]
+    down = _down(parts)
+    return encoder_of(down.layer) if down.clip else down.prefix.rstrip(".").rpartition(".")[2]
 
 
 def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey]]:

@@ -28,7 +28,10 @@ NO_WEIGHT = (
     "its update depends on the text encoder's weight, which the source does not hold; give a file or "
     "a pipeline that does"
 )
-UNKNOWN = "it belongs to a text encoder other than CLIP, whose names are in no table and cannot be respelled"
+UNKNOWN = (
+    "it belongs to a text encoder other than CLIP, or stands behind a name that does not tell which encoder, so it "
+    "cannot be respelled"
+)
 
 
 def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from loraport.errors import FileFormatError, InputError
 from loraport.weights.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
 from loraport.weights.dialects import PEFT_PREFIX, are_of_lora
 from loraport.weights.identity import FileIdentity
-from loraport.weights.model_files import read_files
+from loraport.weights.model_files import ModelFiles, read_files
 from loraport.weights.names import without_wrappers
 from loraport.weights.places import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
 from loraport.weights.quantized import refuse_scaled
@@ -39,11 +39,18 @@ class LoraFiles:
     sha256: str
     beside: AdapterConfig | None = None
     """A configuration in the same folder that does not go with these keys, by PEFT's rules."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Numbers and texts that a pickle holds beside its tensors."""
+    entry: str | None = None
+    """The entry of a pickle that was taken."""
+    other_entries: tuple[str, ...] = ()
+    """The entries of the pickle that are LoRAs too, and were not."""
 
 
-def open_lora(place: Path | str) -> LoraFiles:
+def open_lora(place: Path | str, entry: str | None = None) -> LoraFiles:
     """The files behind a path, a file or a folder with one LoRA, or behind a Hub id (a text only).
 
+    `entry`: the one of several LoRAs in a pickle to take, if it has one of this name.
     Pickles are read weights only: code in them is never run.
     Raises InputError for what is missing or cannot be opened, FileFormatError for damaged files.
     """
@@ -51,7 +58,9 @@ def open_lora(place: Path | str) -> LoraFiles:
     try:
         weights = _weights_at(path)
         identities = {file: FileIdentity.at(file) for file in weights}
-        tensors, metadata = _contents(weights)
+        files = _contents(weights, entry)
+        tensors = files.tensors
+        metadata = {name: text for header in files.headers for name, text in header.items()}
         refuse_scaled(tensors)
         config_file = weights[0].with_name(CONFIG_NAME)
         own = weights[0].name.startswith("adapter_model") or all(
@@ -70,14 +79,16 @@ def open_lora(place: Path | str) -> LoraFiles:
     if config is not None and config.base_model is not None:
         metadata = {BASE_MODEL: config.base_model, **metadata}
     beside = None if own else _foreign_config(config_file)
-    return LoraFiles(path, weights, tensors, metadata, config, digest.hexdigest(), beside)
+    return LoraFiles(
+        path, weights, tensors, metadata, config, digest.hexdigest(), beside, files.fields, files.part, files.left
+    )
 
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:
     """The keys of a LoRA, from its header alone. Raises as `open_lora`."""
     path = local_lora(place)
     try:
-        return tuple(_contents(_weights_at(path))[0])
+        return tuple(_contents(_weights_at(path)).tensors)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -95,6 +106,8 @@ def local_lora(place: Path | str) -> Path:
 
 def _weights_at(path: Path) -> tuple[Path, ...]:
     """The files of a local LoRA: one, or all the shards of a set."""
+    if path.is_dir() and (whole := _whole_set(path)):
+        return whole
     weights = _weights_in(path) if path.is_dir() else path
     if weights.name.endswith(INDEX):
         shards = sorted(set(read_index(weights).values()))
@@ -115,6 +128,13 @@ def _weights_at(path: Path) -> tuple[Path, ...]:
     return (weights,)
 
 
+def _whole_set(folder: Path) -> tuple[Path, ...]:
+    """The shards of a set, where a folder holds nothing but all of them and no index."""
+    names = sorted(entry.name for entry in folder.iterdir() if is_weights(entry.name) and entry.is_file())
+    whole = set(announced_shards(names[0])) if names else set()
+    return tuple(folder / name for name in names) if len(names) > 1 and whole == set(names) else ()
+
+
 def _weights_in(folder: Path) -> Path:
     """The weights in a folder: PEFT's, the index of the only set of shards, the only safetensors file or pickle."""
     for name in _OF_PEFT:
@@ -133,10 +153,14 @@ def _weights_in(folder: Path) -> Path:
     raise InputError(f"{folder} holds no weights, no .safetensors, .pt or .bin file; give a LoRA file or a PEFT folder")
 
 
-def _contents(weights: tuple[Path, ...]) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of all files and the notes in their headers."""
-    files = read_files(weights, None, False, are_of_lora)
-    return files.tensors, {name: text for header in files.headers for name, text in header.items()}
+def _contents(weights: tuple[Path, ...], entry: str | None = None) -> ModelFiles:
+    """The tensors of all files and the notes in their headers; of a pickle that has an entry of this name, that one."""
+    if entry is not None and weights[0].suffix.lower() in PICKLES:
+        try:
+            return read_files(weights, entry, False, are_of_lora)
+        except InputError:  # it has no such entry: the name may be one of several LoRAs in a table
+            return read_files(weights, None, False, are_of_lora)
+    return read_files(weights, None, False, are_of_lora)
 
 
 def _config_beside(config: Path) -> AdapterConfig | None:

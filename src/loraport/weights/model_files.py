@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraport.errors import FileFormatError
@@ -32,6 +32,8 @@ class ModelFiles:
     absent: tuple[str, ...] = ()
     """Keys that an index lists, in shards that were not asked for."""
     notes: tuple[str, ...] = ()
+    fields: dict[str, str] = field(default_factory=dict)
+    """Numbers and texts that pickles hold beside tensors."""
 
 
 def read_files(
@@ -48,9 +50,11 @@ def read_files(
     headers, lines, notes = [], [], []
     taken: str | None = None
     left: tuple[str, ...] = ()
+    fields: dict[str, str] = {}
     for path, kind in kinds.items():
         if kind in PICKLES:
-            found, taken, left = read_pickle(path, part, wanted)
+            found, taken, left, beside = read_pickle(path, part, wanted)
+            fields |= beside
             lines += [f"{key} {one.dtype} {one.shape}" for key, one in found.items()] + [str(path.stat().st_size)]
         elif kind == GGUF:
             found, digest = read_gguf(path, len(paths))
@@ -68,7 +72,7 @@ def read_files(
         tensors |= found
     absent = _absent(paths, tensors, some) if some or len(paths) > 1 else ()
     digest = lines[0] if len(lines) == 1 and kinds[paths[0]] == GGUF else _digest(lines)
-    return ModelFiles(paths, tensors, tuple(headers), digest, taken, left, absent, tuple(notes))
+    return ModelFiles(paths, tensors, tuple(headers), digest, taken, left, absent, tuple(notes), fields)
 
 
 def _kind(path: Path) -> str:

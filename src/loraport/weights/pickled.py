@@ -26,12 +26,15 @@ PARTS = (
 _NO_PARTS = ("optim", "scheduler", "lr_scheduler", "scaler", "rng")
 """Starts of entries that hold a trainer's state, not a network."""
 _DEEPEST_PART = 3
+_LONGEST_FIELD = 1000
 
 
 def read_pickle(
     path: Path, part: str | None, wanted: Callable[[Iterable[str]], bool] | None = None
-) -> tuple[dict[str, StoredTensor], str | None, tuple[str, ...]]:
-    """The tensors of one part of a pickle, its name (None where the file itself is the table), and the parts left.
+) -> tuple[dict[str, StoredTensor], str | None, tuple[str, ...], dict[str, str]]:
+    """The tensors of one part of a pickle, its name (None where the file itself is the table), the parts left, fields.
+
+    The fields are the numbers and texts that stand in the file beside all tensors, by the names on the way to them.
 
     `part` names the entry to take (`model.state_dict` one inside another); otherwise the best of PARTS is, or the only
     one. `wanted` tells by the keys which parts are meant, where some are. Data stays in the mapped file until read.
@@ -57,7 +60,7 @@ def read_pickle(
         key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value, path, identity))
         for key, value in tensors.items()
     }
-    return stored, part, left
+    return stored, part, left, _fields(content)
 
 
 def _check_plain(path: Path, key: str, value: Tensor) -> None:
@@ -156,6 +159,25 @@ def _tables(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
             for name, table in level.items()
             for key, value in dict.items(table)
             if isinstance(value, dict) and id(value) not in seen
+        }
+    return found
+
+
+def _fields(content: dict[Any, Any]) -> dict[str, str]:
+    """The numbers and texts in a file beside its tensors, not those of a trainer's state or of long lists."""
+    found: dict[str, str] = {}
+    seen: set[int] = set()
+    level = {"": content}
+    for _ in range(_DEEPEST_PART):
+        seen.update(map(id, level.values()))
+        items = [
+            (f"{start}.{key}".lstrip("."), value) for start, table in level.items() for key, value in dict.items(table)
+        ]
+        found |= {name: str(value)[:_LONGEST_FIELD] for name, value in items if type(value) in (int, float, str)}
+        level = {
+            name: value
+            for name, value in items
+            if isinstance(value, dict) and id(value) not in seen and not name.startswith(_NO_PARTS)
         }
     return found
 

@@ -55,12 +55,15 @@ _PREFIXES: Mapping[str, str] = {
     "text_encoders.clip_g.transformer.": SECOND,
     "clip_l.": FIRST,
     "clip_g.": SECOND,
+    "te.": FIRST,
+    "te1.": FIRST,
+    "te2.": SECOND,
     "cond_stage_model.transformer.": FIRST,
     "conditioner.embedders.0.transformer.": FIRST,
 }
 """What stands before a layer in LoRA files -> the encoder: kohya's, diffusers', ComfyUI's, OneTrainer's, a model's."""
-_ANY_PREFIX = re.compile(r"lora_te\d?_|text_encoders?(?:_\d)?\.")
-"""The keys of any text encoder, CLIP or not."""
+_ANY_PREFIX = re.compile(r"lora_te\d?_|text_encoders?(?:_\d)?\.|[^.]*[._](?=text_model[._]encoder[._]layers[._]\d)")
+"""The keys of any text encoder, CLIP or not, and those whose names are CLIP's behind a start in no list."""
 _PREFIX = re.compile("|".join(map(re.escape, sorted(_PREFIXES, key=len, reverse=True))))
 _MATRIX = re.compile(r"\.layers\.\d+\.(?:self_attn|mlp)\.")
 _OLD_ATTENTION = re.compile(r"\.self_attn\.to_(q|k|v|out)$")
@@ -103,7 +106,7 @@ def encoder_layer(prefix: str, module: str) -> str | None:
 
 def is_named(prefix: str) -> bool:
     """Whether what stands before the layer says which encoder it is of; PEFT's adapter of one does not."""
-    return prefix.endswith(tuple(_PREFIXES))
+    return any(one in prefix for one in _PREFIXES)
 
 
 def encoder_of(layer: str) -> str:
