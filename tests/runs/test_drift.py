@@ -62,6 +62,14 @@ def test_no_source_is_rounded_by_chance():
         assert not found.source_rounded and torch.equal(found.matrix, W_t - W)
 
 
+@pytest.mark.parametrize(("shape", "seed"), [((48, 24), 291), ((1, 24), 288), ((2, 2), 272), ((1, 1), 0)])
+def test_zeros_and_a_few_numbers_do_not_tell_where_training_began(shape, seed):
+    """Of 300 seeds those for which the estimate lands beyond three of its deviations."""
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / shape[1] ** 0.5
+    found = drift_between(Weight(W, "s", torch.float32), Weight(torch.zeros(shape), "t", torch.float32))
+    assert not found.source_rounded and torch.equal(found.matrix, -W)
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN)
 def test_a_weight_that_was_only_rounded_has_no_drift(dtype):
     source, _, _ = planted(dtype, 0.1, "fine")

@@ -295,6 +295,9 @@ def test_what_half_precision_cannot_hold_is_said(run, tmp_path):
     assert code == 0 and row["rounding"] > 0.01 and "bf16 or fp32 keeps it" in "".join(json.loads(out)["warnings"])
     code, out, _ = run(*words(folder, "factors.safetensors", *flags))
     assert code == 0 and json.loads(out)["layers"][0]["rounding"] < 1e-3 and "keeps it" not in out
+    nothing = write(tmp_path / "nothing", [(W_s, W_t, B * 1e-12, A * 1e-9)])
+    code, out, _ = run(*words(nothing, "zeros.safetensors", *flags))
+    assert code == 3 and json.loads(out)["layers"][0]["rounding"] == 1, "a layer of zeros is a loss"
 
 
 def test_factors_that_fit_are_left_as_they_are():

@@ -1,5 +1,6 @@
 """What is taken, in coordinates, against the same as dense matrices; bases of which half follows from the weight."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from loraport.methods.casa import PAPER, casa, casa_parts
 from loraport.methods.controls import restore_only, rollback
+from loraport.methods.layer import Layer
 from loraport.spectral import svd
 from loraport.spectral.halves import HalfBasis
 from loraport.spectral.routing import routing_factors
@@ -105,6 +107,22 @@ def test_truncation_in_coordinates_is_that_of_the_dense_update(shape, method, mo
     assert torch.equal(again.B, low.B) and not torch.equal(other.B, low.B)
     # one column less keeps visibly less, so the comparison can fail
     assert 1 - update.factorized(rank - 1, generator(0)).lost_energy < kept * 0.999
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (60, 30), (30, 60)])
+@pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-6])
+def test_what_is_kept_of_a_small_correction_is_no_rounding(shape, size):
+    """Single precision, a drift far below the LoRA; none is told where rounding of the factors hides it."""
+    W_s, _, lora = random_weights(shape, 35)
+    drift = size * torch.randn(shape, generator=generator(1)).double() * lora.norm() / math.prod(shape) ** 0.5
+    layer = Layer(LowRank(lora.B.float(), lora.A.float()), drift.float(), decompose(W_s.float()))
+    update = casa(layer)
+    low = update.factorized(6, generator(0))
+    change = low.B.double() @ low.A.double() - layer.lora.B.double() @ layer.lora.A.double()
+    correction = update.correction.double()
+    expected = float((change * correction).sum() / correction.square().sum())
+    kept = update.kept_correction(low)
+    assert kept is None if size == 1e-6 else kept == pytest.approx(expected, rel=2e-3)
 
 
 def test_small_updates_are_truncated_exactly():

@@ -12,6 +12,8 @@ from loraport.errors import InputError
 from loraport.runs.merge import merge
 from loraport.weights.checkpoint import open_checkpoint
 from loraport.weights.describe import describe
+from loraport.weights.safetensors_files import StoredTensor
+from loraport.weights.scales import Scaled
 from tests import tiny
 from tests.tiny import State
 
@@ -162,6 +164,25 @@ def test_scales_at_the_edges(tmp_path, what):
     assert set(model) == set(STATE)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(256, 128 * 127 + 1), (128 * 128, 256)])
+def test_squares_as_many_as_rows_or_columns_are_squares(rows, columns):
+    W = torch.ones(rows, columns).to(FP8)
+    scale = torch.rand(-(-rows // 128), -(-columns // 128)) + 0.5
+    file = Path("m.safetensors")
+    codes = StoredTensor("x.weight", file, W.dtype, tuple(W.shape), lambda: W)
+    of = StoredTensor("x.weight_scale", file, scale.dtype, tuple(scale.shape), lambda: scale)
+    spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    assert torch.equal(Scaled(codes, of)()[0], spread)
+
+
+def test_activations_beside_plain_fp8_with_a_scale_say_nothing(tmp_path):
+    state = changed(input_amax=torch.ones(()))
+    assert torch.equal(
+        open_checkpoint(tiny.write_original(tmp_path / "m.safetensors", state)).read_weight(LAYER),
+        scaled(LAYER, W)[f"{LAYER}.weight"].float() * scaled(LAYER, W)[f"{LAYER}.scale_weight"],
+    )
+
+
 def test_a_fork_name_of_rows_is_read(tmp_path):
     note = torch.tensor(list(b'{"format": "float8_e4m3fn_rowwise"}'), dtype=torch.uint8)
     state = changed(mark=False, weight=Q, scale_weight=None, weight_scale=ROW, comfy_quant=note)
@@ -175,6 +196,19 @@ AMBIGUOUS = {
         "nothing says that it has none",
     ),
     "a scale of the inputs' number": (changed(weight=Q, scale_weight=COLUMN), "no scale of a weight of shape"),
+    "a scale of exponents": (
+        changed(weight=Q, scale_weight=torch.full((), 127, dtype=torch.uint8)),
+        "a scale in uint8, of which it cannot be told",
+    ),
+    "a scale under another name": (
+        changed(weight=Q, scale_weight=None, scale=torch.ones(())),
+        "may say what its values mean",
+    ),
+    "a scale behind the weight's own name": (
+        changed(weight=Q, scale_weight=None) | {f"{LAYER}.weight.scale": torch.ones(())},
+        "may say what its values mean",
+    ),
+    "a zero point beside the scale": (changed(weight_zero_point=ROW), "weight_zero_point.* may say what its values"),
     "zero for codes": (changed(weight=Q, scale_weight=torch.zeros(())), "zeros for codes that are not zero"),
     "infinite": (changed(weight=Q, scale_weight=torch.tensor(float("inf"))), "NaN, infinite or negative"),
     "NaN": (changed(weight=Q, scale_weight=torch.tensor(float("nan"))), "NaN, infinite or negative"),

@@ -95,6 +95,8 @@ FOUND: dict[str, Callable[[Path], Path]] = {
     "variant, no index": shards("m-00001-of-00002.fp16.safetensors", "m-00002-of-00002.fp16.safetensors"),
     "short numbers, underscores": shards("m_part_1-of-2.safetensors", "m_part_2-of-2.safetensors"),
     "from zero": shards("m-00000-of-00002.safetensors", "m-00001-of-00002.safetensors"),
+    "numbers joined by underscores": shards("m_00001_of_00002.safetensors", "m_00002_of_00002.safetensors"),
+    "all in upper case": shards("M-00001-OF-00002.SAFETENSORS", "M-00002-OF-00002.SAFETENSORS"),
     "upper case": shards("M-00001-of-00002.SAFETENSORS", "M-00002-of-00002.SAFETENSORS"),
     "one file in upper case": file("MODEL.SAFETENSORS"),
     "a file a block": both(

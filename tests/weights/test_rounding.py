@@ -58,6 +58,7 @@ def test_a_wide_file_of_narrow_values_is_seen_for_what_it_is():
         assert narrowest(narrow, torch.float32) == torch.float32
         assert narrowest(W, dtype) == dtype
     assert narrowest(W * 1e6, torch.float32) == torch.float32
+    assert narrowest(torch.zeros(3, 4), torch.float32) == torch.float32, "zeros lie on every grid"
 
 
 @pytest.mark.parametrize("count", [0, 5, 1 << 17, (1 << 17) + 1, 400_001])

@@ -14,7 +14,7 @@ from loraport.errors import SettingsError
 from loraport.once import once
 from loraport.spectral.products import USUAL, norm
 from loraport.spectral.routing import Routing, observe, precision_for, routing_factors
-from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_small, kept_correction
+from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_lost, is_small, kept_correction
 from loraport.spectral.taken import Remaining, Taken
 
 
@@ -126,16 +126,17 @@ class Update:
         return low.transposed() if self.turned else low
 
     def kept_correction(self, low: LowRank) -> float | None:
-        """Share of the correction that survives truncation to these factors; None where there is none.
+        """Share of the correction that survives truncation to these factors; None where there is none to speak of.
 
-        They are the best ones of some rank, so a projection of D': ⟨D', low⟩ = ‖low‖², and nothing dense is looked at.
+        With T taken it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. That the factors are a projection
+        of D' would save those, but squares of the whole update hide a small correction.
         """
         left = self._remaining
         if left is None:
             return None if self.correction is None else kept_correction(low, self.low_rank, self.correction)
-        if not left.taken.energy:
+        if is_lost(left.taken.energy, self.low_rank.norm() ** 2):
             return None
-        return (left.overlap - self.low_rank.inner(low) + low.norm() ** 2) / left.taken.energy
+        return (left.overlap - left.taken.inner(low.transposed() if self.turned else low)) / left.taken.energy
 
     def transposed(self) -> Update:
         """The update of the transposed layer."""

@@ -31,6 +31,8 @@ TIMES_FLOOR = 2.0
 
 SURE = 3.0
 """Standard deviations by which the files must tell that training began at the rounded weights."""
+_TOO_FEW = 64
+"""Entries of a layer that is too small to tell: of so few the deviation itself is only guessed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
     """round(W_s) where the target's training began there, else None."""
     fine, coarse = source.precision, target.precision
     if fine is None or coarse is None or torch.finfo(coarse).eps <= torch.finfo(fine).eps:
+        return None
+    if source.matrix.numel() < _TOO_FEW:
         return None
     along = size = moved = 0.0
     for W_s, W_t in zip(in_pieces(source.matrix), in_pieces(target.matrix), strict=True):

@@ -8,6 +8,9 @@ from typing import Any, Literal, Protocol
 
 from loraport.runs.plan import Plan
 
+MOSTLY_GONE = 0.5
+"""A rounding of more than this share of an update leaves little of it: 1 is a layer of zeros."""
+
 Status = Literal["transferred", "copied", "skipped"]
 
 
@@ -122,7 +125,8 @@ class TransferResult:
     @property
     def lost(self) -> bool:
         """Whether something of the input is gone without the user having asked for it."""
-        return bool(self.keys["dropped"]) or any(layer.drift_unknown for layer in self.layers)
+        gone = (layer.drift_unknown or (layer.rounding or 0) > MOSTLY_GONE for layer in self.layers)
+        return bool(self.keys["dropped"]) or any(gone)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""

@@ -132,7 +132,7 @@ def layer_rows(
         yield {
             "layer": job.name, "kind": kind_of(job.name), "depth": depth_of(job.name), **point,
             "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
-            "restored": float(seen.restored.double().mean()),
+            "restored": facts["restored"],
             "arbitrated": float(seen.arbitrated.double().mean()),
             "kept_energy": 1 - written.lost_energy, "kept_correction": update.kept_correction(written),
             "distance": norm(dense + off) / size if size else None,

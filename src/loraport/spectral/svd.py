@@ -361,12 +361,21 @@ def _truncate(D: Float[Tensor, "out in"], basis: SingularBasis, rank: int) -> Lo
 def kept_correction(low: LowRank, source: LowRank, correction: Float[Tensor, "out in"]) -> float | None:
     """Share of the correction that survives truncation: ⟨D_r − D_lora, E⟩ / ‖E‖² with E = D' − D_lora.
 
-    Kept energy flatters: what truncation throws away is mostly the correction. None where there is no correction.
+    Kept energy flatters: what truncation throws away is mostly the correction. None where there is no correction, or
+    one that is lost in the rounding of the factors (see `is_lost`).
     """
     size = energy(correction)
-    if size == 0:
+    if is_lost(size, source.norm() ** 2):
         return None
     return (_inner(low, correction) - _inner(source, correction)) / size
+
+
+def is_lost(correction: float, lora: float) -> bool:
+    """Whether a correction of this energy cannot be told from the rounding of factors of that energy.
+
+    Their products are exact to eps·‖D_lora‖, so a share of the correction to eps·‖D_lora‖ / ‖E‖: up to a hundredth.
+    """
+    return correction <= (100 * torch.finfo(torch.float32).eps) ** 2 * lora
 
 
 def cosine(low: LowRank, D: LowRank | Float[Tensor, "out in"]) -> float | None:

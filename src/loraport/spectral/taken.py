@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loraport.once import once
-from loraport.spectral.products import at_least_zero, energy, times_few
+from loraport.spectral.products import at_least_zero, energy, inner, times_few
 from loraport.spectral.routing import Routing
 from loraport.spectral.selection import Entries
 from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
@@ -73,6 +73,10 @@ class Taken:
         weak = self.kept_senders[:, None] * X
         inside = (self.inside @ X).addmm_(self.drift.C, weak, alpha=-1)
         return self.basis.carried_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
+
+    def inner(self, low: LowRank) -> float:
+        """⟨B·A, T·Vᵀ⟩"""
+        return inner(self.times(times_few(self.basis.Vh, low.A.mT)), low.B)
 
     def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """What lies outside the basis, its Gram matrix times X."""

@@ -86,7 +86,7 @@ def decoded(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, s
 def refuse_codes(
     stored: Mapping[str, StoredTensor], found: tuple[Family, Naming] | None, known: Container[str]
 ) -> None:
-    """Raises FileFormatError where a layer of the family's table has other tensors and no weight.
+    """Raises FileFormatError where a layer of the family's table has other tensors and no weight, or only its codes.
 
     `stored` is by name without prefixes, `known` all names, those in shards that were not read included. A LoRA's
     factors under a layer's name are no codes: that such a file is no model is said elsewhere.
@@ -96,8 +96,16 @@ def refuse_codes(
             continue  # ComfyUI calls the weight of some norms `scale`
         layers, leaf = layers_of(name, found)
         layer = name.removesuffix(f".{leaf}")
-        if layers and leaf not in ("weight", "bias") and f"{layer}.weight" not in known and not _of_lora(name):
+        if not layers or leaf in ("weight", "bias") or _of_lora(name):
+            continue
+        weight = stored.get(f"{layer}.weight")
+        if weight is None and f"{layer}.weight" not in known:
             raise codes_not_read(tensor)
+        if weight is not None and weight.coded is not None and (leaf.startswith("weight") or _unscaled(weight.coded)):
+            raise FileFormatError(
+                f"{tensor.path}: {weight.key!r} is stored as {weight.coded.format}, and {tensor.key!r} beside it may "
+                f"say what its values mean, in a way that is not read; {NOT_READ}"
+            )
 
 
 def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str, ...], str]:
@@ -107,6 +115,10 @@ def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str
         if pieces := found[0].pieces(layer, found[1]):
             return tuple(canonical for canonical, _ in pieces), name.removeprefix(f"{layer}.")
     return (), ""
+
+
+def _unscaled(coded: Coded) -> bool:
+    return isinstance(coded.read, Scaled) and coded.read.scale is None
 
 
 def _of_lora(name: str) -> bool:

@@ -44,11 +44,14 @@ def expected_error(step: Float[Tensor, "*shape"]) -> float:
 
 
 def narrowest(values: Float[Tensor, "out in"], dtype: torch.dtype) -> torch.dtype:
-    """The dtype whose grid the values lie on: a 16-bit one where a wider file holds nothing finer, else its own."""
+    """The dtype whose grid the values lie on: a 16-bit one where a wider file holds nothing finer, else its own.
+
+    Zeros lie on every grid, and so say nothing.
+    """
     if dtype.itemsize <= 2:
         return dtype
     for narrow in (torch.bfloat16, torch.float16):
         # one row first: it settles nearly every matrix
         if all(torch.equal(some, some.to(narrow).to(some.dtype)) for some in (values[:1], values)):
-            return narrow
+            return narrow if values.any() else dtype
     return torch.float32

@@ -17,6 +17,8 @@ from loraport.weights.safetensors_files import NOT_READ, StoredTensor
 
 SQUARE = 128
 """The side of the squares that share a scale, of block-scaled fp8 and TurboDiffusion's int8."""
+LAYER, ROW, COLUMN, BLOCK, A_SQUARE = (f"a scale a {what}" for what in ("layer", "row", "column", "block", "square"))
+"""What one scale stands for."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Scaled:
         if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
             raise self._no_scales("NaN, infinite or negative values")
         live = None if bool((scale > 0).all()) else values != 0
-        _spread(scale, values)
-        _spread(scale, step)
+        stretch = granularity(self.codes, self.scale)
+        _spread(scale, values, stretch)
+        _spread(scale, step, stretch)
         if live is not None and bool((values[live] == 0).any()):
             raise self._no_scales("zeros for codes that are not zero")
         return values, step
@@ -50,37 +53,43 @@ class Scaled:
 
 
 def granularity(codes: StoredTensor, scale: StoredTensor) -> str:
-    """What one scale stands for. Raises FileFormatError for a shape that fits no known layout, or more than one."""
+    """What one scale stands for. Raises FileFormatError for what fits no known layout, or more than one."""
     shape = scale.shape
     rows, columns = (codes.shape[0], math.prod(codes.shape[1:])) if codes.shape else (0, 0)
+    if not scale.dtype.is_floating_point:
+        kind = str(scale.dtype).removeprefix("torch.")
+        raise FileFormatError(
+            f"{scale.path}: {scale.key!r} is a scale in {kind}, of which it cannot be told what the numbers mean (of "
+            f"some formats they are exponents); {NOT_READ}"
+        )
     if math.prod(shape) == 1:
-        return "a scale a layer"
+        return LAYER
     if shape[:1] == (rows,) and math.prod(shape) == rows:
-        return "a scale a row"
+        return ROW
     if shape == (1, rows) and rows != columns:
-        return "a scale a row"
+        return ROW
     if shape == (1, columns) and rows != columns:
-        return "a scale a column"
+        return COLUMN
     if len(shape) == 3 and shape[0] == rows and shape[2] == 1 and codes.shape[-1] % max(shape[1], 1) == 0:
-        return "a scale a block"
+        return BLOCK
     if shape == (math.ceil(rows / SQUARE), math.ceil(columns / SQUARE)):
-        return "a scale a square"
+        return A_SQUARE
     raise FileFormatError(
         f"{scale.path}: {scale.key!r} has shape {shape}, no scale of a weight of shape {codes.shape}; {NOT_READ}"
     )
 
 
-def _spread(scale: Tensor, values: Tensor) -> None:
-    """values · scale in place, each scale over what it stands for."""
+def _spread(scale: Tensor, values: Tensor, stretch: str) -> None:
+    """values · scale in place, each scale over what it stands for, which is `granularity`'s word."""
     matrix = values.view(values.shape[0], -1) if values.dim() else values
-    if scale.numel() == 1:
+    if stretch == LAYER:
         values.mul_(scale.reshape(()))
-    elif scale.dim() == 3 and scale.shape[1] > 1:
-        values.view(*scale.shape[:2], -1).mul_(scale)
-    elif scale.numel() == matrix.shape[0]:
+    elif stretch == ROW:
         matrix.mul_(scale.reshape(-1, 1))
-    elif scale.numel() == matrix.shape[1]:
+    elif stretch == COLUMN:
         matrix.mul_(scale.reshape(1, -1))
+    elif stretch == BLOCK:
+        values.view(*scale.shape[:2], -1).mul_(scale)
     else:
         for number, line in enumerate(scale):
             matrix[number * SQUARE : (number + 1) * SQUARE].mul_(line.repeat_interleave(SQUARE)[: matrix.shape[1]])

@@ -15,7 +15,10 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 GGUF = ".gguf"
 WEIGHTS = (*SAFETENSORS, *PICKLES, GGUF)
 
-_SHARD = re.compile(r"(?P<before>.*?)(?<!\d)(?P<number>\d{1,9})-of-(?P<count>\d{1,5})(?!\d)(?P<after>.*)", re.DOTALL)
+_SHARD = re.compile(
+    r"(?P<before>.*?)(?<!\d)(?P<number>\d{1,9})(?P<of>[-_]of[-_])(?P<count>\d{1,5})(?!\d)(?P<after>.*)",
+    re.DOTALL | re.IGNORECASE,
+)
 _BLOCK = re.compile(r"(?:block_(?P<number>\d{1,4})|non_block)(?P<after>\..+)")
 """LightX2V's files by block."""
 _INDEX = re.compile(
@@ -60,7 +63,7 @@ def _numbered(shard: re.Match[str], first: int) -> tuple[str, ...]:
     """All the names of a set whose numbers begin with `first`."""
     width, count = len(shard["number"]), shard["count"]
     numbers = range(first, first + int(count))
-    return tuple(f"{shard['before']}{number:0{width}d}-of-{count}{shard['after']}" for number in numbers)
+    return tuple(f"{shard['before']}{number:0{width}d}{shard['of']}{count}{shard['after']}" for number in numbers)
 
 
 def set_of(name: str, siblings: Iterable[str]) -> ShardSet:
@@ -68,7 +71,7 @@ def set_of(name: str, siblings: Iterable[str]) -> ShardSet:
     present = {*siblings, name}
     wanted, shown = announced_shards(name), name
     if wanted and (found := _SHARD.fullmatch(name)):
-        shown = f"{found['before']}*-of-{found['count']}{found['after']}"
+        shown = f"{found['before']}*{found['of']}{found['count']}{found['after']}"
         from_zero = _numbered(found, 0)
         wanted = from_zero if from_zero[0] in present else wanted
     elif block := _BLOCK.fullmatch(name):
