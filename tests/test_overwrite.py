@@ -46,6 +46,9 @@ def test_a_result_stays_without_the_flag_and_is_replaced_with_it(tmp_path, name)
     out = tmp_path / ("out" if name in IN_A_FOLDER else "out.safetensors")
     run(*words, "-o", out)
     made = out / IN_A_FOLDER[name] if out.is_dir() else out
+    if name == "transfer":
+        assert f"note: {out}, an earlier transfer, is replaced" in run(*words, "-o", out)
+        assert "is replaced" not in run(*words, "-o", out, "--overwrite")
     made.write_bytes(b"the user's own")
     with pytest.raises(OutputError, match=r"out(\.safetensors)? .*already; give --overwrite"):
         run(*words, "-o", out)
@@ -144,3 +147,42 @@ def test_a_report_that_fails_says_that_the_lora_is_written(tmp_path, monkeypatch
         run("transfer", family.lora, "--source", family.source, "--target", family.target, "--no-cache",
             "-o", tmp_path / "out.safetensors", "--report", tmp_path / "out.html")  # fmt: skip
     assert (tmp_path / "out.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["transfer", "merge", "merge to a folder", "probe"])
+def test_a_result_that_has_no_room_is_refused_before_the_work(tmp_path, monkeypatch, name):
+    from loraport.weights import room
+
+    family = make_family(tmp_path)
+    words = commands(family)[name]
+    words = (*words, "--as", "diff") if name == "transfer" else words
+    out = tmp_path / ("out" if name in IN_A_FOLDER else "out.safetensors")
+    monkeypatch.setattr(room, "_free", lambda folder: 3000)
+    with pytest.raises(OutputError, match=r"out\S* needs \S+ MB at least.*, and 0\.00 MB are free there; make room"):
+        run(*words, "-o", out)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("out", "."))]
+    monkeypatch.setattr(room, "_free", lambda folder: None)  # a file system that does not say
+    run(*words, "-o", out)
+
+
+def test_a_closed_folder_is_told_before_the_work(tmp_path, monkeypatch):
+    import os
+
+    family = make_family(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for name, words in commands(family).items():
+        if name != "analyze":
+            with pytest.raises(OutputError, match="takes no new files of yours"):
+                run(*words, "-o", tmp_path / "out.safetensors")
+
+
+def test_a_folder_that_was_removed_is_told_in_one_sentence(monkeypatch, capsys):
+    from loraport.cli import main
+
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", gone)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and "the working folder has been removed" in capsys.readouterr().err

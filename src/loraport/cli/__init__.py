@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -45,6 +46,10 @@ def main() -> NoReturn:
     Stopped by a signal, it leaves with 128 and the signal's number: 130 after Ctrl-C, 143 after a plain kill.
     """
     protect()
+    try:
+        os.getcwd()
+    except OSError:  # libraries end the process without a word that helps
+        leave(2, "the working folder has been removed; change to one that is there, and give the command again")
     try:
         with listening():
             app()

@@ -26,16 +26,35 @@ def keep_existing(
     A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
     """
     from loraport.weights.inputs_kept import check_apart
+    from loraport.weights.room import check_writable
     from loraport.weights.user_places import expanded
 
     named, inputs = [expanded(place) for place in places if place is not None], list(inputs)
     for place in named:
         check_apart(place, inputs)
+        check_writable(place)
     if overwrite or any(os.path.exists(f"{place}{ending}") for place in named for ending in _UNFINISHED):
         return
     for place in named:
         if os.path.isfile(place) or _holds(place, holding):
             raise OutputError(f"{place} is there already; give --overwrite to replace it, or another name")
+
+
+def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> list[Path]:
+    """Those of the places at which a transfer of ours has left its result: it is made again, and that is said."""
+    from loraport.errors import InputError
+    from loraport.weights.safetensors_files import read_safetensors
+    from loraport.weights.user_places import expanded
+
+    def is_ours(place: Path) -> bool:
+        file = place / _OF_PEFT if place.is_dir() else place
+        try:
+            return "loraport.target" in read_safetensors(file).metadata
+        except (InputError, OSError):
+            return False
+
+    named = [expanded(place) for place in places if place is not None]
+    return [] if overwrite else [place for place in named if is_ours(place)]
 
 
 def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path | None], overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loraport.cli.existing import keep_existing
+from loraport.cli.existing import earlier_transfers, keep_existing
 from loraport.cli.guard import AUTO, GuardFlags, guarded_options, plan_guarded, run_guarded, write_report
 from loraport.cli.options import (
     Arbitrate,
@@ -213,7 +213,9 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
 
     dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
     places = [one.output for some in passes for one in some.configs]
-    keep_existing([*places, page], _inputs(given), given["overwrite"] or dry_run)
+    again = earlier_transfers(places, given["overwrite"] or dry_run)
+    others = [page, *(place for place in places if Path(place) not in again)]
+    keep_existing(others, _inputs(given), given["overwrite"] or dry_run)
     if dry_run and (missing := _downloads(passes)):
         console.print_downloads(missing, json=json)
         return
@@ -222,6 +224,8 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
         console.print_plans(plans, json=json)
         return
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        for place in again:
+            terminal.note(f"{place}, an earlier transfer, is replaced")
         batch = transfer_in_turn(passes, progress=terminal)
     if page is not None:
         write_report(batch, page)

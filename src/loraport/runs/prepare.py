@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from loraport.weights.inputs_kept import check_apart
 from loraport.weights.lora import Lora, read_lora
 from loraport.weights.lora_write import check_form, output_dialect, without_name
 from loraport.weights.provenance import accumulated_loss
+from loraport.weights.room import check_room
 from loraport.weights.variants import LARGEST_AUTO_RANK
 
 
@@ -173,6 +175,17 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
     for ready in batch:
         with _naming(ready.config.lora, len(loras) > 1):
             _check_output(ready, loras)
+    check_room({Path(ready.config.output): _least_bytes(ready) for ready in batch})
+
+
+def _least_bytes(ready: Prepared) -> int:
+    """What a file of dense differences has at least; the ranks of factors, and what a filter leaves, come out later."""
+    config = ready.config
+    if not config.as_diff or config.method.startswith("prolora"):
+        return 0
+    nameless = without_name(ready.lora, output_dialect(ready.lora, "comfy"))
+    jobs = (job for job in ready.plan.jobs if job.action != "drop" and job.name not in nameless)
+    return sum(math.prod(job.shape) for job in jobs) * (4 if config.dtype == "fp32" else 2)
 
 
 def _check_output(ready: Prepared, loras: Sequence[str]) -> None:

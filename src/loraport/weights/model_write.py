@@ -20,8 +20,9 @@ from loraport.weights.families import Piece
 from loraport.weights.fused import assembled
 from loraport.weights.inputs_kept import check_apart
 from loraport.weights.places import INDEX, SAFETENSORS, indexes_beside, read_index
+from loraport.weights.room import check_room
 from loraport.weights.safetensors_files import DTYPES, StoredTensor, read_safetensors
-from loraport.weights.saving import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.weights.saving import Pending, data_bytes, save_folder, save_safetensors, write_safetensors
 from loraport.weights.shards import index_of
 
 CONFIG = "config.json"
@@ -69,6 +70,7 @@ def write_model(
     for key, (stored, pieces) in model.stored.items():
         if any(name in changed for name, _ in pieces):
             files[stored.path][key] = _pending(stored, partial(_made, model, pieces, changed), written)
+    check_room({output: sum(map(data_bytes, files.values()))})
     if not is_folder(model):
         [(path, pending)] = files.items()
         save_safetensors(output, pending, _metadata(path, metadata))

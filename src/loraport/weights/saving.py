@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loraport.errors import OutputError
 from loraport.weights.replacing import new_file, new_folder
+from loraport.weights.room import check_room
 from loraport.weights.safetensors_files import DTYPES, StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -42,14 +43,20 @@ class Pending:
         return cls(stored.dtype, stored.shape, stored.read)
 
 
+def data_bytes(tensors: Mapping[str, Pending]) -> int:
+    """The bytes of the tensors' data."""
+    return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors.values())
+
+
 def save_safetensors(
     path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], *, private: bool = False
 ) -> None:
     """Writes a safetensors file: sorted keys and metadata, no time stamps, complete under its name or absent.
 
-    `private`: for its owner only. Raises OutputError where it cannot be written; a file that was there before is then
-    still there.
+    `private`: for its owner only. Raises OutputError where it has no room, or cannot be written; a file that was there
+    before is then still there.
     """
+    check_room({path: data_bytes(tensors)})
     with new_file(path, private=private) as file:
         _write(file, tensors, metadata)
 
