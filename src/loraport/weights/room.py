@@ -25,8 +25,8 @@ def check_room(needed: Mapping[Path, int]) -> None:
         if free is not None and least > free:
             others = f" with {len(places) - 1} more" if len(places) > 1 else ""
             raise OutputError(
-                f"{places[0]} needs {_size(least)} at least{others}, and {_size(free)} are free there; make room, or name "
-                "a place on another disk"
+                f"{places[0]} needs {_size(least)} at least{others}, and {_size(free)} are free there; make room, or "
+                "name a place on another disk"
             )
 
 
