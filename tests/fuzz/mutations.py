@@ -73,7 +73,7 @@ def mutate(path: Path, rng: random.Random) -> str:
     way = rng.choice(ways[path.suffix])
     try:
         return f"{path.name}: {way(path, rng)}"
-    except (ValueError, KeyError, SafetensorError, zipfile.BadZipFile):
+    except (ValueError, KeyError, RecursionError, SafetensorError, zipfile.BadZipFile):
         return f"{path.name}: {_bytes(path, rng)}, on top of an earlier damage"
 
 
