@@ -166,3 +166,13 @@ def test_inspect_says_where_the_scale_comes_from(tmp_path: Path) -> None:
     lines = in_ten_lines(describe(str(path)))
     assert lines["scale"] == "1 (no alpha anywhere)" and "alpha in the header is 8" in lines["note"][0]
     assert "note" not in in_ten_lines(describe(str(stored(path, {}))))
+
+
+@pytest.mark.parametrize("inner", ["module.", "base_model.model.", "_orig_mod.module."])
+def test_each_component_has_its_own_alpha_whatever_stands_behind_its_name(inner: str, tmp_path: Path) -> None:
+    fields = {"transformer.lora_alpha": 8, "transformer_2.lora_alpha": 2}
+    both = tensors(f"transformer.{inner}") | tensors(f"transformer_2.{inner}")
+    both = {key: tensor.clone() for key, tensor in both.items()}
+    save_file(both, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(fields)})
+    high, low = (read_lora(tmp_path / "x.safetensors", part=one) for one in ("transformer", "transformer_2"))
+    assert (scales(high), scales(low)) == ({2.0}, {0.5})

@@ -44,6 +44,7 @@ _NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
 
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
 PEFT_PREFIX = "base_model.model."
+_NO_COMPONENTS = ("base_model", "model", "module")
 
 SCALES = (".alpha", ".lora_alpha", ".lora_rank")
 ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
@@ -179,6 +180,12 @@ class LoraKey:
     def module_names(self) -> tuple[str, str]:
         """What patterns of a configuration may call the module: as PEFT's model has it, wrappers and all, or ours."""
         return _split_suffix(self.key)[0].removeprefix(PEFT_PREFIX), self.module
+
+    @property
+    def component(self) -> str:
+        """The last name before the layer that tells which model it is of: PEFT's prefix and `module` do not."""
+        parts = self.prefix.rstrip("._").split(".")
+        return next((one for one in reversed(parts) if one not in _NO_COMPONENTS), parts[-1])
 
     @property
     def unresolved(self) -> bool:

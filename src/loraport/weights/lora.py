@@ -362,7 +362,7 @@ def _down(parts: Mapping[str, LoraKey]) -> LoraKey:
 
 def _component(parts: Mapping[str, LoraKey]) -> str:
     down = _down(parts)
-    return encoder_of(down.layer) if down.clip else down.prefix.rstrip(".").rpartition(".")[2]
+    return encoder_of(down.layer) if down.clip else down.component
 
 
 def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey]]:

@@ -37,7 +37,7 @@ class LoraPart:
 def part_of(key: LoraKey) -> LoraPart:
     """The LoRA that a key says it is of; one without an adapter's name has "" there."""
     adapter = _ADAPTER.fullmatch(key.key)
-    return LoraPart(key.prefix.rstrip("._").rpartition(".")[2], adapter[1] if adapter else "")
+    return LoraPart(key.component, adapter[1] if adapter else "")
 
 
 def part_names(keys: Sequence[LoraKey]) -> list[str]:
