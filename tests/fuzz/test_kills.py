@@ -53,6 +53,7 @@ def test_it_dies_as_it_is_told(stage, death):
         ("transfer, split", "new", [Death(event=0.5), Death(signal.SIGTERM, event=0.97)]),
         ("transfer, many LoRAs", "over older", [Death(event=0.96)]),
         ("convert, peft", "over older", [Death(event=0.9)]),
+        ("convert, peft", "over older", [Death(signal.SIGTERM, event=0.99)]),
         ("merge", "after another", [Death(signal.SIGXFSZ, size=5000)]),
         ("merge, shards", "new", [Death(signal.SIGINT, event=0.6)]),
         ("probe", "new", [Death(event=0.8)]),

@@ -172,6 +172,14 @@ def _close(file: BinaryIO | None) -> None:
 
 def _remove(path: Path) -> None:
     """Remove a file or folder if it is there; never raises over the error that made it useless."""
+    try:
+        _remove_once(path)
+    except BaseException:  # a signal; the next one ends the program
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
