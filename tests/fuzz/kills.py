@@ -62,13 +62,14 @@ class Death:
 class Counter:
     """Events of a process, counted where this one sees them too."""
 
-    shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8))
+    shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 9))
 
     def __int__(self) -> int:
         return int.from_bytes(self.shared[:8], "little")
 
     def watch(self, death: Death | None) -> None:
         """In the process itself: count from now on, stop the clock, and end it when it is time."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # before the program listens, there is nothing to tidy
         at = None if death is None else death.event
 
         def tick() -> None:
@@ -91,6 +92,12 @@ class Counter:
             resource.setrlimit(resource.RLIMIT_FSIZE, (death.size, death.size))
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         sys.addaudithook(hear)
+        self.shared[8] = 1
+
+    def wait(self) -> None:
+        """Until the process watches itself, which is when the program begins."""
+        while not self.shared[8]:
+            time.sleep(0.0005)
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,7 @@ def start(words: Words, place: Path, death: Death | None, counter: Counter, name
     """Start a command that will die, or not; `Running.end` waits for it."""
     running = begin(words, place, name=name, prepare=lambda: counter.watch(death))
     if death is not None and death.seconds is not None:
+        counter.wait()
         time.sleep(death.seconds)
         os.kill(running.process, death.signal)  # not waited for yet: it cannot be another's number
     return running
