@@ -15,6 +15,11 @@ from loraport.cli.stopping import in_one_sentence, listening
 from tests.runs.models import make_family
 
 
+def hearing() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would what the tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code):
     family = make_family(tmp_path)
@@ -28,7 +33,9 @@ def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code
         "LayerTransfer.__call__ = lambda *given: (time.sleep(0.5), real(*given))[1]\n"
         "main()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", slow, *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *words], stderr=subprocess.PIPE, text=True, preexec_fn=hearing
+    )
     partial, end = tmp_path / "out.safetensors.partial", time.monotonic() + 120
     while not list(partial.glob("*.safetensors")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
@@ -59,7 +66,7 @@ def test_workers_of_the_lab_are_ended_with_it_and_say_nothing(tmp_path):
     (tmp_path / "program.py").write_text(program)
     process = subprocess.Popen(
         [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=hearing,
     )  # fmt: skip
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
