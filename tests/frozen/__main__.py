@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="PATTERN", help="compare only cases whose name has this in it")
     parser.add_argument("--words", action="store_true", help="a changed sentence fails too")
     asked = parser.parse_args()
+    if not (cases := chosen(asked.only)):
+        parser.error(f"no case has {asked.only!r} in its name")
     before = json.loads(asked.file.read_text()) if asked.what == "compare" else {}
     kept = asked.file.with_name(f"{asked.file.name}.outputs").absolute()
     torch.set_num_threads(1)
@@ -37,7 +39,7 @@ def main() -> int:
         folder = Path(name)
         os.environ["LORAPORT_CACHE"] = str(folder / "user-cache")
         write_inputs(folder)
-        record = record_all(chosen(asked.only), folder)
+        record = record_all(cases, folder)
         if asked.what == "compare":
             ran = record["cases"]
             fits = {part: {name: before[part][name] for name in before[part] if not asked.only or name in ran}

@@ -121,3 +121,16 @@ def hunyuan_lora() -> State:
             tensors[f"transformer.{block}.{layer}.lora_A.weight"] = torch.randn(2, inn, generator=generator)
             tensors[f"transformer.{block}.{layer}.lora_B.weight"] = torch.randn(width, 2, generator=generator)
     return tensors
+
+
+def one_file_lora() -> State:
+    """Return kohya's LoRA of two layers of such a file, one of them the text encoder's."""
+    generator, tensors = torch.Generator().manual_seed(10), {}
+    for layer in (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_q",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+    ):
+        tensors[f"{layer}.lora_down.weight"] = torch.randn(2, 8, generator=generator)
+        tensors[f"{layer}.lora_up.weight"] = torch.randn(8, 2, generator=generator) / 50
+        tensors[f"{layer}.alpha"] = torch.tensor(1.0)
+    return tensors

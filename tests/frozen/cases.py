@@ -64,6 +64,8 @@ def write_inputs(folder: Path) -> None:
     models.save_pipeline(folder / "small-unet", models.ssd(unet))
     models.save(folder / "unet-lora.safetensors", adapters.unet_lora(unet, None))
     models.save(folder / "unet-and-text-lora.safetensors", adapters.unet_lora(unet, encoder))
+    models.save(folder / "one-file.safetensors", models.one_file(encoder))
+    models.save(folder / "one-file-lora.safetensors", adapters.one_file_lora())
     write_loras(folder, source, found)
 
 
@@ -167,6 +169,7 @@ def other_transfers() -> list[Case]:
         moved("toy casa", "toy:noir", "toy:base", "toy:one-step", out="OUT/out"),
         moved("toy undo", "toy:noir", "toy:base", "toy:one-step", "--method", "undo:0.25", out="OUT/out"),
         moved("toy comfy", "toy:noir", "toy:base", "toy:one-step", "--format", "comfy", "--dtype", "fp32"),
+        moved("toy guard", "toy:noir", "toy:base", "toy:one-step", "--guard", "--guard-clips", "8", out="OUT/out"),
         moved("once more", "transfer-casa/out.safetensors", source, "target", "--method", "direct"),
     ]
 
@@ -199,6 +202,10 @@ def other_commands() -> list[Case]:
     add("convert diff to factors", "convert", "diff.safetensors", "--to", "diffusers", "--rank", "64", "-o", ONE)
     for lora in ("unet-lora", "unet-and-text-lora"):
         convert(lora, "kohya")
+    for there, back in (("comfy", "diffusers"), ("tencent", "comfy")):
+        add(
+            f"convert back from {there}", "convert", f"convert-hunyuan-{there}/out.safetensors", "--to", back, "-o", ONE
+        )
     add("convert rank", "convert", "lora.safetensors", "--to", "comfy", "--rank", "2", "--dtype", "fp16", "-o", ONE)
     for lora in (*wan_loras, *kinds, "hunyuan", "unet-and-text-lora"):
         add(f"inspect {lora}", "inspect", place(lora))
@@ -222,6 +229,9 @@ def other_commands() -> list[Case]:
         add(f"merge {model}", "merge", model, "lora.safetensors*0.8", "second.safetensors", "-o", ONE)
     add("merge shards", "merge", "sharded", "lora.safetensors", "-o", "OUT/out")
     add("merge with text", "merge", "large-unet", "unet-and-text-lora.safetensors", "-o", "OUT/out")
+    add("merge text folder", "merge", "large-unet/text_encoder", "unet-and-text-lora.safetensors", "-o", "OUT/out")
+    add("merge text in one file", "merge", "one-file.safetensors", "one-file-lora.safetensors", "-o", ONE)
+    add("inspect one-file.safetensors", "inspect", "one-file.safetensors")
     for kind in kinds:
         add(f"merge {kind}", "merge", "source.safetensors", f"{kind}.safetensors", "-o", ONE)
     add("analyze", "analyze", "lora.safetensors", *PAIR, "-o", "OUT/page", "--sample", "6", "--detail", "1")
@@ -244,6 +254,9 @@ def other_commands() -> list[Case]:
     )
     for noise in ("printed", "scaled", "factors"):
         add(f"probe over {noise}", "probe", "over-activate", *PAIR, "--noise", noise, "--top", "0.1", "-o", "OUT/out")
+    toys = ("--source", "toy:base", "--target", "toy:one-step", "--clips", "8", "--no-cache")
+    add("score", "score", "direct", "none", "transfer-toy-comfy/out.safetensors", "--lora", "toy:noir", *toys)
+    add("calibrate", "calibrate", "toy:retro", *toys, "--format", "comfy", "-o", ONE)
     add("presets", "presets")
     add("cache list", "cache", "list", "--cache", "cache")
     add("cache verify", "cache", "verify", "--cache", "cache")

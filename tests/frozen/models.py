@@ -216,3 +216,11 @@ def clip() -> State:
         }.items():  # fmt: skip
             shapes[f"{block}.{layer}.weight"], shapes[f"{block}.{layer}.bias"] = (out, inn), (out,)
     return {f"text_model.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def one_file(encoder: State) -> State:
+    """Return some of a Stable Diffusion 1.5 as single files hold it: attention of its U-Net, and the text encoder."""
+    generator, block = torch.Generator().manual_seed(9), "model.diffusion_model.input_blocks.4.1.transformer_blocks.0"
+    layers = [f"{block}.attn{number}.to_{letter}.weight" for number in (1, 2) for letter in "qkv"]
+    state = {layer: torch.randn(8, 8, generator=generator) for layer in layers}
+    return state | {f"cond_stage_model.transformer.{name}": W for name, W in encoder.items()}

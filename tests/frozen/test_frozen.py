@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.frozen.__main__ import report
+from tests.frozen.__main__ import main, report
 from tests.frozen.cases import SPOKEN, all_cases, chosen
 from tests.frozen.comparison import differences, word_differences
 from tests.frozen.recording import described, files_of, page, run, without_places
@@ -93,6 +93,13 @@ def test_a_choice_brings_what_it_builds_on():
     assert [case.name for case in chosen("inspect a transfer")] == ["transfer casa", "inspect a transfer"]
     assert [case.name for case in chosen("cache list")][:2] == ["transfer cache cold", "transfer cache warm"]
     assert chosen("") == all_cases()
+
+
+def test_a_choice_of_nothing_is_no_success(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["frozen", "compare", "record.json", "--only", "no such case"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "no case has 'no such case'" in capsys.readouterr().err
 
 
 def test_a_run_returns_what_the_command_said(monkeypatch):
