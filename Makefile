@@ -56,7 +56,7 @@ format: setup  ## Format, and mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 
 family: setup  ## Train the embedded family again, into lab/family; started again, it continues
-	@$(PY) -m loraport.toy.train --out lab/family --jobs 2
+	@$(PY) -m loraport_lab.training.train --out lab/family --jobs 2
 
 bench: setup  ## Time, memory and disk at real layer sizes, beside the published code where PUBLISHED=its checkout
 	@$(PY) -m benchmarks.suite lab/bench $(if $(PUBLISHED),--published $(PUBLISHED)) --growth 256

@@ -20,7 +20,7 @@ from torch import Tensor
 from loraport.methods.casa import PUBLISHED_CODE, casa
 from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
-from loraport.weights.cache import BasisCache, basis_key
+from loraport.store.bases import BasisCache, basis_key
 
 
 def layer(m: int, n: int) -> tuple[Tensor, Tensor, LowRank]:

@@ -24,8 +24,8 @@ import torch
 
 from loraport.methods import METHODS
 from loraport.methods.prolora import ProloraSettings
-from loraport.runs.config import TransferConfig
-from loraport.runs.execute import transfer_many
+from loraport.inputs.config import TransferConfig
+from loraport.transfer.run import transfer_many
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {

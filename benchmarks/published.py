@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from loraport.weights.names import canonical_parameter
+from loraport.files.names.lookup import canonical_parameter
 
 
 def linears(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.weights import lora_write
-from loraport.weights.families import Naming, flattened
-from loraport.weights.names import layer_in
+from loraport.files.lora import write as lora_write
+from loraport.files.names.families import Naming, flattened
+from loraport.files.names.lookup import layer_in
 
 FORMATS = {name: dialect for name, dialect in lora_write.FORMATS.items() if name != "tencent"}
 """What LoRAs of Wan are written in."""

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.weights.families import FAMILIES as TABLES
+from loraport.files.names.families import FAMILIES as TABLES
 
 State = dict[str, Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.cli import main
-from loraport.effect.store import SampleStore
+from loraport.sampling.samples import SampleStore
 from tests import tiny
-from tests.runs.models import make_family
+from tests.transfer.models import make_family
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_bad_input_is_one_clear_message_and_exit_2_and_nothing_written(run, fami
 
 
 def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
-    from loraport.weights import saving
+    from loraport.files.formats import safetensors_write as saving
 
     real = saving._write
 
@@ -436,7 +436,7 @@ def test_usage_errors_are_exit_2(run):
 
 
 def test_our_own_failure_is_exit_1_with_its_traceback(run, family, monkeypatch):
-    from loraport.runs import execute
+    from loraport.transfer import run as execute
 
     monkeypatch.setattr(execute, "account", lambda *_: 1 / 0)
     code, _, err = run(*arguments(family))

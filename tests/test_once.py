@@ -2,7 +2,7 @@
 
 import threading
 
-from loraport.once import once
+from loraport.lazy_property import once
 
 
 class Layer:

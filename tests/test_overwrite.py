@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from loraport.cli import app
 from loraport.errors import OutputError
 from tests import tiny
-from tests.runs.models import make_family
+from tests.transfer.models import make_family
 
 
 def run(*words) -> str:
@@ -151,7 +151,7 @@ def test_a_report_that_fails_says_that_the_lora_is_written(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["transfer", "merge", "merge to a folder", "probe"])
 def test_a_result_that_has_no_room_is_refused_before_the_work(tmp_path, monkeypatch, name):
-    from loraport.weights import room
+    from loraport.files.disk import room
 
     family = make_family(tmp_path)
     words = commands(family)[name]

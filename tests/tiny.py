@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.weights.names import parameter_in
+from loraport.files.names.lookup import parameter_in
 
 State = dict[str, Tensor]
 

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from loraport.errors import InputError, LoraportError, OutputError
     from loraport.methods import CasaSettings, Layer, Update, find_recipe
     from loraport.methods.casa import casa
-    from loraport.runs.analysis import Analysis
-    from loraport.runs.analyze import analyze
-    from loraport.runs.bench import AnalyzeConfig
-    from loraport.runs.config import RankRule, TransferConfig
-    from loraport.runs.execute import transfer, transfer_many
-    from loraport.runs.results import BatchResult, LayerResult, TransferResult
+    from loraport.analysis.results import Analysis
+    from loraport.analysis.run import analyze
+    from loraport.analysis.inputs import AnalyzeConfig
+    from loraport.inputs.config import RankRule, TransferConfig
+    from loraport.transfer.run import transfer, transfer_many
+    from loraport.transfer.results import BatchResult, LayerResult, TransferResult
     from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
-    from loraport.weights.cache import BasisCache
-    from loraport.weights.checkpoint import Checkpoint, open_checkpoint
-    from loraport.weights.lora import Lora, read_lora
-    from loraport.weights.lora_write import write_lora
+    from loraport.store.bases import BasisCache
+    from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+    from loraport.files.lora.read import Lora, read_lora
+    from loraport.files.lora.write import write_lora
 
 __version__ = "0.1.0"
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.runs.convert import convert
-from loraport.weights.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
-from loraport.weights.loader_facts import facts_of
-from loraport.weights.loader_table import LOADERS as TABLE
-from loraport.weights.loader_table import verdicts
-from loraport.weights.lora import read_lora
+from loraport.convert import convert
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.table import LOADERS as TABLE
+from loraport.files.loaders.table import verdicts
+from loraport.files.lora.read import read_lora
 from tests.contracts.loaders import (
     Applied,
     RefusedError,

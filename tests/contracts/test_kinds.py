@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.weights.describe import describe, in_ten_lines
-from loraport.weights.loader_table import LOADERS
+from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.loaders.table import LOADERS
 from tests.dialects import CASES, write
 
 Q = "diffusion_model.blocks.0.self_attn.q"

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.runs.convert import convert
-from loraport.weights.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
-from loraport.weights.families import FAMILIES as TABLES
-from loraport.weights.families import Naming
-from loraport.weights.loader_facts import facts_of
-from loraport.weights.loader_table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts
-from loraport.weights.loaders import DEFAULT_ADAPTER
-from loraport.weights.lora import read_lora
+from loraport.convert import convert
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
+from loraport.files.names.families import FAMILIES as TABLES
+from loraport.files.names.families import Naming
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts
+from loraport.files.loaders.rules import DEFAULT_ADAPTER
+from loraport.files.lora.read import read_lora
 from tests.families import FAMILIES, delta, factors, fused_by_diffusers
 
 diffusers = pytest.importorskip("diffusers")

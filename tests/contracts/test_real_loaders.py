@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.weights.loader_facts import facts_of
-from loraport.weights.loader_table import verdicts
-from loraport.weights.loaders import Verdict
-from loraport.weights.lora import read_lora
-from loraport.weights.names import canonical_parameter
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.table import verdicts
+from loraport.files.loaders.rules import Verdict
+from loraport.files.lora.read import read_lora
+from loraport.files.names.lookup import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, RANKS, Case, Written, spelled, write
 
 diffusers = pytest.importorskip("diffusers")

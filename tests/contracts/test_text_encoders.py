@@ -10,9 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import LoraportError, SettingsError
-from loraport.runs.convert import convert
-from loraport.weights.describe import describe, in_ten_lines, layer_lines
-from loraport.weights.lora import read_lora
+from loraport.convert import convert
+from loraport.files.inspect import describe, in_ten_lines, layer_lines
+from loraport.files.lora.read import read_lora
 from tests.families import unet
 
 PARTS = {"sd1.5": ("unet", "text_encoder"), "sdxl": ("unet", "text_encoder", "text_encoder_2")}

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.runs.convert import convert
-from loraport.weights.families import flattened
-from loraport.weights.loader_facts import facts_of
-from loraport.weights.loader_table import verdicts
-from loraport.weights.lora import read_lora
-from loraport.weights.names import layer_in
+from loraport.convert import convert
+from loraport.files.names.families import flattened
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.table import verdicts
+from loraport.files.lora.read import read_lora
+from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
 from tests.families import FAMILIES
 
@@ -93,7 +93,7 @@ def written(
 
 
 def spell(family: str, name: str, spelling: str) -> str:
-    from loraport.weights.families import FAMILIES as TABLES
+    from loraport.files.names.families import FAMILIES as TABLES
 
     table = TABLES[family]
     canonical = table.parameter_pieces(f"{name}.weight", "diffusers")[0][0].removesuffix(".weight")

@@ -7,7 +7,7 @@ import torch
 
 from loraport.methods.casa import PAPER, casa
 from loraport.methods.layer import Layer
-from loraport.methods.microscope import Specimen, look
+from loraport.analysis.layer_statistics import Specimen, look
 from loraport.spectral.svd import LowRank, decompose
 from tests.layers import SHAPES, random_weights
 

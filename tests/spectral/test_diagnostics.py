@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loraport.spectral.clusters import singular_clusters
-from loraport.spectral.concentration import (
+from loraport.analysis.measures.concentration import (
     block_energy,
     chance_coherence,
     cluster_energy,
@@ -19,10 +19,10 @@ from loraport.spectral.concentration import (
     top_share,
     variation,
 )
-from loraport.spectral.interference import head_interference, interference, majority, overlap
-from loraport.spectral.intruders import intruders
-from loraport.spectral.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
-from loraport.spectral.rigidity import degenerate, relative_gaps, spectral_change
+from loraport.analysis.measures.interference import head_interference, interference, majority, overlap
+from loraport.analysis.measures.intruders import intruders
+from loraport.analysis.measures.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
+from loraport.analysis.measures.rigidity import degenerate, relative_gaps, spectral_change
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import decompose
 from tests import reference_diagnostics

@@ -6,8 +6,8 @@ import torch
 
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer
-from loraport.methods.probes import KeepDominant, OverActivate, no_lora
-from loraport.spectral.probes import (
+from loraport.analysis.probes import KeepDominant, OverActivate, no_lora
+from loraport.analysis.measures.probes import (
     block_noise,
     densest_blocks,
     dominant_drift,

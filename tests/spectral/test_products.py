@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from loraport.spectral import products
-from loraport.spectral.products import lower_gram, times_few
+from loraport.spectral import kernels as products
+from loraport.spectral.kernels import lower_gram, times_few
 
 
 @pytest.mark.parametrize("by_rows", [True, False])

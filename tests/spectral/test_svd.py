@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loraport.errors import InputError, SettingsError
 from loraport.spectral import svd
-from loraport.spectral.products import at_least_zero, inner, norm
+from loraport.spectral.kernels import at_least_zero, inner, norm
 from loraport.spectral.svd import (
     LowRank,
     cosine,

@@ -10,7 +10,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from loraport import __version__
-from loraport.cli import analyze, cache, demo, files, lab, presets, probe, score, transfer
+from loraport.cli import analyze, cache, files, presets, probe, score, transfer
+from loraport_lab import cli_demo as demo
+from loraport_lab import cli_lab as lab
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
 from loraport.printable import protect

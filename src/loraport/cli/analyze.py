@@ -75,11 +75,11 @@ def analyze(
     need("matplotlib", extra="report")
     from loraport import console
     from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
-    from loraport.runs.accelerator import target_places
-    from loraport.runs.analyze import analyze as run
-    from loraport.runs.bench import AnalyzeConfig
-    from loraport.runs.config import casa_settings
-    from loraport.runs.sweep import Grid
+    from loraport.inputs.accelerator import target_places
+    from loraport.analysis.run import analyze as run
+    from loraport.analysis.inputs import AnalyzeConfig
+    from loraport.inputs.config import casa_settings
+    from loraport.analysis.sweep import Grid
 
     flags = {
         "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,

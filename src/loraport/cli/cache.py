@@ -15,8 +15,8 @@ from loraport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from loraport.effect.store import SampleStore
-    from loraport.weights.cache import BasisCache
+    from loraport.sampling.samples import SampleStore
+    from loraport.store.bases import BasisCache
 
 app = typer.Typer(
     help="The store of singular bases and samples: what is in it, is it sound, throw it away.", no_args_is_help=True
@@ -68,8 +68,8 @@ def cache_clear(cache: CacheDir = None, json: Json = False, quiet: Quiet = False
 
 def _stores(folder: str | None) -> tuple[BasisCache, SampleStore]:
     """Of bases and of samples, in one folder."""
-    from loraport.effect.store import SampleStore
-    from loraport.weights.cache import BasisCache
+    from loraport.sampling.samples import SampleStore
+    from loraport.store.bases import BasisCache
 
     store = BasisCache(cache_folder(folder, False))
     return store, SampleStore(store.folder)

@@ -25,9 +25,9 @@ def keep_existing(
 
     A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
     """
-    from loraport.weights.inputs_kept import check_apart
-    from loraport.weights.room import check_writable
-    from loraport.weights.user_places import expanded
+    from loraport.files.disk.inputs_kept import check_apart
+    from loraport.files.disk.room import check_writable
+    from loraport.files.disk.user_places import expanded
 
     named, inputs = [expanded(place) for place in places if place is not None], list(inputs)
     for place in named:
@@ -43,8 +43,8 @@ def keep_existing(
 def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> list[Path]:
     """Those of the places at which a transfer of ours has left its result: it is made again, and that is said."""
     from loraport.errors import InputError
-    from loraport.weights.safetensors_files import read_safetensors
-    from loraport.weights.user_places import expanded
+    from loraport.files.formats.safetensors_read import read_safetensors
+    from loraport.files.disk.user_places import expanded
 
     def is_ours(place: Path) -> bool:
         file = place / _OF_PEFT if place.is_dir() else place
@@ -61,7 +61,7 @@ def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path
     """Refuse a folder with a page, of an earlier analysis or of somebody else, and one with other files named like
     `ours`, the first of which every analysis of ours leaves there; and, always, an input. Raises OutputError.
     """
-    from loraport.weights.inputs_kept import check_apart
+    from loraport.files.disk.inputs_kept import check_apart
 
     check_apart(folder, inputs)
     if not overwrite and os.path.exists(folder / _PAGE):

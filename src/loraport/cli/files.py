@@ -44,7 +44,7 @@ def convert(
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
     keep_existing([output], [lora, source], overwrite)
     from loraport import console
-    from loraport.runs.convert import convert as run
+    from loraport.convert import convert as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
@@ -69,12 +69,12 @@ def merge(
     verbose: Verbose = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
-    from loraport.runs.additions import with_strength
+    from loraport.files.additions import with_strength
 
     adapters = [with_strength(text)[0] for text in loras]
     keep_existing([output], [model, *adapters], overwrite, holding="*.safetensors")
     from loraport import console
-    from loraport.runs.merge import merge as run
+    from loraport.merge import merge as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(model, loras, output, part=part, lora_part=lora_part, watch=terminal.share)
@@ -93,8 +93,8 @@ def inspect(
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
-    from loraport.runs.presets import place as known_place
-    from loraport.weights.describe import describe, in_ten_lines
+    from loraport.files.models.presets import place as known_place
+    from loraport.files.inspect import describe, in_ten_lines
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)

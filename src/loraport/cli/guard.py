@@ -11,8 +11,8 @@ from loraport.cli.pairs import Sampling, open_pair
 from loraport.errors import OutputError, SettingsError, unknown_name
 
 if TYPE_CHECKING:
-    from loraport.runs.config import TransferConfig
-    from loraport.runs.results import BatchResult
+    from loraport.inputs.config import TransferConfig
+    from loraport.transfer.results import BatchResult
 
 AUTO = "auto"
 
@@ -55,7 +55,7 @@ def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(
             "the guard judges one LoRA in one piece on one model; run it for each, and leave out --split and --experts"
         )
-    from loraport.effect.guard import AUTO_METHODS
+    from loraport.sampling.choice.guard import AUTO_METHODS
 
     named = AUTO_METHODS if given["method"] == AUTO else given["method"].split(",")
     methods = dict.fromkeys(("direct", *(name.strip() for name in named)))
@@ -67,8 +67,8 @@ def guarded_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def plan_guarded(configs: Sequence[TransferConfig], flags: GuardFlags, *, json: bool) -> None:
     """Say what a guarded transfer would do, and refuse what it would refuse."""
     from loraport import console
-    from loraport.effect.guarded import check_guarded
-    from loraport.runs.passes import Pass, prepare_passes
+    from loraport.sampling.choice.guarded_transfer import check_guarded
+    from loraport.transfer.passes import Pass, prepare_passes
 
     pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     passes = check_guarded(configs, flags.output, pair, clips=flags.clips, calibrated=flags.calibrated)
@@ -82,9 +82,9 @@ def run_guarded(
 ) -> int:
     """Transfer, judge, write what is kept, and say so. Returns the exit code, 3 where keys were lost."""
     from loraport import console
-    from loraport.effect.guarded import guarded_transfer
-    from loraport.runs.execute import transfer_many
-    from loraport.runs.results import BatchResult
+    from loraport.sampling.choice.guarded_transfer import guarded_transfer
+    from loraport.transfer.run import transfer_many
+    from loraport.transfer.results import BatchResult
 
     pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:

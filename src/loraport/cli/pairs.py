@@ -15,7 +15,7 @@ from loraport.cli.options import need
 from loraport.errors import InputError, MismatchError, SettingsError
 
 if TYPE_CHECKING:
-    from loraport.effect.pair import Pair
+    from loraport.sampling.pair import Pair
 
 SAMPLED = "a diffusers pipeline (folder or Hub id), or toy:base and toy:STUDENT of the embedded family, or its folders"
 SampledSource = Annotated[
@@ -78,7 +78,7 @@ def sampled(command: Callable[..., None]) -> Callable[..., None]:
 
 def known_place(text: str) -> str:
     """The text, or the place in the embedded family that `toy:NAME` means."""
-    from loraport.toy.family import embedded_place
+    from loraport_lab.family.family import embedded_place
 
     return embedded_place(text) or text
 
@@ -90,7 +90,7 @@ def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair
     """
     source, target = known_place(source), known_place(target)
     need("diffusers", "peft", "transformers", extra="toy")
-    from loraport.toy.pair import is_embedded, open_embedded
+    from loraport_lab.family.pair import is_embedded, open_embedded
 
     if is_embedded(Path(source)):
         _refuse_sampling(sampling)
@@ -112,15 +112,15 @@ def _refuse_sampling(sampling: Sampling) -> None:
 
 def _repository(text: str) -> str:
     """The whole pipeline that a preset's transformer lies in; any other place as it is."""
-    from loraport.runs.presets import place
+    from loraport.files.models.presets import place
 
     return place(text).removesuffix(":transformer")
 
 
 def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:
-    from loraport.effect.pipelines import PipelinePair, PipelineSettings
-    from loraport.effect.prompts import read_prompts
-    from loraport.runs.prepare import find_device
+    from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
+    from loraport.sampling.prompts import read_prompts
+    from loraport.inputs.open import find_device
 
     height, _, width = sampling.size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):

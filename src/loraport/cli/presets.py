@@ -13,7 +13,7 @@ app = typer.Typer()
 def presets(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Models by name: where on the Hub each lies, what it was distilled from, and what nobody has verified."""
     from loraport import console
-    from loraport.runs.presets import PRESETS
+    from loraport.files.models.presets import PRESETS
 
     if json:
         console.print_facts({"presets": [preset.as_json() for preset in PRESETS.values()]}, json=True)

@@ -24,7 +24,7 @@ from loraport.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from loraport.runs.probe import ProbeConfig
+    from loraport.analysis.probe_model import ProbeConfig
 
 app = typer.Typer(
     help="Write the target with parts of its drift removed or disturbed (appendix B.2).", no_args_is_help=True
@@ -79,8 +79,8 @@ def keep_dominant(
     verbose: Verbose = False,
 ) -> None:
     """Keep only the drift that dominates: the partly distilled model of Eq. 17-22."""
-    from loraport.methods.probes import KeepDominant
-    from loraport.runs.probe import ProbeConfig
+    from loraport.analysis.probes import KeepDominant
+    from loraport.analysis.probe_model import ProbeConfig
 
     idle = {"energy": "all directions are looked at"} if directions == "all" else {}
     refuse_idle(context, idle | _idle(clusters))
@@ -127,8 +127,8 @@ def over_activate(
     verbose: Verbose = False,
 ) -> None:
     """Add noise to the blocks in which the drift routes most: the disturbed model of appendix B.2.2."""
-    from loraport.methods.probes import OverActivate
-    from loraport.runs.probe import ProbeConfig
+    from loraport.analysis.probes import OverActivate
+    from loraport.analysis.probe_model import ProbeConfig
 
     alone = dict.fromkeys(("clusters", "lora", "tau", "energy"), "factors multiply single entries, without clusters")
     refuse_idle(context, alone if noise == "factors" else _idle(clusters))
@@ -151,7 +151,7 @@ def _clusters(named: str | None, lora: str | None) -> str:
 
 def _run(config: ProbeConfig, json: bool, quiet: bool, verbose: bool) -> None:
     from loraport import console
-    from loraport.runs.probe import probe
+    from loraport.analysis.probe_model import probe
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = probe(config, watch=terminal.share)

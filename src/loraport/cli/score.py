@@ -68,7 +68,7 @@ def score(
 ) -> None:
     """Say how far adapters on the target are from the adapter's effect on the source, by sampling both models."""
     from loraport import console
-    from loraport.effect.scoring import ScoreRequest, run_score
+    from loraport.sampling.choice.commands import ScoreRequest, run_score
 
     pair = open_pair(source, target, sampling, device)
     request = ScoreRequest(tuple(candidates), known_place(lora), clips, seed, cache_folder(cache, no_cache))
@@ -110,8 +110,8 @@ def calibrate(
 ) -> None:
     """Fit an adapter to the target by passes on random noise: gains, then readout, kept only where they surely help."""
     from loraport import console
-    from loraport.effect.scoring import CalibrationRequest, run_calibration
-    from loraport.runs.accelerator import target_places
+    from loraport.sampling.choice.commands import CalibrationRequest, run_calibration
+    from loraport.inputs.accelerator import target_places
 
     refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
     output = os.path.expanduser(output)

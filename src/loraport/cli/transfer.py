@@ -68,9 +68,9 @@ from loraport.cli.options import (
 from loraport.cli.pairs import known_place
 
 if TYPE_CHECKING:
-    from loraport.runs.config import TransferConfig
-    from loraport.runs.passes import Pass
-    from loraport.weights.hub import Download
+    from loraport.inputs.config import TransferConfig
+    from loraport.transfer.passes import Pass
+    from loraport.files.models.hub import Download
 
 app = typer.Typer()
 
@@ -169,7 +169,7 @@ def _guard(given: Mapping[str, Any], page: Path | None) -> None:
 
 def _idle(given: Mapping[str, Any]) -> dict[str, str]:
     """Options that do nothing beside the others, with the reason."""
-    from loraport.runs.accelerator import SOURCE, split_target
+    from loraport.inputs.accelerator import SOURCE, split_target
 
     found: dict[str, str] = {}
     if not given["guard"] and given["method"] != AUTO:
@@ -201,7 +201,7 @@ def _places(loras: list[str], source: str, target: str, output: str) -> dict[str
 
 def _inputs(given: Mapping[str, Any]) -> list[str]:
     """What no output may take the place of."""
-    from loraport.runs.accelerator import target_places
+    from loraport.inputs.accelerator import target_places
 
     return [*given["loras"], given["source"], *target_places(given["target"])]
 
@@ -209,7 +209,7 @@ def _inputs(given: Mapping[str, Any]) -> list[str]:
 def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.runs.passes import prepare_passes, transfer_in_turn
+    from loraport.transfer.passes import prepare_passes, transfer_in_turn
 
     dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
     places = [one.output for some in passes for one in some.configs]
@@ -235,8 +235,8 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
 
 def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
     """What of the models would have to be fetched before a plan can be made."""
-    from loraport.runs.accelerator import SOURCE, split_target
-    from loraport.runs.presets import downloads
+    from loraport.inputs.accelerator import SOURCE, split_target
+    from loraport.files.models.presets import downloads
 
     configs = [config for one in passes for config in one.configs]
     targets = [split_target(config.target) for config in configs]
@@ -246,8 +246,8 @@ def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
 
 def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
     """The runs of the command; of either expert, with its name in their outputs."""
-    from loraport.runs.experts import experts
-    from loraport.runs.passes import Pass
+    from loraport.inputs.experts import experts
+    from loraport.transfer.passes import Pass
 
     if not given["experts"]:
         return (Pass(_configs(given)),)
@@ -262,8 +262,8 @@ def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
 
 def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
     """The runs that the command's options make, by their names."""
-    from loraport.runs.batch import method_list, one_or_many
-    from loraport.runs.config import chosen_format, chosen_output, chosen_rank, method_settings
+    from loraport.inputs.batch import method_list, one_or_many
+    from loraport.inputs.config import chosen_format, chosen_output, chosen_rank, method_settings
 
     methods, flags = method_list(given["method"]), {name: given[name] for name in _OF_METHODS}
     settings: dict[str, Any] = {name: given[name] for name in _PLAIN}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from loraport.methods.casa import PAPER, CasaSettings, casa, casa_parts
 from loraport.methods.layer import Layer, Parts, Update
-from loraport.spectral.products import norm
+from loraport.spectral.kernels import norm
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from loraport.methods.layer import Layer, Parts, Update
-from loraport.spectral.products import norm
+from loraport.spectral.kernels import norm
 from loraport.spectral.projections import on_span, span_of
 from loraport.spectral.svd import LowRank, SingularBasis, shortened
 

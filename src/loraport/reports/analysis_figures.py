@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from loraport.methods.microscope import TAUS
+from loraport.analysis.layer_statistics import TAUS
 from loraport.reports import plots, plots_layer, plots_sweep
-from loraport.runs.analysis import Analysis, Swept
+from loraport.analysis.results import Analysis, Swept
 
 
 @dataclass(frozen=True)

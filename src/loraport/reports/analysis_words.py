@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from loraport.reports.transfer_page import LITTLE
-from loraport.runs.analysis import Analysis
-from loraport.runs.survey import Survey
+from loraport.analysis.results import Analysis
+from loraport.analysis.survey import Survey
 
 Row = dict[str, Any]
 SIDES = ("send", "receive")

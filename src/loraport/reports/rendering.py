@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from loraport.weights.replacing import write_whole
+from loraport.files.disk.atomic import write_whole
 
 LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("name", "Layer", "{}"),

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.once import once
-from loraport.spectral.products import sum_of_pieces, times_few
+from loraport.lazy_property import once
+from loraport.spectral.kernels import sum_of_pieces, times_few
 from loraport.spectral.svd import SingularBasis, right_directions, weak_directions
 
 WEAK = 0.01

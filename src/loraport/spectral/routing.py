@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loraport.once import once
-from loraport.spectral.products import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
+from loraport.lazy_property import once
+from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
 from loraport.spectral.svd import LowRank, SingularBasis
 
 

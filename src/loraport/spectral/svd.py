@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
-from loraport.spectral.products import (
+from loraport.spectral.kernels import (
     ROWS,
     at_least_zero,
     at_usual_scale,

@@ -1,0 +1,149 @@
+"""Does the END error rank rows as measures do that it does not minimise? Rank correlations and signs, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loraport_lab.bench.evaluate import Measured
+from loraport_lab.bench.material import Cell
+from loraport_lab.bench.statistics import frechet_distance, mean_interval, rank_correlation
+from loraport_lab.family.measure import CONTENT
+
+NEAR = 1.0
+"""Rows within so many dB of direct reuse are hard to tell apart; the others any score ranks."""
+FEWEST = 4
+"""Rows without which there is no rank correlation."""
+
+
+class CellLike(Protocol):
+    """A cell's rows, and features of clips as they should be."""
+
+    @property
+    def cell(self) -> Cell: ...
+    @property
+    def rows(self) -> Mapping[str, Measured]: ...
+    @property
+    def real(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one measure agrees with the END error: Spearman's correlation over the rows of a cell, and signs."""
+
+    measure: str
+    cells: int
+    mean: float
+    lowest: float
+    lowest_cell: str
+    near_cells: int
+    near_mean: float | None
+    """Over rows within 1 dB of direct reuse alone."""
+    agree: int
+    """Rows surely better or worse than direct reuse by the measure, and on the same side by the END error's mean."""
+    disagree: int
+
+
+def content(values: Mapping[str, Tensor]) -> Tensor:
+    """Share of what the prompt asked for that a clip shows, over the attributes that the effect leaves visible."""
+    return torch.stack([values[name].double() for name in CONTENT if name in values]).mean(0)
+
+
+def _as_it_is(name: str) -> Callable[[Mapping[str, Tensor]], Tensor | None]:
+    return lambda values: values.get(name)
+
+
+def _near_right(name: str) -> Callable[[Mapping[str, Tensor]], Tensor | None]:
+    return lambda values: -(values[name] - 100).abs()
+
+
+MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor | None]] = {
+    "psnr": _as_it_is("psnr"),
+    "effect": _as_it_is("effect"),
+    "content": content,
+    "tint": _as_it_is("tint"),
+    "likeness": _as_it_is("likeness"),
+    "sharpness": _near_right("sharpness"),
+    "flicker": _near_right("flicker"),
+}
+"""Higher is better; sharpness and flicker by how near they are to the reference's."""
+
+
+def agreement(cells: Sequence[CellLike]) -> list[Agreement]:
+    """Every measure over all cells that have it, the Fréchet distance (without signs) at the end."""
+    found = []
+    for name, value in MEASURES.items():
+        having = [cell for cell in cells if value(cell.rows["direct"].values) is not None]
+        found += _over(name, having, lambda row, cell, value=value: float(_value(value, row).double().mean()), value)  # type: ignore[misc]
+    found += _over("fréchet", cells, lambda row, cell: -frechet_distance(row.features, cell.real), None)
+    return found
+
+
+def _value(value: Callable[[Mapping[str, Tensor]], Tensor | None], row: Measured) -> Tensor:
+    found = value(row.values)
+    return torch.zeros(1) if found is None else found
+
+
+def _over(
+    name: str,
+    cells: Sequence[CellLike],
+    number: Callable[[Measured, CellLike], float],
+    value: Callable[[Mapping[str, Tensor]], Tensor | None] | None,
+) -> list[Agreement]:
+    """One measure over the cells; nothing where no cell has enough rows."""
+    ranks: dict[str, float] = {}
+    near: list[float] = []
+    agree = disagree = 0
+    for cell in cells:
+        rows, direct = compared_rows(cell), cell.rows["direct"]
+        whole = _correlation(rows, cell, number)
+        if whole is not None:
+            ranks[cell.cell.name] = whole
+        close = [row for row in rows if abs(float((row.values["psnr"] - direct.values["psnr"]).mean())) < NEAR]
+        part = _correlation(close, cell, number)
+        near += [] if part is None else [part]
+        if value is not None:
+            signs = [_signs(row, direct, value) for row in rows if row is not direct]
+            agree += sum(ours == theirs for ours, theirs in signs if theirs)
+            disagree += sum(ours != theirs for ours, theirs in signs if theirs)
+    if not ranks:
+        return []
+    lowest = min(ranks, key=ranks.__getitem__)
+    middle = sum(near) / len(near) if near else None
+    mean = sum(ranks.values()) / len(ranks)
+    return [Agreement(name, len(ranks), mean, ranks[lowest], lowest, len(near), middle, agree, disagree)]
+
+
+def compared_rows(cell: CellLike) -> list[Measured]:
+    """Direct reuse and every rule on weights or samples, once each: no chosen rows, which are others again.
+
+    The frame's extremes would flatter any score.
+    """
+    return [
+        row
+        for row in cell.rows.values()
+        if "end" in row.values
+        and row.facts["chosen"] is None
+        and (row.row == "direct" or row.group in ("method", "control", "calibrated"))
+    ]
+
+
+def _correlation(
+    rows: Sequence[Measured], cell: CellLike, number: Callable[[Measured, CellLike], float]
+) -> float | None:
+    """Spearman's of the END error, negative, and the measure; None where either is the same for all rows."""
+    ends = [-float(row.values["end"].double().mean()) for row in rows]
+    numbers = [number(row, cell) for row in rows]
+    if len(rows) < FEWEST or len(set(ends)) == 1 or len(set(numbers)) == 1:
+        return None
+    return rank_correlation(ends, numbers)
+
+
+def _signs(row: Measured, direct: Measured, value: Callable[[Mapping[str, Tensor]], Tensor | None]) -> tuple[int, int]:
+    """The END error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
+    gain = float((direct.values["end"] - row.values["end"]).double().mean())
+    return (gain > 0) - (gain < 0), mean_interval(_value(value, row) - _value(value, direct)).sign

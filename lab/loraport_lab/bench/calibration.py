@@ -1,0 +1,172 @@
+"""Rows that are fitted by sampling, what the guard and `auto` keep, and the controls that could embarrass them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from loraport.sampling.calibration.run import Calibrated, CalibrationSettings, calibrate, cut_back
+from loraport.sampling.choice.guard import AUTO_METHODS
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.hooks import added, scaled
+from loraport_lab.bench.material import Cell, Material, adapter_updates
+from loraport_lab.bench.rows import Group, Row, Rule, Worn, nothing, transferred
+from loraport.spectral.svd import LowRank
+from loraport_lab.family.family import ADAPTERS
+from loraport_lab.family.pair import EmbeddedPair
+
+CLIPS = 16
+"""To fit to, and as many to accept by; the command's default is 32."""
+SETTINGS = CalibrationSettings(clips=CLIPS)
+STUDY_CELLS = (
+    *(("one-step", adapter) for adapter in ("noir", "retro", "swing")),
+    ("few-step", "neon"),
+    ("causal", "retro"),
+)
+"""Where controls, strengths and stacks are measured too, and clip counts where the student looks once."""
+COUNTS = (4, 8, 32, 64)
+STRENGTHS = (0.5, 0.75, 1.25)
+BESIDE = {"noir": "swing", "retro": "swing", "neon": "swing", "swing": "noir"}
+"""With which other adapter one is stacked: a style with a motion."""
+FOREIGN = {"noir": "retro", "retro": "noir", "neon": "retro", "swing": "noir"}
+"""Whose gains an adapter gets in the control."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a row is fitted: from the adapter, or for a control from nothing at all."""
+
+    settings: CalibrationSettings = SETTINGS
+    bare: bool = False
+
+
+@lru_cache(maxsize=2)
+def open_pair(student: str, family: Path) -> EmbeddedPair:
+    """Both models of a cell, opened once a process."""
+    return EmbeddedPair(student, family)
+
+
+@lru_cache(maxsize=8)
+def fitted(material: Material, fit: Fit) -> Calibrated:
+    """What the calibration gives on a cell; readout after gains goes on from the gains' own row."""
+    settings, start = fit.settings, {} if fit.bare else dict(material.adapter)
+    if settings.rank == "source":
+        whole = fitted(material, replace(fit, settings=replace(settings, rank="auto")))
+        return replace(whole, updates=cut_back(whole.updates, start, settings))
+    gains = None
+    if settings.readout and settings.gains != "none" and start:
+        first = fitted(material, replace(fit, settings=replace(settings, readout=False)))
+        start, gains, settings = first.updates, first.gains, replace(settings, gains="none")
+    pair = open_pair(material.cell.student.name, material.family)
+    done = calibrate(pair, material.adapter, start, settings, store=SampleStore(material.scratch))
+    return replace(done, gains=gains or done.gains)
+
+
+def _dense(updates: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    return {name: update.dense() for name, update in updates.items()}
+
+
+def calibrated(fit: Fit) -> Rule:
+    """The calibrated updates of the cell."""
+    return lambda material: _dense(fitted(material, fit).updates)
+
+
+def foreign_gains(material: Material) -> Mapping[str, Tensor]:
+    """The adapter with the gains that were fitted for another adapter on the same student."""
+    elsewhere = replace(material, cell=Cell(material.cell.student, ADAPTERS[FOREIGN[material.cell.adapter.name]]))
+    gains = fitted(elsewhere, Fit(replace(SETTINGS, readout=False))).gains
+    return _dense(dict(material.adapter) if gains is None else gains.applied(material.adapter))
+
+
+def worn(fit: Fit | None, as_worn: Worn) -> Rule:
+    """The calibrated adapter at another strength, or with another calibrated one beside it; as it is without a fit."""
+
+    def one(material: Material) -> Mapping[str, LowRank]:
+        return material.adapter if fit is None else fitted(material, fit).updates
+
+    def rule(material: Material) -> Mapping[str, Tensor]:
+        updates = scaled(one(material), as_worn.strength)
+        if as_worn.beside is not None:
+            updates = added(updates, one(replace(material, cell=Cell(material.cell.student, ADAPTERS[as_worn.beside]))))
+        return _dense(updates)
+
+    return rule
+
+
+def reference_updates(material: Material, as_worn: Worn) -> dict[str, LowRank]:
+    """What the base wears in the reference of a row."""
+    updates = scaled(material.adapter, as_worn.strength)
+    return updates if as_worn.beside is None else added(updates, adapter_updates(as_worn.beside, material.family))
+
+
+def _row(name: str, fit: Fit, group: Group = "calibration") -> Row:
+    return Row(name, group, str(fit), calibrated(fit), account=lambda material: fitted(material, fit).as_json())
+
+
+def _chosen(name: str, methods: tuple[str, ...], fit: Fit | None) -> Row:
+    candidates: dict[str, Rule] = {method: transferred(method) for method in methods}
+    if fit is not None:
+        candidates["calibrated"] = calibrated(fit)
+    return Row(name, "calibrated", f"guard among {methods} and {fit}", nothing, candidates=candidates, choice="guard")
+
+
+MAIN = (
+    _row("gains", Fit(replace(SETTINGS, readout=False)), "calibrated"),
+    _row("gains + readout", Fit(), "calibrated"),
+    _chosen("calibrated, guarded", ("direct",), Fit()),
+    _chosen("auto", AUTO_METHODS, None),
+    _chosen("auto, calibrated too", AUTO_METHODS, Fit()),
+)
+"""On every cell: what `calibrate` fits, what it writes, what `--method auto` writes without and with `--calibrated`."""
+
+CONTROLS = (
+    _row("readout", Fit(replace(SETTINGS, gains="none"))),
+    _row("gains per layer", Fit(replace(SETTINGS, gains="layer", readout=False))),
+    _row("gains + readout, the adapter's rank", Fit(replace(SETTINGS, rank="source"))),
+    _row("gains + readout, no held-out clips", Fit(replace(SETTINGS, guarded=False))),
+    _row("control: readout, no adapter", Fit(replace(SETTINGS, gains="none"), bare=True)),
+    Row("control: gains of another adapter", "calibration", f"{FOREIGN} {SETTINGS}", foreign_gains),
+)
+
+
+COUNTED = tuple(_row(f"gains + readout, {count} clips", Fit(replace(SETTINGS, clips=count))) for count in COUNTS)
+
+
+def _worn_rows(as_worn: Worn, words: str) -> tuple[Row, ...]:
+    """Direct reuse so worn, and the calibrated adapter against it."""
+    plain, key = f"direct {words}", str(as_worn)
+    return (
+        Row(plain, "calibration", f"direct {key}", worn(None, as_worn), worn=as_worn, against=plain),
+        Row(
+            f"gains + readout {words}",
+            "calibration",
+            f"{Fit()} {key}",
+            worn(Fit(), as_worn),
+            worn=as_worn,
+            against=plain,
+        ),
+    )
+
+
+def companions(cell: Cell) -> tuple[str, ...]:
+    """The other adapters that the calibrated rows of a cell need."""
+    return (BESIDE[cell.adapter.name], FOREIGN[cell.adapter.name]) if _studied(cell) else ()
+
+
+def _studied(cell: Cell) -> bool:
+    return (cell.student.name, cell.adapter.name) in STUDY_CELLS
+
+
+def calibration_rows(material: Material) -> tuple[Row, ...]:
+    """The calibrated rows of one cell."""
+    cell = material.cell
+    if not _studied(cell):
+        return MAIN
+    words = {Worn(strength): f"at {strength:g}" for strength in STRENGTHS}
+    words[Worn(beside=BESIDE[cell.adapter.name])] = f"and {BESIDE[cell.adapter.name]}"
+    as_worn = (row for worn_so, text in words.items() for row in _worn_rows(worn_so, text))
+    return (*MAIN, *CONTROLS, *(COUNTED if len(cell.student.looks) == 1 else ()), *as_worn)

@@ -1,0 +1,221 @@
+"""One row on one cell: clips from the noise that all rows share, and what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from loraport.sampling.choice.guard import decide
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pair import Clips
+from loraport.sampling.score import compare, judged_clips
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.end_error import BARE, EndEffect
+from loraport.sampling.hooks import adapted
+from loraport_lab.bench.admission import COMPARED, Admission, admit
+from loraport_lab.bench.calibration import open_pair, reference_updates
+from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
+from loraport_lab.bench.rows import ALONE, FRAME, Row, Rule, Worn
+from loraport_lab.bench.store import Kept, Store
+from loraport.lazy_property import once
+from loraport_lab.family.adapters import attach
+from loraport_lab.family.clips import from_latents
+from loraport_lab.family.family import adapter_path
+from loraport_lab.family.judge import open_judge
+from loraport_lab.family.measure import measure, psnr
+from loraport_lab.family.model import open_base
+from loraport_lab.family.sample import as_frames, in_portions, sample_base, sample_student
+from loraport.files.names.lookup import layer_in
+
+SHOWN = 6  # clips of a row that are kept to be looked at
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row gave: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
+
+    `end`, the END error, is measured on clips of its own. facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the
+    candidate that won on the tuning seeds or that the guard kept.
+    """
+
+    row: str
+    group: str
+    against: str
+    values: Mapping[str, Tensor]
+    features: Tensor
+    frames: Tensor
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that the rows of one cell share: weights, noise, reference clips, finished parts."""
+
+    material: Material
+    store: Store
+    reference_store: Store
+    """Apart from the rows', since all students share the clips of base + adapter."""
+    clips: int
+    calibration: bool = False
+
+    @once
+    def evaluation(self) -> Drawn:
+        """What is reported comes from these."""
+        return draw(EVALUATION_SEEDS, self.clips)
+
+    @once
+    def tuning(self) -> Drawn:
+        """Candidates are chosen on these."""
+        return draw(TUNING_SEEDS, max(2, self.clips // 3))
+
+    def reference(self, drawn: Drawn, seeds: Sequence[int], worn: Worn = ALONE) -> Tensor:
+        """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
+        adapter, family = self.material.cell.adapter.name, self.material.family
+        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}, {worn}"
+        kept = self.reference_store.get(place, key)
+        if kept is None:
+            base = open_base(family)
+            model = attach(base, adapter_path(adapter, family)) if worn == ALONE else base
+            with adapted(model, {} if worn == ALONE else reference_updates(self.material, worn)):
+                latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
+            kept = Kept({"latents": torch.cat(latents)})
+            self.reference_store.put(place, key, kept)
+        return as_clips(kept.tensors["latents"])
+
+    @once
+    def references(self) -> tuple[Tensor, Tensor]:
+        """Of the evaluation and of the tuning seeds."""
+        return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
+
+    @once
+    def admission(self) -> Admission:
+        """Whether the cell can tell methods apart, decided on clips of its own."""
+        place, key = f"admission/{self.material.cell.name}", f"{COMPARED}; {self.clips} clips, seeds {ADMISSION_SEEDS}"
+        kept = self.store.get(place, key)
+        if kept is None:
+            drawn = draw(ADMISSION_SEEDS, self.clips)
+            reference = self.reference(drawn, ADMISSION_SEEDS)
+            rows = {row.name: row for row in FRAME if row.name in COMPARED}
+            kept = Kept({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
+            self.store.put(place, key, kept)
+        return admit(kept.tensors)
+
+    def clips_of(self, row: Row, drawn: Drawn) -> Tensor:
+        """Clips of a row of the frame: [clips, 3, frames, size, size]."""
+        model = self.student if row.model == "student" else self.material.base()
+        return as_clips(self.sample(model, row.rule(self.material), drawn))
+
+    @once
+    def student(self) -> WanTransformer3DModel:
+        """The student, opened once."""
+        return self.material.student()
+
+    def run(self, row: Row) -> Measured:
+        """The row's result, from the store or made now."""
+        place, key = f"rows/{self.material.cell.name}", f"{row.name}: {row.key}; {self.clips} clips"
+        kept = self.store.get(place, key)
+        if kept is None:
+            kept = self._make(row)
+            self.store.put(place, key, kept)
+        values = {name.removeprefix("value."): t for name, t in kept.tensors.items() if name.startswith("value.")}
+        features, frames = kept.tensors["features"], kept.tensors["frames"]
+        return Measured(row.name, row.group, row.against, values, features, frames, kept.facts)
+
+    def _make(self, row: Row) -> Kept:
+        chosen = self._choose(row) if row.candidates else None
+        updates = (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
+        model = self.student if row.model == "student" else self.material.base()
+        latents = self.sample(model, updates, self.evaluation)
+        clips, judge = as_clips(latents), open_judge(self.material.family)
+        effect = self.material.cell.adapter.effect
+        alone = row.worn == ALONE
+        reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.worn)
+        values = measure(judge, clips, self.evaluation.prompts, effect, reference)
+        if row.has_end:
+            values["end"] = self.end_errors(self.measured, updates)
+        tensors = {f"value.{name}": value for name, value in values.items()}
+        features = judge.style_features(clips).detach()
+        told = {} if row.account is None else dict(row.account(self.material))
+        facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
+        return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
+
+    @once
+    def judged(self) -> EndEffect:
+        """On the clips that a guard draws."""
+        return self._effect(judged_clips(self._end_clips))
+
+    @once
+    def measured(self) -> EndEffect:
+        """On clips that no fit and no guard has seen."""
+        return self._effect(Clips("lab", 0, self._end_clips))
+
+    @property
+    def _end_clips(self) -> int:
+        return max(2, 2 * self.clips // 3)
+
+    def _effect(self, clips: Clips) -> EndEffect:
+        pair = open_pair(self.material.cell.student.name, self.material.family)
+        return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), Meter(1))
+
+    def end_errors(self, effect: EndEffect, updates: Mapping[str, Tensor]) -> Tensor:
+        """The END error of each clip: [clips]."""
+        model: WanTransformer3DModel = effect.pair.network()
+        with added(model, updates):
+            return effect.errors(BARE)
+
+    def _choose(self, row: Row) -> str:
+        return self._most_faithful(row) if row.choice == "fidelity" else self._kept_by_the_guard(row)
+
+    def _kept_by_the_guard(self, row: Row) -> str:
+        """The candidate of the lowest END error if it is surely below that of direct reuse, which is one of them."""
+        rules = row.candidates or {}
+        errors = {name: self.end_errors(self.judged, rule(self.material)) for name, rule in rules.items()}
+        bare, prompts = self.end_errors(self.judged, {}), self.judged.pair.prompts(self.judged.clips)
+        return decide(compare(errors, errors["direct"], bare, prompts), self._end_clips).kept
+
+    def _most_faithful(self, row: Row) -> str:
+        """The candidate of the highest mean fidelity on the tuning seeds."""
+
+        def fidelity(rule: Rule) -> float:
+            clips = as_clips(self.sample(self.student, rule(self.material), self.tuning))
+            return float(psnr(clips, self.references[1]).mean())
+
+        return max(row.candidates or {}, key=lambda name: fidelity((row.candidates or {})[name]))
+
+    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], drawn: Drawn) -> Tensor:
+        """Latents by the student's own sampling with these updates on the model's weights."""
+        student = self.material.cell.student
+        with added(model, updates):
+            portions = in_portions([drawn.prompts, drawn.noise])
+            return torch.cat([sample_student(model, student, *some) for some in portions])
+
+
+@contextmanager
+def added(model: WanTransformer3DModel, updates: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with these updates on its weights; afterwards they are again what they were, bit by bit."""
+    weights = {name: model.get_submodule(layer_in(name, "diffusers") or name).weight for name in updates}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    with torch.no_grad():
+        try:
+            for name, weight in weights.items():
+                weight.add_(updates[name])
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+
+
+def as_clips(latents: Tensor) -> Tensor:
+    """Latents as clips in [-1, 1]."""
+    return from_latents(latents).clamp(-1, 1)
+
+
+def _relative_size(updates: Mapping[str, Tensor], material: Material) -> float:
+    ours = sum(float(update.square().sum()) for update in updates.values())
+    theirs = sum(layer.lora.norm() ** 2 for layer in material.layers.values())
+    return float((ours / theirs) ** 0.5)

@@ -1,0 +1,156 @@
+"""The whole lab: every row on every cell, in several processes, from parts that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport_lab.bench.admission import Admission
+from loraport_lab.bench.calibration import calibration_rows, companions
+from loraport_lab.bench.evaluate import SHOWN, Measured, Session
+from loraport_lab.bench.material import Cell, Material, all_cells
+from loraport_lab.bench.rows import Row, rows_of
+from loraport_lab.bench.store import Store
+from loraport_lab.bench.workers import workers
+from loraport_lab.family.clips import draw_prompts, render_effect, to_latents
+from loraport_lab.family.family import FAMILY
+from loraport_lab.training.fit import generator_for
+from loraport_lab.family.judge import open_judge
+from loraport_lab.family.sample import as_frames
+
+CLIPS = 48
+REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
+Progress = Callable[[str, int, int], None]  # what is done, how many parts of how many
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What was measured on one cell, and whether it can tell methods apart."""
+
+    cell: Cell
+    admission: Admission
+    rows: dict[str, Measured]
+    real: Tensor
+    """Texture features of procedural clips with the effect: [REAL_CLIPS, 48]."""
+    reference: Tensor
+    """The first clips of base + adapter, as frames."""
+
+
+@dataclass(frozen=True)
+class LabResult:
+    """A finished lab."""
+
+    cells: tuple[CellResult, ...]
+    clips: int
+    made_from: str
+    prompts: Tensor
+    """Of the clips that are shown."""
+
+
+def run_lab(
+    folder: Path,
+    *,
+    family: Path = FAMILY,
+    cells: Sequence[str] = (),
+    clips: int = CLIPS,
+    calibration: bool = False,
+    jobs: int = 2,
+    progress: Progress | None = None,
+) -> LabResult:
+    """Measure all rows of the cells whose names fit one of the patterns (all without any); parts are kept in `folder`.
+
+    `calibration` adds the rows that are fitted by sampling, which take longer than all others.
+
+    Raises SettingsError for a pattern that fits nothing, InputError for a family with missing files.
+    """
+    materials = [
+        Material(cell, family, folder / "parts", companions(cell) if calibration else ())
+        for cell in _chosen(all_cells(), cells)
+    ]
+    code = code_digest()
+    sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
+    first = list({session.material.cell.adapter.name: session for session in sessions}.values())
+    watch = progress or (lambda *_: None)
+    with workers(jobs) as submit:
+        done, total = 0, len(first) + len(sessions)
+        for work, some in ((_make_references, first), (_make_rows, sessions)):
+            for future in as_completed([submit(work, session) for session in some]):
+                done += 1
+                watch(f"lab, last done {future.result()}", done, total)
+    return LabResult(
+        tuple(map(collect, sessions)),
+        clips,
+        digest_of([session.store.made_from for session in sessions]),
+        sessions[0].evaluation.prompts,
+    )
+
+
+def _session(material: Material, folder: Path, code: str, clips: int, calibration: bool) -> Session:
+    parts, references = (f"{material.digest(reference=reference)} {code}" for reference in (False, True))
+    return Session(material, Store(folder, parts), Store(folder, references), clips, calibration)
+
+
+def all_rows(session: Session) -> tuple[Row, ...]:
+    """The rows of a cell, the frame first."""
+    return (*rows_of(session.material), *(calibration_rows(session.material) if session.calibration else ()))
+
+
+def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    for pattern in patterns:
+        if not any(_fits(cell, pattern) for cell in cells):
+            names = ", ".join(cell.name for cell in cells)
+            raise SettingsError(f"pattern {pattern!r} fits no cell of the lab; there are: {names}")
+    return [cell for cell in cells if not patterns or any(_fits(cell, pattern) for pattern in patterns)]
+
+
+def _fits(cell: Cell, pattern: str) -> bool:
+    """A student's name, an adapter's name, both, or a pattern with `*` for both."""
+    return any(fnmatchcase(name, pattern) for name in (cell.student.name, cell.adapter.name, cell.name))
+
+
+def _make_references(session: Session) -> str:
+    _ = session.references
+    return f"base + {session.material.cell.adapter.name}"
+
+
+def _make_rows(session: Session) -> str:
+    _ = session.admission
+    for row in all_rows(session):
+        session.run(row)
+    return session.material.cell.name
+
+
+def collect(session: Session) -> CellResult:
+    """A cell's finished rows."""
+    rows = {row.name: session.run(row) for row in all_rows(session)}
+    effect = session.material.cell.adapter.effect
+    rng = generator_for(0, "lab", "real", effect)
+    real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
+    features = open_judge(session.material.family).style_features(real).detach()
+    reference = as_frames(to_latents(session.references[0][:SHOWN]))
+    return CellResult(session.material.cell, session.admission, rows, features, reference)
+
+
+def code_digest() -> str:
+    """One hash over the program's code and PyTorch's version: what the numbers depend on besides files and seeds."""
+    package = Path(loraport.__file__).parent
+    files = [
+        path
+        for folder in ("spectral", "methods", "effect", "toy", "lab")
+        for path in sorted((package / folder).glob("*.py"))
+    ]
+    return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """One hash over several texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""`demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.existing import keep_foreign
+from loraport.cli.options import (
+    Json,
+    Method,
+    Overwrite,
+    Quiet,
+    Verbose,
+    folder_path,
+    need,
+)
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: loraport demo -o demo")
+def demo(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
+    style: Annotated[
+        str, typer.Option(help="Which of the embedded LoRAs: noir, retro, neon, swing, noir-b or retro-b.")
+    ] = "noir",
+    student: Annotated[
+        str, typer.Option(help="On which student: one-step, one-step-b, few-step, causal, matched or accelerator.")
+    ] = "one-step",
+    method: Method = "casa",
+    clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
+    need("diffusers", "peft", extra="toy")
+    from loraport import console
+    from loraport_lab.pages.demo_page import FILES, demo_facts, write_demo
+    from loraport.inputs.config import TransferConfig
+    from loraport.transfer.run import transfer as run
+    from loraport_lab.demo import demo_columns, run_demo
+    from loraport_lab.family.family import BASE, adapter_path, target_place
+
+    folder = folder_path(output)
+    keep_foreign(folder, FILES, overwrite)
+    new = folder / f"{style}-{student}-{method.replace(':', '-')}.safetensors"
+    inputs = str(adapter_path(style)), str(BASE), target_place(student)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
+        result = run(config, progress=terminal)
+        columns = demo_columns(style, new, method, student)
+        shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal.step)
+    page = write_demo(shown, result, folder)
+    console.print_facts(demo_facts(shown, result, page, words=not json), json=json)

@@ -1,0 +1,53 @@
+"""`lab run`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraport.cli.existing import keep_foreign
+from loraport.cli.options import Json, Overwrite, Quiet, Verbose, folder_path, need
+
+app = typer.Typer(help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True)
+
+
+@app.command("run", epilog="Example: loraport lab run -o lab --cells one-step/noir --cells causal")
+def run(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page and tables go.")] = "lab",
+    family: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Another family, as `make family` makes it.")
+    ] = None,
+    cells: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Only cells student/adapter that fit, such as causal.")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=6, help="How many clips each row makes.")] = 48,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Also calibrate, guard and choose on every cell, with the controls.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure every method on every student and adapter, and write a page, a JSON and a CSV; a second run goes on."""
+    need("diffusers", "peft", "matplotlib", extra="toy,report")
+    from loraport import console
+    from loraport_lab.bench.run import run_lab
+    from loraport_lab.bench.tables import lab_facts
+    from loraport_lab.pages.lab_page import FILES, lab_words, write_lab
+    from loraport_lab.family.family import FAMILY
+    from loraport.files.disk.user_places import expanded
+
+    folder = folder_path(output)
+    keep_foreign(folder, FILES, overwrite)
+    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+        home = expanded(family) if family else FAMILY
+        result = run_lab(
+            folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
+            progress=terminal.share,
+        )  # fmt: skip
+    facts = lab_facts(result)
+    page = write_lab(facts, result, folder)
+    console.print_facts({**facts, "page": str(page)} if json else lab_words(facts, page), json=json)

@@ -1,0 +1,164 @@
+"""The embedded family as a pair for `loraport.effect`: the base as the source, any student as the target."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from loraport.sampling.pair import Chain, Clips, Look, Passes, Sampler, Updates
+from loraport.sampling.hooks import adapted, linear_layers
+from loraport.errors import MismatchError
+from loraport_lab.family.clips import describe, draw_prompts, embed, from_latents
+from loraport_lab.family.family import BASE, FAMILY, STUDENTS, Student, find_student, student_path
+from loraport_lab.family.model import CLOCK, CONFIG, LATENT_SHAPE, open_base, open_student, predict_clean
+from loraport_lab.family.sample import (
+    BASE_STEPS,
+    GUIDANCE,
+    base_levels,
+    draw_noise,
+    euler_step,
+    predict_guided,
+    sample_student,
+    student_levels,
+)
+
+FRAMES = LATENT_SHAPE[1]
+
+
+class EmbeddedPair:
+    """Both models in memory; they are small. See `loraport.sampling.pair.Pair` for what each member means."""
+
+    batch = 16
+    no_looks: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, student: str, family: Path = FAMILY) -> None:
+        """Raises SettingsError for an unknown student."""
+        self.student: Student = find_student(student)
+        self.base, self.model = open_base(family), open_student(student, family)
+        self.levels = student_levels(self.student)
+        weights = [family / BASE.name / "transformer", student_path(student, family)]
+        base_hash, student_hash = (_content(place) for place in weights)
+        looks = self.student.looks
+        self.source_identity = f"embedded {base_hash} {self.student.sampler} {looks} {BASE_STEPS} × {GUIDANCE}"
+        self.target_identity = f"embedded {base_hash} {student_hash} {self.student.sampler} {looks}"
+        levels = tuple(float(level) for level in self.levels)
+        times = tuple(level * CLOCK for level in levels[:-1])
+        streaming, renoises = self.student.sampler == "streaming", self.student.sampler == "renoise"
+        self.sampler = Sampler(self.student.sampler, levels, times, renoises, f"the student {student}'s own")
+        frames = range(FRAMES) if streaming else (None,)
+        self.looks = tuple(self._look(step, frame) for frame in frames for step in range(len(looks)))
+        steps = sum(BASE_STEPS - first for first in looks) if renoises else BASE_STEPS
+        self.passes = Passes(source=2 * steps, target=len(self.looks), looks=len(self.looks))
+
+    def prompts(self, clips: Clips) -> tuple[str, ...]:
+        return tuple(describe(prompt) for prompt in self._words(clips))
+
+    def layers(self) -> Mapping[str, tuple[int, int]]:
+        found = linear_layers(self.model)
+        return {name: (module.out_features, module.in_features) for name, module in found.items()}
+
+    @torch.no_grad()
+    def source(self, clips: Clips, updates: Updates) -> Chain:
+        words, noise = self._words(clips), self._noise(clips)
+        with adapted(self.base, updates):
+            return self._renoised(words, noise) if self.student.sampler == "renoise" else self._passed(words, noise)
+
+    @torch.no_grad()
+    def target(self, clips: Clips, updates: Updates) -> Tensor:
+        with adapted(self.model, updates):
+            return sample_student(self.model, self.student, self._words(clips), self._noise(clips))
+
+    @torch.no_grad()
+    def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
+        state, text = chain.states[:, look.step], embed(self._words(clips))
+        if look.frame is None:
+            level = torch.full((len(clips),), look.level)
+            return (state - predict_clean(self.model, state, level, text)) / look.level
+        frame = look.frame
+        noisy = state[:, :, frame : frame + 1]
+        level = torch.zeros(len(clips), frame + 1)
+        level[:, frame] = look.level
+        seen = torch.cat([chain.end[:, :, :frame], noisy], dim=2)
+        return (noisy - predict_clean(self.model, seen, level, text)[:, :, frame:]) / look.level
+
+    def network(self) -> nn.Module:
+        return self.model
+
+    def seen(self, latents: Tensor) -> Tensor:
+        return from_latents(latents).clamp(-1, 1)
+
+    def _look(self, step: int, frame: int | None) -> Look:
+        now, then = (float(level) for level in self.levels[step : step + 2])
+        return Look(step, now, abs(then - now), -1 / now, frame)
+
+    def _words(self, clips: Clips) -> Tensor:
+        return torch.cat([draw_prompts(1, generator) for generator in clips.generators("prompt")])
+
+    def _noise(self, clips: Clips) -> Tensor:
+        return torch.cat([draw_noise(1, rng, len(self.student.looks)) for rng in clips.generators("noise")])
+
+    def _walk(self, latents: Tensor, words: Tensor, first: int) -> list[Tensor]:
+        """The states of the base's steps from the given one to the end."""
+        states = [latents]
+        for now, then in list(pairwise(base_levels()))[first:]:
+            clean = predict_guided(self.base, states[-1], now.expand(len(words)), words)
+            states.append(euler_step(states[-1], clean, now, then))
+        return states
+
+    def _passed(self, words: Tensor, noise: Tensor) -> Chain:
+        """The base's one way down, at the student's levels."""
+        states = self._walk(noise[:, 0], words, 0)
+        kept = torch.stack([states[step] for step in (*self.student.looks, BASE_STEPS)], dim=1)
+        widths = self.levels.diff()[None, :, None, None, None, None]
+        return Chain(kept, kept.diff(dim=1) / widths)
+
+    def _renoised(self, words: Tensor, noise: Tensor) -> Chain:
+        """From each level down to a clip, which is taken back to the next level with the noise the student gets."""
+        states, velocities = [noise[:, 0]], []
+        for look, (now, then) in enumerate(pairwise(self.levels)):
+            clean = self._walk(states[-1], words, self.student.looks[look])[-1]
+            velocities.append((states[-1] - clean) / now)
+            states.append((1 - then) * clean + then * noise[:, look + 1] if then > 0 else clean)
+        return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
+
+
+def is_embedded(place: Path) -> bool:
+    """Whether a folder is one of the family's: the tiny Wan by its configuration."""
+    config = place / "transformer" / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return all(found.get(key) == (list(value) if isinstance(value, tuple) else value) for key, value in CONFIG.items())
+
+
+def open_embedded(source: Path, target: Path) -> EmbeddedPair:
+    """The pair that these folders of one family are; the target may be its accelerator's file.
+
+    The sampler is the one of the student of that name, so a student has to lie at its place in a family:
+    FAMILY/students/NAME, beside FAMILY/base. Raises MismatchError where it does not.
+    """
+    name, family = target.name.removesuffix(".safetensors"), source.resolve().parent
+    if name not in STUDENTS or target.resolve() != student_path(name, family).resolve() or source.name != BASE.name:
+        raise MismatchError(
+            f"{target} is no student beside {source}: how a tiny model is sampled follows from its place in its "
+            f"family, FAMILY/base and FAMILY/students/NAME with NAME one of {', '.join(STUDENTS)}"
+        )
+    return EmbeddedPair(name, family)
+
+
+def _content(place: Path) -> str:
+    """A hash of the weights in a folder, or of a file."""
+    digest = hashlib.sha256()
+    for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,176 @@
+"""The lab as a page: what was found in sentences, the tables, the figures, the clips."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from loraport.plain_json import json_text
+from loraport_lab.pages.lab_calibration import calibration_tables
+from loraport_lab.pages.lab_markdown import markdown_tables
+from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
+from loraport_lab.pages.pictures import animated_png
+from loraport.reports.rendering import render
+from loraport.files.disk.atomic import write_whole
+
+SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
+SHOWN_CLIPS = 4
+SENTENCE_ROWS = (
+    "casa",
+    "casa, published code",
+    "restore-only",
+    "prolora",
+    "core",
+    "direct:1.15",
+    "undo, swept",
+    "calibrated, guarded",
+)
+DIALS = ("q_dom", "q_act", "tau", "restore")
+DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
+
+
+class RowLike(Protocol):
+    """A row's clips to look at."""
+
+    @property
+    def frames(self) -> Tensor: ...
+
+
+class CellLike(Protocol):
+    """A cell's clips to look at."""
+
+    @property
+    def rows(self) -> Mapping[str, Any]: ...
+    @property
+    def reference(self) -> Tensor: ...
+
+
+FILES = ("lab.json", "lab.csv", "lab.md")
+"""What the lab leaves beside its page; the first of them before the others."""
+
+
+class LabLike(Protocol):
+    """What the lab hands over besides its numbers: clips."""
+
+    @property
+    def cells(self) -> Sequence[Any]: ...
+
+
+def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
+    """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
+    write_whole(folder / FILES[0], (json_text(facts, indent=1) + "\n").encode())
+    write_whole(folder / "lab.csv", csv_text(facts).encode())
+    write_whole(folder / "lab.md", markdown_tables(facts).encode())
+    page = folder / "index.html"
+    names = [row["name"] for row in facts["pooled"] if row["name"] != "direct"]
+    render(
+        "lab.html.jinja",
+        page,
+        facts=facts,
+        findings=findings(facts),
+        pooled=[pooled_cells(row) for row in facts["pooled"] if row["name"] != "direct"],
+        cells=[(cell, *_details(cell), _clips(one)) for cell, one in zip(facts["cells"], result.cells, strict=True)],
+        shown=("base + LoRA", *SHOWN_ROWS),
+        change_map=change_map(facts, names),
+        trade_off=trade_off(facts["pooled"]),
+        tables=calibration_tables(facts),
+        dials=dials(facts, DIALS),
+        ranks=ranks(facts),
+        probes=partly_distilled(facts),
+    )
+    return page
+
+
+def csv_text(facts: Mapping[str, Any]) -> str:
+    """The tidy table: a line per cell, row and metric."""
+    columns = ("mean", "low", "high", "change", "change_low", "change_high")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["student", "adapter", "discriminating", "tuned", "row", "group", "metric", *columns])
+    for cell in facts["cells"]:
+        place = [cell["student"], cell["adapter"], cell["discriminating"], cell["tuned"]]
+        for row in cell["rows"]:
+            for metric, value in row["metrics"].items():
+                writer.writerow([*place, row["name"], row["group"], metric, *(value[key] for key in columns)])
+    return buffer.getvalue()
+
+
+def findings(facts: Mapping[str, Any]) -> list[str]:
+    """The most important first, whichever way they fall."""
+    cells = facts["cells"]
+    telling = [cell for cell in cells if cell["discriminating"]]
+    students = sorted({cell["student"] for cell in telling})
+    sentences = [
+        f"{len(telling)} of {len(cells)} cells can tell methods apart"
+        + (f", on the students {', '.join(students)}." if telling else ".")
+    ]
+    for name in SENTENCE_ROWS:
+        row = next((row for row in facts["pooled"] if row["name"] == name), None)
+        if row is not None:
+            sentences.append(_sentence(row))
+    return sentences
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    psnr, effect = row["psnr"], row["effect"]
+    closed = ""
+    if row["gap_psnr"] is not None:
+        closed = (
+            f"closes {_percent(row['gap_psnr'])} of the gap in fidelity and {_percent(row['gap_effect'])} in effect; "
+        )
+    return (
+        f"{row['name']}: {closed}against direct reuse, fidelity is better in {psnr['better']} and worse in "
+        f"{psnr['worse']} of {row['cells_in_all']} cells (at worst {psnr['worst']:+.1f} dB), effect better in "
+        f"{effect['better']} and worse in {effect['worse']} (at worst {effect['worst']:+.0f} points)."
+    )
+
+
+def lab_words(facts: Mapping[str, Any], page: Path) -> dict[str, Any]:
+    """The findings for a terminal."""
+    return {"found": findings(facts), "page": page}
+
+
+def pooled_cells(row: Mapping[str, Any]) -> list[str]:
+    """A line of the pooled table."""
+    cells = [row["name"], _percent(row["gap_psnr"]), _percent(row["gap_effect"])]
+    for metric, digits in (("psnr", 2), ("effect", 1), ("content", 1)):
+        value = row[metric]
+        cells += [
+            f"{value['change']:+.{digits}f}",
+            f"{value['worst']:+.{digits}f}",
+            f"{value['better']} / {value['worse']}",
+        ]
+    return cells
+
+
+def _details(cell: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    metrics = [name for name in DETAIL if any(name in row["metrics"] for row in cell["rows"])]
+    lines = []
+    for row in cell["rows"]:
+        values = [_value(row["metrics"].get(name), name) for name in metrics]
+        gap = row["gap_closed"]
+        chosen = f" ({row['chosen']})" if row["chosen"] else ""
+        lines.append(
+            [row["name"] + chosen, *values, f"{row['frechet']:.2f}", _percent(gap["psnr"]), _percent(gap["effect"])]
+        )
+    return metrics, lines
+
+
+def _value(value: Mapping[str, float] | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    half = (value["high"] - value["low"]) / 2
+    return f"{value['mean']:.{2 if metric == 'psnr' else 1}f} ± {half:.{2 if metric == 'psnr' else 1}f}"
+
+
+def _percent(gap: Mapping[str, float] | None) -> str:
+    return "–" if gap is None else f"{100 * gap['value']:.0f} % [{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]"
+
+
+def _clips(cell: CellLike) -> list[list[str]]:
+    """Rows of the grid: for each clip the reference and the shown rows."""
+    columns = [cell.reference, *(cell.rows[name].frames for name in SHOWN_ROWS)]
+    return [[animated_png(column[clip]) for column in columns] for clip in range(min(SHOWN_CLIPS, len(cell.reference)))]

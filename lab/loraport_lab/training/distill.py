@@ -1,0 +1,162 @@
+"""How students and their oracles learn: trajectories of the base, and one loss for each paradigm."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from diffusers import WanTransformer3DModel
+from peft import PeftModel
+from torch import Generator, Tensor, nn
+
+from loraport_lab.family.clips import draw_prompts, embed
+from loraport_lab.family.family import Student
+from loraport_lab.family.model import predict_clean
+from loraport_lab.family.sample import (
+    BASE_STEPS,
+    draw_noise,
+    in_portions,
+    predict_guided,
+    run_renoise,
+    sample_student,
+    shifted,
+    student_levels,
+)
+
+KEPT = (0, 3, 6, 8, BASE_STEPS)  # the base's steps whose states are kept: all at which some student looks
+WEIGHT_FLOOR = 0.2  # the denoising loss is that of the velocity, 1 / level², cut off here
+CLEAN_FRAMES = 0.5  # share of a streaming student's frames that it sees finished in training
+GENERATOR_TURNS = 1 / 3  # share of the steps in which distribution matching moves the student, not its critic
+
+Network: TypeAlias = WanTransformer3DModel | PeftModel
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Prompts [n, 4] and the base's states [n, kept steps, …] on the way from noise to clips."""
+
+    prompts: Tensor
+    states: Tensor
+
+    def at(self, student: Student) -> Tensor:
+        """The states at the student's levels, its end included: [n, looks + 1, …]."""
+        return self.states[:, [KEPT.index(step) for step in (*student.looks, BASE_STEPS)]]
+
+    def rows(self, start: int | None, stop: int | None) -> "Trajectories":
+        """Some of the clips."""
+        return Trajectories(self.prompts[start:stop], self.states[start:stop])
+
+
+def denoising_loss(model: Network, clean: Tensor, text: Tensor, rng: Generator) -> Tensor:
+    """Flow matching: the velocity's squared error, written in terms of the clean prediction."""
+    level = shifted(torch.rand(len(clean), generator=rng)).clamp_min(1e-3)
+    noise = draw_noise(len(clean), rng)[:, 0]
+    missed = predict_clean(model, _mixed(clean, noise, level), level, text) - clean
+    return (missed.square().mean(dim=(1, 2, 3, 4)) / level.clamp_min(WEIGHT_FLOOR) ** 2).mean()
+
+
+def regression_loss(model: Network, student: Student, given: Trajectories, batch: int, rng: Generator) -> Tensor:
+    """How far the student lands from where the base's trajectory goes, over a random part of the way."""
+    chosen = torch.randint(len(given.prompts), (batch,), generator=rng)
+    loss = {"euler": _segment_loss, "streaming": _frames_loss, "renoise": _renoise_loss}[student.sampler]
+    return loss(model, student, given.at(student)[chosen], given.prompts[chosen], rng)
+
+
+def _segment_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
+    """From a random level in one step to the next."""
+    levels, row = student_levels(student), torch.arange(len(states))
+    look = torch.randint(len(student.looks), (len(states),), generator=rng)
+    now, kept = levels[look], _wide(levels[look + 1] / levels[look])
+    start, end = states[row, look], states[row, look + 1]
+    clean = predict_clean(model, start, now, embed(prompts))
+    return (clean + kept * (start - clean) - end).square().mean()
+
+
+def _frames_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
+    """Every frame from a level of its own, many of them finished, as when one frame follows the other."""
+    levels, count, frames = student_levels(student), len(states), states.shape[3]
+    look = torch.randint(len(student.looks), (count, frames), generator=rng)
+    look = torch.where(torch.rand(count, frames, generator=rng) < CLEAN_FRAMES, len(student.looks), look)
+    following = (look + 1).clamp_max(len(student.looks))
+    row, frame = torch.arange(count)[:, None], torch.arange(frames)
+    start, end = (states.transpose(2, 3)[row, at, frame].transpose(1, 2) for at in (look, following))
+    now = levels[look]
+    clean = predict_clean(model, start, now, embed(prompts))
+    kept = (levels[following] / now.clamp_min(1e-6))[:, None, :, None, None]
+    missed = (clean + kept * (start - clean) - end).square()
+    return (missed * (now > 0)[:, None, :, None, None]).mean() / (1 - CLEAN_FRAMES)
+
+
+def _renoise_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
+    """From noise, or from its own clip taken back to a random level, to the end of the trajectory."""
+    levels, end = student_levels(student), states[:, -1]
+    look = int(torch.randint(len(student.looks), (), generator=rng))
+    noisy = states[:, 0]
+    if look:
+        fresh = draw_noise(len(states), rng, look)
+        with torch.no_grad():
+            before = run_renoise(model, prompts, torch.cat([noisy[:, None], fresh[:, 1:]], 1), _until(levels, look))
+        noisy = _mixed(before, fresh[:, 0], levels[look].expand(len(states)))
+    clean = predict_clean(model, noisy, levels[look].expand(len(states)), embed(prompts))
+    return (clean - end).square().mean()
+
+
+class Matching(nn.Module):
+    """Distribution matching: the student, the frozen base, and a critic that follows what the student makes."""
+
+    def __init__(self, student: Student, generator: WanTransformer3DModel, critic: WanTransformer3DModel) -> None:
+        super().__init__()
+        self.kind, self.generator, self.critic = student, generator, critic
+
+    def loss(self, base: WanTransformer3DModel, batch: int, rng: Generator) -> Tensor:
+        """The student's turn, or more often the critic's."""
+        prompts = draw_prompts(batch, rng)
+        if float(torch.rand((), generator=rng)) > GENERATOR_TURNS:
+            with torch.no_grad():
+                made = self._make(prompts, rng)
+            return denoising_loss(self.critic, made, embed(prompts), rng)
+        made = self._make(prompts, rng)
+        level = shifted(torch.rand(batch, generator=rng)).clamp(0.02, 0.98)
+        with torch.no_grad():
+            noisy = _mixed(made, draw_noise(batch, rng)[:, 0], level)
+            real = predict_guided(base, noisy, level, prompts)
+            seen = predict_clean(self.critic, noisy, level, embed(prompts))
+            size = (made - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-3)
+            wanted = made - (seen - real) / size
+        return 0.5 * (made - wanted).square().mean()
+
+    def _make(self, prompts: Tensor, rng: Generator) -> Tensor:
+        """A clip by the student's sampling, stopped at a random look; gradients flow through that look alone."""
+        levels, count = student_levels(self.kind), len(prompts)
+        look = int(torch.randint(len(self.kind.looks), (), generator=rng))
+        noise = draw_noise(count, rng, len(self.kind.looks))
+        noisy = noise[:, 0]
+        if look:
+            with torch.no_grad():
+                before = run_renoise(self.generator, prompts, noise, _until(levels, look))
+            noisy = _mixed(before, noise[:, look], levels[look].expand(count))
+        return predict_clean(self.generator, noisy, levels[look].expand(count), embed(prompts))
+
+
+def landing_error(model: Network, student: Student, given: Trajectories) -> float:
+    """Mean squared distance between where the student's own sampling and the base's trajectory end."""
+    rng = torch.Generator().manual_seed(0)
+    later = draw_noise(len(given.prompts), rng, len(student.looks))[:, 1:]
+    noise = torch.cat([given.states[:, :1], later], dim=1)
+    missed = [
+        (sample_student(model, student, prompts, start) - end).square().sum()
+        for prompts, start, end in in_portions([given.prompts, noise, given.states[:, -1]])
+    ]
+    return float(sum(missed)) / given.states[:, -1].numel()
+
+
+def _until(levels: Tensor, look: int) -> Tensor:
+    """The levels of a run that is stopped before its look `look`, whose last clip is its result."""
+    return torch.cat([levels[:look], levels[-1:]])
+
+
+def _mixed(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+    return (1 - _wide(level)) * clean + _wide(level) * noise
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values[:, None, None, None, None]

@@ -1,0 +1,64 @@
+"""How long and how fast each member of the family learns; the seeds and forms are in `loraport_lab.family.family`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loraport_lab.training.fit import Schedule
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Training in rounds, each with its own rise and fall of the rate, until a round gains too little."""
+
+    schedule: Schedule
+    most: int
+    gain: float
+    """A round that lowers the held-out error by less than this share is the last."""
+    behind: tuple[int, float] = (1, 0.1)
+    """The second start is given up where after so many rounds it is still this share above the first one's end."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The schedules of all stages."""
+
+    base: Schedule
+    judge: Schedule
+    students: Mapping[str, Schedule]
+    matching: Schedule  # distribution matching, after its student's start by regression
+    adapters: Mapping[str, Schedule]
+    oracle: Rounds
+    trajectories: int  # of the base, for the students
+    styled: int  # of base + adapter, for its oracles
+    held_out: int  # of the styled, kept to tell when to stop
+    portion: int = 64  # trajectories sampled at a time
+    accelerator_rank: int = 16
+
+
+_STYLE = Schedule(steps=280, rate=2e-3, batch=32)
+_LONGER = Schedule(steps=420, rate=2e-3, batch=32)
+SHIPPED = Recipe(
+    base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
+    judge=Schedule(steps=700, rate=2e-3, batch=64),
+    students={
+        "one-step": Schedule(steps=400, rate=3e-3, batch=32),
+        "one-step-b": Schedule(steps=400, rate=3e-3, batch=32),
+        "few-step": Schedule(steps=350, rate=6e-4, batch=32),
+        "causal": Schedule(steps=450, rate=1.5e-3, batch=32),
+        "matched": Schedule(steps=150, rate=1e-3, batch=32),
+        "accelerator": Schedule(steps=300, rate=2e-3, batch=32),
+    },
+    matching=Schedule(steps=450, rate=5e-4, batch=32),
+    adapters={
+        "noir": _STYLE,
+        "retro": _STYLE,
+        "neon": _LONGER,
+        "swing": _LONGER,
+        "noir-b": _STYLE,
+        "retro-b": _STYLE,
+    },
+    oracle=Rounds(Schedule(steps=120, rate=2e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=5, gain=0.03),
+    trajectories=1024,
+    styled=384,
+    held_out=64,
+)

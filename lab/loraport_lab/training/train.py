@@ -1,0 +1,142 @@
+"""Makes a family: `python -m loraport_lab.training.train --out FOLDER`.
+
+Every stage leaves its result whole or not at all; a second start skips what is done and continues what was interrupted.
+Stages that do not wait for each other run side by side (`--jobs`). The measured minutes are in docs/family.md.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from loraport.errors import LoraportError, unknown_name
+from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, adapter_path, oracle_path, student_path
+from loraport_lab.training.fit import Progress
+from loraport_lab.training.recipe import SHIPPED, Recipe
+from loraport_lab.training.stages import (
+    Workshop,
+    keep_trajectories,
+    train_adapter,
+    train_base,
+    train_judge,
+    train_oracle,
+    train_student,
+)
+
+Stage = Callable[[Workshop], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage: what it leaves, which stages must be done before it, and what it does."""
+
+    result: Path
+    after: tuple[str, ...]
+    run: Stage
+
+
+def plan(shop: Workshop) -> dict[str, Step]:
+    """All stages by name, in an order in which they could run one after the other."""
+    out = shop.out
+    steps = {
+        "base": Step(out / "base", (), train_base),
+        "judge": Step(out / "judge.safetensors", (), train_judge),
+        "trajectories": Step(out / "checkpoints/trajectories.done", ("base",), keep_trajectories),
+    }
+    for adapter in ADAPTERS.values():
+        steps[adapter.name] = Step(adapter_path(adapter.name, out), ("base",), partial(train_adapter, adapter=adapter))
+    for name, student in STUDENTS.items():
+        steps[name] = Step(student_path(name, out), ("trajectories",), partial(train_student, student=student))
+    for name, adapter in ADAPTERS.items():
+        done = out / "checkpoints" / f"{name}-trajectories.done"
+        steps[f"{name}-trajectories"] = Step(done, (name,), partial(keep_trajectories, adapter=adapter))
+    for on, of in CELLS:
+        stage = partial(train_oracle, student=STUDENTS[on], adapter=ADAPTERS[of])
+        steps[f"{on}/{of}"] = Step(oracle_path(on, of, out), (on, f"{of}-trajectories"), stage)
+    return steps
+
+
+def needed(steps: Mapping[str, Step], wanted: Iterable[str]) -> dict[str, Step]:
+    """The wanted stages, all that come before them, and the judge. Raises SettingsError for an unknown name."""
+    found: set[str] = set()
+    todo = ["judge", *wanted]
+    while todo:
+        name = todo.pop()
+        if name not in steps:
+            raise unknown_name("stage", name, steps)
+        found.add(name)
+        todo += steps[name].after
+    return {name: step for name, step in steps.items() if name in found}
+
+
+def train_family(shop: Workshop, jobs: int = 1, only: Sequence[str] = ()) -> None:
+    """All stages whose results are not there, or some and what they need, up to `jobs` of them side by side."""
+    steps = needed(plan(shop), only) if only else plan(shop)
+    left = {name: step for name, step in steps.items() if not step.result.exists()}
+    if jobs == 1:
+        for step in left.values():
+            step.run(shop)
+        return
+    running: dict[Future[None], str] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        while left or running:
+            for name in [name for name, step in left.items() if _ready(step, steps)]:
+                running[pool.submit(left.pop(name).run, shop)] = name
+            for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(finished)
+                finished.result()
+
+
+def _ready(step: Step, steps: dict[str, Step]) -> bool:
+    return all(steps[name].result.exists() for name in step.after)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass
+class Printer:
+    """Prints a line every fifty steps: minutes, stage, a running mean of the loss."""
+
+    began: float
+    mean: float | None = None
+
+    def __call__(self, stage: str, step: int, steps: int, loss: float) -> None:
+        self.mean = loss if self.mean is None or step == 1 else self.mean * 0.98 + loss * 0.02
+        if step % 50 == 0 or step == steps:
+            minutes = (time.time() - self.began) / 60
+            print(f"{minutes:6.1f} min  {stage} {step}/{steps}  loss {self.mean:.4f}", file=sys.stderr, flush=True)
+
+
+def workshop(out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: Progress | None = None) -> Workshop:
+    """A place to make a family in, by the shipped recipe, with lines on stderr."""
+    return Workshop(out, recipe, seed, progress or Printer(time.time()))
+
+
+def main() -> None:
+    """Parse the command line and run the stages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the family; started again, it continues")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="stages side by side, a core each")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="STAGE", help="such as one-step/retro: that and what it needs"
+    )
+    arguments = parser.parse_args()
+    _one_thread()
+    try:
+        train_family(workshop(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
+    except LoraportError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The lab measures what a user would get: its rows are the files that a transfer writes, put on the real models."""
+
+import csv
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from loraport.cli import app
+from loraport.errors import InputError, SettingsError
+from loraport_lab.bench import run as lab_run
+from loraport_lab.bench.admission import COMPARED, admit
+from loraport_lab.bench.evaluate import Session, added, as_clips
+from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Cell, Material, all_cells, draw
+from loraport_lab.bench.rows import FRAME, MAIN, Row, nothing, oracle, transferred
+from loraport_lab.bench.run import run_lab
+from loraport_lab.bench.store import Kept, Store
+from loraport.methods import METHODS
+from loraport.inputs.config import TransferConfig
+from loraport.transfer.run import transfer
+from loraport_lab.family.adapters import attach
+from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path, oracle_path, target_place
+from loraport_lab.family.sample import sample_student
+from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
+
+CELL = Cell(STUDENTS["causal"], ADAPTERS["retro"])
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory) -> Session:
+    torch.set_num_threads(1)
+    store = Store(tmp_path_factory.mktemp("parts"), "test")
+    return Session(Material(CELL, FAMILY), store, store, clips=6)
+
+
+def sampled(session: Session, path) -> torch.Tensor:
+    """Clips of the student with a file loaded by PEFT or diffusers."""
+    drawn = session.evaluation
+    model = attach(session.material.student(), path)
+    return as_clips(sample_student(model, CELL.student, drawn.prompts, drawn.noise))
+
+
+@pytest.mark.parametrize("method", ["direct", "casa", "core", "undo:0.25"])
+def test_a_row_is_what_the_transferred_file_gives(method, session, tmp_path):
+    out = tmp_path / "out.safetensors"
+    places = str(adapter_path("retro")), str(FAMILY / "base"), target_place("causal")
+    transfer(TransferConfig(*places, str(out), method=method, format="diffusers", dtype="fp32"))
+    latents = session.sample(session.student, transferred(method)(session.material), session.evaluation)
+    assert torch.allclose(as_clips(latents), sampled(session, out), atol=2e-3)
+
+
+def test_the_oracles_row_is_the_oracles_file(session):
+    latents = session.sample(session.student, oracle(session.material), session.evaluation)
+    assert torch.allclose(as_clips(latents), sampled(session, oracle_path("causal", "retro")), atol=2e-3)
+    plain = session.sample(session.student, nothing(session.material), session.evaluation)
+    assert not torch.allclose(as_clips(latents), as_clips(plain), atol=0.1)
+
+
+def test_full_undo_puts_the_sources_weights_under_the_lora(session):
+    updates = transferred("undo:1", rank="full")(session.material)
+    for name, layer in session.material.layers.items():
+        assert torch.allclose(updates[name], layer.lora.dense() - layer.drift, atol=1e-5)
+
+
+def test_weights_are_bit_by_bit_what_they_were_after_a_row_even_if_it_fails(session):
+    before = {name: weight.clone() for name, weight in session.student.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), added(session.student, transferred("direct")(session.material)):
+        assert any(not torch.equal(before[name], weight) for name, weight in session.student.state_dict().items())
+        raise ZeroDivisionError
+    assert all(torch.equal(before[name], weight) for name, weight in session.student.state_dict().items())
+
+
+def test_every_method_has_a_row():
+    assert {*METHODS} <= {row.name for row in (*FRAME, *MAIN)}
+    names = [row.name for row in (*FRAME, *MAIN)]
+    assert len(set(names)) == len(names)
+
+
+def test_candidates_are_chosen_on_other_clips_than_are_reported(session):
+    assert not set(TUNING_SEEDS) & set(EVALUATION_SEEDS)
+    candidates = {"none": nothing, "trained": oracle}
+    row = Row("best", "control", "best of two", nothing, candidates=candidates)
+    measured = session.run(row)
+    assert measured.facts["chosen"] == "trained"
+    alone = session.run(Row("oracle", "frame", "oracle", oracle))
+    assert torch.equal(measured.values["psnr"], alone.values["psnr"])
+
+
+def test_a_finished_row_is_not_made_again_and_other_inputs_are_another_row(tmp_path):
+    store = Store(tmp_path, "inputs")
+    store.put("rows/a", "key", Kept({"value.psnr": torch.ones(3)}, {"size": 1.0}))
+    assert store.get("rows/a", "key").facts == {"size": 1.0}
+    assert store.get("rows/a", "other key") is None and Store(tmp_path, "other inputs").get("rows/a", "key") is None
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-2])
+    assert store.get("rows/a", "key") is None, "a damaged part counts as none"
+
+
+NOISE = torch.linspace(-1, 1, 40)
+
+
+def fidelity_with(oracle: float, direct: float, undo: float, base: float) -> dict[str, torch.Tensor]:
+    """Four rows whose paired differences have the same spread."""
+    values = {"oracle": oracle, "direct": direct, "full undo": undo, "base, same steps": base}
+    return {name: value + NOISE + 0.5 * NOISE.roll(place) for place, (name, value) in enumerate(values.items())}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ((23, 20, 18, 17), ""),
+        ((20.01, 20, 18, 17), "as good as the adapter trained on the student"),
+        ((23, 20, 21, 17), "undoing the whole drift"),
+        ((23, 20, 18, 21), "the base in as many steps"),
+        ((23, 20, 19.95, 17), "undoing the whole drift"),
+        ((23, 20, 18, 19.95), "the base in as many steps"),
+    ],
+)
+def test_a_cell_is_admitted_by_all_three_conditions_and_by_no_two(values, reason):
+    admission = admit(fidelity_with(*values))
+    assert admission.discriminating == (reason == "") and reason in admission.reason
+
+
+def test_the_oracle_has_to_lead_by_three_standard_errors_and_direct_by_two():
+    error = float((0.5 * (NOISE.roll(1) - NOISE)).double().std() / len(NOISE) ** 0.5)
+    undo = float((0.5 * (NOISE.roll(2) - NOISE.roll(1))).double().std() / len(NOISE) ** 0.5)
+    base = float((0.5 * (NOISE.roll(3) - NOISE.roll(1))).double().std() / len(NOISE) ** 0.5)
+
+    def admitted(lead: float, over_undo: float, over_base: float) -> bool:
+        values = (20 + lead * error, 20.0, 20 - over_undo * undo, 20 - over_base * base)
+        return admit(fidelity_with(*values)).discriminating
+
+    assert admitted(3.1, 2.1, 2.1)
+    assert not admitted(2.9, 2.1, 2.1) and not admitted(3.1, 1.9, 2.1) and not admitted(3.1, 2.1, 1.9)
+
+
+def test_cells_are_admitted_on_clips_that_nothing_is_reported_or_chosen_on(session):
+    assert not {*ADMISSION_SEEDS} & {*EVALUATION_SEEDS, *TUNING_SEEDS}
+    rows = {row.name: session.run(row).values["psnr"] for row in FRAME if row.name in COMPARED}
+    assert session.admission.oracle_over_direct != pytest.approx(admit(rows).oracle_over_direct)
+
+
+def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):
+    chosen = [cell.name for cell in lab_run._chosen(all_cells(), ["one-step/noir", "swing"])]
+    assert chosen == [f"{s}/{a}" for s, a in CELLS if a == "swing" or (s, a) == ("one-step", "noir")]
+    with pytest.raises(SettingsError, match="one-step/noir"):
+        run_lab(tmp_path, cells=["two-step"])
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_a_family_with_missing_files_is_refused_with_the_line_that_makes_them(calibration, tmp_path):
+    """With calibration also the adapters that are worn beside and whose gains are borrowed."""
+    others = " swing noir" if calibration else ""
+    made = f"train it, .*: python -m loraport_lab.training.train --out .* --only base judge causal causal/retro retro{others}$"
+    with pytest.raises(InputError, match=f"base is missing; {made}"):
+        run_lab(tmp_path, family=tmp_path, cells=["causal/retro"], calibration=calibration)
+
+
+def test_more_clips_begin_with_other_ones_but_the_same_seeds_give_the_same():
+    one, two = draw((11, 12), 5), draw((11, 12), 5)
+    assert torch.equal(one.noise, two.noise) and len(one.prompts) == 5
+    assert not torch.equal(one.noise, draw((13, 12), 5).noise)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke cut: one cell, six clips, every row, through the command line."""
+    folder = tmp_path_factory.mktemp("lab")
+    arguments = ["lab", "run", "-o", str(folder), "--cells", "one-step-b/noir", "--clips", "6", "--jobs", "1", "-q"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return folder, json.loads(result.stdout), arguments
+
+
+def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
+    folder, facts, _ = smoke
+    assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "lab.md", "parts"}
+    assert json.loads((folder / "lab.json").read_text())["cells"] == facts["cells"]
+    (cell,) = facts["cells"]
+    assert {row["name"] for row in cell["rows"]} == {row.name for row in (*FRAME, *MAIN)}
+    with (folder / "lab.csv").open() as file:
+        lines = [line for line in csv.DictReader(file) if line["row"] == "casa" and line["metric"] == "psnr"]
+    casa = next(row for row in cell["rows"] if row["name"] == "casa")["metrics"]["psnr"]
+    assert [float(line["mean"]) for line in lines] == [casa["mean"]]
+    direct = next(row for row in cell["rows"] if row["name"] == "direct")["metrics"]["psnr"]
+    assert direct["change"] == 0 and casa["change"] == pytest.approx(casa["mean"] - direct["mean"], abs=1e-5)
+
+
+def test_a_second_run_makes_nothing_and_writes_the_same_bytes(smoke):
+    folder, _, arguments = smoke
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    assert before.keys() == after.keys() and all(before[path][0] == after[path][0] for path in before)
+    assert all(before[path] == after[path] for path in before if "parts" in path.parts)
+
+
+@needs_chromium
+def test_the_page_is_whole_and_silent(smoke, tmp_path):
+    page = smoke[0] / "index.html"
+    assert foreign_addresses(page.read_text()) == []
+    assert browser_says(page, tmp_path / "profile") == ""

@@ -1,0 +1,147 @@
+"""What an analysis works on: its settings, the opened inputs, the bases, the layers that are looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport.methods.casa import PAPER, CasaSettings
+from loraport.methods.layer import Layer
+from loraport.lazy_property import once
+from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.config import RankRule, TransferConfig
+from loraport.transfer.run import read_ahead
+from loraport.transfer.method_input import as_factors
+from loraport.transfer.layer import Bases, SharedLayer, Weights, layer_generator, read_weights
+from loraport.inputs.plan import LayerJob
+from loraport.inputs.open import Prepared, find_device, prepare
+from loraport.files.models.presets import is_local, open_model
+from loraport.analysis.layer_sample import stratified
+from loraport.spectral.svd import LowRank
+from loraport.store.bases import BasisCache
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.adapters.updates import LayerUpdate
+
+
+@dataclass(frozen=True)
+class AnalyzeConfig:
+    """Everything that decides what an analysis shows."""
+
+    lora: str
+    source: str
+    target: str
+    output: str
+    """The folder; unfinished work lies beside it."""
+    casa: CasaSettings = PAPER
+    layers: tuple[str, ...] = ()
+    """Patterns of layer names; none takes all."""
+    sample: int | None = None
+    """At most so many layers, evenly over kinds and depths."""
+    detail: int = 3
+    """How many of them are drawn in detail."""
+    source_part: str | None = None
+    target_part: str | None = None
+    lora_part: str | None = None
+    force_drift: bool = False
+    """Whether a drift within rounding counts, as in a transfer."""
+    device: str = "auto"
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", os.path.expanduser(self.output))
+        if self.sample is not None and self.sample < 1:
+            raise SettingsError(f"sample is {self.sample}, but at least 1 layer has to be looked at")
+        if self.detail < 0:
+            raise SettingsError(f"detail is {self.detail}, but it must be 0 or more")
+
+    def fingerprint(self) -> str:
+        """The same text for the same work on each layer; which layers are looked at is no part of it."""
+        same = replace(self, output="", cache="", layers=(), sample=None, detail=0)
+        return json.dumps(asdict(same), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The opened inputs and the bases of their weights."""
+
+    ready: Prepared
+    bases: Bases
+
+    @classmethod
+    def open(cls, config: AnalyzeConfig) -> Bench:
+        """Headers only; nothing is computed yet. Raises InputError."""
+        return cls(prepare(as_transfer(config)), Bases(BasisCache(config.cache), find_device(config.device)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where layers are looked at."""
+        return self.bases.device
+
+    @once
+    def whole(self) -> tuple[Checkpoint, Target]:
+        """Both models with all shards that lie here; of a model on the Hub only what was fetched for the LoRA."""
+        config, source, target = self.ready.config, self.ready.source, self.ready.target
+        if source.absent and is_local(config.source):
+            source = open_model(config.source, part=config.source_part)
+        if isinstance(target, Checkpoint) and target.absent and is_local(config.target):
+            target = open_model(config.target, part=config.target_part)
+        return source, target
+
+    def identity(self, config: AnalyzeConfig) -> str:
+        """What makes finished layers of an earlier start the same work."""
+        ready = self.ready
+        stats = [
+            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in sorted({*self.whole[0].paths, *self.whole[1].paths})
+        ]
+        strength = ready.target.strength if isinstance(ready.target, Accelerated) else None
+        versions = [loraport.__version__, torch.__version__, str(self.device)]
+        return json.dumps([config.fingerprint(), *versions, ready.lora.sha256, strength, stats])
+
+    def layer(self, job: LayerJob, weights: Weights) -> Layer:
+        """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
+        lora = exact_factors(job.name, self.ready.lora.layers[job.name], weights.W_s)
+        here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
+        shared = SharedLayer(weights, self.bases, force_drift=self.ready.config.force_drift)
+        return Layer(here, shared.drift, shared.basis, shared.target)
+
+    def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, Weights]]:
+        """Each job with its weights, the next ones read meanwhile."""
+
+        def read(job: LayerJob) -> Weights:
+            return read_weights(job.name, self.ready.source, self.ready.target, keep_target=target)
+
+        return read_ahead(jobs, read)
+
+
+def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
+    """Any adapter as factors of whatever rank it takes; of a DoRA all that it adds to the source's weight."""
+    return as_factors(update, W_s, RankRule("full"), 0, layer_generator(0, name))
+
+
+def as_transfer(config: AnalyzeConfig) -> TransferConfig:
+    """The transfer that would be made of the same inputs, for its plan."""
+    return TransferConfig(
+        config.lora, config.source, config.target, config.output, source_part=config.source_part,
+        target_part=config.target_part, lora_part=config.lora_part, include=config.layers,
+        force_drift=config.force_drift,
+    )  # fmt: skip
+
+
+def chosen(ready: Prepared, config: AnalyzeConfig) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
+    """The layers to look at, and the LoRA's others with the reason."""
+    jobs = ready.plan.of("transfer")
+    if not jobs:
+        raise SettingsError("no layer is left to look at; give other patterns, or none")
+    names = {job.name for job in jobs}
+    if config.sample is not None:
+        names = set(stratified([job.name for job in jobs], config.sample))
+    reasons = {job.name: job.reason or "not in the sample" for job in ready.plan.jobs if job.name not in names}
+    return tuple(job for job in jobs if job.name in names), tuple(reasons.items())

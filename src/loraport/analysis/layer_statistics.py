@@ -1,0 +1,320 @@
+"""One layer under the microscope: every number and every curve of the paper's analysis (CASA, arXiv 2605.01929, §3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from loraport.methods.casa import PAPER, Arbitration, CasaSettings, arbitrated_update, arbitration
+from loraport.methods.layer import Layer, Update
+from loraport.methods.prolora import PROLORA, prolora
+from loraport.analysis.measures import concentration as spread
+from loraport.spectral.clusters import cluster_sizes, singular_clusters
+from loraport.analysis.measures.interference import head_interference, interference, majority, overlap
+from loraport.analysis.measures.intruders import intruders
+from loraport.analysis.measures.mixing import MIXED, adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
+from loraport.spectral.kernels import norm
+from loraport.analysis.measures.rigidity import degenerate, spectral_change
+from loraport.spectral.routing import directional_alignment
+from loraport.spectral.svd import SingularBasis, cosine
+
+TAUS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Where the stability of the clusters is looked at."""
+
+WINDOW = 64
+"""Directions in a head, middle or tail window, at most a third of all."""
+
+MAP = 96
+"""Cells along the side of a map; a larger layer's entries are averaged into them."""
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A layer with the bases of its weight before and after each update; `layer.basis` and `layer.target` are set."""
+
+    layer: Layer
+    with_lora: SingularBasis
+    """W_s + D_lora"""
+    both: SingularBasis | None = None
+    """W_t + D_lora, for the detailed layers alone"""
+
+    @property
+    def source(self) -> SingularBasis:
+        """The basis of W_s. Raises TypeError where it is not set."""
+        if self.layer.basis is None or self.layer.target is None:
+            raise TypeError("a specimen needs the bases of source and target")
+        return self.layer.basis
+
+    @property
+    def after(self) -> dict[str, SingularBasis]:
+        """The bases after each of the two updates."""
+        target = self.layer.target
+        return {"lora": self.with_lora, "drift": target} if target is not None else {}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the microscope shows of one layer: numbers for the table, curves for figures (detailed layers only)."""
+
+    numbers: Mapping[str, float | int | None]
+    curves: Mapping[str, Tensor]
+
+
+def look(specimen: Specimen, settings: CasaSettings = PAPER, *, detail: bool = False) -> Seen:
+    """Every statistic of one layer; senders are inputs and receivers outputs, whatever its shape.
+
+    The clusters are those that CASA's predicted rotation makes of the LoRA, for LoRA and drift alike, so that the two
+    can be compared block by block.
+    """
+    tall = specimen.layer.drift.shape[0] >= specimen.layer.drift.shape[1]
+    upright = specimen.layer if tall else specimen.layer.transposed()
+    seen = arbitration(upright, settings)
+    routing = _Routing.of(specimen, seen, tall)
+    numbers: dict[str, Any] = {}
+    for part in (
+        _sizes(specimen),
+        _rigidity(specimen, len(seen.labels)),
+        _clusters(specimen, routing, settings),
+        _routing(specimen, routing),
+        _interference(routing),
+        _intervention(seen, settings),
+        _intruders(specimen, len(seen.labels)),
+        _norms(specimen, arbitrated_update(upright, seen, settings)),
+    ):
+        numbers |= part
+    finite = {name: _plain(value) for name, value in numbers.items()}
+    return Seen(finite, _curves(specimen, routing, seen, tall) if detail else {})
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """Both updates in the source's basis, the layer's own way round."""
+
+    S: Float[Tensor, " n"]
+    labels: Int[Tensor, " k"]
+    C: Mapping[str, Float[Tensor, "n n"]]
+    send: Mapping[str, Float[Tensor, " n"]]
+    """‖D·v_j‖, the complement included"""
+    receive: Mapping[str, Float[Tensor, " n"]]
+
+    @classmethod
+    def of(cls, specimen: Specimen, seen: Arbitration, tall: bool) -> _Routing:
+        basis, lora = seen.basis, specimen.layer.lora if tall else specimen.layer.lora.transposed()
+        Y = (basis.Vh @ lora.A.mT).mT
+        send_lora = torch.linalg.vector_norm(torch.linalg.qr(lora.B).R @ Y, dim=0)
+        send = {"lora": send_lora, "drift": seen.drift.send}
+        receive = {"lora": torch.linalg.vector_norm(seen.C_lora, dim=1), "drift": seen.drift.receive}
+        C = {"lora": seen.C_lora, "drift": seen.drift.C}
+        if not tall:
+            C, send, receive = {name: X.mT for name, X in C.items()}, receive, send
+        return cls(specimen.source.S, seen.labels, C, send, receive)
+
+    @property
+    def k(self) -> int:
+        return len(self.labels)
+
+    def block(self, name: str) -> Float[Tensor, "k k"]:
+        """The routing among the leading directions."""
+        return self.C[name][: self.k, : self.k]
+
+    def sides(self) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+        """(side, update, strengths, the routing with that side's members as columns)."""
+        for name, C in self.C.items():
+            yield "send", name, self.send[name], C[:, : self.k]
+            yield "receive", name, self.receive[name], C.mT[:, : self.k]
+
+
+def _sizes(specimen: Specimen) -> dict[str, Any]:
+    layer, weight = specimen.layer, norm(specimen.source.S)
+    drift = norm(layer.drift)
+    return {
+        "weight_norm": weight,
+        "drift": drift / weight if weight else None,
+        "lora": layer.lora.norm() / weight if weight else None,
+        "cosine": cosine(layer.lora, layer.drift),
+    }
+
+
+def _rigidity(specimen: Specimen, k: int) -> dict[str, Any]:
+    """Eq. 1, the turning of single directions, and how many of them are worth looking at."""
+    S = specimen.source.S
+    numbers: dict[str, Any] = {"n": len(S), "k": k, "degenerate": float(degenerate(S)[:k].double().mean())}
+    for name, after in specimen.after.items():
+        numbers[f"rho2_{name}"] = spectral_change(S, after.S)
+        kept = kept_directions(specimen.source, after)
+        for place, window in windows(len(S), _width(len(S))).items():
+            numbers[f"kept_{place}_{name}"] = float(kept[window].mean())
+    if specimen.both is not None and specimen.layer.target is not None:
+        numbers["rho2_both"] = spectral_change(specimen.layer.target.S, specimen.both.S)
+    return numbers
+
+
+def _clusters(specimen: Specimen, routing: _Routing, settings: CasaSettings) -> dict[str, Any]:
+    """Predicted (Eq. 4) against observed clusters, for each update by its own routing; stability over tau."""
+    k, S = routing.k, routing.S[: routing.k]
+    sizes = cluster_sizes(routing.labels)
+    numbers: dict[str, Any] = {"clusters": len(sizes), "largest_cluster": int(sizes.max()) / k}
+    for name, after in specimen.after.items():
+        predicted = singular_clusters(routing.block(name), S, tau=settings.tau, eps=settings.eps)
+        observed = observed_clusters(specimen.source, after, k)
+        sizes = cluster_sizes(observed)
+        numbers |= {f"observed_{name}": len(sizes), f"observed_largest_{name}": int(sizes.max()) / k}
+        numbers[f"agreement_{name}"] = adjusted_rand_index(predicted, observed)
+        alike = singular_clusters(routing.block(name), S, tau=MIXED, eps=settings.eps)
+        numbers[f"agreement_mixed_{name}"] = adjusted_rand_index(alike, observed)
+    for tau in TAUS:
+        labels = singular_clusters(routing.block("lora"), S, tau=tau, eps=settings.eps)
+        numbers[f"clusters_tau_{tau:g}"] = len(sizes := cluster_sizes(labels))
+        numbers[f"largest_tau_{tau:g}"] = int(sizes.max()) / k
+        numbers[f"agreement_tau_{tau:g}"] = adjusted_rand_index(labels, routing.labels)
+    return numbers
+
+
+def _routing(specimen: Specimen, routing: _Routing) -> dict[str, Any]:
+    """Concentration and coherence of both updates, as senders and as receivers.
+
+    By the predicted clusters of the LoRA, which LoRA and drift share, and by each update's own observed ones, which the
+    paper's §3.3 and its footnote 1 speak of.
+    """
+    numbers: dict[str, Any] = {}
+    observed = {name: observed_clusters(specimen.source, after, routing.k) for name, after in specimen.after.items()}
+    for side, name, strength, C in routing.sides():
+        own = observed[name]
+        numbers |= {
+            f"gini_observed_{side}_{name}": spread.gini(spread.rms_energy(strength, own)),
+            f"coherence_observed_{side}_{name}": float(spread.pattern_coherence(C, own).nanmean()),
+            f"variation_observed_{side}_{name}": float(spread.variation(strength, own).nanmean()),
+        }
+        end = f"{side}_{name}"
+        coherence = spread.pattern_coherence(C, routing.labels)
+        numbers |= {
+            f"gini_{end}": spread.gini(spread.rms_energy(strength, routing.labels)),
+            f"top_tenth_{end}": spread.top_share(spread.cluster_energy(strength, routing.labels)),
+            f"head_tenth_{end}": spread.head_share(strength),
+            f"coherence_{end}": float(coherence.nanmean()),
+            f"coherence_chance_{end}": spread.chance_coherence(C),
+            f"variation_{end}": float(spread.variation(strength, routing.labels).nanmean()),
+        }
+    return numbers
+
+
+def _interference(routing: _Routing) -> dict[str, Any]:
+    found = interference(routing.block("lora"), routing.block("drift"), routing.labels)
+    head = head_interference(routing.block("lora"), routing.block("drift"))
+    return {
+        "constructive": found.constructive,
+        "destructive": found.destructive,
+        "chance": found.chance,
+        "interference_head": head,
+    }
+
+
+def _intervention(seen: Arbitration, settings: CasaSettings) -> dict[str, Any]:
+    """Shares of CASA's three decisions, over all entries and over the blocks of the leading directions."""
+    facts, k, labels = seen.facts(settings), len(seen.labels), seen.labels
+    blocks = majority(seen.arbitrated[:k, :k], labels)
+    share = {"restored": facts["restored"], "arbitrated": facts["arbitrated"] / seen.C_lora.numel()}
+    return {
+        **share,
+        "preserved": 1 - share["restored"] - share["arbitrated"],
+        "blocks_arbitrated": float(blocks.double().mean()),
+    }
+
+
+def _intruders(specimen: Specimen, k: int) -> dict[str, Any]:
+    """Both sides' intruders; the authors' script looks at the left side only, and that is `intruders_`."""
+    numbers: dict[str, Any] = {}
+    source = specimen.source
+    for name, after in specimen.after.items():
+        left = intruders(source.U, after.U, after.S, k)
+        right = intruders(source.Vh.mT, after.Vh.mT, after.S, k)
+        numbers |= {
+            f"intruders_{name}": left.count,
+            f"intruders_right_{name}": right.count,
+            f"intruder_energy_{name}": left.energy,
+            f"similarity_{name}": float(left.similarity.min()),
+            f"inside_{name}": float(left.inside.min()),
+        }
+    return numbers
+
+
+def _norms(specimen: Specimen, by_casa: Update) -> dict[str, Any]:
+    """Sizes of the transferred updates before truncation, over ‖W_s‖, as ProLoRA's Fig. 8 plots them."""
+    weight = norm(specimen.source.S)
+    moved = {"casa": by_casa, "prolora": prolora(specimen.layer, replace(PROLORA, phi_min=0.0))}
+    return {f"norm_{name}": update.norm() / weight if weight else None for name, update in moved.items()}
+
+
+def _curves(specimen: Specimen, routing: _Routing, seen: Arbitration, tall: bool) -> dict[str, Tensor]:
+    """What the figures of a detailed layer draw; maps and windows in 8 bits."""
+    n, k = len(routing.S), routing.k
+    curves = {"S": routing.S, "labels": routing.labels}
+    pairs = {name: (specimen.source, after) for name, after in specimen.after.items()}
+    if specimen.both is not None and specimen.layer.target is not None:
+        pairs["both"] = (specimen.layer.target, specimen.both)
+    for name, (before, after) in pairs.items():
+        curves[f"S_{name}"] = after.S
+        for place, window in windows(n, _width(n)).items():
+            left, right = (
+                mixing(before.U[:, window], after.U[:, window]),
+                (before.Vh[window] @ after.Vh[window].mT).abs(),
+            )
+            curves |= {f"mixing_U_{name}_{place}": _bytes(left), f"mixing_V_{name}_{place}": _bytes(right)}
+    for name, after in specimen.after.items():
+        curves[f"observed_{name}"] = observed_clusters(specimen.source, after, k)
+    for side, name, strength, C in routing.sides():
+        curves[f"energy_{side}_{name}"] = spread.rms_energy(strength, routing.labels)
+        curves[f"coherence_{side}_{name}"] = spread.pattern_coherence(C, routing.labels)
+        curves[f"variation_{side}_{name}"] = spread.variation(strength, routing.labels)
+    curves |= _maps(routing, seen, tall)
+    return {name: value.cpu().contiguous() for name, value in curves.items()}
+
+
+def _maps(routing: _Routing, seen: Arbitration, tall: bool) -> dict[str, Tensor]:
+    """Block maps over the leading directions, in the order of their clusters."""
+    k, labels = routing.k, routing.labels
+    lora, drift = routing.block("lora"), routing.block("drift")
+    arbitrated, restored = seen.arbitrated[:k, :k], seen.restored[:k, :k]
+    if not tall:
+        arbitrated, restored = arbitrated.mT, restored.mT
+    decided = majority(arbitrated, labels) * 2.0 + majority(restored, labels) * 1.0  # restored and arbitrated exclude
+    maps = {
+        "map_energy_lora": spread.block_energy(lora, labels),
+        "map_energy_drift": spread.block_energy(drift, labels),
+        "map_overlap": overlap(lora, drift, labels),
+        "map_alignment": directional_alignment(lora, drift, labels),
+        "map_decision": decided,
+    }
+    order = labels.argsort(stable=True)
+    place = labels[order]
+    return {name: _shrunk(blocks[place][:, place], name != "map_decision") for name, blocks in maps.items()}
+
+
+def _shrunk(X: Float[Tensor, "k k"], averaged: bool) -> Float[Tensor, "a a"]:
+    """A matrix as a map of at most MAP × MAP cells: averages, or the entry in the middle where those mean nothing."""
+    k = X.shape[0]
+    if k <= MAP:
+        return X.float()
+    if averaged:
+        return torch.nn.functional.adaptive_avg_pool2d(X[None, None].float(), MAP)[0, 0]
+    places = ((torch.arange(MAP, device=X.device) + 0.5) * k / MAP).long()
+    return X[places][:, places].float()
+
+
+def _bytes(cosines: Float[Tensor, "a b"]) -> UInt8[Tensor, "a b"]:
+    return (cosines.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _width(n: int) -> int:
+    return max(1, min(WINDOW, n // 3))
+
+
+def _plain(value: Any) -> Any:
+    """NaN, where a statistic has nothing to look at, is an absent value."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,106 @@
+"""What an analysis gives back, and who may watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from loraport.analysis.survey import Survey
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's row: where it lies and every number; `docs/analysis.md` says what each is."""
+
+    name: str
+    kind: str
+    depth: int | None
+    shape: tuple[int, int]
+    rank: int
+    numbers: Mapping[str, float | int | None]
+    seconds: float = 0.0
+
+    @property
+    def interference(self) -> float | None:
+        """How much LoRA and drift meet in this layer: (constructive + destructive) · ‖D_lora‖·‖D_fft‖ / ‖W_s‖²."""
+        parts = [self.numbers[name] for name in ("constructive", "destructive", "lora", "drift")]
+        if any(part is None for part in parts):
+            return None
+        constructive, destructive, lora, drift = (float(part or 0) for part in parts)
+        return (constructive + destructive) * lora * drift
+
+    def row(self) -> dict[str, Any]:
+        """The tidy table's row."""
+        out, inn = self.shape
+        start = {"layer": self.name, "kind": self.kind, "depth": self.depth, "out": out, "in": inn, "rank": self.rank}
+        return {**start, **self.numbers, "interference": self.interference, "seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class Swept:
+    """CASA over a grid of settings: a row for each layer and point of the grid."""
+
+    knobs: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows, each with the name of its grid."""
+        return [{"sweep": ",".join(self.knobs), **row} for row in self.rows]
+
+    def as_json(self) -> dict[str, Any]:
+        """For analysis.json."""
+        return {"knobs": list(self.knobs), "rows": [dict(row) for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A finished analysis."""
+
+    facts: Mapping[str, Any]
+    """What was compared, by which settings."""
+    layers: tuple[LayerView, ...]
+    survey: Survey
+    curves: Mapping[str, Mapping[str, Tensor]]
+    """Of the detailed layers: what their figures draw."""
+    left_out: tuple[tuple[str, str], ...]
+    """Layers of the LoRA that were not looked at, each with the reason."""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    swept: tuple[Swept, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers, without the curves."""
+        return {
+            **self.facts,
+            "survey": self.survey.as_json(),
+            "layers": [layer.row() for layer in self.layers],
+            "left_out": [list(pair) for pair in self.left_out],
+            "notes": list(self.notes),
+            "sweeps": [sweep.as_json() for sweep in self.swept],
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+class Watcher(Protocol):
+    """Who watches an analysis."""
+
+    def share(self, text: str, done: int, total: int) -> None:
+        """A part of one long step is done."""
+
+    def note(self, text: str) -> None:
+        """Something worth reading."""
+
+
+class Nobody:
+    """Nobody watches."""
+
+    def share(self, text: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""

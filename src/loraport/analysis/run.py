@@ -1,0 +1,156 @@
+"""Run an analysis: plan, survey of all drifts, then layer by layer, each kept as soon as it is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport.methods.casa import CasaSettings
+from loraport.analysis.layer_statistics import Specimen, look
+from loraport.analysis.results import Analysis, LayerView, Nobody, Watcher
+from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
+from loraport.transfer.journal import Partial
+from loraport.transfer.layer import Weights
+from loraport.inputs.plan import LayerJob
+from loraport.inputs.open import Prepared
+from loraport.transfer.stopwatch import peak_rss_bytes
+from loraport.analysis.layer_sample import depth_of, kind_of, stratified
+from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
+from loraport.analysis.sweep import Grid, swept
+from loraport.spectral.svd import decompose
+
+NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
+SURVEY, LAYERS = "comparing the models", "analysing"
+
+
+def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watcher | None = None) -> Analysis:
+    """Look at every chosen layer of a LoRA, its source and its target; a killed analysis goes on where it was.
+
+    With grids, CASA is swept over its settings as well, as `sweep` does.
+    Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
+    """
+    start = time.perf_counter()
+    watcher = progress or Nobody()
+    bench = Bench.open(config)
+    jobs, left_out = chosen(bench.ready, config)
+    detailed = stratified([job.name for job in jobs], config.detail)
+    with Partial(Path(config.output), bench.identity(config)) as partial:
+        for note in bench.ready.plan.warnings:
+            watcher.note(note)
+        survey = _survey(bench, partial, watcher)
+        layers, curves, empty = _views(bench, config, jobs, detailed, partial, watcher)
+        jobs = tuple(job for job in jobs if job.name not in empty)
+        sweeps = swept(bench, config, jobs, grids, partial, watcher)
+    unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
+    unkept += bench.bases.cache.notes
+    notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
+    return Analysis(
+        _facts(config, bench.ready), layers, survey, curves, (*left_out, *empty.items()), notes,
+        time.perf_counter() - start, peak_rss_bytes(), sweeps,
+    )  # fmt: skip
+
+
+def _survey(bench: Bench, partial: Partial, watcher: Watcher) -> Survey:
+    """The drift of every layer that both models have, from an earlier start where it is there."""
+    source, target = bench.whole
+    names, empty = surveyed(source, target)
+    found = []
+    for number, name in enumerate(names, 1):
+        earlier = partial.get(f"survey {name}")
+        if earlier is None:
+            drift = layer_drift(name, source, target)
+            partial.put(f"survey {name}", {}, asdict(drift))
+        else:
+            drift = LayerDrift(**earlier[1])
+        found.append(drift)
+        watcher.share(SURVEY, number, len(names))
+    return replace(empty, layers=tuple(found))
+
+
+def _views(
+    bench: Bench,
+    config: AnalyzeConfig,
+    jobs: Sequence[LayerJob],
+    detailed: Sequence[str],
+    partial: Partial,
+    watcher: Watcher,
+) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    """Every layer's row in the jobs' order, the curves of the detailed ones, and which layers have nothing to show."""
+    rows: dict[str, LayerView] = {}
+    curves: dict[str, Mapping[str, Tensor]] = {}
+    empty: dict[str, str] = {}
+    done, total = 0, sum(job.cost for job in jobs)
+
+    def keep(job: LayerJob, view: LayerView, tensors: Mapping[str, Tensor]) -> None:
+        nonlocal done
+        rows[job.name] = view
+        if job.name in detailed:
+            curves[job.name] = tensors
+        done += job.cost
+        watcher.share(LAYERS, done, total)
+
+    todo = []
+    for job in jobs:
+        earlier = partial.get(job.name)
+        if earlier is None or (job.name in detailed and not earlier[0]):
+            todo.append(job)
+        else:
+            keep(job, LayerView(**{**earlier[1], "shape": tuple(earlier[1]["shape"])}), earlier[0])
+    for job, weights in bench.weights(todo):
+        if not weights.W_s.any() or (weights.W_t is not None and not weights.W_t.any()):
+            empty[job.name] = NO_SPECTRUM
+            continue
+        view, tensors = _view(bench, job, weights, config.casa, job.name in detailed)
+        partial.put(job.name, tensors, asdict(view))
+        keep(job, view, tensors)
+    if not rows:
+        raise SettingsError(f"no layer is left to look at: {NO_SPECTRUM} ({', '.join(empty)})")
+    return tuple(rows[job.name] for job in jobs if job.name in rows), curves, empty
+
+
+def _view(
+    bench: Bench, job: LayerJob, weights: Weights, settings: CasaSettings, detail: bool
+) -> tuple[LayerView, Mapping[str, Tensor]]:
+    start = time.perf_counter()
+    layer = bench.layer(job, weights)
+    D_lora = layer.lora.dense()
+    with_lora = decompose(weights.W_s.to(bench.device) + D_lora)
+    both = None
+    if detail and weights.W_t is not None:
+        both = decompose(weights.W_t.to(bench.device) + D_lora)
+    del D_lora
+    seen = look(Specimen(layer, with_lora, both), settings, detail=detail)
+    name, size = job.name, seen.numbers["weight_norm"]
+    measured = weights.measured_drift / size if size else None
+    numbers = {**seen.numbers, "drift": measured, "copied": bool(weights.within_rounding and not layer.drift.any())}
+    seconds = time.perf_counter() - start
+    return LayerView(name, kind_of(name), depth_of(name), job.shape, job.rank, numbers, seconds), seen.curves
+
+
+def _copied(layers: Sequence[LayerView]) -> list[str]:
+    """Say in how many layers a transfer would change nothing."""
+    count = sum(bool(layer.numbers["copied"]) for layer in layers)
+    if not count:
+        return []
+    return [
+        f"in {count} of {len(layers)} layers the drift is within what rounding the files makes; it counts as none, and "
+        "a transfer copies the LoRA there; --force-drift lets it count"
+    ]
+
+
+def _facts(config: AnalyzeConfig, ready: Prepared) -> dict[str, Any]:
+    return {
+        "lora": ready.lora.path.name,
+        "source": Path(config.source).name,
+        "target": ready.target.where.rstrip("/").rpartition("/")[2],
+        "settings": asdict(config.casa),
+        "layers_of_lora": len(ready.plan.jobs),
+        "version": loraport.__version__,
+    }

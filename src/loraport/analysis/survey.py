@@ -1,0 +1,148 @@
+"""Is this source really the target's base? Every layer's drift, against what rounding costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loraport.inputs.accelerator import Target
+from loraport.inputs.drift import within_floor
+from loraport.transfer.layer import read_weights
+from loraport.inputs.plan import LayerJob
+from loraport.analysis.layer_sample import depth_of, kind_of
+from loraport.spectral.kernels import at_least_zero, inner, norm
+from loraport.files.models.checkpoint import Checkpoint
+
+UNRELATED = 0.7
+"""Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """How far one layer moved."""
+
+    name: str
+    kind: str
+    depth: int | None
+    identical: bool
+    drift: float | None
+    """‖W_t − W_s‖ / ‖W_s‖; None for a zero weight"""
+    cosine: float | None
+    """Of W_s and W_t: 1 for relatives, 0 for strangers"""
+    floor: float | None
+    """What rounding in the coarser of the two files alone would make of it, / ‖W_s‖"""
+
+    @property
+    def above_rounding(self) -> bool | None:
+        """Whether the drift is more than rounding; None where that is not known."""
+        if self.drift is None or self.floor is None:
+            return None
+        return not within_floor(self.drift, self.floor)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The drift of all layers that both models have, and what does not fit together."""
+
+    layers: tuple[LayerDrift, ...]
+    only_source: int
+    only_target: int
+    other_shape: int
+    not_fetched: int = 0
+    """Weights in files on the Hub that hold nothing of the LoRA's, and were not downloaded."""
+
+    @property
+    def identical(self) -> float:
+        """Share of the layers that are the same in both, bit by bit."""
+        return sum(layer.identical for layer in self.layers) / max(1, len(self.layers))
+
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """Layers that are not identical, but whose drift is not told from rounding."""
+        return tuple(layer.name for layer in self.layers if not layer.identical and layer.above_rounding is False)
+
+    def median(self) -> float | None:
+        """The middle drift of the layers that moved; None where none did."""
+        moved = [layer.drift for layer in self.layers if layer.drift]
+        return statistics.median(moved) if moved else None
+
+    def outliers(self) -> tuple[str, ...]:
+        """Layers whose drift is far from the others': by a factor of 2 and 3.5 robust deviations of the logarithm."""
+        logs = {layer.name: math.log(layer.drift) for layer in self.layers if layer.drift}
+        if len(logs) < 5:
+            return ()
+        middle = statistics.median(logs.values())
+        spread = 1.4826 * statistics.median(abs(value - middle) for value in logs.values())
+        far = max(math.log(2), 3.5 * spread)
+        return tuple(name for name, value in logs.items() if abs(value - middle) > far)
+
+    def verdict(self) -> str:
+        """One sentence: relatives, the same model, or strangers."""
+        median = self.median()
+        if not self.layers:
+            return "The two models have no layer in common."
+        if median is None:
+            return "Source and target have the same weights: there is no drift to look at."
+        if median > UNRELATED:
+            return (
+                f"This source is hardly the target's base: in the middle layer the weights differ by {median:.0%} of "
+                "their norm. Nothing below means anything for such a pair."
+            )
+        return f"The target is a relative of this source: in the middle layer the weights differ by {median:.1%}."
+
+    def as_json(self) -> dict[str, Any]:
+        """For analysis.json."""
+        return {
+            "verdict": self.verdict(),
+            "identical": self.identical,
+            "median_drift": self.median(),
+            "outliers": list(self.outliers()),
+            "not_above_rounding": list(self.rounding),
+            "only_source": self.only_source,
+            "only_target": self.only_target,
+            "other_shape": self.other_shape,
+            "not_fetched": self.not_fetched,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+def surveyed(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
+    """The layers to read, and the survey without them: what lacks a partner or has another shape there."""
+    theirs = set(target.layers)
+    away = _away(source) | (_away(target) if isinstance(target, Checkpoint) else set())
+    both = [name for name in source.layers if name in theirs]
+    fit = [name for name in both if source.shape(f"{name}.weight") == target.shape(f"{name}.weight")]
+    alone = [{*mine} - {*both} - away for mine in (source.layers, theirs)]
+    return tuple(fit), Survey((), len(alone[0]), len(alone[1]), len(both) - len(fit), len(away))
+
+
+def _away(model: Checkpoint) -> set[str]:
+    """What has a weight in shards that were not opened; which of these weights are matrices is not known."""
+    return {name.removesuffix(".weight") for name in model.absent if name.endswith(".weight")}
+
+
+def drifts(names: Sequence[str], source: Checkpoint, target: Target) -> Iterator[LayerDrift]:
+    """The drift of each layer, one in memory at a time."""
+    for name in names:
+        yield layer_drift(name, source, target)
+
+
+def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
+    """How far one layer moved, from the original weights."""
+    shape = source.shape(f"{name}.weight")
+    job = LayerJob(name, "transfer", (shape[0], math.prod(shape[1:])), 0)
+    weights = read_weights(job.name, source, target)
+    W_s, D = weights.W_s, weights.drift
+    size, moved = (norm(X) for X in (W_s, D))
+    along = size**2 + inner(W_s, D)
+    after = math.sqrt(at_least_zero(2 * along - size**2 + moved**2))
+    return LayerDrift(
+        name, kind_of(name), depth_of(name),
+        identical=weights.source_hash == weights.target_hash or moved == 0,
+        drift=moved / size if size else None,
+        cosine=along / (size * after) if size and after else None,
+        floor=weights.floor / size if size else None,
+    )  # fmt: skip

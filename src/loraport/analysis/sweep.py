@@ -1,0 +1,155 @@
+"""CASA over grids of its settings: the bases are made once, and what comes out is told in numbers of weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import SettingsError, unknown_name
+from loraport.methods.casa import CasaSettings, arbitrated_update, arbitration
+from loraport.methods.layer import Layer
+from loraport.analysis.results import Nobody, Swept, Watcher
+from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
+from loraport.transfer.journal import Partial
+from loraport.transfer.layer import layer_generator
+from loraport.inputs.plan import LayerJob
+from loraport.analysis.layer_sample import depth_of, kind_of
+from loraport.spectral.kernels import norm
+
+KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
+SWEEPING = "sweeping"
+MOST = 1000
+"""Points of one grid; more is a slip of the pen."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of one or more settings; every combination is a point."""
+
+    values: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """`q_dom=0.3:0.7:0.05` (from, to, step, both ends included), `tau=0.5/1/2`, several joined by commas.
+
+        Raises SettingsError for an unknown setting, or values that cannot be read.
+        """
+        values: dict[str, tuple[float, ...]] = {}
+        for part in text.split(","):
+            name, equals, given = (piece.strip() for piece in part.partition("="))
+            name = name.replace("-", "_")
+            if name not in KNOBS:
+                raise unknown_name("setting to sweep", name, KNOBS)
+            if not equals or name in values:
+                raise SettingsError(f"sweep {text!r}: write each setting once, as {name}=0.3:0.7:0.05 or {name}=0.5/1")
+            values[name] = _values(given)
+        grid = cls(values)
+        if len(grid.points()) > MOST:
+            raise SettingsError(f"sweep {text!r} has {len(grid.points())} points; {MOST} at most")
+        return grid
+
+    def points(self) -> list[dict[str, float]]:
+        """Every combination, the last setting running fastest."""
+        return [dict(zip(self.values, point, strict=True)) for point in itertools.product(*self.values.values())]
+
+    def settings(self, start: CasaSettings) -> list[tuple[dict[str, float], CasaSettings]]:
+        """Each point with the settings it makes of the others. Raises SettingsError for a value out of range."""
+        found = []
+        for point in self.points():
+            given: dict[str, Any] = dict(point)
+            if "energy" in given:
+                given["energy_rectangular"] = given["energy"]
+            found.append((point, replace(start, **given)))
+        return found
+
+
+def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Watcher | None = None) -> tuple[Swept, ...]:
+    """CASA at every point of each grid, for every chosen layer; a killed sweep goes on where it was.
+
+    Each row has the layer, the point, the shares restored and arbitrated, what the written rank (twice the LoRA's)
+    keeps, and the distance of the effective routing to that of source + LoRA, over ‖D_lora‖: before truncation
+    (`distance`: ‖W_t + D' − W_s − D_lora‖ / ‖D_lora‖) and as written (`distance_written`).
+    """
+    bench = Bench.open(config)
+    jobs, _ = chosen(bench.ready, config)
+    with Partial(Path(config.output), bench.identity(config)) as partial:
+        return swept(bench, config, jobs, grids, partial, progress or Nobody())
+
+
+def swept(
+    bench: Bench,
+    config: AnalyzeConfig,
+    jobs: Sequence[LayerJob],
+    grids: Sequence[Grid],
+    partial: Partial,
+    watcher: Watcher,
+) -> tuple[Swept, ...]:
+    """The rows of every grid, layer by layer, those of an earlier start read back.
+
+    A layer whose drift is within rounding has none: a transfer copies the LoRA there, at every point.
+    """
+    points = [grid.settings(config.casa) for grid in grids]
+    rank = 2 * max(job.rank for job in bench.ready.plan.jobs)
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    mark = f"sweep {[grid.values for grid in grids]}"
+    for job in jobs:
+        earlier = partial.get(f"{mark} {job.name}")
+        if earlier is not None:
+            found[job.name] = earlier[1]["grids"]
+    todo = [job for job in jobs if job.name not in found]
+    done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
+    for job, weights in bench.weights(todo, target=False):
+        copied = weights.within_rounding and not config.force_drift
+        layer = None if copied else bench.layer(job, weights)
+        grid_rows = [[] if layer is None else list(layer_rows(layer, job, some, rank)) for some in points]
+        partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
+        found[job.name] = grid_rows
+        done += job.cost
+        watcher.share(SWEEPING, done, total)
+    return tuple(
+        Swept(tuple(grid.values), tuple(row for job in jobs for row in found[job.name][number]))
+        for number, grid in enumerate(grids)
+    )
+
+
+def layer_rows(
+    layer: Layer, job: LayerJob, points: Sequence[tuple[dict[str, float], CasaSettings]], rank: int
+) -> Iterator[dict[str, Any]]:
+    """A row a point of one layer, truncated in coordinates of its basis where that is cheaper, as a transfer is."""
+    upright = layer if layer.drift.shape[0] >= layer.drift.shape[1] else layer.transposed()
+    size = layer.lora.norm()
+    for point, settings in points:
+        seen = arbitration(upright, settings)
+        update = arbitrated_update(upright, seen, settings)
+        dense = update.dense()
+        written = update.factorized(min(rank, *dense.shape), layer_generator(0, job.name))
+        off = upright.drift - upright.lora.dense()
+        facts = seen.facts(settings)
+        yield {
+            "layer": job.name, "kind": kind_of(job.name), "depth": depth_of(job.name), **point,
+            "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
+            "restored": facts["restored"],
+            "arbitrated": float(seen.arbitrated.double().mean()),
+            "kept_energy": 1 - written.lost_energy, "kept_correction": update.kept_correction(written),
+            "distance": norm(dense + off) / size if size else None,
+            "distance_written": norm(written.dense() + off) / size if size else None,
+            "update": norm(dense) / size if size else None,
+        }  # fmt: skip
+
+
+def _values(text: str) -> tuple[float, ...]:
+    """`a:b:step` or `a/b/c`; decimal steps are exact, so that 0.3:0.7:0.05 ends at 0.7."""
+    try:
+        if ":" not in text:
+            return tuple(float(one) for one in text.split("/"))
+        first, last, step = (Decimal(one) for one in text.split(":"))
+        if step <= 0 or last < first or not (last - first).is_finite():
+            raise ValueError
+        count = int((last - first) / step) + 1
+        return tuple(float(first + i * step) for i in range(min(count, MOST + 1)))
+    except (ValueError, InvalidOperation):
+        raise SettingsError(f"{text!r} is no list of values: write 0.3:0.7:0.05 (from:to:step) or 0.5/1/2") from None

@@ -1,0 +1,266 @@
+"""A LoRA written in another dialect: the same updates under other names, every key of the input accounted for."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import loraport
+from loraport.errors import MismatchError, SettingsError, unknown_name
+from loraport.inputs.config import DTYPES, RankRule
+from loraport.transfer.encoders import encoder_factors
+from loraport.transfer.output import TORCH_DTYPES
+from loraport.transfer.method_input import as_factors
+from loraport.files.conversion_kernels import written_kernels
+from loraport.transfer.layer import layer_generator
+from loraport.files.models.presets import open_model
+from loraport.files.whole_weights import as_differences, carried_note, check_without_base
+from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.inspect import layer_lines
+from loraport.files.names.families import WAN
+from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.lora.kohya import filled, missing_layers, outside_layers
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.encoders import guessed_prefix
+from loraport.files.lora.extras import respelled
+from loraport.files.lora.write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
+from loraport.files.formats.quantized import FP8
+from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
+
+_OURS = "loraport."
+_GUESSED_PREFIX = (
+    "nothing tells which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
+    "lora_te1_ for SDXL; ComfyUI and diffusers read both"
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion."""
+
+    output: str
+    format: str
+    dtype: str
+    rank: int
+    layers: int
+    keys: Mapping[str, Any]
+    """Factors, those of text encoders too, under `transferred`, biases and differences under `copied`."""
+    notes: tuple[str, ...]
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of the input has no place in the output."""
+        return bool(self.keys["dropped"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {**vars(self), "keys": dict(self.keys), "notes": list(self.notes)}
+
+    def words(self) -> dict[str, str]:
+        """The same for people."""
+        keys = self.keys
+        return {
+            "wrote": self.output,
+            "format": f"{self.format}, {self.dtype}, {self.layers} layers, rank {self.rank}",
+            "keys": f"{keys['in']} in: {keys['transferred']} converted, {keys['copied']} copied, "
+            f"{len(keys['dropped'])} dropped",
+        }
+
+
+def convert(
+    place: str,
+    to: str,
+    output: str,
+    *,
+    dtype: str | None = None,
+    rank: str = "auto",
+    source: str | None = None,
+    lora_part: str | None = None,
+    each: Callable[[str], None] | None = None,
+) -> Conversion:
+    """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
+
+    LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
+    Full differences become factors in a file that has nothing else, where a `rank` is named; beside factors they are
+    copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
+    those that their names tell. `each` is told a line about every layer. `lora_part`: which of several
+    LoRAs in the file.
+    Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
+    Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
+    has a place in the format, OutputError for a place that cannot be written.
+    """
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    output, rule = os.path.expanduser(output), RankRule.parse(rank)
+    lora = read_lora(place, dense=True, part=lora_part)
+    of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
+    if of_matrices and rule.kind in ("fixed", "energy", "full"):
+        lora = read_lora(place, diffs=True, part=lora_part)
+    if source is None:
+        check_without_base(lora)
+    else:
+        lora = as_differences(lora, open_model(source))
+    output_dialect(lora, to)
+    if each is not None:
+        for line in layer_lines(lora):
+            each(line)
+    dialect = output_dialect(lora, to)
+    nameless = without_name(lora, dialect)
+    kept = [layer for layer in lora.layers if layer not in nameless]
+    if not kept and not respelled(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
+        raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora, nameless)}")
+    chosen = dtype or own_dtype(lora)
+    _check_output(Path(output), lora, dialect.folder, source)
+    layers = plain_layers(lora, source, rule)
+    model = None if source is None else open_model(source)
+    lora = replace(lora, kernels=written_kernels(lora, kept, model, flat=dialect.flat))
+    lacking = [update for update in lora.encoders.values() if model is None and looks_at_weight(update)]
+    if lacking:
+        raise SettingsError(_needs_source(lora, kind_of(lacking[0])))
+    encoders = encoder_factors(lora, rule, model, plain=True)
+    written = write_lora(
+        output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora),
+        uniform_rank=not rule.varies, encoders=encoders,
+    )  # fmt: skip
+    of_wan = lora.dialect.family in (WAN.name, None)
+    notes = (
+        *lora.notes,
+        *([_GUESSED_PREFIX] if guessed_prefix(lora, dialect) else []),
+        *carried_note(lora, dialect, "are of no layer that is known"),
+        *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
+        *_rounding_note(lora, chosen, dtype),
+        *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),
+    )
+    count = len(kept) + (0 if dialect.folder else len(encoders))
+    return Conversion(output, to, chosen, written.rank, count, account(lora, written), notes)
+
+
+def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, LowRank]:
+    """Every layer as B·A: a LoRA's own factors, other adapters' at the rule's rank, on the weights of `source`.
+
+    Raises SettingsError for a DoRA without a source, MismatchError for a source that it does not belong to.
+    """
+    model = None if source is None else open_model(source)
+    aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.layers.values()), default=0)
+    layers = {}
+    for name, update in lora.layers.items():
+        W = _weight(name, update, lora, model) if isinstance(update, Dora | Residual) else None
+        low = as_factors(update, W, rule, aim, layer_generator(0, name))
+        if rule.kind == "fixed" and low.rank > aim:
+            low = shortened(low, aim)
+        elif rule.kind == "energy" and isinstance(update, LowRank):
+            low = factorize_energy(low.dense(), rule.value)
+        layers[name] = low
+    return layers
+
+
+def _weight(name: str, update: Dora | Residual, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
+    if model is None:
+        raise SettingsError(_needs_source(lora, update.kind))
+    if f"{name}.weight" not in model:
+        raise MismatchError(f"{model.where} has no layer {name}; give the model that this LoRA was trained on")
+    W = model.read(name).matrix
+    if tuple(W.shape) != update.shape:
+        raise MismatchError(
+            f"layer {name}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight in {model.where} "
+            f"{W.shape[0]} × {W.shape[1]}; give the model that this LoRA was trained on"
+        )
+    return W
+
+
+def _needs_source(lora: Lora, kind: str) -> str:
+    return f"{lora.path} is a {kind}, whose update depends on the weights; name the model it was trained on: --source"
+
+
+def own_dtype(lora: Lora) -> str:
+    """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored; bf16 for fp8."""
+    stored = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
+    dtypes = [torch.bfloat16 if dtype in FP8 else dtype for dtype in stored]
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
+
+
+def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
+    """Where each key of the input went: written again, copied, or dropped with the reason."""
+    dropped = sorted({*lora.dropped, *written.dropped})
+    gone = {key for key, _ in dropped}
+    factors = len({key for keys in lora.keys.values() for key in keys} - gone) + len(written.encoders)
+    return {
+        "in": factors + len(written.copied) + len(gone),
+        "transferred": factors,
+        "copied": len(written.copied),
+        "dropped": [list(pair) for pair in dropped],
+    }
+
+
+def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
+    if lora.encoders:
+        return "since it is of text encoders alone, and PEFT's folder is one network's; use comfy, diffusers or kohya"
+    if set(nameless) <= lora.unresolved and nameless:
+        return "since its layers are known by flattened names only; use kohya"
+    if nameless:
+        layer, reason = next(iter(nameless.items()))
+        return f"since of {layer}, for one, {reason}"
+    return "since it holds full differences and no factors; use comfy or kohya, or make factors of them with --rank 64"
+
+
+def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) -> None:
+    check_form(output, folder)
+    check_apart(output, (lora.path, source))
+
+
+def _provenance(lora: Lora) -> dict[str, str]:
+    """What an earlier run of ours wrote stays true of the same updates; what another trainer wrote is left behind."""
+    earlier = {key.removeprefix(_OURS): value for key, value in lora.metadata.items() if key.startswith(_OURS)}
+    ours = {"version": loraport.__version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
+    return earlier | ours
+
+
+def _loss_note(adapters: Mapping[str, LayerUpdate], layers: Mapping[str, LowRank]) -> list[str]:
+    """What other adapters lost as factors of limited rank."""
+    lost = {name: low.lost_energy for name, low in layers.items() if low.lost_energy > 1e-7}
+    if not lost:
+        return []
+    worst = max(lost, key=lambda name: lost[name])
+    return [
+        f"{len(lost)} of {len(layers)} layers ({kind_of(adapters[worst])}) fit no rank of {layers[worst].rank}: the "
+        f"worst, {worst}, keeps {1 - lost[worst]:.1%} of its energy; a higher --rank keeps more"
+    ]
+
+
+def _rounding_note(lora: Lora, chosen: str, asked: str | None) -> list[str]:
+    """Folding a scale that is no power of two into 16-bit factors rounds them once."""
+    if asked is not None or chosen == "fp32" or all(_exact(scale) for scale in lora.scales.values()):
+        return []
+    return [f"alpha / rank is folded into the factors, which rounds them once to {chosen}; --dtype fp32 keeps them"]
+
+
+def _exact(scale: float) -> bool:
+    return scale == 0 or abs(math.frexp(scale)[0]) == 0.5
+
+
+def _kohya_notes(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
+    """What was added for diffusers, or why it would refuse the file all the same."""
+    notes = []
+    added = len(filled(layers)) - len(layers)
+    if added:
+        notes.append(f"{added} layers of zeros were added, without which diffusers refuses kohya files of Wan")
+    elif missing := missing_layers(layers):
+        notes.append(
+            f"diffusers reads kohya files of Wan only with every layer of every block, and {len(missing)} are missing "
+            f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); for diffusers convert to comfy"
+        )
+    outside = outside_layers(layers) if lora.dialect.naming else []
+    if outside:
+        notes.append(f"diffusers reads no kohya file with layers outside the blocks, such as {outside[0]}")
+    return notes

@@ -1,0 +1,1 @@
+"""FILES: everything that knows a byte or a key."""

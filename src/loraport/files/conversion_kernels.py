@@ -1,0 +1,49 @@
+"""The kernels that a conversion writes: the source's where there is one, else by the names of the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from loraport.errors import MismatchError
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.lora.kernels import Kernel, kernel_in, named_kernel
+from loraport.files.lora.read import Lora
+from loraport.files.adapters.updates import kind_of
+
+
+def written_kernels(lora: Lora, layers: Iterable[str], model: Checkpoint | None, *, flat: bool) -> dict[str, Kernel]:
+    """The kernels of those of the layers that are convolutions in the model that the LoRA is written for.
+
+    A file need not tell them: LoHa, LoKr and some trainers store convolutions as matrices. `flat`: for kohya's loaders.
+    Raises MismatchError where neither the source nor a name tells the kernel, or the factors have no such columns.
+    """
+    found = {layer: _kernel(layer, lora, model, flat) for layer in layers}
+    return {layer: kernel for layer, kernel in found.items() if kernel}
+
+
+def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Kernel:
+    update, told = lora.layers[layer], lora.kernels.get(layer)
+    if model is not None and f"{layer}.weight" in model:
+        shape = model.shape(f"{layer}.weight")
+        if len(shape) < 2 or update.shape != (shape[0], prod(shape[1:])):
+            raise MismatchError(
+                f"layer {layer}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight in {model.where} "
+                f"{' × '.join(map(str, shape))}; give the model that this LoRA was trained on"
+            )
+        return kernel_in(told, shape[2:])
+    named = named_kernel(layer, lora, flat)
+    if named is not None:
+        kernel = kernel_in(told, named)
+        if update.shape[1] % prod(kernel):
+            raise MismatchError(
+                f"layer {layer} is a convolution of {' × '.join(map(str, kernel))} by its name, but the LoRA has "
+                f"{update.shape[1]} columns; name the model it was trained on: --source"
+            )
+        return kernel
+    if told is None and kind_of(update) in ("LoHa", "LoKr"):
+        raise MismatchError(
+            f"layer {layer} of {lora.path} is a {kind_of(update)}, whose tensors do not tell whether it is a "
+            "convolution, and its name is in no table; name the model it was trained on: --source"
+        )
+    return told or ()

@@ -1,0 +1,187 @@
+"""Files and folders that appear under their name whole or not at all; what killed processes left is removed.
+
+The work is done under a short name in the same folder, which says whose it is and is locked for as long as its
+process lives. The next writer in that folder removes what belongs to nobody any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from loraport.errors import OutputError
+from loraport.files.disk.ownership import HOST_DIGEST, is_running, try_lock
+from loraport.files.disk.user_places import check_output
+
+TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
+"""The name of what is not finished."""
+_DAY = 86400
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_making = threading.Lock()
+"""A name is made and locked at once, as the other threads that look for dead ones see it."""
+
+
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+    """A file, whole or not at all; one that was there is replaced. Raises OutputError where it cannot be written."""
+    with new_file(path, private=private) as file:
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its name at the end, or is removed on any error; `private`: for its owner only.
+
+    Raises OutputError where it cannot be written; what was there before is then still there.
+    """
+    with _writing(path) as place:
+        temporary, file = _free_name(place), None
+        try:  # a signal may come from here on
+            with _making:
+                file = open(os.open(temporary, _CREATE, 0o600 if private else 0o666), "wb")
+                try_lock(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # where open files cannot be moved
+                file.close()
+            os.replace(temporary, place)
+        except BaseException:
+            _close(file)
+            _remove(temporary)
+            raise
+        finally:
+            _close(file)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name at the end, or is removed on any error.
+
+    The old and the new folder change places in one step, where the system has one. Raises OutputError as `new_file`.
+    """
+    with _writing(path) as place:
+        temporary, handle = _free_name(place), None
+        try:  # a signal may come from here on
+            with _making:
+                temporary.mkdir()
+                handle = None if sys.platform == "win32" else os.open(temporary, os.O_RDONLY)
+                if handle is not None:
+                    try_lock(handle)
+            yield temporary
+            if place.is_dir():
+                _exchange(temporary, place)
+            else:
+                os.replace(temporary, place)
+        finally:
+            _remove(temporary)
+            if handle is not None:
+                os.close(handle)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Where a path leads through links, its folder free of what is dead; errors of the system as OutputError."""
+    try:
+        place = Path(os.path.realpath(path))
+        if place.is_symlink():  # still: the links go round in a circle, of which this says so
+            place.stat()
+        check_output(place)
+        remove_dead(place.parent)
+        yield place
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
+
+
+def _free_name(place: Path) -> Path:
+    return place.with_name(f".loraport-{HOST_DIGEST}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove what processes that are no more left unfinished in a folder. What cannot be removed stays."""
+    try:
+        found = [(entry, match) for entry in os.scandir(folder) if (match := TEMPORARY.fullmatch(entry.name))]
+    except OSError:
+        return
+    for entry, match in found:
+        with _making:
+            if _is_dead(Path(entry.path), match["host"], int(match["process"])):
+                _remove(Path(entry.path))
+
+
+def _is_dead(path: Path, host: str, process: int) -> bool:
+    here, other = host == HOST_DIGEST, process != os.getpid()
+    alive = here and other and is_running(process)  # or a later program has its number, which a lock tells in time
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders; gone, or not ours to read
+        return here and other and not alive and path.is_dir()
+    try:
+        locked, age = try_lock(handle), time.time() - os.fstat(handle).st_mtime
+    finally:
+        os.close(handle)
+    if locked is None:
+        return here and other and not alive
+    return locked and ((here and not alive) or age > _DAY)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Two folders change places: at once where the system can, else by three renames, the first undone on failure."""
+    if _swapped(new, old):
+        return
+    aside = new.with_name(f"{new.name}.old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether Linux or macOS exchanged two names in one step; not every file system does, and Windows does not."""
+    import ctypes
+
+    try:
+        system = ctypes.CDLL(None)
+    except (TypeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(system, "renameat2"):
+        return bool(system.renameat2(here, names[0], here, names[1], exchange) == 0)
+    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
+
+
+def _close(file: BinaryIO | None) -> None:
+    """Close a file, of which a full disk may not take the rest."""
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there; never raises over the error that made it useless."""
+    try:
+        _remove_once(path)
+    except BaseException:  # a signal; the next one ends the program
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,303 @@
+"""Quantised checkpoints: what is q · scale is read layer by layer; everything else is refused by name.
+
+Read are plain fp8 casts (no scale), ComfyUI's older layout (`scaled_fp8` and `X.scale_weight`), its newer one
+(`X.weight_scale` with `X.comfy_quant` or a note in the header), musubi's rows and blocks, LightX2V's `X.weight_scale` a
+row, quanto's `X.weight._data` with `X.weight._scale`, and TurboDiffusion's `X.int8_weight` with `X.scale`. In all of
+them W = q · scale. Scales of activations do not touch the weights and are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError
+from loraport.files.names.dialects import VARIANTS, parse_key, refused_kind
+from loraport.files.names.families import Family, Naming
+from loraport.files.formats.safetensors_read import NOT_READ, Coded, StoredTensor
+from loraport.files.formats.scales import Scaled, granularity
+
+FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
+SCALES = ("scale_weight", "weight_scale")
+"""The two names of a layer's scale: W = q · scale."""
+
+_FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e5m2_rowwise")
+"""ComfyUI's names of the formats that are read, and a fork's; which values share a scale is seen by its shape."""
+_MARK = "scaled_fp8"
+"""The tensor that says of a whole network that its weights are q · scale; where a scale is missing, it is 1."""
+_BESIDE = re.compile(rf"(.*\.)?scaled_fp8|.*\.({'|'.join(SCALES)}|scale_input|input_scale|comfy_quant)")
+"""Tensors that tell how others are stored; none is a parameter of the model."""
+_REFUSED = {
+    re.compile(r".*\.(weight_scale_2|weight_scale_inv)"): "is the second scale of an nvfp4 or block-scaled weight",
+    re.compile(r".*\.pre_quant_scale"): "marks an AWQ weight",
+    re.compile(
+        r".*(\.quant_state\b|\.quant_map\b|\.absmax\b|\.nested_absmax\b).*"
+    ): "marks an NF4 (bitsandbytes) weight",
+    re.compile(r".*\.(qweight|qzeros|wtscale|wscales)"): "marks an SVDQuant or GPTQ weight",
+}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Endings after a layer's name: of its codes, of their scale, and of what has to do with activations."""
+
+    codes: str
+    scale: str
+    beside: tuple[str, ...] = ()
+
+
+_LAYOUTS = (
+    _Layout(".weight._data", ".weight._scale", (".input_scale", ".output_scale")),  # quanto
+    _Layout(".int8_weight", ".scale"),  # TurboDiffusion
+)
+_LONGEST_NOTE = 4096
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The tensors of a network as what they mean, and what had to be assumed, for people."""
+
+    tensors: dict[str, StoredTensor]
+    notes: tuple[str, ...]
+
+
+def decoded(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, str]] = ()) -> Decoded:
+    """The tensors of one network without what only says how they are stored, codes as the values that they mean.
+
+    `headers` are the metadata of the files. Raises FileFormatError for other kinds of quantisation, and for a scale
+    that is double or of another shape, or missing without anything that says why.
+    """
+    noted = {name for header in headers if stored for name in _noted(header, stored)}
+    for key, tensor in stored.items():
+        _refuse(key, tensor)
+        if key.endswith(".comfy_quant"):
+            _check_note(key, tensor)
+            noted.add(key.removesuffix(".comfy_quant"))
+    reading = _Reading(stored, frozenset(noted))
+    tensors = dict(filter(None, (reading.tensor(key) for key in stored)))
+    return Decoded(tensors, tuple(reading.notes()))
+
+
+def refuse_codes(
+    stored: Mapping[str, StoredTensor], found: tuple[Family, Naming] | None, known: Container[str]
+) -> None:
+    """Raises FileFormatError where a layer of the family's table has other tensors and no weight, or only its codes.
+
+    `stored` is by name without prefixes, `known` all names, those in shards that were not read included. A LoRA's
+    factors under a layer's name are no codes: that such a file is no model is said elsewhere.
+    """
+    for name, tensor in stored.items():
+        if found and found[0].is_bare(name, found[1]):
+            continue  # ComfyUI calls the weight of some norms `scale`
+        layers, leaf = layers_of(name, found)
+        layer = name.removesuffix(f".{leaf}")
+        if not layers or leaf in ("weight", "bias") or _of_lora(name):
+            continue
+        weight = stored.get(f"{layer}.weight")
+        if weight is None and f"{layer}.weight" not in known:
+            raise codes_not_read(tensor)
+        if weight is not None and weight.coded is not None and (leaf.startswith("weight") or _unscaled(weight.coded)):
+            raise FileFormatError(
+                f"{tensor.path}: {weight.key!r} is stored as {weight.coded.format}, and {tensor.key!r} beside it may "
+                f"say what its values mean, in a way that is not read; {NOT_READ}"
+            )
+
+
+def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str, ...], str]:
+    """The canonical layers under whose stored name a tensor stands, and what follows it: `weight`, `weight._data`."""
+    layer = name
+    while found and (layer := layer.rpartition(".")[0]):
+        if pieces := found[0].pieces(layer, found[1]):
+            return tuple(canonical for canonical, _ in pieces), name.removeprefix(f"{layer}.")
+    return (), ""
+
+
+def _unscaled(coded: Coded) -> bool:
+    return isinstance(coded.read, Scaled) and coded.read.scale is None
+
+
+def _of_lora(name: str) -> bool:
+    key = parse_key(name)
+    return key.part in ("A", "B", *VARIANTS) or refused_kind(name) is not None
+
+
+def as_of_another_network(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a network that is not read, marked where they are codes, so that nothing is added to them."""
+
+    def marked(key: str, tensor: StoredTensor) -> StoredTensor:
+        layer = key.removesuffix(".weight")
+        scales = any(f"{layer}.{name}" in stored for name in SCALES)
+        if layer == key or not (scales or tensor.dtype in FP8 or not tensor.dtype.is_floating_point):
+            return tensor
+        kind = str(tensor.dtype).removeprefix("torch.")
+
+        def read() -> tuple[Tensor, Tensor]:
+            raise FileFormatError(f"{tensor.path}: {key!r} is stored as {kind} codes, and is not of the network")
+
+        return StoredTensor(key, tensor.path, torch.float32, tensor.shape, lambda: read()[0], Coded(kind, read))
+
+    return {key: marked(key, tensor) for key, tensor in stored.items() if not _BESIDE.fullmatch(key)}
+
+
+def refuse_scaled(stored: Mapping[str, StoredTensor]) -> None:
+    """Raises FileFormatError where tensors are codes that need a scale: for files in which no layout of them is known.
+
+    Plain fp8, each value standing for itself, is no code.
+    """
+    for key, tensor in stored.items():
+        _refuse(key, tensor)
+        if _BESIDE.fullmatch(key):
+            raise FileFormatError(
+                f"{tensor.path}: {key!r} is the scale of quantised values, for which no layout is known in such files; "
+                "use the bf16 or fp16 file, or one in plain fp8"
+            )
+
+
+def cast_up(stored: StoredTensor) -> StoredTensor:
+    """Plain fp8 as bf16, which holds every value of it; any other tensor as it is."""
+    if stored.dtype not in FP8:
+        return stored
+    return replace(stored, dtype=torch.bfloat16, read=lambda: stored.read().bfloat16())
+
+
+class _Reading:
+    """One network's tensors, each as what it means, and what was assumed on the way."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor], noted: frozenset[str]) -> None:
+        self.stored, self.noted = stored, noted
+        self.scaled = any(_BESIDE.fullmatch(key) for key in stored)
+        self.marked = any(key.endswith(_MARK) for key in stored)
+        self.codes = dict(_in_layouts(stored))
+        self.beside = {
+            layer + ending for layer, layout in self.codes.values() for ending in (layout.scale, *layout.beside)
+        }
+        self.without: list[str] = []
+        """fp8 weights that have no scale, beside others that have one."""
+        self.wide: list[str] = []
+        """Weights that are no codes and have a scale all the same."""
+
+    def notes(self) -> Iterator[str]:
+        """What was assumed."""
+        for names, text in (
+            (self.without, "no scale, and 1 is taken"),
+            (self.wide, "a scale, and are multiplied by it"),
+        ):
+            if names:
+                kind = "fp8 weights have" if names is self.without else "weights that are no codes have"
+                path = self.stored[names[0]].path
+                yield f"{path}: {len(names)} {kind} {text}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+
+    def tensor(self, key: str) -> tuple[str, StoredTensor] | None:
+        """The key and the reading of a parameter; None for what only says how another is stored."""
+        if found := self.codes.get(key):
+            layer, layout = found
+            return f"{layer}.weight", self._codes(
+                f"{layer}.weight", self.stored[key], self.stored[layer + layout.scale]
+            )
+        if _BESIDE.fullmatch(key) or key in self.beside:
+            return None
+        return key, self._plain(self.stored[key])
+
+    def _plain(self, tensor: StoredTensor) -> StoredTensor:
+        """A tensor as it is, or the reading of one in fp8 or with a scale beside it."""
+        layer, _, leaf = tensor.key.rpartition(".")
+        scales = [
+            self.stored[f"{layer}.{name}"] for name in SCALES if leaf == "weight" and f"{layer}.{name}" in self.stored
+        ]
+        if len(scales) > 1:
+            raise FileFormatError(f"{tensor.path}: {tensor.key!r} has two scales, {scales[0].key} and {scales[1].key}")
+        if tensor.dtype not in FP8 and scales:
+            return self._wide(tensor, scales[0])
+        if tensor.dtype not in FP8:
+            return tensor
+        if not scales and self.scaled and leaf == "weight" and len(tensor.shape) > 1:
+            if not self.marked and (not self.noted or layer in self.noted):
+                raise FileFormatError(
+                    f"{tensor.path}: {tensor.key!r} is fp8 and lacks its scale, which other layers have, and nothing "
+                    "says that it has none; use another file of the same model"
+                )
+            self.without.append(tensor.key)
+        return self._codes(tensor.key, tensor, scales[0] if scales else None)
+
+    def _wide(self, tensor: StoredTensor, scale: StoredTensor) -> StoredTensor:
+        """A weight of floats with a scale: as it is where that is 1, and else multiplied."""
+        granularity(tensor, scale)
+        if bool((scale.read().float() == 1).all()):
+            return tensor
+        self.wide.append(tensor.key)
+        return self._codes(tensor.key, tensor, scale)
+
+    def _codes(self, key: str, codes: StoredTensor, scale: StoredTensor | None) -> StoredTensor:
+        name = FP8.get(codes.dtype, str(codes.dtype).removeprefix("torch."))
+        if scale is not None:
+            name = f"{name}, {granularity(codes, scale)}"
+        read = Scaled(codes, scale)
+        return StoredTensor(key, codes.path, torch.float32, codes.shape, lambda: read()[0], Coded(name, read))
+
+
+def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple[str, _Layout]]]:
+    """The keys of codes that stand under names of their own, each with its layer and layout."""
+    for key, tensor in stored.items():
+        for layout in _LAYOUTS:
+            layer = key.removesuffix(layout.codes)
+            if layer != key and layer + layout.scale in stored and tensor.dtype in (torch.int8, *FP8):
+                yield key, (layer, layout)
+
+
+def _refuse(key: str, tensor: StoredTensor) -> None:
+    for mark, meaning in _REFUSED.items():
+        if mark.fullmatch(key):
+            raise FileFormatError(f"{tensor.path}: {key!r} {meaning}; {NOT_READ}")
+    if not tensor.dtype.is_floating_point and key.endswith(".weight"):
+        raise codes_not_read(tensor)
+
+
+def codes_not_read(tensor: StoredTensor) -> FileFormatError:
+    """The refusal of a layer of which only codes are there."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return FileFormatError(f"{tensor.path}: {tensor.key!r} is stored as {kind}, in codes that are not read; {NOT_READ}")
+
+
+def _noted(header: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """The layers of this network that a header has a note on. Raises FileFormatError for formats that are not read."""
+    text = header.get("_quantization_metadata")
+    if text is None:
+        return
+    path = next(iter(stored.values())).path
+    try:
+        layers = json.loads(text)["layers"]
+        formats = {name: layer["format"] for name, layer in layers.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the header's note on quantisation cannot be read") from error
+    own = {layer: key for key in stored if key.endswith(".weight") for layer in _ends_of(key.removesuffix(".weight"))}
+    for name, format in formats.items():
+        if name in own:
+            _check_format(f"{path}: {name}", format)
+            yield own[name].removesuffix(".weight")
+
+
+def _ends_of(layer: str) -> Iterator[str]:
+    """A layer's name with more and more taken off before it: notes leave out prefixes."""
+    while layer:
+        yield layer
+        layer = layer.partition(".")[2]
+
+
+def _check_note(key: str, tensor: StoredTensor) -> None:
+    try:
+        if torch.Size(tensor.shape).numel() > _LONGEST_NOTE:
+            raise ValueError
+        format = json.loads(tensor.read().view(torch.uint8).numpy().tobytes())["format"]
+    except (ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
+        raise FileFormatError(f"{tensor.path}: {key!r} is no note on quantisation that can be read") from error
+    _check_format(f"{tensor.path}: {key}", format)
+
+
+def _check_format(where: str, format: object) -> None:
+    if format not in _FORMATS:
+        raise FileFormatError(f"{where} is quantised as {str(format)[:40]}; {NOT_READ}")

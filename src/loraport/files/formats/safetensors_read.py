@@ -1,0 +1,259 @@
+"""Safetensors files read by their headers: names, dtypes, shapes and places now, the bytes of one tensor on demand.
+
+The header is checked here, entry by entry, before a byte of data is believed: eight bytes of length, JSON, and offsets
+that cover the rest of the file without gap or overlap. Data is read with plain reads into fresh memory, not through a
+mapping: no pages accumulate in the process, however many layers pass through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError
+from loraport.files.disk.identity import FileIdentity
+from loraport.files.disk.user_places import opened
+
+NOT_READ = (
+    "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the "
+    "bf16, fp16 or fp32 file of the same model"
+)
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit that the safetensors library sets too."""
+
+LONGEST_NAME = 1000
+"""Characters of a tensor's name; those of real files have under 200."""
+MOST_DIMENSIONS = 64
+"""PyTorch's own limit."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+_IMPOSTORS = {
+    b"GGUF": "is a GGUF file; rename it to .gguf",
+    b"PK\x03\x04": "is a zip archive, most likely a PyTorch pickle; rename it to .pt",
+    b"version https://git-lfs": "is a git-lfs pointer, not the weights; fetch them with `git lfs pull`",
+    b"<": "looks like a web page, not the weights; download the file itself",
+}
+
+
+@dataclass(frozen=True)
+class Coded:
+    """How a quantised tensor is read: its float32 values, and the step of the grid that each of them was rounded to."""
+
+    format: str
+    """For people, such as `fp8_e4m3fn` or `GGUF Q4_K`."""
+    read: Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of this dtype."""
+
+    key: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    coded: Coded | None = None
+    """Where the file holds codes and not values: `dtype` is then float32, and `read` gives the values."""
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """What the header of one file says; `digest` is the SHA-256 of the header and the file's size."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+    digest: str
+    identity: FileIdentity
+
+
+def read_safetensors(path: Path) -> SafetensorsFile:
+    """The header of a safetensors file, checked against the file's size; no tensor data is read.
+
+    Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
+    dtypes that are not read.
+    """
+    with opened(path) as file:
+        return _described(path, file)
+
+
+def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a small file, and its metadata, through one opening: the file may be replaced meanwhile.
+
+    Raises as `read_safetensors`, and UnreadableError as the reading of a tensor does.
+    """
+    with opened(path) as file:
+        described = _described(path, file)
+        return {key: stored.read.of(file) for key, stored in described.tensors.items()}, described.metadata  # type: ignore[attr-defined]
+
+
+def _described(path: Path, file: BufferedReader) -> SafetensorsFile:
+    identity = FileIdentity.of(file)
+    raw, size = _raw_header(path, file, identity.size), identity.size
+    header = _parsed(path, raw)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FileFormatError(f"{path}: the header's __metadata__ is not a table of strings; download the file again")
+    start = 8 + len(raw)
+    entries = {key: _entry(path, key, entry) for key, entry in header.items()}
+    _check_cover(path, entries, size - start)
+    tensors = {
+        key: StoredTensor(key, path, dtype, shape, ByteReader(path, start + begin, end - begin, dtype, shape, identity))
+        for key, (dtype, shape, begin, end) in entries.items()
+    }
+    digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
+    return SafetensorsFile(path, tensors, metadata, digest, identity)
+
+
+@dataclass(frozen=True)
+class ByteReader:
+    """Reads the bytes of one tensor with plain reads into fresh memory."""
+
+    path: Path
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    identity: FileIdentity
+    """Of the file whose header said where the bytes are."""
+
+    def __call__(self) -> Tensor:
+        with self.identity.open(self.path) as file:
+            return self.of(file)
+
+    def of(self, file: BufferedReader | FileIO) -> Tensor:
+        """The same from the open file."""
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+        view, filled = buffer.numpy().data, 0
+        file.seek(self.offset)
+        while filled < self.nbytes:
+            count = file.readinto(view[filled:])
+            if not count:
+                raise self.identity.replaced(self.path)
+            filled += count
+        return buffer.view(self.dtype).view(self.shape)
+
+
+def _raw_header(path: Path, file: BufferedReader, size: int) -> bytes:
+    """The JSON bytes of the header."""
+    start = file.read(32)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] not in (b"{", b"") or size < 8:
+        answers = (answer for magic, answer in _IMPOSTORS.items() if start.startswith(magic))
+        kind = next(answers, "is not a safetensors file; it was renamed, or the download broke off")
+        raise FileFormatError(f"{path} {kind}")
+    if length > LONGEST_HEADER:
+        raise FileFormatError(
+            f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or no "
+            "safetensors file: download it again"
+        )
+    if 8 + length > size:
+        raise FileFormatError(
+            f"{path} is truncated: {size} bytes, but its header alone has {length}; download it again"
+        )
+    file.seek(8)
+    return file.read(length)
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            raise ValueError("a key stands twice")
+        return table
+
+    try:
+        header = json.loads(raw, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the header cannot be read ({error}); download the file again") from error
+    if not isinstance(header, dict):
+        raise FileFormatError(f"{path}: the header is not a table of tensors; download the file again")
+    for key in header:
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which no text and no file of ours can hold
+            raise FileFormatError(f"{path}: the key {key!r} is no valid text; download the file again") from error
+    return header
+
+
+def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """(dtype, shape, first byte, byte after the last) of one tensor, each of the right kind."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise FileFormatError(
+            f"{path}: the header's entry for {key!r} lacks a dtype, shape or offsets; download it again"
+        )
+    check_name(path, key)
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise FileFormatError(
+            f"{path}: {key!r} has an impossible shape or place in the header; download the file again"
+        )
+    if len(shape) > MOST_DIMENSIONS:
+        raise FileFormatError(f"{path}: {key!r} has {len(shape)} dimensions; more than {MOST_DIMENSIONS} are not read")
+    dtype = DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise FileFormatError(f"{path}: {key!r} is stored as {entry['dtype']}; {NOT_READ}")
+    if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+        raise FileFormatError(
+            f"{path}: {key!r} has {offsets[1] - offsets[0]} bytes, not what {entry['dtype']} of shape {shape} takes; "
+            "download the file again"
+        )
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def check_name(path: Path, key: str) -> None:
+    """Raises FileFormatError for a tensor's name that is longer than any real one."""
+    if len(key) > LONGEST_NAME:
+        raise FileFormatError(
+            f"{path}: the name {key[:40]!r}… has {len(key)} characters; more than {LONGEST_NAME} are not read"
+        )
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _check_cover(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], room: int) -> None:
+    """The entries lie end to end and fill the data section exactly."""
+    position = 0
+    for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position:
+            raise FileFormatError(f"{path}: the data of {key!r} overlaps or leaves a gap; download the file again")
+        position = end
+    if position > room:
+        raise FileFormatError(
+            f"{path} is truncated: the header describes {position} bytes of data, {room} are there; download it again"
+        )
+    if position < room:
+        raise FileFormatError(
+            f"{path} has {room - position} bytes that its header does not describe; download it again"
+        )

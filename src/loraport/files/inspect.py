@@ -1,0 +1,251 @@
+"""What a file is, in a few facts: for people who were given one, and before a transfer is trusted with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from math import prod
+from typing import Any
+
+from loraport.errors import InputError, SettingsError
+from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+from loraport.files.names.dialects import WHOLE, are_of_lora
+from loraport.files.names.families import FAMILIES, Family
+from loraport.files.names.clip import encoder_of
+from loraport.files.lora.header import for_people, lasting
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.table import verdicts
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME, local_lora, lora_keys
+from loraport.files.models.locate import files_of
+from loraport.files.lora.provenance import in_words, load_beside, transfers
+from loraport.files.disk.user_places import expanded
+from loraport.files.adapters.updates import kind_of
+
+
+def describe(
+    place: str, *, part: str | None = None, lora_part: str | None = None, each: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
+    `part` is that of `open_checkpoint`, `lora_part` that of `read_lora`; `each` is told a line a layer or tensor.
+
+    Raises FileFormatError for damaged files and InputError for what does not exist.
+    """
+    place = _fetched(place)
+    if part is not None or not looks_like_lora(place):
+        if lora_part is not None:
+            raise SettingsError(f"{place} is no LoRA, so it has no part {lora_part!r} of one; leave out --lora-part")
+        model = open_checkpoint(place, part=part)
+        _tell(each, tensor_lines(model))
+        return describe_model(model)
+    try:
+        lora = read_lora(place, dense=True, part=lora_part)
+        _tell(each, layer_lines(lora))
+        return describe_lora(lora)
+    except InputError as error:
+        return {"kind": "LoRA", "file": place, "tensors": len(lora_keys(place)), "refused": str(error)}
+
+
+def layer_lines(lora: Lora) -> Iterator[str]:
+    """A line a layer: shape, rank, scale and where that came from."""
+    for name, update in lora.layers.items():
+        out, inn = update.shape
+        scale = f"scale {lora.scales[name]:g} ({lora.alpha_from[name]})"
+        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}, {scale}"
+    for name, update in lora.encoders.items():
+        out, inn = update.shape
+        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}"
+
+
+def tensor_lines(model: Checkpoint) -> Iterator[str]:
+    """A line a tensor: shape and dtype."""
+    for name in model:
+        yield f"{name}: {' × '.join(map(str, model.shape(name)))}, {model.format(name)}"
+
+
+def looks_like_lora(place: str) -> bool:
+    """Whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
+    path = expanded(place)
+    if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()):
+        return True
+    try:
+        return path.exists() and are_of_lora(lora_keys(path))
+    except InputError:  # said when it is opened, as what else it may be
+        return False
+
+
+def _tell(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:
+    if each is not None:
+        for line in lines:
+            each(line)
+
+
+def _fetched(place: str) -> str:
+    """The cached file of a LoRA on the Hub; every other place as it is."""
+    from loraport.files.models.hub import fetch, looks_like_hub_id
+
+    if expanded(place).exists() or not looks_like_hub_id(place):
+        return place
+    files = files_of(fetch(place)).paths
+    return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place
+
+
+def describe_lora(lora: Lora) -> dict[str, Any]:
+    """Facts about a LoRA that was read; of a file without factors the layers are those of its full differences."""
+    shapes = {name: update.shape for name, update in lora.layers.items()} or _differences(lora)
+    kinds = Counter(kind_of(update) for update in lora.layers.values()) or Counter(["difference"] * len(shapes))
+    family = FAMILIES.get(lora.dialect.family or "")
+    known = sum(family.place(name, family.canonical) is not None for name in shapes) if family else 0
+    width, _ = _size(shapes, family)
+    return {
+        "kind": "LoRA" if lora.layers or lora.encoders else "LoRA of full differences",
+        "file": str(lora.path),
+        "family": f"{_family(family, known, len(shapes))}{f', width {width}' if width else ''}",
+        "dialect": f"{lora.dialect.label}, keys like {_first_key(lora)}",
+        "layers": len(shapes),
+        "kinds": _counts(kinds),
+        "ranks": _counts(Counter(update.rank for update in lora.layers.values())),
+        "scale": _counts(Counter(f"{scale:g}" for scale in lora.scales.values())),
+        "alpha": _counts(Counter(lora.alpha_from.values())),
+        "dtypes": ", ".join(
+            _dtype(dtype) for dtype in lora.dtypes or sorted({one.dtype for one in lora.extras.values()}, key=str)
+        ),
+        "notes": list(lora.notes),
+        "encoders": _counts(Counter(encoder_of(name) for name in lora.encoders)),
+        "copied": len(lora.extras),
+        "whole weights": sorted(one.key for one in map(lora.parse, lora.extras) if one.part in WHOLE),
+        "transfers": [in_words(step) for step in transfers(lora.metadata)],
+        "load": load_beside(lora.metadata),
+        "words": for_people(lora.metadata),
+        "header": lasting(lora.metadata),
+        "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
+        "sha256": lora.sha256,
+        "loaders": _loaders(lora),
+    }
+
+
+def _first_key(lora: Lora) -> str:
+    """Of its layers, else of what is beside them."""
+    return next((keys[0] for keys in lora.keys.values()), next(iter(lora.extras), ""))
+
+
+def _differences(lora: Lora) -> dict[str, tuple[int, int]]:
+    """Layer -> size of the matrices among a LoRA's full differences."""
+    matrices = ((lora.parse(key), tensor) for key, tensor in lora.extras.items() if len(tensor.shape) > 1)
+    return {
+        key.layer: (tensor.shape[0], prod(tensor.shape[1:]))
+        for key, tensor in matrices
+        if key.part == ".diff" and not key.text_encoder and not key.bare
+    }
+
+
+def _loaders(lora: Lora) -> list[dict[str, Any]]:
+    """Who takes the file: a row a loader; none where the names belong to no family."""
+    facts = facts_of(lora)
+    return [] if facts is None else [asdict(one) for one in verdicts(facts)]
+
+
+def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a LoRA for people: what it is, where its alpha came from, who takes it. Others as they are."""
+    if "loaders" not in facts:
+        return {name: value for name, value in facts.items() if name != "other networks" or value}
+    said = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
+    scale = facts["scale"]
+    shown = " or ".join(scale) if len(scale) <= 3 else f"{min(scale, key=float)} to {max(scale, key=float)}"
+    kinds, ranks = ", ".join(facts["kinds"]), ", ".join(facts["ranks"])
+    lines = {
+        "file": f"{facts['file']} ({facts['kind']}, {facts['dtypes']})",
+        "family": facts["family"],
+        "dialect": facts["dialect"],
+        "layers": (f"{facts['layers']} ({kinds})" if facts["layers"] else "none of a network")
+        + (f", rank {ranks}" if ranks else ""),
+        **({"scale": f"{shown} ({', '.join(facts['alpha'])})"} if scale else {}),
+        **({"text encoders": _of_encoders(facts["encoders"])} if facts["encoders"] else {}),
+        **({"note": facts["notes"]} if facts["notes"] else {}),
+        **facts["words"],
+        **({"transfers": ", then ".join(facts["transfers"])} if facts["transfers"] else {}),
+        **({"load it": facts["load"]} if facts["load"] else {}),
+        "beside": f"{facts['copied']} other keys{_whole(facts['whole weights'])} are carried through, "
+        f"{len(facts['dropped'])} are dropped",
+        "sha256": facts["sha256"],
+        "taken by": ", ".join(one["loader"] for one in said["yes"]) or _taken_by_none(facts),
+        "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
+        "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in said["no"]),
+    }
+    return lines | ({"dropped": facts["dropped"]} if facts["dropped"] else {})
+
+
+def _whole(keys: list[str]) -> str:
+    """Of the keys beside the factors, those that are no differences."""
+    return f" ({len(keys)} of them whole weights, {keys[0]}, for one)" if keys else ""
+
+
+def _taken_by_none(facts: Mapping[str, Any]) -> str:
+    return "none of the loaders that are known" if facts["layers"] else "not judged without layers of a network"
+
+
+def _of_encoders(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} layers of {encoder}" for encoder, count in counts.items())
+
+
+def _instead(verdict: dict[str, Any]) -> str:
+    return f" (--to {verdict['format']})" if verdict["format"] else ""
+
+
+def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
+    """Loaders with the same reason together."""
+    groups: dict[str, list[str]] = {}
+    for loader, reason in pairs:
+        groups.setdefault(reason, []).append(loader)
+    return "; ".join(f"{', '.join(loaders)}: {reason}" for reason, loaders in groups.items()) or "none"
+
+
+def describe_model(model: Checkpoint) -> dict[str, Any]:
+    """Facts about a model that was opened; only its headers are read."""
+    shapes = {name: model.shape(name) for name in model.own}
+    layers = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
+    width, blocks = _size(layers, model.family)
+    known = len(shapes) - len(model.extra) if model.family else 0
+    size = f"width {width}, {blocks} blocks" if width else ""
+    size = model.family.sizes.get((width or 0, blocks), size) if model.family else size
+    return {
+        "kind": "model",
+        "file": model.where,
+        "family": _family(model.family, known, len(shapes)),
+        "size": size or "unknown",
+        "naming": f"{model.naming}{f', prefix {model.prefix}' if model.prefix else ''}",
+        "part": model.part,
+        "files": len(model.paths),
+        "read": [path.name for path in model.paths],
+        "notes": list(model.notes),
+        "tensors": len(model),
+        "parameters": sum(prod(shape) for shape in shapes.values()),
+        "dtypes": _counts(Counter(model.format(name) for name in model.own)),
+        "other networks": len(model.others),
+        "extra": list(model.extra),
+        "identity": model.identity(),
+    }
+
+
+def _family(family: Family | None, known: int, total: int) -> str:
+    if family is None or known == 0:
+        return "unknown"
+    return family.name if known == total else f"{family.name} ({total - known} of {total} names are not in its table)"
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]], family: Family | None) -> tuple[int | None, int]:
+    """(input width of the family's probe layer, or of its neighbours, blocks that have it)."""
+    if family is None:
+        return None, 0
+    probes = [shape[1] for name, shape in shapes.items() if name.endswith(family.probe)]
+    beside = (shape[1] for name, shape in shapes.items() if family.probe.rpartition(".")[0] + "." in name)
+    return (probes[0] if probes else next(beside, None)), len(probes)
+
+
+def _counts(counts: Counter[Any]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(counts.items(), key=lambda item: str(item[0]))}
+
+
+def _dtype(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

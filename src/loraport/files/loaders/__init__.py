@@ -1,0 +1,1 @@
+"""Which programs can load a LoRA file, and why not."""

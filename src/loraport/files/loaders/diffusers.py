@@ -1,0 +1,108 @@
+"""What diffusers' converters do with the keys of a file: they take what they know, and raise for what is left over.
+
+Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
+`_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`, `load_lora_adapter`; and run on
+tiny models, file by file, in `tests/contracts/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR
+from loraport.files.loaders.facts import Facts
+
+Findings = tuple[list[str], list[str]]
+"""(why it raises, what it leaves out)."""
+Converter = Callable[[Facts], Findings]
+
+_IN_BLOCK = re.compile(r"blocks\.\d+\.((?:self|cross)_attn\.[qkvo]|cross_attn\.[kv]_img|ffn\.[02])")
+_OUTSIDE = ("time_projection.1", "head.head", "text_embedding.0", "text_embedding.2", "time_embedding.0",
+            "time_embedding.2", "img_emb.proj.1", "img_emb.proj.3")  # fmt: skip
+
+
+_OWN = ("transformer.", "transformer_2.", "unet.", "text_encoder.", "text_encoder_2.")
+
+
+def own(facts: Facts) -> Findings:
+    """Files by diffusers' own names: every key must have `lora` in it, and stand behind the name of a component."""
+    raised, left = _only_lora(facts), [key for key in facts.names if not key.startswith(_OWN)]
+    return raised, [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
+
+
+def own_of_wan(facts: Facts) -> Findings:
+    """The same of Wan, where one key of another spelling makes it take the whole file as that."""
+    others = [key for key in facts.names if key.startswith(("diffusion_model.", "lora_unet_"))]
+    raised, left = own(facts)
+    return [f"it takes the file as one of original names, since {others[0]} is there"] if others else raised, left
+
+
+def _only_lora(facts: Facts) -> list[str]:
+    alien = [key for key in facts.names if "lora" not in key]
+    return [f"it refuses keys without 'lora' in them: {alien[0]}"] if alien else []
+
+
+def wan(facts: Facts) -> Findings:
+    """Files of original names behind `diffusion_model.`."""
+    prefix = "diffusion_model."
+    names = {key.removeprefix(prefix) for key in facts.names if key.startswith(prefix)}
+    if others := [key for key in facts.names if not key.startswith(prefix)]:
+        return [f"it cuts {prefix} off every key, {others[0]} among them, and refuses what comes of it"], []
+    if not any(name.startswith("blocks.") for name in names):
+        return ["it looks for the first and the last block, and there is none"], []
+    down, up = PEFT_PAIR if any("lora_A" in name for name in names) else KOHYA_PAIR
+    images = all(any(part in name for name in names) for part in ("k_img", "v_img"))
+    norms = {name for name in names if name.endswith((".diff", ".diff_b")) and "norm" in name}
+    time = {name for name in names if "time_projection" in name}
+    lost = norms | (set() if any(name.endswith(".weight") for name in time) else time)
+    left = names - lost
+    raised = []
+    for layer in {name.rpartition(".lora_")[0] or name.rpartition(".")[0] for name in left}:
+        inside = _IN_BLOCK.fullmatch(layer)
+        if inside and ("_img" not in layer or images):
+            if f"{layer}.alpha" in left and not {layer + down, layer + up} <= left:
+                raised.append(f"it misses {layer}{down}, whose alpha is there")
+            left -= {layer + down, layer + up, f"{layer}.alpha", f"{layer}.diff_b"}
+        elif layer in _OUTSIDE:
+            if re.match(r"(text|time)_embedding", layer) and not {layer + down, layer + up} <= left:
+                raised.append(f"it misses {layer}{down}, since {layer} has other keys")
+            if layer == "head.head" and "head.head.diff" in left and "head.head.diff_b" not in left:
+                raised.append("it takes head.head.diff together with head.head.diff_b only")
+            taken = {layer + down, layer + up, f"{layer}.diff_b"} | ({"head.head.diff"} if "head" in layer else set())
+            left -= taken
+    if alien := sorted(name for name in left if ".diff" not in name):
+        raised.append(f"it refuses what it has no name for: {alien[0]}")
+    gone = sorted(lost | left)
+    return raised, [f"{len(gone)} keys are left out, such as {gone[0]}"] if gone else []
+
+
+def musubi(facts: Facts) -> Findings:
+    """Files of flattened original names: nothing but pairs and alphas may be in them."""
+    alien = [key for key in facts.names if not key.endswith((*KOHYA_PAIR, ".alpha"))]
+    return ([f"it refuses what it has no name for: {alien[0]}"] if alien else []), []
+
+
+def kohya(facts: Facts) -> Findings:
+    """Files of flattened names for U-Nets: nothing but pairs, alphas and text encoders may be in them."""
+    flat = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+    names = {key for key in facts.names if "dora_scale" not in key}
+    dora = len(names) < len(facts.names)
+    if others := [key for key in names if not key.startswith(flat)]:
+        return [f"it takes a file as kohya's only where all keys are, and {others[0]} is not"], []
+    stems = {key.removesuffix(KOHYA_PAIR[0]) for key in names if key.endswith(KOHYA_PAIR[0])}
+    left = {key for key in names if key.split(".")[0] not in stems or not key.endswith((*KOHYA_PAIR, ".alpha"))}
+    raised = [f"it refuses what it has no name for: {min(left)}"] if left else []
+    if any("text_projection" in stem for stem in stems):
+        raised.append("it has no place for the text projection")
+    return raised, ["dora_scale is left out, so the update is another"] if dora else []
+
+
+def hunyuan(facts: Facts) -> Findings:
+    """Files of HunyuanVideo's original names, which it knows by the fused image attention."""
+    raised = _only_lora(facts)
+    if not any("img_attn_qkv" in key for key in facts.names):
+        raised.append("it knows original names by double_blocks.N.img_attn_qkv, and there is none")
+    if narrow := [layer for layer, width in facts.single_widths.items() if width != 3072]:
+        raised.append(f"it divides {narrow[0]} as in a model 3072 wide")
+    return raised, []

@@ -1,0 +1,137 @@
+"""What decides whether a loader takes a LoRA file: how its keys are spelled, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from loraport.files.lora.alpha import HEADER_FIELD
+from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
+from loraport.files.lora.kernels import named_kernel, same_kernel
+from loraport.files.lora.kohya import is_complete
+from loraport.files.lora.read import Lora
+from loraport.files.lora.locate import CONFIG_NAME
+from loraport.files.names.lookup import spellings
+from loraport.files.adapters.updates import Dora, kind_of
+
+Spelling = tuple[str, str]
+"""(prefix, whose names); whose names may be `any`."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file, as its loaders see it."""
+
+    family: str
+    prefix: str
+    naming: str
+    flat: bool
+    folder: bool
+    pairs: frozenset[Pair]
+    kinds: frozenset[str]
+    """LoRA, LoHa, LoKr, DoRA (dora_scale), DoRA of PEFT (lora_magnitude_vector); none where there are no factors."""
+    alphas: frozenset[str]
+    """The endings of the scales that stand as tensors."""
+    without_alpha: int
+    """Layers that have none."""
+    scaled: bool
+    """Whether some scale is not 1."""
+    header_scale: bool
+    """Whether a scale other than 1 stands in the header or a configuration only."""
+    mixed_ranks: bool
+    """Whether layers have different ranks, and no configuration in the header says which."""
+    convolutions: bool
+    layers: tuple[str, ...]
+    """Canonical names."""
+    processor: bool
+    """Whether most keys are those of diffusers' old attention processors."""
+    complete: bool
+    """Whether a kohya file is what diffusers takes."""
+    extras: frozenset[str]
+    """Endings beside the factors."""
+    spelled: Mapping[str, frozenset[Spelling]]
+    """Layer -> the ways to spell it that all of its keys agree with: often several namings call it alike.
+
+    None of them, where names of wrappers stand in a key.
+    """
+    names: tuple[str, ...] = ()
+    """Every key of the file."""
+    misshapen: tuple[str, ...] = ()
+    """Layers whose factors are not of the dimensions that their modules have, though of as many numbers."""
+    mid: bool = False
+    """Whether some layer has a factor between A and B."""
+    single_widths: Mapping[str, int] = field(default_factory=dict)
+    """Single blocks' layers that hold four -> the width of their input."""
+
+
+def facts_of(lora: Lora) -> Facts | None:
+    """The facts of a file; None where its names are of no family."""
+    if lora.dialect.family is None:
+        return None
+    keys = {layer: [lora.parse(key) for key in some] for layer, some in lora.keys.items()}
+    extras = [key for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part]
+    spelled = keys or {key.key: [key] for key in extras}
+    factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
+    alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
+    elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
+    return Facts(
+        lora.dialect.family,
+        lora.dialect.prefix,
+        str(lora.dialect.naming),
+        lora.dialect.flat,
+        lora.path.is_dir() and (lora.path / CONFIG_NAME).is_file(),
+        frozenset(pair for key in factors for pair in [key.dialect.pair] if pair in PAIRS or key.part),
+        frozenset(_kind(lora, layer, some) for layer, some in keys.items()),
+        frozenset(key.part for some in keys.values() for key in some if key.part in (".alpha", ".lora_alpha")),
+        len(set(lora.layers) - alphas),
+        any(scale != 1 for scale in lora.scales.values()),
+        bool(elsewhere),
+        len({update.rank for update in lora.layers.values()}) > 1 and HEADER_FIELD not in lora.metadata,
+        bool(lora.kernels),
+        tuple(lora.layers),
+        lora.dialect.processor,
+        lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
+        frozenset(key.ending for key in extras),
+        {layer: _spellings(some, lora.dialect.family) for layer, some in spelled.items()},
+        _names(lora),
+        tuple(_misshapen(lora)),
+        any(key.part == "lora_mid" for some in keys.values() for key in some),
+        {
+            key.module: lora.layers[layer].shape[1]
+            for layer, some in keys.items()
+            for key in some
+            if any(place.span > 1 for _, place in key.pieces)
+        },
+    )
+
+
+def _names(lora: Lora) -> tuple[str, ...]:
+    read = {key for keys in (*lora.keys.values(), *lora.encoder_keys.values()) for key in keys}
+    return tuple(sorted({*read, *lora.extras, *(key for key, _ in lora.dropped)}))
+
+
+def _misshapen(lora: Lora) -> Iterator[str]:
+    """Flat factors of convolutions, and factors with a kernel of ones for linear layers."""
+    for layer in lora.layers:
+        named, told = named_kernel(layer, lora), lora.kernels.get(layer, ())
+        if named is not None and named != told and (not told or same_kernel(named, told)):
+            yield layer
+
+
+def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
+    of_peft = any(key.part == "lora_magnitude_vector" for key in keys)
+    update = lora.layers[layer]
+    return "DoRA of PEFT" if isinstance(update, Dora) and of_peft else kind_of(update)
+
+
+def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
+    factors = [key for key in keys if key.part in ("A", "B", *VARIANTS, *ADDITIONS)]
+    if any(key.wrapped for key in factors):
+        return frozenset()
+    found = [
+        frozenset(
+            (key.prefix, naming) for one, naming in spellings(key.module, flat=key.dialect.flat) if one.name == family
+        )
+        for key in factors
+    ]
+    return frozenset.intersection(*found) if found else frozenset()

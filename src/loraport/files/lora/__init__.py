@@ -1,0 +1,1 @@
+"""LoRA files: found, read in every dialect, written in every dialect."""

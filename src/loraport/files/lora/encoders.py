@@ -1,0 +1,127 @@
+"""How a dialect writes the layers of text encoders: CLIP's by the table in `families.clip`, others not at all.
+
+PEFT's folder is the adapter of one model, so it has none: the text encoder would be a folder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from loraport.spectral.svd import LowRank
+from loraport.files.names.dialects import Dialect, LoraKey, Pair
+from loraport.files.names.families import SD15
+from loraport.files.names.clip import FIRST, encoder_of, spelled_encoder
+from loraport.files.lora.read import Lora
+from loraport.files.lora.tensors import layer_tensors, padded
+from loraport.files.formats.safetensors_write import Pending
+from loraport.files.adapters.updates import kind_of, looks_at_weight
+
+COMFY = "diffusion_model."
+LINEAR_PAIR: Pair = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+"""What diffusers of before PEFT reads on text encoders, whatever it reads on the network."""
+IN_PEFT = "it belongs to a text encoder, and PEFT's folder is the adapter of one model; --to diffusers writes both"
+NO_FACTORS = "it belongs to a text encoder, and is no pair of factors that could be written again"
+NO_WEIGHT = (
+    "its update depends on the text encoder's weight, which the source does not hold; give a file or "
+    "a pipeline that does"
+)
+UNKNOWN = (
+    "it belongs to a text encoder other than CLIP, or stands behind a name that does not tell which encoder, so it "
+    "cannot be respelled"
+)
+
+
+def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:
+    """What stands before a LoRA's keys of text encoders -> what is behind it: LoRA, LoHa, …, or `unknown` names."""
+    kinds = {key: kind_of(lora.encoders[layer]) for layer, keys in lora.encoder_keys.items() for key in keys}
+    found: dict[str, set[str]] = {}
+    for key in map(lora.parse, lora.extras):
+        if key.text_encoder:
+            found.setdefault(key.prefix, set()).add(kinds.get(key.key, "unknown" if not key.clip else key.part))
+    return {prefix: frozenset(some) for prefix, some in found.items()}
+
+
+def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect, str]:
+    """(the dialect in which a canonical layer's keys are written, its module there)."""
+    prefix, module = spelled_encoder(layer, dialect.flat, _numbered(like), dialect.prefix == COMFY)
+    old = dialect.pair[0].endswith(".down.weight") and not dialect.flat
+    return replace(
+        dialect, prefix=prefix, naming=None, family=None, processor=False, pair=LINEAR_PAIR if old else dialect.pair
+    ), module  # fmt: skip
+
+
+def _numbered(like: Lora) -> bool:
+    """Whether kohya's prefixes count the encoders: everywhere but for Stable Diffusion 1.5 and 2, which have one."""
+    if any(encoder_of(layer) != FIRST for layer in like.encoders) or any(
+        key.startswith("lora_te1_") for key in like.extras
+    ):
+        return True
+    return bool(like.layers) and like.dialect.family != SD15.name
+
+
+def guessed_prefix(like: Lora, dialect: Dialect) -> bool:
+    """Whether kohya's prefix of a first encoder is written that stands alone: nothing tells which model it is of."""
+    return dialect.flat and not like.dialect.flat and bool(like.encoders) and not (like.layers or _numbered(like))
+
+
+def why_not(key: LoraKey, like: Lora, dialect: Dialect) -> str:
+    """Why a key of a text encoder has no place in a dialect; empty where it has."""
+    if dialect.folder:
+        return IN_PEFT
+    same = (dialect.prefix, dialect.naming) == (like.dialect.prefix, like.dialect.naming)
+    stays = same or (key.prefix.endswith("_") and (dialect.flat or dialect.prefix == COMFY))  # ComfyUI reads both
+    return "" if key.clip or stays else UNKNOWN
+
+
+def stands_as_written(layer: str, like: Lora, dialect: Dialect) -> bool:
+    """Whether plain factors have the keys already that this dialect gives them, and a scale that it reads."""
+    spelling, module = encoder_spelling(layer, like, dialect)
+    keys = [like.parse(key) for key in like.encoder_keys[layer]]
+    wanted = {"A": spelling.pair[0], "B": spelling.pair[1]} | ({".alpha": ".alpha"} if dialect.flat else {})
+    return all(key.part in wanted and key.key == spelling.key(module, wanted[key.part]) for key in keys)
+
+
+@dataclass(frozen=True)
+class WrittenEncoders:
+    """The layers of text encoders in a file: the tensors, where each input key went, and what has no place."""
+
+    pending: dict[str, Pending] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    rank: int = 0
+
+
+def written_encoders(
+    like: Lora, encoders: Mapping[str, LowRank], dialect: Dialect, dtype: torch.dtype, uniform_rank: bool = True
+) -> WrittenEncoders:
+    """The given layers, and the plain ones of `like` beside them: bit by bit where their keys stay, else written anew.
+
+    Ranks are padded with zeros to the largest of the same encoder.
+    """
+    found = WrittenEncoders()
+    anew: dict[str, LowRank] = {}
+    for layer, keys in like.encoder_keys.items():
+        update = encoders.get(layer, like.encoders[layer])
+        if dialect.folder or not isinstance(update, LowRank):
+            reason = IN_PEFT if dialect.folder else NO_WEIGHT if looks_at_weight(update) else NO_FACTORS
+            found.lost.extend((key, reason) for key in keys)
+        elif layer not in encoders and stands_as_written(layer, like, dialect):
+            found.keys.update({key: key for key in keys})
+            found.pending.update({key: Pending.copy_of(like.extras[key]) for key in keys})
+        else:
+            anew[layer] = update
+    ranks: dict[str, int] = {}
+    for layer, update in anew.items():
+        ranks[encoder_of(layer)] = max(update.rank, ranks.get(encoder_of(layer), 0))
+    for layer, update in anew.items():
+        rank = ranks[encoder_of(layer)]
+        update = padded(update, rank) if uniform_rank else update
+        spelling, module = encoder_spelling(layer, like, dialect)
+        tensors = layer_tensors(module, update, spelling, (), dtype, rank)
+        found.pending.update({key: Pending.of(tensor) for key, tensor in tensors.items()})
+        down, up = (spelling.key(module, ending) for ending in spelling.pair)
+        found.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoder_keys[layer]})
+    return replace(found, rank=max(ranks.values(), default=0))

@@ -1,0 +1,99 @@
+"""What a trainer's header says of a LoRA that stays true when its updates are moved, respelled or cut.
+
+Title, author, licence, trigger words, tags, base model, how it was trained: all that is about the LoRA. What is about
+the bytes of one file (hashes, dtypes), the sizes and scales of its factors, or the spelling of its keys is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from loraport.files.lora.provenance import PREFIX
+
+_OF_THE_FILE = frozenset(
+    "hash hashes sha1 sha256 sha512 md5 blake3 crc32 autov1 autov2 autov3 checksum "  # its bytes
+    "format dtype quantization quantized "
+    "dim dims rank ranks r alpha alphas loraalpha networkalpha scaling rslora "  # the sizes and scales of its factors
+    "implementation keys shapes".split()
+)
+"""Words of a field's name that make it one about the file."""
+
+_SIZES = frozenset(("r", "rank", "dim", "alpha", "lora_alpha", "network_alpha", "network_dim", "peft_type"))
+"""Fields of an adapter's configuration, which may stand in the header as JSON."""
+
+_LONGEST_CONFIGURATION = 100_000
+_SHOWN = 200
+"""Characters of one field that are shown to people."""
+
+_KINDS: Mapping[str, re.Pattern[str]] = {
+    "title": re.compile(r"(.*[._])?(title|output_name)|name"),
+    "author": re.compile(r"(.*[._])?(author|creator|artist)s?"),
+    "licence": re.compile(r"(.*[._])?licen[cs]e"),
+    "trigger words": re.compile(
+        r"(.*[._ ])?(trigger[._ ]?(word|phrase|term|token)s?|triggers?|(trained|activation)[._ ]?(word|text|tag)s?"
+        r"|instance[._ ]?prompt)"
+    ),
+    "trained on": re.compile(r"(.*[._])?(base_model(_name_or_path|_version)?|sd_model_name|trained_on)"),
+}
+"""What people look for -> the names of its fields, in lower case."""
+_TAGS = "ss_tag_frequency"
+
+
+def lasting(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The fields that stay true of the LoRA in another file; what this program wrote is not among them."""
+    return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and _is_lasting(key, value)}
+
+
+def _is_lasting(key: str, value: str) -> bool:
+    parted = re.sub(r"([a-z])([A-Z])", r"\1_\2", key)
+    words = set(re.split(r"[._\s-]+", f"{key} {parted}".lower()))
+    if words & _OF_THE_FILE or key.startswith("ss_network_") or key == "lora_adapter_metadata":
+        return False
+    fields = _json_object(value)
+    return not _SIZES & {str(name).rpartition(".")[2] for name in fields}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def for_people(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
+    found = {}
+    kept = lasting(metadata)
+    for kind, names in _KINDS.items():
+        values = (value.strip() for key, value in sorted(kept.items()) if names.fullmatch(key.lower()[:_SHOWN]))
+        if texts := list(dict.fromkeys(value for value in values if value not in ("", "None"))):
+            found[kind] = ", ".join(_short(text) for text in texts)
+    if tags := _tags(kept.get(_TAGS, "")):
+        found["tags"] = ", ".join(f"{_short(tag)} ({count})" for tag, count in tags.most_common(5))
+    return found
+
+
+def _tags(text: str) -> Counter[str]:
+    """How often each tag was used, over all folders of the training set."""
+    try:
+        folders = json.loads(text)
+    except (ValueError, RecursionError):
+        return Counter()
+    tags: Counter[str] = Counter()
+    for folder in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in folder.items() if isinstance(folder, dict) else ():
+            if isinstance(count, int):
+                tags[str(tag).strip()] += count
+    return tags
+
+
+def _short(text: str) -> str:
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:_SHOWN])
+    return plain if len(text) <= _SHOWN else f"{plain} …"

@@ -1,0 +1,149 @@
+"""The keys of a file read as names; of several LoRAs in one file (two experts, two adapters) the one that is meant."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraport.errors import MismatchError, SettingsError
+from loraport.files.names.dialects import VARIANTS, LoraKey, majority_dialect, parse_key, unlisted_start
+from loraport.files.lora.locate import lora_keys
+from loraport.files.formats.safetensors_read import StoredTensor
+
+EXPERT_PARTS = {"transformer": "transformer_2", "dit": "dit2"}
+"""The component of the high-noise expert -> that of the low-noise one."""
+
+_ADAPTER = re.compile(
+    rf".*\.(?:lora_[AB]|{'|'.join(part for part in VARIANTS)})\.(?!weight$|bias$)([^.]+)(?:\.weight|\.bias)?"
+)
+
+
+@dataclass(frozen=True, order=True)
+class LoraPart:
+    """One LoRA of a file: what its keys begin with, and the name of its adapter as PEFT writes it in memory."""
+
+    component: str
+    adapter: str
+
+    @property
+    def label(self) -> str:
+        """Both names."""
+        return f"{self.component}.{self.adapter}" if self.adapter else self.component
+
+
+def part_of(key: LoraKey) -> LoraPart:
+    """The LoRA that a key says it is of; one without an adapter's name has "" there."""
+    adapter = _ADAPTER.fullmatch(key.key)
+    return LoraPart(key.component, adapter[1] if adapter else "")
+
+
+def part_names(keys: Sequence[LoraKey]) -> list[str]:
+    """The names of the LoRAs in a file, where there are several; none where there is one.
+
+    Several are: layers given twice (most of the smaller one), adapters of two names, both experts. Other mixtures are
+    one LoRA.
+    """
+    factors = _factors(keys)
+    found = sorted(set(factors.values()))
+    components, adapters = ({getattr(one, name) for one in found} for name in ("component", "adapter"))
+    both = any({high, low} <= components for high, low in EXPERT_PARTS.items())
+    if not (both or len(adapters - {""}) > 1 or _given_twice(factors)):
+        return []
+    if len(adapters) == 1:
+        return sorted(components)
+    return sorted(adapters) if len(components) == 1 and "" not in adapters else [one.label for one in found]
+
+
+def chosen_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
+    """The keys of one LoRA of a file, its text encoders', and those that belong to none (other networks).
+
+    Raises MismatchError, with the names, where there are several and none is chosen; SettingsError for an unknown one.
+    """
+    names = part_names(keys)
+    if name is None:
+        if names:
+            raise MismatchError(f"{path} holds {len(names)} LoRAs: {_listed(names)}; choose one with --lora-part NAME")
+        return keys
+    factors = _factors(keys)
+    every = set(factors.values())
+    mine = {one for one in every if one.label == name} or {one for one in every if name in (one.component, one.adapter)}
+    if not mine:
+        held = _listed(names) if names else "one LoRA, of no parts; leave out --lora-part"
+        raise SettingsError(f"{path} has no LoRA {name!r}: it holds {held}")
+    kept = [key for key in keys if _belongs(key, factors.get(key), mine, every)]
+    return chosen_part(path, kept, None)
+
+
+def _factors(keys: Sequence[LoraKey]) -> dict[LoraKey, LoraPart]:
+    return {key: part_of(key) for key in keys if not key.text_encoder and key.part in ("A", "B", *VARIANTS)}
+
+
+def _given_twice(factors: Mapping[LoraKey, LoraPart]) -> bool:
+    """Whether most tensors of the smallest part are in another one, too: those are no mixed spellings of one LoRA."""
+    sizes, first = Counter(factors.values()), dict[tuple[str, str], LoraPart]()
+    again = sum(first.setdefault((key.layer, key.part), part) != part for key, part in factors.items())
+    return 2 * again >= min(sizes.values(), default=0) > 0
+
+
+def _belongs(key: LoraKey, of: LoraPart | None, mine: set[LoraPart], every: set[LoraPart]) -> bool:
+    """Whether a key is of the chosen parts, or of none: scales, biases, text encoders may carry no adapter's name."""
+    if of is not None:
+        return of in mine
+    one, components = part_of(key), {part.component for part in mine}
+    alien = not key.text_encoder and one.component in {part.component for part in every} - components
+    return not alien and (not one.adapter or one.adapter in {part.adapter for part in mine})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def input_widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
+    """The widths of the layers' inputs, text encoders left out."""
+    keys = [key for key in map(parse_key, tensors) if key.part in ("A", "hada_w1_b") and not key.text_encoder]
+    downs = [tensors[key.key].shape for key in keys]
+    return frozenset(shape[1] for shape in downs if len(shape) > 1)
+
+
+def parsed_keys(keys: list[str], widths: Collection[int] = ()) -> tuple[str, list[LoraKey]]:
+    """(what stands before the layers where it is in no list, the keys read as names of the file's own family)."""
+    first = [parse_key(key) for key in keys]
+    start = unlisted_start(first)
+    if start:
+        first = [parse_key(key, start=start) for key in keys]
+    family = majority_dialect(first, widths).family if keys else None
+    return start, [parse_key(key, family, start) for key in keys]
+
+
+def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> list[str]:
+    """What was left alone of a file, and what was taken off the names so that the tables know them."""
+    notes = []
+    if len(every) > len(parsed):
+        names = ", ".join(part_names(every))
+        notes.append(f"the file holds {names}: {len(parsed)} of its {len(every)} keys are of the one that was chosen")
+    if start:
+        known = sum(key.dialect.family is not None for key in parsed)
+        notes.append(
+            f"{start!r} was taken off its names, since the rest of {known} of {len(parsed)} is in the table of "
+            f"{majority_dialect(parsed).family}; no loader that is known expects it: convert writes them without"
+        )
+    if wrapped := [key.key for key in parsed if key.wrapped]:
+        notes.append(
+            f"{len(wrapped)} keys hold the names of PyTorch's wrappers ({wrapped[0]}, for one), which no loader "
+            "expects; they are left out of what is written"
+        )
+    return notes
+
+
+def parts_in(place: Path | str) -> list[str]:
+    """The names of the LoRAs in a file, from its header alone, where there are several."""
+    return part_names(parsed_keys(sorted(lora_keys(place)))[1])
+
+
+def expert_parts(place: Path | str) -> tuple[str, str] | None:
+    """The names of both experts' LoRAs (high, low) in one file; None where it does not hold both."""
+    heads = {name.partition(".")[0] for name in parts_in(place)}
+    return next(((high, low) for high, low in EXPERT_PARTS.items() if {high, low} <= heads), None)

@@ -1,0 +1,372 @@
+"""LoRA files of any dialect read into {canonical layer name: LowRank}, the whole scale folded in.
+
+Every key of the file ends in one of three places of a `Lora`: `keys` (read into a layer), `extras` (carried through) or
+`dropped` (with the reason).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.files.lora.alpha import NO_ALPHA, Scales, checked_alpha, stored_scales
+from loraport.files.names.dialects import (
+    MAGNITUDES,
+    SCALES,
+    VARIANTS,
+    Dialect,
+    LoraKey,
+    majority_dialect,
+    parse_key,
+)
+from loraport.files.names.families import Place
+from loraport.files.names.clip import SECOND, encoder_of, is_named
+from loraport.files.adapters.fused import rows, taken_apart
+from loraport.files.lora.locate import LoraFiles, open_lora
+from loraport.files.adapters.assemble import adds_nothing, assemble, with_magnitude, with_scale, with_start
+from loraport.files.lora.parts import chosen_part, input_widths, notes_on_names, parsed_keys
+from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
+from loraport.files.adapters.lazy import OnDemand
+from loraport.files.adapters.peft_fields import Start
+from loraport.files.formats.quantized import cast_up
+from loraport.files.formats.safetensors_read import StoredTensor
+from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What factors are stored in, plain fp8 cast up."""
+BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as it was read: its updates by canonical layer name, and everything needed to write it back."""
+
+    layers: Mapping[str, LayerUpdate]
+    """Canonical layer name -> update, float32, scale folded in: factors of a LoRA, or one of `files.adapters.updates`."""
+    kernels: Mapping[str, tuple[int, ...]]
+    """Convolutions only: the size of the kernel, behind (out, in)."""
+    dialect: Dialect
+    extras: Mapping[str, StoredTensor]
+    """Carried through, and read when their turn comes: full differences, biases, text encoders."""
+    keys: Mapping[str, tuple[str, ...]]
+    """Layer -> the keys it was read from."""
+    dropped: tuple[tuple[str, str], ...]
+    """(key, reason)."""
+    scales: Mapping[str, float]
+    alpha_from: Mapping[str, str]
+    """Layer -> where its scale came from."""
+    unresolved: frozenset[str]
+    """Layers known by a flattened name only; look them up among the flattened names of a checkpoint."""
+    dtypes: tuple[torch.dtype, ...]
+    metadata: Mapping[str, str]
+    sha256: str
+    """Of the file's bytes; of a PEFT folder: of the weights' bytes and then the configuration's."""
+    path: Path
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it was read: an alpha that was not applied, say."""
+    start: str = ""
+    """What stands before the layers' names, where it is in no list and the tables told it."""
+    encoders: Mapping[str, LayerUpdate] = field(default_factory=dict)
+    """Layer of a text encoder whose names are known (`families.clip`) -> update, as in `layers`."""
+    encoder_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The keys that these were read from; they are among the extras too."""
+
+    def parse(self, key: str) -> LoraKey:
+        """One of its keys taken apart."""
+        return _of_folder(parse_key(key, self.dialect.family, self.start), self.path)
+
+
+def read_lora(
+    path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True, part: str | None = None
+) -> Lora:
+    """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
+
+    `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
+    `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
+    `keep` off: the updates are checked now, and read again when they are asked for.
+    `part`: which of several LoRAs in one file (`lora_parts`).
+    Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
+    IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
+    missing files and values that are not finite.
+    """
+    files = open_lora(path, part)
+    part = None if part == files.entry else part
+    tensors = files.tensors
+    widths = input_widths(tensors)
+    start, every_key = parsed_keys(sorted(tensors), widths)
+    parsed = [_of_folder(key, files.path) for key in chosen_part(files.path, every_key, part)]
+    refuse_unread(files.path, parsed)
+    scales = stored_scales(files.metadata, files.config, files.path.name, files.beside, files.fields)
+    groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
+    encoders = _by_layer(files.path, [key for key in parsed if key.clip])
+    all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
+    factors = [key for key in all_factors if not key.text_encoder]
+    differences = [one for one in parsed if one.part == ".diff" and not one.text_encoder and not one.bare]
+    matrices = [one for one in differences if len(tensors[one.key].shape) > 1]
+    refuse_without_layers(files.path, parsed, all_factors, dense, diffs and bool(matrices))
+    reader = _Reader(files, scales)
+    dropped = _scales_alone((*groups.values(), *encoders.values()))
+    makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
+    taken = {key.key for parts in groups.values() for key in parts.values()}
+    keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
+    if diffs:
+        factors += matrices
+        for one in matrices:
+            makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
+            keys[one.layer] = (*keys.get(one.layer, ()), one.key)
+            taken.add(one.key)
+    modules = {key.layer: key.pieces for key in parsed if not key.whole}
+    apart = partial(taken_apart, modules=modules, where=files.path)
+    single = apart(makers, share=lambda make, place: lambda: rows(make(), place, files.path))
+    layers, encoded = (
+        {layer: make() for layer, make in some.items()} if keep else OnDemand(files.paths, some)
+        for some in (single, of_encoders)
+    )
+    done = taken.union(key for key, _ in dropped)
+    extras = reader.extras([key for key in parsed if key.key not in done])
+    return Lora(
+        layers,
+        apart(reader.kernels),
+        majority_dialect(factors or all_factors or parsed, widths),
+        extras,
+        apart(keys),
+        tuple(dropped),
+        apart({layer: scale for layer, scale in reader.scales.items() if layer not in of_encoders}),
+        apart({layer: origin for layer, origin in reader.alpha_from.items() if layer not in of_encoders}),
+        frozenset(key.layer for key in factors if key.unresolved),
+        tuple(sorted({tensors[key.key].dtype for key in factors or all_factors}, key=str)),
+        files.metadata,
+        files.sha256,
+        files.path,
+        (*_other_entries(files), *notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
+        start,
+        encoded,
+        {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
+    )
+
+
+def _of_folder(key: LoraKey, path: Path) -> LoraKey:
+    """PEFT's adapter of one text encoder does not say of which, but the folder that it lies in does."""
+    if not key.clip or is_named(key.prefix) or SECOND not in (path.name, path.parent.name):
+        return key
+    name = f"{SECOND}.{key.layer.partition('.')[2]}"
+    return replace(key, pieces=((name, Place(name)),))
+
+
+class _Reader:
+    """Reads the tensors of one file, and notes per layer what was found on the way."""
+
+    def __init__(self, files: LoraFiles, stored: Scales) -> None:
+        self.path = files.path
+        self.tensors = {key: cast_up(stored) for key, stored in files.tensors.items()}
+        self.stored = stored
+        self.kernels: dict[str, tuple[int, ...]] = {}
+        self.scales: dict[str, float] = {}
+        self.alpha_from: dict[str, str] = {}
+        self.unscaled: dict[str, int] = {}
+        """Module -> rank, where nothing gives an alpha."""
+        self.overruled: dict[str, str] = {}
+        """Key of an alpha tensor -> the configuration that says otherwise."""
+        self.idle: set[str] = set()
+        """Modules whose factors multiply to zero."""
+
+    def notes(self, encoders: Container[str]) -> list[str]:
+        """What was not applied of the scales that the file holds for the network."""
+        of_network = [origin for layer, origin in self.alpha_from.items() if layer not in encoders]
+        asked = [origin for origin in of_network if not origin.startswith("none")]
+        found = self.stored.notes(self.unscaled, len(asked))
+        if self.idle and self.idle == self.scales.keys():
+            found.append(
+                f"all {len(self.idle)} layers add nothing: their factors are zero, as they are before training; this "
+                "LoRA changes no weight"
+            )
+        if starts := sorted({start for config in self.stored.components.values() if (start := config.start)}):
+            found.append(
+                f"init_lora_weights says {starts[0]}: its factors belong to a base that their start was taken out of; "
+                "what it adds is computed from the weights of the model it was trained on, which must be the one given"
+            )
+        if self.overruled:
+            key, origin = next(iter(self.overruled.items()))
+            found.append(
+                f"{key}, for one of {len(self.overruled)}, has another scale than the {origin} says: the tensors are "
+                "taken, as by ComfyUI and the trainers' own loaders; PEFT and diffusers take the configuration"
+            )
+        return found
+
+    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LayerUpdate:
+        """The update with its scale; a convolution's kernel is flattened behind `in`, and noted."""
+        if not parts.keys().isdisjoint("AB"):
+            self.check_pair(parts)
+        tensors = {part: self.factor(key.key) for part, key in parts.items() if part not in SCALES}
+        magnitudes = {part: tensors.pop(part) for part in MAGNITUDES if part in tensors}
+        assembled = assemble(tensors, {part: parts[part] for part in tensors or magnitudes}, str(self.path))
+        if assembled.kernel:
+            self.kernels[layer] = assembled.kernel
+        scale, self.alpha_from[layer] = self.scale_of(parts, assembled.rank)
+        self.scales[layer] = scale
+        update = with_scale(assembled.update, scale)
+        if start := self.start_of(parts):
+            return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
+        if not magnitudes:
+            if adds_nothing(update):
+                self.idle.add(layer)
+            return update
+        if len(magnitudes) > 1:
+            raise MismatchError(f"{self.path}: layer {layer} has two DoRA magnitudes; remove one of {MAGNITUDES}")
+        part, m = next(iter(magnitudes.items()))
+        return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
+
+    def start_of(self, parts: Mapping[str, LoraKey]) -> Start:
+        """What PEFT took out of the base for this adapter."""
+        config = self.stored.config(_component(parts))
+        return "" if config is None else config.start
+
+    def full(self, key: LoraKey, others: Callable[[], LayerUpdate] | None) -> Full:
+        """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
+        beside = None if others is None else others()
+        self.factor(key.key)
+        stored = self.tensors[key.key].read()
+        if 0 in stored.shape:
+            raise FileFormatError(f"{self.path}: {key.key!r} {tuple(stored.shape)} holds nothing; remove the layer")
+        if stored.dim() > 2:
+            self.kernels[key.layer] = tuple(stored.shape[2:])
+        self.scales.setdefault(key.layer, 1.0)
+        self.alpha_from.setdefault(key.layer, "none: a full difference")
+        if beside is None:
+            return Full(stored)
+        if isinstance(beside, Dora | Residual) or beside.shape != (stored.shape[0], stored[0].numel()):
+            raise MismatchError(f"{self.path}: {key.key!r} does not go with the other tensors of its layer")
+        return Full(stored.float().flatten(1) + beside.dense())
+
+    def check_pair(self, parts: Mapping[str, LoraKey]) -> None:
+        """Raises MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
+        for part, other in ("AB", "BA"):
+            if part not in parts:
+                raise MismatchError(
+                    f"{self.path}: {parts[other].key!r} stands alone; {parts[other].counterpart!r} is missing"
+                )
+        a, b = parts["A"].key, parts["B"].key
+        A, B = self.tensors[a].shape, self.tensors[b].shape
+        if len(A) < 2 or len(B) != len(A) or any(size != 1 for size in B[2:]):
+            raise MismatchError(f"{self.path}: {a!r} {A} and {b!r} {B} have no shapes of LoRA factors")
+        if A[0] != B[1]:
+            raise MismatchError(f"{self.path}: {a!r} has rank {A[0]}, but {b!r} has rank {B[1]}; save the LoRA again")
+        if 0 in A or 0 in B:
+            raise FileFormatError(f"{self.path}: {a!r} {A} and {b!r} {B} hold nothing (rank 0); remove the layer")
+
+    def factor(self, key: str) -> Tensor:
+        """A tensor in float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
+        if self.tensors[key].dtype not in FLOATS:
+            raise FileFormatError(f"{self.path}: {key!r} is stored as {self.tensors[key].dtype}, not as real numbers")
+        tensor = self.tensors[key].read().float()
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{self.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
+        return tensor
+
+    def scale_of(self, parts: Mapping[str, LoraKey], rank: int | None) -> tuple[float, str]:
+        """(scale, where it came from): an alpha tensor, the configuration, or nothing.
+
+        `rank` None: LoKr with both factors whole. LyCORIS and ComfyUI then have the scale 1 whatever alpha says (some
+        trainers write a huge one), PEFT the alpha and rank of its configuration.
+        """
+        down, component = _down(parts), _component(parts)
+        for part in (".alpha", ".lora_alpha"):
+            if part in parts and rank is not None:
+                scale, config = self.alpha(parts[part].key) / rank, self.stored.config(component)
+                if config is not None and not math.isclose(config.scale(down.module_names, rank), scale, rel_tol=1e-3):
+                    self.overruled[parts[part].key] = config.origin
+                return scale, f"{part.removeprefix('.')} tensor"
+        scale, origin = self.stored.scale(component, down.module_names, rank)
+        if origin == NO_ALPHA and rank is not None and not down.text_encoder:
+            self.unscaled[down.module] = rank
+        return scale, origin
+
+    def alpha(self, key: str) -> float:
+        """The number in an alpha tensor."""
+        tensor = self.tensors[key].read()
+        if tensor.numel() != 1:
+            raise FileFormatError(f"{self.path}: {key!r} has shape {tuple(tensor.shape)}, but an alpha is one number")
+        return checked_alpha(float(tensor), f"{self.path}: {key!r}")
+
+    def extras(self, keys: Iterable[LoraKey]) -> dict[str, StoredTensor]:
+        """What is carried through as it is, but for scales that no tensor holds.
+
+        Those are folded into biases and text encoders too: what is written has no configuration that could hold them.
+        """
+        keys = list(keys)
+        text = _by_stem(key for key in keys if key.text_encoder)
+        extras = {}
+        for key in keys:
+            factor = 1.0
+            if key.part in BIASES_OF_B:
+                factor = self.scales.get(key.layer, 1.0)
+            elif key.text_encoder and key.part == "B" and "A" in text[key.prefix, key.module]:
+                parts = text[key.prefix, key.module]
+                self.check_pair(parts)
+                rank = self.tensors[parts["A"].key].shape[0]
+                factor = 1.0 if ".alpha" in parts or ".lora_alpha" in parts else self.scale_of(parts, rank)[0]
+            stored = self.tensors[key.key]
+            extras[key.key] = stored if factor == 1 else replace(stored, read=partial(_scaled, stored, factor))
+        return extras
+
+
+def _other_entries(files: LoraFiles) -> list[str]:
+    """What is said where a pickle holds LoRAs beside the one that was taken."""
+    if not files.other_entries:
+        return []
+    taken, others = files.entry or "its own table", ", ".join(files.other_entries[:8])
+    return [f"{files.path} holds {taken}, which was taken, and {others}; --lora-part chooses another"]
+
+
+def _scaled(stored: StoredTensor, factor: float) -> Tensor:
+    return (stored.read().float() * factor).to(stored.dtype)
+
+
+def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LayerUpdate]]:
+    """Layer -> how its update is read, for all that are more than a scale."""
+    return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
+
+
+def _scales_alone(groups: Iterable[Mapping[str, LoraKey]]) -> list[tuple[str, str]]:
+    """The keys of layers that have an alpha and nothing else."""
+    alone = (parts for parts in groups if not parts.keys() - SCALES)
+    return [(key.key, "an alpha without factors") for parts in alone for key in parts.values()]
+
+
+def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKey]]:
+    """Layer -> part -> key, for factors and scales. Raises MismatchError where two keys give the same part."""
+    groups: dict[str, dict[str, LoraKey]] = {}
+    for key in keys:
+        if key.part not in ("A", "B", *VARIANTS, *SCALES):
+            continue
+        parts = groups.setdefault(key.layer, {})
+        if key.part in parts:
+            raise MismatchError(
+                f"{path}: {parts[key.part].key!r} and {key.key!r} are the same part of layer {key.layer!r}; "
+                "give one adapter for one model at a time"
+            )
+        parts[key.part] = key
+    return groups
+
+
+def _down(parts: Mapping[str, LoraKey]) -> LoraKey:
+    return next(key for part, key in parts.items() if part not in SCALES)
+
+
+def _component(parts: Mapping[str, LoraKey]) -> str:
+    down = _down(parts)
+    return encoder_of(down.layer) if down.clip else down.component
+
+
+def _by_stem(keys: Iterable[LoraKey]) -> dict[tuple[str, str], dict[str, LoraKey]]:
+    stems: dict[tuple[str, str], dict[str, LoraKey]] = {}
+    for key in keys:
+        stems.setdefault((key.prefix, key.module), {})[key.part] = key
+    return stems

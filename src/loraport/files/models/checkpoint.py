@@ -1,0 +1,352 @@
+"""A model on disk, read-only and lazy: names, shapes and dtypes now, one tensor on demand, whatever its files are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.lazy_property import once
+from loraport.files.names.dialects import are_of_lora
+from loraport.files.names.families import Family, Naming, Piece, Place
+from loraport.files.adapters.fused import view
+from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.names.lookup import detect_naming, without_wrappers
+from loraport.files.models.networks import Network, are_of_network, find_network
+from loraport.files.models.locate import Needed, files_of
+from loraport.files.formats.quantized import as_of_another_network, decoded, layers_of, refuse_codes
+from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
+from loraport.files.formats.safetensors_read import StoredTensor
+from loraport.files.disk.user_places import check_input, expanded
+
+UNKNOWN_NAMING = "unknown"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One layer's weight as it was read."""
+
+    matrix: Float[Tensor, "out in"]
+    """float32; a convolution's kernel is out × (in · kernel positions)."""
+    fingerprint: str
+    dtype: torch.dtype
+    """That of the file; float32 where it holds codes."""
+    _step: Tensor | None = None
+
+    @once
+    def precision(self) -> torch.dtype | None:
+        """The dtype whose grid the values lie on, which may be narrower than the file's; None where it holds codes."""
+        return None if self._step is not None else narrowest(self.matrix, self.dtype)
+
+    @once
+    def rounding(self) -> float:
+        """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
+        if self._step is not None:
+            return expected_error(self._step)
+        return rounding_error(self.matrix, self.precision or self.dtype)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one model under their canonical names; opening reads headers, asking for a tensor reads it.
+
+    Names that the family's table does not have are kept as they are and listed in `extra`.
+    """
+
+    where: str
+    paths: tuple[Path, ...]
+    naming: str
+    """"original", "diffusers", "comfy", "fastvideo" or "unknown"."""
+    prefix: str
+    """What stands before the names in the file, such as `model.diffusion_model.`."""
+    part: str | None
+    """The entry of a pickle that was taken, such as `generator_ema`."""
+    extra: tuple[str, ...]
+    absent: frozenset[str]
+    """Names that an index lists, in shards that were not asked for; they can be known and not read."""
+    digest: str = field(repr=False)
+    _stored: Mapping[str, StoredTensor] = field(repr=False)
+    family: Family | None = field(repr=False, default=None)
+    """The family whose table has most of the names."""
+    stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False, default_factory=dict)
+    """What stands in the files, by its key, and the parameters that it holds: several where layers are fused."""
+    others: frozenset[str] = frozenset()
+    """Names of other networks in the same file, such as a text encoder: they stand there and are not the model's."""
+    notes: tuple[str, ...] = ()
+    """What was passed over or assumed in reading the files, for people."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def names(self) -> tuple[str, ...]:
+        """The canonical parameter names, in the order of the files."""
+        return tuple(self._stored)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The names of the model's own parameters, without those of other networks in the file."""
+        return tuple(name for name in self._stored if name not in self.others)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The canonical names of the model's layers whose `.weight` is a matrix or a convolution kernel."""
+        weights = (name for name in self.own if len(self._stored[name].shape) >= 2)
+        return tuple(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tensor data in the model."""
+        return sum(stored.dtype.itemsize * _count(stored.shape) for stored in self._stored.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter, from the header."""
+        return self._find(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Stored dtype of a parameter, from the header; float32 for a quantised one."""
+        return self._find(name).dtype
+
+    def format(self, name: str) -> str:
+        """How a parameter is stored, for people: its dtype, or the name of its codes."""
+        stored = self._find(name)
+        return str(stored.dtype).removeprefix("torch.") if stored.coded is None else stored.coded.format
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The codes that the model is stored in, most frequent first; empty where the files hold values."""
+        stored = (self._stored[name] for name in self.own)
+        counts = Counter(one.coded.format for one in stored if one.coded is not None)
+        return tuple(format for format, _ in counts.most_common())
+
+    def key(self, name: str) -> str:
+        """The key under which a parameter stands in its file."""
+        return self._find(name).key
+
+    def path(self, name: str) -> Path:
+        """The file in which a parameter stands."""
+        return self._find(name).path
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter as it is stored, in fresh CPU memory; of a quantised one the values."""
+        return self._find(name).read()
+
+    def read_weight(self, layer: str) -> Float[Tensor, "out in"]:
+        """The weight of a layer as a float32 matrix; a convolution's kernel becomes out × (in · kernel positions).
+
+        Raises InputError where the layer has no such weight, or the weight holds NaN or infinite values.
+        """
+        return self.read(layer).matrix
+
+    def read(self, layer: str) -> Weight:
+        """The weight of a layer as `read_weight` gives it, with its `fingerprint`, from one reading of the file."""
+        stored = self._find(f"{layer}.weight")
+        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
+            raise InputError(
+                f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
+            )
+        tensor, step = (stored.read(), None) if stored.coded is None else stored.coded.read()
+        W = tensor.float().flatten(1)
+        if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
+            raise InputError(
+                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
+            )
+        return Weight(W, _fingerprint(tensor), stored.dtype, step)
+
+    def fingerprint(self, name: str) -> str:
+        """BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
+
+        Of a quantised one the float32 values are hashed: another scale is another content.
+        """
+        return _fingerprint(self.tensor(name))
+
+    def identity(self) -> str:
+        """SHA-256 over what the headers say (names, shapes, dtypes, places) and the files' sizes, in milliseconds.
+
+        Not a hash of the contents: two trainings saved by the same program share it. `fingerprint` is one.
+        """
+        return self.digest
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same files with some parameters under further names: new name -> the one that it has here."""
+        return replace(self, _stored={**self._stored, **{new: self._find(old) for new, old in names.items()}})
+
+    def divided(self, parts: Mapping[str, tuple[Piece, ...]]) -> Checkpoint:
+        """The same files with what stands under some keys taken apart otherwise: key -> the parameters in it."""
+        tensors, stored, others = dict(self._stored), dict(self.stored), set(self.others)
+        for key, pieces in parts.items():
+            tensor, before = stored[key]
+            names = {name for name, _ in pieces}
+            others |= names if others.intersection(name for name, _ in before) else set()
+            for name, _ in before:
+                del tensors[name]
+            stored[key] = (tensor, pieces)
+            tensors |= {name: view(tensor, place) for name, place in pieces}
+        return replace(self, _stored=tensors, stored=stored, others=frozenset(others.intersection(tensors)))
+
+    def _find(self, name: str) -> StoredTensor:
+        if name not in self._stored:
+            raise InputError(f"{self.where} has no parameter {name!r}; is it a model of the same family?")
+        return self._stored[name]
+
+
+def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
+    """Open a model: a safetensors or GGUF file, shards, a diffusers folder, a PyTorch pickle or a Hub id.
+
+    `part` chooses the entry of a pickle (`generator` instead of the preferred `generator_ema`) or the inner folder of a
+    pipeline (`transformer_2`). Only headers are read. Where shards have an index and `layers` (canonical names) says
+    what will be read, only their shards are fetched and opened; the others need not be there.
+    Raises InputError and FileFormatError, each with the file's name.
+    """
+    needed = None if layers is None else partial(_shards_of, layers=frozenset(layers), part=part)
+    place = _on_disk(where, needed)
+    try:
+        return _opened(str(where), place, part, needed)
+    except OSError as error:
+        raise InputError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
+
+
+def _opened(where: str, place: Path, part: str | None, needed: Needed | None) -> Checkpoint:
+    inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
+    files = files_of(place, inner, needed)
+    part = part if inner is None else None
+    read = read_files(files.paths, part, needed is not None, are_of_network)
+    return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
+
+
+def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
+    """The shards that hold parameters of some layers; all of them where none of the layers is found by its name."""
+    names = find_network(weight_map, part).names
+    found = detect_naming(names.values())
+    shards: set[str] = set()
+    for key, name in names.items():
+        holds, leaf = layers_of(name, found)
+        if leaf != "bias" and not layers.isdisjoint(holds):
+            shards.add(weight_map[key])
+    return shards or set(weight_map.values())
+
+
+def _on_disk(where: str | Path, needed: Needed | None) -> Path:
+    place = expanded(where)
+    if place.exists():
+        check_input(place)
+        return place
+    from loraport.files.models.hub import fetch, looks_like_hub_id
+
+    if isinstance(where, str) and looks_like_hub_id(where):
+        return fetch(where, needed)
+    raise InputError(f"{where} does not exist; give a file, a folder or a Hub id such as Wan-AI/Wan2.1-T2V-1.3B")
+
+
+def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
+    """The checkpoint with its keys translated to canonical names."""
+    first = files.paths[0]
+    if not files.tensors:
+        raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
+    if are_of_lora(files.tensors):
+        raise FileFormatError(
+            f"{where} is a LoRA, where a model belongs (it holds {min(files.tensors)!r}); an accelerator is named "
+            f"behind its model: --target 'source+{where}'"
+        )
+    try:
+        network = find_network([*files.tensors, *files.absent], part if files.part is None else None)
+        own = decoded({key: one for key, one in files.tensors.items() if key in network.names}, files.headers)
+        stripped = {key: network.name(key) for key in (*network.names, *own.tensors)}
+    except MismatchError as error:
+        raise FileFormatError(f"{first}: {error}") from error
+    except FileFormatError:
+        raise
+    except InputError as error:
+        raise InputError(f"{first}: {error}") from error
+    names, found = _canonical(stripped.values())
+    refuse_codes({stripped[key]: tensor for key, tensor in own.tensors.items()}, found, set(network.names.values()))
+    tensors: dict[str, StoredTensor] = {}
+    places: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
+    extra = []
+    for key, tensor in own.tensors.items():
+        pieces = names[stripped[key]]
+        if not pieces or not all(place.fits(tensor.shape) for _, place in pieces):
+            pieces = ((stripped[key], Place(stripped[key])),)
+            extra += [stripped[key]]
+        for final, place in pieces:
+            if final in tensors:
+                raise FileFormatError(
+                    f"{first}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
+                )
+            tensors[final] = view(tensor, place)
+        places[key] = (tensor, pieces)
+    beside = as_of_another_network({key: files.tensors[key] for key in network.beside if key in files.tensors})
+    beside = {key: tensor for key, tensor in beside.items() if key not in tensors}
+    places |= {key: (tensor, ((key, Place(key)),)) for key, tensor in beside.items()}
+    absent = frozenset(name for key in files.absent if key in stripped for name in _names_of(stripped[key], names))
+    family, naming = found or (None, UNKNOWN_NAMING)
+    return Checkpoint(
+        where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
+        files.digest, tensors | beside, family, places, frozenset(beside),
+        (*files.notes, *_of_parts(files, network), *own.notes),
+    )  # fmt: skip
+
+
+def _of_parts(files: ModelFiles, network: Network) -> Iterator[str]:
+    """Which of several networks in a file was taken."""
+    for taken, left in ((files.part, files.left), (network.part, network.others)):
+        if left:
+            yield (
+                f"{files.paths[0]} holds several networks: {taken or 'the one at its top'} is taken, and not "
+                f"{', '.join(name or 'the one at its top' for name in left)} (--source-part, --target-part)"
+            )
+
+
+def _canonical(
+    names: Iterable[str],
+) -> tuple[dict[str, tuple[Piece, ...]], tuple[Family, Naming] | None]:
+    """Each name without prefixes -> the parameters it holds, () where no table has it; and the family and spelling.
+
+    A fused copy beside the layers that it was made of holds nothing: those are what is loaded.
+    """
+    names = list(names)
+    found = detect_naming(names)
+    if found is None:
+        return dict.fromkeys(names, ()), None
+    family, naming = found
+    pieces = {name: family.parameter_pieces(name, naming) for name in names}
+    copies = {name for name, some in pieces.items() if len(some) > 1 and family.is_fused(name, naming)}
+    own = {canonical for name, some in pieces.items() if name not in copies for canonical, _ in some}
+    beside = {name for name in copies if not own.isdisjoint(canonical for canonical, _ in pieces[name])}
+    return {name: () if name in beside else some for name, some in pieces.items()}, found
+
+
+def _names_of(name: str, names: Mapping[str, tuple[Piece, ...]]) -> tuple[str, ...]:
+    """The canonical names of what one stored parameter holds; its own where no table has it."""
+    return tuple(canonical for canonical, _ in names[name]) or (name,)
+
+
+def _common_prefix(stripped: Mapping[str, str]) -> str:
+    """What most keys carry before their name, wrappers left out."""
+    counts: Counter[str] = Counter()
+    for key, name in stripped.items():
+        counts[without_wrappers(key).removesuffix(name)] += 1
+    return counts.most_common(1)[0][0]
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode(), digest_size=32)
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

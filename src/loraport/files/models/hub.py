@@ -1,0 +1,247 @@
+"""Models and LoRAs on the Hugging Face Hub: only their own files are fetched, into the Hub's usual cache.
+
+`org/repo`, `org/repo@revision`, `org/repo:folder` or `org/repo:file`. HF_HOME, HF_TOKEN and HF_HUB_OFFLINE count.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import InputError
+from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.models.locate import SAFETENSORS, Needed, choose, read_index, shard_set
+from loraport.files.models.shards import WEIGHTS, index_of, sets_among
+
+_HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
+
+
+def looks_like_hub_id(where: str) -> bool:
+    """Whether a string that is no path can name a Hub model; `folder/name.safetensors` is a missing file instead."""
+    match = _HUB_ID.fullmatch(where)
+    return match is not None and not match["repo"].lower().endswith((*WEIGHTS, ".json"))
+
+
+def fetch(where: str, needed: Needed | None = None) -> Path:
+    """The local file or folder of a Hub model, downloaded where it is not in the cache yet.
+
+    Of shards with an index only those that are `needed` are fetched, where that is given: the index comes first. A
+    broken connection is taken up again where it broke; after a kill, finished files are there and a half one begins
+    anew (so huggingface_hub does it).
+    Raises InputError where huggingface_hub is not installed, the repository or the network cannot be reached, the model
+    is not in the cache in offline mode, or the repository holds several models and none is named.
+    """
+    hub, repo, revision, inside = _parsed(where)
+
+    def chosen(files: list[str]) -> list[str]:
+        wanted = _wanted(files, repo, inside, where)
+        indexes = [name for name in wanted if index_of(name.rpartition("/")[2])]
+        if needed is None or len(indexes) != 1:
+            return wanted
+        shards = needed(read_index(Path(hub.hf_hub_download(repo, indexes[0], revision=revision))))
+        return [name for name in wanted if not name.lower().endswith(WEIGHTS) or name.rpartition("/")[2] in shards]
+
+    root = _snapshot(hub, repo, revision, where, chosen)
+    if not (root / inside).exists():
+        raise InputError(f"{where}: {inside!r} is not in the local copy of {repo}; fetch it once with network access")
+    return root / inside
+
+
+@dataclass(frozen=True)
+class Download:
+    """What opening a model would fetch: those of its files that are not in the cache."""
+
+    where: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+def to_download(where: str) -> Download | None:
+    """What of a model on the Hub is not here yet, all its shards counted; None where that cannot be asked, or offline.
+
+    Only the repository's listing is read. Raises InputError where it holds no model, or several and none is named.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        tree = hub.HfApi().list_repo_tree(repo, recursive=True, revision=revision)
+        sizes = {file.path: file.size for file in tree if getattr(file, "size", None) is not None}
+    except Exception:  # as in _snapshot: the client raises many kinds, and fetching says what is wrong
+        return None
+    wanted = [name for name in _wanted(list(sizes), repo, inside, where) if name in sizes]
+    here = {name for name in wanted if isinstance(hub.try_to_load_from_cache(repo, name, revision=revision), str)}
+    files = tuple(name for name in wanted if name not in here)
+    return Download(where, files, sum(sizes[name] for name in files))
+
+
+def listing(where: str) -> tuple[str, ...] | None:
+    """The names of all files of a repository, `org/repo` or `org/repo@revision`; offline, of those that are here.
+
+    None where nobody can be asked: no client, no network and no local copy, or no such repository.
+    """
+    try:
+        hub, repo, revision, _ = _parsed(where)
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:
+            return tuple(hub.HfApi().list_repo_files(repo, revision=revision))
+    except InputError:
+        return None
+    except Exception:  # the Hub's client raises its own, requests' or httpx's errors
+        pass
+    try:
+        root = _local_copy(hub, repo, revision)
+    except Exception:  # likewise: there is no copy
+        return None
+    return tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", "transformer/*", "vae/config.json")
+"""The files that sample latents: no VAE weights, no second copies in other formats."""
+
+
+def fetch_pipeline(where: str) -> Path:
+    """The local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`, without its VAE.
+
+    Raises InputError as `fetch` does.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    if inside:
+        raise InputError(f"{where}: a pipeline is a whole repository; write {repo} without {inside!r}")
+
+    def wanted(files: list[str]) -> list[str]:
+        return [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in PIPELINE)]
+
+    return _snapshot(hub, repo, revision, where, wanted)
+
+
+def fetch_lora(where: str) -> Path:
+    """The local file of a LoRA on the Hub, fetched with PEFT's configuration beside it and nothing else.
+
+    `org/repo:file` picks a file; a folder or a repository has to hold one LoRA. Raises InputError as `fetch` does.
+    """
+    hub, repo, revision, inside = _parsed(where)
+    root = _snapshot(hub, repo, revision, where, lambda files: _beside(_lora_file(files, repo, inside, where)))
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return root / _lora_file(files, repo, inside, where, "the local copy of ")
+
+
+def _parsed(where: str) -> tuple[Any, str, str | None, str]:
+    """(the Hub's client, repository, revision, folder or file inside) of a Hub id."""
+    try:
+        import huggingface_hub as hub
+    except ImportError as error:
+        raise InputError(
+            f"{where} does not exist here; to fetch it from the Hub: pip install 'loraport[hub]' (huggingface_hub)"
+        ) from error
+    match = _HUB_ID.fullmatch(where)
+    if match is None:
+        raise InputError(f"{where!r} is no Hub id; write org/repo, org/repo@revision or org/repo:folder")
+    repo, revision, inside = match["repo"], match["revision"], (match["inside"] or "").strip("/")
+    if ".." in inside.split("/"):
+        raise InputError(f"{where!r} leaves the repository; name a folder or file inside it")
+    return hub, repo, revision, inside
+
+
+def _snapshot(
+    hub: Any, repo: str, revision: str | None, where: str, choose: Callable[[list[str]], Iterable[str]]
+) -> Path:
+    """The folder of a repository with the files that are chosen from its listing; offline, with those that it has."""
+    from huggingface_hub import constants  # the package itself does not offer it in every version
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return _local_copy(hub, repo, revision)
+        files: list[str] = hub.HfApi().list_repo_files(repo, revision=revision)
+        wanted = [glob.escape(name) for name in choose(files)]  # patterns that match nothing else
+        return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except InputError:
+        raise
+    except Exception as error:  # the Hub's client raises its own, requests' or httpx's errors
+        try:
+            return _local_copy(hub, repo, revision)
+        except Exception:
+            raise InputError(
+                f"{where} is neither a path here nor a Hub model that can be reached ({_first_line(error)}); check the "
+                "name, the network and, for gated models, `hf auth login`"
+            ) from error
+
+
+def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
+    """What the cache holds of a repository; newer clients refuse a copy that lacks some file, but name its folder."""
+    try:
+        return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception as error:
+        folder = getattr(error, "snapshot_path", None)
+        if folder is None:
+            raise
+        return Path(folder)
+
+
+def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
+    """The files of a model to download; ambiguity is refused before a byte is fetched."""
+    if inside.lower().endswith(WEIGHTS) or index_of(inside.rpartition("/")[2]):
+        folder, _, name = inside.rpartition("/")
+        start = f"{folder}/" if folder else ""
+        siblings = [file.removeprefix(start) for file in files if file.startswith(start)]
+        if name not in siblings:
+            raise InputError(f"{repo} has no file {inside!r}; its weights: {', '.join(_weights(files)) or 'none'}")
+        chosen = _stem_mates(name, siblings) if index_of(name) else shard_set(name, siblings, where)
+    else:
+        start = f"{inside}/" if inside else ""
+        if not any(file.startswith(start) for file in files):
+            raise InputError(f"{repo} has no folder {inside!r}; its weights: {', '.join(_weights(files)) or 'none'}")
+        place = choose(
+            [file.removeprefix(start) for file in files if file.startswith(start)], where, "/" if inside else ":"
+        )
+        start += f"{place.folder}/" if place.folder else ""
+        chosen = (*place.names, *([place.index] if place.index else []))
+    return [start + name for name in chosen] + [start + "config.json", "model_index.json"]
+
+
+def _lora_file(files: list[str], repo: str, inside: str, where: str, kind: str = "") -> str:
+    """The one LoRA among a repository's files: the named one, PEFT's, or the only safetensors file of the folder."""
+    loras = [file for file in files if file.endswith(SAFETENSORS)]
+    if inside in loras:
+        return inside
+    start = f"{inside}/" if inside else ""
+    here = [file for file in loras if file.startswith(start) and "/" not in file.removeprefix(start)]
+    if start + WEIGHTS_NAME in here:
+        return start + WEIGHTS_NAME
+    if len(here) > 1:
+        shown = ", ".join(f"{repo}:{file}" for file in here[:8]) + (", …" if len(here) > 8 else "")
+        raise InputError(f"{where} holds {len(here)} safetensors files; name one of: {shown}")
+    if not here:
+        known = ", ".join(loras[:20]) or "none"
+        raise InputError(f"{kind}{repo} has no LoRA {f'at {inside!r}' if inside else 'at its top'}; its files: {known}")
+    return here[0]
+
+
+def _beside(file: str) -> tuple[str, str]:
+    """A LoRA's file, and the configuration that PEFT puts into the same folder."""
+    folder, slash, _ = file.rpartition("/")
+    return file, f"{folder}{slash}{CONFIG_NAME}"
+
+
+def _stem_mates(index: str, siblings: list[str]) -> tuple[str, ...]:
+    """An index, and all the shards that can be its own, of whatever count."""
+    found = index_of(index)
+    files = [name for name in siblings if found and "/" not in name and name.lower().endswith(found.endings)]
+    own = [name for one in sets_among(files) if found and one.stem == found.stem for name in one.wanted]
+    return (index, *(name for name in own if name in files))
+
+
+def _weights(files: list[str]) -> list[str]:
+    return [file for file in files if file.lower().endswith(WEIGHTS)][:20]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

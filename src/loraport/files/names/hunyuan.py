@@ -1,0 +1,87 @@
+"""HunyuanVideo (1.0): 20 double blocks and 40 single ones. Canonical names are those of diffusers.
+
+Its double blocks and refiners are those of HunyuanVideo-1.5, with q, k and v in one matrix everywhere but in diffusers;
+`linear1` of a single block holds q, k, v and an inner layer of four times the width. Sources:
+hyvideo/modules/models.py of github.com/Tencent-Hunyuan/HunyuanVideo (original, and in musubi-tuner's LoRAs); diffusers'
+HunyuanVideoTransformer3DModel and its `convert_hunyuan_video_transformer_to_diffusers`; ComfyUI's
+comfy/ldm/hunyuan_video/model.py, its `process_unet_state_dict`, and its `model_lora_keys_unet` for diffusion-pipe's
+names.
+"""
+
+from __future__ import annotations
+
+from loraport.files.names.hunyuan15 import BLOCKS, FUSED, REFINERS, SCALES
+from loraport.files.names.table import Family, Place, Row
+
+_MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
+_LINEAR1 = f"{_ORIGINAL}.linear1"
+
+_SINGLE: tuple[Row, ...] = (
+    *(
+        (f"{_MINE}.attn.to_{letter}", Place(_LINEAR1, part, 7), Place(_LINEAR1, part, 7))
+        for part, letter in enumerate("qkv")
+    ),
+    (f"{_MINE}.proj_mlp", Place(_LINEAR1, 3, 7, span=4), Place(_LINEAR1, 3, 7, span=4)),
+    (f"{_MINE}.proj_out", f"{_ORIGINAL}.linear2", f"{_COMFY}.linear2"),
+    (f"{_MINE}.norm.linear", f"{_ORIGINAL}.modulation.linear", f"{_COMFY}.modulation.lin"),
+    # in ComfyUI's files these are `.scale`: see the parameters
+    (f"{_MINE}.attn.norm_q", f"{_ORIGINAL}.q_norm", f"{_COMFY}.norm.query_norm"),
+    (f"{_MINE}.attn.norm_k", f"{_ORIGINAL}.k_norm", f"{_COMFY}.norm.key_norm"),
+)
+
+_TIME, _TEXT = "time_text_embed.{}_embedder.linear_", "context_embedder.time_text_embed.{}_embedder.linear_"
+_OUTSIDE: tuple[Row, ...] = (
+    ("x_embedder.proj", "img_in.proj", "img_in.proj"),
+    *(
+        (f"{_TIME.format(mine)}{number}", f"{theirs}.{original}", f"{theirs}.{comfy}")
+        for mine, theirs in (("timestep", "time_in"), ("guidance", "guidance_in"))
+        for number, original, comfy in ((1, "mlp.0", "in_layer"), (2, "mlp.2", "out_layer"))
+    ),
+    (f"{_TIME.format('text')}1", "vector_in.in_layer", "vector_in.in_layer"),
+    (f"{_TIME.format('text')}2", "vector_in.out_layer", "vector_in.out_layer"),
+    ("context_embedder.proj_in", "txt_in.input_embedder", "txt_in.input_embedder"),
+    (f"{_TEXT.format('timestep')}1", "txt_in.t_embedder.mlp.0", "txt_in.t_embedder.in_layer"),
+    (f"{_TEXT.format('timestep')}2", "txt_in.t_embedder.mlp.2", "txt_in.t_embedder.out_layer"),
+    (f"{_TEXT.format('text')}1", "txt_in.c_embedder.linear_1", "txt_in.c_embedder.in_layer"),
+    (f"{_TEXT.format('text')}2", "txt_in.c_embedder.linear_2", "txt_in.c_embedder.out_layer"),
+    ("proj_out", "final_layer.linear", "final_layer.linear"),
+)
+
+_SWAPPED = Place("final_layer.adaLN_modulation.1", swapped=True)
+
+HUNYUAN = Family(
+    name="hunyuanvideo",
+    namings=("diffusers", "original", "comfy", "diffusion-pipe"),
+    layers=(
+        *((canonical, fused, comfy, fused) for canonical, _, comfy, fused, _ in (*BLOCKS, *REFINERS)),
+        *((canonical, original, comfy, original) for canonical, original, comfy in _SINGLE),
+        *((canonical, original, comfy, comfy) for canonical, original, comfy in _OUTSIDE),
+        ("norm_out.linear", _SWAPPED, _SWAPPED, _SWAPPED),
+    ),
+    parameters=(
+        *(
+            (
+                f"transformer_blocks.{{}}.attn.{canonical}.weight",
+                None,
+                f"double_blocks.{{}}.{stream}_attn.norm.{comfy}.scale",
+                None,
+            )
+            for canonical, stream, comfy in SCALES
+        ),
+        *(
+            (f"{_MINE}.attn.norm_{letter}.weight", None, f"{_COMFY}.norm.{comfy}.scale", None)
+            for letter, comfy in (("q", "query_norm"), ("k", "key_norm"))
+        ),
+    ),
+    written={"comfy": "comfy", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
+    probe=".attn.add_q_proj",
+    sizes={(3072, 20): "HunyuanVideo 13B"},
+    kernels=(("x_embedder.proj", (1, 2, 2)),),
+    fused=(
+        *FUSED,
+        *(
+            ("diffusers", f"{_MINE}.attn.to_{letter}", Place(f"{_MINE}.attn.to_qkv", part, 3))
+            for part, letter in enumerate("qkv")
+        ),
+    ),
+)

@@ -1,0 +1,230 @@
+"""What a table of names is: the layers of one architecture in every spelling, and where each stands in a stored file.
+
+Canonical names are those of a family's first naming. Matching is anchored: a name is in the table as a whole or not at
+all. What is not in the table keeps its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from loraport.lazy_property import once
+
+Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo"]
+"""Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on."""
+NAMINGS: tuple[Naming, ...] = get_args(Naming)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands in a stored one: all of it, one or more of several equal blocks of rows, or halves swapped.
+
+    Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes.
+    """
+
+    name: str
+    part: int = 0
+    of: int = 1
+    swapped: bool = False
+    span: int = 1
+    """How many of the blocks, from `part` on, are the layer's."""
+    transposed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether stored rows and the layer's rows are the same in the same order."""
+        return self.of == 1 and not self.swapped and not self.transposed
+
+    def named(self, name: str) -> Place:
+        """The same rows of another stored layer."""
+        return replace(self, name=name)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a stored tensor has rows that can be divided so."""
+        if self.transposed:
+            return len(shape) == 2
+        return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of) == 0)
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The layer's shape in a stored tensor of that shape."""
+        return stored[::-1] if self.transposed else (self.rows_of(stored[0]), *stored[1:])
+
+    def take(self, stored: Tensor) -> Tensor:
+        """The layer's rows out of the stored ones."""
+        if self.transposed:
+            return stored.mT
+        if self.swapped:
+            return halves_swapped(stored)
+        size = stored.shape[0] // self.of if self.of > 1 else 0
+        return stored if self.of == 1 else stored[self.part * size : (self.part + self.span) * size]
+
+    def rows_of(self, stored: int) -> int:
+        """How many of the stored rows are the layer's."""
+        return stored // self.of * self.span
+
+    def rows_in(self, own: int) -> int:
+        """How many rows the stored layer has, if this layer has so many."""
+        return own // self.span * self.of
+
+
+def halves_swapped(stored: Tensor) -> Tensor:
+    """The rows with their two halves exchanged; done twice, nothing has happened."""
+    first, second = stored.chunk(2)
+    return torch.cat([second, first])
+
+
+Cell = str | Place | None
+Row = tuple[Cell, ...]
+"""One layer in a family's spellings, `{}` for the block number; None where a naming has no such layer."""
+
+Piece = tuple[str, Place]
+"""A canonical name, and where it stands in the stored layer that was looked up."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The layers (with weight, bias and the like) and the bare parameters of one architecture."""
+
+    name: str
+    namings: tuple[Naming, ...]
+    """The columns of the table; the first is canonical."""
+    layers: tuple[Row, ...]
+    parameters: tuple[Row, ...]
+    component: str = "transformer"
+    """What diffusers calls the network inside a pipeline, and puts before the keys of its LoRAs."""
+    written: Mapping[str, Naming] = field(default_factory=dict)
+    """Format of LoRA files -> the naming that its loaders want for this family."""
+    probe: str = ""
+    """The ending of a layer that every block has once: its input width and their number tell the size."""
+    sizes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(that width, blocks) -> the published model of that size."""
+    together: Mapping[str, Place] = field(default_factory=dict)
+    """Canonical name -> its place in the canonical naming, where that holds several layers in one."""
+    fused: tuple[tuple[Naming, str, Place], ...] = ()
+    """(naming, canonical name, place) of modules that take the place of a naming's own: read, never written."""
+    kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
+
+    @property
+    def canonical(self) -> Naming:
+        """The naming whose names are canonical."""
+        return self.namings[0]
+
+    def pieces(self, name: str, naming: Naming, *, flat: bool = False) -> tuple[Piece, ...]:
+        """The layers that a stored layer holds, in the order of its rows; () where the table does not have it."""
+        return _look_up(name, self._stored(naming, flat), flat)
+
+    def parameter_pieces(self, name: str, naming: Naming) -> tuple[Piece, ...]:
+        """The parameters (`….q.weight`, `….modulation`) that a stored one holds."""
+        if bare := _look_up(name, self._stored(naming, False, bare=True), False):
+            return bare
+        layer, _, leaf = name.rpartition(".")
+        pieces = self.pieces(layer, naming)
+        return tuple((f"{canonical}.{leaf}", place.named(name)) for canonical, place in pieces)
+
+    def place(self, canonical: str, naming: Naming) -> Place | None:
+        """Where a canonical layer stands in a naming; None where that has no such layer."""
+        found = _look_up(canonical, self._spelled(naming), False)
+        return found[0][1] if found else None
+
+    def parameter_place(self, canonical: str, naming: Naming) -> Place | None:
+        """Where a canonical parameter stands in a naming."""
+        if bare := _look_up(canonical, self._spelled(naming, bare=True), False):
+            return bare[0][1]
+        layer, _, leaf = canonical.rpartition(".")
+        place = self.place(layer, naming)
+        return None if place is None else place.named(f"{place.name}.{leaf}")
+
+    def is_bare(self, name: str, naming: Naming) -> bool:
+        """Whether a stored parameter is in the table by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
+        return bool(_look_up(name, self._stored(naming, False, bare=True), False))
+
+    def kernel(self, canonical: str) -> tuple[int, ...]:
+        """The kernel of a layer in this table, as its name tells it; () for a linear layer."""
+        return next((kernel for ending, kernel in self.kernels if f".{canonical}".endswith(f".{ending}")), ())
+
+    def is_fused(self, parameter: str, naming: Naming) -> bool:
+        """Whether a stored parameter is of a module that takes the place of several of the naming's own."""
+        layer = parameter.rpartition(".")[0]
+        return any((naming, template) in self._copies for template, _ in templates_of(layer))
+
+    def templates(self, naming: Naming, flat: bool = False) -> Iterator[str]:
+        """Every stored layer of a naming, as a template."""
+        return iter(self._stored(naming, flat))
+
+    def bare_templates(self, naming: Naming) -> Iterator[str]:
+        """Every stored parameter of a naming that belongs to no layer."""
+        return iter(self._stored(naming, False, bare=True))
+
+    def _stored(self, naming: Naming, flat: bool, bare: bool = False) -> Mapping[str, tuple[Piece, ...]]:
+        return self._tables.get((naming, flat, bare), {})
+
+    def _spelled(self, naming: Naming, bare: bool = False) -> Mapping[str, tuple[Piece, ...]]:
+        return self._spellings.get((naming, bare), {})
+
+    @once
+    def _tables(self) -> dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]]:
+        """(naming, flattened, bare parameters) -> stored template -> the canonical templates in it."""
+        tables: dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]] = {}
+        cells = [(naming, str(row[0]), place, bare) for naming, row, place, bare in self._cells()]
+        for naming, canonical, place, bare in (*cells, *((*copy, False) for copy in self.fused)):
+            for flat in (False, True):
+                table = tables.setdefault((naming, flat, bare), {})
+                key = flattened(place.name) if flat else place.name
+                table[key] = (*table.get(key, ()), (canonical, place))
+        return tables
+
+    @once
+    def _copies(self) -> frozenset[tuple[Naming, str]]:
+        return frozenset((naming, place.name) for naming, _, place in self.fused)
+
+    @once
+    def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
+        """(naming, bare parameters) -> canonical template -> its place."""
+        tables: dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]] = {}
+        for naming, row, place, bare in self._cells():
+            tables.setdefault((naming, bare), {})[str(row[0])] = ((place.name, place),)
+        return tables
+
+    def _cells(self) -> Iterator[tuple[Naming, Row, Place, bool]]:
+        for bare, rows in ((False, self.layers), (True, self.parameters)):
+            for row in rows:
+                for naming, cell in zip(self.namings, row, strict=True):
+                    if naming == self.canonical:
+                        cell = self.together.get(str(cell), cell)
+                    if cell is not None:
+                        yield naming, row, cell if isinstance(cell, Place) else Place(cell), bare
+
+
+def flattened(name: str) -> str:
+    """A layer name as kohya's trainers write it: dots become underscores. The way back is a look-up, never a guess."""
+    return name.replace(".", "_")
+
+
+_NUMBER = re.compile(r"(?<![^.])(0|[1-9]\d*)(?![^.])")
+_FLAT_NUMBER = re.compile(r"(?<![^_])(0|[1-9]\d*)(?![^_])")
+
+
+def templates_of(name: str, *, flat: bool = False) -> Iterator[tuple[str, str]]:
+    """(template, block number) of a name: as it stands, and with each of its numbers taken for the block's."""
+    yield name, ""
+    for number in (_FLAT_NUMBER if flat else _NUMBER).finditer(name):
+        yield f"{name[: number.start()]}{{}}{name[number.end() :]}", number[1]
+
+
+def _look_up(name: str, table: Mapping[str, tuple[Piece, ...]], flat: bool) -> tuple[Piece, ...]:
+    if "{}" in name:
+        return ()
+    for template, number in templates_of(name, flat=flat):
+        if pieces := table.get(template):
+            return tuple(
+                (canonical.replace("{}", number), place.named(place.name.replace("{}", number)))
+                for canonical, place in pieces
+            )
+    return ()

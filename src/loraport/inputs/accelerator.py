@@ -1,0 +1,207 @@
+"""Targets that are a model with an accelerator LoRA: the drift is the accelerator's own update, known exactly.
+
+`MODEL+ACCELERATOR.safetensors[*STRENGTH]`; MODEL may be the word `source`. The result of such a transfer is loaded
+beside the accelerator, at the strength that was given here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loraport.errors import SettingsError
+from loraport.files.additions import Addition, additions, with_strength
+from loraport.inputs.drift import Drift, drift_between
+from loraport.files.models.presets import PRESETS, open_model
+from loraport.files.whole_weights import as_differences
+from loraport.files.models.checkpoint import Checkpoint, Weight
+from loraport.files.models.hub import looks_like_hub_id
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.parts import parts_in
+from loraport.files.disk.user_places import expanded
+
+SOURCE = "source"
+"""The word for the source itself; a folder of this name is written ./source."""
+
+
+@dataclass(frozen=True)
+class Accelerated:
+    """A model with an accelerator beside it, as a target of a transfer: names and shapes are the model's."""
+
+    model: Checkpoint
+    accelerator: Lora
+    strength: float
+    on_source: bool
+    """Whether the model is the source of the same transfer, so that the accelerator is the whole drift."""
+    weights: dict[str, tuple[Addition, ...]]
+    """Canonical layer -> what the accelerator adds to its weight."""
+    dropped: tuple[tuple[str, str], ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.model)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.model
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.model.where}+{self.accelerator.path.name}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of both."""
+        return (*self.model.paths, self.accelerator.path)
+
+    @property
+    def part(self) -> str | None:
+        """The entry of a pickle that was taken."""
+        return self.model.part
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The model's names outside its family's table; the source tells its own."""
+        return () if self.on_source else self.model.extra
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """The codes that the model is stored in; the source tells its own."""
+        return () if self.on_source else self.model.quantized
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The model's layers."""
+        return self.model.layers
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter of the model."""
+        return self.model.shape(name)
+
+    def read_drift(self, layer: str, source: Weight) -> tuple[Drift, str]:
+        """The layer's drift in float32, and a hash of the weight that model and accelerator make together.
+
+        On the source it is strength · B·A, nothing is subtracted, and no rounding lies under it; on another model
+        W_m − W_s is added to it. Where the accelerator leaves the layer alone, the hash is that of the model's weight.
+        """
+        terms = self.weights.get(layer, ())
+        if self.on_source:
+            found, model_hash, W = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint, source.matrix
+        else:
+            model = self.model.read(layer)
+            model_hash = model.fingerprint
+            own = any(term.looks_at_weight for term in terms)  # they look at the model's weight itself
+            W = model.matrix.clone() if own else model.matrix
+            found = drift_between(source, model, in_place=True)
+        for term in terms:
+            term.add_to(found.matrix, W)
+        return found, self._hash(model_hash) if terms else model_hash
+
+    def notes(self, layers: Container[str], count: int) -> list[str]:
+        """What the user should know before the transfer of a LoRA with `count` layers."""
+        name = self.accelerator.path.name
+        found = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
+        found += [f"{name}: {note}" for note in self.accelerator.notes]
+        touched = sum(layer in layers for layer in self.weights)
+        if self.on_source and touched < count:
+            found.append(
+                f"{name} leaves {count - touched} of the LoRA's {count} layers alone: their drift is zero, so direct "
+                "reuse is exact there"
+            )
+        if self.dropped:
+            found.append(
+                f"{len(self.dropped)} keys of {name} have no place in {self.model.where}, so they are not in the "
+                f"drift: {self.dropped[0][0]}, for one ({self.dropped[0][1]})"
+            )
+        return found
+
+    def provenance(self) -> dict[str, str]:
+        """What a written file says of its target."""
+        return {
+            "target": f"{Path(self.model.where).name}+{self.accelerator.path.name}",
+            "accelerator": self.accelerator.path.name,
+            "accelerator_sha256": self.accelerator.sha256,
+            "accelerator_strength": repr(self.strength),
+            "load": "beside the accelerator, which is not in this file",
+        }
+
+    def _hash(self, model_hash: str) -> str:
+        text = f"{model_hash} {self.accelerator.sha256} {self.strength!r}"
+        return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+Target = Checkpoint | Accelerated
+
+
+def open_target(
+    text: str,
+    source: Checkpoint,
+    *,
+    part: str | None = None,
+    layers: Collection[str] | None = None,
+    lora_part: str | None = None,
+) -> Target:
+    """A target: a model (of which `layers` will be read), or a model with an accelerator.
+
+    `lora_part`: which of several LoRAs in the accelerator's file, where there are several.
+
+    Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for a
+    strength that is no number.
+    """
+    pair = split_target(text)
+    if pair is None:
+        return open_model(text, part=part, layers=layers)
+    place, strength = with_strength(pair[1])
+    on_source = pair[0] == SOURCE
+    model = source if on_source else open_model(pair[0], part=part)
+    several = lora_part is not None and parts_in(place)
+    accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
+    found = additions(accelerator, strength, model)
+    weights = {
+        name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")
+    }
+    return Accelerated(model, accelerator, strength, on_source, weights, found.dropped)
+
+
+def split_target(text: str) -> tuple[str, str] | None:
+    """(MODEL, ACCELERATOR[*STRENGTH]); None where it is one place: without a plus sign, or a path that exists.
+
+    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and
+    for several accelerators.
+    """
+    if "+" not in text or expanded(text).exists():
+        return None
+    cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
+    known = [
+        cut for cut in cuts if cut[0] == SOURCE or cut[0] in PRESETS or _exists(cut[0]) or looks_like_hub_id(cut[0])
+    ]
+    both = [cut for cut in known if _exists(cut[1]) or _exists(cut[1].rpartition("*")[0])]
+    _refuse_several(text)
+    chosen = (both or known or cuts)[0]
+    if not all(chosen):
+        raise SettingsError(f"{text!r} lacks a half: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
+    return chosen
+
+
+def _refuse_several(text: str) -> None:
+    """Raises SettingsError for a target that names more than one accelerator, all of them there."""
+    model, *beside = text.split("+")
+    places = [one if _exists(one) else one.rpartition("*")[0] for one in beside]
+    if len(places) > 1 and (model == SOURCE or model in PRESETS or _exists(model)) and all(map(_exists, places)):
+        raise SettingsError(
+            f"{text!r} names {len(places)} accelerators, and one is taken: add them to the model and give that as the "
+            f"target (loraport merge MODEL {' '.join(beside)} -o OUT); the result is then loaded beside them all"
+        )
+
+
+def target_places(text: str) -> tuple[str, ...]:
+    """The places that a target names, without a strength."""
+    pair = split_target(text)
+    return (text,) if pair is None else (pair[0], with_strength(pair[1])[0])
+
+
+def _exists(place: str) -> bool:
+    return bool(place) and expanded(place).exists()

@@ -1,0 +1,91 @@
+"""Several LoRAs, several methods, an update in two: which runs these are, and how each output is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import OutputError, SettingsError
+from loraport.inputs.config import Part, TransferConfig
+from loraport.files.lora.locate import lora_keys
+from loraport.files.lora.write import written_as_folder
+from loraport.files.models.locate import PICKLES, SAFETENSORS
+from loraport.files.disk.user_places import expanded
+
+COUNTER_DRIFT = "-counter-drift"
+"""Behind the name of the other output."""
+
+
+def one_or_many(
+    loras: Sequence[str],
+    methods: Mapping[str, Mapping[str, Any]],
+    output: str,
+    *,
+    split: bool = False,
+    **settings: Any,
+) -> tuple[TransferConfig, ...]:
+    """The runs of one command: each LoRA by each method, in two parts where `split`.
+
+    `methods`: name -> its own settings. One LoRA by one method is written to `output`; of several, `output` is a folder
+    with a file `LORA-METHOD.safetensors` each (a folder `LORA-METHOD` in PEFT's format), where a colon in the method
+    becomes a dash. The counter-drift of a split goes beside it, with `-counter-drift` behind its name.
+    Raises OutputError where the folder is a file, and as TransferConfig does.
+    """
+    several = len(loras) * len(methods) > 1
+    if several and expanded(output).exists() and not expanded(output).is_dir():
+        raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
+    if several and Path(output).suffix == ".safetensors":
+        raise OutputError(f"{output} is the name of a file, but several LoRAs or methods need a folder; name one")
+    found: list[TransferConfig] = []
+    for lora in loras:
+        for method, own in methods.items():
+            place = str(Path(output) / output_name(lora, method)) if several else output
+            config = TransferConfig(lora, output=place, method=method, **settings, **own)
+            if several and not _is_folder(config):
+                config = replace(config, output=f"{place}.safetensors")
+            found += _in_parts(config) if split else [config]
+    return tuple(found)
+
+
+def output_name(lora: str, method: str) -> str:
+    """`style-casa` of `loras/style.safetensors` by `casa`; of a Hub id its file's name, or the repository's."""
+    path = expanded(lora)
+    file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
+    name = (
+        file.stem
+        if file.suffix.lower() in (*SAFETENSORS, *PICKLES)
+        else file.resolve().name
+        if path.exists()
+        else file.name
+    )
+    return f"{name}-{method.replace(':', '-')}"
+
+
+def method_list(text: str) -> tuple[str, ...]:
+    """The methods of `casa,prolora,direct:1.15`. Raises SettingsError for one that is given twice, or not at all."""
+    names = tuple(name.strip() for name in text.split(","))
+    for number, name in enumerate(names):
+        if not name:
+            raise SettingsError(f"methods {text!r}: one of them is empty; write for example casa,prolora,direct")
+        if name in names[:number]:
+            raise SettingsError(f"methods {text!r}: {name!r} is given twice; give each method once")
+    return names
+
+
+def _in_parts(config: TransferConfig) -> list[TransferConfig]:
+    """The runs that write both parts of one update."""
+    parts: dict[Part, str] = {"adapter": config.output, "counter-drift": str(counter_drift_place(config.output))}
+    return [replace(config, part=part, output=place) for part, place in parts.items()]
+
+
+def counter_drift_place(output: str) -> Path:
+    """Where the other output of a split goes: beside the first, with `-counter-drift` behind its name."""
+    path = Path(output)
+    suffix = path.suffix if path.suffix == ".safetensors" else ""
+    return path.with_name(path.name.removesuffix(suffix) + COUNTER_DRIFT + suffix)
+
+
+def _is_folder(config: TransferConfig) -> bool:
+    return written_as_folder(lora_keys(config.lora), config.format) and not config.as_diff

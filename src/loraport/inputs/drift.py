@@ -1,0 +1,92 @@
+"""The drift of a layer from two files, and how much of it rounding alone would make.
+
+Which of two differences is the drift of a 16-bit target from a 32-bit source, W_t − W_s or W_t − round(W_s), depends on
+where its training began. From W_s itself, the first holds one rounding error and the second two; from the rounded W_s
+it is the other way round. The files tell: the drift's share along e = round(W_s) − W_s,
+
+    c = ⟨W_t − W_s, e⟩ / ‖e‖²
+
+is 1 where training began at the rounded weights, or hardly moved them, and 0 where it began at the finer ones. The rest
+of the drift disturbs that: c has a standard deviation of ‖D‖ / (‖e‖·√N) over N entries, 0.8 for an fp16 target of
+640 × 640 that drifted by a tenth. So the source is rounded first only where c lies above a half by more than three of
+them; where the files do not tell, it is left as it is. Measured in docs/lab-log.md ("Rounding the source first, or
+not"): the better of the two wherever the drift is more than noise, up to √2 apart, and exactly zero for a weight that
+was only rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraport.spectral.kernels import energy, in_pieces, inner, norm
+from loraport.files.models.checkpoint import Weight
+
+TIMES_FLOOR = 2.0
+"""A drift within so many floors is taken for rounding."""
+
+
+SURE = 3.0
+"""Standard deviations by which the files must tell that training began at the rounded weights."""
+_TOO_FEW = 64
+"""Entries of a layer that is too small to tell: of so few the deviation itself is only guessed."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """D_fft, and the floor under it: the expected norm of the coarser file's rounding error."""
+
+    matrix: Tensor
+    floor: float
+    source_rounded: bool = False
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether it counts as rounding, by policy: 0 < ‖D_fft‖ ≤ 2 · floor. No drift at all is no noise either."""
+        return within_floor(norm(self.matrix), self.floor)
+
+
+def within_floor(norm: float, floor: float) -> bool:
+    """0 < norm ≤ 2 · floor."""
+    return 0 < norm <= TIMES_FLOOR * floor
+
+
+def drift_between(source: Weight, target: Weight, *, in_place: bool = False) -> Drift:
+    """W_t − W_s, or W_t − round(W_s) where the files say so; `in_place` writes it over the target's matrix."""
+    W_s, W_t = source.matrix, target.matrix
+    floor = _coarser(source, target)
+    rounded = _rounded_start(source, target)
+    start = W_s if rounded is None else rounded
+    return Drift(W_t.sub_(start) if in_place else W_t - start, floor, rounded is not None)
+
+
+def _coarser(source: Weight, target: Weight) -> float:
+    """Expected rounding error of the coarser file; of two plain dtypes the wider one need not be looked at."""
+    fine, coarse = source.precision, target.precision
+    if fine is None or coarse is None:
+        return max(source.rounding, target.rounding)
+    return (target if torch.finfo(coarse).eps >= torch.finfo(fine).eps else source).rounding
+
+
+def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
+    """round(W_s) where the target's training began there, else None."""
+    fine, coarse = source.precision, target.precision
+    if fine is None or coarse is None or torch.finfo(coarse).eps <= torch.finfo(fine).eps:
+        return None
+    if source.matrix.numel() < _TOO_FEW:
+        return None
+    along = size = moved = 0.0
+    for W_s, W_t in zip(in_pieces(source.matrix), in_pieces(target.matrix), strict=True):
+        error = W_s.to(coarse).float() - W_s
+        moved += energy(W_t - W_s)
+        size += energy(error)
+        along += inner(W_t - W_s, error)
+    if not size or not math.isfinite(along):
+        return None
+    # of the drift itself, without what would be rounding of the source: with it a small drift would look uncertain
+    rest = max(0.0, moved - along**2 / size)
+    deviation = math.sqrt(rest / (size * source.matrix.numel()))
+    return source.matrix.to(coarse).float() if along / size > 0.5 + SURE * deviation else None

@@ -1,0 +1,51 @@
+"""What a LoRA carries beside its factors (full differences, biases, norms), held against its target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loraport.inputs.accelerator import Target
+from loraport.files.additions import PARAMETERS, check_finite, misfit, parameter_of
+from loraport.files.names.dialects import WHOLE, LoraKey
+from loraport.files.adapters.fused import view
+from loraport.files.lora.kernels import kernel_in, same_weight
+from loraport.files.lora.read import Lora
+
+
+def fitted(lora: Lora, target: Target) -> Lora:
+    """The LoRA without the extras that the target has no place for; they are listed as dropped.
+
+    Kernels are written as the target has them: its file may not tell one (LoHa and LoKr store convolutions as
+    matrices), and a kernel of ones and none are the same. Raises InputError for extras that are not finite.
+    """
+    parsed = [lora.parse(key) for key in lora.extras]
+    layers = {name.rpartition(".")[0] for name in target}
+    reasons = {one.key: reason for one in parsed if (reason := _without_place(one, lora, target, layers))}
+    extras = {key: tensor for key, tensor in lora.extras.items() if key not in reasons}
+    known = {name: target.shape(f"{name}.weight")[2:] for name in lora.layers if f"{name}.weight" in target}
+    kernels = {name: kernel_in(lora.kernels.get(name), held) for name, held in known.items()}
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *reasons.items()), kernels={**lora.kernels, **kernels})
+
+
+def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -> str:
+    """Why an extra cannot be added to the target; "" where it can, or nobody knows what it is added to."""
+    if key.text_encoder or not key.part:
+        return ""
+    if key.part in WHOLE:
+        check_finite(lora, key.key, lora.extras[key.key])
+        return ""
+    if not any(layer in layers or layer in target for layer, _ in key.pieces):
+        return f"{target.where} has no such layer"
+    stored = lora.extras[key.key]
+    check_finite(lora, key.key, stored)
+    if key.part not in PARAMETERS:
+        return ""
+    names = {layer: parameter_of(key, layer, target) for layer, _ in key.pieces}
+    for layer, place in key.pieces:
+        if names[layer] not in target:
+            continue
+        rows = view(stored, place) if place.fits(stored.shape) else stored
+        if not same_weight(rows.shape, target.shape(names[layer])):
+            return misfit(rows.shape, target, names[layer])
+    missing = [name for name in names.values() if name not in target]
+    return f"{target.where} has no {missing[0]}" if len(missing) == len(names) else ""

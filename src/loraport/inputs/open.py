@@ -1,0 +1,252 @@
+"""Before the work: inputs opened, layers paired, outputs checked. Nothing is computed and nothing written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import loraport
+from loraport.errors import LoraportError, MismatchError, SettingsError
+from loraport.inputs.accelerator import Accelerated, Target, open_target, split_target, target_places
+from loraport.inputs.batch import counter_drift_place
+from loraport.inputs.config import TransferConfig
+from loraport.inputs.extras import fitted
+from loraport.transfer.layer import Bases
+from loraport.inputs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
+from loraport.inputs.plan import Plan, make_plan
+from loraport.files.models.presets import open_model
+from loraport.files.whole_weights import as_differences, carried_note
+from loraport.store.bases import BasisCache
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.write import check_form, output_dialect, without_name
+from loraport.files.lora.provenance import accumulated_loss
+from loraport.files.disk.room import check_room
+from loraport.files.adapters.updates import LARGEST_AUTO_RANK
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The opened inputs of a run and its plan."""
+
+    config: TransferConfig
+    lora: Lora
+    source: Checkpoint
+    target: Target
+    plan: Plan
+    pairing: Pairing | None = None
+    """Where layers were paired by similarity: the source and the LoRA have the names of the target's layers."""
+
+
+def prepare(config: TransferConfig) -> Prepared:
+    """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
+    return prepare_many([config])[0]
+
+
+def prepare_many(
+    configs: Sequence[TransferConfig], watch: Watch = lambda what, done, total: None
+) -> tuple[Prepared, ...]:
+    """The same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
+
+    Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError where their models, device
+    or cache differ, or two would write the same file. `watch` is told how far a pairing by similarity is.
+    """
+    if not configs:
+        raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
+    _check_together(configs)
+    first = configs[0]
+    places = list(dict.fromkeys(config.lora for config in configs))
+    loras = {}
+    for place in places:
+        with _naming(place, len(places) > 1):
+            loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1, part=first.lora_part)
+    layers = None if split_target(first.target) else touched(loras.values())
+    source = open_model(first.source, part=first.source_part, layers=layers)
+    target = open_target(first.target, source, part=first.target_part, layers=layers, lora_part=_of_accelerator(first))
+    pairing, source, target = _by_similarity(first, loras.values(), source, target, watch)
+    if pairing is not None:
+        loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
+    loras = {place: fitted(as_differences(lora, source), target) for place, lora in loras.items()}
+    ready = []
+    for config in configs:
+        with _naming(config.lora, len(places) > 1):
+            ready.append(_paired(config, loras[config.lora], source, target, pairing))
+    return tuple(ready)
+
+
+def _of_accelerator(config: TransferConfig) -> str | None:
+    return config.accelerator_part or config.lora_part
+
+
+def _by_similarity(
+    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, watch: Watch
+) -> tuple[Pairing | None, Checkpoint, Target]:
+    """The pairing of models of different depth, if there is one, and both models with all the layers it needs."""
+    layers = {layer for lora in loras for layer in lora.layers}
+    roles = {role_of(layer) for layer in layers}
+    wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
+    if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
+        source = open_model(config.source, part=config.source_part)
+        target = open_target(config.target, source, part=config.target_part, lora_part=_of_accelerator(config))
+    bases = Bases(BasisCache(config.cache), find_device(config.device))
+    pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, watch)
+    return pairing, source if pairing is None else pairing.source_view(source), target
+
+
+def _paired(
+    config: TransferConfig, lora: Lora, source: Checkpoint, target: Target, pairing: Pairing | None
+) -> Prepared:
+    """The run with its plan. The counter-drift part has the transferred layers alone: all else is in the adapter."""
+    plan = make_plan(
+        lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
+    )
+    dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
+    told = (*carried_note(lora, dialect, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
+    plan = replace(plan, warnings=(*plan.warnings, *told))
+    plan = replace(plan, warnings=(*plan.warnings, *_idle(config, lora, plan)))
+    if pairing is not None:
+        jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
+        plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
+    if config.part == "counter-drift":
+        plan = replace(plan, jobs=plan.of("transfer"))
+        lora = replace(lora, extras={}, dropped=(), encoders={}, encoder_keys={})
+    return Prepared(config, lora, source, target, plan, pairing)
+
+
+def _idle(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
+    """Settings that do nothing for this LoRA, and an earlier output that does not belong to this one."""
+    found = []
+    if config.dora != "effective" and not any(job.kind == "DoRA" for job in plan.jobs):
+        found.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
+    if config.transfer_diffs and not any(key.endswith(".diff") for keys in lora.keys.values() for key in keys):
+        found.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
+    beside = counter_drift_place(config.output)
+    if config.part == "whole" and os.path.exists(beside):
+        found.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
+    return found
+
+
+def touched(loras: Iterable[Lora]) -> set[str] | None:
+    """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
+    found: set[str] = set()
+    for lora in loras:
+        parsed = [lora.parse(key) for key in lora.extras]
+        if lora.unresolved or any(one.unresolved for one in parsed):
+            return None
+        names = [(name, one.bare) for one in parsed if not one.text_encoder for name, _ in one.pieces]
+        found |= {*lora.layers, *(name.rpartition(".")[0] if bare else name for name, bare in names)}
+    return found
+
+
+def common_rank(config: TransferConfig, plan: Plan) -> int:
+    """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
+    if config.rank.kind == "fixed":
+        return int(config.rank.value)
+    own = max((job.aim for job in plan.jobs if job.action != "drop"), default=0) or LARGEST_AUTO_RANK
+    return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
+
+
+def find_device(name: str) -> torch.device:
+    """The device to compute on; `auto` takes a CUDA card where there is one. Raises SettingsError for what is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
+    return device
+
+
+def check_outputs(batch: Sequence[Prepared]) -> None:
+    """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
+    loras = list(dict.fromkeys(ready.config.lora for ready in batch))
+    for ready in batch:
+        with _naming(ready.config.lora, len(loras) > 1):
+            _check_output(ready, loras)
+    check_room({Path(ready.config.output): _least_bytes(ready) for ready in batch})
+
+
+def _least_bytes(ready: Prepared) -> int:
+    """What a file of dense differences has at least; the ranks of factors, and what a filter leaves, come out later."""
+    config = ready.config
+    if not config.as_diff or config.method.startswith("prolora"):
+        return 0
+    nameless = without_name(ready.lora, output_dialect(ready.lora, "comfy"))
+    jobs = (job for job in ready.plan.jobs if job.action != "drop" and job.name not in nameless)
+    return sum(math.prod(job.shape) for job in jobs) * (4 if config.dtype == "fp32" else 2)
+
+
+def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
+    config, lora, output = ready.config, ready.lora, Path(ready.config.output)
+    dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
+    check_form(output, not config.as_diff and dialect.folder)
+    nameless = without_name(lora, dialect)
+    if nameless and len(nameless) == len(lora.layers):
+        layer, reason = next(iter(nameless.items()))
+        raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
+    named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
+    check_apart(output, (*named, *ready.source.paths, *ready.target.paths))
+
+
+def run_identity(ready: Prepared, device: torch.device) -> str:
+    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk.
+
+    Which layers are left out is no part of it: what is done of the others stays good.
+    """
+    beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
+    files = sorted({*ready.source.paths, *ready.target.paths})
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    work = [ready.config.fingerprint(), common_rank(ready.config, ready.plan)]
+    return json.dumps([work, loraport.__version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
+
+
+_OF_A_PASS = (
+    *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "device", "cache"),
+    *("transfer_diffs", "force_drift"),
+)
+"""The settings that all runs of one pass share."""
+
+
+def _check_together(configs: Sequence[TransferConfig]) -> None:
+    first = configs[0]
+    for config in configs[1:]:
+        for name in _OF_A_PASS:
+            mine, theirs = getattr(first, name), getattr(config, name)
+            if mine != theirs:
+                raise SettingsError(
+                    f"one pass has one {name.replace('_', ' ')}, but there are {mine!r} and {theirs!r}; run them one "
+                    "after the other"
+                )
+    taken: dict[str, TransferConfig] = {}
+    for config in configs:
+        place = str(Path(config.output).absolute()).casefold()
+        if place in taken:
+            other = taken[place]
+            raise SettingsError(
+                f"{other.lora} by {other.method} and {config.lora} by {config.method} would both be written to "
+                f"{config.output}; rename one LoRA, or give each method once"
+            )
+        taken[place] = config
+
+
+@contextmanager
+def _naming(lora: str, several: bool) -> Iterator[None]:
+    """Errors say which of several LoRAs they are about."""
+    try:
+        yield
+    except LoraportError as error:
+        if several and lora not in str(error):
+            raise type(error)(f"{lora}: {error}") from error
+        raise

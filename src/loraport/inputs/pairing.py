@@ -1,0 +1,282 @@
+"""Models of different depth: each target layer takes its LoRA from the source layer that is most like it.
+
+SSD-1B is an SDXL with blocks taken out and the rest trained on, so its block i need not be SDXL's block i. Layers are
+compared within one role (the name without block numbers) and one shape, by the overlap Φ of their leading singular
+directions, as ProLoRA does (arXiv 2506.04244); the smaller of left and right counts. Which direction of the pairing and
+which cut-off ProLoRA uses is not stated anywhere: here a target layer takes the best source layer, and a source layer
+may serve several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraport.errors import MismatchError, SettingsError, unknown_name
+from loraport.methods.subspace import leading, similarity
+from loraport.inputs.accelerator import Accelerated, Target
+from loraport.transfer.layer import Bases
+from loraport.spectral.svd import SingularBasis
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.lora.read import Lora
+from loraport.files.adapters.updates import LayerUpdate
+
+PAIRINGS = ("auto", "name", "similarity")
+LEAST = 0.8
+"""ProLoRA's threshold (its §5.3.4)."""
+SUBSPACE = "energy:0.5"
+"""Half of the energy takes at most half of the directions, so unrelated layers overlap by a half at most."""
+
+Watch = Callable[[str, int, int], None]
+_BLOCK = re.compile(r"(?<![^.])(\w*blocks|resnets|attentions|downsamplers|upsamplers)\.\d+")
+
+
+@dataclass(frozen=True)
+class Group:
+    """All layers of one role and shape, and how alike they are: a row a source layer, a column a target layer."""
+
+    role: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    similarity: tuple[tuple[float, ...], ...]
+
+    def best(self, target: str) -> tuple[str, float]:
+        """The most similar source layer of a target layer; of equal ones the first."""
+        column = [row[self.targets.index(target)] for row in self.similarity]
+        place = max(range(len(column)), key=column.__getitem__)
+        return self.sources[place], column[place]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which source layer each target layer takes after, by similarity."""
+
+    groups: tuple[Group, ...]
+    least: float = LEAST
+    alone: tuple[str, ...] = ()
+    """Target layers of which the source has none of the same role and shape."""
+
+    @property
+    def pairs(self) -> dict[str, tuple[str, float]]:
+        """Target layer -> its source layer and their similarity, where it is high enough."""
+        return {target: found for target, found in self._best() if found[1] >= self.least}
+
+    @property
+    def moved(self) -> int:
+        """How many target layers take after a source layer of another name."""
+        return sum(target != origin for target, (origin, _) in self.pairs.items())
+
+    @property
+    def unmatched(self) -> dict[str, tuple[str, float]]:
+        """Target layers that no source layer is like, with the best there was."""
+        return {target: found for target, found in self._best() if found[1] < self.least}
+
+    def _best(self) -> Iterator[tuple[str, tuple[str, float]]]:
+        return ((target, group.best(target)) for group in self.groups for target in group.targets)
+
+    def source_view(self, source: Checkpoint) -> Checkpoint:
+        """The source with its layers under the names of the target layers that take after them."""
+        return source.renamed({f"{target}.weight": f"{origin}.weight" for target, (origin, _) in self.pairs.items()})
+
+    def of(self, lora: Lora, where: str) -> Lora:
+        """The LoRA with its layers under the names of the target layers that take after theirs.
+
+        Layers that no target layer takes after are dropped with the reason, and so are differences and biases.
+        """
+        names = {target: origin for target, (origin, _) in self.pairs.items() if origin in lora.layers}
+        if not names:
+            raise MismatchError(
+                f"no layer of {where} is like one of the LoRA's: the best similarity is "
+                f"{max((phi for _, (_, phi) in self._best()), default=0.0):.2f}, less than {self.least:g}; give the "
+                "models that this LoRA belongs to, or --pairing name"
+            )
+        lost = [
+            (key, f"no layer of {where} is like its own (similarity {self.least:g} or more)")
+            for layer in lora.layers.keys() - set(names.values())
+            for key in lora.keys[layer]
+        ]
+        beside = {key for key in lora.extras if not lora.parse(key).text_encoder}
+        lost += [(key, "differences and biases are not moved to another layer") for key in beside]
+        return replace(
+            lora,
+            layers=_Renamed(lora.layers, names),
+            kernels=_renamed(lora.kernels, names),
+            keys=_renamed(lora.keys, names),
+            scales=_renamed(lora.scales, names),
+            alpha_from=_renamed(lora.alpha_from, names),
+            extras={key: tensor for key, tensor in lora.extras.items() if key not in beside},
+            dropped=(*lora.dropped, *sorted(lost)),
+        )
+
+    def reason(self, target: str) -> str | None:
+        """For people: the source layer that a target layer takes after."""
+        origin, phi = self.pairs.get(target, ("", 0.0))
+        return f"from {origin}, similarity {phi:.2f}" if origin else None
+
+    def notes(self) -> list[str]:
+        """What the user should know before the run."""
+        found = [
+            f"the models differ in depth: {len(self.pairs)} target layers are paired by similarity, {self.moved} of "
+            "them with a layer of another name (--pairing name pairs by name)"
+        ]
+        if self.unmatched:
+            listed = [f"{target} ({phi:.2f} with {origin})" for target, (origin, phi) in self.unmatched.items()]
+            found.append(
+                f"{len(listed)} target layers are like no source layer (similarity below {self.least:g}) and get "
+                f"nothing: {', '.join(listed)}"
+            )
+        if self.alone:
+            found.append(
+                f"of {len(self.alone)} target layers the source has none of the same role and shape, so they get "
+                f"nothing: {', '.join(self.alone)}"
+            )
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """For reports: every pair, what has none, and the similarities."""
+        return {
+            "least": self.least,
+            "pairs": [[target, origin, phi] for target, (origin, phi) in self.pairs.items()],
+            "unmatched": [[target, origin, phi] for target, (origin, phi) in self.unmatched.items()],
+            "alone": list(self.alone),
+            "groups": [vars(group) for group in self.groups],
+        }
+
+
+def find_pairing(
+    lora_layers: Iterable[str], source: Checkpoint, target: Target, mode: str, least: float, bases: Bases, watch: Watch
+) -> Pairing | None:
+    """The pairing by similarity; None where layers go by name: as asked, or because the models have the same layers.
+
+    Raises SettingsError for an unknown mode, a threshold that is none, and targets with an accelerator.
+    """
+    if mode not in PAIRINGS:
+        raise unknown_name("pairing", mode, PAIRINGS)
+    if not 0 <= least <= 1:
+        raise SettingsError(f"the least similarity is {least}, but an overlap lies in [0, 1]")
+    if mode == "name":
+        return None
+    roles = {role_of(layer) for layer in lora_layers}
+    if mode == "auto" and not differ_in_depth(roles, source, target):
+        return None
+    if isinstance(target, Accelerated):
+        raise SettingsError(
+            f"{target.where} and {source.where} differ in depth, and layers are paired by similarity between two "
+            "models; bake the accelerator into its model first (loraport merge), or pair by name (--pairing name)"
+        )
+    together, alone = comparable(roles, source, target)
+    total = sum(len(sources) + len(targets) for _, _, sources, targets in together)
+    done = 0
+
+    def basis(model: Checkpoint, layer: str) -> SingularBasis:
+        nonlocal done
+        weight = model.read(layer)
+        found = leading(bases.of(weight.matrix, weight.fingerprint), SUBSPACE)
+        done += 1
+        watch("comparing layers", done, total)
+        return found
+
+    groups = []
+    for role, shape, sources, targets in together:
+        known = [basis(source, layer) for layer in sources]
+        columns = [[similarity(one, other) for one in known] for other in (basis(target, layer) for layer in targets)]
+        rows = tuple(tuple(column[place] for column in columns) for place in range(len(sources)))
+        groups.append(Group(role, shape, tuple(sources), tuple(targets), rows))
+    found = Pairing(tuple(groups), least, alone)
+    if mode == "auto" and found.pairs and not found.moved:
+        _refuse_a_part(roles, source, target)
+        return None
+    return found
+
+
+def comparable(
+    roles: set[str], source: Checkpoint, target: Target
+) -> tuple[list[tuple[str, tuple[int, ...], list[str], list[str]]], tuple[str, ...]]:
+    """(role, shape, source layers, target layers) of all that can be compared; target layers that no source layer can.
+
+    Names and shapes alone are looked at.
+    """
+    mine, theirs = _by_role(source, roles), _by_role(target, roles)
+    together = [(*group, mine[group], theirs[group]) for group in sorted(mine.keys() & theirs.keys())]
+    alone = [layer for group in sorted(theirs.keys() - mine.keys()) for layer in theirs[group]]
+    return together, tuple(alone)
+
+
+def differ_in_depth(roles: set[str], source: Checkpoint, target: Target) -> bool:
+    """Whether both models have layers of some of these roles, and not the same ones."""
+    mine, theirs = _names_by_role(source, roles), _names_by_role(target, roles)
+    return any(mine[role] != theirs[role] for role in mine.keys() & theirs.keys())
+
+
+def _refuse_a_part(roles: set[str], source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError where one of two models that agree layer by layer lacks whole blocks of the other.
+
+    Taking blocks out of a model renames those behind them. Where none has another name, blocks are not there: the file
+    is a shard, or broke off. A few layers that are not there, in blocks that are, are no such thing.
+    """
+    blocks = [
+        {block for names in _names_by_role(model, roles).values() for layer in names if (block := block_of(layer))}
+        for model in (source, target)
+    ]
+    models: tuple[Target, ...] = (source, target)
+    for model, mine, theirs in zip(models, blocks, reversed(blocks), strict=True):
+        if missing := theirs - mine:
+            raise MismatchError(
+                f"{model.where} lacks {len(missing)} of the other model's {len(theirs)} blocks and has the others "
+                "under their own names: it is a part of a model (a shard, or a download that broke off), not a model "
+                "of another depth; give the folder with all of its files, or --pairing name if blocks were cut off its "
+                "end"
+            )
+
+
+def block_of(layer: str) -> str:
+    """The block that a layer is in, by its name: `blocks.3` of `blocks.3.ffn.0`; "" outside of blocks."""
+    *_, last = [None, *_BLOCK.finditer(layer)]
+    return "" if last is None else layer[: last.end()]
+
+
+def role_of(layer: str) -> str:
+    """A layer's name without the numbers of its blocks: what it does, wherever it stands."""
+    return _BLOCK.sub(r"\1.*", layer)
+
+
+def _by_role(model: Target, roles: set[str]) -> dict[tuple[str, tuple[int, ...]], list[str]]:
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for layer in model.layers:
+        if (role := role_of(layer)) in roles:
+            found.setdefault((role, model.shape(f"{layer}.weight")), []).append(layer)
+    return found
+
+
+def _names_by_role(model: Target, roles: set[str]) -> dict[str, set[str]]:
+    """Role -> its layers, those in shards that were not opened among them."""
+    inner = model.model if isinstance(model, Accelerated) else model
+    found: dict[str, set[str]] = {}
+    for name in (*inner, *inner.absent):
+        layer = name.removesuffix(".weight")
+        if layer != name and (role := role_of(layer)) in roles:
+            found.setdefault(role, set()).add(layer)
+    return found
+
+
+def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {new: table[old] for new, old in names.items() if old in table}
+
+
+class _Renamed(Mapping[str, LayerUpdate]):
+    """Updates under other names, read when they are asked for if the ones behind are."""
+
+    def __init__(self, layers: Mapping[str, LayerUpdate], names: Mapping[str, str]) -> None:
+        self._layers, self._names = layers, names
+
+    def __getitem__(self, name: str) -> LayerUpdate:
+        return self._layers[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

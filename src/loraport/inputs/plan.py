@@ -1,0 +1,203 @@
+"""What a run will do: each LoRA layer paired with its source and target weights, or set aside with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from loraport.errors import MismatchError, SettingsError
+from loraport.inputs.accelerator import Accelerated, Target
+from loraport.files.additions import nothing_fits
+from loraport.inputs.config import matches
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.lora.kernels import same_kernel
+from loraport.files.lora.read import Lora
+from loraport.files.adapters.updates import aimed_rank, kind_of, looks_at_weight
+
+Action = Literal["transfer", "copy", "drop"]
+
+NO_DRIFT = "source and target have the same weights: the drift is zero, so direct reuse is exact"
+"""Said before the work where the files are the same, and after it where only their contents are."""
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """One layer of the LoRA and what will become of it."""
+
+    name: str
+    action: Action
+    shape: tuple[int, int]
+    rank: int
+    reason: str | None = None
+    kind: str = "LoRA"
+    """LoRA, LoHa, LoKr, DoRA or difference."""
+    aim: int = 0
+    """The rank that it is written at where none is asked for; 0 takes what other layers have."""
+    drift_unknown: bool = False
+    """Whether it is copied because the source has no such layer, and not because the user asked for it."""
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one singular value decomposition, up to a constant: out · in · min(out, in)."""
+        return prod(self.shape) * min(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a run in the LoRA's own order, and what the user should know before it starts."""
+
+    jobs: tuple[LayerJob, ...]
+    warnings: tuple[str, ...] = ()
+
+    def of(self, action: Action) -> tuple[LayerJob, ...]:
+        """The jobs of one kind."""
+        return tuple(job for job in self.jobs if job.action == action)
+
+
+def make_plan(
+    lora: Lora,
+    source: Checkpoint,
+    target: Target,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    reuses: bool = False,
+) -> Plan:
+    """Pair every layer by name and shape; `reuses`: the method writes the LoRA as it is, whatever the drift.
+
+    A layer that the user excludes is copied as it is. Of the others, one that the target lacks or has in another shape
+    is dropped (nothing could load it), and one that only the source lacks is copied, since its drift is unknown: both
+    are losses that the user did not ask for.
+    Raises MismatchError where nothing matches, or most layers have another shape: then it is another model;
+    SettingsError for a pattern that fits no layer.
+    """
+    _check_patterns(lora, [*include, *exclude])
+    chosen = {
+        name
+        for name in lora.layers
+        if (not include or any(matches(name, pattern) for pattern in include))
+        and not any(matches(name, pattern) for pattern in exclude)
+    }
+    jobs = tuple(_job(name, lora, source, target, chosen=name in chosen, reuses=reuses) for name in lora.layers)
+    _check_most([job for job in jobs if job.name in chosen], lora, source, target)
+    if not any(job.action == "transfer" or job.name not in chosen for job in jobs):
+        raise MismatchError(_nothing_matches(lora, source, target))
+    return Plan(jobs, tuple(_warnings(lora, source, target, jobs)))
+
+
+_EXCLUDED = "excluded by the user"
+
+
+def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: bool, reuses: bool) -> LayerJob:
+    update = lora.layers[name]
+
+    def job(action: Action, reason: str | None = None, *, unknown: bool = False) -> LayerJob:
+        return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update), unknown)
+
+    if f"{name}.weight" not in target:
+        return job("drop", f"{target.where} has no such layer")
+    wrong = _misfit(name, update.shape, lora, target)
+    base = source if f"{name}.weight" in source else target
+    if looks_at_weight(update) and (alien := _misfit(name, update.shape, lora, base)):
+        return job("drop", f"{alien}, at which it has to look")
+    if not chosen:
+        return job("copy", f"{_EXCLUDED}, though {wrong}" if wrong else _EXCLUDED)
+    if wrong:
+        return job("drop", wrong)
+    missing = _misfit(name, update.shape, lora, source) if base is source else f"{source.where} has no such layer"
+    if missing:
+        return job("copy", f"{missing}, so its drift is unknown: copied, not transferred", unknown=not reuses)
+    return job("transfer")
+
+
+def _misfit(name: str, shape: tuple[int, int], lora: Lora, model: Target) -> str:
+    """Why an update of a shape cannot be added to the weight of a layer that the model has; "" where it can."""
+    weight = model.shape(f"{name}.weight")
+    matrix, kernel = (weight[0], prod(weight[1:])), lora.kernels.get(name, weight[2:])
+    if shape == matrix and len(weight) > 1 and same_kernel(kernel, weight[2:]):
+        return ""
+    return f"the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}"
+
+
+def _check_most(jobs: Sequence[LayerJob], lora: Lora, source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError where half of the layers or more have another shape: then it is another model."""
+    models: tuple[Target, ...] = (target, source)
+    here = [job for job in jobs if f"{job.name}.weight" in target]
+    found = [
+        (job.name, wrong)
+        for job in here
+        for wrong in [_misfit(job.name, job.shape, lora, model) for model in models if f"{job.name}.weight" in model]
+        if wrong
+    ]
+    if found and 2 * len({name for name, _ in found}) >= len(here):
+        name, wrong = found[0]
+        raise MismatchError(
+            f"layer {name}: {wrong}; this LoRA was made for another model (size): give the models that it belongs to"
+        )
+
+
+def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in lora.layers):
+            example = next(iter(lora.layers))
+            raise SettingsError(f"pattern {pattern!r} fits no layer of the LoRA; names look like {example!r}")
+
+
+def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
+    missing_in: Target = target if not any(f"{name}.weight" in target for name in lora.layers) else source
+    family = missing_in.model.family if isinstance(missing_in, Accelerated) else missing_in.family
+    return nothing_fits(lora, missing_in.where, missing_in.layers, family)
+
+
+def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[LayerJob]) -> list[str]:
+    found = list(lora.notes)
+    if set(source.paths) == set(target.paths) and source.part == target.part:
+        found.append(NO_DRIFT)
+    models: tuple[Target, ...] = (source, target)
+    found += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
+    exact = isinstance(target, Accelerated) and target.on_source  # its drift is no difference of two files
+    for model in models:
+        if model.extra:
+            found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
+        if model.quantized and not exact:
+            found.append(
+                f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
+                "drift is compared with it, layer by layer"
+            )
+    if unknown := [job.name for job in jobs if job.drift_unknown]:
+        found.append(
+            f"{len(unknown)} of the LoRA's {len(jobs)} layers are in {target.where}, but not in {source.where} under "
+            f"these names and in this shape: {_some(unknown)}; their drift is unknown, so they are copied, not "
+            "transferred"
+        )
+    if forced := [job.name for job in jobs if job.action == "copy" and _misfit(job.name, job.shape, lora, target)]:
+        found.append(
+            f"{_some(forced)}: excluded, so copied as asked, but of another shape than in {target.where}: loaders may "
+            "refuse the file for it"
+        )
+    known = {*source, *source.absent, *(f"{name}.weight" for name in lora.layers)}
+    if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
+        found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
+    if isinstance(target, Accelerated):
+        found += target.notes(lora.layers, len(lora.layers))
+    found += _kinds(lora)
+    return found
+
+
+def _kinds(lora: Lora) -> list[str]:
+    """What the output is where the input is no plain LoRA."""
+    counts = Counter(kind_of(update) for update in lora.layers.values())
+    others = ", ".join(f"{count} layers are {kind}" for kind, count in sorted(counts.items()) if kind != "LoRA")
+    dora = ", of a DoRA what --dora says: all that it adds to the source's weights, or its factors"
+    return [f"{others}: a plain LoRA is written{dora if counts['DoRA'] else ''}"] if others else []
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,210 @@
+"""LoRAs baked into a checkpoint, for inference code that loads none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import InputError, SettingsError
+from loraport.plain_json import json_text
+from loraport.files.additions import Addition, Additions, additions, with_strength
+from loraport.files.models.presets import open_model
+from loraport.files.whole_weights import as_differences
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.encoders import with_encoders
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.models.write import VERSION, check_place, is_folder, write_model
+from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
+from loraport.files.formats.safetensors_read import read_safetensors
+
+MERGED = "loraport.merged"
+Watch = Callable[[str, int, int], None]
+"""(what is done, bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One LoRA of a merge: its name, content, strength, and what it adds to the model."""
+
+    place: str
+    strength: float
+    lora: Lora
+    adds: Additions
+
+    def provenance(self) -> dict[str, Any]:
+        """What the written file says of it."""
+        return {"lora": self.lora.path.name, "sha256": self.lora.sha256, "strength": self.strength}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A finished merge."""
+
+    output: str
+    files: int
+    parameters: int
+    """Tensors of the model."""
+    changed: int
+    """How many of them a LoRA was added to."""
+    loras: tuple[Mapping[str, Any], ...]
+    keys: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def lost(self) -> bool:
+        """Whether some key of a LoRA has no place in the model."""
+        return bool(self.keys["dropped"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {**vars(self), "loras": list(self.loras), "keys": dict(self.keys), "notes": list(self.notes)}
+
+    def words(self) -> dict[str, str]:
+        """The same for people."""
+        keys = self.keys
+        return {
+            "wrote": self.output,
+            "tensors": f"{self.changed} changed, {self.parameters - self.changed} copied bit by bit",
+            "LoRAs": ", ".join(f"{one['lora']} at strength {one['strength']:g}" for one in self.loras),
+            "keys": f"{keys['in']} in: {keys['merged']} merged, {len(keys['dropped'])} dropped",
+        }
+
+
+def merge(
+    model_place: str,
+    loras: Sequence[str],
+    output: str,
+    *,
+    part: str | None = None,
+    lora_part: str | None = None,
+    watch: Watch | None = None,
+) -> Merge:
+    """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
+
+    Raises InputError for what cannot be read or does not belong together, OutputError for what cannot be written.
+    """
+    if not loras:
+        raise SettingsError("there is no LoRA to merge; give at least one")
+    output = os.path.expanduser(output)
+    model = with_encoders(open_model(model_place, part=part))
+    check_place(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
+    parts = [_ingredient(text, model, lora_part) for text in loras]
+    check_place(Path(output), model, [one.lora.path for one in parts])
+    found: dict[str, list[Addition]] = {}
+    for one in parts:
+        for name, some in one.adds.by_parameter.items():
+            found.setdefault(name, []).extend(some)
+    _refuse_codes(model, found)
+    changed = {name: partial(summed, model, name, some) for name, some in found.items()}
+    write_model(Path(output), model, changed, _metadata(model, parts), progress_of("merging", model.bytes, watch))
+    return Merge(
+        output,
+        len(model.paths),
+        len(model.stored),
+        sum(any(name in changed for name, _ in pieces) for _, pieces in model.stored.values()),
+        tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
+        _keys(parts),
+        (*model.notes, *_notes_on(parts), *_notes(model, output)),
+    )
+
+
+def _refuse_codes(model: Checkpoint, changed: Container[str]) -> None:
+    """Raises InputError where a parameter is stored as codes that would change, or that cannot be copied."""
+    for stored, pieces in model.stored.values():
+        if stored.coded is None:
+            continue
+        if stored.path.suffix not in SAFETENSORS or any(name in changed for name, _ in pieces):
+            raise InputError(
+                f"{model.where}: {stored.key} is stored as {stored.coded.format}, to which nothing can be added "
+                "exactly; merge into its bf16, fp16 or fp32 file and quantise the result"
+            )
+
+
+def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
+    """A parameter with everything added to it, in its own dtype; the sum is made in float32, or float64 as stored.
+
+    Raises InputError where the parameter is of no kind that can be added to, or the sum does not fit its dtype.
+    """
+    stored = model.tensor(name)
+    if not stored.dtype.is_floating_point or stored.dtype.itemsize == 1:
+        raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
+    own = any(term.looks_at_weight for term in terms)  # they look at the weight as it was before
+    W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
+    for term in terms:
+        term.add_to(W, stored)
+    rounded = W.to(stored.dtype)
+    if not torch.isfinite(rounded).all():
+        raise InputError(f"{model.where}: {name} with the LoRAs is not finite in {stored.dtype}; lower the strength")
+    return rounded
+
+
+def _ingredient(text: str, model: Checkpoint, part: str | None) -> Ingredient:
+    place, strength = with_strength(text)
+    lora = as_differences(read_lora(place, dense=True, keep=False, part=part), model)
+    return Ingredient(place, strength, lora, additions(lora, strength, model))
+
+
+def progress_of(text: str, total: int, watch: Watch | None) -> Callable[[int], None]:
+    """What `write_model` tells of each tensor, summed up for someone who watches."""
+    done = 0
+
+    def written(size: int) -> None:
+        nonlocal done
+        done += size
+        if watch is not None:
+            watch(text, done, total)
+
+    return written
+
+
+def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:
+    """Names without folders, contents by hash; what an earlier merge wrote stays true."""
+    base = {"model": Path(model.where).name, "identity": model.identity()}
+    steps = [*_earlier(model), {**base, "loras": [part.provenance() for part in parts]}]
+    return {MERGED: json_text(steps, sort_keys=True), VERSION: loraport.__version__}
+
+
+def _earlier(model: Checkpoint) -> list[Any]:
+    path = model.paths[0]
+    text = read_safetensors(path).metadata.get(MERGED, "[]") if path.suffix in SAFETENSORS else "[]"
+    try:
+        steps = json.loads(text)
+    except ValueError:
+        return []
+    return steps if isinstance(steps, list) else []
+
+
+def _keys(parts: Sequence[Ingredient]) -> dict[str, Any]:
+    """All LoRAs' keys together; a dropped one is named with its file where there are several."""
+    dropped = [
+        [key if len(parts) == 1 else f"{part.lora.path.name}: {key}", reason]
+        for part in parts
+        for key, reason in part.adds.dropped
+    ]
+    merged = sum(part.adds.merged for part in parts)
+    return {"in": merged + len(dropped), "merged": merged, "dropped": dropped}
+
+
+def _notes_on(parts: Sequence[Ingredient]) -> list[str]:
+    """What was found in the LoRAs; each is named where there are several."""
+    return [note if len(parts) == 1 else f"{part.lora.path.name}: {note}" for part in parts for note in part.lora.notes]
+
+
+def _notes(model: Checkpoint, output: str) -> list[str]:
+    path = model.paths[0]
+    folder = path.parent.name
+    if path.suffix not in SAFETENSORS:
+        part = f", part {model.part!r}" if model.part else ""
+        return [f"{path.name}{part} is now a safetensors file with the same keys; other parts are not in it"]
+    if is_folder(model) and folder in INNER_FOLDERS and not model.where.rstrip("/").endswith(folder):
+        return [f"{output} takes the place of {folder}/ in the pipeline"]
+    return []

@@ -1,0 +1,120 @@
+"""Gains: how strong each group of an adapter's layers should be on the target, from differences and a ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.sampling.pair import Updates
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.hooks import module_type
+from loraport.errors import unknown_name
+from loraport.spectral.svd import LowRank
+
+Grouping = Literal["type", "layer"]
+GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": module_type, "layer": str}
+STEP = 0.1
+RIDGES = (0.01, 0.1, 1.0, 10.0)
+STRIDES = (1.0, 0.5)
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Gains:
+    """A factor for each group of layers."""
+
+    grouping: Grouping
+    factors: Mapping[str, float]
+    errors: tuple[float, ...]
+    """The held-out END error before, and after each round that was kept."""
+
+    def applied(self, updates: Updates) -> dict[str, LowRank]:
+        """The updates, each times its group's factor; groups that were not fitted keep theirs."""
+        group = GROUPINGS[self.grouping]
+        return {name: update.scaled(self.factors.get(group(name), 1.0)) for name, update in updates.items()}
+
+
+def gain_groups(updates: Updates, grouping: str) -> tuple[str, ...]:
+    """The groups of an adapter's layers. Raises SettingsError for an unknown grouping."""
+    if grouping not in GROUPINGS:
+        raise unknown_name("grouping of gains", grouping, GROUPINGS)
+    return tuple(sorted({GROUPINGS[grouping](name) for name in updates}))
+
+
+def fit_gains(
+    fit: EndEffect, check: EndEffect, updates: Updates, grouping: Grouping = "type", *, guarded: bool = True
+) -> Gains:
+    """Factors c that bring the target's samples closest to E* on `fit`, kept only as far as `check` confirms them.
+
+    J_g = [target(z; c + 0.1·e_g) − target(z; c)] / 0.1 over whole runs of the target. Two rounds. Unguarded, each
+    round takes the middle ridge and the whole step, whatever `check` says.
+    """
+    groups = gain_groups(updates, grouping)
+    c = torch.ones(len(groups), dtype=torch.float64)
+    gains = Gains(grouping, dict.fromkeys(groups, 1.0), ())
+    errors = [float(check.errors(updates).double().mean())]
+    for _ in range(ROUNDS):
+        JJ, Jr = _normal_equations(fit, updates, gains)
+        steps = [
+            (ridge, stride)
+            for ridge in (RIDGES if guarded else RIDGES[1:2])
+            for stride in (STRIDES if guarded else (1.0,))
+        ]
+        tried = [_with(gains, c + stride * ridge_step(JJ, Jr, c, ridge)) for ridge, stride in steps]
+        losses = [float(check.errors(one.applied(updates)).double().mean()) for one in tried]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        if guarded and not losses[best] < errors[-1]:
+            break
+        gains, c = tried[best], torch.tensor([tried[best].factors[group] for group in groups], dtype=torch.float64)
+        errors.append(losses[best])
+    return Gains(grouping, gains.factors, tuple(errors))
+
+
+def ridge_step(
+    JJ: Float[Tensor, "g g"], Jr: Float[Tensor, " g"], c: Float[Tensor, " g"], ridge: float
+) -> Float[Tensor, " g"]:
+    """(J·Jᵀ + L)⁻¹·(J·r − L·(c − 1)) with L = ridge · tr(J·Jᵀ) / G · I: a least-squares step that is drawn towards 1.
+
+    Zero where the gains do nothing at all.
+    """
+    pull = ridge * float(JJ.trace()) / len(c)
+    if pull == 0:
+        return torch.zeros_like(c)
+    return torch.linalg.solve(JJ + pull * torch.eye(len(c), dtype=JJ.dtype), Jr - pull * (c - 1))
+
+
+def jacobian(sample: Callable[[Gains], Tensor], gains: Gains) -> tuple[Float[Tensor, "g m"], Tensor]:
+    """Forward differences of `sample` in each gain, and the sample at the gains themselves."""
+    here = sample(gains)
+    values = list(gains.factors.values())
+    rows = []
+    for number in range(len(values)):
+        moved = torch.tensor(values, dtype=torch.float64)
+        moved[number] += STEP
+        rows.append(((sample(_with(gains, moved)) - here) / STEP).flatten().double())
+    return torch.stack(rows), here
+
+
+def _normal_equations(fit: EndEffect, updates: Updates, gains: Gains) -> tuple[Tensor, Tensor]:
+    """J·Jᵀ and J·r, summed over batches: no more than one batch's Jacobian is held."""
+    size = len(gains.factors)
+    JJ, Jr = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for batch, wanted in zip(fit.batches, fit.wanted, strict=True):
+        J, here = jacobian(lambda moved, batch=batch: fit.sample(batch, moved.applied(updates)), gains)  # type: ignore[misc]
+        JJ += J @ J.mT
+        Jr += J @ (wanted - here).flatten().double()
+    return JJ, Jr
+
+
+def _with(gains: Gains, c: Tensor) -> Gains:
+    return Gains(gains.grouping, dict(zip(gains.factors, c.tolist(), strict=True)), gains.errors)
+
+
+def gain_passes(groups: int, fit: int, check: int, run: int) -> int:
+    """Passes of the target: the differences, and the candidates of every round."""
+    return run * (check + ROUNDS * ((1 + groups) * fit + len(RIDGES) * len(STRIDES) * check))

@@ -1,0 +1,144 @@
+"""Calibration: gains, then readout, each accepted on held-out clips only; the result is an ordinary adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from loraport.sampling.calibration.gains import Gains, Grouping, fit_gains, gain_groups, gain_passes
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pair import Clips, Pair, Updates
+from loraport.sampling.calibration.readout import RANK, ReadoutStep, fit_readout, readout_passes
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.calibration.residual_writers import writing_layers
+from loraport.errors import SettingsError
+from loraport.spectral.svd import LowRank, shortened
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How an adapter is calibrated."""
+
+    clips: int = 32
+    """To fit to; as many again decide what is accepted."""
+    gains: Grouping | Literal["none"] = "type"
+    readout: bool = True
+    readout_rank: int = RANK
+    last_blocks: int | None = None
+    """Readout corrects the writers of the last so many blocks; None: of all where there are few, of the last third."""
+    guarded: bool = True
+    rank: Literal["auto", "source"] = "auto"
+    """auto: what readout adds comes on top of the adapter's rank; source: each sum is cut back to it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "readout_rank"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name.replace('_', ' ')} is {getattr(self, name)}, but it must be 1 or more")
+        if self.rank not in ("auto", "source"):
+            raise SettingsError(f"rank {self.rank!r} is none of: auto (what readout adds comes on top), source")
+
+    def as_json(self) -> dict[str, Any]:
+        """For the JSON output and the file's metadata."""
+        return asdict(self)
+
+    @property
+    def roles(self) -> tuple[Clips, Clips]:
+        """The clips to fit to, and those that decide."""
+        return Clips("fit", 0, self.clips, self.seed), Clips("check", 0, self.clips, self.seed)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The calibrated updates, and what was done."""
+
+    updates: dict[str, LowRank]
+    gains: Gains | None
+    steps: tuple[ReadoutStep, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """What was accepted, for the JSON output."""
+        return {
+            "gains": None if self.gains is None else dict(self.gains.factors),
+            "gain_errors": [] if self.gains is None else list(self.gains.errors),
+            "readout": [asdict(step) for step in self.steps],
+        }
+
+
+NOTHING = 1e-8
+"""Below this share of the adapter's effect the error is rounding, and nothing is changed."""
+FEW_BLOCKS = 12
+"""Up to here readout corrects all blocks; in deeper networks the last third, through which the identity may hold."""
+
+
+def corrected_layers(pair: Pair, settings: CalibrationSettings) -> tuple[str, ...]:
+    """The writers that readout will correct."""
+    if not settings.readout:
+        return ()
+    return writing_layers(pair.network(), _last(pair, settings))
+
+
+def _last(pair: Pair, settings: CalibrationSettings) -> int | None:
+    blocks = len({layer.split(".")[1] for layer in writing_layers(pair.network())})
+    return settings.last_blocks if settings.last_blocks or blocks <= FEW_BLOCKS else blocks // 3
+
+
+def calibration_passes(pair: Pair, updates: Updates, settings: CalibrationSettings) -> dict[str, int]:
+    """Passes of a calibration with nothing in the store, by network."""
+    n, run, looks = settings.clips, pair.passes.target, pair.passes.looks
+    target = 3 * n * run
+    if settings.gains != "none" and updates:
+        target += gain_passes(len(gain_groups(updates, settings.gains)), n, n, run)
+    if settings.readout:
+        target += readout_passes(len(corrected_layers(pair, settings)), n, n, run, looks)
+    return {"source": 4 * n * pair.passes.source, "target": target}
+
+
+def calibrate(
+    pair: Pair,
+    adapter: Updates,
+    start: Updates | None = None,
+    settings: CalibrationSettings | None = None,
+    *,
+    store: SampleStore | None = None,
+    meter: Meter | None = None,
+) -> Calibrated:
+    """Updates of the target that have the adapter's effect on the source, from `start` (the adapter itself) onwards.
+
+    Where `start` misses nothing, it is returned as it is.
+
+    Raises SettingsError and MismatchError where readout is asked for and the target does not allow it.
+    """
+    settings = settings or CalibrationSettings()
+    start = dict(adapter if start is None else start)
+    store = store or SampleStore(None)
+    meter = meter or Meter(sum(calibration_passes(pair, start, settings).values()))
+    fit, check = (EndEffect(pair, adapter, role, store, meter) for role in settings.roles)
+    if float(check.errors(start).double().mean()) <= NOTHING * check.size():
+        return Calibrated(start, None, ())
+    now, gains = start, None
+    steps: tuple[ReadoutStep, ...] = ()
+    if settings.gains != "none" and start:
+        gains = fit_gains(fit, check, now, settings.gains, guarded=settings.guarded)
+        now = gains.applied(now)
+    if settings.readout:
+        readout = fit_readout(
+            fit, check, now,
+            rank=settings.readout_rank, last=_last(pair, settings), guarded=settings.guarded,
+        )  # fmt: skip
+        now, steps = readout.updates, readout.steps
+    return Calibrated(cut_back(now, start, settings) if settings.rank == "source" else now, gains, steps)
+
+
+def cut_back(updates: Updates, start: Updates, settings: CalibrationSettings) -> dict[str, LowRank]:
+    """The updates at no more than the rank of those it began with."""
+    own = max((update.rank for update in start.values()), default=settings.readout_rank)
+    return {name: shortened(update, own) if update.rank > own else update for name, update in updates.items()}
+
+
+def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:
+    """Memory of the largest solve beside the networks: float64 moments of every look, with C's eigenvectors."""
+    shapes = pair.layers()
+    widest = max((shapes[layer][1] for layer in corrected_layers(pair, settings)), default=0)
+    return 8 * widest**2 * (len(pair.looks) + 3)

@@ -1,0 +1,99 @@
+"""Candidates by name or file, and calibrated adapters written as ordinary LoRA files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import loraport
+from loraport.sampling.pair import Pair, Updates
+from loraport.sampling.hooks import scaled
+from loraport.errors import MismatchError, OutputError, SettingsError
+from loraport.plain_json import json_text
+from loraport.files.additions import with_strength
+from loraport.transfer.output import TORCH_DTYPES
+from loraport.spectral.svd import LowRank
+from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
+from loraport.files.disk.user_places import expanded
+from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
+
+NONE, DIRECT = "none", "direct"
+
+
+def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tuple[str, ...]]:
+    """A LoRA with its strength (`LORA*0.8`) as updates of the pair's layers, and a note on what cannot be put on.
+
+    Raises MismatchError where none of its layers is there.
+    """
+    path, strength = with_strength(place)
+    lora = read_lora(path)
+    known = pair.layers()
+    missing = sorted(set(lora.layers) - set(known))
+    updates = {name: plain(name, update, place) for name, update in lora.layers.items() if name in known}
+    if not updates:
+        raise MismatchError(f"{place}: none of its {len(lora.layers)} layers is in the model; was it made for it?")
+    notes = []
+    if missing:
+        notes.append(
+            f"{place}: {len(missing)} layers are left out, the model has no linear layer {missing[0]}, for one"
+        )
+    if lora.extras:
+        notes.append(
+            f"{place}: {len(lora.extras)} keys beside the factors are left out, {sorted(lora.extras)[0]}, for one"
+        )
+    return lora, scaled(updates, strength), tuple(notes)
+
+
+def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
+    """The factors of a layer's update. Raises MismatchError where it has none, as DoRAs and full differences."""
+    if isinstance(update, Product):
+        return update.low_rank()
+    if not isinstance(update, LowRank):
+        raise MismatchError(
+            f"{place}: the update of {name} is a {kind_of(update)}, not a product of factors; what is sampled here is "
+            "LoRA, LoHa and LoKr; write it as a LoRA first (loraport transfer --method direct --as lora)"
+        )
+    return update
+
+
+def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, LowRank], tuple[str, ...]]:
+    """The updates that a candidate means: `none`, `direct`, `direct:1.15`, or a LoRA on the target, and notes on it.
+
+    Raises SettingsError for a strength that is no number.
+    """
+    if text == NONE:
+        return {}, ()
+    if text == DIRECT or text.startswith(f"{DIRECT}:"):
+        _, colon, number = text.partition(":")
+        try:
+            return scaled(direct, float(number) if colon else 1.0), ()
+        except ValueError as error:
+            raise SettingsError(f"{text!r}: {number!r} is no strength; write direct:1.15") from error
+    _, updates, notes = read_adapter(text, pair)
+    return updates, notes
+
+
+def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | None]) -> None:
+    """Refuse, before any pass, an output that could not be written afterwards, or is an input. Raises OutputError."""
+    path = expanded(output)
+    check_form(path, output_dialect(lora, format).folder)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder; make it first")
+    check_apart(path, (lora.path, *inputs))
+
+
+def write_calibrated(
+    path: str, updates: Mapping[str, LowRank], lora: Lora, facts: Mapping[str, Any], *, dtype: str, format: str
+) -> WrittenLora:
+    """An adapter file with the updates, and in its metadata how they came about."""
+    provenance = {
+        "version": loraport.__version__,
+        "method": "calibrated",
+        "lora": lora.path.name,
+        "lora_sha256": lora.sha256,
+        **{name: json_text(value, sort_keys=True) for name, value in facts.items()},
+        "note": "fitted to the adapter's effect by sampling both models on random noise; made for this target only",
+    }
+    return write_lora(expanded(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)

@@ -1,0 +1,188 @@
+"""The runs behind `loraport score` and `loraport calibrate`: inputs read, passes planned, results as one object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes, solve_bytes
+from loraport.sampling.choice.candidates import DIRECT, NONE, check_place, read_adapter, read_candidate, write_calibrated
+from loraport.sampling.calibration.gains import GROUPINGS
+from loraport.sampling.choice.guard import Verdict, decide
+from loraport.sampling.pass_counter import Meter, Watch
+from loraport.sampling.pair import Pair
+from loraport.sampling.score import Score, judged_clips, score, score_passes
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.end_error import EndEffect
+from loraport.errors import unknown_name
+from loraport.transfer.output import TORCH_DTYPES
+from loraport.transfer.stopwatch import peak_rss_bytes
+
+Table = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What to score, on how many clips, and where samples are kept."""
+
+    candidates: tuple[str, ...]
+    lora: str
+    clips: int
+    seed: int
+    cache: str | None
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What to calibrate, how, and where the result goes."""
+
+    lora: str
+    output: str
+    start: str | None
+    gains: str
+    readout: bool
+    rank: str
+    budget: int | None
+    clips: int
+    seed: int
+    cache: str | None
+    format: str
+    dtype: str
+
+    def settings(self) -> CalibrationSettings:
+        """The settings of the calibration. Raises SettingsError for unknown names."""
+        if self.gains not in (*GROUPINGS, NONE):
+            raise unknown_name("grouping of gains", self.gains, (*GROUPINGS, NONE))
+        if self.rank not in ("auto", "source"):
+            raise unknown_name("rank of a calibration", self.rank, ("auto", "source"))
+        return CalibrationSettings(self.clips, self.gains, self.readout, rank=self.rank, seed=self.seed)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Effected:
+    """What a run found, as JSON and as a table of words."""
+
+    facts: Mapping[str, Any]
+    rows: Table
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return dict(self.facts)
+
+    def table(self) -> Table:
+        """For people."""
+        return self.rows
+
+
+def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, dry_run: bool = False) -> Effected:
+    """Scores of the candidates on clips drawn for judging."""
+    began = time.perf_counter()
+    _, direct, notes = read_adapter(request.lora, pair)
+    read = {text: read_candidate(text, direct, pair) for text in dict.fromkeys((DIRECT, *request.candidates))}
+    planned = score_passes(pair, request.clips, len(read))
+    if dry_run:
+        words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
+        return Effected(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
+    meter = Meter(planned, watch)
+    store = SampleStore(request.cache)
+    effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, meter)
+    rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()})
+    facts = {
+        "clips": request.clips,
+        "prompts": len(set(pair.prompts(effect.clips))),
+        "scores": [row.as_json() for row in rows],
+        "target_sampler": pair.sampler.as_json(),
+        "notes": [*pair.notes, *notes, *(note for _, more in read.values() for note in more)],
+        **_spent(meter, began),
+    }
+    counted = f"{request.clips}, of {facts['prompts']} prompts"
+    return Effected(facts, (("clips", counted), _sampled(pair), *score_table(rows)))
+
+
+def run_calibration(
+    pair: Pair, request: CalibrationRequest, *, watch: Watch | None = None, dry_run: bool = False
+) -> Effected:
+    """Calibrates, judges the result on clips of its own, and writes it, or direct reuse where that is no worse."""
+    began = time.perf_counter()
+    settings = request.settings()
+    lora, adapter, notes = read_adapter(request.lora, pair)
+    start, more = (adapter, ()) if request.start is None else read_candidate(request.start, adapter, pair)
+    if request.dtype not in TORCH_DTYPES:
+        raise unknown_name("dtype", request.dtype, TORCH_DTYPES)
+    check_place(request.output, lora, request.format, (request.start, request.cache))
+    planned = calibration_passes(pair, start, settings)
+    planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
+    if dry_run:
+        return _estimate(pair, planned, solve_bytes(pair, settings))
+    meter, store = Meter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
+    done = calibrate(pair, adapter, start, settings, store=store, meter=meter)
+    effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
+    candidates = {DIRECT: adapter, **({request.start: start} if request.start else {}), "calibrated": done.updates}
+    rows = score(effect, adapter, candidates)
+    verdict = decide(rows, request.clips)
+    kept = candidates[verdict.kept]
+    told = {"settings": settings.as_json(), "calibration": done.as_json(), "guard": verdict.as_json()}
+    written = write_calibrated(request.output, kept, lora, told, dtype=request.dtype, format=request.format)
+    facts = {
+        "output": request.output,
+        "kept": verdict.kept,
+        **told,
+        "rank": written.rank,
+        "target_sampler": pair.sampler.as_json(),
+        "notes": [*pair.notes, *notes, *more],
+        **_spent(meter, began),
+    }
+    kept_as = ("kept", _sentence(verdict))
+    return Effected(facts, (("wrote", request.output), kept_as, _sampled(pair), *score_table(rows)))
+
+
+def _sentence(verdict: Verdict) -> str:
+    return f"{verdict.kept}: {verdict.reason}"
+
+
+def score_table(rows: tuple[Score, ...]) -> Table:
+    """Scores in words, a line each."""
+    return tuple((row.label, _in_words(row)) for row in rows)
+
+
+def _in_words(row: Score) -> str:
+    missed = "" if row.left is None else f", {100 * row.left.value:.0f} % of the effect missed"
+    if row.label == DIRECT or row.of_direct is None:
+        return f"end error {row.error.value:.3g}{missed}"
+    share = row.of_direct
+    return (
+        f"end error {row.error.value:.3g}{missed}; {100 * share.value:.0f} % of direct's "
+        f"({100 * share.low:.0f} to {100 * share.high:.0f}), lower in {row.better} of {row.better + row.worse} clips, "
+        f"sign test p = {row.p:.2g}"
+    )
+
+
+NOTHING_WRITTEN = ("written", "nothing")
+
+
+def _sampled(pair: Pair) -> tuple[str, str]:
+    return ("target", pair.sampler.in_words())
+
+
+def _planned(pair: Pair, facts: dict[str, Any]) -> dict[str, Any]:
+    return {**facts, "target_sampler": pair.sampler.as_json(), "notes": list(pair.notes), "dry_run": True}
+
+
+def _estimate(pair: Pair, planned: Mapping[str, int], solving: int) -> Effected:
+    facts = _planned(pair, {"passes": dict(planned), "solve_bytes": solving})
+    passes = (
+        f"at most {sum(planned.values())} passes: {planned['source']} of the source and {planned['target']} of the "
+        f"target to fit and accept, {planned['judging']} of both to judge"
+    )
+    memory = f"{solving / 1e6:.3g} MB beside the networks for the largest solve"
+    return Effected(facts, (_sampled(pair), ("would take", passes), ("memory", memory), NOTHING_WRITTEN))
+
+
+def _spent(meter: Meter, began: float) -> dict[str, Any]:
+    return {
+        "passes": meter.as_json(),
+        "seconds": time.perf_counter() - began,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }

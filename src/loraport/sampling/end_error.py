@@ -1,0 +1,106 @@
+"""The END targets of an adapter, and how far a target model with some updates is from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pair import Chain, Clips, Pair, Updates
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.hooks import adapted, fingerprint
+from loraport.errors import InputError
+from loraport.spectral.svd import LowRank
+
+BARE: dict[str, LowRank] = {}
+
+
+def finite(role: str, latents: Tensor) -> Tensor:
+    """Return the latents. Raises InputError where they are none: nothing measured on them would mean anything."""
+    if not torch.isfinite(latents).all():
+        raise InputError(
+            f"sampling the {role} gave values that are not finite; try it with other adapters, a lower guidance, or on "
+            "the CPU, which samples in float32"
+        )
+    return latents
+
+
+class EndEffect:
+    """What an adapter does to a set of clips: E* = target(z; bare) + source(z; adapter) − source(z; bare).
+
+    The target's own errors are in E* on both sides: only the adapter's effect is asked for. The END error of updates d
+    is mean ‖seen(target(z; d)) − seen(E*)‖² per clip.
+    """
+
+    def __init__(self, pair: Pair, adapter: Updates, clips: Clips, store: SampleStore, meter: Meter) -> None:
+        """Samples the source without and with the adapter, then the bare target; batches found in the store are not."""
+        self.pair, self.clips, self.store, self.meter = pair, clips, store, meter
+        self.batches = tuple(clips.batches(pair.batch))
+        self.plain = tuple(self._chain(batch, BARE) for batch in self.batches)
+        self.styled = tuple(self._chain(batch, adapter) for batch in self.batches)
+        self.wanted = tuple(
+            self._end(batch, BARE) + styled.end - plain.end
+            for batch, styled, plain in zip(self.batches, self.styled, self.plain, strict=True)
+        )
+
+    def size(self) -> float:
+        """Mean square of what the adapter does to the source's clips."""
+        moved = [(a.end - b.end).square().flatten(1).mean(1) for a, b in zip(self.styled, self.plain, strict=True)]
+        return float(torch.cat(moved).double().mean())
+
+    def errors(self, updates: Updates, *, keep: bool = False) -> Tensor:
+        """The END error of each clip: [n]. `keep` leaves the target's samples in the store."""
+        found = [
+            end_error(self.pair, self._end(batch, updates) if keep else self.sample(batch, updates), wanted)
+            for batch, wanted in zip(self.batches, self.wanted, strict=True)
+        ]
+        return torch.cat(found)
+
+    def sample(self, batch: Clips, updates: Updates) -> Tensor:
+        """The target's latents with these updates."""
+        latents = finite("target", self.pair.target(batch, updates)).float().cpu()
+        self.meter.count("target", target=len(batch) * self.pair.passes.target)
+        return latents
+
+    def segments(self) -> Iterator[tuple[Clips, Chain, Chain]]:
+        """Each batch with its chain with the adapter and the one without."""
+        yield from zip(self.batches, self.styled, self.plain, strict=True)
+
+    def _chain(self, batch: Clips, updates: Updates) -> Chain:
+        passes, before = len(batch) * self.pair.passes.source, self.store.made
+
+        def make() -> dict[str, Tensor]:
+            chain = self.pair.source(batch, updates)
+            finite("source", chain.states)
+            return {"states": chain.states, "velocities": chain.velocities}
+
+        tensors = self.store.recall(f"source {self.pair.source_identity} {fingerprint(updates)} {batch}", make)
+        fresh = self.store.made > before
+        self.meter.count("source", source=passes * fresh, recalled=passes * (not fresh))
+        return Chain(tensors["states"], tensors["velocities"])
+
+    def _end(self, batch: Clips, updates: Updates) -> Tensor:
+        passes, before = len(batch) * self.pair.passes.target, self.store.made
+        tensors = self.store.recall(
+            f"target {self.pair.target_identity} {fingerprint(updates)} {batch}",
+            lambda: {"end": finite("target", self.pair.target(batch, updates))},
+        )
+        fresh = self.store.made > before
+        self.meter.count("target", target=passes * fresh, recalled=passes * (not fresh))
+        return tensors["end"]
+
+
+def end_error(pair: Pair, latents: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared distance of each clip from what is wanted: [n]."""
+    return (pair.seen(latents) - pair.seen(wanted)).square().flatten(1).mean(1)
+
+
+@torch.no_grad()
+def own_velocities(pair: Pair, batch: Clips, plain: Chain, meter: Meter) -> tuple[Tensor, ...]:
+    """v_t(x_j) at every look, without any update: the target's own course."""
+    with adapted(pair.network(), BARE):
+        found = tuple(pair.velocity(look, batch, plain).float().cpu() for look in pair.looks)
+    meter.count("target", target=len(batch) * pair.passes.looks)
+    return found

@@ -1,0 +1,131 @@
+"""The network that is sampled, from the same reader as a transfer's: names, scales of codes, parts and shards alike.
+
+Diffusers' own loading drops what it does not know, the scales of fp8 weights among it, and samples another network
+without an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers import WanPipeline, WanTransformer3DModel
+from torch import Tensor
+
+from loraport.sampling.pipeline_files import GATE, opening, read_json
+from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+from loraport.files.names.families import WAN
+from loraport.files.names.lookup import parameter_in
+
+TEXT_ENCODER = "UMT5EncoderModel"
+
+
+def open_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    """Return the pipeline of a folder without its VAE: latents are all that is looked at.
+
+    Raises InputError for whatever is missing or damaged in the folder.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # ours says how far a run is
+    network, encoder = open_network(folder / "transformer", dtype), open_text_encoder(folder, dtype)
+    with opening("pipeline", folder):
+        pipe = WanPipeline.from_pretrained(folder, vae=None, transformer=network, text_encoder=encoder, dtype=dtype)
+    if pipe.tokenizer is None:
+        raise InputError(f"{folder} has no tokenizer; download the folder whole")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """Return Wan's text encoder, complete: transformers fills what a file lacks with random values and a warning.
+
+    Raises InputError where it is missing, of another class, or incomplete.
+    """
+    index = read_json(folder / "model_index.json").get("text_encoder")
+    if index != ["transformers", TEXT_ENCODER]:
+        raise InputError(f"{folder}: its text encoder is {index!r:.80}, not a {TEXT_ENCODER} of transformers")
+    place = folder / "text_encoder"
+    with opening("text encoder", folder):
+        loaded: Any = transformers.UMT5EncoderModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    encoder, told = loaded
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise InputError(f"{place} lacks {len(missing)} parameters, {missing[0]!r} for one; download it again")
+    return encoder.eval()
+
+
+def open_network(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """Return a Wan transformer with its weights, ready for sampling.
+
+    Raises FileFormatError for a file that lacks parameters of its configuration, has others, or holds values that are
+    not finite; MismatchError where shapes differ.
+    """
+    checkpoint = open_checkpoint(folder)
+    network = empty_network(read_json(folder / "config.json"), folder)
+    wanted = network.state_dict()
+    names = _spelled(checkpoint)
+    _check(names, wanted, checkpoint, folder)
+    state = {name: _value(checkpoint, own, _kept(name, network, dtype)) for name, own in names.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def empty_network(config: dict[str, Any], folder: Path) -> WanTransformer3DModel:
+    """Return the network of a configuration, its parameters without values. Raises FileFormatError for a wrong one."""
+    try:
+        with init_empty_weights(include_buffers=False):
+            return WanTransformer3DModel.from_config(config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise FileFormatError(
+            f"{folder / 'config.json'} does not describe a WanTransformer3DModel: {error}; download it again"
+        ) from error
+
+
+def _spelled(checkpoint: Checkpoint) -> dict[str, str]:
+    """Diffusers' name of each parameter -> its name in the checkpoint; FastVideo's gates have none there.
+
+    Left out as well is what diffusers' own loading leaves out of published files.
+    """
+    names = {parameter_in(own, "diffusers", WAN) or own: own for own in checkpoint.names()}
+    unused = (GATE, *(WanTransformer3DModel._keys_to_ignore_on_load_unexpected or ()))
+    return {name: own for name, own in names.items() if not any(f".{part}." in f".{name}." for part in unused)}
+
+
+def _check(names: dict[str, str], wanted: dict[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
+    missing = [name for name in wanted if name not in names]
+    left = [name for name in names if name not in wanted]
+    if missing or left:
+        what = " and ".join(
+            f"{said} {len(some)} parameters ({', '.join(some[:3])}{' ...' if len(some) > 3 else ''})"
+            for said, some in (("lacks", missing), ("has beside it", left))
+            if some
+        )
+        raise FileFormatError(
+            f"{folder} {what}, by its config.json: another network would be sampled; download the folder whole"
+        )
+    for name, own in names.items():
+        if tuple(wanted[name].shape) != checkpoint.shape(own):
+            raise MismatchError(
+                f"{checkpoint.path(own)}: {checkpoint.key(own)!r} is {tuple(checkpoint.shape(own))}, by "
+                f"{folder / 'config.json'} {tuple(wanted[name].shape)}; give the folder whose files belong together"
+            )
+
+
+def _value(checkpoint: Checkpoint, own: str, dtype: torch.dtype) -> Tensor:
+    value = checkpoint.tensor(own)
+    if not torch.isfinite(value.float()).all():
+        raise FileFormatError(
+            f"{checkpoint.path(own)}: {checkpoint.key(own)!r} holds NaN or infinite values; use an undamaged file"
+        )
+    return value.to(dtype)
+
+
+def _kept(name: str, network: WanTransformer3DModel, dtype: torch.dtype) -> torch.dtype:
+    """Norms, time embedding and modulation stay in float32, as diffusers' own loading has them."""
+    kept = network._keep_in_fp32_modules or ()
+    return torch.float32 if any(part in name.split(".") for part in kept) else dtype

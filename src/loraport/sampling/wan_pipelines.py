@@ -1,0 +1,248 @@
+"""Diffusers' Wan pipelines as a pair: each with its own scheduler, latents only, one in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraport.sampling.network import empty_network, open_pipeline
+from loraport.sampling.pair import Chain, Clips, Look, Passes, Updates
+from loraport.sampling.pipeline_files import (
+    FASTVIDEO,
+    channels,
+    check_size,
+    folds,
+    identity,
+    pipeline_class,
+    pipeline_folder,
+    read_json,
+    sparse_gates,
+)
+from loraport.sampling.schedules import Entered, Renoising, find_sampler, fresh_noise, own_scheduler
+from loraport.sampling.hooks import adapted, linear_layers
+from loraport.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How both pipelines are sampled."""
+
+    prompts: tuple[str, ...]
+    frames: int = 17
+    height: int = 256
+    width: int = 448
+    source_steps: int = 30
+    source_guidance: float = 5.0
+    target_steps: int | None = None
+    """None: 4, or as many as the target's own timesteps are."""
+    target_timesteps: tuple[float, ...] = ()
+    """Where a target that re-noises looks; empty: where its pipeline says."""
+    target_guidance: float = 1.0
+    offload: bool = False
+    device: str | torch.device = "cpu"
+    batch: int = 1
+
+
+class PipelinePair:
+    """Two folders of `WanPipeline`; see `loraport.sampling.pair.Pair` for what each member means.
+
+    Where the target follows one course, the source's states at the target's levels are read off its own, which is
+    straight between two steps. Where the target re-noises, the source goes down from each level to a clip, and the clip
+    back up with the very noise that the target gets.
+    """
+
+    def __init__(self, source: str, target: str, settings: PipelineSettings) -> None:
+        """Reads headers only. Raises InputError for what is no pipeline, MismatchError for another class."""
+        self.settings, self.batch = settings, settings.batch
+        self.places = {"source": pipeline_folder(source), "target": pipeline_folder(target)}
+        if pipeline_class(self.places["source"]) == FASTVIDEO:
+            raise MismatchError(
+                f"{source} is a {FASTVIDEO}, a distilled model; the source is what the LoRA was made for"
+            )
+        self._check()
+        self.open: tuple[str, Any] | None = None
+        self.own: Any = None
+        """The open pipeline's scheduler; in a run another one may stand in its place."""
+        self.embedded: dict[str, Tensor] = {}
+        self.sampler = find_sampler(self.places["target"], settings.target_steps, settings.target_timesteps)
+        self.notes = _notes(target, sparse_gates(self.places["target"]))
+        levels, guided = self.sampler.levels, settings.target_guidance > 1
+        looks = tuple(Look(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(pairwise(levels)))
+        self.no_looks = (
+            "the target runs with guidance, which mixes two passes; use --target-guidance 1" if guided else None
+        )
+        self.looks = () if guided else looks
+        steps = self._source_steps() * (2 if settings.source_guidance > 1 else 1)
+        self.passes = Passes(steps, len(looks) * (2 if guided else 1), len(self.looks))
+        shown = {key: str(value) for key, value in asdict(settings).items() if key not in ("batch", "offload")}
+        course = f"{json.dumps(self.sampler.as_json())} {json.dumps(shown)}"
+        self.source_identity = f"{identity(self.places['source'])} {course}"
+        self.target_identity = f"{identity(self.places['target'])} {course}"
+
+    def _check(self) -> None:
+        """Whether both make clips of the same kind, of the size that was asked for."""
+        source, target = (channels(self.places[role]) for role in ("source", "target"))
+        if source != target:
+            raise MismatchError(
+                f"the source's latents have {source} channels and the target's {target}; such models cannot be compared"
+            )
+        for place in self.places.values():
+            check_size(place, self.settings.height, self.settings.width)
+
+    def prompts(self, clips: Clips) -> tuple[str, ...]:
+        known = self.settings.prompts
+        return tuple(known[number % len(known)] for number in range(clips.start, clips.stop))
+
+    def layers(self) -> Mapping[str, tuple[int, int]]:
+        folder = self.places["target"] / "transformer"
+        network = empty_network(read_json(folder / "config.json"), folder)
+        return {name: (layer.out_features, layer.in_features) for name, layer in linear_layers(network).items()}
+
+    @torch.no_grad()
+    def source(self, clips: Clips, updates: Updates) -> Chain:
+        return self._renoised(clips, updates) if self.sampler.renoises else self._passed(clips, updates)
+
+    @torch.no_grad()
+    def target(self, clips: Clips, updates: Updates) -> Tensor:
+        scheduler = Renoising.of(self.sampler, list(clips.generators("steps"))) if self.sampler.renoises else None
+        return self._sample("target", clips, updates, self._noise(clips), scheduler)[0][-1]
+
+    @torch.no_grad()
+    def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
+        network: Any = self.network()
+        device, dtype = self.settings.device, network.dtype
+        state = chain.states[:, look.step].to(device, dtype)
+        time = torch.full((len(clips),), self.sampler.times[look.step], device=device)
+        text = self._text("target", self.prompts(clips))[0].to(device, dtype)
+        return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
+
+    def network(self) -> nn.Module:
+        return self._opened("target").transformer
+
+    def seen(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def _passed(self, clips: Clips, updates: Updates) -> Chain:
+        """The source's one way down, at the target's levels."""
+        states, levels = self._sample("source", clips, updates, self._noise(clips))
+        kept = at_levels(torch.stack(states, dim=1), levels, self.sampler.levels)
+        widths = torch.tensor(self.sampler.levels).diff().reshape(1, -1, *(1 for _ in kept.shape[2:]))
+        return Chain(kept, kept.diff(dim=1) / widths)
+
+    def _renoised(self, clips: Clips, updates: Updates) -> Chain:
+        """From each level down to a clip, which is taken back to the next level with the noise the target gets."""
+        states, velocities, generators = [self._noise(clips)], [], list(clips.generators("steps"))
+        self._opened("source")
+        for now, then in pairwise(self.sampler.levels):
+            clean = self._sample("source", clips, updates, states[-1], Entered(self.own, now))[0][-1]
+            velocities.append((states[-1] - clean) / now)
+            noise = fresh_noise(generators, clean.shape[1:])
+            states.append((1 - then) * clean + then * noise if then > 0 else clean)
+        return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
+
+    def _source_steps(self) -> int:
+        """Steps of one of the source's chains."""
+        scheduler, steps = own_scheduler(self.places["source"]), self.settings.source_steps
+        count = 0
+        for level in self.sampler.levels[:-1] if self.sampler.renoises else (1.0,):
+            entered = Entered(scheduler, level)
+            entered.set_timesteps(steps)
+            count += len(entered.timesteps)
+        return count
+
+    def _sample(
+        self, role: str, clips: Clips, updates: Updates, start: Tensor, scheduler: Any = None
+    ) -> tuple[list[Tensor], Sequence[float]]:
+        """The states of a run of the pipeline itself, `start` first, and their levels."""
+        settings, pipe = self.settings, self._opened(role)
+        pipe.scheduler = self.own if scheduler is None else scheduler
+        states = [start]
+
+        def keep(_: Any, step: int, time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            states.append(values["latents"].float().cpu())
+            return {}
+
+        text, nothing = self._text(role, self.prompts(clips))
+        source = role == "source"
+        with adapted(pipe.transformer, updates), torch.random.fork_rng():
+            torch.manual_seed(next(clips.generators("steps")).initial_seed())  # for schedulers that draw noise
+            pipe(
+                prompt_embeds=text,
+                negative_prompt_embeds=nothing,
+                latents=start.to(settings.device),
+                height=settings.height,
+                width=settings.width,
+                num_frames=settings.frames,
+                num_inference_steps=settings.source_steps if source else len(self.sampler.times),
+                guidance_scale=settings.source_guidance if source else settings.target_guidance,
+                callback_on_step_end=keep,
+                output_type="latent",
+            )
+        return states, [float(sigma) for sigma in pipe.scheduler.sigmas]
+
+    def _noise(self, clips: Clips) -> Tensor:
+        settings = self.settings
+        time, space = folds(self.places["source"])
+        shape = (
+            channels(self.places["source"]),
+            (settings.frames - 1) // time + 1,
+            settings.height // space,
+            settings.width // space,
+        )
+        return torch.stack([torch.randn(shape, generator=generator) for generator in clips.generators("noise")])
+
+    def _text(self, role: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of the prompts and of the empty one, each computed once by the role's own text encoder."""
+        pipe = self._opened(role)
+        for prompt in dict.fromkeys(("", *prompts)):
+            if f"{role} {prompt}" not in self.embedded:
+                found = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=self.settings.device)[0]
+                self.embedded[f"{role} {prompt}"] = found.cpu()
+        text = torch.cat([self.embedded[f"{role} {prompt}"] for prompt in prompts]).to(self.settings.device)
+        nothing = self.embedded[f"{role} "].repeat(len(prompts), 1, 1).to(self.settings.device)
+        guidance = self.settings.source_guidance if role == "source" else self.settings.target_guidance
+        return text, nothing if guidance > 1 else None
+
+    def _opened(self, role: str) -> Any:
+        """The role's pipeline; the other one leaves the memory first."""
+        if self.open is not None and self.open[0] == role:
+            return self.open[1]
+        self.open = None
+        gc.collect()
+        dtype = torch.float32 if torch.device(self.settings.device).type == "cpu" else torch.bfloat16
+        pipe = open_pipeline(self.places[role], dtype)
+        if self.settings.offload:
+            pipe.enable_model_cpu_offload(device=self.settings.device)
+        else:
+            pipe.to(self.settings.device)
+        self.open, self.own = (role, pipe), pipe.scheduler
+        return pipe
+
+
+def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:
+    """The states [n, steps + 1, …] of a trajectory at other noise levels, on the straight lines between its own."""
+    found = []
+    for level in wanted:
+        after = next((i for i, own in enumerate(levels) if own <= level), len(levels) - 1)
+        before = max(after - 1, 0)
+        width = levels[before] - levels[after]
+        share = (levels[before] - level) / width if width else 0.0
+        share = min(max(share, 0.0), 1.0)
+        found.append((1 - share) * states[:, before] + share * states[:, after])
+    return torch.stack(found, dim=1)
+
+
+def _notes(target: str, gates: int) -> tuple[str, ...]:
+    if not gates:
+        return ()
+    return (
+        f"{target}: its {gates} gates of video sparse attention are left out, diffusers' network has none; every token "
+        "sees all others instead, which is not quite what FastVideo samples",
+    )

@@ -1,0 +1,143 @@
+"""Matrices in fewer bits, bases as an entry of the cache holds them, and whether an entry is that of its weight.
+
+A matrix is kept as whole numbers with a scale for each row: in 32 bits where it is in double precision, which is what
+decides about entries near a threshold; in 24 where it is in single; in 16 where nothing is compared with it. A row of
+a basis then moves by 6e-10, 1.6e-7 or 4e-5 of itself. Vectors are kept as they are.
+
+Of a basis the smaller factor is kept, V of a square or tall weight and U of a wide one, and of the other only the
+directions with singular values below a hundredth of their root mean square: the others follow from the weight, which a
+run reads anyway (`HalfBasis`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.spectral.halves import HalfBasis, strong_directions
+from loraport.spectral.kernels import EXACT_UP_TO, energy, times_few
+from loraport.spectral.svd import SingularBasis
+
+_SCALE = ".scale"
+_LOW = ".low"
+
+
+def packed(tensors: Mapping[str, Tensor], coarse: Collection[str] = ()) -> dict[str, Tensor]:
+    """Vectors as they are, matrices in 32 or 24 bits by their precision, those named `coarse` in 16."""
+    found: dict[str, Tensor] = {}
+    for name, X in tensors.items():
+        if X.dim() == 1:
+            found[name] = X.to("cpu").contiguous()
+            continue
+        bits = 16 if name in coarse else 32 if X.dtype == torch.float64 else 24
+        wide = X.double()
+        scale = wide.abs().amax(dim=1) / (2 ** (bits - 1) - 1) if X.numel() else wide.new_zeros(len(X))
+        whole = (wide / scale.where(scale > 0, 1)[:, None]).round_().to("cpu", torch.int32)
+        found[name + _SCALE] = scale.cpu()
+        if bits == 24:
+            found[name + _LOW] = (whole & 255).to(torch.uint8).contiguous()
+            whole >>= 8
+        found[name] = whole.to(torch.int32 if bits == 32 else torch.int16).contiguous()
+    return found
+
+
+def unpacked(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
+    """A matrix of an entry: what was kept in 32 bits in double precision, the rest in single."""
+    whole, scale = stored[name].to(device), stored[name + _SCALE].to(device)[:, None]
+    if whole.dtype == torch.int32:
+        return whole.double().mul_(scale)
+    if name + _LOW in stored:
+        return whole.float().mul_(256).add_(stored[name + _LOW].to(device)).mul_(scale.float())
+    return whole.float().mul_(scale.float())
+
+
+def matrix_shape(stored: Mapping[str, Tensor], name: str, *, coarse: bool = False) -> tuple[int, ...] | None:
+    """The shape of a packed matrix; None where it is not there, not whole, or in 16 bits where that is too coarse."""
+    whole, scale, low = (stored.get(name + end) for end in ("", _SCALE, _LOW))
+    if whole is None or scale is None or whole.dtype not in (torch.int32, torch.int16) or whole.dim() != 2:
+        return None
+    if low is None and whole.dtype == torch.int16 and not coarse:
+        return None
+    if scale.dtype != torch.float64 or scale.shape != whole.shape[:1] or not torch.isfinite(scale).all():
+        return None
+    if low is not None and (low.dtype != torch.uint8 or low.shape != whole.shape or whole.dtype != torch.int16):
+        return None
+    return tuple(whole.shape)
+
+
+def packed_basis(basis: SingularBasis) -> dict[str, Tensor]:
+    """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
+    upright = basis if basis.shape[0] >= basis.shape[1] else basis.transposed()
+    if isinstance(upright, HalfBasis):
+        S, small, weak = upright.fine
+    else:
+        S, small = upright.S, upright.Vh
+        weak = upright.left_rows(strong_directions(S))
+    if len(S) > EXACT_UP_TO:
+        small, weak = small.float(), weak.float()
+    return packed({"S": S.double(), "small": small, "weak": weak})
+
+
+def basis_of(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> SingularBasis:
+    """The basis of the weight from an entry."""
+    S, small, weak = stored["S"].to(W.device), unpacked(stored, "small", W.device), unpacked(stored, "weak", W.device)
+    if W.shape[0] >= W.shape[1]:
+        return HalfBasis(W, S, small, weak)
+    return HalfBasis(W.mT, S, small, weak).transposed()
+
+
+CLOSE = 1e-5
+"""What random products of an entry and of its weight may differ by, as a share: a hundred roundings."""
+
+
+def is_whole(stored: Mapping[str, Tensor]) -> bool:
+    """Whether an entry has the parts of a basis, in shapes that fit each other, with S falling and finite."""
+    S, small, weak = stored.get("S"), matrix_shape(stored, "small"), matrix_shape(stored, "weak")
+    if S is None or S.dim() != 1 or S.dtype != torch.float64 or small is None or weak is None:
+        return False
+    if small != (len(S), len(S)) or len(S) == 0 or not torch.isfinite(S).all():
+        return False
+    return bool((S >= 0).all() and (S.diff() <= 0).all()) and weak[0] == len(S) - strong_directions(S)
+
+
+def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key: str) -> str | None:
+    """What in an entry is not of this weight, by its shapes and by products with two random vectors; None if all is.
+
+    ΣS² = ‖W‖² · V·WᵀW·Vᵀ·y = S²·y · W·vᵢ = Sᵢ·uᵢ and unit length for the weak directions. The vectors follow from the
+    key. Directions with singular values below 1e-3 of the largest are seen only as being among the weak.
+    """
+    if not is_whole(stored):
+        return "it lacks parts of a basis, or has others"
+    W = W if W.shape[0] >= W.shape[1] else W.mT
+    weak_shape = matrix_shape(stored, "weak")
+    if len(stored["S"]) != W.shape[1] or weak_shape is None or (weak_shape[0] and weak_shape[1] != W.shape[0]):
+        return "it is that of a weight of another shape"
+    basis = basis_of(stored, W)
+    assert isinstance(basis, HalfBasis)
+    S, largest, size = basis.S, float(basis.S[0]), energy(W)
+    if abs(energy(stored["S"]) - size) > CLOSE * size:
+        return "its singular values are not those of the weight"
+    if largest == 0:
+        return None
+    y = random_vectors(key, len(S)).to(W)
+    share, image = (S / largest)[:, None], times_few(W, times_few(basis.Vh.mT, y / largest))
+    seen = times_few(basis.Vh, times_few(W.mT, image / largest))
+    if not ((seen - share.square() * y).abs() <= CLOSE * (1 + y.abs())).all():
+        return "its directions are not those of the weight"
+    strong = strong_directions(stored["S"])
+    weak, few = basis.left_rows(strong), y[strong:]
+    across = times_few(W, times_few(basis.Vh[strong:].mT, few / largest)) - times_few(weak.mT, share[strong:] * few)
+    unit = times_few(weak, times_few(weak.mT, few)) - few
+    if not ((across.abs() <= CLOSE).all() and (unit.abs() <= 100 * CLOSE * (1 + few.abs())).all()):
+        return "its weak directions are not those of the weight"
+    return None
+
+
+def random_vectors(key: str, n: int) -> Float[Tensor, "n 2"]:
+    """Two random vectors, the same for the same key."""
+    seed = int.from_bytes(hashlib.sha256(f"check {key}".encode()).digest()[:7], "big")
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))

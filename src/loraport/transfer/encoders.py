@@ -1,0 +1,72 @@
+"""Text encoders of a LoRA as factors: LoHa, LoKr and DoRA of theirs are written as a LoRA, like the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from loraport.errors import MismatchError
+from loraport.inputs.config import RankRule
+from loraport.transfer.method_input import as_factors
+from loraport.transfer.layer import layer_generator
+from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
+from loraport.files.names.clip import encoder_of
+from loraport.files.lora.read import Lora
+from loraport.files.adapters.updates import aimed_rank, looks_at_weight
+
+Weights = Callable[[str], Tensor | None]
+"""Layer of a text encoder -> its weight; None where there is none at hand."""
+
+
+def encoder_weights(model: Checkpoint) -> Weights:
+    """Those in the file of a model, or in the pipeline around it."""
+    opened: dict[str, Checkpoint | None] = {}
+
+    def weight(layer: str) -> Tensor | None:
+        encoder = encoder_of(layer)
+        if encoder not in opened:
+            opened[encoder] = _holding(model, encoder)
+        found = opened[encoder]
+        return found.read(layer).matrix if found is not None and f"{layer}.weight" in found else None
+
+    return weight
+
+
+def _holding(model: Checkpoint, encoder: str) -> Checkpoint | None:
+    """What holds an encoder: the model's own file, or the folder that diffusers gives it beside the network's."""
+    own = with_encoders(model)
+    if encoder in held_encoders(own):
+        return own
+    folder = pipeline_folder(model, encoder)
+    return None if folder is None else with_encoders(open_checkpoint(str(folder)))
+
+
+def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, plain: bool) -> dict[str, LowRank]:
+    """The layers of a LoRA's text encoders as factors at the rule's rank; those that are so already only if `plain`.
+
+    Left out are those that depend on a weight which is neither in `model` nor beside it. Raises MismatchError for a
+    weight of another shape.
+    """
+    weights = None if model is None else encoder_weights(model)
+    own: dict[str, int] = {}
+    for layer, update in lora.encoders.items():
+        own[encoder_of(layer)] = max(own.get(encoder_of(layer), 0), aimed_rank(update))
+    found = {}
+    for layer, update in lora.encoders.items():
+        W = weights(layer) if weights is not None and looks_at_weight(update) else None
+        if (isinstance(update, LowRank) and not plain) or (looks_at_weight(update) and W is None):
+            continue
+        if W is not None and tuple(W.shape) != update.shape:
+            raise MismatchError(
+                f"layer {layer}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight {W.shape[0]} × "
+                f"{W.shape[1]}; give the model that this LoRA was trained on"
+            )
+        aim = int(rule.value) if rule.kind == "fixed" else own[encoder_of(layer)]
+        low = as_factors(update, W, rule, aim, layer_generator(0, layer))
+        if rule.kind == "energy" and isinstance(update, LowRank):
+            low = factorize_energy(low.dense(), rule.value)
+        found[layer] = shortened(low, aim) if rule.kind == "fixed" and low.rank > aim else low
+    return found

@@ -1,0 +1,166 @@
+"""Finished layers of an unfinished run, in a folder beside its output: a killed run starts again by subtraction.
+
+The folder belongs to one run at a time. It is removed when the run has ended well; a run that fails, is refused or is
+killed leaves what it has finished to the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from loraport.errors import FileFormatError, LoraportError, OutputError
+from loraport.transfer.results import LayerResult
+from loraport.spectral.svd import LowRank
+from loraport.files.disk.ownership import Lock
+from loraport.files.disk.atomic import TEMPORARY
+from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.formats.safetensors_write import Pending, save_safetensors
+
+P = TypeVar("P", bound="Partial")
+_LAYER = re.compile(r"[0-9a-f]{16}\.safetensors")
+_LOCK = "lock"
+_OURS = re.compile(rf"{_LAYER.pattern}|{_LOCK}|{TEMPORARY.pattern}")
+
+
+class Partial:
+    """The folder `OUT.partial` of one run: a file a layer, each marked with the run that it belongs to."""
+
+    def __init__(self, output: Path, run: str) -> None:
+        """`run` is a text that differs for different work.
+
+        Raises OutputError where the folder is there and holds what no run wrote.
+        """
+        self.output = output
+        self.folder = output.with_name(f"{output.name}.partial")
+        self.run = hashlib.sha256(run.encode()).hexdigest()
+        self.waits = False
+        """Whether the finished layers stay for the next start after a good end too."""
+        self._lock = Lock(self.folder / _LOCK)
+        try:
+            found = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be read: {error.strerror or error}; move it away") from error
+        for name in found:
+            if not _OURS.fullmatch(name):
+                raise OutputError(f"{self.folder} holds {name!r}, which no transfer wrote; move it away")
+
+    def __enter__(self: P) -> P:
+        """Make the folder and become its owner. Raises OutputError where it cannot be made, or another run has it."""
+        try:
+            self._lock.take(str(self.output))
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(f"{self.output} cannot be written: {why}; choose another place") from error
+        except BaseException:  # another run has it, which keeps the folder; or a signal
+            self._lock.release()
+            self._remove_folder()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """A good end leaves nothing; any other leaves the finished layers for the next start, and says so."""
+        try:
+            self._leave(kind, error)
+        except BaseException:  # a signal; the next one ends the program
+            self._leave(kind, error)
+            raise
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        finished = sum(bool(_LAYER.fullmatch(path.name)) for path in self._files())
+        if (kind is None and not self.waits) or not finished:
+            self.remove()
+        elif isinstance(error, LoraportError) and ".partial" not in str(error):
+            error.args = (
+                f"{error}; {finished} finished layers wait in {self.folder}, and the same command goes on from there",
+            )
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Remove the folder: all of it has been used."""
+        for path in self._files():
+            if path.name != _LOCK:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._lock.release()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        with contextlib.suppress(OSError):  # not empty: somebody else's by now
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except OSError:
+            return []
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write what was found out about a layer, whole or not at all. Raises OutputError."""
+        pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
+        save_safetensors(self._place(name), pending, {"run": self.run, "result": json.dumps(dict(facts))})
+
+    def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What this run wrote of a layer before, or None; what is damaged counts as absent."""
+        path = self._place(name)
+        if not path.is_file():
+            return None
+        try:
+            file = read_safetensors(path)
+            if file.metadata.get("run") != self.run:
+                return None
+            facts = json.loads(file.metadata["result"])
+            return {key: stored.read() for key, stored in file.tensors.items()}, facts
+        except (FileFormatError, KeyError, ValueError, TypeError):
+            return None
+
+    def _place(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+
+class Journal(Partial):
+    """The finished layers of a transfer, rounded to the output's dtype."""
+
+    def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
+        super().__init__(output, run)
+        self.dtype = dtype
+
+    def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
+        """Write a finished layer. Raises OutputError."""
+        tensors = {"B": written.B, "A": written.A} if isinstance(written, LowRank) else {"D": written}
+        lost = written.lost_energy if isinstance(written, LowRank) else 0.0
+        rounded = {name: tensor.to("cpu", self.dtype) for name, tensor in tensors.items()}
+        self.put(result.name, rounded, {"layer": asdict(result), "lost_energy": lost})
+
+    def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
+        """A layer that this run finished, or None."""
+        earlier = self.get(name)
+        if earlier is None:
+            return None
+        tensors, facts = earlier
+        try:
+            fields = facts["layer"]
+            result = LayerResult(**{**fields, "shape": tuple(fields["shape"])})
+            if "D" in tensors:
+                return tensors["D"], result
+            return LowRank(tensors["B"], tensors["A"], float(facts["lost_energy"])), result
+        except (KeyError, ValueError, TypeError):
+            return None  # damaged: the layer is done again
+
+    def finished(self, name: str) -> LowRank | Tensor:
+        """A layer that this run has finished. Raises OutputError where it is not there any more."""
+        found = self.recall(name)
+        if found is None:
+            raise OutputError(
+                f"{self.folder} has lost {name} since it was finished: another program changed the folder; start again"
+            )
+        return found[0]

@@ -1,0 +1,177 @@
+"""After the work: finished layers assembled into a file, every key accounted for, and what the file says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import loraport
+from loraport.errors import SettingsError
+from loraport.plain_json import json_text
+from loraport.inputs.accelerator import Accelerated
+from loraport.inputs.config import RankRule, TransferConfig
+from loraport.transfer.encoders import encoder_factors
+from loraport.transfer.method_input import as_factors
+from loraport.transfer.journal import Journal
+from loraport.transfer.layer import layer_generator
+from loraport.inputs.plan import NO_DRIFT, LayerJob
+from loraport.inputs.open import Prepared, common_rank
+from loraport.transfer.results import LayerResult
+from loraport.spectral.svd import LowRank
+from loraport.files.lora.write import WrittenLora, write_diff, write_lora
+from loraport.files.lora.provenance import earlier_field
+from loraport.files.formats.safetensors_write import Pending
+from loraport.files.adapters.updates import looks_at_weight
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PART_NOTES = {
+    "adapter": "what is left of the LoRA; the part that takes the target's drift back is in a file of its own",
+    "counter-drift": "what is taken back of the target's drift; the LoRA itself is in a file of its own",
+}
+STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
+
+
+def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
+    """Assemble the output from the journal and from what is copied."""
+    config, lora, dtype = ready.config, ready.lora, TORCH_DTYPES[ready.config.dtype]
+    status = {layer.name: layer.status for layer in layers if layer.status != "skipped"}
+    provenance = _provenance(ready, layers)
+
+    def update(name: str) -> LowRank | Tensor:
+        return journal.finished(name) if status[name] == "transferred" else copied(ready, name)
+
+    def dense(name: str) -> Tensor:
+        value = update(name)
+        return value.dense() if isinstance(value, LowRank) else value
+
+    if config.as_diff:
+        pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
+        return write_diff(
+            config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(ready)
+        )  # fmt: skip
+    updates = {name: value for name in status if isinstance(value := update(name), LowRank)}
+    return write_lora(
+        config.output, updates, lora,
+        format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
+        encoders=_encoders(ready),
+    )  # fmt: skip
+
+
+def _encoders(ready: Prepared) -> dict[str, LowRank]:
+    """Layers of text encoders that are no factors yet; the others are carried through."""
+    return encoder_factors(ready.lora, ready.config.rank, ready.source, plain=False)
+
+
+def copied(ready: Prepared, name: str) -> LowRank:
+    """A layer that is not transferred, as factors; DoRA as what it adds to the source's weight, else the target's."""
+    config, update, W = ready.config, ready.lora.layers[name], None
+    if looks_at_weight(update):
+        model = ready.source if f"{name}.weight" in ready.source else ready.target
+        W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
+    rule = RankRule("full") if config.as_diff else config.rank
+    return as_factors(update, W, rule, common_rank(config, ready.plan), layer_generator(config.seed, name))
+
+
+def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> dict[str, object]:
+    """Where each key of the input went: transferred, copied, or dropped with the reason, the plan's or the method's."""
+    keys = ready.lora.keys
+    dropped = [*ready.lora.dropped, *written.dropped]
+    dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
+    used = {key for row in layers if row.status != "skipped" for key in keys[row.name]}
+    dropped = [(key, reason) for key, reason in dropped if key not in used or (key, reason) in written.dropped]
+    gone = {key for key, _ in dropped}
+    places: dict[str, set[str]] = {status: set() for status in STATUS.values()}
+    for row in layers:
+        places[row.status].update(key for key in keys[row.name] if key not in gone)
+    transferred = places["transferred"]
+    carried = len(places["copied"] - transferred) + len(written.copied) + len(written.encoders)
+    return {
+        "in": len(transferred) + carried + len(gone),
+        "transferred": len(transferred),
+        "copied": carried,
+        "dropped": [list(pair) for pair in sorted(set(dropped))],
+    }
+
+
+def all_layers(ready: Prepared, results: dict[str, LayerResult]) -> tuple[LayerResult, ...]:
+    """The rows of all layers in the LoRA's order.
+
+    Raises SettingsError where the method's own filter took every layer: there would be nothing to write.
+    """
+    layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
+    if layers and all(layer.status == "skipped" for layer in layers):
+        raise SettingsError(f"the method gives no layer an adapter; {layers[0].name}, for one: {layers[0].reason}")
+    return layers
+
+
+def _untouched(job: LayerJob) -> LayerResult:
+    rank_out = job.rank if job.action == "copy" and job.kind == "LoRA" else None
+    status: Any = STATUS[job.action]
+    return LayerResult(job.name, status, job.reason, job.shape, job.rank, rank_out, kind=job.kind,
+                       drift_unknown=job.drift_unknown)  # fmt: skip
+
+
+def afterthoughts(config: TransferConfig, results: Iterable[LayerResult]) -> list[str]:
+    """What the user should know and only the finished layers tell."""
+    results, notes = list(results), []
+    drifts = [result.drift for result in results if result.drift is not None]
+    if drifts and not any(drifts):
+        notes.append(NO_DRIFT)
+    alone = [result for result in results if result.status == "copied"]
+    if alone:
+        notes.append(
+            f"{len(alone)} of {len(results)} layers were copied: drift within twice what rounding makes counts as none "
+            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, where rounding makes "
+            f"{_percent(alone[0].floor)}); --force-drift transfers them all the same"
+        )
+    ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
+    if len({row.rank_out for row in ranked} - {None}) > 1:
+        notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
+    blind = sum(row.overlap_random is not None and row.overlap_random >= config.prolora.phi_min for row in results)
+    if blind and config.prolora.phi_min:
+        notes.append(
+            f"the layer filter says nothing in {blind} of {len(results)} layers: subspaces this large would overlap by "
+            f"phi_min {config.prolora.phi_min:g} even if they were unrelated (full ones by 1, always)"
+        )
+    return notes
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * (share or 0):.2g} %"
+
+
+def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str]:
+    """What the written file says about itself; names without their folders, contents by hash."""
+    layers, config = list(layers), ready.config
+    values = {
+        "version": loraport.__version__,
+        "method": config.method,
+        "settings": json_text(config.settings(), sort_keys=True),
+        "lora": ready.lora.path.name,
+        "lora_sha256": ready.lora.sha256,
+        "source": Path(config.source).name,
+        "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
+        "target": Path(config.target).name,
+        "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
+    }
+    if ready.pairing is not None:
+        values["pairing"] = json_text({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
+    values |= earlier_field(ready.lora.metadata)
+    if isinstance(ready.target, Accelerated):
+        values |= ready.target.provenance()
+    if config.part != "whole":
+        values |= {"part": config.part, "note": PART_NOTES[config.part]}
+    elif any(layer.correction for layer in layers) or config.method == "core":
+        values["note"] = "this update also takes back a part of the target's drift; a strength slider scales both"
+    return values
+
+
+def _combined(hashes: Iterable[tuple[str, str | None]]) -> str:
+    """One hash over the contents of the weights that were read, the same in whatever files they lie."""
+    lines = sorted(f"{name} {digest}" for name, digest in hashes if digest is not None)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

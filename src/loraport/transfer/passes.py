@@ -1,0 +1,74 @@
+"""Transfers between several pairs of models in turn, such as the two experts of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loraport.inputs.config import TransferConfig
+from loraport.transfer.run import transfer_many
+from loraport.inputs.plan import Plan
+from loraport.inputs.open import Prepared, check_outputs, prepare_many
+from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, together
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Runs between one pair of models."""
+
+    configs: tuple[TransferConfig, ...]
+    name: str = ""
+    """How messages name it, where there are several."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it came about."""
+
+
+def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
+    """The opened inputs and plans of all runs, with each pass's own notes among the plan's warnings."""
+    return tuple(
+        tuple(
+            replace(ready, plan=replace(ready.plan, warnings=(*one.notes, *ready.plan.warnings)))
+            for ready in prepare_many(one.configs)
+        )
+        for one in passes
+    )
+
+
+def transfer_in_turn(passes: Sequence[Pass], *, progress: Progress | None = None) -> BatchResult:
+    """`transfer_many` for several pairs of models in turn; nothing is begun where any of them is refused."""
+    watcher = progress or Silent()
+    if len(passes) > 1:  # an output of one may be an input of another
+        check_outputs([ready for one in passes for ready in prepare_many(one.configs)])
+    for note in dict.fromkeys(note for one in passes for note in one.notes):
+        watcher.note(note)
+    return together([_done(one, watcher) for one in passes])
+
+
+def _done(one: Pass, watcher: Progress) -> BatchResult:
+    batch = transfer_many(one.configs, progress=Labelled(watcher, one.name) if one.name else watcher)
+    runs = tuple(replace(run, warnings=(*one.notes, *run.warnings)) for run in batch.runs)
+    return replace(batch, runs=runs)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Tells someone who watches which pass a note is about."""
+
+    watcher: Progress
+    label: str
+
+    def plan(self, plan: Plan) -> None:
+        """As it is."""
+        self.watcher.plan(plan)
+
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
+        """As it is."""
+        self.watcher.layer(result, resumed, run)
+
+    def note(self, text: str) -> None:
+        """With the label in front."""
+        self.watcher.note(f"{self.label}: {text}")
+
+    def share(self, text: str, done: int, total: int) -> None:
+        """As it is."""
+        self.watcher.share(text, done, total)

@@ -1,0 +1,225 @@
+"""What a run gives back: a value a layer and one for the whole, as the JSON output and the report show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from loraport.inputs.plan import Plan
+
+MOSTLY_GONE = 0.5
+"""A rounding of more than this share of an update leaves little of it: 1 is a layer of zeros."""
+
+Status = Literal["transferred", "copied", "skipped"]
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one layer. Sizes are shares of ‖W_s‖; what a method does not have is None."""
+
+    name: str
+    status: Status
+    reason: str | None
+    shape: tuple[int, int]
+    rank_in: int
+    rank_out: int | None
+    drift: float | None = None
+    """‖D_fft‖ / ‖W_s‖"""
+    floor: float | None = None
+    """What rounding in the coarser of the two files alone would make of it, expected, / ‖W_s‖"""
+    source_rounded: bool = False
+    """Whether W_s was first rounded to the target's dtype, in which its training began"""
+    lora: float | None = None
+    """‖D_lora‖ / ‖W_s‖"""
+    update: float | None = None
+    """‖D'‖ / ‖W_s‖ of what was written"""
+    correction: float | None = None
+    """‖D' − D_lora‖ / ‖W_s‖ before truncation, where the method adds a dense part"""
+    cosine: float | None = None
+    """Of D' and D_lora"""
+    kept_energy: float | None = None
+    kept_correction: float | None = None
+    rounding: float | None = None
+    """‖written − D'‖ / ‖D'‖: what rounding to the output's dtype alone changes of the layer"""
+    k: int | None = None
+    clusters: int | None = None
+    largest_cluster: float | None = None
+    restored: float | None = None
+    """Share of the n × n routing entries from which CASA takes the drift back, n = min(shape)"""
+    arbitrated: int | None = None
+    """How many of these entries CASA leaves to the stronger update alone"""
+    borderline: int | None = None
+    """Entries that lie closer to the threshold of arbitration than the arithmetic is exact: rounding decides there"""
+    amount: float | None = None
+    """The strength or undo share that a matched control found; core undo's share of the drift"""
+    k_target: int | None = None
+    """Directions of the target's subspace; `k` are the source's, or the drift's"""
+    overlap: float | None = None
+    """Φ of the two subspaces, the smaller of left and right"""
+    overlap_random: float | None = None
+    """What Φ would be for unrelated subspaces"""
+    weight_norm: float | None = None
+    """‖W_s‖"""
+    kind: str = "LoRA"
+    """What the file holds for the layer: LoRA, LoHa, LoKr, DoRA or difference"""
+    drift_unknown: bool = False
+    """Whether it was copied because the source has no such layer: the user did not ask for that"""
+    source_hash: str | None = None
+    target_hash: str | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The layer's row in the JSON output and in pages."""
+        return asdict(self)
+
+    @property
+    def preserved(self) -> float | None:
+        """Share of the routing entries that CASA leaves as they are; None for other methods."""
+        if self.restored is None or self.arbitrated is None:
+            return None
+        return 1 - self.restored - self.arbitrated / min(self.shape) ** 2
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one singular value decomposition, up to a constant."""
+        return self.shape[0] * self.shape[1] * min(self.shape)
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """A finished transfer."""
+
+    output: str
+    method: str
+    settings: Mapping[str, Any]
+    layers: tuple[LayerResult, ...]
+    keys: Mapping[str, Any]
+    """{"in": N, "transferred": N, "copied": N, "dropped": [[key, reason]]}"""
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+    lora: str = ""
+    """The input, as it was named."""
+    pairing: Mapping[str, Any] | None = None
+    """Where layers were paired by similarity: the pairs, what has none, the similarities."""
+
+    @property
+    def kept_energy(self) -> float | None:
+        """Share of all layers' update energy that the written ranks keep."""
+        pairs = [(r.kept_energy, _square(r.update, r.weight_norm)) for r in self.layers if r.kept_energy]
+        whole = sum(written / kept for kept, written in pairs)
+        return sum(written for _, written in pairs) / whole if whole else None
+
+    @property
+    def kept_correction(self) -> float | None:
+        """Share of all layers' correction that the written ranks keep: the number that truncation hurts."""
+        pairs = [
+            (r.kept_correction, _square(r.correction, r.weight_norm))
+            for r in self.layers
+            if r.kept_correction is not None
+        ]
+        whole = sum(size for _, size in pairs)
+        return sum(kept * size for kept, size in pairs) / whole if whole else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of the input is gone without the user having asked for it."""
+        gone = (layer.drift_unknown or (layer.rounding or 0) > MOSTLY_GONE for layer in self.layers)
+        return bool(self.keys["dropped"]) or any(gone)
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints."""
+        return {
+            "output": self.output,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "kept_energy": self.kept_energy,
+            "kept_correction": self.kept_correction,
+            "layers": [layer.as_json() for layer in self.layers],
+            "keys": dict(self.keys),
+            "warnings": list(self.warnings),
+            "seconds": dict(self.seconds),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "pairing": None if self.pairing is None else dict(self.pairing),
+        }
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The finished transfers of one pass over the layers."""
+
+    runs: tuple[TransferResult, ...]
+    not_written: tuple[tuple[str, str], ...] = ()
+    """(output, reason): what one of several runs could not write, such as a LoRA that a filter took whole."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_bytes: int = 0
+
+    @property
+    def several(self) -> bool:
+        """Whether it was asked for more than one output."""
+        return len(self.runs) + len(self.not_written) > 1
+
+    @property
+    def lost(self) -> bool:
+        """Whether something of an input is gone without the user having asked for it."""
+        return bool(self.not_written) or any(run.lost for run in self.runs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `--json` prints: that of a single run as it is, else all of them under `runs`."""
+        if not self.several:
+            return self.runs[0].as_json()
+        return {
+            "runs": [{"lora": run.lora, **run.as_json()} for run in self.runs],
+            "not_written": [list(pair) for pair in self.not_written],
+            "seconds": dict(self.seconds),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+def together(batches: Sequence[BatchResult]) -> BatchResult:
+    """Passes over different models as one result: their runs in order, their times added up."""
+    if len(batches) == 1:
+        return batches[0]
+    return BatchResult(
+        tuple(run for batch in batches for run in batch.runs),
+        tuple(pair for batch in batches for pair in batch.not_written),
+        {name: sum(batch.seconds[name] for batch in batches) for name in batches[0].seconds},
+        max(batch.peak_rss_bytes for batch in batches),
+    )
+
+
+def _square(share: float | None, norm: float | None) -> float:
+    return ((share or 0.0) * (norm or 0.0)) ** 2
+
+
+class Progress(Protocol):
+    """Who watches: told of the plan of each run, of every finished layer, and of anything worth a line."""
+
+    def plan(self, plan: Plan) -> None:
+        """A plan is made, one a run, and work begins."""
+
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
+        """A layer is finished, now or in an earlier start; `run` names the output where there are several."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""
+
+    def share(self, text: str, done: int, total: int) -> None:
+        """A part of one long step before the layers is done."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def plan(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def share(self, text: str, done: int, total: int) -> None:
+        """Nothing."""

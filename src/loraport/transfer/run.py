@@ -1,0 +1,265 @@
+"""Run transfers: layer by layer, each layer for every LoRA and method before the next, then one file each."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from loraport.errors import InputError, LoraportError, UnreadableError
+from loraport.inputs.config import TransferConfig
+from loraport.transfer.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
+from loraport.transfer.journal import Journal
+from loraport.transfer.layer import Bases, LayerTransfer, SharedLayer, read_weights
+from loraport.inputs.plan import LayerJob
+from loraport.transfer.precision import precision_notes, with_rounding
+from loraport.inputs.open import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
+from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, TransferResult
+from loraport.transfer.stopwatch import peak_rss_bytes
+from loraport.store.bases import BasisCache
+from loraport.files.adapters.updates import looks_at_weight
+
+Job = TypeVar("Job")
+Read = TypeVar("Read")
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One LoRA by one method, on its way."""
+
+    ready: Prepared
+    worker: LayerTransfer
+    journal: Journal
+    label: str
+    """How messages name it: by its output, where there are several."""
+    results: dict[str, LayerResult] = field(default_factory=dict)
+    """Finished layers."""
+
+
+def transfer(config: TransferConfig, *, progress: Progress | None = None) -> TransferResult:
+    """Transfer a LoRA and write the result; started again after a kill it goes on where it was, to the same bytes."""
+    return transfer_many([config], progress=progress).runs[0]
+
+
+def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | None = None) -> BatchResult:
+    """Transfer several LoRAs, or one by several methods, between the same models in one pass over the layers.
+
+    Weights, bases and the routing of the drift are read or made once a layer; memory does not grow with the number of
+    LoRAs. Every output has the bytes that it has alone. Started again after a kill or a failure it goes on where it
+    was. Nothing is begun where any of the inputs or outputs is refused; what one run cannot write at the end is in
+    `not_written`, and raised only where no run has written anything. A layer that cannot be used (one that is not
+    finite, for one) is told when all the others are finished.
+    """
+    start = time.perf_counter()
+    watcher = progress or Silent()
+    batch = prepare_many(configs, lambda *step: watcher.share(*step))
+    check_outputs(batch)
+    bases = Bases(BasisCache(configs[0].cache), find_device(configs[0].device))
+    runs = [_run(ready, bases, several=len(batch) > 1) for ready in batch]
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.journal)
+        tell(watcher, [(run.label, run.ready.plan.warnings) for run in runs])
+        for run in runs:
+            watcher.plan(run.ready.plan)
+        work(runs, bases, watcher)
+        computed = time.perf_counter()
+        done, refused = _finish_all(runs, bases)
+    tell(watcher, [(run.label, result.warnings) for run, result in done], already=batch)
+    end = time.perf_counter()
+    layers = sum(row.seconds for run in runs for row in run.results.values())
+    seconds = {"total": end - start, "layers": layers, **bases.watch.seconds, "write": end - computed}
+    results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in done]
+    return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
+
+
+def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
+    """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals.
+
+    Raises InputError for layers that cannot be used when all others are done, and at once where a file cannot be read.
+    """
+    todo: dict[str, list[tuple[Run, LayerJob]]] = {}
+    for run in runs:
+        for job in run.ready.plan.of("transfer"):
+            earlier = run.journal.recall(job.name)
+            if earlier is None:
+                todo.setdefault(job.name, []).append((run, job))
+                continue
+            run.results[job.name] = earlier[1]
+            watcher.layer(earlier[1], True, run.label)
+
+    refused: dict[str, InputError] = {}
+
+    def read(name: str) -> SharedLayer | InputError:
+        ready = runs[0].ready
+        keep_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
+        with bases.watch.stage("read"):
+            try:
+                weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
+            except UnreadableError:
+                raise
+            except InputError as error:
+                return error
+        kept = any(looks_at_weight(run.ready.lora.layers[name]) for run, _ in todo[name])
+        return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
+
+    def done(name: str, shared: SharedLayer | InputError) -> list[tuple[Run, LayerResult]]:
+        results: list[tuple[Run, LayerResult]] = []
+        if isinstance(shared, InputError):
+            refused[name] = shared
+            return results
+        for run, job in todo[name]:
+            try:
+                with bases.watch.stage("transfer"):
+                    written, result = run.worker(job, run.ready.lora.layers[name], shared)
+            except InputError as error:
+                refused.setdefault(name, error)
+                continue
+            run.journal.keep(written, result)
+            results.append((run, result))
+        return results
+
+    for results in side_by_side(list(todo), read, done, bases.device):
+        for run, result in results:
+            run.results[result.name] = result
+            watcher.layer(result, False, run.label)
+    if refused:
+        raise _refusal(refused)
+
+
+def _refusal(refused: dict[str, InputError]) -> InputError:
+    """The first layer's error, with how many others there are, and how to go on without them."""
+    first = next(iter(refused.values()))
+    text = str(first) if len(refused) == 1 else f"{first} (and {len(refused) - 1} more layers cannot be used)"
+    some = " ".join(f"--exclude {layer}" for layer in list(refused)[:3]) + (" …" if len(refused) > 3 else "")
+    return type(first)(f"{text}; or copy what cannot be used as it is in the LoRA: {some}")
+
+
+AT_A_TIME = 2
+"""Layers in work at once on a processor: more would take more memory than they are worth."""
+
+
+def side_by_side(
+    jobs: Sequence[Job], read: Callable[[Job], Read], work: Callable[[Job, Read], Done], device: torch.device
+) -> Iterator[Done]:
+    """What becomes of each job, in order: two at a time with half of the threads each, where there are two.
+
+    Decompositions hardly use a second thread, and threads that share one product wait for each other. On a card, or
+    with one thread, only the reading goes on beside the work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads < AT_A_TIME:
+        yield from (work(job, found) for job, found in read_ahead(jobs, read))
+        return
+    try:
+        share = threads // AT_A_TIME
+        with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
+            pending: deque[Future[Done]] = deque()
+            try:
+                for job in jobs:
+                    pending.append(pool.submit(lambda job=job: work(job, read(job))))  # type: ignore[misc]
+                    if len(pending) > AT_A_TIME:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never does
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tuple[Job, Read]]:
+    """Each job with what is read for it; the next is read while this is worked on, and no more than that."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraport-read") as reader:
+        pending = [reader.submit(read, job) for job in jobs[:1]]
+        for number, job in enumerate(jobs):
+            found = pending.pop().result()
+            pending += [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
+            yield job, found
+
+
+def tell(watcher: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()) -> None:
+    """Say each note once: plainly where all runs have it, else with the runs that have it in front."""
+    notes = list(notes)
+    known = {note for ready in already for note in ready.plan.warnings}
+    labels: dict[str, list[str]] = {}
+    for label, some in notes:
+        for note in some:
+            if note not in known:
+                labels.setdefault(note, []).append(label)
+    for note, who in labels.items():
+        watcher.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
+
+
+def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
+    config = ready.config
+    rank = common_rank(config, ready.plan)
+    return Run(
+        ready,
+        LayerTransfer(
+            config.recipe,
+            config.rank,
+            rank,
+            config.as_diff,
+            config.seed,
+            ready.lora.sha256,
+            config.part,
+            config.dora,
+            TORCH_DTYPES[config.dtype],
+        ),
+        Journal(Path(config.output), run_identity(ready, bases.device), TORCH_DTYPES[config.dtype]),
+        Path(config.output).name if several else "",
+    )
+
+
+def _finish_all(runs: Sequence[Run], bases: Bases) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
+    """What was written, and the outputs that could not be, with the reason; it is raised where none could.
+
+    The finished layers of what is written are removed at once, those of the others wait.
+    """
+    done: list[tuple[Run, TransferResult]] = []
+    refused: list[tuple[str, str]] = []
+    for run in runs:
+        try:
+            done.append((run, _finish(run, bases)))
+            run.journal.remove()
+        except LoraportError as error:
+            if len(refused) == len(runs) - 1:
+                raise
+            run.journal.waits = True
+            refused.append((run.ready.config.output, str(error)))
+    return done, refused
+
+
+def _finish(run: Run, bases: Bases) -> TransferResult:
+    """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
+    start = time.perf_counter()
+    ready, config = run.ready, run.ready.config
+    layers = with_rounding(ready, all_layers(ready, run.results), TORCH_DTYPES[config.dtype])
+    written = write(ready, run.journal, layers)
+    notes = [f"bases were not kept in the cache: {why}" for why in sorted(bases.not_kept)]
+    notes += bases.cache.notes
+    notes += afterthoughts(config, run.results.values())
+    notes += precision_notes(layers, config.dtype)
+    own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start
+    return TransferResult(
+        output=config.output,
+        method=config.method,
+        settings=config.settings(),
+        layers=layers,
+        keys=account(ready, written, layers),
+        warnings=(*ready.plan.warnings, *(note for note in notes if note not in ready.plan.warnings)),
+        seconds={"total": own + end, "layers": own, "write": end},
+        peak_rss_bytes=peak_rss_bytes(),
+        lora=config.lora,
+        pairing=None if ready.pairing is None else ready.pairing.as_json(),
+    )

@@ -1,1 +1,0 @@
-"""I/O: files and names."""

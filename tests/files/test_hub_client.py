@@ -1,0 +1,90 @@
+"""The real Hub client against a stand-in on loopback: what is downloaded, and found again without a network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+from tests.files.hub_server import HubServer
+
+
+def inspect(where, home, **environment):
+    """`loraport inspect` in a process of its own, since the client reads its settings once."""
+    settings = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    settings = {**settings, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    command = [sys.executable, "-m", "loraport", "inspect", where, "--json"]
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    state = tiny.tiny_state(0)
+    root = tmp_path / "repos" / "someone" / "wan-tiny"
+    tiny.write_diffusers(root, state, shards=2)
+    (root / "vae").mkdir()
+    tiny.write_original(
+        root / "vae" / "diffusion_pytorch_model.safetensors", {"x.weight": state["blocks.0.ffn.0.weight"]}
+    )
+    with HubServer(tmp_path / "repos") as server:
+        yield server
+
+
+def test_only_the_networks_files_are_downloaded_and_found_again_offline(hub, tmp_path):
+    online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+    done = inspect("someone/wan-tiny", tmp_path / "home", **online)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensors"] == 69
+    got = hub.downloaded()
+    assert [name for name in got if name.endswith(".safetensors")] == [
+        f"transformer/diffusion_pytorch_model-{number:05d}-of-00002.safetensors" for number in (1, 2)
+    ]
+    hub.requests.clear()
+    offline = inspect("someone/wan-tiny", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0 and json.loads(offline.stdout)["tensors"] == 69 and not hub.requests
+    stranger = inspect("someone/wan-tiny", tmp_path / "empty", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
+    assert stranger.returncode == 2 and len(stranger.stderr.strip().splitlines()) == 1
+
+
+def test_a_repository_that_is_not_there_is_one_message(hub, tmp_path):
+    done = inspect("someone/else", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
+    assert done.returncode == 2 and "someone/else" in done.stderr and "AttributeError" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("loraport:")]) == 1
+
+
+def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
+    """Nothing is downloaded for that; the message for one place that holds two says what works."""
+    root = tmp_path / "repos" / "someone" / "two"
+    for seed, inner in enumerate(("transformer", "transformer_2")):
+        tiny.write_diffusers(root, tiny.tiny_state(seed, blocks=1), inner=inner)
+    script = "from loraport.inputs.experts import both; print(both('someone/two'), both('someone/two:transformer_2'))"
+    with HubServer(tmp_path / "repos") as server:
+        settings = {
+            **os.environ,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": server.address,
+            "HF_HUB_OFFLINE": "0",
+        }
+        done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=120)
+        refused = inspect("someone/two", tmp_path / "home", HF_ENDPOINT=server.address, HF_HUB_OFFLINE="0")
+        assert server.downloaded() == []
+    pair = ("someone/two:transformer", "someone/two:transformer_2")
+    assert done.stdout.strip() == f"{pair} {pair}" and done.stderr == ""
+    assert refused.returncode == 2 and "name one of: someone/two:transformer, " in refused.stderr
+
+
+def test_a_dry_run_says_what_it_would_download_and_does_not(hub, tmp_path):
+    local = tiny.write_original(tmp_path / "target.safetensors", tiny.tiny_state(1))
+    lora = tiny.write_lora(tmp_path / "l.safetensors", tiny.lora_factors(tiny.tiny_state(0)))
+    command = [sys.executable, "-m", "loraport", "transfer", str(lora), "--source", "someone/wan-tiny"]
+    command += ["--target", str(local), "-o", str(tmp_path / "o.safetensors"), "--dry-run", "--json"]
+    settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(done.stdout)["downloads"]
+    network = list((tmp_path / "repos/someone/wan-tiny/transformer").iterdir())
+    index = tmp_path / "repos/someone/wan-tiny/model_index.json"
+    assert row["bytes"] == sum(path.stat().st_size for path in (*network, index) if path.is_file())
+    assert not [name for name in hub.downloaded() if "safetensors" in name]

@@ -1,0 +1,403 @@
+"""Layer names: complete against the real model classes, one to one, anchored, never guessed back from underscores."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraport.errors import MismatchError
+from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, SD15, SDXL, WAN, Family, flattened
+from loraport.files.names.lookup import (
+    canonical_layer,
+    canonical_parameter,
+    detect_naming,
+    find_start,
+    is_known,
+    locate,
+    parameter_in,
+    spellings,
+    strip_prefixes,
+)
+
+SMALL: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+LARGE: dict[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+MIDDLE: dict[str, Any] = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30}
+IMAGE: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+MODELS = {
+    "t2v-1.3b": (SMALL, 825),
+    "t2v-14b": (LARGE, 1095),
+    "i2v-14b": (LARGE | IMAGE, 1303),
+    "flf2v-14b": (LARGE | IMAGE | {"pos_embed_seq_len": 514}, 1304),
+    "2.2-i2v-a14b": (LARGE | {"in_channels": 36}, 1095),
+    "2.2-ti2v-5b": (MIDDLE | {"in_channels": 48, "out_channels": 48}, 825),
+}
+LAYERS = [str(row[0]).format(3) for row in WAN.layers]
+
+XL: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+SSD = XL | {
+    "transformer_layers_per_block": (0, 2, 4),
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    "mid_block_type": "UNetMidBlock2D",
+}
+WAN_CLASS, HUNYUAN_CLASS, UNET_CLASS = (
+    "WanTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "UNet2DConditionModel",
+)
+PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
+    # name: family, class of diffusers, configuration, tensors, parameters
+    "wan2.1-t2v-1.3b": (WAN, WAN_CLASS, SMALL, 825, 1_418_996_800),
+    "wan2.1-t2v-14b": (WAN, WAN_CLASS, LARGE, 1095, 14_288_491_584),
+    "wan2.1-i2v-14b": (WAN, WAN_CLASS, LARGE | IMAGE, 1303, 16_394_878_784),
+    "wan2.2-i2v-a14b": (WAN, WAN_CLASS, LARGE | {"in_channels": 36}, 1095, 14_288_901_184),
+    "wan2.2-ti2v-5b": (WAN, WAN_CLASS, MIDDLE | {"in_channels": 48, "out_channels": 48}, 825, 4_999_787_712),
+    "wan2.1-vace": (WAN, "WanVACETransformer3DModel", {}, 1331, 17_337_592_896),
+    "wan2.2-animate": (WAN, "WanAnimateTransformer3DModel", {}, 1243, 15_177_050_484),
+    "hunyuanvideo": (HUNYUAN, "HunyuanVideoTransformer3DModel", {}, 1264, 12_821_012_544),
+    "hunyuanvideo-1.5": (HUNYUAN_15, HUNYUAN_CLASS, {}, 1801, 8_326_608_160),
+    "hunyuanvideo-1.5, mean flow": (HUNYUAN_15, HUNYUAN_CLASS, {"use_meanflow": True}, 1805, 8_331_330_848),
+    "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
+    "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
+    "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
+}
+
+
+@functools.cache
+def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
+    diffusers = pytest.importorskip("diffusers")
+    _, kind, config, *_ = PUBLISHED[model]
+    heads = {"attention_head_dim": 128} if kind == WAN_CLASS else {}
+    with torch.device("meta"):
+        module = getattr(diffusers, kind)(**heads, **config)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str) -> None:
+    family, _, _, tensors, parameters = PUBLISHED[model]
+    shapes = shapes_of(model)
+    assert (len(shapes), sum(math.prod(shape) for shape in shapes.values())) == (tensors, parameters)
+    canonical = {name: family.parameter_pieces(name, "diffusers") for name in shapes}
+    assert all(len(pieces) == 1 for pieces in canonical.values())
+    names = [pieces[0][0] for pieces in canonical.values()]
+    assert len(set(names)) == tensors
+    for naming in family.namings:
+        stored: dict[str, set[tuple[str, int]]] = {}
+        if naming == "fastvideo" and model in ("wan2.1-vace", "wan2.2-animate"):
+            continue  # it runs neither
+        for name in names:
+            place = family.parameter_place(name, naming)
+            assert place is not None
+            found = dict(family.parameter_pieces(place.name, naming))
+            assert found[name] == place
+            stored.setdefault(place.name, set()).add((name, place.part))
+        for name, some in stored.items():
+            pieces = family.parameter_pieces(name, naming)
+            held = [part for _, place in pieces for part in range(place.part, place.part + place.span)]
+            assert sorted(held) == list(range(pieces[0][1].of)) and len(some) == len(pieces)
+        found = detect_naming(stored)
+        assert found is not None and found[0] is family
+        assert found[1] == naming or {family.parameter_place(name, found[1]).name for name in names} == set(stored)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_the_kernel_of_every_layer_is_told_by_its_name(model: str) -> None:
+    family = PUBLISHED[model][0]
+    for name, shape in shapes_of(model).items():
+        layer = family.parameter_pieces(name, "diffusers")[0][0].removesuffix(".weight")
+        if name.endswith(".weight") and len(shape) > 1:
+            assert family.kernel(layer) == shape[2:], name
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_size_and_blocks_are_told_from_the_shapes(model: str) -> None:
+    from loraport.files.inspect import _size
+
+    family = PUBLISHED[model][0]
+    layers = {
+        family.parameter_pieces(name, "diffusers")[0][0].removesuffix(".weight"): shape
+        for name, shape in shapes_of(model).items()
+        if len(shape) == 2
+    }
+    assert _size(layers, family) in family.sizes
+    if model == "ssd-1b":
+        assert family.sizes[_size(layers, family)] == "SSD-1B"  # type: ignore[index]
+
+
+def test_fused_rows_are_where_the_original_has_them() -> None:
+    """q, k and v in the refiners; everywhere in ComfyUI's files; the halves of the last modulation in both."""
+    counts = {"diffusers": 0, "original": 2, "comfy": 110, "diffusion-pipe": 110, "fastvideo": 110}
+    for naming, fused in counts.items():
+        places = [
+            HUNYUAN_15.parameter_place(name, naming)  # type: ignore[arg-type]
+            for name in shapes_of("hunyuanvideo-1.5")
+            if name.endswith(".weight")
+        ]
+        assert len({place.name for place in places if place and place.of == 3}) == fused
+        swapped = [place.name for place in places if place and place.swapped]
+        assert swapped == (
+            ["final_layer.adaLN_modulation.1.weight"] if naming not in ("diffusers", "fastvideo") else []
+        )
+
+
+def test_rows_are_moved_as_in_the_converter_of_diffusers() -> None:
+    stored = torch.arange(6.0)[:, None] * torch.ones(1, 2)
+    parts = [place.take(stored) for _, place in HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")]
+    assert [part[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    [(name, place)] = HUNYUAN_15.pieces("final_layer.adaLN_modulation.1", "original")
+    assert name == "norm_out.linear" and place.take(stored)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
+    assert not place.fits((3, 2)) and not HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")[0][1].fits((4, 2))
+
+
+@pytest.mark.parametrize("model", ["sd1.5", "sdxl"])
+def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
+    """Its own map of an original file gives its own names: block numbers, upsamplers, the middle."""
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    family, _, config, *_ = PUBLISHED[model]
+    wanted = {name: family.parameter_place(name, "diffusers").name for name in shapes_of(model)}  # type: ignore[union-attr]
+    original = {f"model.diffusion_model.{family.parameter_place(name, 'original').name}": name for name in wanted}  # type: ignore[union-attr]
+    settings = {
+        "class_embed_type": None,
+        "addition_embed_type": config.get("addition_embed_type"),
+        "layers_per_block": 2,
+    }
+    converted = single_file.convert_ldm_unet_checkpoint(
+        dict(original), settings | {"down_block_types": config.get("down_block_types", range(4))}
+    )
+    assert {name: value for name, value in converted.items() if name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "converter"),
+    [
+        ("wan2.1-vace", "convert_wan_transformer_to_diffusers"),
+        ("wan2.2-animate", "convert_wan_transformer_to_diffusers"),
+        ("hunyuanvideo", "convert_hunyuan_video_transformer_to_diffusers"),
+    ],
+)
+def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, converter: str) -> None:
+    """Each row of a stored weight is numbered; the rows that a layer gets are those of its place."""
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    family, stored, wanted = PUBLISHED[model][0], {}, {}
+    for name, shape in shapes_of(model).items():
+        place = family.parameter_place(family.parameter_pieces(name, "diffusers")[0][0], "original")
+        assert place is not None
+        if name.endswith("act_fn.bias"):
+            continue  # of another shape there
+        rows = place.rows_in(shape[0])
+        stored[place.name] = torch.arange(rows)
+        wanted[name] = place.take(stored[place.name])
+    converted = getattr(single_file, converter)(stored)
+    assert converted.keys() == wanted.keys()
+    assert all(torch.equal(converted[name], rows) for name, rows in wanted.items())
+
+
+def names_of_diffusers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        model = diffusers.WanTransformer3DModel(attention_head_dim=128, **config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("config", "count"), MODELS.values(), ids=MODELS)
+def test_the_converter_of_diffusers_agrees(config: dict[str, Any], count: int) -> None:
+    pytest.importorskip("diffusers")
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    wanted = {name: canonical_parameter(name, "diffusers") for name in names_of_diffusers(config)}
+    wanted.pop("condition_embedder.image_embedder.pos_embed", None)  # diffusers converts it nowhere
+    converted = convert_wan_transformer_to_diffusers({original: original for original in wanted.values()})
+    assert converted == wanted
+
+
+@pytest.mark.parametrize(
+    ("original", "diffusers"),
+    [
+        ("blocks.0.norm3.weight", "blocks.0.norm2.weight"),
+        ("blocks.7.modulation", "blocks.7.scale_shift_table"),
+        ("head.modulation", "scale_shift_table"),
+        ("head.head.bias", "proj_out.bias"),
+        ("blocks.39.cross_attn.norm_k_img.weight", "blocks.39.attn2.norm_added_k.weight"),
+        ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
+        ("blocks.2.self_attn.o.weight_scale", "blocks.2.attn1.to_out.0.weight_scale"),
+    ],
+)
+def test_the_traps(original: str, diffusers: str) -> None:
+    assert parameter_in(original, "diffusers") == diffusers
+    assert canonical_parameter(diffusers, "diffusers") == original
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_each_naming_gives_every_layer_one_place(family: Family) -> None:
+    for number, naming in enumerate(family.namings):
+        cells = [row[number] for rows in (family.layers, family.parameters) for row in rows if row[number] is not None]
+        assert len(set(cells)) == len(cells)
+        for row in family.layers:
+            canonical = str(row[0]).format(3)
+            place = family.place(canonical, naming)
+            assert (place is None) == (row[number] is None)
+            assert place is None or (canonical, place) in family.pieces(place.name, naming)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_fused_modules_hold_layers_of_the_table_and_none_twice(family: Family) -> None:
+    for naming, canonical, place in family.fused:
+        name = canonical.format(3)
+        alone = family.place(name, naming)
+        assert alone is not None and alone.whole and alone.name != place.name.format(3)
+        pieces = family.pieces(place.name.format(3), naming)
+        assert (name, place.named(place.name.format(3))) in pieces
+        assert sorted(one.part for _, one in pieces) == list(range(place.of))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_no_spelling_means_two_layers(flat: bool) -> None:
+    """Whatever table or naming finds a stored layer, the layers in it are the same; one name alone needs its family."""
+    twice: dict[str, set[str]] = {}
+    for family in FAMILIES.values():
+        for naming in family.namings:
+            for template in family.templates(naming, flat):
+                name = template.format(5)
+                meanings = {
+                    tuple((canonical, place.part, place.of, place.swapped) for canonical, place in pieces)
+                    for other, spelled in spellings(name, flat=flat)
+                    if (pieces := other.pieces(name, spelled, flat=flat))
+                }
+                if len(meanings) > 1:
+                    twice.setdefault(name, set()).add(family.name)
+                    located = locate(name, flat=flat, prefer=family.name)
+                    assert located is not None and located.family is family
+    assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo"}
+    assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo"}
+
+
+@given(
+    row=st.sampled_from([(family, row) for family in FAMILIES.values() for row in family.layers]),
+    column=st.integers(0, 4),
+    block=st.integers(0, 10_000),
+)
+def test_flattening_is_undone_by_look_up(row: tuple[Family, tuple[Any, ...]], column: int, block: int) -> None:
+    family, cells = row
+    naming = family.namings[column % len(family.namings)]
+    canonical = str(cells[0]).format(block)
+    place = family.place(canonical, naming)
+    if place is None:
+        return
+    found = locate(flattened(place.name), flat=True, prefer=family.name)
+    assert found is not None and canonical in dict(found.pieces)
+    assert dict(found.pieces)[canonical].part == place.part
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.0.self_attn.q.lora_A",
+        "xblocks.0.self_attn.q",
+        "model.blocks.0.self_attn.q",
+        "blocks.00.self_attn.q",
+        "blocks.{}.self_attn.q",
+        "blocks.self_attn.q",
+        "blocks.0.attn1.to_q",
+        "",
+    ],
+)
+def test_matching_is_anchored(name: str) -> None:
+    assert canonical_layer(name, "original") is None
+    assert locate(name) is None or name == "blocks.0.attn1.to_q"
+
+
+def test_unknown_names_are_answered_with_none() -> None:
+    assert canonical_parameter("blocks.0.attn1.to_something.weight", "diffusers") is None
+    assert parameter_in("_register_tokens", "diffusers") is None
+    assert locate("blocks_0_cross_attn_k_image", flat=True) is None
+    assert detect_naming(["encoder.layers.0.self_attn.weight"]) is None
+    assert not is_known("blocks.0.attn1.to_q") and is_known("transformer_blocks.0.attn.to_q")
+
+
+def test_the_gate_of_sparse_attention_keeps_its_name() -> None:
+    assert canonical_parameter("blocks.4.to_gate_compress.bias", "diffusers") == "blocks.4.to_gate_compress.bias"
+
+
+PLAIN = [f"blocks.{i}.self_attn.{x}.weight" for i in range(2) for x in "qkvo"]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "model.",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "generator.model.",
+        "module.model.",
+        "net.module.",
+        "pipe.dit.",
+        "dit.",
+        "student.",
+        "denoiser.backbone.",
+        "generator_ema.model.",
+    ],
+)
+def test_prefixes_are_stripped_repeatedly(prefix: str) -> None:
+    assert strip_prefixes(prefix + name for name in PLAIN) == {prefix + name: name for name in PLAIN}
+
+
+def test_wrapper_names_are_deleted_wherever_they_stand() -> None:
+    key = "generator._fsdp_wrapped_module.model._orig_mod.blocks.0._checkpoint_wrapped_module.self_attn.q.weight"
+    other = "_forward_module.module.blocks.0.module.self_attn.k.weight"
+    assert strip_prefixes([key]) == {key: "blocks.0.self_attn.q.weight"}
+    assert strip_prefixes([other]) == {other: "blocks.0.self_attn.k.weight"}
+
+
+@pytest.mark.parametrize("start", ["control_model.", "vae.decoder."])
+def test_layers_of_another_network_that_are_called_like_a_tables_keep_their_start(start: str) -> None:
+    names = [start + name for name in PLAIN]
+    assert strip_prefixes(names) == {name: name for name in names}
+
+
+def test_of_two_networks_in_one_file_neither_is_taken() -> None:
+    names = [start + name for start in ("teacher.", "student.") for name in PLAIN]
+    assert strip_prefixes(names) == {name: name for name in names}
+
+
+def test_a_start_is_found_where_most_names_are_then_known() -> None:
+    known = {"a.q", "a.k", "b.q"}.__contains__
+    assert find_start(["x.y.a.q", "x.y.a.k", "x.y.other"], known) == "x.y."
+    assert find_start(["a.q", "a.k", "x.b.q"], known) == "", "most are known as they stand"
+    assert find_start(["x.a.q", "other.1", "other.2"], known) == "", "one of three is no majority"
+    assert find_start([], known) == ""
+
+
+def test_a_prefix_that_stands_there_hundreds_of_times_is_no_work() -> None:
+    names = [f"{'model.module.' * depth}{name}" for depth, name in zip((500,) * 8, PLAIN, strict=True)]
+    started = time.process_time()
+    assert set(strip_prefixes(names).values()) == set(PLAIN)
+    assert time.process_time() - started < 1
+
+
+def test_a_prefix_that_few_keys_share_stays() -> None:
+    odd = "model.something.weight"
+    assert strip_prefixes([*PLAIN, odd])[odd] == odd
+
+
+def test_two_keys_that_would_become_one_are_refused() -> None:
+    with pytest.raises(MismatchError, match=r"blocks\.0\.self_attn\.q\.weight"):
+        strip_prefixes([*PLAIN, *("model." + name for name in PLAIN)])

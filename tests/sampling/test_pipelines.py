@@ -1,0 +1,174 @@
+"""Score and calibration on whole, tiny diffusers pipelines: own schedulers, tokenizer and text encoder included."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
+from typer.testing import CliRunner
+
+from loraport.cli import app
+from loraport.sampling.calibration.run import CalibrationSettings, calibrate
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pair import Clips
+from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
+from loraport.sampling.score import score
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.hooks import fingerprint, linear_layers, module_name
+from loraport.errors import InputError, LoraportError, MismatchError
+from loraport.spectral.svd import LowRank
+from loraport.files.lora.read import read_lora
+from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
+from tests.tiny import write_lora
+
+SETTINGS = {"prompts": ("a red ball", "a cat"), "frames": 5, "height": 32, "width": 32, "source_steps": 3, "batch": 2}
+SIZES = [
+    "--frames",
+    "5",
+    "--size",
+    "32x32",
+    "--source-steps",
+    "3",
+    "--target-steps",
+    "2",
+    "--clips",
+    "2",
+    "--batch",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder, source = tmp_path_factory.mktemp("pipelines"), tiny_transformer(0)
+    target = drifted(source)
+    schedulers = {
+        "euler": FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "unipc": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        "renoise": FlowMatchLCMScheduler(shift=3.0),
+    }
+    found = {name: str(write_pipeline(folder / name, target, one)) for name, one in schedulers.items()}
+    fastwan = as_fastvideo(write_pipeline(folder / "fastwan", target, schedulers["unipc"]))
+    return found | {
+        "fastwan": str(fastwan),
+        "source": str(write_pipeline(folder / "source", source)),
+        "itself": str(write_pipeline(folder / "itself", source)),
+    }
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    generator = torch.Generator().manual_seed(2)
+    return {
+        name: LowRank(
+            0.3 * torch.randn(layer.out_features, 2, generator=generator),
+            torch.randn(2, layer.in_features, generator=generator) / layer.in_features**0.5,
+        )
+        for name, layer in linear_layers(tiny_transformer(0)).items()
+        if name.startswith("blocks.")
+    }
+
+
+def opened(places, target, **changes):
+    steps = {} if target == "fastwan" or "target_timesteps" in changes else {"target_steps": 2}
+    return PipelinePair(places["source"], places[target], PipelineSettings(**{**SETTINGS, **steps, **changes}))
+
+
+def effect_of(pair, adapter, store=None):
+    return EndEffect(pair, adapter, Clips("fit", 0, 2), store or SampleStore(None), Meter(1))
+
+
+@pytest.mark.parametrize("target", ["euler", "unipc", "renoise", "fastwan"])
+def test_every_scheduler_is_scored(places, adapter, target):
+    pair = opened(places, target)
+    effect = effect_of(pair, adapter)
+    rows = score(effect, adapter, {"direct": adapter, "none": {}})
+    assert rows[1].error.value > 0 and rows[0].error.value > 0 and rows[1].left.value == 1
+    again = effect_of(pair, adapter)
+    assert torch.equal(effect.wanted[0], again.wanted[0])  # the noise of re-noising schedulers is drawn again alike
+    assert pair.prompts(Clips("fit", 0, 3)) == ("a red ball", "a cat", "a red ball")
+
+
+def test_a_target_that_is_the_source_leaves_direct_without_error(places, adapter):
+    pair = opened(places, "itself", target_steps=3, source_guidance=1.0)
+    rows = score(effect_of(pair, adapter), adapter, {"direct": adapter, "none": {}})
+    assert rows[0].error.value == pytest.approx(0, abs=1e-9)
+    assert rows[1].error.value > 1e-6
+    done = calibrate(pair, adapter, settings=CalibrationSettings(clips=2))
+    assert fingerprint(done.updates) == fingerprint(adapter) and not done.steps
+
+
+@pytest.mark.parametrize(("target", "gains"), [("euler", "type"), ("fastwan", "none")])
+def test_calibration_lowers_the_error_it_was_accepted_on(places, adapter, target, gains):
+    pair = opened(places, target)
+    settings = CalibrationSettings(clips=2, gains=gains)
+    done = calibrate(pair, adapter, settings=settings)
+    check = EndEffect(pair, adapter, settings.roles[1], SampleStore(None), Meter(1))
+    assert float(check.errors(done.updates).mean()) < float(check.errors(adapter).mean())
+    assert any(step.stride for step in done.steps)
+
+
+def test_readout_says_why_it_cannot_look_inside(places, adapter):
+    for target in ("renoise", "euler"):
+        pair = opened(places, target, target_guidance=3.0)
+        with pytest.raises(LoraportError, match="guidance"):
+            calibrate(pair, adapter, settings=CalibrationSettings(clips=1, gains="none"))
+    done = calibrate(pair, adapter, settings=CalibrationSettings(clips=1, readout=False))
+    assert set(done.updates) == set(adapter)
+
+
+def test_one_pipeline_is_open_at_a_time(places, adapter):
+    pair = opened(places, "euler")
+    pair.source(Clips("fit", 0, 1), {})
+    assert pair.open[0] == "source"
+    pair.target(Clips("fit", 0, 1), {})
+    assert pair.open[0] == "target" and pair.open[1].vae is None
+
+
+def test_states_are_read_off_the_straight_lines():
+    states = torch.tensor([[0.0, 1.0, 3.0]])[..., None]
+    found = at_levels(states, [1.0, 0.5, 0.0], [1.0, 0.75, 0.25, 0.0])
+    assert found.flatten().tolist() == [0.0, 0.5, 2.0, 3.0]
+
+
+def test_what_is_no_pipeline_is_refused(places, tmp_path):
+    with pytest.raises(InputError, match=r"no model_index\.json"):
+        PipelinePair(str(tmp_path), places["euler"], PipelineSettings(**SETTINGS))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(MismatchError, match="FluxPipeline"):
+        PipelinePair(str(tmp_path), places["euler"], PipelineSettings(**SETTINGS))
+
+
+def test_from_files_to_a_file(places, adapter, tmp_path):
+    """`calibrate`, then `score` on what it wrote, through the command line."""
+    lora = write_lora(tmp_path / "lora.safetensors", {name: (low.B, low.A) for name, low in adapter.items()})
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.safetensors"
+    prompts.write_text("a red ball rolls\n\na cat\n")
+    common = ["--source", places["source"], "--target", places["euler"], *SIZES, "--prompts", str(prompts), "--json"]
+    estimate = run(["calibrate", str(lora), *common, "-o", str(out), "--dry-run"])
+    assert estimate["dry_run"] and estimate["passes"]["source"] == 4 * 2 * 6 and not out.exists()
+    done = run(["calibrate", str(lora), *common, "-o", str(out)])
+    assert done["kept"] in ("direct", "calibrated") and sum(done["passes"].values()) <= sum(estimate["passes"].values())
+    written = read_lora(out)
+    assert (
+        set(written.layers) == set(adapter) and json.loads(written.metadata["loraport.guard"])["kept"] == done["kept"]
+    )
+    first = out.read_bytes()
+    run(["calibrate", str(lora), *common, "-o", str(out), "--overwrite"])
+    assert out.read_bytes() == first
+    scored = run(["score", str(out), "none", "direct:1.15", "--lora", str(lora), *common])
+    assert [row["candidate"] for row in scored["scores"]] == ["direct", str(out), "none", "direct:1.15"]
+    again = run(["score", str(out), "none", "direct:1.15", "--lora", str(lora), *common])
+    assert again["scores"] == scored["scores"] and again["passes"] == {"source": 0, "target": 0}
+    assert module_name("blocks.0.self_attn.q") == "blocks.0.attn1.to_q"
+
+
+def run(words):
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+    return json.loads(outcome.stdout)

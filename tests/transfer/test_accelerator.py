@@ -1,0 +1,185 @@
+"""Targets that are a model with an accelerator LoRA: the drift is exact, and as if the accelerator were merged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.inputs.accelerator import Accelerated, open_target, split_target
+from loraport.inputs.config import RankRule
+from loraport.transfer.run import transfer
+from loraport.transfer.layer import read_weights
+from loraport.merge import merge
+from loraport.inputs.open import prepare
+from loraport.files.models.checkpoint import Weight, open_checkpoint
+from tests import tiny
+from tests.transfer.models import deltas, make_family
+
+ALONE = "blocks.1.ffn.2"
+
+
+@pytest.fixture
+def family(tmp_path):
+    return make_family(tmp_path)
+
+
+@pytest.fixture
+def factors(family):
+    """An accelerator that leaves one layer alone."""
+    return {name: pair for name, pair in tiny.lora_factors(family.source_state, 7, 3).items() if name != ALONE}
+
+
+@pytest.fixture
+def accelerator(family, factors):
+    return str(tiny.write_lora(family.folder / "fast.safetensors", factors))
+
+
+def apart(one, other) -> float:
+    return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in other)
+
+
+@pytest.mark.parametrize("method", ["casa", "undo:0.5", "direct", "core", "prolora", "lora-x"])
+@pytest.mark.parametrize("strength", [0.6])
+def test_it_is_as_if_the_accelerator_were_merged(family, accelerator, method, strength):
+    merged = str(family.folder / "merged.safetensors")
+    merge(family.source, [f"{accelerator}*{strength}"], merged)
+    settings = {"method": method, "rank": RankRule("full")}
+    transfer(family.config("a.safetensors", target=merged, **settings))
+    expected = deltas(family.folder / "a.safetensors")
+    for model in ("source", family.source):
+        target = f"{model}+{accelerator}*{strength}"
+        result = transfer(family.config("b.safetensors", target=target, **settings))
+        assert apart(deltas(family.folder / "b.safetensors"), expected) < 1e-4
+        assert result.keys["transferred"] == 40 and not result.lost
+
+
+def test_another_strength_and_no_accelerator_give_other_results(family, accelerator):
+    found = {}
+    for target in (f"source+{accelerator}", f"source+{accelerator}*0.5", family.source):
+        transfer(family.config(target=target, rank=RankRule("full")))
+        found[target] = deltas(family.folder / "out.safetensors")
+    one, half, none = found.values()
+    assert apart(one, half) > 0.01 < apart(one, none) and apart(half, none) > 0.01
+
+
+def test_on_another_model_its_own_drift_counts_too(family, accelerator):
+    merged = str(family.folder / "merged")
+    merge(family.target, [accelerator], merged)
+    settings = {"method": "undo:0.5", "rank": RankRule("full")}
+    transfer(family.config("a.safetensors", target=merged, **settings))
+    transfer(family.config("b.safetensors", target=f"{family.target}+{accelerator}", **settings))
+    assert apart(deltas(family.folder / "b.safetensors"), deltas(family.folder / "a.safetensors")) < 1e-4
+
+
+def test_the_drift_is_the_accelerators_update_to_the_last_bit(family, factors, accelerator):
+    ready = prepare(family.config(target=f"source+{accelerator}*-0.5"))
+    for job in ready.plan.jobs:
+        weights = read_weights(job.name, ready.source, ready.target, keep_target=True)
+        if job.name == ALONE:
+            assert not weights.drift.any() and weights.target_hash == weights.source_hash
+            continue
+        B, A = factors[job.name]
+        assert torch.equal(weights.drift, torch.zeros(job.shape).addmm_(B, A, alpha=-0.5))
+        assert torch.equal(weights.W_t, weights.W_s + weights.drift) and weights.target_hash != weights.source_hash
+
+
+def test_a_layer_that_it_leaves_alone_is_reused_as_it_is(family, accelerator):
+    result = transfer(family.config(target=f"source+{accelerator}", rank=RankRule("full")))
+    B, A = family.factors[ALONE]
+    written = deltas(family.folder / "out.safetensors")[ALONE]
+    assert float((written - B.double() @ A.double()).norm() / written.norm()) < 1e-6
+    assert next(row.drift for row in result.layers if row.name == ALONE) == 0
+    assert any("leaves 1 of the LoRA's 20 layers alone" in note for note in result.warnings)
+
+
+def test_the_file_and_the_notes_say_to_load_it_beside(family, accelerator):
+    result = transfer(family.config(target=f"source+{accelerator}*0.5"))
+    assert any("load the result beside fast.safetensors at strength 0.5" in note for note in result.warnings)
+    with safe_open(family.folder / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["loraport.target"] == "source.safetensors+fast.safetensors"
+    assert metadata["loraport.accelerator_strength"] == "0.5" and "beside" in metadata["loraport.load"]
+    transfer(family.config("plain.safetensors"))
+    with safe_open(family.folder / "plain.safetensors", "pt") as file:
+        assert not {key for key in file.metadata() if "accelerator" in key}
+
+
+def test_differences_and_what_has_no_place(family, factors, accelerator):
+    head = "diffusion_model."
+    extras = {f"{head}{ALONE}.diff": torch.full((24, 40), 0.25), f"{head}blocks.7.ffn.0.diff": torch.ones(40, 24)}
+    save_file(load_file(accelerator) | extras, accelerator)
+    target = open_target(f"source+{accelerator}*2", open_checkpoint(family.source))
+    assert isinstance(target, Accelerated)
+    found, _ = target.read_drift(ALONE, Weight(torch.zeros(24, 40), "hash", torch.float32))
+    assert torch.equal(found.matrix, torch.full((24, 40), 0.5))
+    notes = target.notes(family.factors, 20)
+    assert len(notes) == 2 and "1 keys of fast.safetensors have no place" in notes[1]
+
+
+def test_which_plus_sign_divides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a+b", "c", "c+d", "e+f"):
+        Path(name).touch()
+    cases = {
+        "a+b": None,
+        "missing": None,
+        "a+b+c*0.5": ("a+b", "c*0.5"),
+        "source+e+f": ("source", "e+f"),
+        "source+c*1e+0": ("source", "c*1e+0"),
+        "c+e+f*1e+0": ("c", "e+f*1e+0"),
+        "source+gone.safetensors*1e+0": ("source", "gone.safetensors*1e+0"),
+        "Wan-AI/Wan2.1-T2V-1.3B+c": ("Wan-AI/Wan2.1-T2V-1.3B", "c"),
+    }
+    assert {text: split_target(text) for text in cases} == cases
+
+
+def test_a_changed_accelerator_starts_over(family, factors, accelerator, monkeypatch):
+    from loraport.transfer import run as execute
+
+    def stop(*_):
+        raise OutputError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "write", stop)
+        with pytest.raises(OutputError):
+            transfer(family.config(target=f"source+{accelerator}", method="undo:1"))
+    tiny.write_lora(Path(accelerator), {name: (2 * B, A) for name, (B, A) in factors.items()})
+    settings = {"target": f"source+{accelerator}", "method": "undo:1"}
+    transfer(family.config(**settings))
+    again = (family.folder / "out.safetensors").read_bytes()
+    transfer(family.config("fresh.safetensors", **settings))
+    assert again == (family.folder / "fresh.safetensors").read_bytes()
+
+
+def test_wrong_targets_are_one_message(family, accelerator):
+    big = str(tiny.write_lora(family.folder / "big.safetensors", tiny.lora_factors(tiny.tiny_state(0, dim=48))))
+    before = sorted(family.folder.rglob("*"))
+    for target, error, message in (
+        (f"source+{accelerator}*fast", SettingsError, "'fast' is no strength"),
+        (f"source+{accelerator}.gone", InputError, "gone does not exist"),
+        (f"source+{big}", MismatchError, "made for another model"),
+        (f"+{accelerator}", SettingsError, "lacks a half"),
+        ("source+", SettingsError, "lacks a half"),
+        (f"{family.folder}/no-model+{accelerator}", InputError, "no-model does not exist"),
+        (f"source+{family.source}", InputError, "model checkpoint, not a LoRA"),
+    ):
+        with pytest.raises(LoraportError, match=message) as refusal:
+            transfer(family.config(target=target))
+        assert isinstance(refusal.value, error), target
+    assert sorted(family.folder.rglob("*")) == before
+
+
+def test_the_accelerator_is_not_overwritten(family, accelerator):
+    with pytest.raises(OutputError, match="is an input of this run"):
+        transfer(family.config("fast.safetensors", target=f"source+{accelerator}"))
+
+
+def test_several_accelerators_are_refused_with_the_way_to_have_them(tmp_path: Path) -> None:
+    places = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for place in places:
+        place.touch()
+    with pytest.raises(SettingsError, match=r"names 2 accelerators, and one is taken: .*loraport merge MODEL"):
+        split_target(f"source+{places[0]}*0.5+{places[1]}")

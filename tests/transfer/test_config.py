@@ -1,0 +1,109 @@
+"""Settings: presets, flags that win over them, and refusals that say what to write."""
+
+import pytest
+
+from loraport.errors import SettingsError
+from loraport.methods import LoraxSettings, ProloraSettings
+from loraport.methods.casa import PAPER, PUBLISHED_CODE
+from loraport.inputs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
+from loraport.inputs.open import find_device
+
+GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("auto", RankRule("auto")), ("source", RankRule("source")), ("full", RankRule("full")),
+     ("32", RankRule("fixed", 32)), ("0.95", RankRule("energy", 0.95)), ("1", RankRule("fixed", 1))],
+)  # fmt: skip
+def test_rank_rules(text, rule):
+    assert RankRule.parse(text) == rule and str(rule) == text
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "32.0", "much", "", "nan", "inf", "0.0"])
+def test_rank_rules_that_mean_nothing_are_refused(text):
+    with pytest.raises(SettingsError, match="is none of: auto, source, full"):
+        RankRule.parse(text)
+
+
+def test_flags_win_over_the_preset():
+    assert casa_settings("published-code") == PUBLISHED_CODE and casa_settings() == PAPER
+    mixed = casa_settings("published-code", q_dom=0.3, energy=0.8, arbitrate=False)
+    assert (mixed.q_dom, mixed.energy, mixed.energy_rectangular, mixed.arbitrate) == (0.3, 0.8, 0.8, False)
+    assert (mixed.tau, mixed.densities) == (PUBLISHED_CODE.tau, "block")
+    for method in ("casa", "undo-matched", "restore-only"):
+        assert chosen_rank(None, "published-code", method) == RankRule("fixed", 32)
+    for method in ("core", "direct", "direct:1.1", "prolora", "direct-matched", "direct-matched:prolora"):
+        assert chosen_rank(None, "published-code", method) == chosen_rank(None, None, method) == RankRule("auto")
+    assert chosen_rank("full", "published-code", "core") == RankRule("full")
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(SettingsError, match="unknown preset 'code'; known: paper, published-code"):
+        casa_settings("code")
+    with pytest.raises(SettingsError, match="unknown dtype 'int8'; known: fp32, bf16, fp16"):
+        TransferConfig(**GIVEN, dtype="int8")
+    with pytest.raises(SettingsError, match="unknown method"):
+        TransferConfig(**GIVEN, method="magic")
+    with pytest.raises(SettingsError, match="unknown device 'tpu'"):
+        find_device("tpu")
+    with pytest.raises(SettingsError, match=r"q_dom is 1.5, but it must lie in \[0, 1\]"):
+        casa_settings(q_dom=1.5)
+    with pytest.raises(SettingsError, match="--tau is a setting of CASA and means nothing to 'direct'"):
+        method_settings("direct", None, {"tau": 1.0})
+
+
+def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
+    given = {"subspace": "rank:8", "phi_min": 0.5, "tau": None, "null_space": False}
+    assert method_settings("prolora", None, given) == {"prolora": ProloraSettings("rank:8", False, False, 0.5)}
+    assert method_settings("direct-matched:prolora", None, given) == method_settings("prolora", None, given)
+    assert method_settings("lora-x", None, {"subspace": "exact"}) == {"lora_x": LoraxSettings("exact")}
+    assert method_settings("core", None, {"tau": None}) == {"casa": PAPER}
+    for method, flag in {
+        "lora-x": ("phi_min", 0.5, "--phi-min is a setting of ProLoRA"),
+        "casa": ("subspace", "exact", "--subspace is a setting of ProLoRA"),
+        "prolora": ("tau", 1.0, "--tau is a setting of CASA"),
+        "core": ("null_space", False, "--null-space is a setting of ProLoRA"),
+        "direct-matched:lora-x": ("cross_terms", True, "--cross-terms is a setting of ProLoRA"),
+    }.items():
+        with pytest.raises(SettingsError, match=f"{flag[2]} and means nothing to '{method}'"):
+            method_settings(method, None, {flag[0]: flag[1]})
+    with pytest.raises(SettingsError, match="unknown preset"):
+        method_settings("prolora", "code", {})
+
+
+def test_a_flag_or_preset_that_no_method_of_the_run_looks_at_is_refused():
+    for methods, preset, flags, message in (
+        (("core",), "published-code", {}, "--preset is of CASA's settings and means nothing to 'core'"),
+        (("direct", "prolora"), "paper", {}, "means nothing to 'direct' or 'prolora'"),
+        (("restore-only",), None, {"q_act": 0.5}, "--q-act is a setting of CASA and means nothing to 'restore-only'"),
+        (("direct-matched:undo-matched",), None, {"arbitrate": False}, "--arbitrate is a setting of CASA"),
+        (("arbitrate-only",), None, {"restore": 0.5}, "--restore is a setting of CASA"),
+        (("casa",), None, {"arbitrate": False, "q_act": 0.5}, "--q-act says which entries are arbitrated"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            method_settings(methods[0], preset, flags, methods)
+    among = ("core", "casa", "arbitrate-only")
+    for name in among:
+        method_settings(name, "published-code", {"restore": 0.5, "q_act": 0.5, "arbitrate": False}, among)
+    assert method_settings("core", "published-code", {}, among) == {"casa": PAPER}
+    assert method_settings("arbitrate-only", None, {"restore": 0.5}, among)["casa"] == PAPER
+
+
+def test_the_settings_in_the_report_are_those_of_the_method():
+    config = TransferConfig(**GIVEN, method="direct-matched:prolora", prolora=ProloraSettings("exact"))
+    assert config.settings()["subspace"] == "exact" and "tau" not in config.settings()
+    assert "subspace" not in TransferConfig(**GIVEN).settings()
+    assert set(TransferConfig(**GIVEN, method="core").settings()) == {"rank", "dtype", "seed"}
+    assert TransferConfig(**GIVEN, method="drift-orthogonal:3").settings()["directions"] == 3
+
+
+def test_patterns():
+    assert matches("blocks.0.ffn.2", "ffn") and matches("blocks.0.ffn.2", "blocks.*.ffn.?")
+    assert not matches("blocks.10.ffn.2", "blocks.?.ffn.2") and not matches("blocks.0.ffn.2", "ffn.*")
+
+
+def test_the_same_work_has_the_same_fingerprint_wherever_it_goes():
+    one = TransferConfig(**GIVEN)
+    assert one.fingerprint() == TransferConfig(**{**GIVEN, "output": "elsewhere"}, cache="there").fingerprint()
+    assert one.fingerprint() != TransferConfig(**GIVEN, seed=1).fingerprint()

@@ -1,0 +1,201 @@
+"""Every kind of adapter, in every spelling, becomes every format and stays the same update; a family is a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraport.convert import convert
+from loraport.files.names.families import FAMILIES as TABLES
+from loraport.files.names.families import Naming, Place, flattened
+from loraport.files.lora.read import read_lora
+from loraport.files.lora.write import FORMATS
+
+Shape = tuple[int, ...]
+Adapter = tuple[dict[str, Tensor], Tensor]
+"""The tensors of a layer by the endings of their keys, and the update in float64, as a matrix."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family: some layers of every shape that it has, and who spells them how."""
+
+    layers: dict[str, Shape]
+    spellings: dict[str, tuple[str, Naming]]
+    """What a producer puts before the names, and whose names they are."""
+    formats: tuple[str, ...]
+
+
+UNET_PRODUCERS: dict[str, tuple[str, Naming]] = {
+    "ComfyUI": ("diffusion_model.", "original"),
+    "kohya": ("lora_unet_", "original"),
+    "kohya, diffusers' names": ("lora_unet_", "diffusers"),
+    "LyCORIS": ("lycoris_", "diffusers"),
+    "diffusers": ("unet.", "diffusers"),
+    "PEFT": ("base_model.model.", "diffusers"),
+}
+
+FAMILIES = {
+    "wan": Row(
+        {
+            "blocks.0.self_attn.q": (8, 8),
+            "blocks.0.ffn.0": (12, 8),
+            "blocks.10.ffn.2": (8, 12),
+            "patch_embedding": (8, 6, 1, 2, 2),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "original"),
+            "kohya": ("lora_unet_", "original"),
+            "LyCORIS": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "FastVideo": ("", "fastvideo"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+    "hunyuanvideo-1.5": Row(
+        {
+            **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            **{f"context_embedder.token_refiner.refiner_blocks.1.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            "transformer_blocks.10.ff.net.0.proj": (12, 8),
+            "transformer_blocks.10.ff.net.2": (8, 12),
+            "norm_out.linear": (16, 8),
+            "x_embedder.proj": (8, 6, 1, 1, 1),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "comfy"),
+            "kohya for ComfyUI": ("lora_unet_", "comfy"),
+            "diffusion-pipe": ("transformer.", "diffusion-pipe"),
+            "Tencent": ("", "original"),
+            "musubi-tuner": ("lora_unet_", "original"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "FastVideo": ("", "fastvideo"),
+        },
+        tuple(FORMATS),
+    ),
+    "sd1.5": Row(
+        {
+            "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (8, 8),
+            "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v": (8, 12),
+            "mid_block.attentions.0.proj_in": (8, 8, 1, 1),
+            "down_blocks.3.resnets.1.conv2": (8, 6, 3, 3),
+            "time_embedding.linear_1": (12, 8),
+        },
+        UNET_PRODUCERS,
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+    "sdxl": Row(
+        {
+            "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj": (12, 8),
+            "up_blocks.0.attentions.2.proj_out": (8, 8),
+            "up_blocks.1.upsamplers.0.conv": (8, 6, 3, 3),
+            "mid_block.resnets.1.conv_shortcut": (8, 6, 1, 1),
+            "add_embedding.linear_1": (8, 12),
+        },
+        UNET_PRODUCERS,
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+}
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lora(shape: Shape, seed: int, flat: bool) -> Adapter:
+    A, B = drawn(seed, 2, *shape[1:]), drawn(seed + 1, shape[0], 2, *(1 for _ in shape[2:]))
+    names = (".lora_down.weight", ".lora_up.weight") if flat else (".lora_A.weight", ".lora_B.weight")
+    return dict(zip(names, (A, B), strict=True)), 1.5 * B.double().flatten(1) @ A.double().flatten(1)
+
+
+def mid(shape: Shape, seed: int, flat: bool) -> Adapter:
+    ones = [1 for _ in shape[2:]]
+    down, up = drawn(seed, 2, shape[1], *ones), drawn(seed + 1, shape[0], 2, *ones)
+    core = drawn(seed + 2, 2, 2, *shape[2:])
+    delta = torch.einsum("om,mn...,ni->oi...", up.double().flatten(1), core.double(), down.double().flatten(1))
+    keys = {".lora_down.weight": down, ".lora_up.weight": up, ".lora_mid.weight": core}
+    return keys, 1.5 * delta.flatten(1)
+
+
+def loha(shape: Shape, seed: int, flat: bool) -> Adapter:
+    inn = math.prod(shape[1:])
+    parts = [drawn(seed + i, *size) for i, size in enumerate([(shape[0], 2), (2, inn), (shape[0], 2), (2, inn)])]
+    a1, b1, a2, b2 = (part.double() for part in parts)
+    keys = dict(zip((".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"), parts, strict=True))
+    return keys, 1.5 * (a1 @ b1) * (a2 @ b2)
+
+
+def lokr(shape: Shape, seed: int, flat: bool) -> Adapter:
+    w1, a, b = drawn(seed, 2, 2), drawn(seed + 1, shape[0] // 2, 2), drawn(seed + 2, 2, math.prod(shape[1:]) // 2)
+    delta = 1.5 * torch.kron(w1.double(), a.double() @ b.double())
+    return {".lokr_w1": w1, ".lokr_w2_a": a, ".lokr_w2_b": b}, delta
+
+
+def whole(shape: Shape, seed: int, flat: bool) -> Adapter:
+    w1, w2 = drawn(seed, 2, 2), drawn(seed + 1, shape[0] // 2, shape[1] // 2, *shape[2:])
+    return {".lokr_w1": w1, ".lokr_w2": w2}, torch.kron(w1.double(), w2.double().flatten(1))
+
+
+KINDS: dict[str, Callable[[Shape, int, bool], Adapter]] = {
+    "LoRA": lora,
+    "mid factor": mid,
+    "LoHa": loha,
+    "LoKr": lokr,
+    "LoKr, whole": whole,
+}
+CASES = [(family, kind, who) for family, row in FAMILIES.items() for kind in KINDS for who in row.spellings]
+
+
+def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
+    """The file of one producer, alpha 3 at rank 2, and the updates in it; fused modules are adapted as a whole."""
+    row = FAMILIES[family]
+    prefix, naming = row.spellings[who]
+    modules: dict[str, dict[str, Place]] = {}
+    for layer in row.layers:
+        place = TABLES[family].place(layer, naming)
+        assert place is not None
+        modules.setdefault(place.name, {})[layer] = place
+    tensors, deltas = {}, {}
+    for number, (name, places) in enumerate(modules.items()):
+        out, *rest = row.layers[next(iter(places))]
+        if kind == "mid factor" and len(rest) == 1:
+            continue
+        stem = prefix + (flattened(name) if prefix.endswith("_") else name)
+        keys, delta = KINDS[kind]((out * len(places), *rest), 100 * number, prefix.endswith("_"))
+        tensors |= {stem + ending: value for ending, value in keys.items()} | {f"{stem}.alpha": torch.tensor(3.0)}
+        for layer, place in places.items():
+            deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if place.swapped else delta.chunk(place.of)[place.part]
+    save_file(tensors, path)
+    return deltas
+
+
+def written_as(family: str, kind: str, who: str) -> tuple[str, ...]:
+    """All formats for one producer of each kind of adapter, one for each other: what is read is one thing by then."""
+    formats, number = FAMILIES[family].formats, CASES.index((family, kind, who))
+    first = next(iter(FAMILIES[family].spellings))
+    return formats if who == first else (formats[number % len(formats)],)
+
+
+@pytest.mark.parametrize(("family", "kind", "who"), CASES)
+def test_every_adapter_becomes_every_format(family: str, kind: str, who: str, tmp_path: Path) -> None:
+    row = FAMILIES[family]
+    deltas = build(family, kind, who, tmp_path / "in.safetensors")
+    for format in written_as(family, kind, who):
+        out = tmp_path / ("out" if FORMATS[format].folder else f"{format}.safetensors")
+        done = convert(str(tmp_path / "in.safetensors"), format, str(out), dtype="fp32", rank="full")
+        again = read_lora(out)
+        assert set(deltas) <= set(again.layers) and not done.lost
+        assert again.dialect.family == family or kind == "mid factor", "convolutions alone may be of either U-Net"
+        for layer, delta in deltas.items():
+            far = (again.layers[layer].dense().double() - delta).norm() / delta.norm()
+            assert float(far) <= 1e-6, (format, layer, float(far))
+            if len(row.layers[layer]) > 2 and again.kernels:
+                assert again.kernels[layer] == row.layers[layer][2:]

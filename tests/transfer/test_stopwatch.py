@@ -1,0 +1,63 @@
+"""Seconds of stages, with a clock that the test turns."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from loraport.transfer.stopwatch import STAGES, Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def pass_(seconds):
+        now[0] += seconds
+
+    return pass_
+
+
+def test_a_stage_inside_another_counts_for_itself_alone(clock):
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.stage("transfer"):
+        clock(1)
+        with watch.stage("routing"):
+            clock(2)
+            with watch.stage("basis"):
+                clock(4)
+        clock(8)
+    with watch.stage("routing"):
+        clock(16)
+    assert watch.seconds == {"read": 0, "basis": 4, "routing": 18, "transfer": 9} and tuple(watch.seconds) == STAGES
+
+
+def test_threads_are_added_up_and_do_not_see_each_other(clock):
+    watch = Stopwatch(torch.device("cpu"))
+    inside, outside = threading.Event(), threading.Event()
+
+    def other():
+        with watch.stage("read"):
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=other)
+    with watch.stage("transfer"):
+        thread.start()
+        inside.wait(10)
+        clock(3)
+        outside.set()
+        thread.join(10)
+    assert watch.seconds["read"] == watch.seconds["transfer"] == 3
+
+
+def test_a_failure_is_counted_and_a_stage_that_is_none_is_refused(clock):
+    watch = Stopwatch(torch.device("cpu"))
+    with pytest.raises(ZeroDivisionError), watch.stage("read"):
+        clock(5)
+        raise ZeroDivisionError
+    assert watch.seconds["read"] == 5
+    with pytest.raises(KeyError), watch.stage("think"):
+        pass
