@@ -17,13 +17,13 @@ help:  ## This list
 
 setup: $(STAMP)  ## Make .venv with everything that development needs
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "loraport needs Python 3.10 or newer, and there is no $(PYTHON): sudo apt-get install python3 python3-venv" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "loraport needs Python 3.10 or newer, and $(PYTHON) is $$("$(PYTHON)" --version 2>&1); name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv" >&2; exit 1; }
 	@$(PY) -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large; the first time takes minutes)"
-	@$(PIP) install --quiet --progress-bar off --editable ".[dev]" --constraint constraints.txt
+	@$(PIP) install --quiet --progress-bar off --editable ".[dev]" --editable ./lab --constraint constraints.txt
 	@rm -f $(VENV)/installed-* && touch $(STAMP)
 
 demo: setup  ## Transfer a LoRA inside the embedded family and write a page: demo/
@@ -55,12 +55,12 @@ format: setup  ## Format, and mend what ruff can mend
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-family: setup  ## Train the embedded family again, into lab/family; started again, it continues
-	@$(PY) -m loraport_lab.training.train --out lab/family --jobs 2
+family: setup  ## Train the embedded family again, into results/family; started again, it continues
+	@$(PY) -m loraport_lab.training.train --out results/family --jobs 2
 
 bench: setup  ## Time, memory and disk at real layer sizes, beside the published code where PUBLISHED=its checkout
-	@$(PY) -m benchmarks.suite lab/bench $(if $(PUBLISHED),--published $(PUBLISHED)) --growth 256
+	@$(PY) -m benchmarks.suite results/bench $(if $(PUBLISHED),--published $(PUBLISHED)) --growth 256
 
-clean:  ## Remove .venv and everything that was made here, except lab/
+clean:  ## Remove .venv and everything that was made here, except results/
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from loraport.inputs.config import TransferConfig
 from loraport.methods import METHODS
 from loraport.methods.prolora import ProloraSettings
-from loraport.inputs.config import TransferConfig
 from loraport.transfer.run import transfer_many
 
 RESULTS = Path(__file__).parent / "results"

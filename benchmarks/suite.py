@@ -1,7 +1,7 @@
 """Everything in one run: our transfer cold and warm, the published pipeline and the floor, interleaved; then growth.
 
-    python -m benchmarks.suite lab/bench --published ../CASA            (make bench PUBLISHED=../CASA)
-    python -m benchmarks.suite lab/bench --device cuda --size 14b --blocks 40
+    python -m benchmarks.suite results/bench --published ../CASA            (make bench PUBLISHED=../CASA)
+    python -m benchmarks.suite results/bench --device cuda --size 14b --blocks 40
 
 Synthetic models at real layer shapes (benchmarks/synthetic.py). Every round runs each contender once, one after the
 other, so that a busy machine is busy for all of them; a ratio is the median over rounds of ratios within a round, of

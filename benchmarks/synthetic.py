@@ -18,8 +18,8 @@ from diffusers import WanTransformer3DModel
 from scipy.fft import dct
 from torch import Tensor
 
-from loraport.files.names.lookup import canonical_parameter
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
+from loraport.files.names.lookup import canonical_parameter
 
 SIZES = {
     "1.3b": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},

@@ -14,7 +14,6 @@ from loraport.cli.options import (
     Quiet,
     Verbose,
     folder_path,
-    need,
 )
 
 app = typer.Typer()
@@ -38,13 +37,12 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
-    need("diffusers", "peft", extra="toy")
     from loraport import console
-    from loraport_lab.pages.demo_page import FILES, demo_facts, write_demo
     from loraport.inputs.config import TransferConfig
     from loraport.transfer.run import transfer as run
     from loraport_lab.demo import demo_columns, run_demo
     from loraport_lab.family.family import BASE, adapter_path, target_place
+    from loraport_lab.pages.demo_page import FILES, demo_facts, write_demo
 
     folder = folder_path(output)
     keep_foreign(folder, FILES, overwrite)

@@ -7,14 +7,18 @@ from typing import Annotated
 import typer
 
 from loraport.cli.existing import keep_foreign
-from loraport.cli.options import Json, Overwrite, Quiet, Verbose, folder_path, need
+from loraport.cli.options import Json, Overwrite, Quiet, Verbose, folder_path
 
-app = typer.Typer(help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True)
+app = typer.Typer(
+    name="lab", help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True
+)
 
 
-@app.command("run", epilog="Example: loraport lab run -o lab --cells one-step/noir --cells causal")
+@app.command("run", epilog="Example: loraport lab run -o lab-results --cells one-step/noir --cells causal")
 def run(
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page and tables go.")] = "lab",
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page and tables go.")
+    ] = "lab-results",
     family: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Another family, as `make family` makes it.")
     ] = None,
@@ -32,13 +36,12 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Measure every method on every student and adapter, and write a page, a JSON and a CSV; a second run goes on."""
-    need("diffusers", "peft", "matplotlib", extra="toy,report")
     from loraport import console
+    from loraport.files.disk.user_places import expanded
     from loraport_lab.bench.run import run_lab
     from loraport_lab.bench.tables import lab_facts
-    from loraport_lab.pages.lab_page import FILES, lab_words, write_lab
     from loraport_lab.family.family import FAMILY
-    from loraport.files.disk.user_places import expanded
+    from loraport_lab.pages.lab_page import FILES, lab_words, write_lab
 
     folder = folder_path(output)
     keep_foreign(folder, FILES, overwrite)

@@ -12,11 +12,11 @@ from torch import Tensor
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import describe, draw_prompts, from_latents
 from loraport_lab.family.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
-from loraport_lab.training.fit import generator_for
 from loraport_lab.family.judge import open_judge
 from loraport_lab.family.measure import METRICS, Metric, measure
 from loraport_lab.family.model import open_base, open_student
 from loraport_lab.family.sample import as_frames, draw_noise, in_portions, sample_base, sample_student
+from loraport_lab.training.fit import generator_for
 
 MOST_LOOKS = max(len(student.looks) for student in STUDENTS.values())
 Role = Literal["reference", "student", "direct", "transfer", "oracle"]

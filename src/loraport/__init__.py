@@ -22,23 +22,23 @@ The names below are loaded when they are first used: importing loraport does not
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loraport._version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from loraport.errors import InputError, LoraportError, OutputError
-    from loraport.methods import CasaSettings, Layer, Update, find_recipe
-    from loraport.methods.casa import casa
+    from loraport.analysis.inputs import AnalyzeConfig
     from loraport.analysis.results import Analysis
     from loraport.analysis.run import analyze
-    from loraport.analysis.inputs import AnalyzeConfig
-    from loraport.inputs.config import RankRule, TransferConfig
-    from loraport.transfer.run import transfer, transfer_many
-    from loraport.transfer.results import BatchResult, LayerResult, TransferResult
-    from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
-    from loraport.store.bases import BasisCache
-    from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+    from loraport.errors import InputError, LoraportError, OutputError
     from loraport.files.lora.read import Lora, read_lora
     from loraport.files.lora.write import write_lora
-
-__version__ = "0.1.0"
+    from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+    from loraport.inputs.config import RankRule, TransferConfig
+    from loraport.methods import CasaSettings, Layer, Update, find_recipe
+    from loraport.methods.casa import casa
+    from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
+    from loraport.store.bases import BasisCache
+    from loraport.transfer.results import BatchResult, LayerResult, TransferResult
+    from loraport.transfer.run import transfer, transfer_many
 
 __all__ = [
     "Analysis",
@@ -75,17 +75,17 @@ _HOMES = {
     "errors": ("InputError", "LoraportError", "OutputError"),
     "methods": ("CasaSettings", "Layer", "Update", "find_recipe"),
     "methods.casa": ("casa",),
-    "runs.analysis": ("Analysis",),
-    "runs.analyze": ("analyze",),
-    "runs.bench": ("AnalyzeConfig",),
-    "runs.config": ("RankRule", "TransferConfig"),
-    "runs.execute": ("transfer", "transfer_many"),
-    "runs.results": ("BatchResult", "LayerResult", "TransferResult"),
+    "analysis.results": ("Analysis",),
+    "analysis.run": ("analyze",),
+    "analysis.inputs": ("AnalyzeConfig",),
+    "inputs.config": ("RankRule", "TransferConfig"),
+    "transfer.run": ("transfer", "transfer_many"),
+    "transfer.results": ("BatchResult", "LayerResult", "TransferResult"),
     "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
-    "weights.cache": ("BasisCache",),
-    "weights.checkpoint": ("Checkpoint", "open_checkpoint"),
-    "weights.lora": ("Lora", "read_lora"),
-    "weights.lora_write": ("write_lora",),
+    "store.bases": ("BasisCache",),
+    "files.models.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "files.lora.read": ("Lora", "read_lora"),
+    "files.lora.write": ("write_lora",),
 }
 
 

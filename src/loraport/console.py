@@ -15,9 +15,9 @@ from loraport.plain_json import json_text
 from loraport.printable import printable, raw_stream
 
 if TYPE_CHECKING:
+    from loraport.files.models.hub import Download
     from loraport.inputs.plan import Plan
     from loraport.transfer.results import BatchResult, LayerResult, TransferResult
-    from loraport.files.models.hub import Download
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 

@@ -12,28 +12,28 @@ from typing import Any
 
 import torch
 
-import loraport
+from loraport._version import __version__
 from loraport.errors import MismatchError, SettingsError, unknown_name
-from loraport.inputs.config import DTYPES, RankRule
-from loraport.transfer.encoders import encoder_factors
-from loraport.transfer.output import TORCH_DTYPES
-from loraport.transfer.method_input import as_factors
+from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 from loraport.files.conversion_kernels import written_kernels
-from loraport.transfer.layer import layer_generator
-from loraport.files.models.presets import open_model
-from loraport.files.whole_weights import as_differences, carried_note, check_without_base
-from loraport.spectral.svd import LowRank, factorize_energy, shortened
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.inspect import layer_lines
-from loraport.files.names.families import WAN
 from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.lora.kohya import filled, missing_layers, outside_layers
-from loraport.files.lora.read import Lora, read_lora
+from loraport.files.formats.quantized import FP8
+from loraport.files.inspect import layer_lines
 from loraport.files.lora.encoders import guessed_prefix
 from loraport.files.lora.extras import respelled
+from loraport.files.lora.kohya import filled, missing_layers, outside_layers
+from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
-from loraport.files.formats.quantized import FP8
-from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.presets import open_model
+from loraport.files.names.families import WAN
+from loraport.files.whole_weights import as_differences, carried_note, check_without_base
+from loraport.inputs.config import DTYPES, RankRule
+from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.transfer.encoders import encoder_factors
+from loraport.transfer.layer import layer_generator
+from loraport.transfer.method_input import as_factors
+from loraport.transfer.output import TORCH_DTYPES
 
 _OURS = "loraport."
 _GUESSED_PREFIX = (
@@ -222,7 +222,7 @@ def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) ->
 def _provenance(lora: Lora) -> dict[str, str]:
     """What an earlier run of ours wrote stays true of the same updates; what another trainer wrote is left behind."""
     earlier = {key.removeprefix(_OURS): value for key, value in lora.metadata.items() if key.startswith(_OURS)}
-    ours = {"version": loraport.__version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
+    ours = {"version": __version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
     return earlier | ours
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import loraport
+from loraport._version import __version__
 from loraport.errors import InputError, SettingsError
-from loraport.plain_json import json_text
 from loraport.files.additions import Addition, Additions, additions, with_strength
-from loraport.files.models.presets import open_model
-from loraport.files.whole_weights import as_differences
+from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import with_encoders
-from loraport.files.lora.read import Lora, read_lora
-from loraport.files.models.write import VERSION, check_place, is_folder, write_model
 from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
-from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.models.presets import open_model
+from loraport.files.models.write import VERSION, check_place, is_folder, write_model
+from loraport.files.whole_weights import as_differences
+from loraport.plain_json import json_text
 
 MERGED = "loraport.merged"
 Watch = Callable[[str, int, int], None]
@@ -170,7 +170,7 @@ def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:
     """Names without folders, contents by hash; what an earlier merge wrote stays true."""
     base = {"model": Path(model.where).name, "identity": model.identity()}
     steps = [*_earlier(model), {**base, "loras": [part.provenance() for part in parts]}]
-    return {MERGED: json_text(steps, sort_keys=True), VERSION: loraport.__version__}
+    return {MERGED: json_text(steps, sort_keys=True), VERSION: __version__}
 
 
 def _earlier(model: Checkpoint) -> list[Any]:

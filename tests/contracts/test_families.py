@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.convert import convert
-from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import LOADERS as TABLE
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
 from tests.contracts.loaders import (
     Applied,
     RefusedError,

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.convert import convert
+from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.rules import DEFAULT_ADAPTER
+from loraport.files.loaders.table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts
+from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
 from loraport.files.names.families import FAMILIES as TABLES
 from loraport.files.names.families import Naming
-from loraport.files.loaders.facts import facts_of
-from loraport.files.loaders.table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts
-from loraport.files.loaders.rules import DEFAULT_ADAPTER
-from loraport.files.lora.read import read_lora
 from tests.families import FAMILIES, delta, factors, fused_by_diffusers
 
 diffusers = pytest.importorskip("diffusers")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.files.loaders.facts import facts_of
-from loraport.files.loaders.table import verdicts
 from loraport.files.loaders.rules import Verdict
+from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
 from loraport.files.names.lookup import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, RANKS, Case, Written, spelled, write

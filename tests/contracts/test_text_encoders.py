@@ -9,8 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import LoraportError, SettingsError
 from loraport.convert import convert
+from loraport.errors import LoraportError, SettingsError
 from loraport.files.inspect import describe, in_ten_lines, layer_lines
 from loraport.files.lora.read import read_lora
 from tests.families import unet

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.convert import convert
-from loraport.files.names.families import flattened
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
+from loraport.files.names.families import flattened
 from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
 from tests.families import FAMILIES

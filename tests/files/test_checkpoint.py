@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from loraport.errors import InputError
-from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
 from tests.malformed.checkpoints import safetensors_bytes
 from tests.tiny import State

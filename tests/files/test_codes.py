@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.merge import merge
-from loraport.files.models.checkpoint import open_checkpoint
-from loraport.files.inspect import describe
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.formats.scales import Scaled
+from loraport.files.inspect import describe
+from loraport.files.models.checkpoint import open_checkpoint
+from loraport.merge import merge
 from tests import tiny
 from tests.tiny import State
 

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.inputs.config import TransferConfig
 from loraport.convert import convert
-from loraport.transfer.run import transfer
 from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.header import for_people, lasting
+from loraport.inputs.config import TransferConfig
+from loraport.transfer.run import transfer
 from tests import tiny
 
 STAYS = {

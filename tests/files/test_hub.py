@@ -10,10 +10,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from loraport.errors import InputError
-from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.inspect import describe
-from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.lora.read import read_lora
+from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.models.hub import looks_like_hub_id
 from tests import tiny
 
 STATE = tiny.tiny_state()

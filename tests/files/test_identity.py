@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from loraport.errors import UnreadableError
-from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.formats.gguf import read_gguf
 from loraport.files.lora.read import read_lora
+from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
 
 STATE = tiny.tiny_state(0)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from loraport.errors import LoraportError, OutputError
+from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
 from loraport.convert import convert
-from loraport.transfer.run import transfer
-from loraport.merge import merge
-from loraport.analysis.probe_model import ProbeConfig, probe
+from loraport.errors import LoraportError, OutputError
 from loraport.files.disk.inputs_kept import check_apart
+from loraport.merge import merge
+from loraport.transfer.run import transfer
 from tests.transfer.models import Family, make_family
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import write_lora
-from loraport.files.formats.safetensors_read import read_safetensors
 from tests.dialects import CASES, FORMATS, Case, Written, write
 
 FORMAT_NAMES = ["same", *FORMATS]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from loraport.files.names.families import flattened
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import write_lora
+from loraport.files.names.families import flattened
 from loraport.files.names.lookup import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, FORMATS, Case, Written, write
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.errors import FileFormatError, InputError
 from loraport.convert import convert
-from loraport.files.models.checkpoint import open_checkpoint
+from loraport.errors import FileFormatError, InputError
 from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.read import read_lora
+from loraport.files.models.checkpoint import open_checkpoint
 from tests.dialects import CASES, SHAPES, Written, factors, write
 from tests.files.test_lora import assert_same_updates
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.convert import convert
+from loraport.files.adapters.updates import exact_update
+from loraport.files.lora.read import Lora, read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair
 from loraport.files.names.families import FAMILIES, Naming, Place, flattened
-from loraport.files.lora.read import Lora, read_lora
-from loraport.files.adapters.updates import exact_update
 from tests.dialects import FORMATS
 
 OUT, IN = 6, 4

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loraport.errors import MismatchError
-from loraport.spectral.svd import LowRank
-from loraport.files.lora.read import read_lora
 from loraport.files.adapters.updates import Dora, Full, Product, aimed_rank, exact_update, is_low_rank, kind_of
+from loraport.files.lora.read import read_lora
+from loraport.spectral.svd import LowRank
 
 peft = pytest.importorskip("peft")
 

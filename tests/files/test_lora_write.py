@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.errors import OutputError, SettingsError
-from loraport.spectral.svd import LowRank
 from loraport.files.disk import atomic as replacing
+from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import write_diff, write_lora
-from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors
+from loraport.spectral.svd import LowRank
 from tests.dialects import CASES, FORMATS, write
 
 GOLDEN: dict[str, str] = {

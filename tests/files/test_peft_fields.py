@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loraport.errors import FileFormatError, InputError, MismatchError, SettingsError
-from loraport.inputs.config import TransferConfig
 from loraport.convert import convert
-from loraport.transfer.run import transfer
-from loraport.merge import merge
+from loraport.errors import FileFormatError, InputError, MismatchError, SettingsError
+from loraport.files.adapters.updates import Residual
 from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.read import read_lora
-from loraport.files.adapters.updates import Residual
+from loraport.inputs.config import TransferConfig
+from loraport.merge import merge
+from loraport.transfer.run import transfer
 from tests import tiny
 
 peft = pytest.importorskip("peft")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.files.models.checkpoint import open_checkpoint
-from loraport.files.inspect import describe
 from loraport.files.formats.gguf import CODES, read_gguf
+from loraport.files.inspect import describe
+from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
 
 STATE = tiny.tiny_state(dim=32, ffn=64)

@@ -9,8 +9,8 @@ import pytest
 
 from loraport.errors import OutputError
 from loraport.files.disk import atomic as replacing
-from loraport.files.disk.ownership import HOST_DIGEST
 from loraport.files.disk.atomic import TEMPORARY, new_file, new_folder, write_whole
+from loraport.files.disk.ownership import HOST_DIGEST
 
 DEAD = 4_000_000
 

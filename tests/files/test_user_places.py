@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import InputError, LoraportError, OutputError
-from loraport.store.bases import default_folder
 from loraport.files.disk.user_places import expanded
+from loraport.store.bases import default_folder
 from tests.transfer.models import make_family
 
 

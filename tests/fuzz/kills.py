@@ -21,8 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from loraport.store.bases import BasisCache
 from loraport.files.disk.atomic import TEMPORARY
+from loraport.store.bases import BasisCache
 from tests.fuzz.attack import Finding
 from tests.fuzz.harness import Outcome, Running, begin
 from tests.fuzz.writers import CACHE, WRITERS, Words, write_inputs

@@ -12,11 +12,9 @@ if not sys.platform.startswith("linux"):
 
 import torch
 
-from loraport.store import bases as cache
-
 from loraport.files.disk import atomic as replacing
-
 from loraport.files.formats import safetensors_write as saving
+from loraport.store import bases as cache
 from tests.fuzz.kills import Counter, Death, Stage, relive, start, together, tree
 from tests.fuzz.writers import WRITERS
 

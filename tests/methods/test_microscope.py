@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loraport.analysis.layer_statistics import Specimen, look
 from loraport.methods.casa import PAPER, casa
 from loraport.methods.layer import Layer
-from loraport.analysis.layer_statistics import Specimen, look
 from loraport.spectral.svd import LowRank, decompose
 from tests.layers import SHAPES, random_weights
 

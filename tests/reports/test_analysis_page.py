@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from loraport.analysis.inputs import AnalyzeConfig
+from loraport.analysis.run import analyze
+from loraport.analysis.sweep import Grid
 from loraport.errors import OutputError
 from loraport.reports.analysis_page import as_csv, summary, write_analysis
 from loraport.reports.analysis_words import findings
 from loraport.reports.plots import as_svg, norms
-from loraport.analysis.run import analyze
-from loraport.analysis.inputs import AnalyzeConfig
-from loraport.analysis.sweep import Grid
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 from tests.transfer.models import make_family
 

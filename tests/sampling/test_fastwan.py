@@ -13,11 +13,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, Un
 from typer.testing import CliRunner
 
 from loraport.cli import app
-from loraport.sampling.pair import Clips
-from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
-from loraport.sampling.schedules import Entered, find_sampler
-from loraport.sampling.hooks import linear_layers
 from loraport.errors import MismatchError, SettingsError
+from loraport.sampling.hooks import linear_layers
+from loraport.sampling.pair import Clips
+from loraport.sampling.schedules import Entered, find_sampler
+from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from loraport.spectral.svd import LowRank
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora

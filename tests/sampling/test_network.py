@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 pytest.importorskip("transformers")
 
 from loraport.cli import app
-from loraport.sampling.network import open_network, open_pipeline
-from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
-from loraport.sampling.end_error import finite
 from loraport.errors import InputError
 from loraport.files.names.families import WAN
 from loraport.files.names.lookup import canonical_parameter
+from loraport.sampling.end_error import finite
+from loraport.sampling.network import open_network, open_pipeline
+from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from tests import tiny
 from tests.sampling.pipelines import CONFIG, tiny_transformer, write_pipeline
 

@@ -12,17 +12,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, Un
 from typer.testing import CliRunner
 
 from loraport.cli import app
+from loraport.errors import InputError, LoraportError, MismatchError
+from loraport.files.lora.read import read_lora
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Clips
-from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
-from loraport.sampling.score import score
-from loraport.sampling.samples import SampleStore
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import fingerprint, linear_layers, module_name
-from loraport.errors import InputError, LoraportError, MismatchError
+from loraport.sampling.pair import Clips
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.score import score
+from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
 from loraport.spectral.svd import LowRank
-from loraport.files.lora.read import read_lora
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from loraport.spectral.clusters import singular_clusters
 from loraport.analysis.measures.concentration import (
     block_energy,
     chance_coherence,
@@ -23,6 +22,7 @@ from loraport.analysis.measures.interference import head_interference, interfere
 from loraport.analysis.measures.intruders import intruders
 from loraport.analysis.measures.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.analysis.measures.rigidity import degenerate, relative_gaps, spectral_change
+from loraport.spectral.clusters import singular_clusters
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import decompose
 from tests import reference_diagnostics

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from loraport.errors import SettingsError
-from loraport.methods.layer import Layer
-from loraport.analysis.probes import KeepDominant, OverActivate, no_lora
 from loraport.analysis.measures.probes import (
     block_noise,
     densest_blocks,
@@ -15,6 +12,9 @@ from loraport.analysis.measures.probes import (
     multiplied_entries,
     removed_by_dominance,
 )
+from loraport.analysis.probes import KeepDominant, OverActivate, no_lora
+from loraport.errors import SettingsError
+from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank, decompose, energy_rank
 from tests import reference, reference_diagnostics
 from tests.layers import SHAPES, generator, random_weights, relative

@@ -10,10 +10,10 @@ from loraport.methods.casa import PAPER, casa, casa_parts
 from loraport.methods.controls import restore_only, rollback
 from loraport.methods.layer import Layer
 from loraport.spectral import svd
+from loraport.spectral.correction import Remaining
 from loraport.spectral.halves import HalfBasis
 from loraport.spectral.routing import routing_factors
 from loraport.spectral.svd import LowRank, decompose, factorize, kept_correction, krylov_directions
-from loraport.spectral.correction import Remaining
 from tests.layers import SHAPES, generator, layer_of, orthogonal, random_weights, relative
 
 LARGE = {"square": (160, 160), "tall": (300, 160), "wide": (160, 300)}

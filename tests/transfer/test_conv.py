@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.methods import METHODS, Layer, ProloraSettings, find_recipe
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
-from loraport.transfer.run import transfer_many
+from loraport.methods import METHODS, Layer, ProloraSettings, find_recipe
 from loraport.spectral.svd import LowRank, decompose
+from loraport.transfer.run import transfer_many
 from tests import tiny
 from tests.layers import relative
 

@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import InputError, MismatchError, OutputError, SettingsError
 from loraport.convert import convert
-from loraport.spectral.svd import LowRank
+from loraport.errors import InputError, MismatchError, OutputError, SettingsError
 from loraport.files.lora.kohya import FFN_SIZES, KOHYA_BLOCK, filled, is_complete, missing_layers
 from loraport.files.lora.read import read_lora
+from loraport.spectral.svd import LowRank
 from tests.dialects import CASES, FORMATS, SHAPES, write
 
 DOWN_UP = ("lora_down.weight", "lora_up.weight")

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.errors import MismatchError
 from loraport.convert import convert
+from loraport.errors import MismatchError
+from loraport.files.lora.read import read_lora
 from loraport.files.names.families import FAMILIES as TABLES
 from loraport.files.names.families import flattened
-from loraport.files.lora.read import read_lora
 from tests.families import FAMILIES, fused_by_diffusers, unet
 
 diffusers = pytest.importorskip("diffusers")

@@ -301,8 +301,8 @@ def test_what_half_precision_cannot_hold_is_said(run, tmp_path):
 
 
 def test_factors_that_fit_are_left_as_they_are():
-    from loraport.spectral.svd import LowRank
     from loraport.files.adapters.casting import fitted, rounding_loss
+    from loraport.spectral.svd import LowRank
 
     B, A = torch.randn(6, 2, generator=generator(1)), torch.randn(2, 5, generator=generator(2))
     low = LowRank(0.01 * B, A)

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import MismatchError, OutputError, SettingsError
+from loraport.inputs.config import RankRule
+from loraport.inputs.open import prepare
 from loraport.methods import METHODS
 from loraport.transfer import run as execute
-from loraport.inputs.config import RankRule
 from loraport.transfer.run import transfer
-from loraport.inputs.open import prepare
 from tests import reference, tiny
 from tests.transfer.models import deltas, make_family
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import InputError, LoraportError, OutputError
-from loraport.transfer import run as execute
-from loraport.analysis.run import analyze
 from loraport.analysis.inputs import AnalyzeConfig
-from loraport.transfer.run import transfer, transfer_many
-from loraport.transfer.journal import Partial
+from loraport.analysis.run import analyze
+from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk import ownership
 from loraport.files.disk.ownership import HOST
+from loraport.transfer import run as execute
+from loraport.transfer.journal import Partial
+from loraport.transfer.run import transfer, transfer_many
 from tests.transfer.models import make_family
 
 

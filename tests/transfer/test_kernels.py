@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
-from loraport.transfer.run import transfer
 from loraport.merge import merge
+from loraport.transfer.run import transfer
 
 LAYER = "mid_block.attentions.0.proj_in"
 ONES = {"linear": (), "1×1": (1, 1), "1×1×1": (1, 1, 1)}

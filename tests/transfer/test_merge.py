@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
-from loraport.inputs.accelerator import Accelerated, open_target
 from loraport.files.additions import with_strength
-from loraport.transfer.run import transfer
-from loraport.merge import MERGED, merge
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.inputs.accelerator import Accelerated, open_target
+from loraport.merge import MERGED, merge
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.dialects import CASES, write
 from tests.transfer.models import make_family

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.convert import convert
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
-from loraport.convert import convert
-from loraport.transfer.run import transfer
 from loraport.merge import merge
+from loraport.transfer.run import transfer
 from tests import tiny
 
 SPELLINGS = {

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loraport.errors import SettingsError
+from loraport.inputs.config import RankRule
 from loraport.methods import LoraxSettings, ProloraSettings
 from loraport.transfer import run as execute
-from loraport.inputs.config import RankRule
 from loraport.transfer.run import transfer
 from tests import reference_projections as reference
 from tests.transfer.models import deltas, make_family

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.convert import convert
-from loraport.files.names.families import FAMILIES as TABLES
-from loraport.files.names.families import Naming, Place, flattened
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import FORMATS
+from loraport.files.names.families import FAMILIES as TABLES
+from loraport.files.names.families import Naming, Place, flattened
 
 Shape = tuple[int, ...]
 Adapter = tuple[dict[str, Tensor], Tensor]

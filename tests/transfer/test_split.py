@@ -10,13 +10,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.errors import SettingsError
-from loraport.inputs.batch import one_or_many
-from loraport.inputs.config import RankRule
 from loraport.convert import convert
-from loraport.transfer.run import transfer, transfer_many
+from loraport.errors import SettingsError
 from loraport.files.inspect import describe
 from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfers
+from loraport.inputs.batch import one_or_many
+from loraport.inputs.config import RankRule
+from loraport.transfer.run import transfer, transfer_many
 from tests.transfer.models import deltas, make_family
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.files.models.checkpoint import open_checkpoint
+from loraport.inputs.config import TransferConfig
+from loraport.inputs.pairing import comparable, differ_in_depth, role_of
 from loraport.methods import METHODS
 from loraport.reports.transfer_page import write_transfer_page
-from loraport.inputs.config import TransferConfig
 from loraport.transfer.run import transfer_many
-from loraport.inputs.pairing import comparable, differ_in_depth, role_of
-from loraport.files.models.checkpoint import open_checkpoint
 from tests.families import delta, factors, fused_by_diffusers, sdxl_and_pruned, write_pipeline
 from tests.files.test_names import shapes_of
 

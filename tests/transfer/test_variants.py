@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from loraport.convert import convert
 from loraport.errors import SettingsError
-from loraport.methods import METHODS
+from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
-from loraport.convert import convert
-from loraport.transfer.run import transfer, transfer_many
 from loraport.merge import merge
-from loraport.files.lora.read import read_lora
+from loraport.methods import METHODS
+from loraport.transfer.run import transfer, transfer_many
 from tests import tiny
 from tests.transfer.adapters import LAYERS, MAKERS, added, dora, loha, written
 from tests.transfer.models import deltas, make_family

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from loraport.sampling.calibration.run import Calibrated, CalibrationSettings, calibrate, cut_back
 from loraport.sampling.choice.guard import AUTO_METHODS
-from loraport.sampling.samples import SampleStore
 from loraport.sampling.hooks import added, scaled
+from loraport.sampling.samples import SampleStore
+from loraport.spectral.svd import LowRank
 from loraport_lab.bench.material import Cell, Material, adapter_updates
 from loraport_lab.bench.rows import Group, Row, Rule, Worn, nothing, transferred
-from loraport.spectral.svd import LowRank
 from loraport_lab.family.family import ADAPTERS
 from loraport_lab.family.pair import EmbeddedPair
 

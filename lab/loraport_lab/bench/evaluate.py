@@ -10,19 +10,20 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from loraport.files.names.lookup import layer_in
+from loraport.lazy_property import once
 from loraport.sampling.choice.guard import decide
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Clips
-from loraport.sampling.score import compare, judged_clips
-from loraport.sampling.samples import SampleStore
 from loraport.sampling.end_error import BARE, EndEffect
 from loraport.sampling.hooks import adapted
+from loraport.sampling.pair import Clips
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.score import compare, judged_clips
 from loraport_lab.bench.admission import COMPARED, Admission, admit
 from loraport_lab.bench.calibration import open_pair, reference_updates
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
 from loraport_lab.bench.rows import ALONE, FRAME, Row, Rule, Worn
 from loraport_lab.bench.store import Kept, Store
-from loraport.lazy_property import once
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import from_latents
 from loraport_lab.family.family import adapter_path
@@ -30,7 +31,6 @@ from loraport_lab.family.judge import open_judge
 from loraport_lab.family.measure import measure, psnr
 from loraport_lab.family.model import open_base
 from loraport_lab.family.sample import as_frames, in_portions, sample_base, sample_student
-from loraport.files.names.lookup import layer_in
 
 SHOWN = 6  # clips of a row that are kept to be looked at
 

@@ -12,12 +12,16 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from loraport.errors import InputError
-from loraport.methods import Layer
-from loraport.lazy_property import once
+from loraport.files.adapters.updates import LayerUpdate
+from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
-from loraport.transfer.layer import Bases, SharedLayer, read_weights
 from loraport.inputs.open import Prepared, prepare
+from loraport.lazy_property import once
+from loraport.methods import Layer
 from loraport.spectral.svd import LowRank
+from loraport.store.bases import BasisCache
+from loraport.store.basis_source import Bases
+from loraport.transfer.layer_source import SharedLayer, read_weights
 from loraport_lab.family.clips import draw_prompts
 from loraport_lab.family.family import (
     ADAPTERS,
@@ -31,13 +35,10 @@ from loraport_lab.family.family import (
     student_path,
     target_place,
 )
-from loraport_lab.training.fit import generator_for
 from loraport_lab.family.judge import JUDGE_FILE
 from loraport_lab.family.model import open_base, open_student, prepared
 from loraport_lab.family.sample import draw_noise
-from loraport.store.bases import BasisCache
-from loraport.files.lora.read import read_lora
-from loraport.files.adapters.updates import LayerUpdate
+from loraport_lab.training.fit import generator_for
 
 EVALUATION_SEEDS = (11, 12, 13)
 TUNING_SEEDS = (7,)

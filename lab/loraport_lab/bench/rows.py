@@ -11,13 +11,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from loraport_lab.bench.material import Material
-from loraport.methods import METHODS, ProloraSettings, Settings, find_recipe
-from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.inputs.config import casa_settings
-from loraport.transfer.layer import layer_generator
+from loraport.methods import METHODS, ProloraSettings, Settings, find_recipe
+from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.spectral.svd import shortened
+from loraport.transfer.layer import layer_generator
+from loraport_lab.bench.material import Material
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]
 SINGLE_STUDIES: tuple[Group, ...] = ("rank", "sensitivity", "probe", "calibration")

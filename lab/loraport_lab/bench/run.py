@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import loraport
+import loraport_lab
 from loraport.errors import SettingsError
 from loraport_lab.bench.admission import Admission
 from loraport_lab.bench.calibration import calibration_rows, companions
@@ -23,9 +24,9 @@ from loraport_lab.bench.store import Store
 from loraport_lab.bench.workers import workers
 from loraport_lab.family.clips import draw_prompts, render_effect, to_latents
 from loraport_lab.family.family import FAMILY
-from loraport_lab.training.fit import generator_for
 from loraport_lab.family.judge import open_judge
 from loraport_lab.family.sample import as_frames
+from loraport_lab.training.fit import generator_for
 
 CLIPS = 48
 REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
@@ -142,13 +143,14 @@ def collect(session: Session) -> CellResult:
 
 def code_digest() -> str:
     """One hash over the program's code and PyTorch's version: what the numbers depend on besides files and seeds."""
-    package = Path(loraport.__file__).parent
+    packages = Path(loraport.__file__).parent, Path(loraport_lab.__file__).parent
     files = [
         path
-        for folder in ("spectral", "methods", "effect", "toy", "lab")
-        for path in sorted((package / folder).glob("*.py"))
+        for package, rooms in zip(packages, (("spectral", "methods", "sampling"), ("family", "bench")), strict=True)
+        for room in rooms
+        for path in sorted((package / room).rglob("*.py"))
     ]
-    return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
+    return digest_of([torch.loraport.__version__, *(path.read_text(encoding="utf-8") for path in files)])
 
 
 def digest_of(texts: Sequence[str]) -> str:

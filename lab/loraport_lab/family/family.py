@@ -6,7 +6,7 @@ from typing import Literal
 
 from loraport.errors import unknown_name
 
-FAMILY = Path(__file__).parent / "weights"
+FAMILY = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,11 @@ def oracle_path(student: str, adapter: str, family: Path = FAMILY) -> Path:
     return family / "oracles" / find_student(student).name / f"{find_adapter(adapter).name}.safetensors"
 
 
-WORD = "toy:"
-
-
-def embedded_place(text: str, family: Path = FAMILY) -> str | None:
-    """The place that `toy:base`, `toy:STUDENT` (as a target) or `toy:ADAPTER` means; None for any other text.
+def embedded_place(name: str, family: Path = FAMILY) -> str:
+    """The place that `toy:base`, `toy:STUDENT` (as a target) or `toy:ADAPTER` means; `name` without the prefix.
 
     Raises SettingsError for a name that the family does not have.
     """
-    if not text.startswith(WORD):
-        return None
-    name = text.removeprefix(WORD)
     if name == "base":
         return str(family / "base")
     if name not in STUDENTS and name not in ADAPTERS:

@@ -1,4 +1,4 @@
-"""The embedded family as a pair for `loraport.effect`: the base as the source, any student as the target."""
+"""The embedded family as a pair for `loraport.sampling`: the base as the source, any student as the target."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from loraport.sampling.pair import Chain, Clips, Look, Passes, Sampler, Updates
-from loraport.sampling.hooks import adapted, linear_layers
 from loraport.errors import MismatchError
+from loraport.sampling.hooks import adapted, linear_layers
+from loraport.sampling.pair import Chain, Clips, Look, Passes, Sampler, Updates
 from loraport_lab.family.clips import describe, draw_prompts, embed, from_latents
 from loraport_lab.family.family import BASE, FAMILY, STUDENTS, Student, find_student, student_path
 from loraport_lab.family.model import CLOCK, CONFIG, LATENT_SHAPE, open_base, open_student, predict_clean

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraport.plain_json import json_text
-from loraport_lab.pages.pictures import animated_png, write_contact_sheet
-from loraport.reports.rendering import in_words, layer_table, render
-from loraport_lab.pages.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
-from loraport.transfer.results import TransferResult
 from loraport.files.disk.atomic import write_whole
+from loraport.plain_json import json_text
+from loraport.reports.rendering import in_words, layer_table, render
+from loraport.transfer.results import TransferResult
+from loraport_lab.pages.pictures import animated_png, write_contact_sheet
+from loraport_lab.pages.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
 
 FILES = ("demo.json", "contact-sheet.png")
 """What a demo leaves beside its page; the first of them before the others."""
@@ -31,6 +31,7 @@ def write_page(
     render(
         "demo.html.jinja",
         path,
+        package="loraport_lab.pages",
         style=demo.style,
         seed=demo.seed,
         count=len(demo.prompts),

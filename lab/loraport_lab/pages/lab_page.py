@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
+from loraport.reports.rendering import render
 from loraport_lab.pages.lab_calibration import calibration_tables
 from loraport_lab.pages.lab_markdown import markdown_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport_lab.pages.pictures import animated_png
-from loraport.reports.rendering import render
-from loraport.files.disk.atomic import write_whole
 
 SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
 SHOWN_CLIPS = 4
@@ -69,6 +69,7 @@ def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
     render(
         "lab.html.jinja",
         page,
+        package="loraport_lab.pages",
         facts=facts,
         findings=findings(facts),
         pooled=[pooled_cells(row) for row in facts["pooled"] if row["name"] != "direct"],

@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from loraport.files.disk.atomic import new_file
 from loraport.reports.rendering import data_address
 from loraport_lab.pages.verdict import DemoLike
-from loraport.files.disk.atomic import new_file
 
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 140, 500
 

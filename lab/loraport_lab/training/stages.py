@@ -12,8 +12,13 @@ from diffusers import WanTransformer3DModel
 from peft import PeftModel
 from torch import Generator, Tensor, nn
 
+from loraport.files.disk.atomic import new_folder, write_whole
 from loraport_lab.family.adapters import attach, new_adapter, restart_from, save_diffusers_file, save_peft_folder
 from loraport_lab.family.clips import draw_prompts, embed, embed_nothing, render_effect, to_latents
+from loraport_lab.family.family import Adapter, Student, adapter_path, oracle_path, student_path
+from loraport_lab.family.judge import Judge, judge_loss, save_judge
+from loraport_lab.family.model import new_model, open_base, open_student, prepared
+from loraport_lab.family.sample import draw_noise, trajectory
 from loraport_lab.training.distill import (
     KEPT,
     Matching,
@@ -23,13 +28,8 @@ from loraport_lab.training.distill import (
     landing_error,
     regression_loss,
 )
-from loraport_lab.family.family import Adapter, Student, adapter_path, oracle_path, student_path
 from loraport_lab.training.fit import Progress, Schedule, fit, generator_for, save_whole
-from loraport_lab.family.judge import Judge, judge_loss, save_judge
-from loraport_lab.family.model import new_model, open_base, open_student, prepared
 from loraport_lab.training.recipe import Recipe
-from loraport_lab.family.sample import draw_noise, trajectory
-from loraport.files.disk.atomic import new_folder, write_whole
 
 FORGET = 0.1  # share of prompts replaced by the empty one, for guidance
 

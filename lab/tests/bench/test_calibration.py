@@ -8,11 +8,12 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from loraport.files.lora.read import read_lora
+from loraport.sampling.calibration.residual_writers import writing_layers
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.choice.candidates import write_calibrated
-from loraport.sampling.pair import Clips
 from loraport.sampling.hooks import adapted, fingerprint
-from loraport.sampling.calibration.residual_writers import writing_layers
+from loraport.sampling.pair import Clips
 from loraport_lab.bench import calibration
 from loraport_lab.bench.calibration import (
     CONTROLS,
@@ -37,7 +38,6 @@ from loraport_lab.family.adapters import attach
 from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path
 from loraport_lab.family.model import open_base
 from loraport_lab.family.sample import sample_base, sample_student
-from loraport.files.lora.read import read_lora
 
 SMALL = Fit(CalibrationSettings(clips=2, last_blocks=1))
 CELL = Cell(STUDENTS["one-step"], ADAPTERS["retro"])

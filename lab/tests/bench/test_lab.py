@@ -12,6 +12,9 @@ pytest.importorskip("peft")
 
 from loraport.cli import app
 from loraport.errors import InputError, SettingsError
+from loraport.inputs.config import TransferConfig
+from loraport.methods import METHODS
+from loraport.transfer.run import transfer
 from loraport_lab.bench import run as lab_run
 from loraport_lab.bench.admission import COMPARED, admit
 from loraport_lab.bench.evaluate import Session, added, as_clips
@@ -19,9 +22,6 @@ from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNIN
 from loraport_lab.bench.rows import FRAME, MAIN, Row, nothing, oracle, transferred
 from loraport_lab.bench.run import run_lab
 from loraport_lab.bench.store import Kept, Store
-from loraport.methods import METHODS
-from loraport.inputs.config import TransferConfig
-from loraport.transfer.run import transfer
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path, oracle_path, target_place
 from loraport_lab.family.sample import sample_student
@@ -155,7 +155,8 @@ def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):
 def test_a_family_with_missing_files_is_refused_with_the_line_that_makes_them(calibration, tmp_path):
     """With calibration also the adapters that are worn beside and whose gains are borrowed."""
     others = " swing noir" if calibration else ""
-    made = f"train it, .*: python -m loraport_lab.training.train --out .* --only base judge causal causal/retro retro{others}$"
+    made = "train it, .*: python -m loraport_lab.training.train --out .* "
+    made += f"--only base judge causal causal/retro retro{others}$"
     with pytest.raises(InputError, match=f"base is missing; {made}"):
         run_lab(tmp_path, family=tmp_path, cells=["causal/retro"], calibration=calibration)
 

@@ -15,9 +15,9 @@ from peft import PeftConfig
 from safetensors import safe_open
 
 from loraport.errors import FileFormatError, MismatchError, SettingsError
+from loraport_lab.demo import Column, run_demo
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import EFFECTS, TINTS, draw_prompts, from_latents, render, render_effect, visible
-from loraport_lab.demo import Column, run_demo
 from loraport_lab.family.family import (
     ADAPTERS,
     BASE,

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from loraport.errors import SettingsError
 from loraport_lab.family.clips import draw_prompts, embed
-from loraport_lab.training.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
 from loraport_lab.family.family import ADAPTERS, STUDENTS
-from loraport_lab.training.fit import Schedule, fit, generator_for
 from loraport_lab.family.model import new_model, predict_clean, prepared
-from loraport_lab.training.recipe import Recipe, Rounds
 from loraport_lab.family.sample import BASE_STEPS, draw_noise, euler_step, sample_student, student_levels, trajectory
+from loraport_lab.training.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
+from loraport_lab.training.fit import Schedule, fit, generator_for
+from loraport_lab.training.recipe import Recipe, Rounds
 from loraport_lab.training.stages import Workshop
 from loraport_lab.training.train import needed, plan, train_family
 

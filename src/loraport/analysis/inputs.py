@@ -10,24 +10,26 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-import loraport
+from loraport._version import __version__
+from loraport.analysis.layer_sample import stratified
 from loraport.errors import SettingsError
-from loraport.methods.casa import PAPER, CasaSettings
-from loraport.methods.layer import Layer
-from loraport.lazy_property import once
+from loraport.files.adapters.updates import LayerUpdate
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.presets import is_local, open_model
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.transfer.run import read_ahead
-from loraport.transfer.method_input import as_factors
-from loraport.transfer.layer import Bases, SharedLayer, Weights, layer_generator, read_weights
-from loraport.inputs.plan import LayerJob
 from loraport.inputs.open import Prepared, find_device, prepare
-from loraport.files.models.presets import is_local, open_model
-from loraport.analysis.layer_sample import stratified
+from loraport.inputs.plan import LayerJob
+from loraport.lazy_property import once
+from loraport.methods.casa import PAPER, CasaSettings
+from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.adapters.updates import LayerUpdate
+from loraport.store.basis_source import Bases
+from loraport.transfer.layer import layer_generator
+from loraport.transfer.layer_source import SharedLayer, Weights, read_weights
+from loraport.transfer.method_input import as_factors
+from loraport.transfer.run import read_ahead
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Bench:
             for path in sorted({*self.whole[0].paths, *self.whole[1].paths})
         ]
         strength = ready.target.strength if isinstance(ready.target, Accelerated) else None
-        versions = [loraport.__version__, torch.__version__, str(self.device)]
+        versions = [__version__, torch.__version__, str(self.device)]
         return json.dumps([config.fingerprint(), *versions, ready.lora.sha256, strength, stats])
 
     def layer(self, job: LayerJob, weights: Weights) -> Layer:

@@ -11,16 +11,23 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from loraport.analysis.measures import concentration as spread
+from loraport.analysis.measures.interference import head_interference, interference, majority, overlap
+from loraport.analysis.measures.intruders import intruders
+from loraport.analysis.measures.mixing import (
+    MIXED,
+    adjusted_rand_index,
+    kept_directions,
+    mixing,
+    observed_clusters,
+    windows,
+)
+from loraport.analysis.measures.rigidity import degenerate, spectral_change
 from loraport.methods.casa import PAPER, Arbitration, CasaSettings, arbitrated_update, arbitration
 from loraport.methods.layer import Layer, Update
 from loraport.methods.prolora import PROLORA, prolora
-from loraport.analysis.measures import concentration as spread
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
-from loraport.analysis.measures.interference import head_interference, interference, majority, overlap
-from loraport.analysis.measures.intruders import intruders
-from loraport.analysis.measures.mixing import MIXED, adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.spectral.kernels import norm
-from loraport.analysis.measures.rigidity import degenerate, spectral_change
 from loraport.spectral.routing import directional_alignment
 from loraport.spectral.svd import SingularBasis, cosine
 

@@ -11,9 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loraport.errors import SettingsError, unknown_name
-from loraport.methods.layer import Layer
-from loraport.spectral.clusters import singular_clusters
 from loraport.analysis.measures.probes import (
     block_noise,
     dominant_drift,
@@ -21,6 +18,9 @@ from loraport.analysis.measures.probes import (
     multiplied_entries,
     removed_by_dominance,
 )
+from loraport.errors import SettingsError, unknown_name
+from loraport.methods.layer import Layer
+from loraport.spectral.clusters import singular_clusters
 from loraport.spectral.routing import to_routing
 from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 

@@ -10,21 +10,21 @@ from typing import Any
 
 from torch import Tensor
 
-import loraport
-from loraport.errors import SettingsError
-from loraport.methods.casa import CasaSettings
+from loraport._version import __version__
+from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
+from loraport.analysis.layer_sample import depth_of, kind_of, stratified
 from loraport.analysis.layer_statistics import Specimen, look
 from loraport.analysis.results import Analysis, LayerView, Nobody, Watcher
-from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
-from loraport.transfer.journal import Partial
-from loraport.transfer.layer import Weights
-from loraport.inputs.plan import LayerJob
-from loraport.inputs.open import Prepared
-from loraport.transfer.stopwatch import peak_rss_bytes
-from loraport.analysis.layer_sample import depth_of, kind_of, stratified
 from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.analysis.sweep import Grid, swept
+from loraport.errors import SettingsError
+from loraport.inputs.open import Prepared
+from loraport.inputs.plan import LayerJob
+from loraport.methods.casa import CasaSettings
 from loraport.spectral.svd import decompose
+from loraport.stopwatch import peak_rss_bytes
+from loraport.transfer.journal import Partial
+from loraport.transfer.layer_source import Weights
 
 NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
 SURVEY, LAYERS = "comparing the models", "analysing"
@@ -152,5 +152,5 @@ def _facts(config: AnalyzeConfig, ready: Prepared) -> dict[str, Any]:
         "target": ready.target.where.rstrip("/").rpartition("/")[2],
         "settings": asdict(config.casa),
         "layers_of_lora": len(ready.plan.jobs),
-        "version": loraport.__version__,
+        "version": __version__,
     }

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from loraport.analysis.layer_sample import depth_of, kind_of
+from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import Target
 from loraport.inputs.drift import within_floor
-from loraport.transfer.layer import read_weights
 from loraport.inputs.plan import LayerJob
-from loraport.analysis.layer_sample import depth_of, kind_of
 from loraport.spectral.kernels import at_least_zero, inner, norm
-from loraport.files.models.checkpoint import Checkpoint
+from loraport.transfer.layer_source import read_weights
 
 UNRELATED = 0.7
 """Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""

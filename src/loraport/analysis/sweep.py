@@ -9,16 +9,16 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
+from loraport.analysis.layer_sample import depth_of, kind_of
+from loraport.analysis.results import Nobody, Swept, Watcher
 from loraport.errors import SettingsError, unknown_name
+from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import CasaSettings, arbitrated_update, arbitration
 from loraport.methods.layer import Layer
-from loraport.analysis.results import Nobody, Swept, Watcher
-from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
+from loraport.spectral.kernels import norm
 from loraport.transfer.journal import Partial
 from loraport.transfer.layer import layer_generator
-from loraport.inputs.plan import LayerJob
-from loraport.analysis.layer_sample import depth_of, kind_of
-from loraport.spectral.kernels import norm
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"

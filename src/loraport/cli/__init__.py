@@ -9,10 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from loraport import __version__
+from loraport._version import __version__
 from loraport.cli import analyze, cache, files, presets, probe, score, transfer
-from loraport_lab import cli_demo as demo
-from loraport_lab import cli_lab as lab
+from loraport.cli.annex import add_commands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
 from loraport.printable import protect
@@ -25,11 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, score, analyze, files, presets, demo):
+for group in (transfer, score, analyze, files, presets):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
-app.add_typer(lab.app, name="lab")
 app.add_typer(cache.app, name="cache")
+add_commands(app)
 
 
 @app.callback(invoke_without_command=True)

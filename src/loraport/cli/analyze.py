@@ -74,12 +74,12 @@ def analyze(
     """Look at what a LoRA and a distillation do to the weights: the paper's analysis as a page, figures and tables."""
     need("matplotlib", extra="report")
     from loraport import console
-    from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
-    from loraport.inputs.accelerator import target_places
-    from loraport.analysis.run import analyze as run
     from loraport.analysis.inputs import AnalyzeConfig
-    from loraport.inputs.config import casa_settings
+    from loraport.analysis.run import analyze as run
     from loraport.analysis.sweep import Grid
+    from loraport.inputs.accelerator import target_places
+    from loraport.inputs.config import casa_settings
+    from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
 
     flags = {
         "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,

@@ -43,8 +43,8 @@ def keep_existing(
 def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> list[Path]:
     """Those of the places at which a transfer of ours has left its result: it is made again, and that is said."""
     from loraport.errors import InputError
-    from loraport.files.formats.safetensors_read import read_safetensors
     from loraport.files.disk.user_places import expanded
+    from loraport.files.formats.safetensors_read import read_safetensors
 
     def is_ours(place: Path) -> bool:
         file = place / _OF_PEFT if place.is_dir() else place

@@ -83,8 +83,8 @@ def run_guarded(
     """Transfer, judge, write what is kept, and say so. Returns the exit code, 3 where keys were lost."""
     from loraport import console
     from loraport.sampling.choice.guarded_transfer import guarded_transfer
-    from loraport.transfer.run import transfer_many
     from loraport.transfer.results import BatchResult
+    from loraport.transfer.run import transfer_many
 
     pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:

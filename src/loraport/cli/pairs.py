@@ -13,6 +13,7 @@ import typer
 
 from loraport.cli.options import need
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.sampling.providers import known_place, owner_of
 
 if TYPE_CHECKING:
     from loraport.sampling.pair import Pair
@@ -76,27 +77,17 @@ def sampled(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def known_place(text: str) -> str:
-    """The text, or the place in the embedded family that `toy:NAME` means."""
-    from loraport_lab.family.family import embedded_place
-
-    return embedded_place(text) or text
-
-
 def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair:
     """The pair, each model's weights opened when it is first sampled.
 
     Raises InputError where the two cannot be sampled.
     """
     source, target = known_place(source), known_place(target)
-    need("diffusers", "peft", "transformers", extra="toy")
-    from loraport_lab.family.pair import is_embedded, open_embedded
-
-    if is_embedded(Path(source)):
+    need("diffusers", "peft", "transformers", extra="sample")
+    if (owner := owner_of(Path(source))) is not None:
         _refuse_sampling(sampling)
-        accelerator = target.removeprefix("source+")
-        return open_embedded(Path(source), Path(accelerator))
-    if is_embedded(Path(target)):
+        return owner.open(Path(source), Path(target.removeprefix("source+")))
+    if owner_of(Path(target)) is not None:
         raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
     if "+" in target and not Path(target).exists():
         raise MismatchError(f"{target}: bake the accelerator into its model first (loraport merge), then score that")
@@ -118,9 +109,9 @@ def _repository(text: str) -> str:
 
 
 def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:
-    from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
-    from loraport.sampling.prompts import read_prompts
     from loraport.inputs.open import find_device
+    from loraport.sampling.prompts import read_prompts
+    from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 
     height, _, width = sampling.size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):

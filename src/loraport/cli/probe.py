@@ -79,8 +79,8 @@ def keep_dominant(
     verbose: Verbose = False,
 ) -> None:
     """Keep only the drift that dominates: the partly distilled model of Eq. 17-22."""
-    from loraport.analysis.probes import KeepDominant
     from loraport.analysis.probe_model import ProbeConfig
+    from loraport.analysis.probes import KeepDominant
 
     idle = {"energy": "all directions are looked at"} if directions == "all" else {}
     refuse_idle(context, idle | _idle(clusters))
@@ -127,8 +127,8 @@ def over_activate(
     verbose: Verbose = False,
 ) -> None:
     """Add noise to the blocks in which the drift routes most: the disturbed model of appendix B.2.2."""
-    from loraport.analysis.probes import OverActivate
     from loraport.analysis.probe_model import ProbeConfig
+    from loraport.analysis.probes import OverActivate
 
     alone = dict.fromkeys(("clusters", "lora", "tau", "energy"), "factors multiply single entries, without clusters")
     refuse_idle(context, alone if noise == "factors" else _idle(clusters))

@@ -30,7 +30,6 @@ from loraport.cli.pairs import (
     SampledSource,
     SampledTarget,
     Sampling,
-    known_place,
     open_pair,
     sampled,
 )
@@ -110,8 +109,8 @@ def calibrate(
 ) -> None:
     """Fit an adapter to the target by passes on random noise: gains, then readout, kept only where they surely help."""
     from loraport import console
-    from loraport.sampling.choice.commands import CalibrationRequest, run_calibration
     from loraport.inputs.accelerator import target_places
+    from loraport.sampling.choice.commands import CalibrationRequest, run_calibration
 
     refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
     output = os.path.expanduser(output)

@@ -65,12 +65,12 @@ from loraport.cli.options import (
     page_path,
     refuse_idle,
 )
-from loraport.cli.pairs import known_place
+from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
+    from loraport.files.models.hub import Download
     from loraport.inputs.config import TransferConfig
     from loraport.transfer.passes import Pass
-    from loraport.files.models.hub import Download
 
 app = typer.Typer()
 
@@ -235,8 +235,8 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
 
 def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
     """What of the models would have to be fetched before a plan can be made."""
-    from loraport.inputs.accelerator import SOURCE, split_target
     from loraport.files.models.presets import downloads
+    from loraport.inputs.accelerator import SOURCE, split_target
 
     configs = [config for one in passes for config in one.configs]
     targets = [split_target(config.target) for config in configs]

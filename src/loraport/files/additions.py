@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from loraport.errors import InputError, MismatchError, SettingsError
-from loraport.spectral.svd import LowRank
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.names.dialects import WHOLE, LoraKey
-from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
-from loraport.files.names.families import Family, flattened
-from loraport.files.names.clip import encoder_of
 from loraport.files.adapters.fused import view
+from loraport.files.adapters.updates import LayerUpdate, exact_update, looks_at_weight
+from loraport.files.disk.user_places import expanded
+from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.kernels import same_weight
 from loraport.files.lora.read import Lora
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
+from loraport.files.names.clip import encoder_of
+from loraport.files.names.dialects import WHOLE, LoraKey
+from loraport.files.names.families import Family, flattened
 from loraport.files.names.lookup import find_start
-from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.disk.user_places import expanded
-from loraport.files.adapters.updates import LayerUpdate, exact_update, looks_at_weight
+from loraport.spectral.svd import LowRank
 
 PARAMETERS = {
     ".diff": "weight",

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from math import prod
 
 from loraport.errors import MismatchError
-from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.adapters.updates import kind_of
 from loraport.files.lora.kernels import Kernel, kernel_in, named_kernel
 from loraport.files.lora.read import Lora
-from loraport.files.adapters.updates import kind_of
+from loraport.files.models.checkpoint import Checkpoint
 
 
 def written_kernels(lora: Lora, layers: Iterable[str], model: Checkpoint | None, *, flat: bool) -> dict[str, Kernel]:

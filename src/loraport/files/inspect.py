@@ -9,19 +9,20 @@ from math import prod
 from typing import Any
 
 from loraport.errors import InputError, SettingsError
-from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.files.names.dialects import WHOLE, are_of_lora
-from loraport.files.names.families import FAMILIES, Family
-from loraport.files.names.clip import encoder_of
-from loraport.files.lora.header import for_people, lasting
+from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.adapters.updates import kind_of
+from loraport.files.disk.user_places import expanded
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
-from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME, local_lora, lora_keys
-from loraport.files.models.locate import files_of
+from loraport.files.lora.header import for_people, lasting
+from loraport.files.lora.locate import local_lora, lora_keys
 from loraport.files.lora.provenance import in_words, load_beside, transfers
-from loraport.files.disk.user_places import expanded
-from loraport.files.adapters.updates import kind_of
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+from loraport.files.models.locate import files_of
+from loraport.files.names.clip import encoder_of
+from loraport.files.names.dialects import WHOLE, are_of_lora
+from loraport.files.names.families import FAMILIES, Family
 
 
 def describe(

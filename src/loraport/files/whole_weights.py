@@ -13,10 +13,10 @@ from torch import Tensor
 
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.additions import check_finite, misfit
+from loraport.files.lora.extras import respelled
+from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.dialects import WHOLE, Dialect, LoraKey
-from loraport.files.lora.read import Lora
-from loraport.files.lora.extras import respelled
 
 ENDINGS = {".weight": ".diff", ".bias": ".diff_b"}
 """The parameter -> the ending of a difference to it."""

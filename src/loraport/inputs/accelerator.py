@@ -15,14 +15,14 @@ import torch
 
 from loraport.errors import SettingsError
 from loraport.files.additions import Addition, additions, with_strength
-from loraport.inputs.drift import Drift, drift_between
-from loraport.files.models.presets import PRESETS, open_model
-from loraport.files.whole_weights import as_differences
+from loraport.files.disk.user_places import expanded
+from loraport.files.lora.parts import parts_in
+from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, Weight
 from loraport.files.models.hub import looks_like_hub_id
-from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.parts import parts_in
-from loraport.files.disk.user_places import expanded
+from loraport.files.models.presets import PRESETS, open_model
+from loraport.files.whole_weights import as_differences
+from loraport.inputs.drift import Drift, drift_between
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""

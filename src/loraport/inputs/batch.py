@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import OutputError, SettingsError
-from loraport.inputs.config import Part, TransferConfig
+from loraport.files.disk.user_places import expanded
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
 from loraport.files.models.locate import PICKLES, SAFETENSORS
-from loraport.files.disk.user_places import expanded
+from loraport.inputs.config import Part, TransferConfig
 
 COUNTER_DRIFT = "-counter-drift"
 """Behind the name of the other output."""

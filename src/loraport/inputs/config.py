@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NoReturn, get_args
 
 from loraport.errors import SettingsError, unknown_name
+from loraport.files.lora.write import Format
 from loraport.methods import (
     CASA_PRESETS,
     CasaSettings,
@@ -21,7 +22,6 @@ from loraport.methods import (
 from loraport.methods.casa import PAPER
 from loraport.methods.lorax import LORAX
 from loraport.methods.prolora import PROLORA
-from loraport.files.lora.write import Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]

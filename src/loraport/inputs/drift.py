@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraport.spectral.kernels import energy, in_pieces, inner, norm
 from loraport.files.models.checkpoint import Weight
+from loraport.spectral.kernels import energy, in_pieces, inner, norm
 
 TIMES_FLOOR = 2.0
 """A drift within so many floors is taken for rounding."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import SettingsError
-from loraport.inputs.accelerator import SOURCE, split_target
 from loraport.files.additions import with_strength
-from loraport.inputs.expert_names import FOLDERS, HIGH, LOW, WORD, name_for, partner_paths, partners, side_of
-from loraport.files.models.presets import PRESETS
-from loraport.files.models.hub import listing, looks_like_hub_id
-from loraport.files.lora.parts import expert_parts
-from loraport.files.models.locate import GGUF, PICKLES, SAFETENSORS
 from loraport.files.disk.user_places import expanded
+from loraport.files.lora.parts import expert_parts
+from loraport.files.models.hub import listing, looks_like_hub_id
+from loraport.files.models.locate import GGUF, PICKLES, SAFETENSORS
+from loraport.files.models.presets import PRESETS
+from loraport.inputs.accelerator import SOURCE, split_target
+from loraport.inputs.expert_names import FOLDERS, HIGH, LOW, WORD, name_for, partner_paths, partners, side_of
 
 EXPERTS = ("high-noise expert", "low-noise expert")
 Places = tuple[str, str]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraport.inputs.accelerator import Target
-from loraport.files.additions import PARAMETERS, check_finite, misfit, parameter_of
-from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.files.adapters.fused import view
+from loraport.files.additions import PARAMETERS, check_finite, misfit, parameter_of
 from loraport.files.lora.kernels import kernel_in, same_weight
 from loraport.files.lora.read import Lora
+from loraport.files.names.dialects import WHOLE, LoraKey
+from loraport.inputs.accelerator import Target
 
 
 def fitted(lora: Lora, target: Target) -> Lora:

@@ -12,25 +12,25 @@ from pathlib import Path
 
 import torch
 
-import loraport
+from loraport._version import __version__
 from loraport.errors import LoraportError, MismatchError, SettingsError
+from loraport.files.adapters.updates import LARGEST_AUTO_RANK
+from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.disk.room import check_room
+from loraport.files.lora.provenance import accumulated_loss
+from loraport.files.lora.read import Lora, read_lora
+from loraport.files.lora.write import check_form, output_dialect, without_name
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.presets import open_model
+from loraport.files.whole_weights import as_differences, carried_note
 from loraport.inputs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fitted
-from loraport.transfer.layer import Bases
 from loraport.inputs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
 from loraport.inputs.plan import Plan, make_plan
-from loraport.files.models.presets import open_model
-from loraport.files.whole_weights import as_differences, carried_note
 from loraport.store.bases import BasisCache
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.write import check_form, output_dialect, without_name
-from loraport.files.lora.provenance import accumulated_loss
-from loraport.files.disk.room import check_room
-from loraport.files.adapters.updates import LARGEST_AUTO_RANK
+from loraport.store.basis_source import Bases
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def run_identity(ready: Prepared, device: torch.device) -> str:
     files = sorted({*ready.source.paths, *ready.target.paths})
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     work = [ready.config.fingerprint(), common_rank(ready.config, ready.plan)]
-    return json.dumps([work, loraport.__version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
+    return json.dumps([work, __version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
 
 
 _OF_A_PASS = (

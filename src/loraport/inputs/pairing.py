@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loraport.errors import MismatchError, SettingsError, unknown_name
-from loraport.methods.subspace import leading, similarity
-from loraport.inputs.accelerator import Accelerated, Target
-from loraport.transfer.layer import Bases
-from loraport.spectral.svd import SingularBasis
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.lora.read import Lora
 from loraport.files.adapters.updates import LayerUpdate
+from loraport.files.lora.read import Lora
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.inputs.accelerator import Accelerated, Target
+from loraport.methods.subspace import leading, similarity
+from loraport.spectral.svd import SingularBasis
+from loraport.store.basis_source import Bases
 
 PAIRINGS = ("auto", "name", "similarity")
 LEAST = 0.8

@@ -9,13 +9,13 @@ from math import prod
 from typing import Literal
 
 from loraport.errors import MismatchError, SettingsError
-from loraport.inputs.accelerator import Accelerated, Target
+from loraport.files.adapters.updates import aimed_rank, kind_of, looks_at_weight
 from loraport.files.additions import nothing_fits
-from loraport.inputs.config import matches
-from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.lora.kernels import same_kernel
 from loraport.files.lora.read import Lora
-from loraport.files.adapters.updates import aimed_rank, kind_of, looks_at_weight
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.config import matches
 
 Action = Literal["transfer", "copy", "drop"]
 

@@ -21,10 +21,10 @@ from loraport.spectral.arbitration import (
     risky_entries,
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
+from loraport.spectral.correction import Taken
 from loraport.spectral.routing import ALIGNMENT_EPS, Routing, routing_factors
 from loraport.spectral.selection import Entries, entries_at
 from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
-from loraport.spectral.correction import Taken
 
 
 @dataclass(frozen=True)

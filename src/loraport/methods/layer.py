@@ -12,10 +12,10 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.lazy_property import once
+from loraport.spectral.correction import Remaining, Taken
 from loraport.spectral.kernels import USUAL, norm
 from loraport.spectral.routing import Routing, observe, precision_for, routing_factors
 from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_lost, is_small, kept_correction
-from loraport.spectral.correction import Remaining, Taken
 
 
 @dataclass(frozen=True)

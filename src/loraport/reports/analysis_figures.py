@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from loraport.analysis.layer_statistics import TAUS
-from loraport.reports import plots, plots_layer, plots_sweep
 from loraport.analysis.results import Analysis, Swept
+from loraport.reports import plots, plots_layer, plots_sweep
 
 
 @dataclass(frozen=True)

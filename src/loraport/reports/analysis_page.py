@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraport.analysis.results import Analysis
 from loraport.errors import OutputError
+from loraport.files.disk.atomic import write_whole
+from loraport.files.disk.user_places import expanded
 from loraport.plain_json import json_text
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
 from loraport.reports.rendering import data_address, in_words, render
-from loraport.analysis.results import Analysis
-from loraport.files.disk.atomic import write_whole
-from loraport.files.disk.user_places import expanded
 
 DRAWING = "drawing"
 FILES = ("analysis.json", "layers.csv", "survey.csv", "sweep.csv", "figures/*")

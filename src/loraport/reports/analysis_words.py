@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from loraport.reports.transfer_page import LITTLE
 from loraport.analysis.results import Analysis
 from loraport.analysis.survey import Survey
+from loraport.reports.transfer_page import LITTLE
 
 Row = dict[str, Any]
 SIDES = ("send", "receive")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from loraport.files.disk.atomic import write_whole
 
@@ -37,10 +37,14 @@ LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
 )
 
 
-def render(template: str, path: Path, **values: Any) -> None:
-    """Write a page, whole or not at all. Raises OutputError where it cannot be written."""
+def render(template: str, path: Path, *, package: str = "loraport.reports", **values: Any) -> None:
+    """Write a page from a template of the package, whole or not at all; the layout it extends may be of this package.
+
+    Raises OutputError where the page cannot be written.
+    """
+    packages = dict.fromkeys((package, "loraport.reports"))
     environment = Environment(
-        loader=PackageLoader("loraport.reports", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

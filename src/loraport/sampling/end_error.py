@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Chain, Clips, Pair, Updates
-from loraport.sampling.samples import SampleStore
-from loraport.sampling.hooks import adapted, fingerprint
 from loraport.errors import InputError
+from loraport.sampling.hooks import adapted, fingerprint
+from loraport.sampling.pair import Chain, Clips, Pair, Updates
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank
 
 BARE: dict[str, LowRank] = {}

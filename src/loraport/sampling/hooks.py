@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraport.sampling.pair import Updates
 from loraport.errors import MismatchError
-from loraport.spectral.svd import LowRank
 from loraport.files.names.lookup import canonical_layer, layer_in
+from loraport.sampling.pair import Updates
+from loraport.spectral.svd import LowRank
 
 
 def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:

@@ -16,11 +16,11 @@ from accelerate import init_empty_weights
 from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
-from loraport.sampling.pipeline_files import GATE, opening, read_json
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.names.families import WAN
 from loraport.files.names.lookup import parameter_in
+from loraport.sampling.pipeline_files import GATE, opening, read_json
 
 TEXT_ENCODER = "UMT5EncoderModel"
 

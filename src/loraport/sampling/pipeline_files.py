@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
+from loraport.files.disk.user_places import expanded
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.hub import fetch_pipeline
-from loraport.files.disk.user_places import expanded
 
 WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
 GATE = "to_gate_compress"

@@ -14,11 +14,11 @@ from pathlib import Path
 from torch import Tensor
 
 from loraport.errors import InputError, OutputError
-from loraport.store.bases import files_named, mark, remove
 from loraport.files.disk.atomic import TEMPORARY
+from loraport.files.disk.user_places import expanded
 from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
-from loraport.files.disk.user_places import expanded
+from loraport.store.bases import files_named, mark, remove
 
 VERSION = 1
 """Of what is sampled and how it is laid out; part of every key."""

@@ -12,9 +12,9 @@ import torch
 from diffusers import FlowMatchLCMScheduler, SchedulerMixin
 from torch import Generator, Tensor
 
+from loraport.errors import MismatchError, SettingsError
 from loraport.sampling.pair import Sampler
 from loraport.sampling.pipeline_files import FASTVIDEO, opening, pipeline_class, read_json
-from loraport.errors import MismatchError, SettingsError
 
 DMD_TIMES, DMD_SHIFT = (1000.0, 757.0, 522.0), 8.0
 """FastVideo's own: `dmd_denoising_steps` of both FastWan configurations (configs/pipelines/wan.py), and the shift that

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from loraport.sampling.end_error import BARE, EndEffect
 from loraport.sampling.pair import Clips, Pair, Updates
 from loraport.sampling.statistics import Interval, mean_interval, ratio_interval, sign_test, simultaneous_intervals
-from loraport.sampling.end_error import BARE, EndEffect
 
 
 @dataclass(frozen=True)

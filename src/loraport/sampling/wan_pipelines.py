@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraport.errors import MismatchError
+from loraport.sampling.hooks import adapted, linear_layers
 from loraport.sampling.network import empty_network, open_pipeline
 from loraport.sampling.pair import Chain, Clips, Look, Passes, Updates
 from loraport.sampling.pipeline_files import (
@@ -26,8 +28,6 @@ from loraport.sampling.pipeline_files import (
     sparse_gates,
 )
 from loraport.sampling.schedules import Entered, Renoising, find_sampler, fresh_noise, own_scheduler
-from loraport.sampling.hooks import adapted, linear_layers
-from loraport.errors import MismatchError
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
+from loraport.files.disk.atomic import TEMPORARY, write_whole
+from loraport.files.disk.user_places import expanded
+from loraport.files.formats.safetensors_read import read_all
+from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.lazy_property import once
 from loraport.spectral.svd import SingularBasis
 from loraport.store.packing import basis_of, contradiction, is_whole, packed, packed_basis
-from loraport.files.disk.atomic import TEMPORARY, write_whole
-from loraport.files.formats.safetensors_read import read_all
-from loraport.files.formats.safetensors_write import Pending, save_safetensors
-from loraport.files.disk.user_places import expanded
 
 VERSION = 4
 """Of the entries' layout and meaning; part of every key and of the folder's name."""

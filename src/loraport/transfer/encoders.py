@@ -7,15 +7,15 @@ from collections.abc import Callable
 from torch import Tensor
 
 from loraport.errors import MismatchError
-from loraport.inputs.config import RankRule
-from loraport.transfer.method_input import as_factors
-from loraport.transfer.layer import layer_generator
-from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.files.adapters.updates import aimed_rank, looks_at_weight
+from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
 from loraport.files.names.clip import encoder_of
-from loraport.files.lora.read import Lora
-from loraport.files.adapters.updates import aimed_rank, looks_at_weight
+from loraport.inputs.config import RankRule
+from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.transfer.layer import layer_generator
+from loraport.transfer.method_input import as_factors
 
 Weights = Callable[[str], Tensor | None]
 """Layer of a text encoder -> its weight; None where there is none at hand."""

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, LoraportError, OutputError
-from loraport.transfer.results import LayerResult
-from loraport.spectral.svd import LowRank
-from loraport.files.disk.ownership import Lock
 from loraport.files.disk.atomic import TEMPORARY
+from loraport.files.disk.ownership import Lock
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
+from loraport.spectral.svd import LowRank
+from loraport.transfer.results import LayerResult
 
 P = TypeVar("P", bound="Partial")
 _LAYER = re.compile(r"[0-9a-f]{16}\.safetensors")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.methods import Update
-from loraport.inputs.config import RankRule
-from loraport.spectral.svd import LowRank, factorize, factorize_energy, shortened
 from loraport.files.adapters.updates import Dora, LayerUpdate, exact_update
+from loraport.inputs.config import RankRule
+from loraport.methods import Update
+from loraport.spectral.svd import LowRank, factorize, factorize_energy, shortened
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import loraport
+from loraport._version import __version__
 from loraport.errors import SettingsError
-from loraport.plain_json import json_text
+from loraport.files.adapters.updates import looks_at_weight
+from loraport.files.formats.safetensors_write import Pending
+from loraport.files.lora.provenance import earlier_field
+from loraport.files.lora.write import WrittenLora, write_diff, write_lora
 from loraport.inputs.accelerator import Accelerated
 from loraport.inputs.config import RankRule, TransferConfig
+from loraport.inputs.open import Prepared, common_rank
+from loraport.inputs.plan import NO_DRIFT, LayerJob
+from loraport.plain_json import json_text
+from loraport.spectral.svd import LowRank
 from loraport.transfer.encoders import encoder_factors
-from loraport.transfer.method_input import as_factors
 from loraport.transfer.journal import Journal
 from loraport.transfer.layer import layer_generator
-from loraport.inputs.plan import NO_DRIFT, LayerJob
-from loraport.inputs.open import Prepared, common_rank
+from loraport.transfer.method_input import as_factors
 from loraport.transfer.results import LayerResult
-from loraport.spectral.svd import LowRank
-from loraport.files.lora.write import WrittenLora, write_diff, write_lora
-from loraport.files.lora.provenance import earlier_field
-from loraport.files.formats.safetensors_write import Pending
-from loraport.files.adapters.updates import looks_at_weight
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PART_NOTES = {
@@ -149,7 +149,7 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
     """What the written file says about itself; names without their folders, contents by hash."""
     layers, config = list(layers), ready.config
     values = {
-        "version": loraport.__version__,
+        "version": __version__,
         "method": config.method,
         "settings": json_text(config.settings(), sort_keys=True),
         "lora": ready.lora.path.name,

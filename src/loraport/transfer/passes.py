@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraport.inputs.config import TransferConfig
-from loraport.transfer.run import transfer_many
-from loraport.inputs.plan import Plan
 from loraport.inputs.open import Prepared, check_outputs, prepare_many
+from loraport.inputs.plan import Plan
 from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, together
+from loraport.transfer.run import transfer_many
 
 
 @dataclass(frozen=True)

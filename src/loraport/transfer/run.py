@@ -14,17 +14,19 @@ from typing import TypeVar
 import torch
 
 from loraport.errors import InputError, LoraportError, UnreadableError
-from loraport.inputs.config import TransferConfig
-from loraport.transfer.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
-from loraport.transfer.journal import Journal
-from loraport.transfer.layer import Bases, LayerTransfer, SharedLayer, read_weights
-from loraport.inputs.plan import LayerJob
-from loraport.transfer.precision import precision_notes, with_rounding
-from loraport.inputs.open import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
-from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, TransferResult
-from loraport.transfer.stopwatch import peak_rss_bytes
-from loraport.store.bases import BasisCache
 from loraport.files.adapters.updates import looks_at_weight
+from loraport.inputs.config import TransferConfig
+from loraport.inputs.open import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
+from loraport.inputs.plan import LayerJob
+from loraport.stopwatch import peak_rss_bytes
+from loraport.store.bases import BasisCache
+from loraport.store.basis_source import Bases
+from loraport.transfer.journal import Journal
+from loraport.transfer.layer import LayerTransfer
+from loraport.transfer.layer_source import SharedLayer, read_weights
+from loraport.transfer.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
+from loraport.transfer.precision import precision_notes, with_rounding
+from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, TransferResult
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.spectral.arbitration import dominant_directions, dominant_mask
+from loraport.spectral.correction import Taken
 from loraport.spectral.routing import block_sums, observe
 from loraport.spectral.svd import SingularBasis
-from loraport.spectral.correction import Taken
 
 
 def leading_routing(D_fft: Float[Tensor, "out in"], basis: SingularBasis, k: int) -> Float[Tensor, "k k"]:

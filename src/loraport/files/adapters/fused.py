@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, MismatchError
-from loraport.spectral.svd import LowRank
+from loraport.files.adapters.peft_fields import SAVE_AGAIN
+from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Product, Residual, aimed_rank
+from loraport.files.formats.safetensors_read import Coded, StoredTensor
+from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
 from loraport.files.names.families import Piece, Place
 from loraport.files.names.table import halves_swapped
-from loraport.files.adapters.peft_fields import SAVE_AGAIN
-from loraport.files.formats.safetensors_read import Coded, StoredTensor
-from loraport.files.formats.safetensors_write import Pending
-from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Product, Residual, aimed_rank
+from loraport.spectral.svd import LowRank
 
 Value = TypeVar("Value")
 

@@ -18,6 +18,10 @@ from typing import Any, Literal
 
 from loraport.errors import FileFormatError
 
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+"""The two files of a folder that PEFT wrote."""
+
 Start = Literal["", "PiSSA", "OLoRA"]
 """What an adapter took out of its base."""
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError
-from loraport.files.names.dialects import VARIANTS, parse_key, refused_kind
-from loraport.files.names.families import Family, Naming
 from loraport.files.formats.safetensors_read import NOT_READ, Coded, StoredTensor
 from loraport.files.formats.scales import Scaled, granularity
+from loraport.files.names.dialects import VARIANTS, parse_key, refused_kind
+from loraport.files.names.families import Family, Naming
 
 FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
 SCALES = ("scale_weight", "weight_scale")

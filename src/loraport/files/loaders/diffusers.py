@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR
 from loraport.files.loaders.facts import Facts
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR
 
 Findings = tuple[list[str], list[str]]
 """(why it raises, what it leaves out)."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from loraport.files.adapters.peft_fields import CONFIG_NAME
+from loraport.files.adapters.updates import Dora, kind_of
 from loraport.files.lora.alpha import HEADER_FIELD
-from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
 from loraport.files.lora.kernels import named_kernel, same_kernel
 from loraport.files.lora.kohya import is_complete
 from loraport.files.lora.read import Lora
-from loraport.files.lora.locate import CONFIG_NAME
+from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
 from loraport.files.names.lookup import spellings
-from loraport.files.adapters.updates import Dora, kind_of
 
 Spelling = tuple[str, str]
 """(prefix, whose names); whose names may be `any`."""

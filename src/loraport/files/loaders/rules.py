@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loraport.files.names.dialects import ADDITIONS, PAIRS, PARAMETER_DIFF, Pair
 from loraport.files.loaders.diffusers import Converter
 from loraport.files.loaders.facts import Facts, Spelling
+from loraport.files.names.dialects import ADDITIONS, PAIRS, PARAMETER_DIFF, Pair
 
 Takes = Literal["yes", "partly", "no"]
 DEFAULT_ADAPTER: Pair = (".lora_A.default.weight", ".lora_B.default.weight")

@@ -8,11 +8,11 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
-from loraport.files.names.families import FAMILIES
 from loraport.files.loaders.diffusers import hunyuan, kohya, musubi, own, own_of_wan, wan
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rules import Loader, Verdict, verdict
+from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
+from loraport.files.names.families import FAMILIES
 
 DOTTED_PAIR: Pair = (".lora.down.weight", ".lora.up.weight")
 PROCESSOR_PAIR: Pair = ("_lora.down.weight", "_lora.up.weight")

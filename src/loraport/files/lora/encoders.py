@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from loraport.spectral.svd import LowRank
-from loraport.files.names.dialects import Dialect, LoraKey, Pair
-from loraport.files.names.families import SD15
-from loraport.files.names.clip import FIRST, encoder_of, spelled_encoder
+from loraport.files.adapters.updates import kind_of, looks_at_weight
+from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.read import Lora
 from loraport.files.lora.tensors import layer_tensors, padded
-from loraport.files.formats.safetensors_write import Pending
-from loraport.files.adapters.updates import kind_of, looks_at_weight
+from loraport.files.names.clip import FIRST, encoder_of, spelled_encoder
+from loraport.files.names.dialects import Dialect, LoraKey, Pair
+from loraport.files.names.families import SD15
+from loraport.spectral.svd import LowRank
 
 COMFY = "diffusion_model."
 LINEAR_PAIR: Pair = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")

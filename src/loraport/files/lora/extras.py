@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from loraport.files.lora.encoders import encoder_spelling, why_not
+from loraport.files.lora.read import BIASES_OF_B, Lora
 from loraport.files.names.dialects import NO_NAME, WHOLE, Dialect, LoraKey, no_name
 from loraport.files.names.families import FAMILIES
-from loraport.files.lora.read import BIASES_OF_B, Lora
-from loraport.files.lora.encoders import encoder_spelling, why_not
 from loraport.files.names.lookup import is_known
 
 

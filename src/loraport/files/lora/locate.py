@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loraport.errors import FileFormatError, InputError
-from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
-from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
+from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.identity import FileIdentity
-from loraport.files.models.model_files import ModelFiles, read_files
-from loraport.files.names.lookup import without_wrappers
-from loraport.files.models.locate import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
+from loraport.files.disk.user_places import check_input, expanded
 from loraport.files.formats.quantized import refuse_scaled
 from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.disk.user_places import check_input, expanded
+from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
+from loraport.files.models.locate import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
+from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
+from loraport.files.names.lookup import without_wrappers
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
 _OF_PEFT = (WEIGHTS_NAME, f"adapter_model{INDEX}", "adapter_model.bin")
 """What PEFT calls its weights, in the order in which they are taken."""
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import MismatchError, SettingsError
-from loraport.files.names.dialects import VARIANTS, LoraKey, majority_dialect, parse_key, unlisted_start
-from loraport.files.lora.locate import lora_keys
 from loraport.files.formats.safetensors_read import StoredTensor
+from loraport.files.lora.locate import lora_keys
+from loraport.files.names.dialects import VARIANTS, LoraKey, majority_dialect, parse_key, unlisted_start
 
 EXPERT_PARTS = {"transformer": "transformer_2", "dit": "dit2"}
 """The component of the high-noise expert -> that of the low-noise one."""

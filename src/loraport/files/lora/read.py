@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
+from loraport.files.adapters.assemble import adds_nothing, assemble, with_magnitude, with_scale, with_start
+from loraport.files.adapters.fused import rows, taken_apart
+from loraport.files.adapters.lazy import OnDemand
+from loraport.files.adapters.peft_fields import Start
+from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
+from loraport.files.formats.quantized import cast_up
+from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import NO_ALPHA, Scales, checked_alpha, stored_scales
+from loraport.files.lora.locate import LoraFiles, open_lora
+from loraport.files.lora.parts import chosen_part, input_widths, notes_on_names, parsed_keys
+from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
+from loraport.files.names.clip import SECOND, encoder_of, is_named
 from loraport.files.names.dialects import (
     MAGNITUDES,
     SCALES,
@@ -27,17 +38,6 @@ from loraport.files.names.dialects import (
     parse_key,
 )
 from loraport.files.names.families import Place
-from loraport.files.names.clip import SECOND, encoder_of, is_named
-from loraport.files.adapters.fused import rows, taken_apart
-from loraport.files.lora.locate import LoraFiles, open_lora
-from loraport.files.adapters.assemble import adds_nothing, assemble, with_magnitude, with_scale, with_start
-from loraport.files.lora.parts import chosen_part, input_widths, notes_on_names, parsed_keys
-from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
-from loraport.files.adapters.lazy import OnDemand
-from loraport.files.adapters.peft_fields import Start
-from loraport.files.formats.quantized import cast_up
-from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What factors are stored in, plain fp8 cast up."""
@@ -49,7 +49,7 @@ class Lora:
     """A LoRA as it was read: its updates by canonical layer name, and everything needed to write it back."""
 
     layers: Mapping[str, LayerUpdate]
-    """Canonical layer name -> update, float32, scale folded in: factors of a LoRA, or one of `files.adapters.updates`."""
+    """Canonical layer name -> update, float32, scale folded in: factors of a LoRA, or one of `adapters.updates`."""
     kernels: Mapping[str, tuple[int, ...]]
     """Convolutions only: the size of the kernel, behind (out, in)."""
     dialect: Dialect

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraport.spectral.svd import LowRank
 from loraport.files.adapters.casting import cast, fitted
 from loraport.files.names.dialects import Dialect
+from loraport.spectral.svd import LowRank
 
 
 def padded(update: LowRank, rank: int) -> LowRank:

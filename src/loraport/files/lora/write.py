@@ -19,10 +19,18 @@ import torch
 from torch import Tensor
 
 from loraport.errors import OutputError, SettingsError, unknown_name
-from loraport.plain_json import json_text
-from loraport.spectral.svd import LowRank
-from loraport.files.lora.alpha import BASE_MODEL, HEADER_FIELD
 from loraport.files.adapters.casting import cast
+from loraport.files.adapters.fused import dense_together, put_together
+from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.files.lora.alpha import BASE_MODEL, HEADER_FIELD
+from loraport.files.lora.encoders import written_encoders
+from loraport.files.lora.extras import respelled
+from loraport.files.lora.header import lasting
+from loraport.files.lora.kohya import filled
+from loraport.files.lora.provenance import PREFIX
+from loraport.files.lora.read import Lora
+from loraport.files.lora.tensors import layer_tensors, padded
 from loraport.files.names.dialects import (
     KOHYA_PAIR,
     NO_NAME,
@@ -34,16 +42,8 @@ from loraport.files.names.dialects import (
     parse_key,
 )
 from loraport.files.names.families import FAMILIES
-from loraport.files.adapters.fused import dense_together, put_together
-from loraport.files.lora.header import lasting
-from loraport.files.lora.kohya import filled
-from loraport.files.lora.read import Lora
-from loraport.files.lora.encoders import written_encoders
-from loraport.files.lora.extras import respelled
-from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.lora.tensors import layer_tensors, padded
-from loraport.files.lora.provenance import PREFIX
-from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.plain_json import json_text
+from loraport.spectral.svd import LowRank
 
 Value = TypeVar("Value")
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]

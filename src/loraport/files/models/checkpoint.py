@@ -14,18 +14,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.lazy_property import once
-from loraport.files.names.dialects import are_of_lora
-from loraport.files.names.families import Family, Naming, Piece, Place
 from loraport.files.adapters.fused import view
-from loraport.files.models.model_files import ModelFiles, read_files
-from loraport.files.names.lookup import detect_naming, without_wrappers
-from loraport.files.models.networks import Network, are_of_network, find_network
-from loraport.files.models.locate import Needed, files_of
+from loraport.files.disk.user_places import check_input, expanded
 from loraport.files.formats.quantized import as_of_another_network, decoded, layers_of, refuse_codes
 from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
 from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.disk.user_places import check_input, expanded
+from loraport.files.models.locate import Needed, files_of
+from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.models.networks import Network, are_of_network, find_network
+from loraport.files.names.dialects import are_of_lora
+from loraport.files.names.families import Family, Naming, Piece, Place
+from loraport.files.names.lookup import detect_naming, without_wrappers
+from loraport.lazy_property import once
 
 UNKNOWN_NAMING = "unknown"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.names.families import Piece
 from loraport.files.names.clip import FIRST, SECOND, encoder_of, encoder_parameters, own_parameters
+from loraport.files.names.families import Piece
 
 ENCODERS = (FIRST, SECOND)
 

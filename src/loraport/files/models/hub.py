@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError
-from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.models.locate import SAFETENSORS, Needed, choose, read_index, shard_set
 from loraport.files.models.shards import WEIGHTS, index_of, sets_among
 

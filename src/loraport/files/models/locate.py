@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import FileFormatError, InputError
+from loraport.files.disk.user_places import opened
 from loraport.files.models.shards import (
     GGUF,
     PICKLES,
@@ -24,7 +25,6 @@ from loraport.files.models.shards import (
     set_of,
     sets_among,
 )
-from loraport.files.disk.user_places import opened
 
 __all__ = ["GGUF", "PICKLES", "SAFETENSORS", "announced_shards"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraport.errors import FileFormatError
+from loraport.files.disk.user_places import check_input
 from loraport.files.formats.gguf import read_gguf
 from loraport.files.formats.pickled import read_pickle
-from loraport.files.models.locate import indexes_beside, read_index
 from loraport.files.formats.safetensors_read import StoredTensor, read_safetensors
+from loraport.files.models.locate import indexes_beside, read_index
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, WEIGHTS
-from loraport.files.disk.user_places import check_input
 
 
 @dataclass(frozen=True)

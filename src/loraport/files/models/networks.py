@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loraport.errors import InputError
+from loraport.files.formats.pickled import PARTS
 from loraport.files.names.lookup import (
     OTHER_NETWORKS,
     is_parameter,
@@ -18,7 +19,6 @@ from loraport.files.names.lookup import (
     without_modules,
     without_wrappers,
 )
-from loraport.files.formats.pickled import PARTS
 
 _DEEPEST_START = 12
 """Parts of a key that are tried as its start."""

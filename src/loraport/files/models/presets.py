@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import SettingsError
+from loraport.files.disk.user_places import expanded
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.hub import Download, looks_like_hub_id, to_download
 from loraport.files.models.shards import WEIGHTS
-from loraport.files.disk.user_places import expanded
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,21 @@ from pathlib import Path
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, OutputError
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.names.families import Piece
 from loraport.files.adapters.fused import assembled
 from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.models.locate import INDEX, SAFETENSORS, indexes_beside, read_index
 from loraport.files.disk.room import check_room
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor, read_safetensors
-from loraport.files.formats.safetensors_write import Pending, data_bytes, save_folder, save_safetensors, write_safetensors
+from loraport.files.formats.safetensors_write import (
+    Pending,
+    data_bytes,
+    save_folder,
+    save_safetensors,
+    write_safetensors,
+)
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.locate import INDEX, SAFETENSORS, indexes_beside, read_index
 from loraport.files.models.shards import index_of
+from loraport.files.names.families import Piece
 
 CONFIG = "config.json"
 VERSION = "loraport.version"

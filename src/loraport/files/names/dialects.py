@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from loraport.files.names.families import FAMILIES, Naming, Piece, Place, flattened
 from loraport.files.names.clip import encoder_layer, encoder_prefix
+from loraport.files.names.families import FAMILIES, Naming, Piece, Place, flattened
 from loraport.files.names.lookup import (
     Located,
     find_start,

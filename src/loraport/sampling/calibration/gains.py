@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.sampling.pair import Updates
+from loraport.errors import unknown_name
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import module_type
-from loraport.errors import unknown_name
+from loraport.sampling.pair import Updates
 from loraport.spectral.svd import LowRank
 
 Grouping = Literal["type", "layer"]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.errors import SettingsError
 from loraport.sampling.calibration.least_squares import Term, ridge_strength, solve, truncated
-from loraport.sampling.pair import Chain, Clips, Look, Updates, segment_targets
+from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
 from loraport.sampling.end_error import EndEffect, own_velocities
 from loraport.sampling.hooks import adapted, added
-from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
-from loraport.errors import SettingsError
+from loraport.sampling.pair import Chain, Clips, Look, Updates, segment_targets
 from loraport.spectral.svd import LowRank
 
 RIDGE = 0.3

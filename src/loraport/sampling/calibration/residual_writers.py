@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraport.sampling.hooks import linear_layers
 from loraport.errors import MismatchError
+from loraport.sampling.hooks import linear_layers
 
 
 @dataclass(frozen=True)

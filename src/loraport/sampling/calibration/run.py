@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from loraport.sampling.calibration.gains import Gains, Grouping, fit_gains, gain_groups, gain_passes
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Clips, Pair, Updates
-from loraport.sampling.calibration.readout import RANK, ReadoutStep, fit_readout, readout_passes
-from loraport.sampling.samples import SampleStore
-from loraport.sampling.end_error import EndEffect
-from loraport.sampling.calibration.residual_writers import writing_layers
 from loraport.errors import SettingsError
+from loraport.sampling.calibration.gains import Gains, Grouping, fit_gains, gain_groups, gain_passes
+from loraport.sampling.calibration.readout import RANK, ReadoutStep, fit_readout, readout_passes
+from loraport.sampling.calibration.residual_writers import writing_layers
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.pair import Clips, Pair, Updates
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank, shortened
 
 

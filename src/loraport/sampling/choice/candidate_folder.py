@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loraport.errors import OutputError
-from loraport.files.disk.ownership import Lock
 from loraport.files.disk.atomic import write_whole
+from loraport.files.disk.ownership import Lock
 
 LIST, LOCK = "candidates.txt", "lock"
 _UNFINISHED = re.compile(r"\..+\.part")

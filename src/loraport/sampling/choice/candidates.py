@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import loraport
-from loraport.sampling.pair import Pair, Updates
-from loraport.sampling.hooks import scaled
+from loraport._version import __version__
 from loraport.errors import MismatchError, OutputError, SettingsError
-from loraport.plain_json import json_text
+from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
 from loraport.files.additions import with_strength
-from loraport.transfer.output import TORCH_DTYPES
-from loraport.spectral.svd import LowRank
 from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.disk.user_places import expanded
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
-from loraport.files.disk.user_places import expanded
-from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
+from loraport.plain_json import json_text
+from loraport.sampling.hooks import scaled
+from loraport.sampling.pair import Pair, Updates
+from loraport.spectral.svd import LowRank
+from loraport.transfer.output import TORCH_DTYPES
 
 NONE, DIRECT = "none", "direct"
 
@@ -89,7 +89,7 @@ def write_calibrated(
 ) -> WrittenLora:
     """An adapter file with the updates, and in its metadata how they came about."""
     provenance = {
-        "version": loraport.__version__,
+        "version": __version__,
         "method": "calibrated",
         "lora": lora.path.name,
         "lora_sha256": lora.sha256,

@@ -7,18 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes, solve_bytes
-from loraport.sampling.choice.candidates import DIRECT, NONE, check_place, read_adapter, read_candidate, write_calibrated
-from loraport.sampling.calibration.gains import GROUPINGS
-from loraport.sampling.choice.guard import Verdict, decide
-from loraport.sampling.pass_counter import Meter, Watch
-from loraport.sampling.pair import Pair
-from loraport.sampling.score import Score, judged_clips, score, score_passes
-from loraport.sampling.samples import SampleStore
-from loraport.sampling.end_error import EndEffect
 from loraport.errors import unknown_name
+from loraport.sampling.calibration.gains import GROUPINGS
+from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes, solve_bytes
+from loraport.sampling.choice.candidates import (
+    DIRECT,
+    NONE,
+    check_place,
+    read_adapter,
+    read_candidate,
+    write_calibrated,
+)
+from loraport.sampling.choice.guard import Verdict, decide
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.pair import Pair
+from loraport.sampling.pass_counter import Meter, Watch
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.score import Score, judged_clips, score, score_passes
+from loraport.stopwatch import peak_rss_bytes
 from loraport.transfer.output import TORCH_DTYPES
-from loraport.transfer.stopwatch import peak_rss_bytes
 
 Table = tuple[tuple[str, ...], ...]
 

@@ -7,26 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
-from loraport.sampling.choice.candidates import DIRECT, check_place, read_adapter, write_calibrated
-from loraport.sampling.choice.guard import Verdict, decide
-from loraport.sampling.pass_counter import Meter, Watch
-from loraport.sampling.pair import Pair, Sampler, Updates
-from loraport.sampling.score import judged_clips, score, score_passes
-from loraport.sampling.samples import SampleStore
-from loraport.sampling.end_error import EndEffect
-from loraport.sampling.choice.candidate_folder import waiting_room
 from loraport.errors import SettingsError
-from loraport.plain_json import json_text
-from loraport.inputs.accelerator import target_places
-from loraport.inputs.config import TransferConfig
-from loraport.transfer.results import BatchResult, TransferResult
-from loraport.spectral.svd import LowRank
-from loraport.files.lora.read import Lora
-from loraport.files.lora.locate import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
+from loraport.files.disk.user_places import expanded
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
-from loraport.files.disk.user_places import expanded
+from loraport.files.lora.read import Lora
+from loraport.inputs.accelerator import target_places
+from loraport.inputs.config import TransferConfig
+from loraport.plain_json import json_text
+from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
+from loraport.sampling.choice.candidate_folder import waiting_room
+from loraport.sampling.choice.candidates import DIRECT, check_place, read_adapter, write_calibrated
+from loraport.sampling.choice.guard import Verdict, decide
+from loraport.sampling.end_error import EndEffect
+from loraport.sampling.pair import Pair, Sampler, Updates
+from loraport.sampling.pass_counter import Meter, Watch
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.score import judged_clips, score, score_passes
+from loraport.spectral.svd import LowRank
+from loraport.transfer.results import BatchResult, TransferResult
 
 CALIBRATED = "calibrated"
 

@@ -8,19 +8,20 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from lab.tests.sampling.conftest import PAIRED
+
+from loraport.errors import MismatchError, SettingsError
+from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Clips, aim
-from loraport.sampling.score import judged_clips, score
-from loraport.sampling.samples import SampleStore
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import adapted, fingerprint, module_type, scaled
-from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
-from loraport.errors import MismatchError, SettingsError
+from loraport.sampling.pair import Clips, aim
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
+from loraport.sampling.score import judged_clips, score
 from loraport.spectral.svd import LowRank
 from loraport_lab.family.family import STUDENTS
 from loraport_lab.family.pair import EmbeddedPair, is_embedded, open_embedded
-from tests.sampling.conftest import PAIRED
 
 
 def opened(pair, adapter, clips=2, store=None, role="fit"):

@@ -8,13 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.files.models.checkpoint import Weight, open_checkpoint
 from loraport.inputs.accelerator import Accelerated, open_target, split_target
 from loraport.inputs.config import RankRule
-from loraport.transfer.run import transfer
-from loraport.transfer.layer import read_weights
-from loraport.merge import merge
 from loraport.inputs.open import prepare
-from loraport.files.models.checkpoint import Weight, open_checkpoint
+from loraport.merge import merge
+from loraport.transfer.layer_source import read_weights
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.transfer.models import deltas, make_family
 

@@ -10,11 +10,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from loraport.cli import app
-from loraport.sampling.choice.guarded_transfer import guarded_transfer
+from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
+from loraport.sampling.choice.guarded_transfer import guarded_transfer
 from loraport.transfer.run import transfer_many
 from loraport_lab.family.pair import EmbeddedPair
-from loraport.files.lora.read import read_lora
 
 
 @pytest.fixture

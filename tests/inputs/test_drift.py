@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.methods import METHODS, Layer, find_recipe
-from loraport.reports.transfer_page import findings
+from loraport.files.models.checkpoint import Weight, open_checkpoint
 from loraport.inputs.config import RankRule
 from loraport.inputs.drift import drift_between, within_floor
-from loraport.transfer.run import transfer
 from loraport.merge import merge
+from loraport.methods import METHODS, Layer, find_recipe
+from loraport.reports.transfer_page import findings
 from loraport.spectral.svd import LowRank, decompose
-from loraport.files.models.checkpoint import Weight, open_checkpoint
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.transfer.models import deltas, make_family
 

@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
+from loraport.files.adapters.lazy import OnDemand
+from loraport.files.lora.read import read_lora
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.inputs.batch import method_list, one_or_many, output_name
+from loraport.inputs.open import prepare_many
 from loraport.methods import METHODS, ProloraSettings
 from loraport.methods import layer as method_layer
-from loraport.transfer import run as execute
 from loraport.transfer import layer as run_layer
-from loraport.inputs.batch import method_list, one_or_many, output_name
+from loraport.transfer import run as execute
 from loraport.transfer.run import transfer, transfer_many
-from loraport.inputs.open import prepare_many
-from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.lora.read import read_lora
-from loraport.files.adapters.lazy import OnDemand
 from tests import tiny
 from tests.transfer.models import make_family
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.inputs.open import prepare
+from loraport.inputs.pairing import role_of
 from loraport.methods import ProloraSettings
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.transfer.run import transfer
-from loraport.inputs.pairing import role_of
-from loraport.inputs.open import prepare
 from tests import tiny
 from tests.transfer.models import deltas, make_family
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.inputs.config import RankRule
-from loraport.transfer.run import transfer
-from loraport.merge import merge
-from loraport.inputs.open import prepare
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.inputs.config import RankRule
+from loraport.inputs.open import prepare
+from loraport.merge import merge
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.transfer.models import deltas, make_family
 

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from loraport.analysis.probe_model import ProbeConfig, probe
+from loraport.analysis.probes import KeepDominant
 from loraport.cli import app
 from loraport.errors import InputError, MismatchError
-from loraport.analysis.probes import KeepDominant
-from loraport.inputs.accelerator import open_target
-from loraport.transfer.run import transfer
-from loraport.merge import merge
-from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.inputs.accelerator import open_target
+from loraport.merge import merge
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.transfer.models import deltas, make_family
 

@@ -6,7 +6,10 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-install_import_hook(["loraport.spectral", "loraport.methods"], "beartype.beartype")
+install_import_hook(
+    ["loraport.spectral", "loraport.methods", "loraport.analysis.measures", "loraport.analysis.layer_statistics"],
+    "beartype.beartype",
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

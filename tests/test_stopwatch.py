@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from loraport.transfer.stopwatch import STAGES, Stopwatch
+from loraport.stopwatch import STAGES, Stopwatch
 
 
 @pytest.fixture

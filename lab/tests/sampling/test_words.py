@@ -11,8 +11,8 @@ pytest.importorskip("peft")
 from loraport.cli import app
 from loraport.cli.pairs import known_place
 from loraport.errors import SettingsError
-from loraport_lab.family.family import ADAPTERS, STUDENTS
 from loraport.files.lora.read import read_lora
+from loraport_lab.family.family import ADAPTERS, STUDENTS
 
 PAIR = ["--source", "toy:base", "--target"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from loraport_lab.family.measure import METRICS
 from loraport_lab.pages.demo_page import write_page
 from loraport_lab.pages.pictures import write_contact_sheet
 from loraport_lab.pages.verdict import estimate, verdict
-from loraport_lab.family.measure import METRICS
 from tests.reports.browser import browser_says, needs_chromium
 
 CLIPS = 6

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.errors import InputError, LoraportError
-from loraport.analysis.probes import KeepDominant, OverActivate
 from loraport.analysis.probe_model import ProbeConfig, probe
-from loraport.files.models.checkpoint import open_checkpoint
+from loraport.analysis.probes import KeepDominant, OverActivate
+from loraport.errors import InputError, LoraportError
 from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
 from tests.transfer.models import make_family, make_rounded_family
 

@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from loraport.errors import SettingsError
-from loraport.methods.casa import CasaSettings, casa
-from loraport.analysis.run import LAYERS, analyze
 from loraport.analysis.inputs import AnalyzeConfig
-from loraport.transfer.run import transfer
-from loraport.inputs.plan import LayerJob
 from loraport.analysis.layer_sample import depth_of, kind_of, stratified
+from loraport.analysis.run import LAYERS, analyze
 from loraport.analysis.survey import surveyed
 from loraport.analysis.sweep import Grid, layer_rows, sweep
-from loraport.spectral.svd import factorize, is_small, kept_correction
+from loraport.errors import SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.inputs.plan import LayerJob
+from loraport.methods.casa import CasaSettings, casa
+from loraport.spectral.svd import factorize, is_small, kept_correction
+from loraport.transfer.run import transfer
 from tests import tiny
 from tests.layers import generator, layer_of, random_weights
 from tests.transfer.adapters import LAYERS as FEW

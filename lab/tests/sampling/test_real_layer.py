@@ -12,15 +12,15 @@ pytest.importorskip("peft")
 from scipy.sparse.linalg import LinearOperator, lsmr
 
 from loraport.sampling.calibration.least_squares import ridge_strength, solve
-from loraport.sampling.pass_counter import Meter
-from loraport.sampling.pair import Clips, segment_targets
 from loraport.sampling.calibration.readout import _moments
-from loraport.sampling.samples import SampleStore
+from loraport.sampling.calibration.residual_writers import patched, watched
 from loraport.sampling.end_error import EndEffect, own_velocities
 from loraport.sampling.hooks import adapted, added
-from loraport.sampling.calibration.residual_writers import patched, watched
-from loraport_lab.bench.material import adapter_updates
+from loraport.sampling.pair import Clips, segment_targets
+from loraport.sampling.pass_counter import Meter
+from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank
+from loraport_lab.bench.material import adapter_updates
 from loraport_lab.family.family import FAMILY
 from loraport_lab.family.pair import EmbeddedPair
 

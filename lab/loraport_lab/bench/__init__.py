@@ -1,0 +1,1 @@
+"""THE LAB: every method on every pair of the family, with controls."""

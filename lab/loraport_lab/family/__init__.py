@@ -1,0 +1,1 @@
+"""The embedded family: its models, adapters, clips and judges."""

@@ -1,0 +1,1 @@
+"""The pages of the demo and of the lab."""

@@ -1,0 +1,1 @@
+"""How the family is made: stages that can be killed and continued."""
