@@ -150,7 +150,7 @@ def code_digest() -> str:
         for room in rooms
         for path in sorted((package / room).rglob("*.py"))
     ]
-    return digest_of([torch.loraport.__version__, *(path.read_text(encoding="utf-8") for path in files)])
+    return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
 
 
 def digest_of(texts: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from loraport.cli.pairs import (
     open_pair,
     sampled,
 )
+from loraport.sampling.providers import known_place
 
 app = typer.Typer()
 Adapter = Annotated[str, typer.Option("--lora", metavar="LORA", help="The adapter, as it was trained on the source.")]
