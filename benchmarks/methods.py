@@ -25,7 +25,7 @@ import torch
 from loraport.inputs.config import TransferConfig
 from loraport.methods import METHODS
 from loraport.methods.prolora import ProloraSettings
-from loraport.transfer.run import transfer_many
+from loraport.transfers.run import transfer_many
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {

@@ -35,14 +35,14 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
         "store",
     },
-    "transfer": {
+    "transfers": {
         *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
         *("files.lora", "store", "inputs"),
     },
     "merge": {"files", "files.formats", "files.models", "files.lora"},
     "convert": {
         *("spectral", "files", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
-        *("files.lora", "inputs", "transfer"),
+        *("files.lora", "inputs", "transfers"),
     },
     "analysis.measures": {"spectral"},
     "analysis": {
@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
             "files.lora",
             "store",
             "inputs",
-            "transfer",
+            "transfers",
             "merge",
         ),
         "analysis.measures",
@@ -62,12 +62,12 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"spectral", "files.disk", "files.names", "files.formats", "files.models", "store"},
     "sampling.calibration": {"spectral", "sampling"},
     "sampling.choice": {
-        *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfer"),
+        *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfers"),
         *("sampling", "sampling.calibration"),
     },
-    "": {"spectral", "methods", "files.models", "files.lora", "store", "inputs", "transfer", "analysis"},
-    "reports": {"files.disk", "transfer", "analysis"},
-    "console": {"files.models", "inputs", "transfer"},
+    "": {"spectral", "methods", "files.models", "files.lora", "store", "inputs", "transfers", "analysis"},
+    "reports": {"files.disk", "transfers", "analysis"},
+    "console": {"files.models", "inputs", "transfers"},
     "cli": {
         *(
             "",
@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
             "files.models",
             "store",
             "inputs",
-            "transfer",
+            "transfers",
             "merge",
             "convert",
         ),
@@ -115,7 +115,7 @@ THIRD_PARTY = {
     "stopwatch": {"torch"},
     "inputs": {"torch"},
     "merge": {"torch"},
-    "transfer": {"torch"},
+    "transfers": {"torch"},
     "convert": {"torch"},
     "analysis": {"torch", "jaxtyping"},
     "analysis.measures": {"torch", "numpy", "scipy", "jaxtyping"},
@@ -136,7 +136,7 @@ OF_THE_LAB = {"torch", "numpy", "scipy", "PIL", "safetensors", "diffusers", "pef
 
 
 def split(path: Path) -> tuple[str, str]:
-    """Return package and module: `transfer/plan.py` -> ("loraport", "transfer.plan"); an `__init__` is its folder."""
+    """Return package and module: `inputs/plan.py` -> ("loraport", "inputs.plan"); an `__init__` is its folder."""
     package = next(name for name, folder in PACKAGES.items() if folder in path.parents)
     parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
     return package, ".".join(part for part in parts if part != "__init__")
@@ -224,9 +224,9 @@ def test_no_arrow_points_upwards_and_so_there_is_no_circle():
         "files.names.lookup": "from loraport.spectral import routing",
         "files.models.locate": "from loraport.files.lora import read",
         "store.bases": "import huggingface_hub",
-        "transfer.run": "def f():\n    from loraport.reports.transfer_page import write_page",
+        "transfers.run": "def f():\n    from loraport.reports.transfer_page import write_page",
         "inputs.plan": "from loraport.cli import app",
-        "transfer.layer": "import numpy",
+        "transfers.layer": "import numpy",
         "sampling.calibration.readout": "from loraport_lab.family.pair import EmbeddedPair",
         "sampling.score": "import diffusers",
         "reports.analysis_page": "import matplotlib.pyplot as plt",
@@ -245,7 +245,7 @@ def test_allowed_arrows_are_not_seen():
         == []
     )
     assert wrong_imports("import huggingface_hub", "loraport", "files.models.hub") == []
-    assert wrong_imports("from loraport.transfer.run import transfer", "loraport_lab", "demo") == []
+    assert wrong_imports("from loraport.transfers.run import transfer", "loraport_lab", "demo") == []
     assert len(wrong_imports("from loraport_lab.demo import run_demo", "loraport_lab", "family.model")) == 1
 
 
@@ -295,7 +295,7 @@ def test_modules_are_named_for_what_they_hold():
 
 
 OWN_FILES = {
-    *("inputs.config", "analysis.inputs", "inputs.open", "transfer.journal", "bench.store", "training.stages"),
+    *("inputs.config", "analysis.inputs", "inputs.open", "transfers.journal", "bench.store", "training.stages"),
     *("files.formats.safetensors_write", "files.models.write", "files.disk.ownership", "sampling.wan_pipelines"),
 }
 """Modules whose JSON is a key, a file that only the program itself reads, or a header of integers and texts."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from loraport.cli import main
 from loraport.sampling.samples import SampleStore
 from tests import tiny
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 @pytest.fixture
@@ -436,7 +436,7 @@ def test_usage_errors_are_exit_2(run):
 
 
 def test_our_own_failure_is_exit_1_with_its_traceback(run, family, monkeypatch):
-    from loraport.transfer import run as execute
+    from loraport.transfers import run as execute
 
     monkeypatch.setattr(execute, "account", lambda *_: 1 / 0)
     code, _, err = run(*arguments(family))

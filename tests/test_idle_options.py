@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loraport.cli import app
 from loraport.errors import LoraportError, SettingsError
 from tests import tiny
-from tests.transfer.models import make_family, make_rounded_family
+from tests.transfers.models import make_family, make_rounded_family
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from loraport.cli import app
 from loraport.errors import OutputError
 from tests import tiny
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 def run(*words) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from loraport import cli
 from loraport.cli.stopping import in_one_sentence, listening
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 def hearing() -> None:
@@ -28,7 +28,7 @@ def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code
     slow = (
         "import time\n"
         "from loraport.cli import main\n"
-        "from loraport.transfer.layer import LayerTransfer\n"
+        "from loraport.transfers.layer import LayerTransfer\n"
         "real = LayerTransfer.__call__\n"
         "LayerTransfer.__call__ = lambda *given: (time.sleep(0.5), real(*given))[1]\n"
         "main()\n"

@@ -39,7 +39,7 @@ def demo(
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
     from loraport import console
     from loraport.inputs.config import TransferConfig
-    from loraport.transfer.run import transfer as run
+    from loraport.transfers.run import transfer as run
     from loraport_lab.demo import demo_columns, run_demo
     from loraport_lab.family.family import BASE, adapter_path, target_place
     from loraport_lab.pages.demo_page import FILES, demo_facts, write_demo

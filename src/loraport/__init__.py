@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from loraport.methods.casa import casa
     from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
     from loraport.store.bases import BasisCache
-    from loraport.transfer.results import BatchResult, LayerResult, TransferResult
-    from loraport.transfer.run import transfer, transfer_many
+    from loraport.transfers.results import BatchResult, LayerResult, TransferResult
+    from loraport.transfers.run import transfer, transfer_many
 
 __all__ = [
     "Analysis",
@@ -79,8 +79,8 @@ _HOMES = {
     "analysis.run": ("analyze",),
     "analysis.inputs": ("AnalyzeConfig",),
     "inputs.config": ("RankRule", "TransferConfig"),
-    "transfer.run": ("transfer", "transfer_many"),
-    "transfer.results": ("BatchResult", "LayerResult", "TransferResult"),
+    "transfers.run": ("transfer", "transfer_many"),
+    "transfers.results": ("BatchResult", "LayerResult", "TransferResult"),
     "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
     "store.bases": ("BasisCache",),
     "files.models.checkpoint": ("Checkpoint", "open_checkpoint"),

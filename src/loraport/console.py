@@ -17,7 +17,7 @@ from loraport.printable import printable, raw_stream
 if TYPE_CHECKING:
     from loraport.files.models.hub import Download
     from loraport.inputs.plan import Plan
-    from loraport.transfer.results import BatchResult, LayerResult, TransferResult
+    from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 

@@ -30,10 +30,10 @@ from loraport.files.names.families import WAN
 from loraport.files.whole_weights import as_differences, carried_note, check_without_base
 from loraport.inputs.config import DTYPES, RankRule
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
-from loraport.transfer.encoders import encoder_factors
-from loraport.transfer.layer import layer_generator
-from loraport.transfer.method_input import as_factors
-from loraport.transfer.output import TORCH_DTYPES
+from loraport.transfers.encoders import encoder_factors
+from loraport.transfers.layer import layer_generator
+from loraport.transfers.method_input import as_factors
+from loraport.transfers.output import TORCH_DTYPES
 
 _OURS = "loraport."
 _GUESSED_PREFIX = (

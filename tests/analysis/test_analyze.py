@@ -15,12 +15,12 @@ from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import CasaSettings, casa
 from loraport.spectral.svd import factorize, is_small, kept_correction
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 from tests.layers import generator, layer_of, random_weights
-from tests.transfer.adapters import LAYERS as FEW
-from tests.transfer.adapters import MAKERS, added
-from tests.transfer.models import make_family, make_rounded_family
+from tests.transfers.adapters import LAYERS as FEW
+from tests.transfers.adapters import MAKERS, added
+from tests.transfers.models import make_family, make_rounded_family
 
 
 @pytest.fixture

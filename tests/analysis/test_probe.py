@@ -12,7 +12,7 @@ from loraport.errors import InputError, LoraportError
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
-from tests.transfer.models import make_family, make_rounded_family
+from tests.transfers.models import make_family, make_rounded_family
 
 
 @pytest.fixture

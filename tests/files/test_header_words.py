@@ -14,7 +14,7 @@ from loraport.convert import convert
 from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.header import for_people, lasting
 from loraport.inputs.config import TransferConfig
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 
 STAYS = {

@@ -11,8 +11,8 @@ from loraport.convert import convert
 from loraport.errors import LoraportError, OutputError
 from loraport.files.disk.inputs_kept import check_apart
 from loraport.merge import merge
-from loraport.transfer.run import transfer
-from tests.transfer.models import Family, make_family
+from loraport.transfers.run import transfer
+from tests.transfers.models import Family, make_family
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:

@@ -18,7 +18,7 @@ from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
 from loraport.merge import merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 
 peft = pytest.importorskip("peft")

@@ -15,10 +15,10 @@ from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.presets import PRESETS, open_model, place
 from loraport.files.names.families import FAMILIES
 from loraport.inputs.open import prepare
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 from tests.files.hub_server import HubServer
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 SHARD = "transformer/diffusion_pytorch_model-{:05d}-of-00003.safetensors"
 LAYER = "blocks.1.ffn.2"

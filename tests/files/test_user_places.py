@@ -10,7 +10,7 @@ from loraport.cli import app
 from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk.user_places import expanded
 from loraport.store.bases import default_folder
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 def run(*words):

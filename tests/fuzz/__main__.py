@@ -29,9 +29,9 @@ def main() -> int:
     torch.set_num_threads(1)
     import loraport.cli
     import loraport.reports.analysis_page
-    import loraport.transfer.run  # warm: each case is a fork of this process
+    import loraport.transfers.run  # warm: each case is a fork of this process
 
-    _ = loraport.cli, loraport.transfer.run, loraport.reports.analysis_page
+    _ = loraport.cli, loraport.transfers.run, loraport.reports.analysis_page
     folder, began, found = Path(tempfile.mkdtemp(prefix="loraport-fuzz-")), time.monotonic(), 0
     endings: Counter[int] = Counter()
     attacks = attack(folder, asked.seed, range(asked.first, asked.first + asked.cases))

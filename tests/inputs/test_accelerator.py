@@ -13,10 +13,10 @@ from loraport.inputs.accelerator import Accelerated, open_target, split_target
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.merge import merge
-from loraport.transfer.layer_source import read_weights
-from loraport.transfer.run import transfer
+from loraport.transfers.layer_source import read_weights
+from loraport.transfers.run import transfer
 from tests import tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 ALONE = "blocks.1.ffn.2"
 
@@ -137,7 +137,7 @@ def test_which_plus_sign_divides(tmp_path, monkeypatch):
 
 
 def test_a_changed_accelerator_starts_over(family, factors, accelerator, monkeypatch):
-    from loraport.transfer import run as execute
+    from loraport.transfers import run as execute
 
     def stop(*_):
         raise OutputError("stopped")

@@ -23,11 +23,10 @@ from loraport.inputs.batch import method_list, one_or_many, output_name
 from loraport.inputs.open import prepare_many
 from loraport.methods import METHODS, ProloraSettings
 from loraport.methods import layer as method_layer
-from loraport.transfer import layer as run_layer
-from loraport.transfer import run as execute
-from loraport.transfer.run import transfer, transfer_many
+from loraport.transfers import run as execute
+from loraport.transfers.run import transfer, transfer_many
 from tests import tiny
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 COMMON = {"dtype": "fp32"}
 
@@ -111,7 +110,7 @@ def test_weights_bases_and_routing_are_made_once_a_layer(family, monkeypatch):
         monkeypatch.setattr(owner, name, call)
 
     counted(Checkpoint, "read")
-    counted(run_layer, "half_basis")
+    counted(basis_source, "half_basis")
     counted(method_layer, "observe")
     layers = len(family.factors)
     methods = ["casa", "restore-only", "direct-matched", "prolora", "lora-x", "undo"]

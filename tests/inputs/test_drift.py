@@ -11,9 +11,9 @@ from loraport.merge import merge
 from loraport.methods import METHODS, Layer, find_recipe
 from loraport.reports.transfer_page import findings
 from loraport.spectral.svd import LowRank, decompose
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 SIXTEEN = (torch.bfloat16, torch.float16)
 

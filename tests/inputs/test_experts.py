@@ -12,7 +12,7 @@ from loraport.cli import app
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.inputs.experts import both, experts
 from tests import tiny
-from tests.transfer.models import deltas
+from tests.transfers.models import deltas
 
 NOISES = ("high_noise", "low_noise")
 

@@ -17,9 +17,9 @@ from loraport.errors import InputError, MismatchError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.accelerator import open_target
 from loraport.merge import merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 WIDE = {
     "patch_embedding.lora_A.weight": torch.randn(4, 8, 1, 2, 2, generator=torch.Generator().manual_seed(3)),

@@ -13,9 +13,9 @@ from loraport.inputs.open import prepare
 from loraport.inputs.pairing import role_of
 from loraport.methods import ProloraSettings
 from loraport.reports.transfer_page import write_transfer_page
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 SURVIVORS = {0: 0, 1: 2, 2: 5}
 """Block of the pruned model -> the block of the source that it was."""

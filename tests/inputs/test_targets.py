@@ -8,9 +8,9 @@ from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.merge import merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 GATES = {name: tensor for name, tensor in tiny.tiny_state(5, gates=True).items() if "gate" in name}
 

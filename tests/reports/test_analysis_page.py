@@ -14,7 +14,7 @@ from loraport.reports.analysis_page import as_csv, summary, write_analysis
 from loraport.reports.analysis_words import findings
 from loraport.reports.plots import as_svg, norms
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from loraport.errors import OutputError
 from loraport.reports.transfer_page import findings, write_transfer_page
-from loraport.transfer.results import LayerResult, TransferResult
+from loraport.transfers.results import LayerResult, TransferResult
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 
 LAYER = LayerResult(

@@ -21,7 +21,7 @@ from loraport.methods import Layer
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfer.layer_source import SharedLayer, read_weights
+from loraport.transfers.layer_source import SharedLayer, read_weights
 from loraport_lab.family.clips import draw_prompts
 from loraport_lab.family.family import (
     ADAPTERS,

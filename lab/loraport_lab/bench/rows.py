@@ -16,7 +16,7 @@ from loraport.inputs.config import casa_settings
 from loraport.methods import METHODS, ProloraSettings, Settings, find_recipe
 from loraport.methods.casa import PAPER, PUBLISHED_CODE
 from loraport.spectral.svd import shortened
-from loraport.transfer.layer import layer_generator
+from loraport.transfers.layer import layer_generator
 from loraport_lab.bench.material import Material
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]

@@ -7,7 +7,7 @@ from typing import Any
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import in_words, layer_table, render
-from loraport.transfer.results import TransferResult
+from loraport.transfers.results import TransferResult
 from loraport_lab.pages.pictures import animated_png, write_contact_sheet
 from loraport_lab.pages.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
 

@@ -14,7 +14,7 @@ from loraport.cli import app
 from loraport.errors import InputError, SettingsError
 from loraport.inputs.config import TransferConfig
 from loraport.methods import METHODS
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from loraport_lab.bench import run as lab_run
 from loraport_lab.bench.admission import COMPARED, admit
 from loraport_lab.bench.evaluate import Session, added, as_clips

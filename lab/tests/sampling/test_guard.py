@@ -13,7 +13,7 @@ from loraport.cli import app
 from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.sampling.choice.guarded_transfer import guarded_transfer
-from loraport.transfer.run import transfer_many
+from loraport.transfers.run import transfer_many
 from loraport_lab.family.pair import EmbeddedPair
 
 

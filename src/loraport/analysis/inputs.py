@@ -26,10 +26,10 @@ from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfer.layer import layer_generator
-from loraport.transfer.layer_source import SharedLayer, Weights, read_weights
-from loraport.transfer.method_input import as_factors
-from loraport.transfer.run import read_ahead
+from loraport.transfers.layer import layer_generator
+from loraport.transfers.layer_source import SharedLayer, Weights, read_weights
+from loraport.transfers.method_input import as_factors
+from loraport.transfers.run import read_ahead
 
 
 @dataclass(frozen=True)

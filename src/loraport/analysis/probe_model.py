@@ -32,8 +32,8 @@ from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfer.layer import layer_generator
-from loraport.transfer.layer_source import SharedLayer, read_weights
+from loraport.transfers.layer import layer_generator
+from loraport.transfers.layer_source import SharedLayer, read_weights
 
 PROBE = "loraport.probe"
 

@@ -23,8 +23,8 @@ from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import CasaSettings
 from loraport.spectral.svd import decompose
 from loraport.stopwatch import peak_rss_bytes
-from loraport.transfer.journal import Partial
-from loraport.transfer.layer_source import Weights
+from loraport.transfers.journal import Partial
+from loraport.transfers.layer_source import Weights
 
 NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
 SURVEY, LAYERS = "comparing the models", "analysing"

@@ -14,7 +14,7 @@ from loraport.inputs.accelerator import Target
 from loraport.inputs.drift import within_floor
 from loraport.inputs.plan import LayerJob
 from loraport.spectral.kernels import at_least_zero, inner, norm
-from loraport.transfer.layer_source import read_weights
+from loraport.transfers.layer_source import read_weights
 
 UNRELATED = 0.7
 """Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""

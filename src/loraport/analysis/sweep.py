@@ -17,8 +17,8 @@ from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import CasaSettings, arbitrated_update, arbitration
 from loraport.methods.layer import Layer
 from loraport.spectral.kernels import norm
-from loraport.transfer.journal import Partial
-from loraport.transfer.layer import layer_generator
+from loraport.transfers.journal import Partial
+from loraport.transfers.layer import layer_generator
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"

@@ -12,7 +12,7 @@ from loraport.errors import OutputError, SettingsError, unknown_name
 
 if TYPE_CHECKING:
     from loraport.inputs.config import TransferConfig
-    from loraport.transfer.results import BatchResult
+    from loraport.transfers.results import BatchResult
 
 AUTO = "auto"
 
@@ -68,7 +68,7 @@ def plan_guarded(configs: Sequence[TransferConfig], flags: GuardFlags, *, json: 
     """Say what a guarded transfer would do, and refuse what it would refuse."""
     from loraport import console
     from loraport.sampling.choice.guarded_transfer import check_guarded
-    from loraport.transfer.passes import Pass, prepare_passes
+    from loraport.transfers.passes import Pass, prepare_passes
 
     pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     passes = check_guarded(configs, flags.output, pair, clips=flags.clips, calibrated=flags.calibrated)
@@ -83,8 +83,8 @@ def run_guarded(
     """Transfer, judge, write what is kept, and say so. Returns the exit code, 3 where keys were lost."""
     from loraport import console
     from loraport.sampling.choice.guarded_transfer import guarded_transfer
-    from loraport.transfer.results import BatchResult
-    from loraport.transfer.run import transfer_many
+    from loraport.transfers.results import BatchResult
+    from loraport.transfers.run import transfer_many
 
     pair = open_pair(configs[0].source, configs[0].target, parse_sampling(flags.sampling), configs[0].device)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:

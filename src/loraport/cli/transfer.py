@@ -70,7 +70,7 @@ from loraport.sampling.providers import known_place
 if TYPE_CHECKING:
     from loraport.files.models.hub import Download
     from loraport.inputs.config import TransferConfig
-    from loraport.transfer.passes import Pass
+    from loraport.transfers.passes import Pass
 
 app = typer.Typer()
 
@@ -209,7 +209,7 @@ def _inputs(given: Mapping[str, Any]) -> list[str]:
 def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.transfer.passes import prepare_passes, transfer_in_turn
+    from loraport.transfers.passes import prepare_passes, transfer_in_turn
 
     dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
     places = [one.output for some in passes for one in some.configs]
@@ -247,7 +247,7 @@ def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
 def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
     """The runs of the command; of either expert, with its name in their outputs."""
     from loraport.inputs.experts import experts
-    from loraport.transfer.passes import Pass
+    from loraport.transfers.passes import Pass
 
     if not given["experts"]:
         return (Pass(_configs(given)),)

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraport.analysis.layer_sample import depth_of
 from loraport.reports.rendering import in_words, layer_table, render
-from loraport.transfer.results import BatchResult, LayerResult, TransferResult
+from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
 LITTLE = 0.9
 """Share of entries left alone above which a page says that CASA does little in a layer."""

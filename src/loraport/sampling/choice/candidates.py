@@ -17,7 +17,7 @@ from loraport.plain_json import json_text
 from loraport.sampling.hooks import scaled
 from loraport.sampling.pair import Pair, Updates
 from loraport.spectral.svd import LowRank
-from loraport.transfer.output import TORCH_DTYPES
+from loraport.transfers.output import TORCH_DTYPES
 
 NONE, DIRECT = "none", "direct"
 

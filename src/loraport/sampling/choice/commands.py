@@ -25,7 +25,7 @@ from loraport.sampling.pass_counter import Meter, Watch
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import Score, judged_clips, score, score_passes
 from loraport.stopwatch import peak_rss_bytes
-from loraport.transfer.output import TORCH_DTYPES
+from loraport.transfers.output import TORCH_DTYPES
 
 Table = tuple[tuple[str, ...], ...]
 

@@ -26,7 +26,7 @@ from loraport.sampling.pass_counter import Meter, Watch
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score, score_passes
 from loraport.spectral.svd import LowRank
-from loraport.transfer.results import BatchResult, TransferResult
+from loraport.transfers.results import BatchResult, TransferResult
 
 CALIBRATED = "calibrated"
 

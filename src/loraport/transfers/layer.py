@@ -23,9 +23,9 @@ from loraport.spectral.svd import (
     factorize_energy,
     shortened,
 )
-from loraport.transfer.layer_source import SharedLayer
-from loraport.transfer.method_input import Given, given
-from loraport.transfer.results import LayerResult
+from loraport.transfers.layer_source import SharedLayer
+from loraport.transfers.method_input import Given, given
+from loraport.transfers.results import LayerResult
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import prepare
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests.families import WEIGHTS, comfy_hunyuan, delta, factors, hunyuan, tencent_hunyuan, write_pipeline
 from tests.tiny import drifted
 

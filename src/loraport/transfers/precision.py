@@ -10,7 +10,7 @@ import torch
 from loraport.files.adapters.casting import fitted, rounding_loss
 from loraport.inputs.open import Prepared
 from loraport.spectral.svd import LowRank
-from loraport.transfer.results import LayerResult
+from loraport.transfers.results import LayerResult
 
 MATTERS = 0.01
 """Share of an update that rounding to the output's dtype may change without a word: bf16 changes 0.2 %."""

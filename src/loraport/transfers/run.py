@@ -21,12 +21,12 @@ from loraport.inputs.plan import LayerJob
 from loraport.stopwatch import peak_rss_bytes
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfer.journal import Journal
-from loraport.transfer.layer import LayerTransfer
-from loraport.transfer.layer_source import SharedLayer, read_weights
-from loraport.transfer.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
-from loraport.transfer.precision import precision_notes, with_rounding
-from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, TransferResult
+from loraport.transfers.journal import Journal
+from loraport.transfers.layer import LayerTransfer
+from loraport.transfers.layer_source import SharedLayer, read_weights
+from loraport.transfers.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
+from loraport.transfers.precision import precision_notes, with_rounding
+from loraport.transfers.results import BatchResult, LayerResult, Progress, Silent, TransferResult
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")

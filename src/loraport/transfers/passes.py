@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, prepare_many
 from loraport.inputs.plan import Plan
-from loraport.transfer.results import BatchResult, LayerResult, Progress, Silent, together
-from loraport.transfer.run import transfer_many
+from loraport.transfers.results import BatchResult, LayerResult, Progress, Silent, together
+from loraport.transfers.run import transfer_many
 
 
 @dataclass(frozen=True)

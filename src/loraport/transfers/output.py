@@ -22,11 +22,11 @@ from loraport.inputs.open import Prepared, common_rank
 from loraport.inputs.plan import NO_DRIFT, LayerJob
 from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
-from loraport.transfer.encoders import encoder_factors
-from loraport.transfer.journal import Journal
-from loraport.transfer.layer import layer_generator
-from loraport.transfer.method_input import as_factors
-from loraport.transfer.results import LayerResult
+from loraport.transfers.encoders import encoder_factors
+from loraport.transfers.journal import Journal
+from loraport.transfers.layer import layer_generator
+from loraport.transfers.method_input import as_factors
+from loraport.transfers.results import LayerResult
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PART_NOTES = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
 from loraport.merge import merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 
 LAYER = "mid_block.attentions.0.proj_in"
 ONES = {"linear": (), "1×1": (1, 1), "1×1×1": (1, 1, 1)}

@@ -10,7 +10,7 @@ from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
 from loraport.methods import METHODS, Layer, ProloraSettings, find_recipe
 from loraport.spectral.svd import LowRank, decompose
-from loraport.transfer.run import transfer_many
+from loraport.transfers.run import transfer_many
 from tests import tiny
 from tests.layers import relative
 

@@ -16,8 +16,8 @@ from loraport.files.inspect import describe
 from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfers
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
-from loraport.transfer.run import transfer, transfer_many
-from tests.transfer.models import deltas, make_family
+from loraport.transfers.run import transfer, transfer_many
+from tests.transfers.models import deltas, make_family
 
 
 @pytest.fixture

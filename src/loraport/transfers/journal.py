@@ -24,7 +24,7 @@ from loraport.files.disk.ownership import Lock
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.spectral.svd import LowRank
-from loraport.transfer.results import LayerResult
+from loraport.transfers.results import LayerResult
 
 P = TypeVar("P", bound="Partial")
 _LAYER = re.compile(r"[0-9a-f]{16}\.safetensors")

@@ -21,10 +21,10 @@ from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.methods import METHODS
-from loraport.transfer import run as execute
-from loraport.transfer.run import transfer
+from loraport.transfers import run as execute
+from loraport.transfers.run import transfer
 from tests import reference, tiny
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from loraport.analysis.run import analyze
 from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk import ownership
 from loraport.files.disk.ownership import HOST
-from loraport.transfer import run as execute
-from loraport.transfer.journal import Partial
-from loraport.transfer.run import transfer, transfer_many
-from tests.transfer.models import make_family
+from loraport.transfers import run as execute
+from loraport.transfers.journal import Partial
+from loraport.transfers.run import transfer, transfer_many
+from tests.transfers.models import make_family
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from loraport.files.additions import with_strength
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.accelerator import Accelerated, open_target
 from loraport.merge import MERGED, merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 from tests.dialects import CASES, write
-from tests.transfer.models import make_family
+from tests.transfers.models import make_family
 
 
 @pytest.fixture

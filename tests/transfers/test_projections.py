@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule
 from loraport.methods import LoraxSettings, ProloraSettings
-from loraport.transfer import run as execute
-from loraport.transfer.run import transfer
+from loraport.transfers import run as execute
+from loraport.transfers.run import transfer
 from tests import reference_projections as reference
-from tests.transfer.models import deltas, make_family
+from tests.transfers.models import deltas, make_family
 
 BLOCKS = {"subspace": "rank:9", "null_space": True, "cross_terms": False}
 INSIDE = {"subspace": "rank:9", "null_space": False, "cross_terms": False}

@@ -14,8 +14,8 @@ from loraport.files.models.encoders import held_encoders, pipeline_folder, with_
 from loraport.files.names.clip import encoder_of
 from loraport.inputs.config import RankRule
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
-from loraport.transfer.layer import layer_generator
-from loraport.transfer.method_input import as_factors
+from loraport.transfers.layer import layer_generator
+from loraport.transfers.method_input import as_factors
 
 Weights = Callable[[str], Tensor | None]
 """Layer of a text encoder -> its weight; None where there is none at hand."""

@@ -16,7 +16,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.inputs.pairing import comparable, differ_in_depth, role_of
 from loraport.methods import METHODS
 from loraport.reports.transfer_page import write_transfer_page
-from loraport.transfer.run import transfer_many
+from loraport.transfers.run import transfer_many
 from tests.families import delta, factors, fused_by_diffusers, sdxl_and_pruned, write_pipeline
 from tests.files.test_names import shapes_of
 

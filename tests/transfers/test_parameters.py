@@ -8,7 +8,7 @@ from loraport.convert import convert
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
 from loraport.merge import merge
-from loraport.transfer.run import transfer
+from loraport.transfers.run import transfer
 from tests import tiny
 
 SPELLINGS = {

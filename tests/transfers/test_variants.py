@@ -16,10 +16,10 @@ from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
 from loraport.merge import merge
 from loraport.methods import METHODS
-from loraport.transfer.run import transfer, transfer_many
+from loraport.transfers.run import transfer, transfer_many
 from tests import tiny
-from tests.transfer.adapters import LAYERS, MAKERS, added, dora, loha, written
-from tests.transfer.models import deltas, make_family
+from tests.transfers.adapters import LAYERS, MAKERS, added, dora, loha, written
+from tests.transfers.models import deltas, make_family
 
 FULL = RankRule("full")
 
