@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"loraport": ROOT / "src" / "loraport", "loraport_lab": ROOT / "lab" / "loraport_lab"}
+PACKAGES = {"loraport": ROOT / "src" / "loraport", "loraport_lab": ROOT / "lab" / "src" / "loraport_lab"}
 MODULES = sorted(path for package in PACKAGES.values() for path in package.rglob("*.py"))
 
 SMALL = {"errors", "_version", "lazy_property", "plain_json", "printable", "stopwatch"}
