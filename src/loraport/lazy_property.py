@@ -1,7 +1,7 @@
-"""A property that is worked out when somebody first asks for it.
+"""A cached property without the class-wide lock of `functools.cached_property` before Python 3.12.
 
-functools.cached_property would do, but for a lock that before Python 3.12 all objects of a class share: while one
-thread made the basis of its layer, the other one waited to make that of its own.
+That lock is shared by all objects of a class: while one thread computed the basis of its layer, the other would wait to
+begin with its own. To be replaced by `cached_property` when Python 3.12 is the oldest version supported.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from functools import cached_property as once
+    # mypy knows how to type this one
+    from functools import cached_property as lazy_property
 else:
 
-    class once:  # noqa: N801
-        """`functools.cached_property` without a lock: two threads that ask one object at once both work it out."""
+    class lazy_property:  # noqa: N801
+        """A property computed at the first access; two threads that access one object at once both compute it."""
 
-        def __init__(self, make: Callable[[Any], Any]) -> None:
-            self.make, self.__doc__ = make, make.__doc__
+        def __init__(self, compute: Callable[[Any], Any]) -> None:
+            self.compute, self.__doc__ = compute, compute.__doc__
 
         def __set_name__(self, owner: type, name: str) -> None:
             self.name = name
@@ -25,8 +26,9 @@ else:
         def __get__(self, instance: Any, owner: type | None = None) -> Any:
             if instance is None:
                 return self
-            value = instance.__dict__[self.name] = self.make(instance)
+            # Into __dict__, where the next access finds it first; this also works in a frozen dataclass.
+            value = instance.__dict__[self.name] = self.compute(instance)
             return value
 
 
-__all__ = ["once"]
+__all__ = ["lazy_property"]

@@ -20,7 +20,7 @@ from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import Prepared, find_device, prepare
 from loraport.inputs.plan import LayerJob
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank
@@ -86,7 +86,7 @@ class Bench:
         """Where layers are looked at."""
         return self.bases.device
 
-    @once
+    @lazy_property
     def whole(self) -> tuple[Checkpoint, Target]:
         """Both models with all shards that lie here; of a model on the Hub only what was fetched for the LoRA."""
         config, source, target = self.ready.config, self.ready.source, self.ready.target

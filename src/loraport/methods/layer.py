@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import SettingsError
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.spectral.correction import Remaining, Taken
 from loraport.spectral.kernels import USUAL, norm
 from loraport.spectral.routing import Routing, observe, precision_for, routing_factors
@@ -145,13 +145,13 @@ class Update:
         change = None if self.change is None else self.change.mT
         return Update(self.low_rank.transposed(), change, self.facts, self.reason, self.note)
 
-    @once
+    @lazy_property
     def _usual(self) -> bool:
         """Whether squares of its entries can be trusted in single precision; else the dense update is looked at."""
         size = max(self.change_norm(), self.low_rank.norm())
         return size == 0 or 1 / USUAL < size < USUAL
 
-    @once
+    @lazy_property
     def _remaining(self) -> Remaining | None:
         """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
         if not isinstance(self.change, Taken) or not self._usual:

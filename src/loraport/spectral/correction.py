@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.spectral.kernels import at_least_zero, energy, inner, times_few
 from loraport.spectral.routing import Routing
 from loraport.spectral.selection import Entries
@@ -36,12 +36,12 @@ class Taken:
     struck: Entries | None = None
     """What arbitration takes of single routing entries."""
 
-    @once
+    @lazy_property
     def kept_senders(self) -> Float[Tensor, " n"]:
         """restore where a direction sends weakly, 0 where it dominates."""
         return self.restore * (~self.senders).to(self.D.dtype)
 
-    @once
+    @lazy_property
     def inside(self) -> Float[Tensor, "n n"]:
         """The part inside the basis, as a routing matrix."""
         found = self.drift.C * self.kept_senders
@@ -55,7 +55,7 @@ class Taken:
         """Whether there is an outside."""
         return self.D.shape[0] > self.D.shape[1]
 
-    @once
+    @lazy_property
     def energy(self) -> float:
         """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D·v_j‖² − ‖C(:, j)‖²."""
         total = energy(self.inside)
@@ -113,7 +113,7 @@ class Remaining:
         """V·Aᵀ, with the rows of Vh for V"""
         return self.seen.A.mT
 
-    @once
+    @lazy_property
     def cross(self) -> Float[Tensor, "r n"] | None:
         """((I − UUᵀ)·B)ᵀ·T: how the two overlap outside of the basis; None where nothing is there."""
         if not (self.taken.is_tall and self.taken.restore):
@@ -121,13 +121,13 @@ class Remaining:
         drifted = times_few(self.taken.basis.Vh, times_few(self.taken.D.mT, self.lora.B)).mT
         return (drifted - self.P.mT @ self.taken.drift.C) * self.taken.kept_senders
 
-    @once
+    @lazy_property
     def overlap(self) -> float:
         """⟨B·A, T·Vᵀ⟩"""
         found = (self.P.double() * (self.taken.inside @ self.Q).double()).sum()
         return float(found if self.cross is None else found + (self.cross.double() * self.Q.mT.double()).sum())
 
-    @once
+    @lazy_property
     def energy(self) -> float:
         """‖B·A − T·Vᵀ‖²"""
         return at_least_zero(self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.spectral.kernels import sum_of_pieces, times_few
 from loraport.spectral.svd import SingularBasis, right_directions, weak_directions
 
@@ -57,18 +57,18 @@ class HalfBasis(SingularBasis):
     ) -> None:
         self.__dict__.update(S=S.to(W.dtype), _W=W, _fine=(S, Vh, weak), _strong=len(S) - len(weak))
 
-    @once
+    @lazy_property
     def Vh(self) -> Float[Tensor, "n n"]:  # noqa: N802
         """All right directions, as rows."""
         return self._fine[1].to(self._W.dtype)
 
-    @once
+    @lazy_property
     def U(self) -> Float[Tensor, "out n"]:  # noqa: N802
         """All left directions."""
         S, Vh = self.S[: self._strong], self.Vh[: self._strong]
         return torch.cat([self._W @ (Vh.mT / S), self._weak.mT], dim=1)
 
-    @once
+    @lazy_property
     def _weak(self) -> Float[Tensor, "w out"]:
         return self._fine[2].to(self._W.dtype)
 

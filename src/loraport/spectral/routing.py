@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
 from loraport.spectral.svd import LowRank, SingularBasis
 
@@ -47,12 +47,12 @@ class Routing:
             self._leading[k] = self.C[:k].norm(dim=0), self.C[:, :k].norm(dim=1)
         return self._leading[k]
 
-    @once
+    @lazy_property
     def receive(self) -> Float[Tensor, " n"]:
         """‖u_iᵀ·D‖: what each left direction receives; V is square, so the row norms of C are all of it."""
         return self.C.norm(dim=1)
 
-    @once
+    @lazy_property
     def outside(self) -> Float[Tensor, " n"]:
         """‖D·v_j‖² − ‖C(:, j)‖² in float64: what each right direction sends out of the basis."""
         return (self.send.double().square() - self.C.norm(dim=0).double().square()).clamp(min=0)

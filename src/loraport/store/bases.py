@@ -29,7 +29,7 @@ from loraport.files.disk.atomic import TEMPORARY, write_whole
 from loraport.files.disk.user_places import expanded
 from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.spectral.svd import SingularBasis
 from loraport.store.packing import basis_of, contradiction, is_whole, packed, packed_basis
 
@@ -99,7 +99,7 @@ class BasisCache:
         entries = (f"{count} entries of the cache were made anew: {why}" for why, count in self._refused.items())
         return (*((distrust,) if (distrust := self._distrust) else ()), *sorted(entries))
 
-    @once
+    @lazy_property
     def _distrust(self) -> str | None:
         """Why the folder is not used, once for as long as the cache is open."""
         if self.folder is None or not (why := _not_our_own(self.folder)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.methods import Layer, Routing
 from loraport.spectral.halves import half_basis
 from loraport.spectral.svd import (
@@ -27,7 +27,7 @@ class Bases:
     not_kept: set[str] = field(default_factory=set)
     """Why bases could not be kept, filled as it happens."""
 
-    @once
+    @lazy_property
     def watch(self) -> Stopwatch:
         """How long the stages of the run take that asks for these bases."""
         return Stopwatch(self.device)

@@ -12,7 +12,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import Part
 from loraport.inputs.drift import drift_between, within_floor
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.methods import Layer, Parts, Recipe, Routing, Update
 from loraport.spectral.kernels import norm
 from loraport.spectral.svd import (
@@ -38,12 +38,12 @@ class Weights:
     source_rounded: bool = False
     """Whether W_s was rounded to the target's dtype before it was subtracted."""
 
-    @once
+    @lazy_property
     def measured_drift(self) -> float:
         """‖D_fft‖ as the files have it."""
         return norm(self.drift)
 
-    @once
+    @lazy_property
     def within_rounding(self) -> bool:
         """Whether the drift is no larger than what rounding to the files' dtypes makes by itself."""
         return within_floor(self.measured_drift, self.floor)
@@ -85,36 +85,36 @@ class SharedLayer:
         self._drift, self._bases = weights.drift, bases
         self._parts: dict[Hashable, Update] = {}
 
-    @once
+    @lazy_property
     def drift(self) -> Tensor:
         """D_fft on the device."""
         found = torch.zeros_like(self._drift) if self.is_rounding else self._drift
         return found.to(self._bases.device)
 
-    @once
+    @lazy_property
     def drift_norm(self) -> float:
         """‖D_fft‖, as it counts."""
         return 0.0 if self.is_rounding else self.measured_drift
 
-    @once
+    @lazy_property
     def weight_norm(self) -> float:
         """‖W_s‖"""
         return 0.0 if self._W_s is None else norm(self._W_s)
 
-    @once
+    @lazy_property
     def basis(self) -> SingularBasis | None:
         """The basis of W_s."""
         W_s, _ = self._W_s, self.weight_norm
         self._W_s = None
         return None if W_s is None else self._bases.of(W_s, self.source_hash)
 
-    @once
+    @lazy_property
     def target(self) -> SingularBasis | None:
         """The basis of W_t; None where no run of this layer asked for it."""
         W_t, self._W_t = self._W_t, None
         return None if W_t is None else self._bases.of(W_t, self.target_hash)
 
-    @once
+    @lazy_property
     def routing(self) -> Routing:
         """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
         with self._bases.watch.stage("routing"):

@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from loraport.files.names.lookup import layer_in
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.sampling.choice.guard import decide
 from loraport.sampling.end_error import BARE, EndEffect
 from loraport.sampling.hooks import adapted
@@ -63,12 +63,12 @@ class Session:
     clips: int
     calibration: bool = False
 
-    @once
+    @lazy_property
     def evaluation(self) -> Drawn:
         """What is reported comes from these."""
         return draw(EVALUATION_SEEDS, self.clips)
 
-    @once
+    @lazy_property
     def tuning(self) -> Drawn:
         """Candidates are chosen on these."""
         return draw(TUNING_SEEDS, max(2, self.clips // 3))
@@ -87,12 +87,12 @@ class Session:
             self.reference_store.put(place, key, kept)
         return as_clips(kept.tensors["latents"])
 
-    @once
+    @lazy_property
     def references(self) -> tuple[Tensor, Tensor]:
         """Of the evaluation and of the tuning seeds."""
         return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
 
-    @once
+    @lazy_property
     def admission(self) -> Admission:
         """Whether the cell can tell methods apart, decided on clips of its own."""
         place, key = f"admission/{self.material.cell.name}", f"{COMPARED}; {self.clips} clips, seeds {ADMISSION_SEEDS}"
@@ -110,7 +110,7 @@ class Session:
         model = self.student if row.model == "student" else self.material.base()
         return as_clips(self.sample(model, row.rule(self.material), drawn))
 
-    @once
+    @lazy_property
     def student(self) -> WanTransformer3DModel:
         """The student, opened once."""
         return self.material.student()
@@ -144,12 +144,12 @@ class Session:
         facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
         return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
-    @once
+    @lazy_property
     def judged(self) -> EndEffect:
         """On the clips that a guard draws."""
         return self._effect(judged_clips(self._end_clips))
 
-    @once
+    @lazy_property
     def measured(self) -> EndEffect:
         """On clips that no fit and no guard has seen."""
         return self._effect(Clips("lab", 0, self._end_clips))

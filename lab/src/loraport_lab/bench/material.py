@@ -16,7 +16,7 @@ from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, prepare
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 from loraport.methods import Layer
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
@@ -110,13 +110,13 @@ class Material:
         """The adapter's updates, as it was trained on the base."""
         return adapter_updates(self.cell.adapter.name, self.family)
 
-    @once
+    @lazy_property
     def ready(self) -> Prepared:
         """The opened files and their plan."""
         places = (str(adapter_path(self.cell.adapter.name, self.family)), str(self.family / BASE.name))
         return prepare(TransferConfig(*places, target_place(self.cell.student.name, self.family), "unused.safetensors"))
 
-    @once
+    @lazy_property
     def layers(self) -> Mapping[str, Layer]:
         """Every layer that the adapter touches, as a transfer sees it."""
         found, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
@@ -127,7 +127,7 @@ class Material:
             found[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
         return found
 
-    @once
+    @lazy_property
     def oracle(self) -> Mapping[str, LowRank]:
         """The updates of the same adapter trained on the student."""
         place = str(oracle_path(self.cell.student.name, self.cell.adapter.name, self.family))

@@ -25,7 +25,7 @@ from loraport.files.models.networks import Network, are_of_network, find_network
 from loraport.files.names.dialects import are_of_lora
 from loraport.files.names.families import Family, Naming, Piece, Place
 from loraport.files.names.lookup import detect_naming, without_wrappers
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 
 UNKNOWN_NAMING = "unknown"
 
@@ -41,12 +41,12 @@ class Weight:
     """That of the file; float32 where it holds codes."""
     _step: Tensor | None = None
 
-    @once
+    @lazy_property
     def precision(self) -> torch.dtype | None:
         """The dtype whose grid the values lie on, which may be narrower than the file's; None where it holds codes."""
         return None if self._step is not None else narrowest(self.matrix, self.dtype)
 
-    @once
+    @lazy_property
     def rounding(self) -> float:
         """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
         if self._step is not None:

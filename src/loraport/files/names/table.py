@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 
 Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo"]
 """Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on."""
@@ -168,7 +168,7 @@ class Family:
     def _spelled(self, naming: Naming, bare: bool = False) -> Mapping[str, tuple[Piece, ...]]:
         return self._spellings.get((naming, bare), {})
 
-    @once
+    @lazy_property
     def _tables(self) -> dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, flattened, bare parameters) -> stored template -> the canonical templates in it."""
         tables: dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]] = {}
@@ -180,11 +180,11 @@ class Family:
                 table[key] = (*table.get(key, ()), (canonical, place))
         return tables
 
-    @once
+    @lazy_property
     def _copies(self) -> frozenset[tuple[Naming, str]]:
         return frozenset((naming, place.name) for naming, _, place in self.fused)
 
-    @once
+    @lazy_property
     def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, bare parameters) -> canonical template -> its place."""
         tables: dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]] = {}

@@ -2,7 +2,7 @@
 
 import threading
 
-from loraport.lazy_property import once
+from loraport.lazy_property import lazy_property
 
 
 class Layer:
@@ -10,7 +10,7 @@ class Layer:
 
     meeting = threading.Barrier(2, timeout=5)
 
-    @once
+    @lazy_property
     def basis(self):
         """The doc string stays."""
         self.meeting.wait()
