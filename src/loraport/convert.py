@@ -16,7 +16,7 @@ from loraport._version import __version__
 from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 from loraport.files.conversion_kernels import written_kernels
-from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.quantized import FP8
 from loraport.files.inspect import layer_lines
 from loraport.files.lora.encoders import guessed_prefix
@@ -216,7 +216,7 @@ def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
 
 def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) -> None:
     check_form(output, folder)
-    check_apart(output, (lora.path, source))
+    protect_inputs(output, (lora.path, source))
 
 
 def _provenance(lora: Lora) -> dict[str, str]:

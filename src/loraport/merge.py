@@ -22,7 +22,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import with_encoders
 from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
 from loraport.files.models.presets import open_model
-from loraport.files.models.write import VERSION, check_place, is_folder, write_model
+from loraport.files.models.write import VERSION, check_output_path, is_folder, write_model
 from loraport.files.whole_weights import as_differences
 from loraport.plain_json import json_text
 
@@ -96,9 +96,9 @@ def merge(
         raise SettingsError("there is no LoRA to merge; give at least one")
     output = os.path.expanduser(output)
     model = with_encoders(open_model(model_place, part=part))
-    check_place(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
+    check_output_path(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
     parts = [_ingredient(text, model, lora_part) for text in loras]
-    check_place(Path(output), model, [one.lora.path for one in parts])
+    check_output_path(Path(output), model, [one.lora.path for one in parts])
     found: dict[str, list[Addition]] = {}
     for one in parts:
         for name, some in one.adds.by_parameter.items():

@@ -57,7 +57,7 @@ def write(path: Path, dialect: Dialect, found: dict[str, tuple[Tensor, Tensor]],
     """Layers that the naming fuses are left out: their spelling is tested elsewhere."""
     tensors, deltas = {}, {}
     for name, (A, B) in found.items():
-        if not dialect.place(name).whole:
+        if not dialect.rows(name).whole:
             continue
         tensors |= {dialect.key(name, dialect.pair[0]): A, dialect.key(name, dialect.pair[1]): B}
         deltas[name] = delta(A, B)

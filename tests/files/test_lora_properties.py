@@ -18,7 +18,7 @@ from loraport.convert import convert
 from loraport.files.adapters.updates import exact_update
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair
-from loraport.files.names.families import FAMILIES, Naming, Place, flattened
+from loraport.files.names.families import FAMILIES, Naming, RowSlice, flattened
 from tests.dialects import FORMATS
 
 OUT, IN = 6, 4
@@ -66,9 +66,9 @@ class Part:
         """Whether the dots are lost."""
         return self.prefix.endswith("_")
 
-    def stem(self, place: Place) -> str:
+    def stem(self, rows: RowSlice) -> str:
         """The module's key."""
-        return self.prefix + (flattened(place.name) if self.flat else place.name)
+        return self.prefix + (flattened(rows.name) if self.flat else rows.name)
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -103,9 +103,9 @@ parts = st.builds(
 )
 
 
-def tensors_of(place: Place, part: Part, seed: int) -> tuple[dict[str, Tensor], Tensor, float | None]:
+def tensors_of(rows: RowSlice, part: Part, seed: int) -> tuple[dict[str, Tensor], Tensor, float | None]:
     """(the keys of one module, its update without scale, the rank that a scale is divided by)."""
-    stem, r, out = part.stem(place), part.rank, OUT * place.of
+    stem, r, out = part.stem(rows), part.rank, OUT * rows.of
     if part.kind == "LoRA":
         A, B = drawn(seed, r, IN), drawn(seed + 1, out, r)
         return {stem + part.pair[0]: A, stem + part.pair[1]: B}, B.double() @ A.double(), r
@@ -156,17 +156,17 @@ def build(mixture: Mixture, path: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     deltas = {}
     for number, (layer, part) in enumerate(layers.items()):
-        place = FAMILIES[family].place(layer, part.naming)
-        assert place is not None
-        keys, delta, rank = tensors_of(place, part, 10 * number)
+        rows = FAMILIES[family].rows(layer, part.naming)
+        assert rows is not None
+        keys, delta, rank = tensors_of(rows, part, 10 * number)
         tensors |= {key: value.to(part.dtype) for key, value in keys.items()}
         delta = scale_of(part, rank, config) * delta
-        for name, piece in FAMILIES[family].pieces(place.name, part.naming):
+        for name, piece in FAMILIES[family].pieces(rows.name, part.naming):
             deltas[name] = torch.cat(delta.chunk(2)[::-1]) if piece.swapped else delta.chunk(piece.of)[piece.part]
         if part.alpha is not None:
-            tensors[part.stem(place) + part.alpha_key] = torch.tensor(part.alpha)
+            tensors[part.stem(rows) + part.alpha_key] = torch.tensor(part.alpha)
         if part.diff_b:
-            tensors[part.stem(place) + ".diff_b"] = drawn(5, OUT * place.of)
+            tensors[part.stem(rows) + ".diff_b"] = drawn(5, OUT * rows.of)
     metadata = {"lora_adapter_metadata": json.dumps(config)} if config is not None else {}
     save_file(tensors, path, metadata | ({"ss_network_alpha": trainer} if trainer is not None else {}))
     return deltas

@@ -18,9 +18,9 @@ from loraport.files.names.lookup import (
     canonical_layer,
     canonical_parameter,
     detect_naming,
+    find_layer,
     find_start,
     is_known,
-    locate,
     parameter_in,
     spellings,
     strip_prefixes,
@@ -104,18 +104,18 @@ def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str)
         if naming == "fastvideo" and model in ("wan2.1-vace", "wan2.2-animate"):
             continue  # it runs neither
         for name in names:
-            place = family.parameter_place(name, naming)
-            assert place is not None
-            found = dict(family.parameter_pieces(place.name, naming))
-            assert found[name] == place
-            stored.setdefault(place.name, set()).add((name, place.part))
+            rows = family.parameter_rows(name, naming)
+            assert rows is not None
+            found = dict(family.parameter_pieces(rows.name, naming))
+            assert found[name] == rows
+            stored.setdefault(rows.name, set()).add((name, rows.part))
         for name, some in stored.items():
             pieces = family.parameter_pieces(name, naming)
-            held = [part for _, place in pieces for part in range(place.part, place.part + place.span)]
+            held = [part for _, rows in pieces for part in range(rows.part, rows.part + rows.span)]
             assert sorted(held) == list(range(pieces[0][1].of)) and len(some) == len(pieces)
         found = detect_naming(stored)
         assert found is not None and found[0] is family
-        assert found[1] == naming or {family.parameter_place(name, found[1]).name for name in names} == set(stored)  # type: ignore[union-attr]
+        assert found[1] == naming or {family.parameter_rows(name, found[1]).name for name in names} == set(stored)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
@@ -146,13 +146,13 @@ def test_fused_rows_are_where_the_original_has_them() -> None:
     """q, k and v in the refiners; everywhere in ComfyUI's files; the halves of the last modulation in both."""
     counts = {"diffusers": 0, "original": 2, "comfy": 110, "diffusion-pipe": 110, "fastvideo": 110}
     for naming, fused in counts.items():
-        places = [
-            HUNYUAN_15.parameter_place(name, naming)  # type: ignore[arg-type]
+        slices = [
+            HUNYUAN_15.parameter_rows(name, naming)  # type: ignore[arg-type]
             for name in shapes_of("hunyuanvideo-1.5")
             if name.endswith(".weight")
         ]
-        assert len({place.name for place in places if place and place.of == 3}) == fused
-        swapped = [place.name for place in places if place and place.swapped]
+        assert len({rows.name for rows in slices if rows and rows.of == 3}) == fused
+        swapped = [rows.name for rows in slices if rows and rows.swapped]
         assert swapped == (
             ["final_layer.adaLN_modulation.1.weight"] if naming not in ("diffusers", "fastvideo") else []
         )
@@ -160,11 +160,11 @@ def test_fused_rows_are_where_the_original_has_them() -> None:
 
 def test_rows_are_moved_as_in_the_converter_of_diffusers() -> None:
     stored = torch.arange(6.0)[:, None] * torch.ones(1, 2)
-    parts = [place.take(stored) for _, place in HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")]
+    parts = [rows.take(stored) for _, rows in HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")]
     assert [part[:, 0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    [(name, place)] = HUNYUAN_15.pieces("final_layer.adaLN_modulation.1", "original")
-    assert name == "norm_out.linear" and place.take(stored)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
-    assert not place.fits((3, 2)) and not HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")[0][1].fits((4, 2))
+    [(name, rows)] = HUNYUAN_15.pieces("final_layer.adaLN_modulation.1", "original")
+    assert name == "norm_out.linear" and rows.take(stored)[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
+    assert not rows.fits((3, 2)) and not HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")[0][1].fits((4, 2))
 
 
 @pytest.mark.parametrize("model", ["sd1.5", "sdxl"])
@@ -172,8 +172,8 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
     """Its own map of an original file gives its own names: block numbers, upsamplers, the middle."""
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
     family, _, config, *_ = PUBLISHED[model]
-    wanted = {name: family.parameter_place(name, "diffusers").name for name in shapes_of(model)}  # type: ignore[union-attr]
-    original = {f"model.diffusion_model.{family.parameter_place(name, 'original').name}": name for name in wanted}  # type: ignore[union-attr]
+    wanted = {name: family.parameter_rows(name, "diffusers").name for name in shapes_of(model)}  # type: ignore[union-attr]
+    original = {f"model.diffusion_model.{family.parameter_rows(name, 'original').name}": name for name in wanted}  # type: ignore[union-attr]
     settings = {
         "class_embed_type": None,
         "addition_embed_type": config.get("addition_embed_type"),
@@ -194,20 +194,19 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
     ],
 )
 def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, converter: str) -> None:
-    """Each row of a stored weight is numbered; the rows that a layer gets are those of its place."""
+    """Each row of a stored weight is numbered; the rows that a layer gets are those of its slice."""
     single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
     family, stored, wanted = PUBLISHED[model][0], {}, {}
     for name, shape in shapes_of(model).items():
-        place = family.parameter_place(family.parameter_pieces(name, "diffusers")[0][0], "original")
-        assert place is not None
+        rows = family.parameter_rows(family.parameter_pieces(name, "diffusers")[0][0], "original")
+        assert rows is not None
         if name.endswith("act_fn.bias"):
             continue  # of another shape there
-        rows = place.rows_in(shape[0])
-        stored[place.name] = torch.arange(rows)
-        wanted[name] = place.take(stored[place.name])
+        stored[rows.name] = torch.arange(rows.stored_rows(shape[0]))
+        wanted[name] = rows.take(stored[rows.name])
     converted = getattr(single_file, converter)(stored)
     assert converted.keys() == wanted.keys()
-    assert all(torch.equal(converted[name], rows) for name, rows in wanted.items())
+    assert all(torch.equal(converted[name], numbers) for name, numbers in wanted.items())
 
 
 def names_of_diffusers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -248,24 +247,26 @@ def test_the_traps(original: str, diffusers: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_each_naming_gives_every_layer_one_place(family: Family) -> None:
     for number, naming in enumerate(family.namings):
-        cells = [row[number] for rows in (family.layers, family.parameters) for row in rows if row[number] is not None]
+        cells = [
+            row[number] for table in (family.layers, family.parameters) for row in table if row[number] is not None
+        ]
         assert len(set(cells)) == len(cells)
         for row in family.layers:
             canonical = str(row[0]).format(3)
-            place = family.place(canonical, naming)
-            assert (place is None) == (row[number] is None)
-            assert place is None or (canonical, place) in family.pieces(place.name, naming)
+            rows = family.rows(canonical, naming)
+            assert (rows is None) == (row[number] is None)
+            assert rows is None or (canonical, rows) in family.pieces(rows.name, naming)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_fused_modules_hold_layers_of_the_table_and_none_twice(family: Family) -> None:
-    for naming, canonical, place in family.fused:
+    for naming, canonical, rows in family.fused:
         name = canonical.format(3)
-        alone = family.place(name, naming)
-        assert alone is not None and alone.whole and alone.name != place.name.format(3)
-        pieces = family.pieces(place.name.format(3), naming)
-        assert (name, place.named(place.name.format(3))) in pieces
-        assert sorted(one.part for _, one in pieces) == list(range(place.of))
+        alone = family.rows(name, naming)
+        assert alone is not None and alone.whole and alone.name != rows.name.format(3)
+        pieces = family.pieces(rows.name.format(3), naming)
+        assert (name, rows.named(rows.name.format(3))) in pieces
+        assert sorted(one.part for _, one in pieces) == list(range(rows.of))
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -277,13 +278,13 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
             for template in family.templates(naming, flat):
                 name = template.format(5)
                 meanings = {
-                    tuple((canonical, place.part, place.of, place.swapped) for canonical, place in pieces)
+                    tuple((canonical, rows.part, rows.of, rows.swapped) for canonical, rows in pieces)
                     for other, spelled in spellings(name, flat=flat)
                     if (pieces := other.pieces(name, spelled, flat=flat))
                 }
                 if len(meanings) > 1:
                     twice.setdefault(name, set()).add(family.name)
-                    located = locate(name, flat=flat, prefer=family.name)
+                    located = find_layer(name, flat=flat, prefer=family.name)
                     assert located is not None and located.family is family
     assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo"}
     assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo"}
@@ -298,12 +299,12 @@ def test_flattening_is_undone_by_look_up(row: tuple[Family, tuple[Any, ...]], co
     family, cells = row
     naming = family.namings[column % len(family.namings)]
     canonical = str(cells[0]).format(block)
-    place = family.place(canonical, naming)
-    if place is None:
+    rows = family.rows(canonical, naming)
+    if rows is None:
         return
-    found = locate(flattened(place.name), flat=True, prefer=family.name)
+    found = find_layer(flattened(rows.name), flat=True, prefer=family.name)
     assert found is not None and canonical in dict(found.pieces)
-    assert dict(found.pieces)[canonical].part == place.part
+    assert dict(found.pieces)[canonical].part == rows.part
 
 
 @pytest.mark.parametrize(
@@ -321,13 +322,13 @@ def test_flattening_is_undone_by_look_up(row: tuple[Family, tuple[Any, ...]], co
 )
 def test_matching_is_anchored(name: str) -> None:
     assert canonical_layer(name, "original") is None
-    assert locate(name) is None or name == "blocks.0.attn1.to_q"
+    assert find_layer(name) is None or name == "blocks.0.attn1.to_q"
 
 
 def test_unknown_names_are_answered_with_none() -> None:
     assert canonical_parameter("blocks.0.attn1.to_something.weight", "diffusers") is None
     assert parameter_in("_register_tokens", "diffusers") is None
-    assert locate("blocks_0_cross_attn_k_image", flat=True) is None
+    assert find_layer("blocks_0_cross_attn_k_image", flat=True) is None
     assert detect_naming(["encoder.layers.0.self_attn.weight"]) is None
     assert not is_known("blocks.0.attn1.to_q") and is_known("transformer_blocks.0.attn.to_q")
 

@@ -12,7 +12,7 @@ import torch
 from loraport.errors import FileFormatError, SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.hub import looks_like_hub_id
-from loraport.files.models.presets import PRESETS, open_model, place
+from loraport.files.models.presets import PRESETS, location, open_model
 from loraport.files.names.families import FAMILIES
 from loraport.inputs.open import prepare
 from loraport.transfers.run import transfer
@@ -44,7 +44,7 @@ def test_the_table_is_sound():
 
 def test_a_name_that_also_lies_here_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert place("sdxl") == PRESETS["sdxl"].where and place("other") == "other"
+    assert location("sdxl") == PRESETS["sdxl"].where and location("other") == "other"
     tiny.write_diffusers(tmp_path / "sdxl", tiny.tiny_state())
     with pytest.raises(SettingsError, match=r"'sdxl' is a preset and also lies here; write \./sdxl"):
         open_model("sdxl")

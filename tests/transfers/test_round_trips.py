@@ -16,7 +16,7 @@ from loraport.convert import convert
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import FORMATS
 from loraport.files.names.families import FAMILIES as TABLES
-from loraport.files.names.families import Naming, Place, flattened
+from loraport.files.names.families import Naming, RowSlice, flattened
 
 Shape = tuple[int, ...]
 Adapter = tuple[dict[str, Tensor], Tensor]
@@ -158,21 +158,21 @@ def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
     """The file of one producer, alpha 3 at rank 2, and the updates in it; fused modules are adapted as a whole."""
     row = FAMILIES[family]
     prefix, naming = row.spellings[who]
-    modules: dict[str, dict[str, Place]] = {}
+    modules: dict[str, dict[str, RowSlice]] = {}
     for layer in row.layers:
-        place = TABLES[family].place(layer, naming)
-        assert place is not None
-        modules.setdefault(place.name, {})[layer] = place
+        rows = TABLES[family].rows(layer, naming)
+        assert rows is not None
+        modules.setdefault(rows.name, {})[layer] = rows
     tensors, deltas = {}, {}
-    for number, (name, places) in enumerate(modules.items()):
-        out, *rest = row.layers[next(iter(places))]
+    for number, (name, slices) in enumerate(modules.items()):
+        out, *rest = row.layers[next(iter(slices))]
         if kind == "mid factor" and len(rest) == 1:
             continue
         stem = prefix + (flattened(name) if prefix.endswith("_") else name)
-        keys, delta = KINDS[kind]((out * len(places), *rest), 100 * number, prefix.endswith("_"))
+        keys, delta = KINDS[kind]((out * len(slices), *rest), 100 * number, prefix.endswith("_"))
         tensors |= {stem + ending: value for ending, value in keys.items()} | {f"{stem}.alpha": torch.tensor(3.0)}
-        for layer, place in places.items():
-            deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if place.swapped else delta.chunk(place.of)[place.part]
+        for layer, rows in slices.items():
+            deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if rows.swapped else delta.chunk(rows.of)[rows.part]
     save_file(tensors, path)
     return deltas
 

@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Measure every method on every student and adapter, and write a page, a JSON and a CSV; a second run goes on."""
     from loraport import console
-    from loraport.files.disk.user_places import expanded
+    from loraport.files.disk.user_paths import expand_home
     from loraport_lab.bench.run import run_lab
     from loraport_lab.bench.tables import lab_facts
     from loraport_lab.family.family import FAMILY
@@ -46,7 +46,7 @@ def run(
     folder = folder_path(output)
     keep_foreign(folder, FILES, overwrite)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        home = expanded(family) if family else FAMILY
+        home = expand_home(family) if family else FAMILY
         result = run_lab(
             folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
             progress=terminal.share,

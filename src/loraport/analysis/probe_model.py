@@ -21,7 +21,7 @@ from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
-from loraport.files.models.write import VERSION, check_place, write_model
+from loraport.files.models.write import VERSION, check_output_path, write_model
 from loraport.inputs.accelerator import split_target
 from loraport.inputs.config import matches
 from loraport.inputs.open import find_device
@@ -164,7 +164,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
         )
     lora = None if config.lora is None else read_lora(config.lora)
     others = (config.source, *source.paths, config.lora, None if lora is None else lora.path, config.cache)
-    check_place(Path(config.output), target, others)
+    check_output_path(Path(config.output), target, others)
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))

@@ -25,13 +25,13 @@ def keep_existing(
 
     A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
     """
-    from loraport.files.disk.inputs_kept import check_apart
-    from loraport.files.disk.room import check_writable
-    from loraport.files.disk.user_places import expanded
+    from loraport.files.disk.free_space import check_writable
+    from loraport.files.disk.protect_inputs import protect_inputs
+    from loraport.files.disk.user_paths import expand_home
 
-    named, inputs = [expanded(place) for place in places if place is not None], list(inputs)
+    named, inputs = [expand_home(place) for place in places if place is not None], list(inputs)
     for place in named:
-        check_apart(place, inputs)
+        protect_inputs(place, inputs)
         check_writable(place)
     if overwrite or any(os.path.exists(f"{place}{ending}") for place in named for ending in _UNFINISHED):
         return
@@ -43,7 +43,7 @@ def keep_existing(
 def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> list[Path]:
     """Those of the places at which a transfer of ours has left its result: it is made again, and that is said."""
     from loraport.errors import InputError
-    from loraport.files.disk.user_places import expanded
+    from loraport.files.disk.user_paths import expand_home
     from loraport.files.formats.safetensors_read import read_safetensors
 
     def is_ours(place: Path) -> bool:
@@ -53,7 +53,7 @@ def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> l
         except (InputError, OSError):
             return False
 
-    named = [expanded(place) for place in places if place is not None]
+    named = [expand_home(place) for place in places if place is not None]
     return [] if overwrite else [place for place in named if is_ours(place)]
 
 
@@ -61,9 +61,9 @@ def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path
     """Refuse a folder with a page, of an earlier analysis or of somebody else, and one with other files named like
     `ours`, the first of which every analysis of ours leaves there; and, always, an input. Raises OutputError.
     """
-    from loraport.files.disk.inputs_kept import check_apart
+    from loraport.files.disk.protect_inputs import protect_inputs
 
-    check_apart(folder, inputs)
+    protect_inputs(folder, inputs)
     if not overwrite and os.path.exists(folder / _PAGE):
         raise OutputError(f"{folder} has an {_PAGE} already; give --overwrite to replace it, or another folder")
     keep_foreign(folder, ours, overwrite)

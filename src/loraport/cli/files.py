@@ -94,7 +94,7 @@ def inspect(
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
     from loraport.files.inspect import describe, in_ten_lines
-    from loraport.files.models.presets import place as known_place
+    from loraport.files.models.presets import location as known_place
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)

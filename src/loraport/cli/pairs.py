@@ -103,9 +103,9 @@ def _refuse_sampling(sampling: Sampling) -> None:
 
 def _repository(text: str) -> str:
     """The whole pipeline that a preset's transformer lies in; any other place as it is."""
-    from loraport.files.models.presets import place
+    from loraport.files.models.presets import location
 
-    return place(text).removesuffix(":transformer")
+    return location(text).removesuffix(":transformer")
 
 
 def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:

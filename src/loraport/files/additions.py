@@ -14,7 +14,7 @@ from torch import Tensor
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.adapters.fused import view
 from loraport.files.adapters.updates import LayerUpdate, exact_update, looks_at_weight
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.kernels import same_weight
 from loraport.files.lora.read import Lora
@@ -43,7 +43,7 @@ def with_strength(text: str) -> tuple[str, float]:
     Raises SettingsError for a strength that is no finite number.
     """
     place, star, number = text.rpartition("*")
-    if not star or expanded(text).exists():
+    if not star or expand_home(text).exists():
         return text, 1.0
     try:
         strength = float(number)

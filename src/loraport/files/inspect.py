@@ -11,7 +11,7 @@ from typing import Any
 from loraport.errors import InputError, SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.adapters.updates import kind_of
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.header import for_people, lasting
@@ -67,7 +67,7 @@ def tensor_lines(model: Checkpoint) -> Iterator[str]:
 
 def looks_like_lora(place: str) -> bool:
     """Whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
-    path = expanded(place)
+    path = expand_home(place)
     if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()):
         return True
     try:
@@ -86,7 +86,7 @@ def _fetched(place: str) -> str:
     """The cached file of a LoRA on the Hub; every other place as it is."""
     from loraport.files.models.hub import fetch, looks_like_hub_id
 
-    if expanded(place).exists() or not looks_like_hub_id(place):
+    if expand_home(place).exists() or not looks_like_hub_id(place):
         return place
     files = files_of(fetch(place)).paths
     return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place
@@ -97,7 +97,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
     shapes = {name: update.shape for name, update in lora.layers.items()} or _differences(lora)
     kinds = Counter(kind_of(update) for update in lora.layers.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
-    known = sum(family.place(name, family.canonical) is not None for name in shapes) if family else 0
+    known = sum(family.rows(name, family.canonical) is not None for name in shapes) if family else 0
     width, _ = _size(shapes, family)
     return {
         "kind": "LoRA" if lora.layers or lora.encoders else "LoRA of full differences",

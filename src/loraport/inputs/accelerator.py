@@ -15,7 +15,7 @@ import torch
 
 from loraport.errors import SettingsError
 from loraport.files.additions import Addition, additions, with_strength
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import parts_in
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, Weight
@@ -172,7 +172,7 @@ def split_target(text: str) -> tuple[str, str] | None:
     Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and
     for several accelerators.
     """
-    if "+" not in text or expanded(text).exists():
+    if "+" not in text or expand_home(text).exists():
         return None
     cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
     known = [
@@ -204,4 +204,4 @@ def target_places(text: str) -> tuple[str, ...]:
 
 
 def _exists(place: str) -> bool:
-    return bool(place) and expanded(place).exists()
+    return bool(place) and expand_home(place).exists()

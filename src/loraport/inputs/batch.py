@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import OutputError, SettingsError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
 from loraport.files.models.locate import PICKLES, SAFETENSORS
@@ -34,7 +34,7 @@ def one_or_many(
     Raises OutputError where the folder is a file, and as TransferConfig does.
     """
     several = len(loras) * len(methods) > 1
-    if several and expanded(output).exists() and not expanded(output).is_dir():
+    if several and expand_home(output).exists() and not expand_home(output).is_dir():
         raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
     if several and Path(output).suffix == ".safetensors":
         raise OutputError(f"{output} is the name of a file, but several LoRAs or methods need a folder; name one")
@@ -51,7 +51,7 @@ def one_or_many(
 
 def output_name(lora: str, method: str) -> str:
     """`style-casa` of `loras/style.safetensors` by `casa`; of a Hub id its file's name, or the repository's."""
-    path = expanded(lora)
+    path = expand_home(lora)
     file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
     name = (
         file.stem

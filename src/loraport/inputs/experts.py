@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loraport.errors import SettingsError
 from loraport.files.additions import with_strength
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import expert_parts
 from loraport.files.models.hub import listing, looks_like_hub_id
 from loraport.files.models.locate import GGUF, PICKLES, SAFETENSORS
@@ -76,7 +76,7 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
 
 def _parts(pair: Places) -> tuple[str, str] | tuple[None, None]:
     """Each expert's part of one file that holds both; nothing to choose where they have a file each."""
-    one = pair[0] == pair[1] and expanded(pair[0]).exists()
+    one = pair[0] == pair[1] and expand_home(pair[0]).exists()
     return (one and expert_parts(pair[0])) or (None, None)
 
 
@@ -141,7 +141,7 @@ def _guess(given: str, pair: Places, at: int) -> str:
 
 def _inside(place: str) -> Places | None:
     """Both experts inside a folder or repository: the usual folders, or the one pair of names that say high and low."""
-    folder = expanded(place)
+    folder = expand_home(place)
     if folder.is_dir():
         entries, join = [entry.name for entry in folder.iterdir() if entry.is_dir() or _is_weights(entry.name)], "/"
     elif _is_remote(place):
@@ -168,7 +168,7 @@ def _twins(place: str) -> Places | None:
     if place in PRESETS:
         return (f"{preset}-high", f"{preset}-low") if dash and noise in ("high", "low") else None
     path = Path(place)
-    if expanded(path).exists() or not looks_like_hub_id(place):
+    if expand_home(path).exists() or not looks_like_hub_id(place):
         return _twin_among(place, path.parts, lambda parts: _on_disk(Path(*parts))) if path.parts else None
     repo, _, inside = place.partition(":")
     if not inside:
@@ -195,7 +195,7 @@ def _twin_among(place: str, parts: Sequence[str], there: Callable[[tuple[str, ..
 
 def _on_disk(path: Path) -> str | None:
     """The path as it lies here, in whatever case its name is written."""
-    known = expanded(path)
+    known = expand_home(path)
     if known.exists():
         return str(path)
     folder = known.parent
@@ -209,7 +209,7 @@ def _name(place: str) -> str:
 
 
 def _is_remote(place: str) -> bool:
-    return not expanded(place).exists() and looks_like_hub_id(place)
+    return not expand_home(place).exists() and looks_like_hub_id(place)
 
 
 def _is_weights(name: str) -> bool:

@@ -15,8 +15,8 @@ import torch
 from loraport._version import __version__
 from loraport.errors import LoraportError, MismatchError, SettingsError
 from loraport.files.adapters.updates import LARGEST_AUTO_RANK
-from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.disk.room import check_room
+from loraport.files.disk.free_space import check_free_space
+from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.lora.provenance import accumulated_loss
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import check_form, output_dialect, without_name
@@ -175,7 +175,7 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
     for ready in batch:
         with _naming(ready.config.lora, len(loras) > 1):
             _check_output(ready, loras)
-    check_room({Path(ready.config.output): _least_bytes(ready) for ready in batch})
+    check_free_space({Path(ready.config.output): _least_bytes(ready) for ready in batch})
 
 
 def _least_bytes(ready: Prepared) -> int:
@@ -197,7 +197,7 @@ def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
         layer, reason = next(iter(nameless.items()))
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
     named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
-    check_apart(output, (*named, *ready.source.paths, *ready.target.paths))
+    protect_inputs(output, (*named, *ready.source.paths, *ready.target.paths))
 
 
 def run_identity(ready: Prepared, device: torch.device) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from loraport.analysis.results import Analysis
 from loraport.errors import OutputError
 from loraport.files.disk.atomic import write_whole
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.plain_json import json_text
 from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
@@ -46,7 +46,7 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lam
 
 def folder_of(folder: Path | str) -> Path:
     """The output folder with its place for figures, made if it is not there. Raises OutputError where it cannot be."""
-    place = expanded(folder)
+    place = expand_home(folder)
     try:
         (place / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.hub import fetch_pipeline
 
@@ -24,7 +24,7 @@ def pipeline_folder(place: str) -> Path:
 
     Raises InputError for what is no pipeline, MismatchError for one of another class, or with two transformers.
     """
-    folder = expanded(place)
+    folder = expand_home(place)
     if not folder.exists():
         folder = fetch_pipeline(place)
     if not (folder / "model_index.json").is_file():

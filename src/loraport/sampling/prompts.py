@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraport.errors import InputError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 
 PROMPTS = (
     "a cat walks along a garden wall in the morning sun",
@@ -30,7 +30,7 @@ def read_prompts(file: str | None) -> tuple[str, ...]:
     if file is None:
         return PROMPTS
     try:
-        lines = expanded(file).read_text(encoding="utf-8").splitlines()
+        lines = expand_home(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as text: {error}; give prompts, one a line") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraport.errors import InputError, OutputError
 from loraport.files.disk.atomic import TEMPORARY
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.store.bases import files_named, mark, remove
@@ -31,7 +31,7 @@ class SampleStore:
     """The samples in one folder; without a folder nothing is kept. What is not readable is made again."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else expanded(folder)
+        self.folder = None if folder is None else expand_home(folder)
         self.found = self.made = 0
 
     def list(self) -> tuple[tuple[Path, int], ...]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
 from loraport.files.disk.atomic import TEMPORARY, write_whole
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.lazy_property import lazy_property
@@ -49,8 +49,8 @@ _TEMPORARY = re.compile(rf"\.loraport-.*\.tmp|{TEMPORARY.pattern}")
 def default_folder() -> Path:
     """$LORAPORT_CACHE, else $XDG_CACHE_HOME/loraport, else ~/.cache/loraport. Raises SettingsError without a home."""
     if own := os.environ.get("LORAPORT_CACHE"):
-        return expanded(own)
-    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        return expand_home(own)
+    folder = expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if folder.parts[0].startswith("~"):
         raise SettingsError("there is no home folder for the cache; set HOME, or give --cache or --no-cache")
     return folder / "loraport"
@@ -86,7 +86,7 @@ class BasisCache:
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else expanded(folder)
+        self.folder = None if folder is None else expand_home(folder)
         if self.folder is not None and not _is_ours(self.folder):
             raise InputError(
                 f"{self.folder} is not a cache of loraport and not empty; give another folder for the cache"

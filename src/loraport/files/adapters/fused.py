@@ -22,40 +22,40 @@ from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Product, Re
 from loraport.files.formats.safetensors_read import Coded, StoredTensor
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
-from loraport.files.names.families import Piece, Place
+from loraport.files.names.families import Piece, RowSlice
 from loraport.files.names.table import halves_swapped
 from loraport.spectral.svd import LowRank
 
 Value = TypeVar("Value")
 
 
-def view(stored: StoredTensor, place: Place) -> StoredTensor:
+def view(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
     """One layer's rows of a stored tensor, read when they are asked for."""
-    if place.whole:
+    if rows.whole:
         return stored
-    shape = place.shape(stored.shape)
-    coded = None if stored.coded is None else replace(stored.coded, read=partial(_coded, stored.coded, place))
-    return replace(stored, shape=shape, read=lambda: place.take(stored.read()).contiguous(), coded=coded)
+    shape = rows.shape(stored.shape)
+    coded = None if stored.coded is None else replace(stored.coded, read=partial(_coded, stored.coded, rows))
+    return replace(stored, shape=shape, read=lambda: rows.take(stored.read()).contiguous(), coded=coded)
 
 
-def _coded(stored: Coded, place: Place) -> tuple[Tensor, Tensor]:
+def _coded(stored: Coded, rows: RowSlice) -> tuple[Tensor, Tensor]:
     values, step = stored.read()
-    return place.take(values).contiguous(), place.take(step.expand_as(values)).contiguous()
+    return rows.take(values).contiguous(), rows.take(step.expand_as(values)).contiguous()
 
 
-def assembled(pieces: Mapping[int, Tensor], place: Place) -> Tensor:
+def assembled(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
     """A stored tensor out of its layers' rows, by part; the way back of `view`."""
-    joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if place.of > 1 else pieces[0]
-    if place.transposed:
+    joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if rows.of > 1 else pieces[0]
+    if rows.transposed:
         return joined.mT.contiguous()
-    return halves_swapped(joined) if place.swapped else joined
+    return halves_swapped(joined) if rows.swapped else joined
 
 
 def taken_apart(
     table: Mapping[str, Value],
     modules: Mapping[str, tuple[Piece, ...]],
     where: Path,
-    share: Callable[[Value, Place], Value] = lambda value, place: value,
+    share: Callable[[Value, RowSlice], Value] = lambda value, rows: value,
 ) -> dict[str, Value]:
     """A table by module made one by layer; `modules` are those that are not one layer as it stands.
 
@@ -64,38 +64,38 @@ def taken_apart(
     """
     apart = {name: value for name, value in table.items() if name not in modules}
     for module in [name for name in table if name in modules]:
-        for name, place in modules[module]:
+        for name, rows in modules[module]:
             if name in apart:
-                raise MismatchError(f"{where}: layer {name!r} is given twice, by itself and inside {place.name!r}")
-            apart[name] = share(table[module], place)
+                raise MismatchError(f"{where}: layer {name!r} is given twice, by itself and inside {rows.name!r}")
+            apart[name] = share(table[module], rows)
     return apart
 
 
-def rows(update: LayerUpdate, place: Place, where: Path) -> LayerUpdate:
+def rows_of_update(update: LayerUpdate, rows: RowSlice, where: Path) -> LayerUpdate:
     """One layer's share of a module's update. Raises MismatchError for what cannot be divided so."""
-    if not place.fits(update.shape):
-        parts = "two halves" if place.swapped else f"{place.of} equal parts"
+    if not rows.fits(update.shape):
+        parts = "two halves" if rows.swapped else f"{rows.of} equal parts"
         raise MismatchError(
-            f"{where}: {place.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
+            f"{where}: {rows.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
             "this LoRA was made for another model"
         )
     if isinstance(update, LowRank):
-        return LowRank(place.take(update.B).contiguous(), update.A, update.lost_energy)
+        return LowRank(rows.take(update.B).contiguous(), update.A, update.lost_energy)
     if isinstance(update, Product) and update.kind == "LoHa":
-        first, second = (LowRank(place.take(half.B).contiguous(), half.A) for half in (update.first, update.second))
+        first, second = (LowRank(rows.take(half.B).contiguous(), half.A) for half in (update.first, update.second))
         return Product("LoHa", first, second)
     if isinstance(update, Dora):
         if update.by == "columns":
-            raise MismatchError(f"{where}: {place.name} is a DoRA with a magnitude a column, which its layers share")
-        inner = rows(update.inner, place, where)
+            raise MismatchError(f"{where}: {rows.name} is a DoRA with a magnitude a column, which its layers share")
+        inner = rows_of_update(update.inner, rows, where)
         if isinstance(inner, LowRank | Product):
-            return replace(update, inner=inner, magnitude=place.take(update.magnitude))
-        raise MismatchError(f"{where}: {place.name} is a DoRA of LoKr, which cannot be divided into its layers")
+            return replace(update, inner=inner, magnitude=rows.take(update.magnitude))
+        raise MismatchError(f"{where}: {rows.name} is a DoRA of LoKr, which cannot be divided into its layers")
     if isinstance(update, Residual):
         raise MismatchError(
-            f"{where}: {place.name} is a {update.kind} of a fused module, which cannot be divided; {SAVE_AGAIN}"
+            f"{where}: {rows.name} is a {update.kind} of a fused module, which cannot be divided; {SAVE_AGAIN}"
         )
-    return Full(place.take(update.dense()).contiguous(), aim=aimed_rank(update))
+    return Full(rows.take(update.dense()).contiguous(), aim=aimed_rank(update))
 
 
 def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:
@@ -104,57 +104,57 @@ def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, L
     Fused factors are A = [A_q; A_k; A_v] and B = diag(B_q, B_k, B_v), of three times the rank; where all layers have
     the same A, that A and the B's on top of each other. Layers that are not there are rows of zeros.
     """
-    modules: dict[str, list[tuple[str, Place]]] = {}
+    modules: dict[str, list[tuple[str, RowSlice]]] = {}
     for name in layers:
-        place = dialect.place(name)
-        modules.setdefault(place.name, []).append((name, place))
-    return {some[0][0]: _module([(layers[name], place) for name, place in some]) for some in modules.values()}
+        rows = dialect.rows(name)
+        modules.setdefault(rows.name, []).append((name, rows))
+    return {some[0][0]: _module([(layers[name], rows) for name, rows in some]) for some in modules.values()}
 
 
-def _module(parts: list[tuple[LowRank, Place]]) -> LowRank:
-    first, place = parts[0]
-    if place.swapped:
+def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
+    first, rows = parts[0]
+    if rows.swapped:
         return replace(first, B=halves_swapped(first.B))
-    if place.of == 1:
+    if rows.of == 1:
         return first
-    rows = {place.rows_in(part.shape[0]) for part, place in parts}
-    if len(rows) > 1 or len({part.shape[1] for part, _ in parts}) > 1:
-        raise FileFormatError(f"the layers of {place.name} have different sizes; this model is of no known family")
+    heights = {rows.stored_rows(part.shape[0]) for part, rows in parts}
+    if len(heights) > 1 or len({part.shape[1] for part, _ in parts}) > 1:
+        raise FileFormatError(f"the layers of {rows.name} have different sizes; this model is of no known family")
     parts = sorted(parts, key=lambda one: one[1].part)
     shared = all(torch.equal(part.A, first.A) for part, _ in parts)
-    B = first.B.new_zeros(rows.pop(), first.rank if shared else sum(part.rank for part, _ in parts))
+    B = first.B.new_zeros(heights.pop(), first.rank if shared else sum(part.rank for part, _ in parts))
     column = 0
-    for part, place in parts:
-        place.take(B)[:, column : column + part.rank] = part.B
+    for part, rows in parts:
+        rows.take(B)[:, column : column + part.rank] = part.B
         column += 0 if shared else part.rank
     return LowRank(B, first.A if shared else torch.cat([part.A for part, _ in parts]))
 
 
 def dense_together(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pending]:
     """The same for dense updates, each made when its turn comes."""
-    modules: dict[str, list[tuple[str, Place]]] = {}
+    modules: dict[str, list[tuple[str, RowSlice]]] = {}
     for name in updates:
-        place = dialect.place(name)
-        modules.setdefault(place.name, []).append((name, place))
+        rows = dialect.rows(name)
+        modules.setdefault(rows.name, []).append((name, rows))
     joined = {}
     for some in modules.values():
-        name, place = some[0]
+        name, rows = some[0]
         first = updates[name]
-        if place.whole:
+        if rows.whole:
             joined[name] = first
             continue
-        shape = (first.shape[0] if place.swapped else place.rows_in(first.shape[0]), *first.shape[1:])
+        shape = (first.shape[0] if rows.swapped else rows.stored_rows(first.shape[0]), *first.shape[1:])
         parts = [(updates[one], where) for one, where in some]
         joined[name] = Pending(first.dtype, shape, partial(_joined, parts, shape))
     return joined
 
 
-def _joined(parts: list[tuple[Pending, Place]], shape: tuple[int, ...]) -> Tensor:
-    first, place = parts[0]
-    if place.swapped:
+def _joined(parts: list[tuple[Pending, RowSlice]], shape: tuple[int, ...]) -> Tensor:
+    first, rows = parts[0]
+    if rows.swapped:
         return halves_swapped(first.make())
-    made = [(part.make(), place) for part, place in parts]
+    made = [(part.make(), rows) for part, rows in parts]
     joined = made[0][0].new_zeros(shape)
-    for tensor, place in made:
-        place.take(joined).copy_(tensor)
+    for tensor, rows in made:
+        rows.take(joined).copy_(tensor)
     return joined

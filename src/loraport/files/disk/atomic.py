@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from loraport.errors import OutputError
 from loraport.files.disk.ownership import HOST_DIGEST, is_running, try_lock
-from loraport.files.disk.user_places import check_output
+from loraport.files.disk.user_paths import check_output
 
 TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 """The name of what is not finished."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError
 from loraport.files.disk.identity import FileIdentity
-from loraport.files.disk.user_places import opened
+from loraport.files.disk.user_paths import open_regular_file
 
 NOT_READ = (
     "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the "
@@ -102,7 +102,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
     dtypes that are not read.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         return _described(path, file)
 
 
@@ -111,7 +111,7 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises as `read_safetensors`, and UnreadableError as the reading of a tensor does.
     """
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         described = _described(path, file)
         return {key: stored.read.of(file) for key, stored in described.tensors.items()}, described.metadata  # type: ignore[attr-defined]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loraport.errors import OutputError
 from loraport.files.disk.atomic import new_file, new_folder
-from loraport.files.disk.room import check_room
+from loraport.files.disk.free_space import check_free_space
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -56,7 +56,7 @@ def save_safetensors(
     `private`: for its owner only. Raises OutputError where it has no room, or cannot be written; a file that was there
     before is then still there.
     """
-    check_room({path: data_bytes(tensors)})
+    check_free_space({path: data_bytes(tensors)})
     with new_file(path, private=private) as file:
         _write(file, tensors, metadata)
 

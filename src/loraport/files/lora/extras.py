@@ -56,7 +56,7 @@ def _lost_place(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
         for name, _ in key.pieces:
             if reason := no_name(name, was, dialect):
                 return reason
-    if not (key.whole and (key.bare or dialect.place(key.layer).whole)):
+    if not (key.whole and (key.bare or dialect.rows(key.layer).whole)):
         return "its rows stand elsewhere in this format, where only factors are moved"
     return ""
 
@@ -67,8 +67,8 @@ def _by_name(key: LoraKey, dialect: Dialect) -> str | None:
         return None
     parameter = key.layer if key.bare else f"{key.layer}.weight"
     family = FAMILIES.get(dialect.family or "")
-    place = family.parameter_place(parameter, dialect.naming) if family and dialect.naming else None
-    stored = parameter if place is None else place.name
+    rows = family.parameter_rows(parameter, dialect.naming) if family and dialect.naming else None
+    stored = parameter if rows is None else rows.name
     return None if stored.endswith(".weight") and not key.bare else f"{dialect.prefix}{stored}.diff"
 
 

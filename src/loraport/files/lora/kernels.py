@@ -35,7 +35,7 @@ def kernel_in(told: Kernel | None, held: Kernel) -> Kernel:
 def named_kernel(layer: str, lora: Lora, flat: bool = False) -> Kernel | None:
     """What the family's table says of a layer; None where it does not have it. `flat`: for kohya's loaders."""
     family = FAMILIES.get(lora.dialect.family or "")
-    if family is None or family.place(layer, family.canonical) is None:
+    if family is None or family.rows(layer, family.canonical) is None:
         return None
     if family is SD15 and layer.endswith(PROJECTIONS) and not flat and _text_width(lora) == LINEAR_PROJECTIONS:
         return ()

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from loraport.errors import FileFormatError, InputError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.identity import FileIdentity
-from loraport.files.disk.user_places import check_input, expanded
+from loraport.files.disk.user_paths import check_input, expand_home
 from loraport.files.formats.quantized import refuse_scaled
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
@@ -96,7 +96,7 @@ def local_lora(place: Path | str) -> Path:
     """A path as it is, the local copy of a Hub id that is no path here. Raises InputError as the Hub does."""
     from loraport.files.models.hub import fetch_lora, looks_like_hub_id
 
-    path = expanded(place)
+    path = expand_home(place)
     if isinstance(place, str) and not path.exists() and looks_like_hub_id(place):
         return fetch_lora(place)
     check_input(path)

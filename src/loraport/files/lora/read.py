@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.adapters.assemble import adds_nothing, assemble, with_magnitude, with_scale, with_start
-from loraport.files.adapters.fused import rows, taken_apart
+from loraport.files.adapters.fused import rows_of_update, taken_apart
 from loraport.files.adapters.lazy import OnDemand
 from loraport.files.adapters.peft_fields import Start
 from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
@@ -37,7 +37,7 @@ from loraport.files.names.dialects import (
     majority_dialect,
     parse_key,
 )
-from loraport.files.names.families import Place
+from loraport.files.names.families import RowSlice
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What factors are stored in, plain fp8 cast up."""
@@ -124,7 +124,7 @@ def read_lora(
             taken.add(one.key)
     modules = {key.layer: key.pieces for key in parsed if not key.whole}
     apart = partial(taken_apart, modules=modules, where=files.path)
-    single = apart(makers, share=lambda make, place: lambda: rows(make(), place, files.path))
+    single = apart(makers, share=lambda make, rows: lambda: rows_of_update(make(), rows, files.path))
     layers, encoded = (
         {layer: make() for layer, make in some.items()} if keep else OnDemand(files.paths, some)
         for some in (single, of_encoders)
@@ -157,7 +157,7 @@ def _of_folder(key: LoraKey, path: Path) -> LoraKey:
     if not key.clip or is_named(key.prefix) or SECOND not in (path.name, path.parent.name):
         return key
     name = f"{SECOND}.{key.layer.partition('.')[2]}"
-    return replace(key, pieces=((name, Place(name)),))
+    return replace(key, pieces=((name, RowSlice(name)),))
 
 
 class _Reader:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.adapters.fused import view
-from loraport.files.disk.user_places import check_input, expanded
+from loraport.files.disk.user_paths import check_input, expand_home
 from loraport.files.formats.quantized import as_of_another_network, decoded, layers_of, refuse_codes
 from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
 from loraport.files.formats.safetensors_read import StoredTensor
@@ -23,7 +23,7 @@ from loraport.files.models.locate import Needed, files_of
 from loraport.files.models.model_files import ModelFiles, read_files
 from loraport.files.models.networks import Network, are_of_network, find_network
 from loraport.files.names.dialects import are_of_lora
-from loraport.files.names.families import Family, Naming, Piece, Place
+from loraport.files.names.families import Family, Naming, Piece, RowSlice
 from loraport.files.names.lookup import detect_naming, without_wrappers
 from loraport.lazy_property import lazy_property
 
@@ -194,7 +194,7 @@ class Checkpoint:
             for name, _ in before:
                 del tensors[name]
             stored[key] = (tensor, pieces)
-            tensors |= {name: view(tensor, place) for name, place in pieces}
+            tensors |= {name: view(tensor, rows) for name, rows in pieces}
         return replace(self, _stored=tensors, stored=stored, others=frozenset(others.intersection(tensors)))
 
     def _find(self, name: str) -> StoredTensor:
@@ -240,7 +240,7 @@ def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str 
 
 
 def _on_disk(where: str | Path, needed: Needed | None) -> Path:
-    place = expanded(where)
+    place = expand_home(where)
     if place.exists():
         check_input(place)
         return place
@@ -278,19 +278,19 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     extra = []
     for key, tensor in own.tensors.items():
         pieces = names[stripped[key]]
-        if not pieces or not all(place.fits(tensor.shape) for _, place in pieces):
-            pieces = ((stripped[key], Place(stripped[key])),)
+        if not pieces or not all(rows.fits(tensor.shape) for _, rows in pieces):
+            pieces = ((stripped[key], RowSlice(stripped[key])),)
             extra += [stripped[key]]
-        for final, place in pieces:
+        for final, rows in pieces:
             if final in tensors:
                 raise FileFormatError(
                     f"{first}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
                 )
-            tensors[final] = view(tensor, place)
+            tensors[final] = view(tensor, rows)
         places[key] = (tensor, pieces)
     beside = as_of_another_network({key: files.tensors[key] for key in network.beside if key in files.tensors})
     beside = {key: tensor for key, tensor in beside.items() if key not in tensors}
-    places |= {key: (tensor, ((key, Place(key)),)) for key, tensor in beside.items()}
+    places |= {key: (tensor, ((key, RowSlice(key)),)) for key, tensor in beside.items()}
     absent = frozenset(name for key in files.absent if key in stripped for name in _names_of(stripped[key], names))
     family, naming = found or (None, UNKNOWN_NAMING)
     return Checkpoint(

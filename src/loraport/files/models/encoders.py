@@ -15,8 +15,8 @@ def with_encoders(model: Checkpoint) -> Checkpoint:
     """The model with the parameters of its text encoders under their canonical names, as far as they are CLIP's."""
     alone = _alone(model)
     parts: dict[str, tuple[Piece, ...]] = {}
-    for key, (tensor, [(name, place), *others]) in model.stored.items():
-        if others or not place.whole:
+    for key, (tensor, [(name, rows), *others]) in model.stored.items():
+        if others or not rows.whole:
             continue
         pieces = own_parameters(name, alone) if alone else encoder_parameters(name)
         if pieces and all(where.fits(tensor.shape) for _, where in pieces):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import FileFormatError, InputError
-from loraport.files.disk.user_places import opened
+from loraport.files.disk.user_paths import open_regular_file
 from loraport.files.models.shards import (
     GGUF,
     PICKLES,
@@ -222,7 +222,7 @@ def read_index(path: Path) -> Mapping[str, str]:
 
 
 def _bytes(index: Path) -> bytes:
-    with opened(index) as file:
+    with open_regular_file(index) as file:
         return file.read()
 
 

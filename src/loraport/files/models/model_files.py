@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraport.errors import FileFormatError
-from loraport.files.disk.user_places import check_input
+from loraport.files.disk.user_paths import check_input
 from loraport.files.formats.gguf import read_gguf
 from loraport.files.formats.pickled import read_pickle
 from loraport.files.formats.safetensors_read import StoredTensor, read_safetensors

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import SettingsError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.hub import Download, looks_like_hub_id, to_download
 from loraport.files.models.shards import WEIGHTS
@@ -142,7 +142,7 @@ _ALL = (
 PRESETS = {preset.name: preset for preset in _ALL}
 
 
-def place(text: str) -> str:
+def location(text: str) -> str:
     """The Hub id behind a preset's name; any other text as it is.
 
     Raises SettingsError where a file or folder here has the name of a preset: neither is taken silently.
@@ -159,19 +159,19 @@ def place(text: str) -> str:
 
 def is_local(text: str) -> bool:
     """Whether a model lies here, so that reading more of it downloads nothing."""
-    return Path(place(text)).exists()
+    return Path(location(text)).exists()
 
 
 def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
     """What opening models would fetch from the Hub: those that lie here, or in the cache, or on no Hub are left out."""
     found = []
-    for where in dict.fromkeys(place(text) for text in texts):
-        if not expanded(where).exists() and looks_like_hub_id(where):
+    for where in dict.fromkeys(location(text) for text in texts):
+        if not expand_home(where).exists() and looks_like_hub_id(where):
             one = to_download(where)
             found += [one] if one is not None and any(name.lower().endswith(WEIGHTS) for name in one.files) else []
     return tuple(found)
 
 
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
-    """A model by a preset's name or by its place. Raises what `place` and `open_checkpoint` raise."""
-    return open_checkpoint(place(text), part=part, layers=layers)
+    """A model by a preset's name or by its place. Raises what `location` and `open_checkpoint` raise."""
+    return open_checkpoint(location(text), part=part, layers=layers)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, OutputError
 from loraport.files.adapters.fused import assembled
-from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.disk.room import check_room
+from loraport.files.disk.free_space import check_free_space
+from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor, read_safetensors
 from loraport.files.formats.safetensors_write import (
     Pending,
@@ -43,12 +43,14 @@ def is_folder(model: Checkpoint) -> bool:
     return len(model.paths) > 1 or not model.where.endswith(model.paths[0].name)
 
 
-def check_place(output: Path, model: Checkpoint, others: Iterable[Path | str | None] = ()) -> None:
-    """Raises OutputError, before any work, for a place that the model could not be written to.
+def check_output_path(output: Path, model: Checkpoint, others: Iterable[Path | str | None] = ()) -> None:
+    """Raises OutputError, before any work, for a path that the model could not be written to.
 
     That is, too, where it would replace the model or one of the `others` that the result is made of.
     """
-    check_apart(output, (model.where, *model.paths, *((model.paths[0].parent,) if is_folder(model) else ()), *others))
+    protect_inputs(
+        output, (model.where, *model.paths, *((model.paths[0].parent,) if is_folder(model) else ()), *others)
+    )
     if is_folder(model):
         if output.is_file() or output.suffix in SAFETENSORS:
             raise OutputError(f"{model.where} is a folder, and so is the result: name a folder, not {output}")
@@ -76,7 +78,7 @@ def write_model(
     for key, (stored, pieces) in model.stored.items():
         if any(name in changed for name, _ in pieces):
             files[stored.path][key] = _pending(stored, partial(_made, model, pieces, changed), written)
-    check_room({output: sum(map(data_bytes, files.values()))})
+    check_free_space({output: sum(map(data_bytes, files.values()))})
     if not is_folder(model):
         [(path, pending)] = files.items()
         save_safetensors(output, pending, _metadata(path, metadata))
@@ -134,7 +136,7 @@ def _copy_index(index: Path, folder: Path) -> None:
 
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """A stored tensor out of the parameters that it holds, some of them made anew."""
-    made = {place.part: changed[name]() if name in changed else model.tensor(name) for name, place in pieces}
+    made = {rows.part: changed[name]() if name in changed else model.tensor(name) for name, rows in pieces}
     return assembled(made, pieces[0][1])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from loraport.files.names.table import Family, Naming, Piece, Place, Row
+from loraport.files.names.table import Family, Naming, Piece, Row, RowSlice
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 """What diffusers calls a pipeline's encoders: SDXL has CLIP-L and OpenCLIP-G, Stable Diffusion 1.5 and 2 have one."""
@@ -33,12 +33,12 @@ _LAYERS: tuple[Row, ...] = (
 )
 _PARAMETERS: tuple[Row, ...] = (
     *(
-        (f"{_BLOCK}.self_attn.{letter}_proj.{leaf}", Place(f"{_RESBLOCK}.attn.in_proj_{leaf}", part, 3))
+        (f"{_BLOCK}.self_attn.{letter}_proj.{leaf}", RowSlice(f"{_RESBLOCK}.attn.in_proj_{leaf}", part, 3))
         for leaf in ("weight", "bias")
         for part, letter in enumerate("qkv")
     ),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_projection.weight", Place("text_projection", transposed=True)),
+    ("text_projection.weight", RowSlice("text_projection", transposed=True)),
 )
 
 CLIP = Family("clip", ("diffusers", "original"), _LAYERS, _PARAMETERS)
@@ -134,14 +134,14 @@ def encoder_parameters(key: str) -> tuple[Piece, ...]:
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
             pieces = CLIP.parameter_pieces(_full(name, "text_model.") if naming == "diffusers" else name, naming)
-            return tuple((f"{encoder}.{canonical}", place.named(key)) for canonical, place in pieces)
+            return tuple((f"{encoder}.{canonical}", rows.named(key)) for canonical, rows in pieces)
     return ()
 
 
 def own_parameters(name: str, encoder: str) -> tuple[Piece, ...]:
     """The same for a file that holds nothing but one encoder, in transformers' names."""
     pieces = CLIP.parameter_pieces(_full(name, "text_model."), "diffusers")
-    return tuple((f"{encoder}.{canonical}", place.named(name)) for canonical, place in pieces)
+    return tuple((f"{encoder}.{canonical}", rows.named(name)) for canonical, rows in pieces)
 
 
 def _full(name: str, start: str) -> str:

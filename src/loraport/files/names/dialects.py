@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from loraport.files.names.clip import encoder_layer, encoder_prefix
-from loraport.files.names.families import FAMILIES, Naming, Piece, Place, flattened
+from loraport.files.names.families import FAMILIES, Naming, Piece, RowSlice, flattened
 from loraport.files.names.lookup import (
-    Located,
+    NameMatch,
+    find_layer,
+    find_parameter,
     find_start,
     known_start,
-    locate,
-    locate_parameter,
     spellings,
     without_modules,
     without_wrappers,
@@ -113,14 +113,14 @@ class Dialect:
         """The key of A for one layer."""
         return self.key(layer, self.pair[0])
 
-    def place(self, layer: str) -> Place:
+    def rows(self, layer: str) -> RowSlice:
         """The module in which a canonical layer stands, and where; names outside the tables stay as they are."""
-        place = FAMILIES[self.family].place(layer, self.naming) if self.family and self.naming else None
-        return place or Place(layer)
+        rows = FAMILIES[self.family].rows(layer, self.naming) if self.family and self.naming else None
+        return rows or RowSlice(layer)
 
     def module(self, layer: str) -> str:
         """The module's name as this dialect writes it, without prefix."""
-        spelled = self.place(layer).name
+        spelled = self.rows(layer).name
         return flattened(spelled) if self.flat else spelled
 
     def key(self, layer: str, suffix: str) -> str:
@@ -161,7 +161,7 @@ class LoraKey:
     @property
     def whole(self) -> bool:
         """Whether the module's rows are one layer's rows as they stand."""
-        return all(place.whole for _, place in self.pieces)
+        return all(rows.whole for _, rows in self.pieces)
 
     @property
     def counterpart(self) -> str:
@@ -237,15 +237,15 @@ def unlisted_start(keys: Iterable[LoraKey]) -> str:
     stems = {without_wrappers(_split_suffix(key.key)[0]): key for key in keys if not key.text_encoder}
     if 2 * sum(key.dialect.family is not None for key in stems.values()) >= len(stems):
         return ""
-    dotted = find_start((stem for stem in stems if "." in stem), lambda name: locate(name) is not None)
+    dotted = find_start((stem for stem in stems if "." in stem), lambda name: find_layer(name) is not None)
     flat = (stem for stem in stems if "." not in stem)
-    return dotted or find_start(flat, lambda name: locate(name, flat=True) is not None, "_")
+    return dotted or find_start(flat, lambda name: find_layer(name, flat=True) is not None, "_")
 
 
 def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
-    found: Located | None = locate(module, flat=dialect.flat, prefer=dialect.family)
+    found: NameMatch | None = find_layer(module, flat=dialect.flat, prefer=dialect.family)
     if found is None and f"{module}.".count("module."):
-        found = locate(without_modules(module), prefer=dialect.family)
+        found = find_layer(without_modules(module), prefer=dialect.family)
         if found is not None:
             own = without_modules(module)
             return replace(_located(key, prefix, own, part, dialect), wrapped=True)
@@ -266,12 +266,12 @@ def _of_parameter(key: str, prefix: str, module: str, part: str, dialect: Dialec
     LightX2V spells the last `blocks.0.diff_m`, which is the same thing.
     """
     name = f"{module}.modulation" if part == ".diff_m" else module
-    found = locate_parameter(name, prefer=dialect.family)
+    found = find_parameter(name, prefer=dialect.family)
     pieces = _unknown(name) if found is None else found.pieces
     family, naming = (None, None) if found is None else (found.family.name, found.naming)
     leaf = pieces[0][0].rpartition(".")[2]
     if leaf in _LEAVES:
-        pieces = tuple((canonical.removesuffix(f".{leaf}"), place) for canonical, place in pieces)
+        pieces = tuple((canonical.removesuffix(f".{leaf}"), rows) for canonical, rows in pieces)
     return LoraKey(
         key, prefix, module, pieces, _LEAVES.get(leaf, ".diff"), replace(dialect, naming=naming, family=family),
         bare=leaf not in _LEAVES and (found is not None or part == ".diff_m"),
@@ -280,7 +280,7 @@ def _of_parameter(key: str, prefix: str, module: str, part: str, dialect: Dialec
 
 
 def _unknown(name: str) -> tuple[Piece, ...]:
-    return ((name, Place(name)),)
+    return ((name, RowSlice(name)),)
 
 
 def _split_suffix(key: str) -> tuple[str, str, Pair]:
@@ -333,11 +333,11 @@ def no_name(layer: str, was: Dialect, becomes: Dialect) -> str:
     if becomes is was:
         return ""
     family = FAMILIES[becomes.family] if becomes.family and becomes.naming else None
-    if family and becomes.naming and family.place(layer, becomes.naming):
+    if family and becomes.naming and family.rows(layer, becomes.naming):
         return ""
     if was.naming == becomes.naming and _same_modules(was, becomes):
         return ""
-    if family and family.place(layer, family.canonical):
+    if family and family.rows(layer, family.canonical):
         return f"the model has no such layer where it has {becomes.naming} names"
     return "its name is in no table, so what the loaders of this format call it is not known"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loraport.files.names.hunyuan import HUNYUAN
 from loraport.files.names.hunyuan15 import HUNYUAN_15
-from loraport.files.names.table import NAMINGS, Family, Naming, Piece, Place, flattened
+from loraport.files.names.table import NAMINGS, Family, Naming, Piece, RowSlice, flattened
 from loraport.files.names.unet import SD15, SDXL
 from loraport.files.names.wan import WAN
 
@@ -21,7 +21,7 @@ __all__ = [
     "Family",
     "Naming",
     "Piece",
-    "Place",
+    "RowSlice",
     "flattened",
 ]
 

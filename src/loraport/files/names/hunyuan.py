@@ -11,17 +11,17 @@ names.
 from __future__ import annotations
 
 from loraport.files.names.hunyuan15 import BLOCKS, FUSED, REFINERS, SCALES
-from loraport.files.names.table import Family, Place, Row
+from loraport.files.names.table import Family, Row, RowSlice
 
 _MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
 _LINEAR1 = f"{_ORIGINAL}.linear1"
 
 _SINGLE: tuple[Row, ...] = (
     *(
-        (f"{_MINE}.attn.to_{letter}", Place(_LINEAR1, part, 7), Place(_LINEAR1, part, 7))
+        (f"{_MINE}.attn.to_{letter}", RowSlice(_LINEAR1, part, 7), RowSlice(_LINEAR1, part, 7))
         for part, letter in enumerate("qkv")
     ),
-    (f"{_MINE}.proj_mlp", Place(_LINEAR1, 3, 7, span=4), Place(_LINEAR1, 3, 7, span=4)),
+    (f"{_MINE}.proj_mlp", RowSlice(_LINEAR1, 3, 7, span=4), RowSlice(_LINEAR1, 3, 7, span=4)),
     (f"{_MINE}.proj_out", f"{_ORIGINAL}.linear2", f"{_COMFY}.linear2"),
     (f"{_MINE}.norm.linear", f"{_ORIGINAL}.modulation.linear", f"{_COMFY}.modulation.lin"),
     # in ComfyUI's files these are `.scale`: see the parameters
@@ -47,7 +47,7 @@ _OUTSIDE: tuple[Row, ...] = (
     ("proj_out", "final_layer.linear", "final_layer.linear"),
 )
 
-_SWAPPED = Place("final_layer.adaLN_modulation.1", swapped=True)
+_SWAPPED = RowSlice("final_layer.adaLN_modulation.1", swapped=True)
 
 HUNYUAN = Family(
     name="hunyuanvideo",
@@ -80,7 +80,7 @@ HUNYUAN = Family(
     fused=(
         *FUSED,
         *(
-            ("diffusers", f"{_MINE}.attn.to_{letter}", Place(f"{_MINE}.attn.to_qkv", part, 3))
+            ("diffusers", f"{_MINE}.attn.to_{letter}", RowSlice(f"{_MINE}.attn.to_qkv", part, 3))
             for part, letter in enumerate("qkv")
         ),
     ),

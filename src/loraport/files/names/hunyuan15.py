@@ -11,11 +11,11 @@ modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in d
 
 from __future__ import annotations
 
-from loraport.files.names.table import Family, Naming, Place, Row
+from loraport.files.names.table import Family, Naming, Row, RowSlice
 
 
-def _part(name: str, part: int) -> Place:
-    return Place(name, part, 3)
+def _part(name: str, part: int) -> RowSlice:
+    return RowSlice(name, part, 3)
 
 
 def _attention(canonical: tuple[str, str, str], stream: str) -> tuple[Row, ...]:
@@ -97,7 +97,7 @@ REFINERS: tuple[Row, ...] = (
     ),
 )
 
-FUSED: tuple[tuple[Naming, str, Place], ...] = tuple(
+FUSED: tuple[tuple[Naming, str, RowSlice], ...] = tuple(
     ("diffusers", f"{block}.attn.{name}", _part(f"{block}.attn.{module}", part))
     for block, module, names in (
         ("transformer_blocks.{}", "to_qkv", ("to_q", "to_k", "to_v")),
@@ -183,7 +183,7 @@ _OUTSIDE: tuple[Row, ...] = tuple(
     )
 )
 
-_SWAPPED = Place("final_layer.adaLN_modulation.1", swapped=True)
+_SWAPPED = RowSlice("final_layer.adaLN_modulation.1", swapped=True)
 
 HUNYUAN_15 = Family(
     name="hunyuanvideo-1.5",

@@ -30,7 +30,7 @@ _DEEPEST_START = 12
 
 
 @dataclass(frozen=True)
-class Located:
+class NameMatch:
     """A stored layer found in a table, and the layers that it holds."""
 
     family: Family
@@ -38,7 +38,7 @@ class Located:
     pieces: tuple[Piece, ...]
 
 
-def locate(name: str, *, flat: bool = False, prefer: str | None = None) -> Located | None:
+def find_layer(name: str, *, flat: bool = False, prefer: str | None = None) -> NameMatch | None:
     """A stored layer in the first table that has it, dotted or flattened by kohya's trainers; None where none has.
 
     `prefer` is the family to look in first: `proj_out` is a layer of several.
@@ -47,16 +47,16 @@ def locate(name: str, *, flat: bool = False, prefer: str | None = None) -> Locat
     """
     found = sorted(spellings(name, flat=flat), key=lambda pair: pair[0].name != prefer)
     for family, naming in found[:1]:
-        return Located(family, naming, family.pieces(name, naming, flat=flat))
+        return NameMatch(family, naming, family.pieces(name, naming, flat=flat))
     return None
 
 
-def locate_parameter(name: str, *, prefer: str | None = None) -> Located | None:
+def find_parameter(name: str, *, prefer: str | None = None) -> NameMatch | None:
     """A stored parameter (`blocks.0.modulation`, `….query_norm.scale`, `….q.bias`) in the first table that has it."""
     for family in sorted(FAMILIES.values(), key=lambda family: family.name != prefer):
         for naming in family.namings:
             if pieces := family.parameter_pieces(name, naming):
-                return Located(family, naming, pieces)
+                return NameMatch(family, naming, pieces)
     return None
 
 
@@ -71,7 +71,7 @@ def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming
 
 def is_known(canonical: str) -> bool:
     """Whether a layer name is the canonical one of some family."""
-    return any(family.place(canonical, family.namings[0]) for family in FAMILIES.values())
+    return any(family.rows(canonical, family.namings[0]) for family in FAMILIES.values())
 
 
 def canonical_layer(name: str, naming: Naming, family: Family = WAN) -> str | None:
@@ -88,14 +88,14 @@ def canonical_parameter(name: str, naming: Naming, family: Family = WAN) -> str 
 
 def layer_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
     """The stored layer of a naming in which a canonical one stands; None where the table does not have it."""
-    place = family.place(canonical, naming)
-    return place.name if place else None
+    rows = family.rows(canonical, naming)
+    return rows.name if rows else None
 
 
 def parameter_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
     """The stored parameter of a naming in which a canonical one stands; None where the table does not have it."""
-    place = family.parameter_place(canonical, naming)
-    return place.name if place else None
+    rows = family.parameter_rows(canonical, naming)
+    return rows.name if rows else None
 
 
 def detect_naming(names: Iterable[str]) -> tuple[Family, Naming] | None:

@@ -22,7 +22,7 @@ NAMINGS: tuple[Naming, ...] = get_args(Naming)
 
 
 @dataclass(frozen=True)
-class Place:
+class RowSlice:
     """Where a layer stands in a stored one: all of it, one or more of several equal blocks of rows, or halves swapped.
 
     Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes.
@@ -41,7 +41,7 @@ class Place:
         """Whether stored rows and the layer's rows are the same in the same order."""
         return self.of == 1 and not self.swapped and not self.transposed
 
-    def named(self, name: str) -> Place:
+    def named(self, name: str) -> RowSlice:
         """The same rows of another stored layer."""
         return replace(self, name=name)
 
@@ -53,7 +53,7 @@ class Place:
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The layer's shape in a stored tensor of that shape."""
-        return stored[::-1] if self.transposed else (self.rows_of(stored[0]), *stored[1:])
+        return stored[::-1] if self.transposed else (self.own_rows(stored[0]), *stored[1:])
 
     def take(self, stored: Tensor) -> Tensor:
         """The layer's rows out of the stored ones."""
@@ -64,11 +64,11 @@ class Place:
         size = stored.shape[0] // self.of if self.of > 1 else 0
         return stored if self.of == 1 else stored[self.part * size : (self.part + self.span) * size]
 
-    def rows_of(self, stored: int) -> int:
+    def own_rows(self, stored: int) -> int:
         """How many of the stored rows are the layer's."""
         return stored // self.of * self.span
 
-    def rows_in(self, own: int) -> int:
+    def stored_rows(self, own: int) -> int:
         """How many rows the stored layer has, if this layer has so many."""
         return own // self.span * self.of
 
@@ -79,11 +79,11 @@ def halves_swapped(stored: Tensor) -> Tensor:
     return torch.cat([second, first])
 
 
-Cell = str | Place | None
+Cell = str | RowSlice | None
 Row = tuple[Cell, ...]
 """One layer in a family's spellings, `{}` for the block number; None where a naming has no such layer."""
 
-Piece = tuple[str, Place]
+Piece = tuple[str, RowSlice]
 """A canonical name, and where it stands in the stored layer that was looked up."""
 
 
@@ -104,10 +104,10 @@ class Family:
     """The ending of a layer that every block has once: its input width and their number tell the size."""
     sizes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """(that width, blocks) -> the published model of that size."""
-    together: Mapping[str, Place] = field(default_factory=dict)
-    """Canonical name -> its place in the canonical naming, where that holds several layers in one."""
-    fused: tuple[tuple[Naming, str, Place], ...] = ()
-    """(naming, canonical name, place) of modules that take the place of a naming's own: read, never written."""
+    together: Mapping[str, RowSlice] = field(default_factory=dict)
+    """Canonical name -> its rows in the canonical naming, where that holds several layers in one."""
+    fused: tuple[tuple[Naming, str, RowSlice], ...] = ()
+    """(naming, canonical name, rows) of modules that take the place of a naming's own: read, never written."""
     kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
 
@@ -126,20 +126,20 @@ class Family:
             return bare
         layer, _, leaf = name.rpartition(".")
         pieces = self.pieces(layer, naming)
-        return tuple((f"{canonical}.{leaf}", place.named(name)) for canonical, place in pieces)
+        return tuple((f"{canonical}.{leaf}", rows.named(name)) for canonical, rows in pieces)
 
-    def place(self, canonical: str, naming: Naming) -> Place | None:
+    def rows(self, canonical: str, naming: Naming) -> RowSlice | None:
         """Where a canonical layer stands in a naming; None where that has no such layer."""
         found = _look_up(canonical, self._spelled(naming), False)
         return found[0][1] if found else None
 
-    def parameter_place(self, canonical: str, naming: Naming) -> Place | None:
+    def parameter_rows(self, canonical: str, naming: Naming) -> RowSlice | None:
         """Where a canonical parameter stands in a naming."""
         if bare := _look_up(canonical, self._spelled(naming, bare=True), False):
             return bare[0][1]
         layer, _, leaf = canonical.rpartition(".")
-        place = self.place(layer, naming)
-        return None if place is None else place.named(f"{place.name}.{leaf}")
+        rows = self.rows(layer, naming)
+        return None if rows is None else rows.named(f"{rows.name}.{leaf}")
 
     def is_bare(self, name: str, naming: Naming) -> bool:
         """Whether a stored parameter is in the table by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
@@ -172,34 +172,34 @@ class Family:
     def _tables(self) -> dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]]:
         """(naming, flattened, bare parameters) -> stored template -> the canonical templates in it."""
         tables: dict[tuple[Naming, bool, bool], dict[str, tuple[Piece, ...]]] = {}
-        cells = [(naming, str(row[0]), place, bare) for naming, row, place, bare in self._cells()]
-        for naming, canonical, place, bare in (*cells, *((*copy, False) for copy in self.fused)):
+        cells = [(naming, str(row[0]), rows, bare) for naming, row, rows, bare in self._cells()]
+        for naming, canonical, rows, bare in (*cells, *((*copy, False) for copy in self.fused)):
             for flat in (False, True):
                 table = tables.setdefault((naming, flat, bare), {})
-                key = flattened(place.name) if flat else place.name
-                table[key] = (*table.get(key, ()), (canonical, place))
+                key = flattened(rows.name) if flat else rows.name
+                table[key] = (*table.get(key, ()), (canonical, rows))
         return tables
 
     @lazy_property
     def _copies(self) -> frozenset[tuple[Naming, str]]:
-        return frozenset((naming, place.name) for naming, _, place in self.fused)
+        return frozenset((naming, rows.name) for naming, _, rows in self.fused)
 
     @lazy_property
     def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
-        """(naming, bare parameters) -> canonical template -> its place."""
+        """(naming, bare parameters) -> canonical template -> its rows."""
         tables: dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]] = {}
-        for naming, row, place, bare in self._cells():
-            tables.setdefault((naming, bare), {})[str(row[0])] = ((place.name, place),)
+        for naming, row, rows, bare in self._cells():
+            tables.setdefault((naming, bare), {})[str(row[0])] = ((rows.name, rows),)
         return tables
 
-    def _cells(self) -> Iterator[tuple[Naming, Row, Place, bool]]:
-        for bare, rows in ((False, self.layers), (True, self.parameters)):
-            for row in rows:
+    def _cells(self) -> Iterator[tuple[Naming, Row, RowSlice, bool]]:
+        for bare, table in ((False, self.layers), (True, self.parameters)):
+            for row in table:
                 for naming, cell in zip(self.namings, row, strict=True):
                     if naming == self.canonical:
                         cell = self.together.get(str(cell), cell)
                     if cell is not None:
-                        yield naming, row, cell if isinstance(cell, Place) else Place(cell), bare
+                        yield naming, row, cell if isinstance(cell, RowSlice) else RowSlice(cell), bare
 
 
 def flattened(name: str) -> str:
@@ -224,7 +224,7 @@ def _look_up(name: str, table: Mapping[str, tuple[Piece, ...]], flat: bool) -> t
     for template, number in templates_of(name, flat=flat):
         if pieces := table.get(template):
             return tuple(
-                (canonical.replace("{}", number), place.named(place.name.replace("{}", number)))
-                for canonical, place in pieces
+                (canonical.replace("{}", number), rows.named(rows.name.replace("{}", number)))
+                for canonical, rows in pieces
             )
     return ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 
-from loraport.files.names.table import Family, Naming, Place, Row
+from loraport.files.names.table import Family, Naming, Row, RowSlice
 
 _RESNET = (
     ("norm1", "in_layers.0"),
@@ -51,13 +51,13 @@ def _attention(diffusers: str, original: str, blocks: str) -> tuple[Row, ...]:
     return tuple((f"{diffusers}.{layer}", f"{original}.{layer}") for layer in (*_OUTER, *inner))
 
 
-def _fused(rows: Iterable[Row]) -> Iterator[tuple[Naming, str, Place]]:
+def _fused(rows: Iterable[Row]) -> Iterator[tuple[Naming, str, RowSlice]]:
     """What diffusers' `fuse_qkv_projections` makes of the attention layers of a table."""
     for mine, _ in rows:
         block, _, layer = str(mine).rpartition(".to_")
         letters, module = ("qkv", "to_qkv") if block.endswith(".attn1") else ("kv", "to_kv")
         if layer and layer in letters:
-            yield "diffusers", str(mine), Place(f"{block}.{module}", letters.index(layer), len(letters))
+            yield "diffusers", str(mine), RowSlice(f"{block}.{module}", letters.index(layer), len(letters))
 
 
 def _rows(levels: int, down: Container[int], up: Container[int], blocks: str) -> tuple[Row, ...]:

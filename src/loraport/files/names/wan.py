@@ -8,7 +8,7 @@ has no class for: S2V, the control adapter and reference of Fun, HuMo.
 
 from __future__ import annotations
 
-from loraport.files.names.table import Family, Place, Row
+from loraport.files.names.table import Family, Row, RowSlice
 
 _IN_BLOCK = (
     # original, diffusers, FastVideo while it runs (on disk it uses the names of diffusers)
@@ -113,14 +113,14 @@ _HUMO = _original(
 )
 
 
-def _fused(block: str) -> list[tuple[str, Place]]:
-    """(canonical name, place) of what diffusers' `fuse_qkv_projections` makes of one kind of blocks."""
+def _fused(block: str) -> list[tuple[str, RowSlice]]:
+    """(canonical name, rows) of what diffusers' `fuse_qkv_projections` makes of one kind of blocks."""
     self_attention, cross = f"{block}.attn1.to_qkv", f"{block}.attn2"
     return [
-        *((f"{block}.self_attn.{letter}", Place(self_attention, part, 3)) for part, letter in enumerate("qkv")),
-        *((f"{block}.cross_attn.{letter}", Place(f"{cross}.to_kv", part, 2)) for part, letter in enumerate("kv")),
+        *((f"{block}.self_attn.{letter}", RowSlice(self_attention, part, 3)) for part, letter in enumerate("qkv")),
+        *((f"{block}.cross_attn.{letter}", RowSlice(f"{cross}.to_kv", part, 2)) for part, letter in enumerate("kv")),
         *(
-            (f"{block}.cross_attn.{letter}_img", Place(f"{cross}.to_added_kv", part, 2))
+            (f"{block}.cross_attn.{letter}_img", RowSlice(f"{cross}.to_added_kv", part, 2))
             for part, letter in enumerate("kv")
         ),
     ]
@@ -198,7 +198,9 @@ WAN = Family(
         (1536, 45): "Wan 2.1 VACE 1.3B",
         (5120, 48): "Wan 2.1 VACE 14B",
     },
-    together={f"{_FUSER}.linear1_{letter}": Place(f"{_FUSER}.linear1_kv", part, 2) for part, letter in enumerate("kv")},
+    together={
+        f"{_FUSER}.linear1_{letter}": RowSlice(f"{_FUSER}.linear1_kv", part, 2) for part, letter in enumerate("kv")
+    },
     fused=tuple(("diffusers", *pair) for block in ("blocks.{}", "vace_blocks.{}") for pair in _fused(block)),
     kernels=(
         *((name, _PATCH) for name in ("patch_embedding", "vace_patch_embedding", "pose_patch_embedding")),

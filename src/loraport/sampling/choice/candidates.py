@@ -9,8 +9,8 @@ from loraport._version import __version__
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
 from loraport.files.additions import with_strength
-from loraport.files.disk.inputs_kept import check_apart
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.protect_inputs import protect_inputs
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.plain_json import json_text
@@ -77,11 +77,11 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
 
 def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | None]) -> None:
     """Refuse, before any pass, an output that could not be written afterwards, or is an input. Raises OutputError."""
-    path = expanded(output)
+    path = expand_home(output)
     check_form(path, output_dialect(lora, format).folder)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; make it first")
-    check_apart(path, (lora.path, *inputs))
+    protect_inputs(path, (lora.path, *inputs))
 
 
 def write_calibrated(
@@ -96,4 +96,4 @@ def write_calibrated(
         **{name: json_text(value, sort_keys=True) for name, value in facts.items()},
         "note": "fitted to the adapter's effect by sampling both models on random noise; made for this target only",
     }
-    return write_lora(expanded(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)
+    return write_lora(expand_home(path), updates, lora, format=format, dtype=TORCH_DTYPES[dtype], provenance=provenance)

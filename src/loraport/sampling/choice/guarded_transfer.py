@@ -9,7 +9,7 @@ from typing import Any
 
 from loraport.errors import SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
 from loraport.files.lora.read import Lora
@@ -126,7 +126,9 @@ class _Judged:
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
         verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
-        rewrite(Path(kept.output), expanded(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)})
+        rewrite(
+            Path(kept.output), expand_home(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)}
+        )
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
         guarded = Guarded(replace(kept, output=output), verdict, meter.as_json(), pair.sampler, (*absent, *pair.notes))
         told = (f"{name}: {text}" for name, text in guarded.in_words().items())

@@ -19,7 +19,7 @@ _KINDS = {
 }
 
 
-def expanded(place: str | Path) -> Path:
+def expand_home(place: str | Path) -> Path:
     """The path with `~` and `~user` as their home folders; where there is no such user, or no home, as it is."""
     return Path(os.path.expanduser(place))
 
@@ -37,7 +37,7 @@ def check_output(place: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BufferedReader]:
+def open_regular_file(path: Path) -> Iterator[BufferedReader]:
     """A file to read from. Raises UnreadableError for a pipe, on which opening would wait for ever, and OSError."""
     if kind := _special(path):
         raise UnreadableError(f"{path} is {kind}, where a file of weights belongs; remove it or give another place")

@@ -7,25 +7,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loraport.errors import OutputError
-from loraport.files.disk.user_places import check_output, expanded
+from loraport.files.disk.user_paths import check_output, expand_home
 
 LONGEST = 240
 """Bytes of a name that leave room (of 255) for the longest ending that a name beside it gets, `-counter-drift`."""
 
 
-def check_apart(output: Path | str, inputs: Iterable[Path | str | None]) -> None:
+def protect_inputs(output: Path | str, inputs: Iterable[Path | str | None]) -> None:
     """Raise OutputError where an output is one of the inputs, lies in one that is a folder, holds one, or has a name
     too long for what stands beside it while it is made, or is a pipe, a socket or a device.
 
     Links are followed, and names are compared by what they lead to, so that upper and lower case count only where the
     file system tells them apart. An input that is not here (a name on the Hub, None) is passed over.
     """
-    check_output(expanded(output))
-    place = Path(os.path.realpath(expanded(output)))
+    check_output(expand_home(output))
+    place = Path(os.path.realpath(expand_home(output)))
     if len(os.fsencode(Path(output).name)) > LONGEST:
         raise OutputError(f"the name {Path(output).name} has more than {LONGEST} bytes; give the result a shorter one")
     for one in inputs:
-        real = None if one is None else Path(os.path.realpath(expanded(one)))
+        real = None if one is None else Path(os.path.realpath(expand_home(one)))
         if real is None or not os.path.exists(real):
             continue
         if _same(place, real):

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraport.errors import OutputError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 
 
-def check_room(needed: Mapping[Path, int]) -> None:
+def check_free_space(needed: Mapping[Path, int]) -> None:
     """Raise OutputError where results (place -> the fewest bytes that it can have) do not fit together on one disk.
 
     What a disk does not tell is passed over. A result that is replaced makes no room: the new one is whole before.
@@ -39,7 +39,7 @@ def check_writable(place: Path) -> None:
 
 def nearest_folder(place: Path) -> Path:
     """The folder of a place, links followed; where it is not there, the one above it that is."""
-    real = Path(os.path.realpath(expanded(place)))
+    real = Path(os.path.realpath(expand_home(place)))
     return next(folder for folder in real.parents if folder.is_dir())
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import InputError, LoraportError, OutputError
-from loraport.files.disk.user_places import expanded
+from loraport.files.disk.user_paths import expand_home
 from loraport.store.bases import default_folder
 from tests.transfers.models import make_family
 
@@ -120,7 +120,7 @@ def test_without_a_home_the_cache_has_to_be_named(family, monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME", "LORAPORT_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    assert str(expanded("~/x")) == "~/x"
+    assert str(expand_home("~/x")) == "~/x"
     with pytest.raises(InputError, match="no home folder for the cache; set HOME, or give --cache or --no-cache"):
         default_folder()
     words = ("transfer", family.lora, "--source", family.source, "--target", family.target,

@@ -9,7 +9,7 @@ from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
 from loraport.convert import convert
 from loraport.errors import LoraportError, OutputError
-from loraport.files.disk.inputs_kept import check_apart
+from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.merge import merge
 from loraport.transfers.run import transfer
 from tests.transfers.models import Family, make_family
@@ -35,7 +35,7 @@ def test_an_output_is_no_input_in_any_spelling(tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
     given = (None, "org/name-on-the-hub", "in/a.safetensors", *(["in"] if output != "in" else []))
     with pytest.raises(OutputError, match="an input of this run"):
-        check_apart(output, given)
+        protect_inputs(output, given)
 
 
 @pytest.mark.parametrize("output", ["out.safetensors", "beside/a.safetensors", "IN.safetensors", "dangling"])
@@ -44,7 +44,7 @@ def test_other_places_are_fine(tmp_path, monkeypatch, output):
     (tmp_path / "in" / "a.safetensors").write_bytes(b"precious")
     (tmp_path / "dangling").symlink_to("nowhere")
     monkeypatch.chdir(tmp_path)
-    check_apart(output, ("in", "in/a.safetensors"))
+    protect_inputs(output, ("in", "in/a.safetensors"))
 
 
 def commands(family: Family, peft: str) -> dict:
