@@ -16,7 +16,7 @@ SIZE, RANK = 64, 4
 
 
 def make_files(folder: Path) -> None:
-    """A base model of one layer, its distilled variant, and a LoRA in ComfyUI's dialect."""
+    """Write a base model of one layer, its distilled variant, and a LoRA in ComfyUI's dialect."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def make_files(folder: Path) -> None:
 
 
 def by_hand(folder: Path) -> None:
-    """The steps of a transfer on one layer: read, decompose, apply a method, factor again."""
+    """Take the steps of a transfer on one layer: read, decompose, apply a method, factor again."""
     source = loraport.open_checkpoint(folder / "base.safetensors")
     target = loraport.open_checkpoint(folder / "distilled.safetensors")
     lora = loraport.read_lora(folder / "style.safetensors").layers[LAYER]
@@ -47,7 +47,7 @@ def by_hand(folder: Path) -> None:
 
 
 def in_one_call(folder: Path) -> None:
-    """The same through the program's own run, into a file."""
+    """Let the program take the same steps, and write a file."""
     config = loraport.TransferConfig(
         lora=str(folder / "style.safetensors"),
         source=str(folder / "base.safetensors"),

@@ -262,6 +262,52 @@ def test_no_room_holds_more_than_fifteen_files():
     assert {str(folder.relative_to(ROOT)): count for folder, count in full.items() if count > 15} == {}
 
 
+TWICE: dict[str, set[str]] = {
+    # A room: names that two of its modules still define. To shrink to nothing; a line that is no longer true fails too.
+    "loraport.cli": {"Energy", "Output", "Target", "Tau"},
+    "loraport.files.names": {"SCALES"},
+    "loraport.reports": {"DECISIONS", "LAYER_COLUMNS", "Row", "SIDES", "findings", "layer_table"},
+    "loraport.sampling.calibration": {"STRIDES"},
+    "loraport.sampling.choice": {"DIRECT"},
+    "loraport.store": {"CLOSE"},
+    "loraport.transfers": {"Weights"},
+    "loraport_lab.bench": {"CLIPS", "MAIN", "STUDY_CELLS"},
+    "loraport_lab.family": {"FRAMES"},
+    "loraport_lab.pages": {"FILES"},
+}
+
+
+def public_names(source: str) -> set[str]:
+    """The functions, classes and values that a module defines at its top; what it imports is another's."""
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if _is_annotated(node) else []
+        names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def _is_annotated(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign)
+
+
+def test_no_public_name_is_defined_twice_in_a_room():
+    counts: dict[str, Counter[str]] = {}
+    for path in MODULES:
+        package, module = split(path)
+        own = room(package, module) if path.parent != PACKAGES[package] else ""
+        names = public_names(path.read_text(encoding="utf-8")) - {"app"}  # each module of commands has its Typer
+        counts.setdefault(f"{package}.{own}".rstrip("."), Counter()).update(names)
+    twice = {own: {name for name, times in names.items() if times > 1} for own, names in counts.items()}
+    assert {own: names for own, names in twice.items() if names} == TWICE
+
+
+def test_public_names_are_seen():
+    source = "from a import b\nONE, TWO = 1, 2\nTHREE: int = 3\ndef four(): five = 5\nclass Six: ...\n_SEVEN = 7"
+    assert public_names(source) == {"ONE", "TWO", "THREE", "four", "Six"}
+
+
 def test_no_file_and_no_function_is_too_long():
     sources = {path: path.read_text(encoding="utf-8") for path in MODULES}
     assert [str(path) for path, source in sources.items() if source.count("\n") > 400] == []

@@ -229,7 +229,7 @@ def test_bad_input_is_one_clear_message_and_exit_2_and_nothing_written(run, fami
     cases = broken_inputs(family)
     assert set(cases) == set(BROKEN)
     which, value, words, message = cases[name]
-    before = {path for path in family.folder.iterdir()}
+    before = set(family.folder.iterdir())
     code, out, err = run(*arguments(family, **({which: value} if which else {})), *words)
     assert code == 2 and out == ""
     assert message in err and "Traceback" not in err and "ran code" not in err

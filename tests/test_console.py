@@ -36,6 +36,6 @@ def test_verbose_lists_each_key_with_its_own_reason(capsys):
 
 @pytest.mark.parametrize("names", [["wrote", "guard"], ["wrote", "subspaces", "guard"]])
 def test_values_stand_in_one_column(names, capsys):
-    console.print_facts({name: "value" for name in names}, json=False)
+    console.print_facts(dict.fromkeys(names, "value"), json=False)
     lines = capsys.readouterr().out.splitlines()
     assert {line.index("value") for line in lines} == {max(map(len, names)) + 2}

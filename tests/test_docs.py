@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate)
-COMMANDS = {words: command for words, command in generate.all_commands()}
+COMMANDS = dict(generate.all_commands())
 
 
 @pytest.mark.parametrize("path", generate.PAGES, ids=lambda path: path.name)

@@ -105,7 +105,7 @@ def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, ...]], *, 
     if not quiet:
         for note in facts["notes"]:
             print(f"note: {note}", file=sys.stderr)
-        print_facts({name: text for name, text in table}, json=False)
+        print_facts(dict(table), json=False)
 
 
 def print_outcome(
@@ -243,7 +243,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def _summary(result: TransferResult) -> dict[str, str]:
     done = [layer for layer in result.layers if layer.status == "transferred"]
-    keys, count = result.keys, {status: 0 for status in ("transferred", "copied", "skipped")}
+    keys, count = result.keys, dict.fromkeys(("transferred", "copied", "skipped"), 0)
     for layer in result.layers:
         count[layer.status] += 1
     count["copied"] -= (unknown := sum(layer.drift_unknown for layer in result.layers))

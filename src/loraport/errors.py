@@ -45,5 +45,5 @@ class OutputError(LoraportError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingsError:
-    """The error for a name that nothing answers to; it lists the names that exist."""
+    """Return the error for an unknown name; its message lists the known ones."""
     return SettingsError(f"unknown {kind} {name!r}; known: {', '.join(known)}")

@@ -26,7 +26,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts what is done inside; raises KeyError for a stage that there is not."""
+        """Add the time spent inside to this stage. Raises KeyError for an unknown stage."""
         inner: list[float] = self._here.__dict__.setdefault("inner", [])
         inner.append(0.0)
         start = self._now()
@@ -47,7 +47,7 @@ class Stopwatch:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has held, mapped file pages included; 0 where the system does not tell."""
+    """Return the most memory that this process has held, mapped file pages included; 0 where it is unknown."""
     try:
         import resource
     except ImportError:
@@ -57,7 +57,7 @@ def peak_rss_bytes() -> int:
 
 
 def _peak_working_set() -> int:
-    """The same on Windows: PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS."""
+    """Return the same on Windows: PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS."""
     import ctypes
 
     class Counters(ctypes.Structure):

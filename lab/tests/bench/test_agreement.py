@@ -19,7 +19,7 @@ def planted(psnr: dict[str, float], end: dict[str, float], **groups: str):
     rows = {}
     for place, name in enumerate(psnr):
         value = psnr[name] + 0.3 * NOISE.roll(place)
-        values = {key: value for key in ("psnr", "effect", "likeness", "shape")}
+        values = dict.fromkeys(("psnr", "effect", "likeness", "shape"), value)
         values |= {"sharpness": 100 - value, "flicker": 100 - value, "end": end[name] + 0.01 * NOISE.roll(place)}
         group = groups.get(name, "frame" if name == "direct" else "method")
         chosen = "direct" if group == "calibrated" else None

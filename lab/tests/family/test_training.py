@@ -30,9 +30,9 @@ ALL = (*STUDENTS, *ADAPTERS, *CELLS)
 TINY = Recipe(
     base=BRIEF,
     judge=BRIEF,
-    students={name: BRIEF for name in STUDENTS},
+    students=dict.fromkeys(STUDENTS, BRIEF),
     matching=BRIEF,
-    adapters={name: BRIEF for name in ADAPTERS},
+    adapters=dict.fromkeys(ADAPTERS, BRIEF),
     oracle=Rounds(BRIEF, most=2, gain=0.0),
     trajectories=3,
     styled=2,

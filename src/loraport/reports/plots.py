@@ -364,6 +364,7 @@ def _log(axis: Any) -> None:
 
 
 def legend_above(figure: Figure, axis: Axes) -> None:
+    """Put one legend above all panels of a figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
         handles,

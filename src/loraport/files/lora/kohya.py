@@ -80,7 +80,7 @@ def _shapes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:
     ffn = known.get("ffn.0", down)
     width = ffn[1] if ffn else next((shape[1] for shape in known.values()), 0)
     inner = ffn[0] if ffn else FFN_SIZES.get(width)
-    guessed = {layer: (width, width) for layer in (*KOHYA_BLOCK[:8], *IMAGE)}
+    guessed = dict.fromkeys((*KOHYA_BLOCK[:8], *IMAGE), (width, width))
     if inner:
         guessed |= {"ffn.0": (inner, width), "ffn.2": (width, inner)}
     return guessed | known

@@ -208,7 +208,7 @@ def _shared(chains: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     while True:
         following: Counter[str] = Counter()
         for chain, depth in stripped.items():
-            following.update({prefix: chains[chain] for prefix in chain[depth : depth + 1]})
+            following.update(dict.fromkeys(chain[depth : depth + 1], chains[chain]))
         shared = {prefix for prefix, count in following.items() if count > FEW_KEYS or count == total}
         if not shared:
             return stripped
