@@ -97,7 +97,7 @@ def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
         print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in more), sep="\n")
 
 
-def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, ...]], *, json: bool, quiet: bool) -> None:
+def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, str]], *, json: bool, quiet: bool) -> None:
     """Scores or a calibration: JSON, or a line each on stdout with the notes on stderr."""
     if json:
         print_facts(facts, json=True)

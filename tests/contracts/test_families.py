@@ -75,7 +75,7 @@ SINGLE = tuple(f"single_transformer_blocks.0.{name}" for name in ("attn.to_q", "
 """The layers of `linear1`: three of the width, one of four times the width."""
 TIME = "time_text_embed.timestep_embedder.linear_1"
 HUNYUAN_1: dict[str, Names] = {
-    naming: dict(HUNYUAN[like].items())
+    naming: dict(HUNYUAN[like])
     | {time: (TIME,)}
     | ({name: (name,) for name in SINGLE} if naming == "diffusers" else {"single_blocks.0.linear1": SINGLE})
     for naming, like, time in (

@@ -27,7 +27,7 @@ from loraport.sampling.score import Score, judged_clips, score, score_passes
 from loraport.stopwatch import peak_rss_bytes
 from loraport.transfers.output import TORCH_DTYPES
 
-Table = tuple[tuple[str, ...], ...]
+Table = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
