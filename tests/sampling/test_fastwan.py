@@ -74,18 +74,18 @@ def test_fastwan_looks_where_fastvideo_does(places):
 
 
 def reference(pair, places, clips):
-    """The sampler as a loop over clips and looks, in float64."""
+    """The sampler as a loop over clips and steps, in float64."""
     network, noise = drifted(tiny_transformer(0)).double(), pair._noise(clips).double()
     text = pair._text("target", pair.prompts(clips))[0].double()
     times, ends = (1000.0, 757.0, 522.0), []
     for clip, fresh in enumerate(clips.generators("steps")):
         x, levels = noise[clip : clip + 1], [*fastvideo_levels(times, 8.0), 0.0]
-        for look, time in enumerate(times):
+        for step, time in enumerate(times):
             with torch.no_grad():
                 v = network(x, torch.tensor([time]), text[clip : clip + 1], return_dict=False)[0]
-            clean = x - levels[look] * v
+            clean = x - levels[step] * v
             eps = torch.randn(x.shape, generator=fresh).double()
-            x = (1 - levels[look + 1]) * clean + levels[look + 1] * eps
+            x = (1 - levels[step + 1]) * clean + levels[step + 1] * eps
         ends.append(x)
     return torch.cat(ends)
 
@@ -115,9 +115,11 @@ def test_the_source_goes_up_again_with_the_targets_noise(places, adapter):
     assert pair.sampler.levels == (1.0, 0.75, 0.5, 0.0) and pair.passes.source == 3
     chain, end = pair.source(CLIPS, adapter), pair.target(CLIPS, adapter)
     assert torch.allclose(chain.end, end, atol=1e-5)
-    for look in pair.looks:
-        clean = chain.states[:, look.step] - look.level * chain.velocities[:, look.step]
-        again = pair._sample("target", CLIPS, adapter, chain.states[:, look.step], Entered(pair_euler(), look.level))
+    for evaluation in pair.evaluations:
+        clean = chain.states[:, evaluation.step] - evaluation.level * chain.velocities[:, evaluation.step]
+        again = pair._sample(
+            "target", CLIPS, adapter, chain.states[:, evaluation.step], Entered(pair_euler(), evaluation.level)
+        )
         assert torch.allclose(clean, again[0][1], atol=1e-5)
     assert not torch.allclose(chain.end, pair.target(Clips("fit", 2, 4), adapter), atol=1e-1)
 
@@ -163,7 +165,7 @@ def test_a_run_entered_where_it_has_been_ends_alike(places, adapter):
     ("target", "changes", "error", "says"),
     [
         ("causal", {}, MismatchError, "WanCausalDMDPipeline, which samples frames in turn"),
-        ("fastwan", {"target_steps": 4}, SettingsError, "1000,757,522, and not 4 times; give --target-timesteps"),
+        ("fastwan", {"target_steps": 4}, SettingsError, "1000,757,522, not in 4 steps; give --target-timesteps"),
         ("fastwan", {"target_timesteps": (522.0, 1000.0)}, SettingsError, "do not fall"),
         ("fastwan", {"target_timesteps": (500.0,)}, SettingsError, "do not fall"),
         ("fastwan", {"target_timesteps": (1000.0, 0.0)}, SettingsError, "do not fall"),

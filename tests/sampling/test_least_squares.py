@@ -17,7 +17,7 @@ def drawn(*shape, seed):
 
 
 def terms_and_rows():
-    """Two looks: (term, inputs [rows, in], residuals [rows, p])."""
+    """Two evaluations: (term, inputs [rows, in], residuals [rows, p])."""
     found = []
     for seed, weight in ((1, 0.3), (2, 0.7)):
         M, a, r = drawn(P, OUT, seed=seed), drawn(ROWS, IN, seed=seed + 10), drawn(ROWS, P, seed=seed + 20)

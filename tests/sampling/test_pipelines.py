@@ -18,7 +18,7 @@ from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import fingerprint, linear_layers, module_name
 from loraport.sampling.pair import Clips
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import score
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
@@ -80,7 +80,7 @@ def opened(places, target, **changes):
 
 
 def effect_of(pair, adapter, store=None):
-    return EndEffect(pair, adapter, Clips("fit", 0, 2), store or SampleStore(None), Meter(1))
+    return EndEffect(pair, adapter, Clips("fit", 0, 2), store or SampleStore(None), PassCounter(1))
 
 
 @pytest.mark.parametrize("target", ["euler", "unipc", "renoise", "fastwan"])
@@ -108,7 +108,7 @@ def test_calibration_lowers_the_error_it_was_accepted_on(places, adapter, target
     pair = opened(places, target)
     settings = CalibrationSettings(clips=2, gains=gains)
     done = calibrate(pair, adapter, settings=settings)
-    check = EndEffect(pair, adapter, settings.roles[1], SampleStore(None), Meter(1))
+    check = EndEffect(pair, adapter, settings.roles[1], SampleStore(None), PassCounter(1))
     assert float(check.errors(done.updates).mean()) < float(check.errors(adapter).mean())
     assert any(step.stride for step in done.steps)
 

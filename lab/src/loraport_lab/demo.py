@@ -18,7 +18,7 @@ from loraport_lab.family.model import open_base, open_student
 from loraport_lab.family.sample import as_frames, draw_noise, in_portions, sample_base, sample_student
 from loraport_lab.training.fit import generator_for
 
-MOST_LOOKS = max(len(student.looks) for student in STUDENTS.values())
+MOST_STEPS = max(len(student.steps) for student in STUDENTS.values())
 Role = Literal["reference", "student", "direct", "transfer", "oracle"]
 
 
@@ -79,7 +79,7 @@ def run_demo(
     """Sample and measure `columns`, the reference first. `progress` gets (label, columns done, columns)."""
     effect, judge = find_adapter(adapter).effect, open_judge(family)
     prompts = draw_prompts(clips, generator_for(seed, "demo", "prompts"))
-    noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_LOOKS)
+    noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_STEPS)
     results: list[ColumnResult] = []
     reference: Tensor | None = None
     for done, column in enumerate(columns):

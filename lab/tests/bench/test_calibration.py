@@ -27,11 +27,11 @@ from loraport_lab.bench.calibration import (
     foreign_gains,
     open_pair,
     reference_updates,
-    worn,
+    rule_for,
 )
 from loraport_lab.bench.evaluate import Session, as_clips
 from loraport_lab.bench.material import EVALUATION_SEEDS, Cell, Material, all_cells
-from loraport_lab.bench.rows import ALONE, Row, Worn, nothing, transferred
+from loraport_lab.bench.rows import AS_TRAINED, AdapterUse, Row, nothing, transferred
 from loraport_lab.bench.statistics import mean_interval
 from loraport_lab.bench.store import Store
 from loraport_lab.family.adapters import attach
@@ -132,15 +132,15 @@ def test_the_end_error_is_measured_on_clips_of_its_own(session):
 
 def test_the_reference_wears_what_the_row_wears(session):
     drawn, base = session.evaluation, open_base(FAMILY)
-    with adapted(base, reference_updates(session.material, ALONE)):
+    with adapted(base, reference_updates(session.material, AS_TRAINED)):
         hooked = as_clips(sample_base(base, drawn.prompts, drawn.noise))
     assert torch.allclose(hooked, session.reference(drawn, EVALUATION_SEEDS), atol=2e-3)
-    half = Worn(0.5)
+    half = AdapterUse(0.5)
     assert not torch.allclose(session.reference(drawn, EVALUATION_SEEDS, half), hooked, atol=0.05)
     full = transferred("direct")(session.material)
-    for name, update in worn(None, half)(session.material).items():
+    for name, update in rule_for(None, half)(session.material).items():
         assert torch.allclose(update, 0.5 * full[name], atol=1e-6)
-    both = worn(None, Worn(beside="swing"))(session.material)
+    both = rule_for(None, AdapterUse(beside="swing"))(session.material)
     swing = Material(Cell(CELL.student, ADAPTERS["swing"]), FAMILY).adapter
     assert all(torch.allclose(both[name], full[name] + swing[name].dense(), atol=1e-5) for name in full)
 
@@ -152,7 +152,7 @@ def test_studies_are_on_a_few_cells_and_names_are_their_own():
         assert len(set(names)) == len(names) and {row.name for row in MAIN} <= set(names)
         study = (cell.student.name, cell.adapter.name) in STUDY_CELLS
         assert ({row.name for row in CONTROLS} <= set(names)) == study
-        counted = study and len(cell.student.looks) == 1
+        counted = study and len(cell.student.steps) == 1
         assert ({row.name for row in COUNTED} <= set(names)) == counted
 
 

@@ -211,10 +211,10 @@ def test_whoever_follows_the_trajectory_has_no_loss_and_lands_at_its_end(name, g
             for clip in range(len(hidden_states)):
                 row = int((given_text == encoder_hidden_states[clip]).flatten(1).all(1).nonzero()[0])
                 for frame in range(frames):
-                    look = int((levels - now[clip, frame]).abs().argmin())
-                    if look < len(student.looks):
-                        start, end = states[row, look, :, frame], states[row, look + 1, :, frame]
-                        kept = levels[look + 1] / levels[look]
+                    step = int((levels - now[clip, frame]).abs().argmin())
+                    if step < len(student.steps):
+                        start, end = states[row, step, :, frame], states[row, step + 1, :, frame]
+                        kept = levels[step + 1] / levels[step]
                         clean[clip, :, frame] = (end - kept * start) / (1 - kept)
             return (clean,)
 
@@ -267,4 +267,4 @@ def test_an_euler_step_of_the_true_clean_clip_stays_on_the_line():
     clean, noise = torch.randn(2, 3), torch.randn(2, 3)
     now, then = torch.tensor(0.8), torch.tensor(0.3)
     assert torch.allclose(euler_step(0.2 * clean + 0.8 * noise, clean, now, then), 0.7 * clean + 0.3 * noise, atol=1e-6)
-    assert KEPT[-1] == BASE_STEPS and all(set(student.looks) <= set(KEPT) for student in STUDENTS.values())
+    assert KEPT[-1] == BASE_STEPS and all(set(student.steps) <= set(KEPT) for student in STUDENTS.values())

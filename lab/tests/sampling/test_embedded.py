@@ -16,7 +16,7 @@ from loraport.sampling.calibration.run import CalibrationSettings, calibrate, ca
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import adapted, fingerprint, module_type, scaled
 from loraport.sampling.pair import Clips, aim
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score
 from loraport.spectral.svd import LowRank
@@ -25,7 +25,7 @@ from loraport_lab.family.pair import EmbeddedPair, is_embedded, open_embedded
 
 
 def opened(pair, adapter, clips=2, store=None, role="fit"):
-    return EndEffect(pair, adapter, Clips(role, 0, clips), store or SampleStore(None), Meter(1))
+    return EndEffect(pair, adapter, Clips(role, 0, clips), store or SampleStore(None), PassCounter(1))
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -37,34 +37,36 @@ def test_without_an_effect_nothing_is_missed_and_with_one_direct_is(name, family
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_looks_follow_the_students_own_way(name, family):
-    """Fed with the states of its own run, each look's step leads to the next of them; with other states it does not."""
+def test_evaluations_follow_the_students_own_way(name, family):
+    """Each evaluation on a state of the student's own run leads to the next state; on other states it does not."""
     pair = EmbeddedPair(name, family)
     clips = Clips("fit", 0, 2)
     chain = pair.source(clips, {})
     other = replace(chain, states=chain.states.clone())
-    for look in pair.looks:
-        v, wanted = pair.velocity(look, clips, chain), aim(look, chain)
+    for evaluation in pair.evaluations:
+        v, wanted = pair.velocity(evaluation, clips, chain), aim(evaluation, chain)
         assert v.shape == wanted.shape
         assert not torch.allclose(v, wanted, atol=1e-3)  # student and base differ
-        if look.step == 0 and look.frame in (None, 0):
-            state = chain.states[:, 0] if look.frame is None else chain.states[:, 0, :, :1]
-            torch.testing.assert_close(state - look.level * wanted, state - look.level * aim(look, other))
+        if evaluation.step == 0 and evaluation.frame in (None, 0):
+            state = chain.states[:, 0] if evaluation.frame is None else chain.states[:, 0, :, :1]
+            torch.testing.assert_close(
+                state - evaluation.level * wanted, state - evaluation.level * aim(evaluation, other)
+            )
     own = pair.target(clips, {})
-    if len(pair.looks) == 1:
-        torch.testing.assert_close(own, chain.states[:, 0] - pair.velocity(pair.looks[0], clips, chain))
+    if len(pair.evaluations) == 1:
+        torch.testing.assert_close(own, chain.states[:, 0] - pair.velocity(pair.evaluations[0], clips, chain))
 
 
 @pytest.mark.parametrize(("name", "gains"), [("one-step", "type"), *((name, "none") for name in PAIRED[1:])])
 def test_calibration_lowers_the_error_it_was_accepted_on(name, gains, family, adapter):
     """Gains know nothing of the sampler, readout does."""
     pair, settings = EmbeddedPair(name, family), CalibrationSettings(clips=2, gains=gains, last_blocks=1)
-    meter = Meter(1)
-    done = calibrate(pair, adapter, settings=settings, meter=meter)
+    counter = PassCounter(1)
+    done = calibrate(pair, adapter, settings=settings, counter=counter)
     check = opened(pair, adapter, role="check")
     assert float(check.errors(done.updates).mean()) < float(check.errors(adapter).mean())
     planned = calibration_passes(pair, adapter, settings)
-    assert meter.source == planned["source"] and meter.target <= planned["target"]
+    assert counter.source == planned["source"] and counter.target <= planned["target"]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(family, adapter):
@@ -88,15 +90,15 @@ def test_ranks_grow_or_are_cut_back(family, adapter):
 def test_the_map_to_the_output_predicts_what_a_late_change_does(name, layer, family):
     """M·E·ã against the network's own answer: close in the last block for the right gate, not without it."""
     pair, clips = EmbeddedPair(name, family), Clips("fit", 0, 2)
-    chain, look = pair.source(clips, {}), pair.looks[-1]
+    chain, evaluation = pair.source(clips, {}), pair.evaluations[-1]
     with torch.no_grad(), watched(pair.network(), layer) as seen:
-        before = pair.velocity(look, clips, chain)
+        before = pair.velocity(evaluation, clips, chain)
     tokens = patched(before, (1, 2, 2)).shape[1]
-    first = 0 if look.frame is None else look.frame * tokens
-    M = look.head * to_output(pair.network(), layer, seen, first)
+    first = 0 if evaluation.frame is None else evaluation.frame * tokens
+    M = evaluation.head * to_output(pair.network(), layer, seen, first)
     E = 1e-3 * torch.randn(M.shape[1], seen.inputs.shape[-1], generator=torch.Generator().manual_seed(3))
     with adapted(pair.network(), {layer: LowRank(E, torch.eye(E.shape[1]))}):
-        moved = patched(pair.velocity(look, clips, chain) - before, (1, 2, 2)).double()
+        moved = patched(pair.velocity(evaluation, clips, chain) - before, (1, 2, 2)).double()
     predicted = ((seen.inputs / seen.deviation)[:, first : first + tokens].double() @ E.double().mT) @ M.mT
     assert float(torch.cosine_similarity(moved.flatten(), predicted.flatten(), dim=0)) > 0.6
     if layer.endswith("ffn.2"):
@@ -110,7 +112,7 @@ def test_the_store_goes_on_where_it_was_and_mends_what_is_torn(tmp_path, family,
     again = SampleStore(tmp_path / "cache")
     effect = opened(pair, adapter, store=again)
     assert score(effect, adapter, {"direct": adapter, "half": scaled(adapter, 0.5)}) == first
-    assert again.made == 0 and again.found >= made and effect.meter.as_json() == {"source": 0, "target": 0}
+    assert again.made == 0 and again.found >= made and effect.counter.as_json() == {"source": 0, "target": 0}
     for path in (tmp_path / "cache" / "samples").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-7])
     torn = SampleStore(tmp_path / "cache")
@@ -140,9 +142,9 @@ def test_hooks_leave_the_network_as_it_was(family, adapter):
 
 
 def test_a_budget_that_is_too_small_is_refused():
-    Meter(100, most=100)
+    PassCounter(100, most=100)
     with pytest.raises(SettingsError, match="--budget"):
-        Meter(101, most=100)
+        PassCounter(101, most=100)
 
 
 def test_places_of_the_family_are_known(tmp_path, family):

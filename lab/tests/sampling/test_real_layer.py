@@ -17,7 +17,7 @@ from loraport.sampling.calibration.residual_writers import patched, watched
 from loraport.sampling.end_error import EndEffect, own_velocities
 from loraport.sampling.hooks import adapted, added
 from loraport.sampling.pair import Clips, segment_targets
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank
 from loraport_lab.bench.material import adapter_updates
@@ -30,19 +30,19 @@ SHARE = 0.3
 
 @pytest.fixture(scope="module")
 def problem():
-    """Moments of each look, and inputs and residuals of every token, taken separately."""
+    """Moments of each evaluation, and inputs and residuals of every token, taken separately."""
     torch.set_num_threads(1)
     pair, updates = EmbeddedPair("few-step"), adapter_updates("neon", FAMILY)
-    fit = EndEffect(pair, updates, Clips("fit", 0, 2), SampleStore(None), Meter(1))
+    fit = EndEffect(pair, updates, Clips("fit", 0, 2), SampleStore(None), PassCounter(1))
     [(batch, styled, plain)] = fit.segments()
-    own = own_velocities(pair, batch, plain, fit.meter)
+    own = own_velocities(pair, batch, plain, fit.counter)
     terms, rows = [], []
     with torch.no_grad(), adapted(pair.network(), updates):
-        for look, v in zip(pair.looks, own, strict=True):
-            aimed = segment_targets(look, styled, plain, v)
-            terms.append(_moments(fit, batch, styled, LAYER, look, aimed))
+        for evaluation, v in zip(pair.evaluations, own, strict=True):
+            aimed = segment_targets(evaluation, styled, plain, v)
+            terms.append(_moments(fit, batch, styled, LAYER, evaluation, aimed))
             with watched(pair.network(), LAYER) as seen:
-                velocity = pair.velocity(look, batch, styled)
+                velocity = pair.velocity(evaluation, batch, styled)
             residual = patched(aimed - velocity, (1, 2, 2)).flatten(0, 1).double().numpy()
             rows.append(((seen.inputs / seen.deviation).flatten(0, 1).double().numpy(), residual))
     return fit, terms, rows
@@ -97,12 +97,12 @@ def test_the_linear_model_predicts_what_the_network_then_does(problem):
     said = sum(t.weight**2 * float(((t.M @ E @ t.C) * (t.M @ E)).sum() - 2 * (t.R * (t.M @ E)).sum()) for t in terms)
     pair, updates = fit.pair, adapter_updates("neon", FAMILY)
     [(batch, styled, plain)] = fit.segments()
-    own = own_velocities(pair, batch, plain, fit.meter)
+    own = own_velocities(pair, batch, plain, fit.counter)
     moved = added(updates, {LAYER: LowRank(E.float(), torch.eye(E.shape[1]))})
     after = 0.0
     with torch.no_grad(), adapted(pair.network(), moved):
-        for look, v in zip(pair.looks, own, strict=True):
-            missed = segment_targets(look, styled, plain, v) - pair.velocity(look, batch, styled)
-            after += look.weight**2 * float(missed.double().square().sum())
+        for evaluation, v in zip(pair.evaluations, own, strict=True):
+            missed = segment_targets(evaluation, styled, plain, v) - pair.velocity(evaluation, batch, styled)
+            after += evaluation.weight**2 * float(missed.double().square().sum())
     assert said < 0 and after < before
     assert (after - before) / said == pytest.approx(1, abs=0.15)

@@ -13,7 +13,7 @@ from loraport.errors import OutputError
 from loraport.files.disk.atomic import write_whole
 from loraport.files.disk.user_paths import expand_home
 from loraport.plain_json import json_text
-from loraport.reports.analysis_figures import Shown, all_figures, sweep_figures
+from loraport.reports.analysis_figures import FigureSpec, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
 from loraport.reports.rendering import data_address, in_words, render
@@ -75,10 +75,10 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, list[tuple[Shown, str]]]:
+def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, list[tuple[FigureSpec, str]]]:
     """Every figure written as SVG and PNG; by layer, each with its SVG as an address that needs no file."""
     figures = [*all_figures(analysis), *(("sweep", shown) for shown in sweep_figures(analysis.swept))]
-    sections: dict[str | None, list[tuple[Shown, str]]] = {}
+    sections: dict[str | None, list[tuple[FigureSpec, str]]] = {}
     for number, (layer, shown) in enumerate(figures, 1):
         figure = shown.draw()
         svg = as_svg(figure)
@@ -89,7 +89,7 @@ def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, l
     return sections
 
 
-def _page(analysis: Analysis, sections: dict[str | None, list[tuple[Shown, str]]]) -> dict[str, Any]:
+def _page(analysis: Analysis, sections: dict[str | None, list[tuple[FigureSpec, str]]]) -> dict[str, Any]:
     facts = analysis.facts
     looked = f"{len(analysis.layers)} of the LoRA's {facts['layers_of_lora']} layers"
     return {

@@ -10,7 +10,7 @@ from torch import Tensor
 from loraport.errors import InputError
 from loraport.sampling.hooks import adapted, fingerprint
 from loraport.sampling.pair import Chain, Clips, Pair, Updates
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank
 
@@ -31,12 +31,12 @@ class EndEffect:
     """What an adapter does to a set of clips: E* = target(z; bare) + source(z; adapter) − source(z; bare).
 
     The target's own errors are in E* on both sides: only the adapter's effect is asked for. The END error of updates d
-    is mean ‖seen(target(z; d)) − seen(E*)‖² per clip.
+    is mean ‖s(target(z; d)) − s(E*)‖² per clip.
     """
 
-    def __init__(self, pair: Pair, adapter: Updates, clips: Clips, store: SampleStore, meter: Meter) -> None:
+    def __init__(self, pair: Pair, adapter: Updates, clips: Clips, store: SampleStore, counter: PassCounter) -> None:
         """Samples the source without and with the adapter, then the bare target; batches found in the store are not."""
-        self.pair, self.clips, self.store, self.meter = pair, clips, store, meter
+        self.pair, self.clips, self.store, self.counter = pair, clips, store, counter
         self.batches = tuple(clips.batches(pair.batch))
         self.plain = tuple(self._chain(batch, BARE) for batch in self.batches)
         self.styled = tuple(self._chain(batch, adapter) for batch in self.batches)
@@ -61,7 +61,7 @@ class EndEffect:
     def sample(self, batch: Clips, updates: Updates) -> Tensor:
         """The target's latents with these updates."""
         latents = finite("target", self.pair.target(batch, updates)).float().cpu()
-        self.meter.count("target", target=len(batch) * self.pair.passes.target)
+        self.counter.count("target", target=len(batch) * self.pair.passes.target)
         return latents
 
     def segments(self) -> Iterator[tuple[Clips, Chain, Chain]]:
@@ -78,7 +78,7 @@ class EndEffect:
 
         tensors = self.store.recall(f"source {self.pair.source_identity} {fingerprint(updates)} {batch}", make)
         fresh = self.store.made > before
-        self.meter.count("source", source=passes * fresh, recalled=passes * (not fresh))
+        self.counter.count("source", source=passes * fresh, recalled=passes * (not fresh))
         return Chain(tensors["states"], tensors["velocities"])
 
     def _end(self, batch: Clips, updates: Updates) -> Tensor:
@@ -88,19 +88,19 @@ class EndEffect:
             lambda: {"end": finite("target", self.pair.target(batch, updates))},
         )
         fresh = self.store.made > before
-        self.meter.count("target", target=passes * fresh, recalled=passes * (not fresh))
+        self.counter.count("target", target=passes * fresh, recalled=passes * (not fresh))
         return tensors["end"]
 
 
 def end_error(pair: Pair, latents: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared distance of each clip from what is wanted: [n]."""
-    return (pair.seen(latents) - pair.seen(wanted)).square().flatten(1).mean(1)
+    return (pair.to_error_space(latents) - pair.to_error_space(wanted)).square().flatten(1).mean(1)
 
 
 @torch.no_grad()
-def own_velocities(pair: Pair, batch: Clips, plain: Chain, meter: Meter) -> tuple[Tensor, ...]:
-    """v_t(x_j) at every look, without any update: the target's own course."""
+def own_velocities(pair: Pair, batch: Clips, plain: Chain, counter: PassCounter) -> tuple[Tensor, ...]:
+    """v_t(x_j) at every evaluation, without any update: the target's own course."""
     with adapted(pair.network(), BARE):
-        found = tuple(pair.velocity(look, batch, plain).float().cpu() for look in pair.looks)
-    meter.count("target", target=len(batch) * pair.passes.looks)
+        found = tuple(pair.velocity(evaluation, batch, plain).float().cpu() for evaluation in pair.evaluations)
+    counter.count("target", target=len(batch) * pair.passes.evaluations)
     return found

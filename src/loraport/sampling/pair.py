@@ -1,4 +1,4 @@
-"""What the score and the calibration need of a source and a target: samples from both, and looks inside the target.
+"""What scores and calibration need of a source and a target: samples of both, and single passes of the target.
 
 Noise level σ runs from 1 (noise) to 0 (clip); the velocity is dx/dσ, so that clean = x − σ·velocity.
 """
@@ -55,8 +55,8 @@ class Clips:
 class Chain:
     """The source's way through the target's noise levels: states [n, K + 1, …] and mean velocities [n, K, …].
 
-    `velocities[:, j]` leads from state j to where the target's look j ought to lead: to state j + 1, or for samplers
-    that re-noise to the clip that is re-noised into it.
+    `velocities[:, j]` leads from state j to where the target's evaluation j ought to lead: to state j + 1, or, for
+    samplers that re-noise, to the clip that is re-noised into it.
     """
 
     states: Tensor
@@ -69,8 +69,8 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One pass of the target's network: at level `level`, step `step`; where `frame` is given, for that frame alone."""
+class Evaluation:
+    """One evaluation of the target's network: at a step and its noise level, for one frame alone where one is given."""
 
     step: int
     level: float
@@ -83,24 +83,24 @@ class Look:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of one clip through a network: one chain of the source, one run of the target, all looks of one run."""
+    """Network passes that one clip takes: a chain of the source, a run of the target, all evaluations of one run."""
 
     source: int
     target: int
-    looks: int
+    evaluations: int
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a target is sampled: at which noise levels its network looks, and how one state becomes the next."""
+    """How a target is sampled: the noise levels of its network's evaluations, and how one state becomes the next."""
 
     name: str
     levels: tuple[float, ...]
-    """From noise down to the 0 at the end: one more than looks."""
+    """From noise down to the 0 at the end: one more than there are evaluations."""
     times: tuple[float, ...]
-    """The looks' levels as the network is told them."""
+    """The timesteps that the network gets for these levels."""
     renoises: bool
-    """Whether each look's clip is taken to the next level with fresh noise."""
+    """Whether each evaluation's clip is taken to the next level with fresh noise."""
     reason: str
     """Where the levels come from, in words."""
 
@@ -110,11 +110,11 @@ class Sampler:
 
     def in_words(self) -> str:
         """For people."""
-        looks = ", ".join(f"{level:.4g}" for level in self.levels[:-1])
+        levels = ", ".join(f"{level:.4g}" for level in self.levels[:-1])
         told = ", ".join(f"{time:.6g}" for time in self.times)
         count = f"{len(self.times)} step{'s' if len(self.times) > 1 else ''}"
         noise = ", fresh noise between them" if self.renoises and len(self.times) > 1 else ""
-        return f"sampled by {self.name}, {count} at noise levels {looks} (timesteps {told}){noise}: {self.reason}"
+        return f"sampled by {self.name}, {count} at noise levels {levels} (timesteps {told}){noise}: {self.reason}"
 
 
 class Pair(Protocol):
@@ -128,9 +128,9 @@ class Pair(Protocol):
     notes: tuple[str, ...]
     """What of the models is not sampled as their makers do."""
     passes: Passes
-    looks: tuple[Look, ...]
-    no_looks: str | None
-    """Why readout cannot be had where there are no looks."""
+    evaluations: tuple[Evaluation, ...]
+    no_evaluations_reason: str | None
+    """Why readout is not possible; None where there are evaluations."""
     batch: int
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
@@ -145,25 +145,25 @@ class Pair(Protocol):
     def target(self, clips: Clips, updates: Updates) -> Tensor:
         """Latents of the target's own sampler with these updates: [n, …]."""
 
-    def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
-        """The target's velocity at a look into the chain's states, as the target stands: [n, channels, f, h, w]."""
+    def velocity(self, evaluation: Evaluation, clips: Clips, chain: Chain) -> Tensor:
+        """Return the target's velocity at the chain's state of this evaluation: [n, channels, f, h, w]."""
 
     def network(self) -> nn.Module:
         """The target's transformer, in memory."""
 
-    def seen(self, latents: Tensor) -> Tensor:
-        """Latents as errors are measured on them."""
+    def to_error_space(self, latents: Tensor) -> Tensor:
+        """Return the latents in the space where errors are measured: latents themselves, or pixels."""
 
 
-def aim(look: Look, chain: Chain) -> Tensor:
-    """The velocity that a look ought to give, of its frame or of the whole clip."""
-    velocity = chain.velocities[:, look.step]
-    return velocity if look.frame is None else velocity[:, :, look.frame : look.frame + 1]
+def aim(evaluation: Evaluation, chain: Chain) -> Tensor:
+    """The velocity that an evaluation ought to give, of its frame or of the whole clip."""
+    velocity = chain.velocities[:, evaluation.step]
+    return velocity if evaluation.frame is None else velocity[:, :, evaluation.frame : evaluation.frame + 1]
 
 
-def segment_targets(look: Look, styled: Chain, plain: Chain, own: Tensor) -> Tensor:
+def segment_targets(evaluation: Evaluation, styled: Chain, plain: Chain, own: Tensor) -> Tensor:
     """T_j = u'_j + v_t(x_j) − u_j: the adapter's effect, and the target's own way of missing the source kept.
 
     `own` is v_t(x_j) without the adapter, at the plain state, where the target is at home.
     """
-    return aim(look, styled) + own - aim(look, plain)
+    return aim(evaluation, styled) + own - aim(evaluation, plain)

@@ -10,7 +10,7 @@ Watch = Callable[[str, int, int], None]
 """Gets (what is being done, passes done, passes planned)."""
 
 
-class Meter:
+class PassCounter:
     """Counts passes; `planned` is what the work is expected to take, `most` what it may take."""
 
     def __init__(self, planned: int, watch: Watch | None = None, most: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""When diffusers' pipelines look: a target's noise levels, fresh noise clip by clip, a source entered on its way."""
+"""Schedulers of diffusers' pipelines: a target's noise levels, fresh noise for each clip, runs from a level onwards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_sampler(folder: Path, steps: int | None, times: Sequence[float]) -> Sam
     wanted = tuple(times) or DMD_TIMES
     if steps is not None and steps != len(wanted):
         shown = ",".join(f"{time:g}" for time in wanted)
-        raise SettingsError(f"{folder} looks at timesteps {shown}, and not {steps} times; give --target-timesteps")
+        raise SettingsError(f"{folder} is sampled at timesteps {shown}, not in {steps} steps; give --target-timesteps")
     reason = "as given" if times else f"FastVideo's own of a {FASTVIDEO}"
     return Sampler(name, _nearest(grid, wanted), wanted, True, reason)
 
@@ -94,7 +94,7 @@ class Renoising(FlowMatchLCMScheduler):  # type: ignore[misc]
         super().set_timesteps(sigmas=self.sampler.levels[:-1], timesteps=self.sampler.times, device=device)
 
     def step(self, *args: Any, **options: Any) -> Any:
-        """One look's velocity, then the next state."""
+        """From one evaluation's velocity to the next state."""
         return super().step(*args, **{**options, "generator": self.generators})
 
 

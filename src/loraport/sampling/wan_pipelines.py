@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from loraport.errors import MismatchError
 from loraport.sampling.hooks import adapted, linear_layers
 from loraport.sampling.network import empty_network, open_pipeline
-from loraport.sampling.pair import Chain, Clips, Look, Passes, Updates
+from loraport.sampling.pair import Chain, Clips, Evaluation, Passes, Updates
 from loraport.sampling.pipeline_files import (
     FASTVIDEO,
     channels,
@@ -43,7 +43,7 @@ class PipelineSettings:
     target_steps: int | None = None
     """None: 4, or as many as the target's own timesteps are."""
     target_timesteps: tuple[float, ...] = ()
-    """Where a target that re-noises looks; empty: where its pipeline says."""
+    """The timesteps of a target that re-noises; empty: those of its pipeline."""
     target_guidance: float = 1.0
     offload: bool = False
     device: str | torch.device = "cpu"
@@ -74,13 +74,13 @@ class PipelinePair:
         self.sampler = find_sampler(self.places["target"], settings.target_steps, settings.target_timesteps)
         self.notes = _notes(target, sparse_gates(self.places["target"]))
         levels, guided = self.sampler.levels, settings.target_guidance > 1
-        looks = tuple(Look(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(pairwise(levels)))
-        self.no_looks = (
+        evaluations = tuple(Evaluation(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(pairwise(levels)))
+        self.no_evaluations_reason = (
             "the target runs with guidance, which mixes two passes; use --target-guidance 1" if guided else None
         )
-        self.looks = () if guided else looks
+        self.evaluations = () if guided else evaluations
         steps = self._source_steps() * (2 if settings.source_guidance > 1 else 1)
-        self.passes = Passes(steps, len(looks) * (2 if guided else 1), len(self.looks))
+        self.passes = Passes(steps, len(evaluations) * (2 if guided else 1), len(self.evaluations))
         shown = {key: str(value) for key, value in asdict(settings).items() if key not in ("batch", "offload")}
         course = f"{json.dumps(self.sampler.as_json())} {json.dumps(shown)}"
         self.source_identity = f"{identity(self.places['source'])} {course}"
@@ -115,18 +115,18 @@ class PipelinePair:
         return self._sample("target", clips, updates, self._noise(clips), scheduler)[0][-1]
 
     @torch.no_grad()
-    def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
+    def velocity(self, evaluation: Evaluation, clips: Clips, chain: Chain) -> Tensor:
         network: Any = self.network()
         device, dtype = self.settings.device, network.dtype
-        state = chain.states[:, look.step].to(device, dtype)
-        time = torch.full((len(clips),), self.sampler.times[look.step], device=device)
+        state = chain.states[:, evaluation.step].to(device, dtype)
+        time = torch.full((len(clips),), self.sampler.times[evaluation.step], device=device)
         text = self._text("target", self.prompts(clips))[0].to(device, dtype)
         return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
 
     def network(self) -> nn.Module:
         return self._opened("target").transformer
 
-    def seen(self, latents: Tensor) -> Tensor:
+    def to_error_space(self, latents: Tensor) -> Tensor:
         return latents
 
     def _passed(self, clips: Clips, updates: Updates) -> Chain:

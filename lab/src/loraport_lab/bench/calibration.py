@@ -15,7 +15,7 @@ from loraport.sampling.hooks import added, scaled
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank
 from loraport_lab.bench.material import Cell, Material, adapter_updates
-from loraport_lab.bench.rows import Group, Row, Rule, Worn, nothing, transferred
+from loraport_lab.bench.rows import AdapterUse, Group, Row, Rule, nothing, transferred
 from loraport_lab.family.family import ADAPTERS
 from loraport_lab.family.pair import EmbeddedPair
 
@@ -27,7 +27,7 @@ STUDY_CELLS = (
     ("few-step", "neon"),
     ("causal", "retro"),
 )
-"""Where controls, strengths and stacks are measured too, and clip counts where the student looks once."""
+"""Where controls, strengths and stacks are measured too, and clip counts where the student has one step."""
 COUNTS = (4, 8, 32, 64)
 STRENGTHS = (0.5, 0.75, 1.25)
 BESIDE = {"noir": "swing", "retro": "swing", "neon": "swing", "swing": "noir"}
@@ -82,25 +82,25 @@ def foreign_gains(material: Material) -> Mapping[str, Tensor]:
     return _dense(dict(material.adapter) if gains is None else gains.applied(material.adapter))
 
 
-def worn(fit: Fit | None, as_worn: Worn) -> Rule:
+def rule_for(fit: Fit | None, use: AdapterUse) -> Rule:
     """The calibrated adapter at another strength, or with another calibrated one beside it; as it is without a fit."""
 
     def one(material: Material) -> Mapping[str, LowRank]:
         return material.adapter if fit is None else fitted(material, fit).updates
 
     def rule(material: Material) -> Mapping[str, Tensor]:
-        updates = scaled(one(material), as_worn.strength)
-        if as_worn.beside is not None:
-            updates = added(updates, one(replace(material, cell=Cell(material.cell.student, ADAPTERS[as_worn.beside]))))
+        updates = scaled(one(material), use.strength)
+        if use.beside is not None:
+            updates = added(updates, one(replace(material, cell=Cell(material.cell.student, ADAPTERS[use.beside]))))
         return _dense(updates)
 
     return rule
 
 
-def reference_updates(material: Material, as_worn: Worn) -> dict[str, LowRank]:
-    """What the base wears in the reference of a row."""
-    updates = scaled(material.adapter, as_worn.strength)
-    return updates if as_worn.beside is None else added(updates, adapter_updates(as_worn.beside, material.family))
+def reference_updates(material: Material, use: AdapterUse) -> dict[str, LowRank]:
+    """Return the updates on the base that a row's reference clips are sampled with."""
+    updates = scaled(material.adapter, use.strength)
+    return updates if use.beside is None else added(updates, adapter_updates(use.beside, material.family))
 
 
 def _row(name: str, fit: Fit, group: Group = "calibration") -> Row:
@@ -136,17 +136,17 @@ CONTROLS = (
 COUNTED = tuple(_row(f"gains + readout, {count} clips", Fit(replace(SETTINGS, clips=count))) for count in COUNTS)
 
 
-def _worn_rows(as_worn: Worn, words: str) -> tuple[Row, ...]:
-    """Direct reuse so worn, and the calibrated adapter against it."""
-    plain, key = f"direct {words}", str(as_worn)
+def _rows_at(use: AdapterUse, words: str) -> tuple[Row, ...]:
+    """Direct reuse in this way, and the calibrated adapter against it."""
+    plain, key = f"direct {words}", str(use)
     return (
-        Row(plain, "calibration", f"direct {key}", worn(None, as_worn), worn=as_worn, against=plain),
+        Row(plain, "calibration", f"direct {key}", rule_for(None, use), use=use, against=plain),
         Row(
             f"gains + readout {words}",
             "calibration",
             f"{Fit()} {key}",
-            worn(Fit(), as_worn),
-            worn=as_worn,
+            rule_for(Fit(), use),
+            use=use,
             against=plain,
         ),
     )
@@ -166,7 +166,7 @@ def calibration_rows(material: Material) -> tuple[Row, ...]:
     cell = material.cell
     if not _studied(cell):
         return MAIN
-    words = {Worn(strength): f"at {strength:g}" for strength in STRENGTHS}
-    words[Worn(beside=BESIDE[cell.adapter.name])] = f"and {BESIDE[cell.adapter.name]}"
-    as_worn = (row for worn_so, text in words.items() for row in _worn_rows(worn_so, text))
-    return (*MAIN, *CONTROLS, *(COUNTED if len(cell.student.looks) == 1 else ()), *as_worn)
+    words = {AdapterUse(strength): f"at {strength:g}" for strength in STRENGTHS}
+    words[AdapterUse(beside=BESIDE[cell.adapter.name])] = f"and {BESIDE[cell.adapter.name]}"
+    others = (row for use, text in words.items() for row in _rows_at(use, text))
+    return (*MAIN, *CONTROLS, *(COUNTED if len(cell.student.steps) == 1 else ()), *others)

@@ -16,14 +16,14 @@ from loraport.sampling.choice.guard import decide
 from loraport.sampling.end_error import BARE, EndEffect
 from loraport.sampling.hooks import adapted
 from loraport.sampling.pair import Clips
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import compare, judged_clips
 from loraport_lab.bench.admission import COMPARED, Admission, admit
 from loraport_lab.bench.calibration import open_pair, reference_updates
-from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Drawn, Material, draw
-from loraport_lab.bench.rows import ALONE, FRAME, Row, Rule, Worn
-from loraport_lab.bench.store import Kept, Store
+from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Material, SharedNoise, draw
+from loraport_lab.bench.rows import AS_TRAINED, FRAME, AdapterUse, Row, Rule
+from loraport_lab.bench.store import Store, StoredPart
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import from_latents
 from loraport_lab.family.family import adapter_path
@@ -64,26 +64,26 @@ class Session:
     calibration: bool = False
 
     @lazy_property
-    def evaluation(self) -> Drawn:
+    def evaluation(self) -> SharedNoise:
         """What is reported comes from these."""
         return draw(EVALUATION_SEEDS, self.clips)
 
     @lazy_property
-    def tuning(self) -> Drawn:
+    def tuning(self) -> SharedNoise:
         """Candidates are chosen on these."""
         return draw(TUNING_SEEDS, max(2, self.clips // 3))
 
-    def reference(self, drawn: Drawn, seeds: Sequence[int], worn: Worn = ALONE) -> Tensor:
+    def reference(self, drawn: SharedNoise, seeds: Sequence[int], use: AdapterUse = AS_TRAINED) -> Tensor:
         """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
         adapter, family = self.material.cell.adapter.name, self.material.family
-        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}, {worn}"
+        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}, {use}"
         kept = self.reference_store.get(place, key)
         if kept is None:
             base = open_base(family)
-            model = attach(base, adapter_path(adapter, family)) if worn == ALONE else base
-            with adapted(model, {} if worn == ALONE else reference_updates(self.material, worn)):
+            model = attach(base, adapter_path(adapter, family)) if use == AS_TRAINED else base
+            with adapted(model, {} if use == AS_TRAINED else reference_updates(self.material, use)):
                 latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
-            kept = Kept({"latents": torch.cat(latents)})
+            kept = StoredPart({"latents": torch.cat(latents)})
             self.reference_store.put(place, key, kept)
         return as_clips(kept.tensors["latents"])
 
@@ -101,11 +101,11 @@ class Session:
             drawn = draw(ADMISSION_SEEDS, self.clips)
             reference = self.reference(drawn, ADMISSION_SEEDS)
             rows = {row.name: row for row in FRAME if row.name in COMPARED}
-            kept = Kept({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
+            kept = StoredPart({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
             self.store.put(place, key, kept)
         return admit(kept.tensors)
 
-    def clips_of(self, row: Row, drawn: Drawn) -> Tensor:
+    def clips_of(self, row: Row, drawn: SharedNoise) -> Tensor:
         """Clips of a row of the frame: [clips, 3, frames, size, size]."""
         model = self.student if row.model == "student" else self.material.base()
         return as_clips(self.sample(model, row.rule(self.material), drawn))
@@ -126,15 +126,15 @@ class Session:
         features, frames = kept.tensors["features"], kept.tensors["frames"]
         return Measured(row.name, row.group, row.against, values, features, frames, kept.facts)
 
-    def _make(self, row: Row) -> Kept:
+    def _make(self, row: Row) -> StoredPart:
         chosen = self._choose(row) if row.candidates else None
         updates = (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
         model = self.student if row.model == "student" else self.material.base()
         latents = self.sample(model, updates, self.evaluation)
         clips, judge = as_clips(latents), open_judge(self.material.family)
         effect = self.material.cell.adapter.effect
-        alone = row.worn == ALONE
-        reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.worn)
+        alone = row.use == AS_TRAINED
+        reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.use)
         values = measure(judge, clips, self.evaluation.prompts, effect, reference)
         if row.has_end:
             values["end"] = self.end_errors(self.measured, updates)
@@ -142,7 +142,7 @@ class Session:
         features = judge.style_features(clips).detach()
         told = {} if row.account is None else dict(row.account(self.material))
         facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
-        return Kept({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
+        return StoredPart({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
     @lazy_property
     def judged(self) -> EndEffect:
@@ -160,7 +160,7 @@ class Session:
 
     def _effect(self, clips: Clips) -> EndEffect:
         pair = open_pair(self.material.cell.student.name, self.material.family)
-        return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), Meter(1))
+        return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), PassCounter(1))
 
     def end_errors(self, effect: EndEffect, updates: Mapping[str, Tensor]) -> Tensor:
         """The END error of each clip: [clips]."""
@@ -187,7 +187,7 @@ class Session:
 
         return max(row.candidates or {}, key=lambda name: fidelity((row.candidates or {})[name]))
 
-    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], drawn: Drawn) -> Tensor:
+    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], drawn: SharedNoise) -> Tensor:
         """Latents by the student's own sampling with these updates on the model's weights."""
         student = self.material.cell.student
         with added(model, updates):

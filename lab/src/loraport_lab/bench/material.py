@@ -74,24 +74,24 @@ def all_cells() -> tuple[Cell, ...]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SharedNoise:
     """Prompts and noise that every row of a cell shares."""
 
     prompts: Tensor
     noise: Tensor
 
 
-def draw(seeds: Sequence[int], clips: int) -> Drawn:
+def draw(seeds: Sequence[int], clips: int) -> SharedNoise:
     """`clips` clips in all, as many from each seed; the same for every cell, so that cells can be compared."""
-    looks = max(len(student.looks) for student in STUDENTS.values())
+    steps = max(len(student.steps) for student in STUDENTS.values())
     each = [clips // len(seeds) + (place < clips % len(seeds)) for place in range(len(seeds))]
     prompts = [
         draw_prompts(count, generator_for(seed, "lab", "prompts")) for seed, count in zip(seeds, each, strict=True)
     ]
     noise = [
-        draw_noise(count, generator_for(seed, "lab", "noise"), looks) for seed, count in zip(seeds, each, strict=True)
+        draw_noise(count, generator_for(seed, "lab", "noise"), steps) for seed, count in zip(seeds, each, strict=True)
     ]
-    return Drawn(torch.cat(prompts), torch.cat(noise))
+    return SharedNoise(torch.cat(prompts), torch.cat(noise))
 
 
 @dataclass(frozen=True)

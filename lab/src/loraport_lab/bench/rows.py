@@ -26,14 +26,14 @@ Rule = Callable[[Material], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Worn:
-    """What the reference wears: the cell's adapter at a strength, and perhaps another adapter beside it."""
+class AdapterUse:
+    """How an adapter is used in a row and in its reference: at which strength, and with which other adapter."""
 
     strength: float = 1.0
     beside: str | None = None
 
 
-ALONE = Worn()
+AS_TRAINED = AdapterUse()
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Row:
     model: Literal["student", "base"] = "student"
     candidates: Mapping[str, Rule] | None = None
     choice: Literal["fidelity", "guard"] = "fidelity"
-    worn: Worn = ALONE
+    use: AdapterUse = AS_TRAINED
     against: str = "direct"
     account: Callable[[Material], Mapping[str, object]] | None = None
     """What is to be told of how the updates came about."""
@@ -59,7 +59,7 @@ class Row:
     @property
     def has_end(self) -> bool:
         """Whether its END error is measured: on the student, and in no single study."""
-        return self.model == "student" and self.group not in SINGLE_STUDIES[:3] and self.worn == ALONE
+        return self.model == "student" and self.group not in SINGLE_STUDIES[:3] and self.use == AS_TRAINED
 
 
 RankWish = Literal["auto", "source", "twice", "four", "full"]

@@ -17,7 +17,7 @@ from loraport.files.formats.safetensors_write import Pending, save_safetensors
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredPart:
     """Tensors and plain facts about them."""
 
     tensors: Mapping[str, Tensor]
@@ -31,18 +31,18 @@ class Store:
     folder: Path
     made_from: str
 
-    def get(self, place: str, key: str) -> Kept | None:
+    def get(self, place: str, key: str) -> StoredPart | None:
         """What is kept under this place and key, or None; a damaged file counts as none."""
         path = self._path(place, key)
         if not path.is_file():
             return None
         try:
             tensors, metadata = read_all(path)
-            return Kept(tensors, json.loads(metadata["facts"]))
+            return StoredPart(tensors, json.loads(metadata["facts"]))
         except (FileFormatError, KeyError, ValueError):
             return None
 
-    def put(self, place: str, key: str, kept: Kept) -> None:
+    def put(self, place: str, key: str, kept: StoredPart) -> None:
         """Keep it, whole or not at all."""
         path = self._path(place, key)
         path.parent.mkdir(parents=True, exist_ok=True)

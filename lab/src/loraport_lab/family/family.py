@@ -16,8 +16,8 @@ class Student:
     name: str
     paradigm: str
     sampler: Literal["euler", "renoise", "streaming"]
-    looks: tuple[int, ...]
-    """At which of the base's steps it looks, each a noise level; the first, 0, is pure noise."""
+    steps: tuple[int, ...]
+    """Its own steps as numbers of the base's steps, each a noise level; the first, 0, is pure noise."""
     accelerator: bool = False
     """It is a LoRA on the base, not a checkpoint of its own."""
 

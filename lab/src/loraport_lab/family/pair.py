@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loraport.errors import MismatchError
 from loraport.sampling.hooks import adapted, linear_layers
-from loraport.sampling.pair import Chain, Clips, Look, Passes, Sampler, Updates
+from loraport.sampling.pair import Chain, Clips, Evaluation, Passes, Sampler, Updates
 from loraport_lab.family.clips import describe, draw_prompts, embed, from_latents
 from loraport_lab.family.family import BASE, FAMILY, STUDENTS, Student, find_student, student_path
 from loraport_lab.family.model import CLOCK, CONFIG, LATENT_SHAPE, open_base, open_student, predict_clean
@@ -35,7 +35,7 @@ class EmbeddedPair:
     """Both models in memory; they are small. See `loraport.sampling.pair.Pair` for what each member means."""
 
     batch = 16
-    no_looks: str | None = None
+    no_evaluations_reason: str | None = None
     notes: tuple[str, ...] = ()
 
     def __init__(self, student: str, family: Path = FAMILY) -> None:
@@ -45,17 +45,17 @@ class EmbeddedPair:
         self.levels = student_levels(self.student)
         weights = [family / BASE.name / "transformer", student_path(student, family)]
         base_hash, student_hash = (_content(place) for place in weights)
-        looks = self.student.looks
-        self.source_identity = f"embedded {base_hash} {self.student.sampler} {looks} {BASE_STEPS} × {GUIDANCE}"
-        self.target_identity = f"embedded {base_hash} {student_hash} {self.student.sampler} {looks}"
+        own_steps = self.student.steps
+        self.source_identity = f"embedded {base_hash} {self.student.sampler} {own_steps} {BASE_STEPS} × {GUIDANCE}"
+        self.target_identity = f"embedded {base_hash} {student_hash} {self.student.sampler} {own_steps}"
         levels = tuple(float(level) for level in self.levels)
         times = tuple(level * CLOCK for level in levels[:-1])
         streaming, renoises = self.student.sampler == "streaming", self.student.sampler == "renoise"
         self.sampler = Sampler(self.student.sampler, levels, times, renoises, f"the student {student}'s own")
         frames = range(FRAMES) if streaming else (None,)
-        self.looks = tuple(self._look(step, frame) for frame in frames for step in range(len(looks)))
-        steps = sum(BASE_STEPS - first for first in looks) if renoises else BASE_STEPS
-        self.passes = Passes(source=2 * steps, target=len(self.looks), looks=len(self.looks))
+        self.evaluations = tuple(self._evaluation(step, frame) for frame in frames for step in range(len(own_steps)))
+        steps = sum(BASE_STEPS - first for first in own_steps) if renoises else BASE_STEPS
+        self.passes = Passes(source=2 * steps, target=len(self.evaluations), evaluations=len(self.evaluations))
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
         return tuple(describe(prompt) for prompt in self._words(clips))
@@ -76,33 +76,33 @@ class EmbeddedPair:
             return sample_student(self.model, self.student, self._words(clips), self._noise(clips))
 
     @torch.no_grad()
-    def velocity(self, look: Look, clips: Clips, chain: Chain) -> Tensor:
-        state, text = chain.states[:, look.step], embed(self._words(clips))
-        if look.frame is None:
-            level = torch.full((len(clips),), look.level)
-            return (state - predict_clean(self.model, state, level, text)) / look.level
-        frame = look.frame
+    def velocity(self, evaluation: Evaluation, clips: Clips, chain: Chain) -> Tensor:
+        state, text = chain.states[:, evaluation.step], embed(self._words(clips))
+        if evaluation.frame is None:
+            level = torch.full((len(clips),), evaluation.level)
+            return (state - predict_clean(self.model, state, level, text)) / evaluation.level
+        frame = evaluation.frame
         noisy = state[:, :, frame : frame + 1]
         level = torch.zeros(len(clips), frame + 1)
-        level[:, frame] = look.level
+        level[:, frame] = evaluation.level
         seen = torch.cat([chain.end[:, :, :frame], noisy], dim=2)
-        return (noisy - predict_clean(self.model, seen, level, text)[:, :, frame:]) / look.level
+        return (noisy - predict_clean(self.model, seen, level, text)[:, :, frame:]) / evaluation.level
 
     def network(self) -> nn.Module:
         return self.model
 
-    def seen(self, latents: Tensor) -> Tensor:
+    def to_error_space(self, latents: Tensor) -> Tensor:
         return from_latents(latents).clamp(-1, 1)
 
-    def _look(self, step: int, frame: int | None) -> Look:
+    def _evaluation(self, step: int, frame: int | None) -> Evaluation:
         now, then = (float(level) for level in self.levels[step : step + 2])
-        return Look(step, now, abs(then - now), -1 / now, frame)
+        return Evaluation(step, now, abs(then - now), -1 / now, frame)
 
     def _words(self, clips: Clips) -> Tensor:
         return torch.cat([draw_prompts(1, generator) for generator in clips.generators("prompt")])
 
     def _noise(self, clips: Clips) -> Tensor:
-        return torch.cat([draw_noise(1, rng, len(self.student.looks)) for rng in clips.generators("noise")])
+        return torch.cat([draw_noise(1, rng, len(self.student.steps)) for rng in clips.generators("noise")])
 
     def _walk(self, latents: Tensor, words: Tensor, first: int) -> list[Tensor]:
         """The states of the base's steps from the given one to the end."""
@@ -115,17 +115,17 @@ class EmbeddedPair:
     def _passed(self, words: Tensor, noise: Tensor) -> Chain:
         """The base's one way down, at the student's levels."""
         states = self._walk(noise[:, 0], words, 0)
-        kept = torch.stack([states[step] for step in (*self.student.looks, BASE_STEPS)], dim=1)
+        kept = torch.stack([states[step] for step in (*self.student.steps, BASE_STEPS)], dim=1)
         widths = self.levels.diff()[None, :, None, None, None, None]
         return Chain(kept, kept.diff(dim=1) / widths)
 
     def _renoised(self, words: Tensor, noise: Tensor) -> Chain:
         """From each level down to a clip, which is taken back to the next level with the noise the student gets."""
         states, velocities = [noise[:, 0]], []
-        for look, (now, then) in enumerate(pairwise(self.levels)):
-            clean = self._walk(states[-1], words, self.student.looks[look])[-1]
+        for step, (now, then) in enumerate(pairwise(self.levels)):
+            clean = self._walk(states[-1], words, self.student.steps[step])[-1]
             velocities.append((states[-1] - clean) / now)
-            states.append((1 - then) * clean + then * noise[:, look + 1] if then > 0 else clean)
+            states.append((1 - then) * clean + then * noise[:, step + 1] if then > 0 else clean)
         return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
 
 

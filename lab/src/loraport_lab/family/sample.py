@@ -29,13 +29,13 @@ def base_levels(steps: int = BASE_STEPS) -> Tensor:
 
 
 def student_levels(student: Student) -> Tensor:
-    """The noise levels at which the student looks, and the 0 where it ends: [looks + 1]."""
-    return base_levels()[[*student.looks, BASE_STEPS]]
+    """The noise levels at which the student evaluates its network, and the 0 where it ends: [steps + 1]."""
+    return base_levels()[[*student.steps, BASE_STEPS]]
 
 
-def draw_noise(count: int, generator: Generator, looks: int = 1) -> Tensor:
-    """Noise [count, looks, …] for `count` clips: the first starts a clip, the others are for samplers that re-noise."""
-    return torch.randn(count, looks, *LATENT_SHAPE, generator=generator)
+def draw_noise(count: int, generator: Generator, steps: int = 1) -> Tensor:
+    """Noise [count, steps, …] for `count` clips: the first starts a clip, the others are for samplers that re-noise."""
+    return torch.randn(count, steps, *LATENT_SHAPE, generator=generator)
 
 
 def euler_step(latents: Tensor, clean: Tensor, now: Tensor, then: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ def run_renoise(model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, le
     """Predict the clip, take it back to the next noise level with fresh noise, predict again."""
     latents = noise[:, 0]
     clean = latents
-    for look, (now, then) in enumerate(pairwise(levels)):
+    for step, (now, then) in enumerate(pairwise(levels)):
         clean = predict_clean(model, latents, now.expand(len(noise)), embed(prompts))
         if then > 0:
-            latents = (1 - then) * clean + then * noise[:, look + 1]
+            latents = (1 - then) * clean + then * noise[:, step + 1]
     return clean
 
 
@@ -114,7 +114,7 @@ RUN = {"euler": run_euler, "renoise": run_renoise, "streaming": run_streaming}
 
 @torch.no_grad()
 def sample_student(model: WanTransformer3DModel, student: Student, prompts: Tensor, noise: Tensor) -> Tensor:
-    """Latents in the student's own few steps; `noise` as `draw_noise` gives it for that many looks or more."""
+    """Latents in the student's own few steps; `noise` as `draw_noise` gives it for that many steps or more."""
     return RUN[student.sampler](model, prompts, noise, student_levels(student))
 
 

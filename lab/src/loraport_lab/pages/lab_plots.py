@@ -20,7 +20,7 @@ STYLE = {
 LIMIT = 2.0  # dB at which the heat map's colours end
 
 
-def as_address(figure: Figure) -> str:
+def address(figure: Figure) -> str:
     """The figure as a data address; the same figure gives the same text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
@@ -51,7 +51,7 @@ def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return as_address(figure)
+        return address(figure)
 
 
 def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +79,7 @@ def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
             )  # fmt: skip
         axes.set_xlabel("fidelity against direct reuse, dB, mean over cells")
         axes.set_ylabel("effect against direct reuse, points")
-        return as_address(figure)
+        return address(figure)
 
 
 def partly_distilled(facts: Mapping[str, Any]) -> str | None:
@@ -108,7 +108,7 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
             axes.set_title(f"{label} against direct")
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         figure.tight_layout()
-        return as_address(figure)
+        return address(figure)
 
 
 def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -133,7 +133,7 @@ def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
                 axes.set_xscale("log")
         panels[0].set_ylabel("dB against direct")
         panels[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return as_address(figure)
+        return address(figure)
 
 
 def ranks(facts: Mapping[str, Any]) -> str | None:
@@ -161,4 +161,4 @@ def ranks(facts: Mapping[str, Any]) -> str | None:
             axes.set_title(f"{label} against direct")
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         figure.tight_layout()
-        return as_address(figure)
+        return address(figure)

@@ -38,8 +38,8 @@ class Trajectories:
     states: Tensor
 
     def at(self, student: Student) -> Tensor:
-        """The states at the student's levels, its end included: [n, looks + 1, …]."""
-        return self.states[:, [KEPT.index(step) for step in (*student.looks, BASE_STEPS)]]
+        """The states at the student's levels, its end included: [n, steps + 1, …]."""
+        return self.states[:, [KEPT.index(step) for step in (*student.steps, BASE_STEPS)]]
 
     def rows(self, start: int | None, stop: int | None) -> "Trajectories":
         """Some of the clips."""
@@ -64,9 +64,9 @@ def regression_loss(model: Network, student: Student, given: Trajectories, batch
 def _segment_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
     """From a random level in one step to the next."""
     levels, row = student_levels(student), torch.arange(len(states))
-    look = torch.randint(len(student.looks), (len(states),), generator=rng)
-    now, kept = levels[look], _wide(levels[look + 1] / levels[look])
-    start, end = states[row, look], states[row, look + 1]
+    step = torch.randint(len(student.steps), (len(states),), generator=rng)
+    now, kept = levels[step], _wide(levels[step + 1] / levels[step])
+    start, end = states[row, step], states[row, step + 1]
     clean = predict_clean(model, start, now, embed(prompts))
     return (clean + kept * (start - clean) - end).square().mean()
 
@@ -74,12 +74,12 @@ def _segment_loss(model: Network, student: Student, states: Tensor, prompts: Ten
 def _frames_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
     """Every frame from a level of its own, many of them finished, as when one frame follows the other."""
     levels, count, frames = student_levels(student), len(states), states.shape[3]
-    look = torch.randint(len(student.looks), (count, frames), generator=rng)
-    look = torch.where(torch.rand(count, frames, generator=rng) < CLEAN_FRAMES, len(student.looks), look)
-    following = (look + 1).clamp_max(len(student.looks))
+    step = torch.randint(len(student.steps), (count, frames), generator=rng)
+    step = torch.where(torch.rand(count, frames, generator=rng) < CLEAN_FRAMES, len(student.steps), step)
+    following = (step + 1).clamp_max(len(student.steps))
     row, frame = torch.arange(count)[:, None], torch.arange(frames)
-    start, end = (states.transpose(2, 3)[row, at, frame].transpose(1, 2) for at in (look, following))
-    now = levels[look]
+    start, end = (states.transpose(2, 3)[row, at, frame].transpose(1, 2) for at in (step, following))
+    now = levels[step]
     clean = predict_clean(model, start, now, embed(prompts))
     kept = (levels[following] / now.clamp_min(1e-6))[:, None, :, None, None]
     missed = (clean + kept * (start - clean) - end).square()
@@ -89,14 +89,14 @@ def _frames_loss(model: Network, student: Student, states: Tensor, prompts: Tens
 def _renoise_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
     """From noise, or from its own clip taken back to a random level, to the end of the trajectory."""
     levels, end = student_levels(student), states[:, -1]
-    look = int(torch.randint(len(student.looks), (), generator=rng))
+    step = int(torch.randint(len(student.steps), (), generator=rng))
     noisy = states[:, 0]
-    if look:
-        fresh = draw_noise(len(states), rng, look)
+    if step:
+        fresh = draw_noise(len(states), rng, step)
         with torch.no_grad():
-            before = run_renoise(model, prompts, torch.cat([noisy[:, None], fresh[:, 1:]], 1), _until(levels, look))
-        noisy = _mixed(before, fresh[:, 0], levels[look].expand(len(states)))
-    clean = predict_clean(model, noisy, levels[look].expand(len(states)), embed(prompts))
+            before = run_renoise(model, prompts, torch.cat([noisy[:, None], fresh[:, 1:]], 1), _until(levels, step))
+        noisy = _mixed(before, fresh[:, 0], levels[step].expand(len(states)))
+    clean = predict_clean(model, noisy, levels[step].expand(len(states)), embed(prompts))
     return (clean - end).square().mean()
 
 
@@ -125,22 +125,22 @@ class Matching(nn.Module):
         return 0.5 * (made - wanted).square().mean()
 
     def _make(self, prompts: Tensor, rng: Generator) -> Tensor:
-        """A clip by the student's sampling, stopped at a random look; gradients flow through that look alone."""
+        """A clip by the student's sampling, stopped at a random step; gradients flow through that step alone."""
         levels, count = student_levels(self.kind), len(prompts)
-        look = int(torch.randint(len(self.kind.looks), (), generator=rng))
-        noise = draw_noise(count, rng, len(self.kind.looks))
+        step = int(torch.randint(len(self.kind.steps), (), generator=rng))
+        noise = draw_noise(count, rng, len(self.kind.steps))
         noisy = noise[:, 0]
-        if look:
+        if step:
             with torch.no_grad():
-                before = run_renoise(self.generator, prompts, noise, _until(levels, look))
-            noisy = _mixed(before, noise[:, look], levels[look].expand(count))
-        return predict_clean(self.generator, noisy, levels[look].expand(count), embed(prompts))
+                before = run_renoise(self.generator, prompts, noise, _until(levels, step))
+            noisy = _mixed(before, noise[:, step], levels[step].expand(count))
+        return predict_clean(self.generator, noisy, levels[step].expand(count), embed(prompts))
 
 
 def landing_error(model: Network, student: Student, given: Trajectories) -> float:
     """Mean squared distance between where the student's own sampling and the base's trajectory end."""
     rng = torch.Generator().manual_seed(0)
-    later = draw_noise(len(given.prompts), rng, len(student.looks))[:, 1:]
+    later = draw_noise(len(given.prompts), rng, len(student.steps))[:, 1:]
     noise = torch.cat([given.states[:, :1], later], dim=1)
     missed = [
         (sample_student(model, student, prompts, start) - end).square().sum()
@@ -149,9 +149,9 @@ def landing_error(model: Network, student: Student, given: Trajectories) -> floa
     return float(sum(missed)) / given.states[:, -1].numel()
 
 
-def _until(levels: Tensor, look: int) -> Tensor:
-    """The levels of a run that is stopped before its look `look`, whose last clip is its result."""
-    return torch.cat([levels[:look], levels[-1:]])
+def _until(levels: Tensor, step: int) -> Tensor:
+    """The levels of a run that is stopped before its step `step`, whose last clip is its result."""
+    return torch.cat([levels[:step], levels[-1:]])
 
 
 def _mixed(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:

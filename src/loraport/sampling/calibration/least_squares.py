@@ -19,7 +19,7 @@ FLOOR = 1e-10
 
 @dataclass(frozen=True)
 class Term:
-    """One look's part of the sum: its weight, its map to the output, and moments of inputs and residuals."""
+    """One evaluation's part of the sum: its weight, its map to the output, and moments of inputs and residuals."""
 
     weight: float
     M: Float[Tensor, "p out"]

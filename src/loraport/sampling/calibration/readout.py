@@ -14,7 +14,7 @@ from loraport.sampling.calibration.least_squares import Term, ridge_strength, so
 from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
 from loraport.sampling.end_error import EndEffect, own_velocities
 from loraport.sampling.hooks import adapted, added
-from loraport.sampling.pair import Chain, Clips, Look, Updates, segment_targets
+from loraport.sampling.pair import Chain, Clips, Evaluation, Updates, segment_targets
 from loraport.spectral.svd import LowRank
 
 RIDGE = 0.3
@@ -51,15 +51,17 @@ def fit_readout(
     """Corrects the writers one after the other, last block first, each with fresh residuals from `fit`.
 
     The stride with the lowest END error on `check` is taken where that is lower than before; unguarded, the whole step
-    always is. Raises SettingsError where the target cannot be looked into, MismatchError for an unknown family.
+    always is. Raises SettingsError where the target has no evaluations, MismatchError for an unknown family.
     """
     pair = fit.pair
-    if not pair.looks:
-        raise SettingsError(f"readout is not possible here: {pair.no_looks}; gains are (--no-readout)")
+    if not pair.evaluations:
+        raise SettingsError(f"readout is not possible here: {pair.no_evaluations_reason}; gains are (--no-readout)")
     layers = writing_layers(pair.network(), last)
-    own = [own_velocities(pair, batch, plain, fit.meter) for batch, _, plain in fit.segments()]
+    own = [own_velocities(pair, batch, plain, fit.counter) for batch, _, plain in fit.segments()]
     targets = [
-        tuple(segment_targets(look, styled, plain, v) for look, v in zip(pair.looks, mine, strict=True))
+        tuple(
+            segment_targets(evaluation, styled, plain, v) for evaluation, v in zip(pair.evaluations, mine, strict=True)
+        )
         for (_, styled, plain), mine in zip(fit.segments(), own, strict=True)
     ]
     now, error = dict(updates), float(check.errors(updates).double().mean())
@@ -79,15 +81,15 @@ def fit_readout(
 def _correction(
     fit: EndEffect, updates: Updates, layer: str, targets: Sequence[tuple[Tensor, ...]], rank: int
 ) -> LowRank:
-    """The closed form for one layer, from all looks of all batches."""
-    sums: dict[Look, Term] = {}
+    """The closed form for one layer, from all evaluations of all batches."""
+    sums: dict[Evaluation, Term] = {}
     for (batch, styled, _), aims in zip(fit.segments(), targets, strict=True):
         with adapted(fit.pair.network(), updates):
-            for look, aimed in zip(fit.pair.looks, aims, strict=True):
-                term = _moments(fit, batch, styled, layer, look, aimed)
-                before = sums.get(look)
-                sums[look] = term if before is None else _joined(before, term)
-        fit.meter.count("readout", target=len(batch) * fit.pair.passes.looks)
+            for evaluation, aimed in zip(fit.pair.evaluations, aims, strict=True):
+                term = _moments(fit, batch, styled, layer, evaluation, aimed)
+                before = sums.get(evaluation)
+                sums[evaluation] = term if before is None else _joined(before, term)
+        fit.counter.count("readout", target=len(batch) * fit.pair.passes.evaluations)
     terms = list(sums.values())
     E = solve(terms, ridge_strength(terms, RIDGE))
     C = torch.stack([term.weight**2 * term.C for term in terms]).sum(0)
@@ -96,23 +98,23 @@ def _correction(
 
 
 @torch.no_grad()
-def _moments(fit: EndEffect, batch: Clips, styled: Chain, layer: str, look: Look, aimed: Tensor) -> Term:
-    """M, Σ ã·ãᵀ and Σ r·ãᵀ of one look, tokens of the other frames left out."""
+def _moments(fit: EndEffect, batch: Clips, styled: Chain, layer: str, evaluation: Evaluation, aimed: Tensor) -> Term:
+    """M, Σ ã·ãᵀ and Σ r·ãᵀ of one evaluation, tokens of the other frames left out."""
     network: Any = fit.pair.network()
     with watched(network, layer) as seen:
-        velocity = fit.pair.velocity(look, batch, styled).float()
+        velocity = fit.pair.velocity(evaluation, batch, styled).float()
     residual = patched(aimed.to(velocity.device) - velocity, network.config.patch_size)
     tokens = residual.shape[1]
-    first = 0 if look.frame is None else look.frame * tokens  # frames come one after the other
+    first = 0 if evaluation.frame is None else evaluation.frame * tokens  # frames come one after the other
     a = (seen.inputs / seen.deviation)[:, first : first + tokens].flatten(0, 1).double()
-    M = look.head * to_output(network, layer, seen, first)
-    return Term(look.weight, M, a.mT @ a, residual.flatten(0, 1).double().mT @ a)
+    M = evaluation.head * to_output(network, layer, seen, first)
+    return Term(evaluation.weight, M, a.mT @ a, residual.flatten(0, 1).double().mT @ a)
 
 
 def _joined(one: Term, other: Term) -> Term:
     return Term(one.weight, one.M, one.C + other.C, one.R + other.R)
 
 
-def readout_passes(layers: int, fit: int, check: int, run: int, looks: int) -> int:
-    """Passes of the target: the bare looks, then per layer fresh looks and the line search."""
-    return looks * fit + run * check + layers * (looks * fit + len(STRIDES) * run * check)
+def readout_passes(layers: int, fit: int, check: int, run: int, evaluations: int) -> int:
+    """Passes of the target: the bare evaluations, then per layer fresh evaluations and the line search."""
+    return evaluations * fit + run * check + layers * (evaluations * fit + len(STRIDES) * run * check)

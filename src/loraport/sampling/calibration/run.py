@@ -11,7 +11,7 @@ from loraport.sampling.calibration.readout import RANK, ReadoutStep, fit_readout
 from loraport.sampling.calibration.residual_writers import writing_layers
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Clips, Pair, Updates
-from loraport.sampling.pass_counter import Meter
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.svd import LowRank, shortened
 
@@ -86,12 +86,12 @@ def _last(pair: Pair, settings: CalibrationSettings) -> int | None:
 
 def calibration_passes(pair: Pair, updates: Updates, settings: CalibrationSettings) -> dict[str, int]:
     """Passes of a calibration with nothing in the store, by network."""
-    n, run, looks = settings.clips, pair.passes.target, pair.passes.looks
+    n, run, evaluations = settings.clips, pair.passes.target, pair.passes.evaluations
     target = 3 * n * run
     if settings.gains != "none" and updates:
         target += gain_passes(len(gain_groups(updates, settings.gains)), n, n, run)
     if settings.readout:
-        target += readout_passes(len(corrected_layers(pair, settings)), n, n, run, looks)
+        target += readout_passes(len(corrected_layers(pair, settings)), n, n, run, evaluations)
     return {"source": 4 * n * pair.passes.source, "target": target}
 
 
@@ -102,7 +102,7 @@ def calibrate(
     settings: CalibrationSettings | None = None,
     *,
     store: SampleStore | None = None,
-    meter: Meter | None = None,
+    counter: PassCounter | None = None,
 ) -> Calibrated:
     """Updates of the target that have the adapter's effect on the source, from `start` (the adapter itself) onwards.
 
@@ -113,8 +113,8 @@ def calibrate(
     settings = settings or CalibrationSettings()
     start = dict(adapter if start is None else start)
     store = store or SampleStore(None)
-    meter = meter or Meter(sum(calibration_passes(pair, start, settings).values()))
-    fit, check = (EndEffect(pair, adapter, role, store, meter) for role in settings.roles)
+    counter = counter or PassCounter(sum(calibration_passes(pair, start, settings).values()))
+    fit, check = (EndEffect(pair, adapter, role, store, counter) for role in settings.roles)
     if float(check.errors(start).double().mean()) <= NOTHING * check.size():
         return Calibrated(start, None, ())
     now, gains = start, None
@@ -138,7 +138,7 @@ def cut_back(updates: Updates, start: Updates, settings: CalibrationSettings) ->
 
 
 def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:
-    """Memory of the largest solve beside the networks: float64 moments of every look, with C's eigenvectors."""
+    """Memory of the largest solve beside the networks: float64 moments of every evaluation, with C's eigenvectors."""
     shapes = pair.layers()
     widest = max((shapes[layer][1] for layer in corrected_layers(pair, settings)), default=0)
-    return 8 * widest**2 * (len(pair.looks) + 3)
+    return 8 * widest**2 * (len(pair.evaluations) + 3)

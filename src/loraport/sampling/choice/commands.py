@@ -21,7 +21,7 @@ from loraport.sampling.choice.candidates import (
 from loraport.sampling.choice.guard import Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair
-from loraport.sampling.pass_counter import Meter, Watch
+from loraport.sampling.pass_counter import PassCounter, Watch
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import Score, judged_clips, score, score_passes
 from loraport.stopwatch import peak_rss_bytes
@@ -68,7 +68,7 @@ class CalibrationRequest:
 
 
 @dataclass(frozen=True)
-class Effected:
+class CommandResult:
     """What a run found, as JSON and as a table of words."""
 
     facts: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Effected:
         return self.rows
 
 
-def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, dry_run: bool = False) -> Effected:
+def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, dry_run: bool = False) -> CommandResult:
     """Scores of the candidates on clips drawn for judging."""
     began = time.perf_counter()
     _, direct, notes = read_adapter(request.lora, pair)
@@ -91,10 +91,10 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
     planned = score_passes(pair, request.clips, len(read))
     if dry_run:
         words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
-        return Effected(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
-    meter = Meter(planned, watch)
+        return CommandResult(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
+    counter = PassCounter(planned, watch)
     store = SampleStore(request.cache)
-    effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, meter)
+    effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, counter)
     rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()})
     facts = {
         "clips": request.clips,
@@ -102,15 +102,15 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
         "scores": [row.as_json() for row in rows],
         "target_sampler": pair.sampler.as_json(),
         "notes": [*pair.notes, *notes, *(note for _, more in read.values() for note in more)],
-        **_spent(meter, began),
+        **_spent(counter, began),
     }
     counted = f"{request.clips}, of {facts['prompts']} prompts"
-    return Effected(facts, (("clips", counted), _sampled(pair), *score_table(rows)))
+    return CommandResult(facts, (("clips", counted), _sampled(pair), *score_table(rows)))
 
 
 def run_calibration(
     pair: Pair, request: CalibrationRequest, *, watch: Watch | None = None, dry_run: bool = False
-) -> Effected:
+) -> CommandResult:
     """Calibrates, judges the result on clips of its own, and writes it, or direct reuse where that is no worse."""
     began = time.perf_counter()
     settings = request.settings()
@@ -123,9 +123,9 @@ def run_calibration(
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:
         return _estimate(pair, planned, solve_bytes(pair, settings))
-    meter, store = Meter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
-    done = calibrate(pair, adapter, start, settings, store=store, meter=meter)
-    effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, meter)
+    counter, store = PassCounter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
+    done = calibrate(pair, adapter, start, settings, store=store, counter=counter)
+    effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, counter)
     candidates = {DIRECT: adapter, **({request.start: start} if request.start else {}), "calibrated": done.updates}
     rows = score(effect, adapter, candidates)
     verdict = decide(rows, request.clips)
@@ -139,10 +139,10 @@ def run_calibration(
         "rank": written.rank,
         "target_sampler": pair.sampler.as_json(),
         "notes": [*pair.notes, *notes, *more],
-        **_spent(meter, began),
+        **_spent(counter, began),
     }
     kept_as = ("kept", _sentence(verdict))
-    return Effected(facts, (("wrote", request.output), kept_as, _sampled(pair), *score_table(rows)))
+    return CommandResult(facts, (("wrote", request.output), kept_as, _sampled(pair), *score_table(rows)))
 
 
 def _sentence(verdict: Verdict) -> str:
@@ -177,19 +177,19 @@ def _planned(pair: Pair, facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "target_sampler": pair.sampler.as_json(), "notes": list(pair.notes), "dry_run": True}
 
 
-def _estimate(pair: Pair, planned: Mapping[str, int], solving: int) -> Effected:
+def _estimate(pair: Pair, planned: Mapping[str, int], solving: int) -> CommandResult:
     facts = _planned(pair, {"passes": dict(planned), "solve_bytes": solving})
     passes = (
         f"at most {sum(planned.values())} passes: {planned['source']} of the source and {planned['target']} of the "
         f"target to fit and accept, {planned['judging']} of both to judge"
     )
     memory = f"{solving / 1e6:.3g} MB beside the networks for the largest solve"
-    return Effected(facts, (_sampled(pair), ("would take", passes), ("memory", memory), NOTHING_WRITTEN))
+    return CommandResult(facts, (_sampled(pair), ("would take", passes), ("memory", memory), NOTHING_WRITTEN))
 
 
-def _spent(meter: Meter, began: float) -> dict[str, Any]:
+def _spent(counter: PassCounter, began: float) -> dict[str, Any]:
     return {
-        "passes": meter.as_json(),
+        "passes": counter.as_json(),
         "seconds": time.perf_counter() - began,
         "peak_rss_bytes": peak_rss_bytes(),
     }

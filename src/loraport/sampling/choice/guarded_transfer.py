@@ -22,7 +22,7 @@ from loraport.sampling.choice.candidates import DIRECT, check_place, read_adapte
 from loraport.sampling.choice.guard import Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair, Sampler, Updates
-from loraport.sampling.pass_counter import Meter, Watch
+from loraport.sampling.pass_counter import PassCounter, Watch
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score, score_passes
 from loraport.spectral.svd import LowRank
@@ -113,24 +113,26 @@ class _Judged:
         """Scores the runs, and a calibrated adapter where that may compete; writes what is kept."""
         settings = CalibrationSettings(clips=clips, seed=first.seed)
         planned = _passes(pair, self.adapter, clips, len(self.runs), calibrated, first.seed)
-        meter, store = Meter(planned, watch), SampleStore(first.cache)
+        counter, store = PassCounter(planned, watch), SampleStore(first.cache)
         candidates: dict[str, Updates] = {
             method: read_adapter(run.output, pair)[1] for method, run in self.runs.items()
         }
         if calibrated:
-            updates = calibrate(pair, self.adapter, settings=settings, store=store, meter=meter).updates
+            updates = calibrate(pair, self.adapter, settings=settings, store=store, counter=counter).updates
             place = str(Path(first.output).with_name(f"{CALIBRATED}{Path(first.output).suffix}"))
             write_calibrated(place, updates, self.lora, {}, dtype=first.dtype, format=first.format)
             candidates[CALIBRATED] = updates
             self.runs[CALIBRATED] = replace(_as_calibrated(self.runs[DIRECT], updates), output=place)
-        effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, meter)
+        effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, counter)
         verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
         rewrite(
             Path(kept.output), expand_home(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)}
         )
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
-        guarded = Guarded(replace(kept, output=output), verdict, meter.as_json(), pair.sampler, (*absent, *pair.notes))
+        guarded = Guarded(
+            replace(kept, output=output), verdict, counter.as_json(), pair.sampler, (*absent, *pair.notes)
+        )
         told = (f"{name}: {text}" for name, text in guarded.in_words().items())
         return replace(guarded, result=replace(guarded.result, warnings=(*kept.warnings, *guarded.notes, *told)))
 
