@@ -9,6 +9,11 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(PY) -m pip
 # Small matrices: with one thread per process, two processes do not fight for two cores.
 TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2
 
+# Every warning is an error, broken links and anchors among them. The generator itself needs a newer Python than we do.
+SITE = if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then OMP_NUM_THREADS=1 $(PY) -m sphinx \
+	--fail-on-warning --keep-going --fresh-env --quiet docs build/docs; \
+	else echo "The site needs Python 3.11 or newer and was not built." >&2; fi
+
 .PHONY: help setup demo test fuzz check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
@@ -47,9 +52,12 @@ types: setup
 
 docs-check: setup
 	@$(PY) docs/generate.py --check
+	@$(SITE)
 
-docs: setup  ## Write docs/cli.md and docs/library.md again from the program
+docs: setup  ## Write the pages that are made from the program again, and build the site into build/docs
 	@$(PY) docs/generate.py
+	@$(SITE)
+	@for page in build/docs/index.html; do [ ! -f $$page ] || echo "Open $$(pwd -P)/$$page in a browser."; done
 
 format: setup  ## Format, and mend what ruff can mend
 	@$(PY) -m ruff format .

@@ -1,69 +1,81 @@
-"""Write docs/cli.md and docs/library.md from the program itself; `--check` only says whether they are up to date."""
+"""Write the pages that are made from the program: commands, library, modules; `--check` only says which are stale."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-import loraport
-from loraport.cli import app
-
 DOCS = Path(__file__).parent
-NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->\n"
-EXITS = """\
-| exit code | meaning |
-|---|---|
-| 0 | done |
-| 1 | a fault of the program, with a traceback: please report it |
-| 2 | the input or the usage is wrong: one message, no traceback, nothing written |
-| 3 | done, but something in the input was lost without having been asked for; what and why is said |
-"""
+ROOT = DOCS.parent
+PACKAGES = [ROOT / "src" / "loraport", ROOT / "lab" / "src" / "loraport_lab"]
+sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of this checkout, whatever is installed
+
+import loraport  # noqa: E402
+from loraport.cli import app  # noqa: E402
+
+NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
+BEGIN, END = "<!-- modules: made by `make docs` from their docstrings -->", "<!-- end of modules -->"
+WIDTH = 120
 
 
 def commands(command: Any, words: tuple[str, ...] = ("loraport",)) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that does something, depth first, with the words that call it."""
+    """Yield every command that does something, depth first, with the words that call it."""
     inner = getattr(command, "commands", None)
     if inner is None:
         yield words, command
         return
     for name, child in inner.items():
-        yield from commands(child, (*words, name))
+        if not child.hidden:
+            yield from commands(child, (*words, name))
 
 
 def all_commands() -> list[tuple[tuple[str, ...], Any]]:
-    """The commands of the program."""
+    """Return the commands of the program."""
     return list(commands(typer.main.get_command(app)))
 
 
 def cli_page() -> str:
-    """docs/cli.md"""
+    """Return reference/cli.md: each command with its options, in the groups that `--help` shows."""
     sections = "\n".join(_section(words, command) for words, command in all_commands())
-    return (
-        f"# The commands\n\n{NOTE}\n"
-        "Progress and messages go to stderr, results to stdout; with `--json`, stdout holds one JSON object and "
-        f"nothing else.\n\n{EXITS}\n{sections}"
+    intro = _wrapped(
+        "Progress and messages go to stderr, results to stdout. With `--json`, stdout holds one JSON object and "
+        "nothing else. What the numbers mean with which a command ends: [exit codes](exit-codes.md)."
     )
+    return f"# Commands\n\n{NOTE}\n\n{intro}\n\n{sections}"
 
 
 def _section(words: tuple[str, ...], command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     shown = [_argument(p) for p in arguments]
     shown += [f"{p.opts[0]} {_metavar(p)}" for p in options if p.required]
     usage = " ".join([*words, *shown, "[OPTIONS]"])
-    rows = [f"| `{_cell(_argument(p))}` | {_cell(p.help)} |" for p in arguments]
-    rows += [f"| {_spelled(p)} | {_cell(p.help)}{_default(p)} |" for p in options]
+    groups: dict[str, list[str]] = {}
+    for p in arguments:
+        row = f"| `{_cell(_argument(p))}` | {_cell(p.help)} |"
+        groups.setdefault(getattr(p, "rich_help_panel", None) or "", []).append(row)
+    for p in options:
+        row = f"| {_spelled(p)} | {_cell(p.help)}{_default(p)} |"
+        groups.setdefault(getattr(p, "rich_help_panel", None) or "", []).append(row)
+    tables = []
+    for group, rows in groups.items():
+        title = f"**{group}**\n\n" if group else ""
+        tables.append(title + "\n".join(["| option | meaning |", "|---|---|", *rows]))
     example = (command.epilog or "").removeprefix("Example: ")
+    help = "\n\n".join(_wrapped(part) for part in inspect.cleandoc(command.help).split("\n\n"))
     return (
-        f"## {' '.join(words)}\n\n{inspect.cleandoc(command.help)}\n\n```\n{usage}\n```\n\n"
-        + "\n".join(["| option | meaning |", "|---|---|", *rows])
-        + f"\n\nExample:\n\n```\n{example}\n```\n"
+        f"## {' '.join(words)}\n\n{help}\n\n```text\n{usage}\n```\n\n"
+        + "\n\n".join(tables)
+        + f"\n\nExample:\n\n```sh\n{example}\n```\n"
     )
 
 
@@ -77,7 +89,7 @@ def _metavar(param: Any) -> str:
 
 def _spelled(param: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
-    return names if param.is_flag else f"{names} {_metavar(param)}"
+    return names if param.is_flag else f"{names} `{_metavar(param)}`"
 
 
 def _default(param: Any) -> str:
@@ -89,27 +101,177 @@ def _cell(text: str | None) -> str:
     return (text or "").replace("|", "\\|").replace("\n", " ")
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 def library_page() -> str:
-    """docs/library.md"""
-    rows = []
-    for name in loraport.__all__:
-        value = getattr(loraport, name)
-        rows.append(f"| `{name}` | `{value.__module__}` | {_cell(_first_sentence(value))} |")
-    table = "\n".join(["| name | home | what it is |", "|---|---|---|", *rows])
-    return (
-        f"# The library\n\n{NOTE}\n"
-        "What `import loraport` offers; each name is loaded when it is first used. Everything else may change between "
-        "versions. `examples/one_layer.py` uses them on weights that it makes itself.\n\n"
-        f"{table}\n"
+    """Return reference/library.md: every public name with its signature, its fields and its documentation."""
+    values = {name: getattr(loraport, name) for name in loraport.__all__}
+    groups: dict[str, list[str]] = {"Functions": [], "Settings": [], "Values and results": [], "Errors": []}
+    for name, value in values.items():
+        groups[_kind(name, value)].append(_entry(name, value))
+    intro = _wrapped(
+        "What `import loraport` offers. A name is loaded when it is first used, so the import itself is quick. "
+        "Everything else in the package may change between versions. [From Python](../how-to/python.md) has short "
+        "programs; `examples/one_layer.py` in the repository uses the parts one by one."
     )
+    body = "\n".join(f"## {title}\n\n" + "\n".join(entries) for title, entries in groups.items() if entries)
+    return f"# The library\n\n{NOTE}\n\n{intro}\n\n{body}"
+
+
+def _kind(name: str, value: Any) -> str:
+    if not isinstance(value, type):
+        return "Functions"
+    if issubclass(value, Exception):
+        return "Errors"
+    return "Settings" if name.endswith(("Config", "Settings", "Rule")) else "Values and results"
+
+
+def _entry(name: str, value: Any) -> str:
+    lines = [f"### {name}", ""]
+    if _kind(name, value) in ("Functions", "Settings"):
+        lines += ["```python", *_signature(f"loraport.{name}", value), "```", ""]
+    lines += [_docstring(value), ""]
+    if isinstance(value, type):
+        rows = [f"| `{_cell(field)}` | {_cell(text)} |" for field, text in _fields(value, _kind(name, value)).items()]
+        rows += [f"| `{call}` | {_cell(text)} |" for call, text in _methods(value)]
+        if rows:
+            lines += ["| member | what it is |", "|---|---|", *rows, ""]
+    lines += [f"Defined in `{value.__module__}`.", ""]
+    return "\n".join(lines)
+
+
+def _signature(name: str, value: Any) -> list[str]:
+    """`name(a: int, b: str = "x") -> C`, one parameter a line where it is long."""
+    signature = inspect.signature(value)
+    parameters = _starred([_parameter(p) for p in signature.parameters.values()], list(signature.parameters.values()))
+    result = "" if isinstance(value, type) else f" -> {_annotation(signature.return_annotation)}"
+    line = f"{name}({', '.join(parameters)}){result}"
+    if len(line) <= 100:
+        return [line]
+    return [f"{name}(", *(f"    {parameter}," for parameter in parameters), f"){result}"]
+
+
+def _starred(texts: list[str], parameters: list[inspect.Parameter]) -> list[str]:
+    """The parameters' texts with the bare `*` in front of the first that can only be given by name."""
+    first = next((i for i, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), None)
+    if first is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return texts
+    return [*texts[:first], "*", *texts[first:]]
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    text = f"{stars}{parameter.name}"
+    if parameter.annotation is not parameter.empty:
+        text += f": {_annotation(parameter.annotation)}"
+    if parameter.default is parameter.empty:
+        return text
+    default = parameter.default
+    if dataclasses.is_dataclass(default) and default == _plain(type(default)):
+        return f"{text} = {type(default).__name__}()"
+    if type(default).__repr__ is object.__repr__ or repr(default).startswith("<"):
+        return f"{text} = ..."
+    return f"{text} = {default!r}"
+
+
+def _plain(kind: type) -> Any:
+    """Return a value of a class with nothing but defaults, or None where it has none."""
+    try:
+        return kind()
+    except TypeError:
+        return None
+
+
+def _annotation(annotation: Any) -> str:
+    if annotation is None or annotation is type(None):
+        return "None"
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"\b(?:jaxtyping|torch|collections\.abc|typing|pathlib)\.(?=[A-Z])", "", text)
+    return re.sub(r"\bloraport(?:\.\w+)*\.(?=[A-Z])", "", text)
+
+
+def _docstring(value: Any) -> str:
+    paragraphs = (inspect.getdoc(value) or "").split("\n\n")
+    return "\n\n".join(text if text.startswith("    ") else _wrapped(text) for text in paragraphs)
+
+
+def _fields(value: type, kind: str) -> dict[str, str]:
+    """Return {field with its type: the text below it} of a class, its parents' fields first.
+
+    Of settings, whose signature stands above the table, only the fields that have a text.
+    """
+    found: dict[str, str] = {}
+    for parent in reversed(value.__mro__):
+        if not parent.__module__.startswith("loraport"):
+            continue
+        body = getattr(ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0], "body", [])
+        for statement, after in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            text = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                text = " ".join(str(after.value.value).split())
+            name = statement.target.id
+            if not name.startswith("_") and (text or kind != "Settings"):
+                shown = name if kind == "Settings" else f"{name}: {_annotation(ast.unparse(statement.annotation))}"
+                found[shown] = text
+    return found
+
+
+def _methods(value: type) -> Iterator[tuple[str, str]]:
+    """(call, first sentence) of the public methods and properties that a class defines."""
+    for name, member in vars(value).items():
+        if name.startswith("_") or not inspect.getdoc(member):
+            continue
+        if isinstance(member, classmethod | staticmethod) or inspect.isfunction(member):
+            parameters = list(inspect.signature(getattr(value, name)).parameters.values())
+            shown = ", ".join(p.name for p in parameters if p.name != "self")
+            yield f"{name}({shown})", _first_sentence(member)
+        elif isinstance(member, property) or hasattr(member, "__get__"):
+            yield name, _first_sentence(member)
 
 
 def _first_sentence(value: object) -> str:
-    text = " ".join(inspect.getdoc(value).split("\n\n")[0].split())  # type: ignore[union-attr]
+    text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
     return re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") + "."
 
 
-PAGES = {DOCS / "cli.md": cli_page, DOCS / "library.md": library_page}
+def architecture_page() -> str:
+    """Return explanation/architecture.md with the list of modules between its two marks made anew."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n\n{module_tables(PACKAGES)}\n{END}{after}"
+
+
+def module_tables(packages: Iterable[Path]) -> str:
+    """Return one table a folder: each module with the first sentence of its docstring."""
+    parts = []
+    for package in packages:
+        for folder in sorted({path.parent for path in package.rglob("*.py")}, key=lambda f: f.as_posix()):
+            title = folder.relative_to(package.parent).as_posix()
+            rows = [
+                f"| `{path.name}` | {_cell(_module_sentence(path))} |"
+                for path in sorted(folder.glob("*.py"))
+                if path.name not in ("__init__.py", "__main__.py")
+            ]
+            table = "\n".join(["| module | what it is |", "|---|---|", *rows, ""]) if rows else ""
+            parts.append(f"### {title}/\n\n{_wrapped(_module_sentence(folder / '__init__.py'))}\n\n{table}")
+    return "\n".join(parts)
+
+
+def _module_sentence(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+ARCHITECTURE = DOCS / "explanation" / "architecture.md"
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "reference" / "cli.md": cli_page,
+    DOCS / "reference" / "library.md": library_page,
+}
 
 
 def main() -> int:
@@ -117,11 +279,11 @@ def main() -> int:
     stale = [path for path, page in PAGES.items() if not path.is_file() or path.read_text(encoding="utf-8") != page()]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"docs/{path.name} is stale: run `make docs`", file=sys.stderr)
+            print(f"docs/{path.parent.name}/{path.name} is stale: run `make docs`", file=sys.stderr)
         return bool(stale)
     for path in stale:
         path.write_text(PAGES[path](), encoding="utf-8")
-        print(f"docs/{path.name} written")
+        print(f"docs/{path.parent.name}/{path.name} written")
     return 0
 
 

@@ -9,13 +9,15 @@ from inspect import getmembers, isfunction
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from loraport._version import __version__
 from loraport.cli import app
 from loraport.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -39,44 +41,11 @@ def test_a_stale_page_is_seen(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_each_help_shows_an_example_that_could_be_run(words):
+def test_each_help_shows_an_example(words):
+    """The examples stand in reference/cli.md too, and `test_docs_commands` runs them."""
     help = CliRunner().invoke(app, [*words[1:], "--help"], env={"COLUMNS": "400"}, catch_exceptions=False).stdout
     shown = next(line for line in help.splitlines() if "Example: " in line)
-    example = shlex.split(shown.partition("Example: ")[2])
-    assert tuple(example[: len(words)]) == words
-    assert unknown_options(example) == []
-
-
-def unknown_options(line: list[str]) -> list[str]:
-    """What in a command line the program does not know: the command, or its options."""
-    command = next((command for words, command in COMMANDS.items() if tuple(line[: len(words)]) == words), None)
-    if command is None:
-        return line if line[1:2] not in (["--version"], ["--help"]) else []
-    known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
-    return [word for word in line if re.match(r"--?[a-z]", word) and word not in known]
-
-
-def command_lines(text: str) -> list[list[str]]:
-    """The lines that call the program inside the code blocks of a page, continuation lines joined."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    calls = (line.split(" #")[0].strip() for line in lines)
-    return [shlex.split(line) for line in calls if line.startswith("loraport ") and "[OPTIONS]" not in line]
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_commands_in_the_docs_exist(path):
-    lines = command_lines(path.read_text(encoding="utf-8"))
-    assert [unknown for line in lines for unknown in unknown_options(line)] == []
-    assert lines or path.name != "README.md"
-
-
-def test_an_unknown_option_is_seen():
-    assert unknown_options(["loraport", "transfer", "a", "--sauce", "b"]) == ["--sauce"]
-    assert unknown_options(["loraport", "transmogrify", "a"]) != []
-    assert command_lines("```\nloraport transfer x \\\n  -o y  # why\n```") == [
-        ["loraport", "transfer", "x", "-o", "y"]
-    ]
+    assert tuple(shlex.split(shown.partition("Example: ")[2])[: len(words)]) == words
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -87,10 +56,35 @@ def test_links_in_the_docs_lead_somewhere(path):
     assert missing == []
 
 
-def test_the_readme_lists_every_method():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition("### Methods")[2].partition("###")[0]
-    assert re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE) == list(METHODS)
+def test_the_page_of_methods_has_every_method():
+    text = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
+    table = text.partition("## What they compute")[2].partition("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (.*?) \|", table, re.M) for name in re.findall(r"`([a-z-]+)", row)}
+    assert named == set(METHODS)
+
+
+def test_the_readme_is_short_and_fits_a_terminal():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+WRAPPED = [path for path in PAGES if path.name not in ("CONTRIBUTING.md", "CHANGELOG.md", "lab-log.md")]
+
+
+@pytest.mark.parametrize("path", WRAPPED, ids=lambda path: path.name)
+def test_prose_is_wrapped(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert [line for line in wide if " " in re.sub(r"\[[^]]*\]\([^)]*\)|`[^`]*`", "x", line)[100:]] == []
+
+
+def test_what_one_cites_is_the_version_that_one_has():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__ and cited["license"] == "Apache-2.0" and cited["authors"]
+    assert f"version = {{{__version__}}}" in (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    papers = " ".join(reference["url"] for reference in cited["references"])
+    assert "2605.01929" in papers and "2506.04244" in papers
 
 
 def equations(text: str) -> set[int]:
@@ -108,7 +102,7 @@ def mentioned(docstring: str | None) -> set[int]:
 
 
 def equation_rows() -> list[tuple[set[int], str]]:
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "explanation" / "method.md").read_text(encoding="utf-8")
     return [(equations(first), name) for first, name in re.findall(r"^\| ([\d–, ]+) \| `([\w.]+)` \|", text, re.M)]
 
 

@@ -176,7 +176,7 @@ def test_tied_singular_values_make_single_vectors_arbitrary_but_not_the_clustere
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_without_clusters_and_without_dominance_are_settings(shape):
-    """The ablations of docs/methods.md: infinite tau leaves each direction alone, q_dom 0 of all restores none."""
+    """The ablations of methods.md: infinite tau leaves each direction alone, q_dom 0 of all restores none."""
     layer = layer_of(*random_weights(shape, 5))
     alone = casa(layer, replace(PAPER, tau=float("inf"))).facts
     assert alone["clusters"] == alone["k"] and alone["largest_cluster"] == 1 / alone["k"]

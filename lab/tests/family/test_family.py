@@ -38,7 +38,7 @@ from loraport_lab.family.model import CONFIG, new_model, open_base, open_student
 from loraport_lab.family.sample import draw_noise, sample_base, sample_student, trajectory
 
 CLIPS = 24
-DRIFT = (0.2, 0.35)  # what docs/family.md says of ‖W_student − W_base‖ / ‖W_base‖, mean over the 40 matrices
+DRIFT = (0.2, 0.35)  # what docs/lab/family.md says of ‖W_student − W_base‖ / ‖W_base‖, mean over the 40 matrices
 
 
 @pytest.fixture(scope="module")

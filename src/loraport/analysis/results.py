@@ -13,7 +13,7 @@ from loraport.analysis.survey import Survey
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer's row: where it lies and every number; `docs/analysis.md` says what each is."""
+    """One layer's row: where it lies and every number; `docs/reference/analysis.md` says what each is."""
 
     name: str
     kind: str

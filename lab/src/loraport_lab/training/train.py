@@ -1,7 +1,7 @@
 """Makes a family: `python -m loraport_lab.training.train --out FOLDER`.
 
 Every stage leaves its result whole or not at all; a second start skips what is done and continues what was interrupted.
-Stages that do not wait for each other run side by side (`--jobs`). The measured minutes are in docs/family.md.
+Stages that do not wait for each other run side by side (`--jobs`). The measured minutes are in docs/lab/family.md.
 """
 
 import argparse

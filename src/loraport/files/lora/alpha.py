@@ -176,7 +176,7 @@ def stored_scales(
     diffusers writes each field with its component in front (`transformer.lora_alpha`), or plainly for only one.
     `beside`: a configuration in the same folder that these keys are not PEFT's own for. `fields`: what stands in a
     pickle beside its tensors. Numbers that stand there, or elsewhere in the header, are noted. Who reads which place is
-    in docs/lora-files.md.
+    in docs/reference/lora-files.md.
     Raises FileFormatError for metadata that cannot be read.
     """
     if config is not None:
