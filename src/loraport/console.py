@@ -210,7 +210,7 @@ def print_transfers(
         if not quiet and not batch.several:
             print_facts({**_summary(result), **(more or {})}, json=False)
         where = f"{result.output}: " if batch.several else ""
-        print_dropped(result.keys["dropped"], verbose=verbose, where=where)
+        print_dropped(result.keys.dropped, verbose=verbose, where=where)
     for output, reason in batch.not_written:
         print(f"loraport: {output} was not written: {reason}", file=sys.stderr)
 
@@ -243,7 +243,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 def _summary(result: TransferResult) -> dict[str, str]:
     done = [layer for layer in result.layers if layer.status == "transferred"]
-    keys, count = result.keys, dict.fromkeys(("transferred", "copied", "skipped"), 0)
+    count = dict.fromkeys(("transferred", "copied", "skipped"), 0)
     for layer in result.layers:
         count[layer.status] += 1
     count["copied"] -= (unknown := sum(layer.drift_unknown for layer in result.layers))
@@ -252,8 +252,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "method": f"{result.method}, rank {_span(layer.rank_out for layer in done)}" if done else result.method,
         "layers": ", ".join(f"{number} {status}" for status, number in count.items())
         + (f", {unknown} not in the source, so copied untransferred" if unknown else ""),
-        "keys": f"{keys['in']} in: {keys['transferred']} transferred, {keys['copied']} copied, "
-        f"{len(keys['dropped'])} dropped",
+        "keys": str(result.keys),
         "sizes": f"of the weights' norm, medians: drift {_middle(layer.drift for layer in done)}, "
         f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}; "
         f"cosine of LoRA and result {_middle(layer.cosine for layer in done)}",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from loraport._version import __version__
 from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 from loraport.files.conversion_kernels import written_kernels
@@ -21,7 +20,9 @@ from loraport.files.formats.quantized import FP8
 from loraport.files.inspect import layer_lines
 from loraport.files.lora.encoders import guessed_prefix
 from loraport.files.lora.extras import respelled
+from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.kohya import filled, missing_layers, outside_layers
+from loraport.files.lora.provenance import converted_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
 from loraport.files.models.checkpoint import Checkpoint
@@ -35,7 +36,6 @@ from loraport.transfers.layer import layer_generator
 from loraport.transfers.method_input import as_factors
 from loraport.transfers.output import TORCH_DTYPES
 
-_OURS = "loraport."
 _GUESSED_PREFIX = (
     "nothing tells which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
     "lora_te1_ for SDXL; ComfyUI and diffusers read both"
@@ -51,27 +51,25 @@ class Conversion:
     dtype: str
     rank: int
     layers: int
-    keys: Mapping[str, Any]
+    keys: KeyAccount
     """Factors, those of text encoders too, under `transferred`, biases and differences under `copied`."""
     notes: tuple[str, ...]
 
     @property
     def lost(self) -> bool:
         """Whether something of the input has no place in the output."""
-        return bool(self.keys["dropped"])
+        return bool(self.keys.dropped)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""
-        return {**vars(self), "keys": dict(self.keys), "notes": list(self.notes)}
+        return {**vars(self), "keys": self.keys.as_json(), "notes": list(self.notes)}
 
     def words(self) -> dict[str, str]:
         """The same for people."""
-        keys = self.keys
         return {
             "wrote": self.output,
             "format": f"{self.format}, {self.dtype}, {self.layers} layers, rank {self.rank}",
-            "keys": f"{keys['in']} in: {keys['transferred']} converted, {keys['copied']} copied, "
-            f"{len(keys['dropped'])} dropped",
+            "keys": str(self.keys).replace("transferred", "converted"),
         }
 
 
@@ -129,7 +127,7 @@ def convert(
         raise SettingsError(_needs_source(lora, kind_of(lacking[0])))
     encoders = encoder_factors(lora, rule, model, plain=True)
     written = write_lora(
-        output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=_provenance(lora),
+        output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=converted_from(lora),
         uniform_rank=not rule.varies, encoders=encoders,
     )  # fmt: skip
     of_wan = lora.dialect.family in (WAN.name, None)
@@ -190,17 +188,12 @@ def own_dtype(lora: Lora) -> str:
     return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
 
 
-def account(lora: Lora, written: WrittenLora) -> dict[str, Any]:
-    """Where each key of the input went: written again, copied, or dropped with the reason."""
-    dropped = sorted({*lora.dropped, *written.dropped})
-    gone = {key for key, _ in dropped}
-    factors = len({key for keys in lora.keys.values() for key in keys} - gone) + len(written.encoders)
-    return {
-        "in": factors + len(written.copied) + len(gone),
-        "transferred": factors,
-        "copied": len(written.copied),
-        "dropped": [list(pair) for pair in dropped],
-    }
+def account(lora: Lora, written: WrittenLora) -> KeyAccount:
+    """Return where each key of the input went: written again, copied, or dropped with the reason."""
+    of_layers = (key for keys in lora.keys.values() for key in keys)
+    return KeyAccount.of(
+        (*lora.dropped, *written.dropped), transferred=(*of_layers, *written.encoders), copied=written.copied
+    )
 
 
 def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
@@ -217,13 +210,6 @@ def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
 def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) -> None:
     check_form(output, folder)
     protect_inputs(output, (lora.path, source))
-
-
-def _provenance(lora: Lora) -> dict[str, str]:
-    """What an earlier run of ours wrote stays true of the same updates; what another trainer wrote is left behind."""
-    earlier = {key.removeprefix(_OURS): value for key, value in lora.metadata.items() if key.startswith(_OURS)}
-    ours = {"version": __version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
-    return earlier | ours
 
 
 def _loss_note(adapters: Mapping[str, LayerUpdate], layers: Mapping[str, LowRank]) -> list[str]:

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport._version import __version__
 from loraport.errors import InputError, SettingsError
 from loraport.files.additions import Addition, Additions, additions, with_strength
 from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.formats.safetensors_write import OWN_PREFIX
+from loraport.files.lora.key_account import KeyAccount
+from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import with_encoders
 from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
 from loraport.files.models.presets import open_model
-from loraport.files.models.write import VERSION, check_output_path, is_folder, write_model
+from loraport.files.models.write import check_output_path, is_folder, write_model
 from loraport.files.whole_weights import as_differences
-from loraport.plain_json import json_text
 
-MERGED = "loraport.merged"
+MERGED = f"{OWN_PREFIX}merged"
 Watch = Callable[[str, int, int], None]
 """(what is done, bytes done, bytes in all)."""
 
@@ -56,26 +57,25 @@ class Merge:
     changed: int
     """How many of them a LoRA was added to."""
     loras: tuple[Mapping[str, Any], ...]
-    keys: Mapping[str, Any]
+    keys: KeyAccount
     notes: tuple[str, ...]
 
     @property
     def lost(self) -> bool:
         """Whether some key of a LoRA has no place in the model."""
-        return bool(self.keys["dropped"])
+        return bool(self.keys.dropped)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""
-        return {**vars(self), "loras": list(self.loras), "keys": dict(self.keys), "notes": list(self.notes)}
+        return {**vars(self), "loras": list(self.loras), "keys": self.keys.as_json(), "notes": list(self.notes)}
 
     def words(self) -> dict[str, str]:
         """The same for people."""
-        keys = self.keys
         return {
             "wrote": self.output,
             "tensors": f"{self.changed} changed, {self.parameters - self.changed} copied bit by bit",
             "LoRAs": ", ".join(f"{one['lora']} at strength {one['strength']:g}" for one in self.loras),
-            "keys": f"{keys['in']} in: {keys['merged']} merged, {len(keys['dropped'])} dropped",
+            "keys": str(self.keys),
         }
 
 
@@ -111,8 +111,8 @@ def merge(
         len(model.paths),
         len(model.stored),
         sum(any(name in changed for name, _ in pieces) for _, pieces in model.stored.values()),
-        tuple(one.provenance() | {"keys": one.adds.keys()} for one in parts),
-        _keys(parts),
+        tuple(one.provenance() | {"keys": one.adds.keys.as_json()} for one in parts),
+        KeyAccount.joined([(one.lora.path.name, one.adds.keys) for one in parts]),
         (*model.notes, *_notes_on(parts), *_notes(model, output)),
     )
 
@@ -170,7 +170,7 @@ def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:
     """Names without folders, contents by hash; what an earlier merge wrote stays true."""
     base = {"model": Path(model.where).name, "identity": model.identity()}
     steps = [*_earlier(model), {**base, "loras": [part.provenance() for part in parts]}]
-    return {MERGED: json_text(steps, sort_keys=True), VERSION: __version__}
+    return own_header(merged=steps)
 
 
 def _earlier(model: Checkpoint) -> list[Any]:
@@ -181,17 +181,6 @@ def _earlier(model: Checkpoint) -> list[Any]:
     except ValueError:
         return []
     return steps if isinstance(steps, list) else []
-
-
-def _keys(parts: Sequence[Ingredient]) -> dict[str, Any]:
-    """All LoRAs' keys together; a dropped one is named with its file where there are several."""
-    dropped = [
-        [key if len(parts) == 1 else f"{part.lora.path.name}: {key}", reason]
-        for part in parts
-        for key, reason in part.adds.dropped
-    ]
-    merged = sum(part.adds.merged for part in parts)
-    return {"in": merged + len(dropped), "merged": merged, "dropped": dropped}
 
 
 def _notes_on(parts: Sequence[Ingredient]) -> list[str]:

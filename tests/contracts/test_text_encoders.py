@@ -164,7 +164,7 @@ def check(family, path, deltas):
 def test_every_layer_arrives_from_every_spelling(family, written, tmp_path, spell, to):
     path, deltas = written(spell)
     done = convert(str(path), to, str(tmp_path / "out.safetensors"))
-    assert not done.lost and done.keys["transferred"] == done.keys["in"] == len(load_file(path))
+    assert not done.lost and done.keys.counts["transferred"] == done.keys.total == len(load_file(path))
     check(family, tmp_path / "out.safetensors", deltas)
 
 
@@ -210,7 +210,7 @@ def test_what_has_no_place_is_dropped_with_the_true_reason(family, written, tmp_
     encoders = {key for key in tensors if key.startswith("lora_te")}
     reasons = {}
     for to, output in (("diffusers", "d.safetensors"), ("peft", "folder"), ("kohya", "k.safetensors")):
-        reasons[to] = dict(map(tuple, convert(str(path), to, str(tmp_path / output)).keys["dropped"]))
+        reasons[to] = dict(convert(str(path), to, str(tmp_path / output)).keys.dropped)
     assert set(reasons["peft"]) == encoders and not reasons["kohya"]
     assert all("adapter of one model" in reason for reason in reasons["peft"].values())
     assert set(reasons["diffusers"]) == {f"{other}.lora_down.weight", f"{other}.lora_up.weight"}
@@ -265,8 +265,8 @@ def test_dora_of_a_text_encoder_is_computed_on_the_weights_beside_the_network(fa
     assert not alone.lost, "the pipeline is around the file"
     (tmp_path / "pipe/model_index.json").unlink()
     lost = convert(str(path), "diffusers", str(out), source=str(tmp_path / "pipe/unet"))
-    assert {key for key, _ in lost.keys["dropped"]} == {key for key in tensors if key.startswith("lora_te")}
-    assert all("does not hold" in reason for _, reason in lost.keys["dropped"])
+    assert {key for key, _ in lost.keys.dropped} == {key for key in tensors if key.startswith("lora_te")}
+    assert all("does not hold" in reason for _, reason in lost.keys.dropped)
 
 
 @pytest.mark.parametrize(

@@ -115,18 +115,18 @@ def test_a_network_of_its_own_is_carried_through_and_listed(posed: str, models: 
     written = load_file(tmp_path / "o.safetensors")
     assert all(torch.equal(written[key], value) for key, value in POSE.items()) and not done.lost
     assert any("2 whole weights that neither model has are carried" in note for note in done.warnings)
-    assert "dwpose_embedding.0.bias" in " ".join(done.warnings) and done.keys["copied"] == 2
+    assert "dwpose_embedding.0.bias" in " ".join(done.warnings) and done.keys.counts["copied"] == 2
     refused = convert(posed, "diffusers", str(tmp_path / "d.safetensors"))
-    assert refused.lost and [key for key, _ in refused.keys["dropped"]] == sorted(POSE)
+    assert refused.lost and [key for key, _ in refused.keys.dropped] == sorted(POSE)
     assert not any("carried through" in note for note in refused.notes)
-    assert "diffusers refuses the file" in refused.keys["dropped"][0][1]
+    assert "diffusers refuses the file" in refused.keys.dropped[0][1]
     for to in ("kohya", "comfy"):
         told = convert(posed, to, str(tmp_path / f"{to}.safetensors"))
         assert POSE.keys() <= load_file(tmp_path / f"{to}.safetensors").keys() and not told.lost
         assert any("whole weights that are of no layer that is known" in note for note in told.notes)
     merged = merge(models[0], [posed], str(tmp_path / "m.safetensors"))
-    assert merged.keys["merged"] == 20 and len(merged.keys["dropped"]) == 2
-    assert "a whole weight of a network that" in merged.keys["dropped"][0][1]
+    assert merged.keys.counts["merged"] == 20 and len(merged.keys.dropped) == 2
+    assert "a whole weight of a network that" in merged.keys.dropped[0][1]
     assert "2 of them whole weights, dwpose_embedding.0.bias" in in_ten_lines(describe(posed))["beside"]
 
 
@@ -134,7 +134,7 @@ def test_a_whole_weight_of_another_size_is_set_aside(models: Any, tmp_path: Path
     path = tiny.write_lora(tmp_path / "x.safetensors", FACTORS, prefix="base_model.model.")
     save_file(load_file(path) | {"base_model.model.head.head.bias": torch.ones(3)}, path)
     done = merge(models[0], [str(path)], str(tmp_path / "o.safetensors"))
-    assert done.lost and done.keys["dropped"][0][0] == "base_model.model.head.head.bias"
+    assert done.lost and done.keys.dropped[0][0] == "base_model.model.head.head.bias"
     save_file(load_file(path) | {"base_model.model.head.head.bias": torch.full((16,), torch.nan)}, path)
     with pytest.raises(InputError, match="NaN"):
         transfer(TransferConfig(str(path), *models, str(tmp_path / "o"), method="direct"))

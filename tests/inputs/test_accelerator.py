@@ -53,7 +53,7 @@ def test_it_is_as_if_the_accelerator_were_merged(family, accelerator, method, st
         target = f"{model}+{accelerator}*{strength}"
         result = transfer(family.config("b.safetensors", target=target, **settings))
         assert apart(deltas(family.folder / "b.safetensors"), expected) < 1e-4
-        assert result.keys["transferred"] == 40 and not result.lost
+        assert result.keys.counts["transferred"] == 40 and not result.lost
 
 
 def test_another_strength_and_no_accelerator_give_other_results(family, accelerator):

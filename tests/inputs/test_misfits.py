@@ -46,7 +46,7 @@ def test_one_layer_of_another_shape_is_set_aside(family, method):
     result = transfer(family.config(lora=with_keys(family, WIDE, "wide.safetensors"), method=method))
     row = next(row for row in result.layers if row.name == "patch_embedding")
     assert row.status == "skipped" and "24 × 32" in row.reason and result.lost
-    assert [key for key, _ in result.keys["dropped"]] == [f"diffusion_model.{key}" for key in sorted(WIDE)]
+    assert [key for key, _ in result.keys.dropped] == [f"diffusion_model.{key}" for key in sorted(WIDE)]
     assert load_file(result.output).keys() == load_file(plain.output).keys()
 
 
@@ -72,7 +72,7 @@ def test_most_layers_of_another_shape_are_another_model(family):
         lora = str(tiny.write_lora(family.folder / f"{count}.safetensors", mixed))
         if fits:
             assert transfer(family.config(lora=lora)).lost
-            assert len(merge(family.source, [lora], str(family.folder / "m.safetensors")).keys["dropped"]) == 8
+            assert len(merge(family.source, [lora], str(family.folder / "m.safetensors")).keys.dropped) == 8
             continue
         with pytest.raises(MismatchError, match="made for another model"):
             transfer(family.config(lora=lora))
@@ -84,9 +84,7 @@ def test_most_layers_of_another_shape_are_another_model(family):
 def test_merge_and_accelerators_leave_the_misfit_out(family):
     wide = with_keys(family, WIDE, "wide.safetensors")
     merged = merge(family.source, [wide], str(family.folder / "merged.safetensors"))
-    assert merged.lost and [key for key, _ in merged.keys["dropped"]] == [
-        f"diffusion_model.{key}" for key in sorted(WIDE)
-    ]
+    assert merged.lost and [key for key, _ in merged.keys.dropped] == [f"diffusion_model.{key}" for key in sorted(WIDE)]
     alone = merge(family.source, [family.lora], str(family.folder / "alone.safetensors"))
     one, other = load_file(merged.output), load_file(alone.output)
     assert all(torch.equal(one[name], other[name]) for name in other)
@@ -107,7 +105,7 @@ def test_merge_and_accelerators_leave_the_misfit_out(family):
 )
 def test_what_is_carried_through_fits_the_target_or_is_dropped(family, key, tensor, reason):
     result = transfer(family.config(lora=with_keys(family, {key: tensor}), method="direct"))
-    assert result.lost and [(name, reason in why) for name, why in result.keys["dropped"]] == [
+    assert result.lost and [(name, reason in why) for name, why in result.keys.dropped] == [
         (f"diffusion_model.{key}", True)
     ]
     assert f"diffusion_model.{key}" not in load_file(result.output)

@@ -83,9 +83,9 @@ def test_the_result_has_the_updates_of_the_pairs(pruned, method):
 def test_what_no_layer_takes_after_is_dropped_by_name(pruned):
     config, _ = pruned
     result = transfer(config())
-    gone = {key.removeprefix("diffusion_model.").split(".")[1] for key, _ in result.keys["dropped"]}
+    gone = {key.removeprefix("diffusion_model.").split(".")[1] for key, _ in result.keys.dropped}
     assert gone == {"1", "3", "4"} and result.lost
-    assert (result.keys["in"], result.keys["transferred"]) == (120, 60)
+    assert (result.keys.total, result.keys.counts["transferred"]) == (120, 60)
     assert any("get nothing" in note and f"blocks.{STRANGER}." in note for note in result.warnings)
     assert result.pairing is not None and len(result.as_json()["pairing"]["pairs"]) == 30
     json.dumps(result.as_json(), allow_nan=False)
@@ -109,7 +109,7 @@ def test_one_source_block_may_serve_several(tmp_path, pruned):
     result = transfer(config())
     written = deltas(result.output)
     assert torch.allclose(written["blocks.4.ffn.0"], written["blocks.1.ffn.0"])
-    assert result.keys["in"] == 120 and result.keys["transferred"] == 60
+    assert result.keys.total == 120 and result.keys.counts["transferred"] == 60
 
 
 def test_models_of_one_depth_go_by_name_unless_asked(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loraport.errors import OutputError
+from loraport.files.lora.key_account import KeyAccount
 from loraport.reports.transfer_page import findings, write_transfer_page
 from loraport.transfers.results import LayerResult, TransferResult
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
@@ -15,7 +16,7 @@ LAYER = LayerResult(
     arbitrated=77, weight_norm=2.0,
 )  # fmt: skip
 SKIPPED = LayerResult("blocks.9.<b>", "skipped", "the target has no such layer", (128, 64), 8, None)
-KEYS = {"in": 4, "transferred": 2, "copied": 0, "dropped": [["blocks.9.<b>.lora_A.weight", "no such layer"]]}
+KEYS = KeyAccount(3, {"transferred": 2, "copied": 0}, (("blocks.9.<b>.lora_A.weight", "no such layer"),))
 RESULT = TransferResult(
     "out.safetensors", "casa", {"tau": 1.0}, (LAYER, SKIPPED), KEYS, ("extra layers left alone",), {"total": 1.5}, 10**9
 )

@@ -37,7 +37,7 @@ def test_every_dialect_becomes_every_format_with_the_same_updates(lora, tmp_path
         assert float((dense - delta).norm()) <= 1e-6 * float(delta.norm())
     assert done.layers == len(given.deltas) and done.dtype == "fp32" and not done.lost
     keys = sum(map(len, read_lora(given.path).keys.values()))
-    assert done.keys == {"in": keys, "transferred": keys, "copied": 0, "dropped": []}
+    assert done.keys.as_json() == {"in": keys, "transferred": keys, "copied": 0, "dropped": []}
     json.dumps(done.as_json())
 
 
@@ -87,10 +87,10 @@ def test_what_has_no_spelling_is_dropped_with_the_reason(lora, tmp_path):
     extras = {f"diffusion_model.{name}": torch.ones(32) for name in names}
     path = str(lora("g4", extras).path)
     done = convert(path, "diffusers", str(tmp_path / "out.safetensors"))
-    assert done.lost and done.keys["copied"] == 1 and done.keys["in"] == 2 * len(SHAPES) + 2
-    assert done.keys["dropped"] == [["diffusion_model.head.diff_m", "the loaders of this format read factors only"]]
+    assert done.lost and done.keys.counts["copied"] == 1 and done.keys.total == 2 * len(SHAPES) + 2
+    assert done.keys.dropped == (("diffusion_model.head.diff_m", "the loaders of this format read factors only"),)
     whole = convert(path, "comfy", str(tmp_path / "same.safetensors"))
-    assert not whole.lost and whole.keys["copied"] == 2
+    assert not whole.lost and whole.keys.counts["copied"] == 2
 
 
 def test_a_layer_known_by_a_flattened_name_only(tmp_path):
@@ -103,9 +103,7 @@ def test_a_layer_known_by_a_flattened_name_only(tmp_path):
     assert not convert(given, "kohya", str(output)).lost
     save_file(load_file(given) | {f"lora_unet_blocks_0_ffn_0.{k}": torch.ones(2, 2) for k in DOWN_UP}, given)
     done = convert(given, "comfy", str(output))
-    assert (
-        done.lost and done.layers == 1 and [key for key, _ in done.keys["dropped"]] == [f"{name}.{k}" for k in DOWN_UP]
-    )
+    assert done.lost and done.layers == 1 and [key for key, _ in done.keys.dropped] == [f"{name}.{k}" for k in DOWN_UP]
 
 
 def test_full_differences_alone(tmp_path):
@@ -113,7 +111,7 @@ def test_full_differences_alone(tmp_path):
     save_file({"diffusion_model.blocks.0.ffn.0.diff": torch.ones(4, 3, dtype=torch.bfloat16)}, given)
     done = convert(given, "kohya", str(output))
     assert list(load_file(output)) == ["lora_unet_blocks_0_ffn_0.diff"] and not done.lost
-    assert done.keys == {"in": 1, "transferred": 0, "copied": 1, "dropped": []} and done.dtype == "bf16"
+    assert done.keys.as_json() == {"in": 1, "transferred": 0, "copied": 1, "dropped": []} and done.dtype == "bf16"
     with pytest.raises(MismatchError, match="full differences and no factors; use comfy or kohya"):
         convert(given, "diffusers", str(tmp_path / "none.safetensors"))
     assert not (tmp_path / "none.safetensors").exists()

@@ -58,7 +58,7 @@ def test_the_written_update_is_the_references_from_files_to_file(family, layer):
 def test_every_layer_is_reported_and_every_key_accounted_for(family):
     result = transfer(family.config())
     assert {layer.name for layer in result.layers} == set(family.factors)
-    assert result.keys == {"in": 40, "transferred": 40, "copied": 0, "dropped": []} and not result.lost
+    assert result.keys.as_json() == {"in": 40, "transferred": 40, "copied": 0, "dropped": []} and not result.lost
     row = next(layer for layer in result.layers if layer.name == "blocks.0.ffn.0")
     assert (row.status, row.shape, row.rank_in, row.rank_out) == ("transferred", (40, 24), 4, 8)
     assert row.drift == pytest.approx(0.1, rel=1e-3) and row.lora == pytest.approx(0.1, rel=1e-3)
@@ -217,7 +217,7 @@ def test_a_layer_that_the_target_lacks_is_dropped_with_its_reason(tmp_path):
     tensors["diffusion_model.blocks.7.self_attn.q.lora_B.weight"] = torch.ones(24, 4)
     save_file(tensors, family.lora)
     result = transfer(family.config())
-    assert result.lost and len(result.keys["dropped"]) == 2 and "has no such layer" in result.keys["dropped"][0][1]
+    assert result.lost and len(result.keys.dropped) == 2 and "has no such layer" in result.keys.dropped[0][1]
     assert [layer.name for layer in result.layers if layer.status == "skipped"] == ["blocks.7.self_attn.q"]
     assert "blocks.7.self_attn.q" not in deltas(result.output)
 
@@ -233,7 +233,7 @@ def test_a_gate_that_only_the_target_has_is_copied_and_counts_as_a_loss(tmp_path
     assert gate.status == "copied" and "drift is unknown" in gate.reason and result.lost
     assert torch.equal(deltas(result.output)["blocks.0.to_gate_compress"], torch.full((24, 24), 4.0).double())
     assert any("to_gate_compress" in note and "not transferred" in note for note in result.warnings)
-    assert result.keys == {"in": 42, "transferred": 40, "copied": 2, "dropped": []}
+    assert result.keys.as_json() == {"in": 42, "transferred": 40, "copied": 2, "dropped": []}
 
 
 def test_excluded_layers_are_copied_as_they_are(family):

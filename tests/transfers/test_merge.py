@@ -61,7 +61,7 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(family, tmp_path, dty
     for name, tensor in state.items():
         assert torch.equal(merged[name], tensor) == (name.removesuffix(".weight") not in family.factors), name
     assert (done.changed, done.parameters, done.files) == (20, len(state), 1)
-    assert done.keys == {"in": 40, "merged": 40, "dropped": []} and not done.lost
+    assert done.keys.as_json() == {"in": 40, "merged": 40, "dropped": []} and not done.lost
     json.dumps(done.as_json())
 
 
@@ -86,7 +86,7 @@ def test_several_loras_are_summed_before_the_one_rounding(family, tmp_path):
     done = merge(str(place), [f"{family.lora}*0.5", f"{second}*2"], str(tmp_path / "out.safetensors"))
     wanted = expected(expected(state, family.factors, 0.5), other, 2)
     assert_within_rounding(state_of(tmp_path / "out.safetensors"), wanted, torch.bfloat16)
-    assert [one["strength"] for one in done.loras] == [0.5, 2.0] and done.keys["in"] == 80
+    assert [one["strength"] for one in done.loras] == [0.5, 2.0] and done.keys.total == 80
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -157,7 +157,7 @@ def test_differences_and_biases_are_added_and_convolutions_too(family, tmp_path)
     wanted["blocks.1.modulation"] += 6
     wanted["patch_embedding.weight"] += 2
     assert_within_rounding(got, wanted, torch.float32)
-    assert not done.lost and done.keys["merged"] == 46
+    assert not done.lost and done.keys.counts["merged"] == 46
 
 
 def test_a_dense_transfer_can_be_merged(family, tmp_path):
@@ -186,9 +186,9 @@ def test_what_the_model_lacks_is_dropped_with_the_reason(family, tmp_path):
     }
     save_file(tensors | lacking, tmp_path / "more.safetensors")
     done = merge(family.source, [str(tmp_path / "more.safetensors")], str(tmp_path / "out.safetensors"))
-    assert done.lost and {key for key, _ in done.keys["dropped"]} == set(lacking) and done.keys["in"] == 44
+    assert done.lost and {key for key, _ in done.keys.dropped} == set(lacking) and done.keys.total == 44
     two = merge(family.source, [str(tmp_path / "more.safetensors"), family.lora], str(tmp_path / "two.safetensors"))
-    assert two.keys["dropped"][0][0].startswith("more.safetensors: ")
+    assert two.keys.dropped[0][0].startswith("more.safetensors: ")
 
 
 def test_the_same_bytes_every_time(family, tmp_path):

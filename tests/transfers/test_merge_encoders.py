@@ -122,7 +122,7 @@ def test_every_layer_is_added_where_the_file_holds_it(home, alone, tmp_path):
     done = merge(
         str(tmp_path / "model.safetensors"), [str(tmp_path / "lora.safetensors")], str(tmp_path / "o.safetensors")
     )
-    assert not done.lost and done.keys["merged"] == len(tensors) + (0 if alone else 2)
+    assert not done.lost and done.keys.counts["merged"] == len(tensors) + (0 if alone else 2)
     before, after = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "o.safetensors")
     assert before.keys() == after.keys()
     torch.testing.assert_close(after[NETWORK], before[NETWORK] + (0 if alone else 1))
@@ -155,8 +155,8 @@ def test_a_file_without_one_says_so(tmp_path):
     done = merge(
         str(tmp_path / "model.safetensors"), [str(tmp_path / "lora.safetensors")], str(tmp_path / "o.safetensors")
     )
-    assert {key for key, _ in done.keys["dropped"]} == set(tensors)
-    assert all("holds none" in reason for _, reason in done.keys["dropped"])
+    assert {key for key, _ in done.keys.dropped} == set(tensors)
+    assert all("holds none" in reason for _, reason in done.keys.dropped)
     save_file(tensors, tmp_path / "te.safetensors")
     with pytest.raises(MismatchError, match=r"text encoders alone, and .* holds none of their layers"):
         merge(str(tmp_path / "model.safetensors"), [str(tmp_path / "te.safetensors")], str(tmp_path / "p.safetensors"))
@@ -180,8 +180,8 @@ def test_an_encoder_in_a_pipeline_is_a_part_of_its_own(tmp_path):
     save_file(tensors | network(), tmp_path / "lora.safetensors")
     lora = str(tmp_path / "lora.safetensors")
     done = merge(str(tmp_path / "pipe"), [f"{lora}*0.5"], str(tmp_path / "merged"))
-    assert {key for key, _ in done.keys["dropped"]} == set(tensors)
-    for key, reason in done.keys["dropped"]:
+    assert {key for key, _ in done.keys.dropped} == set(tensors)
+    for key, reason in done.keys.dropped:
         part = "text_encoder_2" if key.startswith("lora_te2_") else "text_encoder"
         assert f"merge {tmp_path / 'pipe' / part} {lora}*0.5 " in reason
     for part, start in (("text_encoder", ""), ("text_encoder_2", "text_model.")):
@@ -190,7 +190,7 @@ def test_an_encoder_in_a_pipeline_is_a_part_of_its_own(tmp_path):
         for name, value in after.items():
             name = name if name in state else start + name
             torch.testing.assert_close(value, state[name] + added[part].get(name, torch.zeros(())))
-        assert len(done.keys["dropped"]) == 2 + len(tensors) // 2
+        assert len(done.keys.dropped) == 2 + len(tensors) // 2
 
 
 def test_codes_that_do_not_change_are_copied_with_their_scales(tmp_path):

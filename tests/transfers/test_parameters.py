@@ -102,7 +102,7 @@ def test_one_that_the_model_lacks_is_dropped_with_the_reason(family, tmp_path):
     done = merge(
         str(folder / "source.safetensors"), [str(tmp_path / "lora.safetensors")], str(tmp_path / "m.safetensors")
     )
-    assert done.lost and done.keys["dropped"][0][1].endswith("has no blocks.9.modulation")
+    assert done.lost and done.keys.dropped[0][1].endswith("has no blocks.9.modulation")
 
 
 UNKNOWN = "blocks.0.brand_new.proj"
@@ -118,8 +118,8 @@ def test_a_layer_in_no_table_is_dropped_where_its_name_would_change(family, tmp_
     if format == "comfy":
         assert not done.lost and more.keys() <= load_file(out).keys()
         return
-    assert done.lost and {key for key, _ in done.keys["dropped"]} == more.keys()
-    assert all("in no table" in reason for _, reason in done.keys["dropped"])
+    assert done.lost and {key for key, _ in done.keys.dropped} == more.keys()
+    assert all("in no table" in reason for _, reason in done.keys.dropped)
     written = load_file(out / "adapter_model.safetensors" if format == "peft" else out)
     assert not any("brand_new" in key for key in written)
     assert done.layers == 20
@@ -131,7 +131,7 @@ def test_a_layer_that_diffusers_has_no_class_for_stays_behind(tmp_path):
     tensors = {f"{name}.lora_{x}.weight": torch.ones(2, 2) for name in (stem, known) for x in "AB"}
     save_file(tensors, tmp_path / "lora.safetensors")
     done = convert(str(tmp_path / "lora.safetensors"), "diffusers", str(tmp_path / "out.safetensors"))
-    assert {key for key, _ in done.keys["dropped"]} == {f"{stem}.lora_{x}.weight" for x in "AB"}
+    assert {key for key, _ in done.keys.dropped} == {f"{stem}.lora_{x}.weight" for x in "AB"}
     assert set(load_file(tmp_path / "out.safetensors")) == {
         f"transformer.vace_blocks.0.proj_in.lora_{x}.weight" for x in "AB"
     }

@@ -122,8 +122,8 @@ def test_layers_below_the_filter_get_no_adapter_and_are_accounted_for(family, as
     assert {row.name for row in skipped} == below and {row.rank_out for row in skipped} == {None}
     assert all(f"overlap by {row.overlap:.3f}" in row.reason for row in skipped)
     assert not any(name in key for name in below for key in load_file(result.output))
-    assert (result.keys["in"], result.keys["transferred"], len(result.keys["dropped"])) == (40, 30, 10)
-    assert {reason for _, reason in result.keys["dropped"]} == {row.reason for row in skipped}
+    assert (result.keys.total, result.keys.counts["transferred"], len(result.keys.dropped)) == (40, 30, 10)
+    assert {reason for _, reason in result.keys.dropped} == {row.reason for row in skipped}
     assert result.lost, "a filter's loss is a loss: the command ends with 3"
 
 

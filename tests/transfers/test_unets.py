@@ -62,10 +62,10 @@ def test_every_layer_takes_after_the_one_that_it_was(moved):
     assert {name: old for name, old, _ in pairing["pairs"]} == wanted and not pairing["unmatched"]
     assert sum(name != old for name, old in wanted.items()) >= 10 and min(phi for *_, phi in pairing["pairs"]) > 0.8
     assert not any(name.startswith("mid_block.att") for name in wanted)
-    gone = {key for key, _ in batch.runs[0].keys["dropped"]}
+    gone = {key for key, _ in batch.runs[0].keys.dropped}
     kept = set(wanted.values())
     assert {key.removeprefix("unet.").rpartition(".lora")[0] for key in gone} == set(deltas) - kept
-    assert all("no layer of" in reason for _, reason in batch.runs[0].keys["dropped"])
+    assert all("no layer of" in reason for _, reason in batch.runs[0].keys.dropped)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,29 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport._version import __version__
 from loraport.analysis.inputs import exact_factors
 from loraport.analysis.probes import OverActivate, Probe, no_lora
 from loraport.analysis.survey import surveyed
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
-from loraport.files.models.write import VERSION, check_output_path, write_model
+from loraport.files.models.write import check_output_path, write_model
 from loraport.inputs.accelerator import split_target
 from loraport.inputs.config import matches
 from loraport.inputs.open import find_device
 from loraport.inputs.plan import LayerJob
 from loraport.merge import Watch, progress_of
 from loraport.methods.layer import Layer
-from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.layer import layer_generator
 from loraport.transfers.layer_source import SharedLayer, read_weights
-
-PROBE = "loraport.probe"
 
 
 @dataclass(frozen=True)
@@ -170,8 +167,9 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
-    metadata = {PROBE: json_text(settings, sort_keys=True), VERSION: __version__}
-    write_model(Path(config.output), target, changed, metadata, progress_of("probing", target.bytes, watch))
+    write_model(
+        Path(config.output), target, changed, own_header(probe=settings), progress_of("probing", target.bytes, watch)
+    )
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None
     return Probed(config.output, settings, len(maker.made), len(maker.untouched), share, left_out, unused)

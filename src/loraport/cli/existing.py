@@ -45,11 +45,12 @@ def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> l
     from loraport.errors import InputError
     from loraport.files.disk.user_paths import expand_home
     from loraport.files.formats.safetensors_read import read_safetensors
+    from loraport.files.formats.safetensors_write import OWN_PREFIX
 
     def is_ours(place: Path) -> bool:
         file = place / _OF_PEFT if place.is_dir() else place
         try:
-            return "loraport.target" in read_safetensors(file).metadata
+            return f"{OWN_PREFIX}target" in read_safetensors(file).metadata
         except (InputError, OSError):
             return False
 

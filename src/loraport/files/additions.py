@@ -17,6 +17,7 @@ from loraport.files.adapters.updates import LayerUpdate, exact_update, looks_at_
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.kernels import same_weight
+from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
@@ -92,17 +93,10 @@ class Addition:
 
 @dataclass(frozen=True)
 class Additions:
-    """All that one LoRA adds to one model, by canonical parameter name, and the keys that it has no place for."""
+    """All that one LoRA adds to one model, by canonical parameter name, and where its keys went."""
 
     by_parameter: Mapping[str, tuple[Addition, ...]]
-    merged: int
-    """Keys of the LoRA that are in `by_parameter`."""
-    dropped: tuple[tuple[str, str], ...]
-
-    def keys(self) -> dict[str, object]:
-        """Where each key of the LoRA went."""
-        dropped = [list(pair) for pair in self.dropped]
-        return {"in": self.merged + len(dropped), "merged": self.merged, "dropped": dropped}
+    keys: KeyAccount
 
 
 def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
@@ -152,8 +146,8 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     _check_most(lora, misfits, merged)
     if not found:
         raise MismatchError(nothing_fits(lora, model.where, model.layers, model.family))
-    gone = tuple(sorted({(key, reason) for key, reason in (*dropped, *misfits) if key not in merged}))
-    return Additions({name: tuple(some) for name, some in found.items()}, len(merged), gone)
+    gone = [(key, reason) for key, reason in (*dropped, *misfits) if key not in merged]
+    return Additions({name: tuple(some) for name, some in found.items()}, KeyAccount.of(gone, merged=merged))
 
 
 def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:

@@ -163,7 +163,7 @@ def open_target(
     weights = {
         name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")
     }
-    return Accelerated(model, accelerator, strength, on_source, weights, found.dropped)
+    return Accelerated(model, accelerator, strength, on_source, weights, found.keys.dropped)
 
 
 def split_target(text: str) -> tuple[str, str] | None:

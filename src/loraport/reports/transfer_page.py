@@ -41,7 +41,7 @@ def _section(result: TransferResult) -> dict[str, Any]:
         "findings": findings(result),
         "facts": _facts(result),
         "warnings": result.warnings,
-        "dropped": result.keys["dropped"],
+        "dropped": result.keys.dropped,
         "figures": [
             *_paired(result.pairing),
             *_figures([layer.as_json() for layer in result.layers if layer.status == "transferred"]),
@@ -147,13 +147,11 @@ def _decisions(done: Sequence[LayerResult]) -> list[str]:
 
 
 def _facts(result: TransferResult) -> dict[str, str]:
-    keys = result.keys
     return {
         "Output": result.output,
         "Method": result.method,
         "Settings": in_words(result.settings),
-        "Keys": f"{keys['in']} read, {keys['transferred']} transferred, {keys['copied']} copied, "
-        f"{len(keys['dropped'])} dropped",
+        "Keys": str(result.keys).replace(" in: ", " read, "),
         "Took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
     }
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport._version import __version__
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import looks_at_weight
 from loraport.files.formats.safetensors_write import Pending
-from loraport.files.lora.provenance import earlier_field
+from loraport.files.lora.key_account import KeyAccount
+from loraport.files.lora.provenance import made_from
 from loraport.files.lora.write import WrittenLora, write_diff, write_lora
 from loraport.inputs.accelerator import Accelerated
 from loraport.inputs.config import RankRule, TransferConfig
@@ -77,25 +77,18 @@ def copied(ready: Prepared, name: str) -> LowRank:
     return as_factors(update, W, rule, common_rank(config, ready.plan), layer_generator(config.seed, name))
 
 
-def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> dict[str, object]:
-    """Where each key of the input went: transferred, copied, or dropped with the reason, the plan's or the method's."""
+def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> KeyAccount:
+    """Return where each key of the input went; what is dropped has the plan's reason or the method's."""
     keys = ready.lora.keys
     dropped = [*ready.lora.dropped, *written.dropped]
     dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
     used = {key for row in layers if row.status != "skipped" for key in keys[row.name]}
     dropped = [(key, reason) for key, reason in dropped if key not in used or (key, reason) in written.dropped]
-    gone = {key for key, _ in dropped}
-    places: dict[str, set[str]] = {status: set() for status in STATUS.values()}
+    by_status: dict[str, list[str]] = {status: [] for status in STATUS.values()}
     for row in layers:
-        places[row.status].update(key for key in keys[row.name] if key not in gone)
-    transferred = places["transferred"]
-    carried = len(places["copied"] - transferred) + len(written.copied) + len(written.encoders)
-    return {
-        "in": len(transferred) + carried + len(gone),
-        "transferred": len(transferred),
-        "copied": carried,
-        "dropped": [list(pair) for pair in sorted(set(dropped))],
-    }
+        by_status[row.status] += keys[row.name]
+    copied = (*by_status["copied"], *written.copied, *written.encoders)
+    return KeyAccount.of(dropped, transferred=by_status["transferred"], copied=copied)
 
 
 def all_layers(ready: Prepared, results: dict[str, LayerResult]) -> tuple[LayerResult, ...]:
@@ -149,11 +142,8 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
     """What the written file says about itself; names without their folders, contents by hash."""
     layers, config = list(layers), ready.config
     values = {
-        "version": __version__,
-        "method": config.method,
+        **made_from(ready.lora, config.method),
         "settings": json_text(config.settings(), sort_keys=True),
-        "lora": ready.lora.path.name,
-        "lora_sha256": ready.lora.sha256,
         "source": Path(config.source).name,
         "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
         "target": Path(config.target).name,
@@ -161,7 +151,6 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
     }
     if ready.pairing is not None:
         values["pairing"] = json_text({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
-    values |= earlier_field(ready.lora.metadata)
     if isinstance(ready.target, Accelerated):
         values |= ready.target.provenance()
     if config.part != "whole":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from loraport.files.lora.key_account import KeyAccount
 from loraport.inputs.plan import Plan
 
 MOSTLY_GONE = 0.5
@@ -94,8 +95,8 @@ class TransferResult:
     method: str
     settings: Mapping[str, Any]
     layers: tuple[LayerResult, ...]
-    keys: Mapping[str, Any]
-    """{"in": N, "transferred": N, "copied": N, "dropped": [[key, reason]]}"""
+    keys: KeyAccount
+    """Where each key of the LoRA went: transferred, copied, or dropped with the reason."""
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
@@ -126,7 +127,7 @@ class TransferResult:
     def lost(self) -> bool:
         """Whether something of the input is gone without the user having asked for it."""
         gone = (layer.drift_unknown or (layer.rounding or 0) > MOSTLY_GONE for layer in self.layers)
-        return bool(self.keys["dropped"]) or any(gone)
+        return bool(self.keys.dropped) or any(gone)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `--json` prints."""
@@ -137,7 +138,7 @@ class TransferResult:
             "kept_energy": self.kept_energy,
             "kept_correction": self.kept_correction,
             "layers": [layer.as_json() for layer in self.layers],
-            "keys": dict(self.keys),
+            "keys": self.keys.as_json(),
             "warnings": list(self.warnings),
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,

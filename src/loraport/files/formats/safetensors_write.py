@@ -21,6 +21,9 @@ from loraport.files.disk.atomic import new_file, new_folder
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor
 
+OWN_PREFIX = "loraport."
+"""What the fields begin with that this program writes into a header of its own accord."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from loraport.files.lora.provenance import PREFIX
+from loraport.files.formats.safetensors_write import OWN_PREFIX
 
 _OF_THE_FILE = frozenset(
     "hash hashes sha1 sha256 sha512 md5 blake3 crc32 autov1 autov2 autov3 checksum "  # its bytes
@@ -45,7 +45,7 @@ _TAGS = "ss_tag_frequency"
 
 def lasting(metadata: Mapping[str, str]) -> dict[str, str]:
     """The fields that stay true of the LoRA in another file; what this program wrote is not among them."""
-    return {key: value for key, value in metadata.items() if not key.startswith(PREFIX) and _is_lasting(key, value)}
+    return {key: value for key, value in metadata.items() if not key.startswith(OWN_PREFIX) and _is_lasting(key, value)}
 
 
 def _is_lasting(key: str, value: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a LoRA comes from: the transfers that it went through, as files say it of themselves and of their inputs.
+"""What a written file says of how it was made, and what that tells about a LoRA that is read: its earlier transfers.
 
 A file's own transfer stands in `loraport.method`, `loraport.source` and so on; those before it in `loraport.earlier`, a
 JSON list of the same fields, oldest first. Files may be made by anybody: what is not of this form is left out.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from loraport._version import __version__
+from loraport.files.formats.safetensors_write import OWN_PREFIX
 from loraport.plain_json import json_text
 
-PREFIX = "loraport."
+if TYPE_CHECKING:
+    from loraport.files.lora.read import Lora
+
 EARLIER = "earlier"
 LEFT_OUT = "left_out"
 """In the oldest step that is kept: how many before it are not."""
@@ -26,9 +30,31 @@ LONGEST = 1000
 """Characters; a longer field is left out, so that a chain of files never grows without end."""
 
 
+def made_from(lora: Lora, method: str) -> dict[str, str]:
+    """Return what a LoRA that a method made of another says of itself; names without folders, contents by hash."""
+    own = {"version": __version__, "method": method, "lora": lora.path.name, "lora_sha256": lora.sha256}
+    return own | earlier_field(lora.metadata)
+
+
+def converted_from(lora: Lora) -> dict[str, str]:
+    """Return the same for the same updates in another format: what an earlier run of ours wrote of them stays true."""
+    own = {"version": __version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
+    return _own_fields(lora.metadata) | own
+
+
+def own_header(**fields: Any) -> dict[str, str]:
+    """Return fields of a model's header that this program writes, as JSON, with its version."""
+    texts = {name: json_text(value, sort_keys=True) for name, value in fields.items()} | {"version": __version__}
+    return {f"{OWN_PREFIX}{name}": text for name, text in texts.items()}
+
+
+def _own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(OWN_PREFIX): value for key, value in metadata.items() if key.startswith(OWN_PREFIX)}
+
+
 def transfers(metadata: Mapping[str, str]) -> list[dict[str, str]]:
-    """All transfers behind a LoRA, oldest first, its own last; none for a LoRA that was trained as it is."""
-    own = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
+    """Return all transfers behind a LoRA, oldest first, its own last; none for a LoRA that was trained as it is."""
+    own = _own_fields(metadata)
     steps = _earlier(own.get(EARLIER, "[]"))
     if "method" in own:
         steps.append(_step(own))
@@ -61,7 +87,7 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
 
 def load_beside(metadata: Mapping[str, str]) -> str | None:
     """How a LoRA is loaded that was made for a model with an accelerator; None for one that stands alone."""
-    name, strength = (metadata.get(f"{PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
+    name, strength = (metadata.get(f"{OWN_PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
     if name is None or len(name) > LONGEST:
         return None
     return f"beside {name} at strength {_plain_number(strength)}: the accelerator is not in this file"

@@ -22,13 +22,18 @@ from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.files.adapters.casting import cast
 from loraport.files.adapters.fused import dense_together, put_together
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.files.formats.safetensors_write import (
+    OWN_PREFIX,
+    Pending,
+    save_folder,
+    save_safetensors,
+    write_safetensors,
+)
 from loraport.files.lora.alpha import BASE_MODEL, HEADER_FIELD
 from loraport.files.lora.encoders import written_encoders
 from loraport.files.lora.extras import respelled
 from loraport.files.lora.header import lasting
 from loraport.files.lora.kohya import filled
-from loraport.files.lora.provenance import PREFIX
 from loraport.files.lora.read import Lora
 from loraport.files.lora.tensors import layer_tensors, padded
 from loraport.files.names.dialects import (
@@ -235,7 +240,7 @@ def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None =
 
 
 def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str]:
-    own = {f"{PREFIX}{key}": value for key, value in (provenance or {}).items()}
+    own = {f"{OWN_PREFIX}{key}": value for key, value in (provenance or {}).items()}
     return {**lasting(like.metadata), "format": "pt", **own}
 
 

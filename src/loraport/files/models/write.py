@@ -20,6 +20,7 @@ from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor, read_safetensors
 from loraport.files.formats.safetensors_write import (
+    OWN_PREFIX,
     Pending,
     data_bytes,
     save_folder,
@@ -32,7 +33,7 @@ from loraport.files.models.shards import index_of
 from loraport.files.names.families import Piece
 
 CONFIG = "config.json"
-VERSION = "loraport.version"
+VERSION = f"{OWN_PREFIX}version"
 """In the metadata of every file of a result."""
 STALE = ("sshs_", "modelspec.hash")
 """Metadata of the input that a changed tensor makes untrue."""

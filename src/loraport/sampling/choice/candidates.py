@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from loraport._version import __version__
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
 from loraport.files.additions import with_strength
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.disk.user_paths import expand_home
+from loraport.files.lora.provenance import made_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.plain_json import json_text
@@ -89,10 +89,7 @@ def write_calibrated(
 ) -> WrittenLora:
     """An adapter file with the updates, and in its metadata how they came about."""
     provenance = {
-        "version": __version__,
-        "method": "calibrated",
-        "lora": lora.path.name,
-        "lora_sha256": lora.sha256,
+        **made_from(lora, "calibrated"),
         **{name: json_text(value, sort_keys=True) for name, value in facts.items()},
         "note": "fitted to the adapter's effect by sampling both models on random noise; made for this target only",
     }

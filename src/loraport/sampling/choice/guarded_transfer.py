@@ -11,7 +11,13 @@ from loraport.errors import SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_safetensors
-from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors, write_safetensors
+from loraport.files.formats.safetensors_write import (
+    OWN_PREFIX,
+    Pending,
+    save_folder,
+    save_safetensors,
+    write_safetensors,
+)
 from loraport.files.lora.read import Lora
 from loraport.inputs.accelerator import target_places
 from loraport.inputs.config import TransferConfig
@@ -126,9 +132,8 @@ class _Judged:
         effect = EndEffect(pair, self.adapter, judged_clips(clips, first.seed), store, counter)
         verdict = decide(score(effect, self.adapter, candidates), clips)
         kept = self.runs[verdict.kept]
-        rewrite(
-            Path(kept.output), expand_home(output), {"loraport.guard": json_text(verdict.as_json(), sort_keys=True)}
-        )
+        guard = {f"{OWN_PREFIX}guard": json_text(verdict.as_json(), sort_keys=True)}
+        rewrite(Path(kept.output), expand_home(output), guard)
         absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in self.not_written)
         guarded = Guarded(
             replace(kept, output=output), verdict, counter.as_json(), pair.sampler, (*absent, *pair.notes)
