@@ -17,8 +17,9 @@ import torch
 from benchmarks.synthetic import LORA, RANK, config_of, drifted, generator, weight
 from torch import Tensor
 
-from loraport.methods.casa import PUBLISHED_CODE, casa
+from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PUBLISHED_CODE
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from loraport.store.bases import BasisCache, basis_key
 

@@ -26,8 +26,9 @@ from benchmarks.processes import machine
 from benchmarks.synthetic import DRIFT, LORA, config_of
 from torch import Tensor
 
-from loraport.methods.casa import PUBLISHED_CODE, casa
+from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PUBLISHED_CODE
 from loraport.spectral.svd import LowRank, decompose
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from loraport.inputs.config import TransferConfig
-from loraport.methods import METHODS
-from loraport.methods.prolora import ProloraSettings
+from loraport.methods.recipes import METHODS
+from loraport.methods.settings import ProloraSettings
 from loraport.transfers.run import transfer_many
 
 RESULTS = Path(__file__).parent / "results"

@@ -2,7 +2,7 @@
 
 import torch
 
-from loraport.methods import Layer
+from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank, decompose
 
 SHAPES = {"square": (24, 24), "tall": (40, 18), "wide": (18, 40)}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from loraport._version import __version__
 from loraport.cli import app
-from loraport.methods import METHODS
+from loraport.methods.recipes import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -40,6 +42,28 @@ def test_each_name_is_there_and_says_what_it_is(name):
     assert callable(value) and value.__name__ == name
     assert len(value.__doc__) > 10 and not value.__doc__.startswith(f"{name}("), "a docstring of its own"
     assert name in dir(loraport)
+
+
+def hidden_modules(folder: Path, package: ModuleType) -> list[str]:
+    """Return the modules of a room that `import ROOM.NAME` does not give, since the room has something else there."""
+    names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+    found = {name: import_module(f"{package.__name__}.{name}") for name in names}
+    return [name for name, module in found.items() if getattr(package, name) is not module]
+
+
+def test_no_name_of_a_room_hides_a_module(tmp_path, monkeypatch):
+    rooms = [path.parent for path in (ROOT / "src" / "loraport").rglob("*/__init__.py")]
+    for room in rooms:
+        name = ".".join(room.relative_to(ROOT / "src").parts)
+        assert hidden_modules(room, import_module(name)) == [], name
+    import loraport.methods.casa as module
+
+    assert isinstance(module, ModuleType) and module.casa is loraport.casa and callable(loraport.casa)
+    (tmp_path / "a_room").mkdir()
+    (tmp_path / "a_room" / "__init__.py").write_text("from a_room.walls import walls")
+    (tmp_path / "a_room" / "walls.py").write_text("def walls(): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hidden_modules(tmp_path / "a_room", import_module("a_room")) == ["walls"]
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from loraport.files.lora.write import write_lora
     from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
     from loraport.inputs.config import RankRule, TransferConfig
-    from loraport.methods import CasaSettings, Layer, Update, find_recipe
     from loraport.methods.casa import casa
+    from loraport.methods.layer import Layer, Update
+    from loraport.methods.recipes import find_recipe
+    from loraport.methods.settings import CasaSettings
     from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
     from loraport.store.bases import BasisCache
     from loraport.transfers.results import BatchResult, LayerResult, TransferResult
@@ -73,7 +75,9 @@ __all__ = [
 
 _HOMES = {
     "errors": ("InputError", "LoraportError", "OutputError"),
-    "methods": ("CasaSettings", "Layer", "Update", "find_recipe"),
+    "methods.settings": ("CasaSettings",),
+    "methods.layer": ("Layer", "Update"),
+    "methods.recipes": ("find_recipe",),
     "methods.casa": ("casa",),
     "analysis.results": ("Analysis",),
     "analysis.run": ("analyze",),

@@ -13,7 +13,8 @@ from loraport.analysis.sweep import Grid, layer_rows, sweep
 from loraport.errors import SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.plan import LayerJob
-from loraport.methods.casa import CasaSettings, casa
+from loraport.methods.casa import casa
+from loraport.methods.settings import CasaSettings
 from loraport.spectral.svd import factorize, is_small, kept_correction
 from loraport.transfers.run import transfer
 from tests import tiny

@@ -21,8 +21,9 @@ from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.batch import method_list, one_or_many, output_name
 from loraport.inputs.open import prepare_many
-from loraport.methods import METHODS, ProloraSettings
 from loraport.methods import layer as method_layer
+from loraport.methods.recipes import METHODS
+from loraport.methods.settings import ProloraSettings
 from loraport.transfers import run as execute
 from loraport.transfers.run import transfer, transfer_many
 from tests import tiny

@@ -5,8 +5,7 @@ import pytest
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
 from loraport.inputs.open import find_device
-from loraport.methods import LoraxSettings, ProloraSettings
-from loraport.methods.casa import PAPER, PUBLISHED_CODE
+from loraport.methods.settings import PAPER, PUBLISHED_CODE, LoraxSettings, ProloraSettings
 
 GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
 

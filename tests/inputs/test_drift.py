@@ -8,7 +8,8 @@ from loraport.files.models.checkpoint import Weight, open_checkpoint
 from loraport.inputs.config import RankRule
 from loraport.inputs.drift import drift_between, within_floor
 from loraport.merge import merge
-from loraport.methods import METHODS, Layer, find_recipe
+from loraport.methods.layer import Layer
+from loraport.methods.recipes import METHODS, find_recipe
 from loraport.reports.transfer_page import findings
 from loraport.spectral.svd import LowRank, decompose
 from loraport.transfers.run import transfer

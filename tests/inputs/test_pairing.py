@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.inputs.open import prepare
 from loraport.inputs.pairing import role_of
-from loraport.methods import ProloraSettings
+from loraport.methods.settings import ProloraSettings
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.transfers.run import transfer
 from tests import tiny

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from loraport.errors import SettingsError
-from loraport.methods import METHODS, CasaSettings, find_recipe
 from loraport.methods.casa import casa
 from loraport.methods.controls import restore_only
 from loraport.methods.layer import Layer
+from loraport.methods.recipes import METHODS, find_recipe
+from loraport.methods.settings import CasaSettings
 from tests.layers import SHAPES, both_bases, layer_of, random_weights, relative
 
 NAMES = [*METHODS, "direct:1.15", "undo:0.5", "drift-orthogonal:3", "direct-matched:prolora", "direct-matched:undo:0.5"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from loraport.analysis.layer_statistics import Specimen, look
-from loraport.methods.casa import PAPER, casa
+from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PAPER
 from loraport.spectral.svd import LowRank, decompose
 from tests.layers import SHAPES, random_weights
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from loraport.errors import SettingsError
-from loraport.methods import METHODS, Layer, find_recipe
-from loraport.methods.casa import PAPER, casa, casa_parts
+from loraport.methods.casa import casa, casa_parts
+from loraport.methods.layer import Layer
+from loraport.methods.recipes import METHODS, find_recipe
+from loraport.methods.settings import PAPER
 from loraport.spectral.routing import observe, to_routing
 from tests.layers import SHAPES, both_bases, layer_of, random_weights, relative
 

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraport.errors import SettingsError
-from loraport.methods import METHODS, Layer, LoraxSettings, ProloraSettings, find_recipe
 from loraport.methods.core_undo import core
-from loraport.methods.drift_orthogonal import DriftOrthogonalSettings, drift_orthogonal
+from loraport.methods.drift_orthogonal import drift_orthogonal
+from loraport.methods.layer import Layer
 from loraport.methods.lorax import lorax
-from loraport.methods.prolora import PROLORA, prolora
+from loraport.methods.prolora import prolora
+from loraport.methods.recipes import METHODS, find_recipe
+from loraport.methods.settings import PROLORA, DriftOrthogonalSettings, LoraxSettings, ProloraSettings
 from loraport.spectral.projections import off_span, overlap
 from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from tests import reference_projections as reference

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from loraport.methods import METHODS, Layer, LoraxSettings, ProloraSettings, find_recipe
+from loraport.methods.layer import Layer
+from loraport.methods.recipes import METHODS, find_recipe
+from loraport.methods.settings import LoraxSettings, ProloraSettings
 from loraport.spectral.svd import LowRank, decompose
 from tests import reference
 from tests import reference_projections as projections
@@ -79,7 +81,8 @@ def expected(name: str, W_s: np.ndarray, W_t: np.ndarray, B: np.ndarray, A: np.n
 def test_every_method_agrees_with_index_loops(name, kind):
     W_s, W_t, lora = a_layer(kind)
     wanted = expected(name, *(X.numpy() for X in (W_s, W_t, lora.B, lora.A)))
-    recipe = find_recipe(name, ProloraSettings(CUT, phi_min=0.0), LoraxSettings(CUT))
+    settings = {"prolora": ProloraSettings(CUT, phi_min=0.0), "lora-x": LoraxSettings(CUT)}
+    recipe = find_recipe(name, settings.get(name))
     # rollback has the masks of CASA with the LoRA's clusters
     update = recipe(Layer(lora, W_t - W_s, decompose(W_s), decompose(W_t))).dense().numpy()
     assert norm(update - wanted) <= 1e-5 * max(norm(wanted), 1e-3 * norm(lora.dense().numpy()))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.methods import find_recipe
-from loraport.methods.casa import PAPER, PUBLISHED_CODE, casa
+from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.methods.recipes import find_recipe
+from loraport.methods.settings import PAPER, PUBLISHED_CODE
 from loraport.spectral.clusters import singular_clusters
 from loraport.spectral.routing import to_routing
 from loraport.spectral.svd import LowRank, decompose

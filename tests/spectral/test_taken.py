@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loraport.methods.casa import PAPER, casa, casa_parts
+from loraport.methods.casa import casa, casa_parts
 from loraport.methods.controls import restore_only, rollback
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PAPER
 from loraport.spectral import svd
 from loraport.spectral.correction import Remaining
 from loraport.spectral.halves import HalfBasis

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraport.methods.casa import PAPER, casa
+from loraport.methods.casa import casa
 from loraport.methods.controls import arbitrate_only, restore_only, rollback
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PAPER
 from loraport.spectral.arbitration import dominant_directions, dominant_mask
 from loraport.spectral.clusters import singular_clusters
 from loraport.spectral.routing import observe, to_routing

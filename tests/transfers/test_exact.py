@@ -176,8 +176,8 @@ def test_a_layer_of_zeros_stops_no_method(run, tmp_path, method, role):
 
 def test_a_direction_that_is_only_rounding_is_arbitrated_by_nobody(tmp_path):
     """Two decompositions of one weight of rank 6 differ in what completes them; their updates may not."""
-    from loraport.methods import Layer
     from loraport.methods.casa import casa
+    from loraport.methods.layer import Layer
     from loraport.spectral.svd import LowRank, SingularBasis, decompose
 
     W_s, W_t, B, A = (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
-from loraport.methods import METHODS
+from loraport.methods.recipes import METHODS
 from loraport.transfers import run as execute
 from loraport.transfers.run import transfer
 from tests import reference, tiny

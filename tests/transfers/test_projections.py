@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule
-from loraport.methods import LoraxSettings, ProloraSettings
+from loraport.methods.settings import LoraxSettings, ProloraSettings
 from loraport.transfers import run as execute
 from loraport.transfers.run import transfer
 from tests import reference_projections as reference

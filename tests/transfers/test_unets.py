@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.pairing import comparable, differ_in_depth, role_of
-from loraport.methods import METHODS
+from loraport.methods.recipes import METHODS
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.transfers.run import transfer_many
 from tests.families import delta, factors, fused_by_diffusers, sdxl_and_pruned, write_pipeline

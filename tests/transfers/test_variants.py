@@ -15,7 +15,7 @@ from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
 from loraport.merge import merge
-from loraport.methods import METHODS
+from loraport.methods.recipes import METHODS
 from loraport.transfers.run import transfer, transfer_many
 from tests import tiny
 from tests.transfers.adapters import LAYERS, MAKERS, added, dora, loha, written

@@ -13,7 +13,7 @@ pytest.importorskip("peft")
 from loraport.cli import app
 from loraport.errors import InputError, SettingsError
 from loraport.inputs.config import TransferConfig
-from loraport.methods import METHODS
+from loraport.methods.recipes import METHODS
 from loraport.transfers.run import transfer
 from loraport_lab.bench import run as lab_run
 from loraport_lab.bench.admission import COMPARED, admit

@@ -21,8 +21,8 @@ from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import Prepared, find_device, prepare
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
-from loraport.methods.casa import PAPER, CasaSettings
 from loraport.methods.layer import Layer
+from loraport.methods.settings import PAPER, CasaSettings
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases

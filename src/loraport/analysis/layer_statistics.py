@@ -23,9 +23,10 @@ from loraport.analysis.measures.mixing import (
     windows,
 )
 from loraport.analysis.measures.rigidity import degenerate, spectral_change
-from loraport.methods.casa import PAPER, Arbitration, CasaSettings, arbitrated_update, arbitration
+from loraport.methods.casa import Arbitration, arbitrated_update, arbitration
 from loraport.methods.layer import Layer, Update
-from loraport.methods.prolora import PROLORA, prolora
+from loraport.methods.prolora import prolora
+from loraport.methods.settings import PAPER, PROLORA, CasaSettings
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.kernels import norm
 from loraport.spectral.routing import directional_alignment

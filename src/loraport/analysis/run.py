@@ -20,7 +20,7 @@ from loraport.analysis.sweep import Grid, swept
 from loraport.errors import SettingsError
 from loraport.inputs.open import Prepared
 from loraport.inputs.plan import LayerJob
-from loraport.methods.casa import CasaSettings
+from loraport.methods.settings import CasaSettings
 from loraport.spectral.svd import decompose
 from loraport.stopwatch import peak_rss_bytes
 from loraport.transfers.journal import Partial

@@ -14,8 +14,9 @@ from loraport.analysis.layer_sample import depth_of, kind_of
 from loraport.analysis.results import Nobody, Swept, Watcher
 from loraport.errors import SettingsError, unknown_name
 from loraport.inputs.plan import LayerJob
-from loraport.methods.casa import CasaSettings, arbitrated_update, arbitration
+from loraport.methods.casa import arbitrated_update, arbitration
 from loraport.methods.layer import Layer
+from loraport.methods.settings import CasaSettings
 from loraport.spectral.kernels import norm
 from loraport.transfers.journal import Partial
 from loraport.transfers.layer import layer_generator

@@ -11,17 +11,8 @@ from typing import Any, Literal, NoReturn, get_args
 
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.lora.write import Format
-from loraport.methods import (
-    CASA_PRESETS,
-    CasaSettings,
-    LoraxSettings,
-    ProloraSettings,
-    Recipe,
-    find_recipe,
-)
-from loraport.methods.casa import PAPER
-from loraport.methods.lorax import LORAX
-from loraport.methods.prolora import PROLORA
+from loraport.methods.recipes import Recipe, find_recipe
+from loraport.methods.settings import CASA_PRESETS, LORAX, PAPER, PROLORA, CasaSettings, LoraxSettings, ProloraSettings
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]
@@ -134,7 +125,9 @@ class TransferConfig:
     @property
     def recipe(self) -> Recipe:
         """The method with its settings."""
-        return find_recipe(self.method, self.casa, self.prolora, self.lora_x)
+        kind = type(find_recipe(self.method).settings)
+        own = (self.casa, self.prolora, self.lora_x)
+        return find_recipe(self.method, next((settings for settings in own if type(settings) is kind), None))
 
     def settings(self) -> dict[str, Any]:
         """What shaped the numbers, without places: for the report and the file's metadata."""
@@ -188,7 +181,7 @@ def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSe
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if "energy" in given:
         given["energy_rectangular"] = given["energy"]
-    return replace(CASA_PRESETS[preset], **given)
+    return replace(CASA_PRESETS[preset].settings, **given)
 
 
 def method_settings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Parts, Update
+from loraport.methods.settings import PAPER, CasaSettings
 from loraport.spectral.arbitration import (
     arbitrated_part,
     count_borderline,
@@ -22,51 +23,9 @@ from loraport.spectral.arbitration import (
 )
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.correction import Taken
-from loraport.spectral.routing import ALIGNMENT_EPS, Routing, routing_factors
+from loraport.spectral.routing import Routing, routing_factors
 from loraport.spectral.selection import Entries, entries_at
 from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
-
-
-@dataclass(frozen=True)
-class CasaSettings:
-    """The knobs of CASA; the defaults are the paper's (§5.1 and appendix)."""
-
-    energy: float = 0.9
-    """Share of ΣS² that the leading directions hold (Eq. 3)."""
-    energy_rectangular: float = 0.9
-    """The same for layers that are not square; the published code takes all of their directions (1.0)."""
-    tau: float = 1.0
-    """Predicted rotation above which two directions are connected (Eq. 4); 1 to 10 are alike in the paper."""
-    eps: float = 1e-6
-    """Added to the singular gap in Eq. 4, in units of singular values."""
-    eps_context: float = ALIGNMENT_EPS
-    """Added to the product of norms in Eq. 11, in units of weights squared; the published code's value."""
-    q_dom: float = 0.5
-    """Quantile over clusters from which on a cluster dominates (Eq. 5–6)."""
-    q_act: float = 0.85
-    """Quantile of the candidates' risks above which an entry is arbitrated (Eq. 13)."""
-    restore: float = 1.0
-    """How much of the weak drift restoration takes back (Eq. 8); 0 is Table 2's ablation without it."""
-    arbitrate: bool = True
-    """Whether risky entries are arbitrated (Eq. 14); False is Table 2's ablation without it."""
-    densities: Literal["whole", "block"] = "whole"
-    """Norms over whole rows and columns (the paper), or inside the k × k block (the published code)."""
-
-    def __post_init__(self) -> None:
-        for name in ("q_dom", "q_act", "restore"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1]")
-        for name in ("energy", "energy_rectangular"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}, but a share of energy lies in (0, 1]")
-        for name in ("tau", "eps", "eps_context"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}, but it must be 0 or more")
-
-
-PAPER = CasaSettings()
-PUBLISHED_CODE = CasaSettings(tau=0.5, energy_rectangular=1.0, densities="block")
-CASA_PRESETS = {"paper": PAPER, "published-code": PUBLISHED_CODE}
 
 
 @dataclass(frozen=True)

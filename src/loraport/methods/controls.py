@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from loraport.methods.casa import PAPER, CasaSettings, casa, casa_parts
+from loraport.methods.casa import casa, casa_parts
 from loraport.methods.layer import Layer, Parts, Update
+from loraport.methods.settings import PAPER, UNDO, CasaSettings, UndoSettings
 from loraport.spectral.kernels import norm
 
 
-@dataclass(frozen=True)
-class UndoSettings:
-    """How much of the whole drift is taken back."""
-
-    amount: float = 0.25
-    """β: 0 is direct reuse, 1 rolls the layer back to source + LoRA."""
-
-
-def undo(layer: Layer, settings: UndoSettings = UndoSettings()) -> Update:
+def undo(layer: Layer, settings: UndoSettings = UNDO) -> Update:
     """Uniform undo: D' = D_lora − β·D_fft, the same share of the drift in every direction."""
     return Update(layer.lora, -settings.amount * layer.drift)
 
 
-def undo_parts(layer: Layer, settings: UndoSettings = UndoSettings()) -> Parts:
+def undo_parts(layer: Layer, settings: UndoSettings = UNDO) -> Parts:
     """Uniform undo in two: D_lora as it is, and −β·D_fft."""
     return Parts(Update(layer.lora), Update(layer.lora.scaled(0.0), -settings.amount * layer.drift))
 

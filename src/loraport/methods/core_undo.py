@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from loraport.methods.layer import Layer, Parts, Update
+from loraport.methods.settings import CORE, CoreSettings
 from loraport.spectral.kernels import norm
 from loraport.spectral.projections import on_span, span_of
 from loraport.spectral.svd import LowRank, SingularBasis, shortened
 
 
-@dataclass(frozen=True)
-class CoreSettings:
-    """Core undo has nothing to set."""
-
-
-def core(layer: Layer, settings: CoreSettings = CoreSettings()) -> Update:
+def core(layer: Layer, settings: CoreSettings = CORE) -> Update:
     """The LoRA's update without the drift between its own input and output subspaces (ours).
 
     D' = D_lora − P_B·D_fft·P_A, with P_B, P_A the projectors on the columns of B and the rows of A;
@@ -40,7 +34,7 @@ def core(layer: Layer, settings: CoreSettings = CoreSettings()) -> Update:
     return Update(shortened(LowRank(left.U, kept), lora.rank).padded(lora.rank), None, {"amount": share})
 
 
-def core_parts(layer: Layer, settings: CoreSettings = CoreSettings()) -> Parts:
+def core_parts(layer: Layer, settings: CoreSettings = CORE) -> Parts:
     """Core undo in two: D_lora as it is, and −P_B·D_fft·P_A, exactly at the LoRA's own rank."""
     left, seen, share = _between(layer)
     taken = LowRank(-left.U, seen).padded(layer.lora.rank)

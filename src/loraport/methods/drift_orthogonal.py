@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
+from loraport.methods.settings import DRIFT_ORTHOGONAL, DriftOrthogonalSettings
 from loraport.spectral.projections import numerical_rank, projected_away
 from loraport.spectral.svd import leading_basis
 
@@ -15,19 +13,7 @@ SEED = 0
 """Of the randomised search for the drift's leading directions: the same on every run, whatever the run's own seed."""
 
 
-@dataclass(frozen=True)
-class DriftOrthogonalSettings:
-    """How much of the drift is avoided."""
-
-    directions: int = 16
-    """k: how many left and right singular directions of the drift are removed; our choice, not tuned."""
-
-    def __post_init__(self) -> None:
-        if self.directions < 1:
-            raise SettingsError(f"directions is {self.directions}, but it must be 1 or more")
-
-
-def drift_orthogonal(layer: Layer, settings: DriftOrthogonalSettings = DriftOrthogonalSettings()) -> Update:
+def drift_orthogonal(layer: Layer, settings: DriftOrthogonalSettings = DRIFT_ORTHOGONAL) -> Update:
     """The LoRA's update made orthogonal to the drift's k leading directions on both sides (ours).
 
     D' = (I − U_k·U_kᵀ)·D_lora·(I − V_k·V_kᵀ), with U_k, V_k the top singular vectors of D_fft

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
-from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, without_spectrum
+from loraport.methods.settings import LORAX, LoraxSettings
+from loraport.methods.subspace import leading, without_spectrum
 from loraport.spectral.projections import projected
-
-
-@dataclass(frozen=True)
-class LoraxSettings:
-    """How large the target's subspace is."""
-
-    subspace: str = DEFAULT_SUBSPACE
-    """energy:x, rank:k or exact; both papers use 320 directions (rank:320)."""
-
-    def __post_init__(self) -> None:
-        check_subspace(self.subspace)
-
-
-LORAX = LoraxSettings()
 
 
 def lorax(layer: Layer, settings: LoraxSettings = LORAX) -> Update:

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
-from loraport.methods.subspace import DEFAULT_SUBSPACE, check_subspace, leading, similarity, without_spectrum
+from loraport.methods.settings import PROLORA, ProloraSettings
+from loraport.methods.subspace import leading, similarity, without_spectrum
 from loraport.spectral.projections import off_span, on_span, projected, projected_away, side_by_side
 from loraport.spectral.svd import LowRank, SingularBasis
-
-
-@dataclass(frozen=True)
-class ProloraSettings:
-    """What ProLoRA's paper leaves open, and its ablations."""
-
-    subspace: str = DEFAULT_SUBSPACE
-    """energy:x, rank:k or exact, for source and target alike; no source states the paper's."""
-    null_space: bool = True
-    """Whether the part outside of both subspaces is moved too; False is the paper's ablation without it."""
-    cross_terms: bool = False
-    """Whether the two mixed blocks are kept, which the paper drops; our control."""
-    phi_min: float = 0.8
-    """Least overlap of source and target subspaces; a layer below it gets no adapter (paper §5.3.4). 0 keeps all."""
-
-    def __post_init__(self) -> None:
-        check_subspace(self.subspace)
-        if not 0 <= self.phi_min <= 1:
-            raise SettingsError(f"phi_min is {self.phi_min}, but an overlap lies in [0, 1]")
-        if self.cross_terms and not self.null_space:
-            raise SettingsError("cross terms are made with the null space; leave out --cross-terms or --no-null-space")
-
-
-PROLORA = ProloraSettings()
 
 
 def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:

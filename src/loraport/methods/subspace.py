@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from loraport.errors import SettingsError
 from loraport.methods.layer import Update
+from loraport.methods.settings import parse_subspace
 from loraport.spectral.projections import numerical_rank, overlap
 from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
-
-DEFAULT_SUBSPACE = "energy:0.99"
-"""No source states ProLoRA's cut-off. Exact rank would make it direct reuse on every square layer of full rank, against
-the paper's own ablation; 99 % of the energy is what Cross-LoRA (arXiv 2508.05232) reports for its 320 directions."""
-
-
-def check_subspace(rule: str) -> None:
-    """Raises SettingsError for a rule that is none of `energy:x`, `rank:k` and `exact`."""
-    _parsed(rule)
 
 
 def subspace_rank(basis: SingularBasis, rule: str) -> int:
     """k of a weight: the directions that hold a share of ΣS², a fixed number of them, or all above rounding."""
-    kind, value = _parsed(rule)
+    kind, value = parse_subspace(rule)
     if kind == "energy":
         return energy_rank(basis.S, value)
     if kind == "rank":
@@ -45,19 +36,3 @@ def without_spectrum(lora: LowRank, **weights: SingularBasis) -> Update | None:
 def similarity(one: SingularBasis, other: SingularBasis) -> float:
     """Φ of two subspaces, the smaller of left and right: min(Φ(U, U'), Φ(V, V')), from 0 to 1."""
     return min(overlap(one.U, other.U), overlap(one.Vh.mT, other.Vh.mT))
-
-
-def _parsed(rule: str) -> tuple[str, float]:
-    kind, _, text = rule.partition(":")
-    try:
-        value = float(text) if kind != "exact" else 0.0
-    except ValueError:
-        value = float("nan")
-    if (kind == "energy" and 0 < value <= 1) or (kind == "rank" and text.isdecimal() and value >= 1):
-        return kind, value
-    if rule == "exact":
-        return kind, value
-    raise SettingsError(
-        f"subspace {rule!r} is none of: energy:x with a share x in (0, 1] (energy:0.99), rank:k with a whole number "
-        "from 1 on (rank:320), exact"
-    )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from loraport.lazy_property import lazy_property
-from loraport.methods import Layer, Routing
+from loraport.methods.layer import Layer
 from loraport.spectral.halves import half_basis
+from loraport.spectral.routing import Routing
 from loraport.spectral.svd import (
     SingularBasis,
 )

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from loraport.methods import Layer, Routing
+from loraport.methods.layer import Layer
+from loraport.spectral.routing import Routing
 from loraport.store.packing import matrix_shape, random_vectors, unpacked
 from loraport.store.triangle import folded, unfolded
 

@@ -15,7 +15,8 @@ from loraport.files.adapters.updates import LayerUpdate
 from loraport.inputs.config import Part, RankRule
 from loraport.inputs.drift import TIMES_FLOOR
 from loraport.inputs.plan import LayerJob
-from loraport.methods import Layer, Recipe, Update
+from loraport.methods.layer import Layer, Update
+from loraport.methods.recipes import Recipe
 from loraport.spectral.kernels import norm
 from loraport.spectral.svd import (
     LowRank,

@@ -13,8 +13,10 @@ from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import Part
 from loraport.inputs.drift import drift_between, within_floor
 from loraport.lazy_property import lazy_property
-from loraport.methods import Layer, Parts, Recipe, Routing, Update
+from loraport.methods.layer import Layer, Parts, Update
+from loraport.methods.recipes import Recipe
 from loraport.spectral.kernels import norm
+from loraport.spectral.routing import Routing
 from loraport.spectral.svd import (
     LowRank,
     SingularBasis,

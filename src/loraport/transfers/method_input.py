@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraport.files.adapters.updates import Dora, LayerUpdate, exact_update
 from loraport.inputs.config import RankRule
-from loraport.methods import Update
+from loraport.methods.layer import Update
 from loraport.spectral.svd import LowRank, factorize, factorize_energy, shortened
 
 

@@ -17,7 +17,7 @@ from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, prepare
 from loraport.lazy_property import lazy_property
-from loraport.methods import Layer
+from loraport.methods.layer import Layer
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases

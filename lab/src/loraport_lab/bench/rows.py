@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.inputs.config import casa_settings
-from loraport.methods import METHODS, ProloraSettings, Settings, find_recipe
-from loraport.methods.casa import PAPER, PUBLISHED_CODE
+from loraport.methods.recipes import METHODS, find_recipe
+from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings
 from loraport.spectral.svd import shortened
 from loraport.transfers.layer import layer_generator
 from loraport_lab.bench.material import Material

@@ -1,0 +1,179 @@
+"""The table of methods, and recipes: a method with its settings filled in, called on one layer.
+
+recipe = find_recipe("casa")                 # or "direct:1.15", "prolora", "direct-matched:prolora", ...
+update = recipe(Layer(lora, drift, basis))   # an Update: low-rank part, dense correction, facts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loraport.errors import SettingsError, unknown_name
+from loraport.methods.casa import casa, casa_parts
+from loraport.methods.controls import (
+    arbitrate_only,
+    arbitrate_only_parts,
+    direct_matched,
+    restore_only,
+    restore_only_parts,
+    rollback,
+    rollback_parts,
+    undo,
+    undo_matched,
+    undo_matched_parts,
+    undo_parts,
+)
+from loraport.methods.core_undo import core, core_parts
+from loraport.methods.direct import direct
+from loraport.methods.drift_orthogonal import drift_orthogonal
+from loraport.methods.layer import Layer, Parts, Update
+from loraport.methods.lorax import lorax
+from loraport.methods.prolora import prolora
+from loraport.methods.settings import (
+    AnySettings,
+    CasaSettings,
+    CoreSettings,
+    DirectSettings,
+    DriftOrthogonalSettings,
+    LoraxSettings,
+    ProloraSettings,
+    UndoSettings,
+    changed,
+    setting_names,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A rule for one layer, and what it needs to know."""
+
+    rule: Callable[[Layer, Any], Update]
+    settings: type[AnySettings] = CasaSettings
+    argument: str | None = None
+    """The setting that `name:value` sets; None for the methods whose name stands alone."""
+    needs_basis: bool = True
+    """Whether it looks at the singular basis of the source weight."""
+    needs_target: bool = False
+    """Whether it looks at the singular basis of the target weight."""
+    low_rank: bool = False
+    """Whether the result has the LoRA's own rank, exactly."""
+    reuses: bool = True
+    """Whether it returns the LoRA unchanged where there is no drift."""
+    fixed: tuple[str, ...] = ()
+    """Settings of its class that it sets itself, or does not look at."""
+    parts: Callable[[Layer, Any], Parts] | None = None
+    """The same update in two, for methods that take drift back; None for those that take none."""
+
+
+_RESTORES = ("arbitrate", "q_act")
+"""Settings that mean nothing to methods that only restore."""
+
+METHODS = {
+    "casa": Method(casa, parts=casa_parts),
+    "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
+    "direct-matched": Method(direct_matched, low_rank=True),
+    "undo": Method(undo, UndoSettings, "amount", needs_basis=False, parts=undo_parts),
+    "undo-matched": Method(undo_matched, fixed=_RESTORES, parts=undo_matched_parts),
+    "core": Method(core, CoreSettings, needs_basis=False, low_rank=True, parts=core_parts),
+    "drift-orthogonal": Method(
+        drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
+    ),
+    "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
+    "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
+    "rollback": Method(rollback, reuses=False, fixed=_RESTORES, parts=rollback_parts),
+    "restore-only": Method(restore_only, fixed=_RESTORES, parts=restore_only_parts),
+    "arbitrate-only": Method(arbitrate_only, fixed=("restore", "arbitrate"), parts=arbitrate_only_parts),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its settings filled in."""
+
+    name: str
+    method: Method
+    settings: AnySettings
+    matched: Recipe | None = None
+    """The recipe whose size `direct-matched` takes; its settings are this one's."""
+
+    def __call__(self, layer: Layer) -> Update:
+        """The layer's new update."""
+        return self.method.rule(layer, self.matched(layer) if self.matched else self.settings)
+
+    def parts(self, layer: Layer) -> Parts:
+        """The layer's new update in two. Raises as `check_parts`."""
+        return self.check_parts()(layer, self.settings)
+
+    def check_parts(self) -> Callable[[Layer, Any], Parts]:
+        """The rule that gives the update in two. Raises SettingsError for a method that takes no drift back."""
+        if self.method.parts is None:
+            known = ", ".join(name for name, method in METHODS.items() if method.parts)
+            raise SettingsError(
+                f"method {self.name!r} takes nothing of the drift back, so it cannot be split; these can: {known}"
+            )
+        return self.method.parts
+
+    @property
+    def knobs(self) -> set[str]:
+        """The names of the settings that change what it gives."""
+        return setting_names(type(self.settings)) - {*(self.matched or self).method.fixed}
+
+    @property
+    def needs_routing(self) -> bool:
+        """Whether it looks at the drift in the source's basis."""
+        return isinstance(self.settings, CasaSettings)
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether `Layer.basis` must be there."""
+        return (self.matched or self).method.needs_basis
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether `Layer.target` must be there."""
+        return (self.matched or self).method.needs_target
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the LoRA comes back as it is where there is no drift."""
+        return (self.matched or self).method.reuses
+
+
+def find_recipe(text: str, settings: AnySettings | None = None) -> Recipe:
+    """Return the recipe that a name such as `casa`, `direct:1.15` or `direct-matched:prolora` stands for.
+
+    `settings` are of the method's own class; None takes its defaults. A value in the name wins over them.
+    Raises SettingsError for an unknown name (listing the known ones), a wrong value, one where none belongs, and
+    settings of another method.
+    """
+    name, colon, value = text.partition(":")
+    method = METHODS.get(name)
+    if method is None:
+        raise unknown_name("method", name, METHODS)
+    if name == "direct-matched":
+        matched = find_recipe(value if colon else "casa", settings)
+        if matched.matched is not None:
+            raise SettingsError(f"method {text!r} matches itself; name another method, for example {name}:casa")
+        return Recipe(text, method, matched.settings, matched)
+    if colon and method.argument is None:
+        raise SettingsError(f"method {name!r} takes no number, but {text!r} has one; write {name!r}")
+    own = method.settings() if settings is None else settings
+    if type(own) is not method.settings:
+        raise SettingsError(f"method {text!r} takes {method.settings.__name__}, not {type(own).__name__}")
+    if colon and method.argument is not None:
+        number = _number(text, value, whole=isinstance(getattr(own, method.argument), int))
+        own = changed(own, {method.argument: number})
+    return Recipe(text, method, own)
+
+
+def _number(text: str, number: str, *, whole: bool) -> float | int:
+    try:
+        value = int(number) if whole else float(number)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        kind, example = ("whole number", "drift-orthogonal:16") if whole else ("number", "direct:1.15")
+        raise SettingsError(f"method {text!r}: {number!r} is not a {kind}; write for example {example!r}")
+    return value
