@@ -72,7 +72,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_the_docs_list_the_names():
-    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "library.md").read_text(encoding="utf-8")
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert listed == loraport.__all__
 
