@@ -1,5 +1,6 @@
 """The docs tell the truth: generated pages are fresh, equations lead to functions, commands and links exist."""
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -67,6 +68,15 @@ def test_the_readme_is_short_and_fits_a_terminal():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_every_table_of_the_lab_is_shown_and_is_a_table():
+    files = sorted((ROOT / "lab" / "results").glob("*.csv"))
+    page = (ROOT / "docs" / "lab" / "results.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"lab/results/([\w-]+\.csv)", page)) == [path.name for path in files] != []
+    for path in files:
+        with path.open(encoding="utf-8", newline="") as file:
+            assert len({len(line) for line in csv.reader(file)}) == 1, path.name
 
 
 WRAPPED = [path for path in PAGES if path.name not in ("CONTRIBUTING.md", "CHANGELOG.md", "lab-log.md")]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def smoke(tmp_path_factory):
 
 def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
     folder, facts, _ = smoke
-    assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "lab.md", "parts"}
+    assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "tables", "parts"}
     assert json.loads((folder / "lab.json").read_text())["cells"] == facts["cells"]
     (cell,) = facts["cells"]
     assert {row["name"] for row in cell["rows"]} == {row.name for row in (*FRAME, *MAIN)}
@@ -189,6 +190,21 @@ def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
     assert [float(line["mean"]) for line in lines] == [casa["mean"]]
     direct = next(row for row in cell["rows"] if row["name"] == "direct")["metrics"]["psnr"]
     assert direct["change"] == 0 and casa["change"] == pytest.approx(casa["mean"] - direct["mean"], abs=1e-5)
+
+
+def test_the_tables_are_those_that_the_documentation_shows(smoke):
+    """`lab/results/` has the tables of the whole lab: the same files, and the columns that do not name cells."""
+    folder, facts, _ = smoke
+    shown = Path(__file__).parents[2] / "results"
+    tables = {path.name: list(csv.reader(path.open(encoding="utf-8"))) for path in (folder / "tables").iterdir()}
+    assert {"cells.csv", "rows.csv", "fidelity.csv", "effect.csv", "agreement.csv"} <= tables.keys()
+    for name, lines in tables.items():
+        assert (shown / name).is_file() and len({len(line) for line in lines}) == 1
+        if name in ("cells.csv", "rows.csv", "agreement.csv"):
+            assert lines[0] == next(csv.reader((shown / name).open(encoding="utf-8")))
+    casa = next(line for line in tables["fidelity.csv"] if line[0] == "casa")[1]
+    change = next(row for row in facts["cells"][0]["rows"] if row["name"] == "casa")["metrics"]["psnr"]["change"]
+    assert float(casa.strip("()")) == pytest.approx(change, abs=0.06)
 
 
 def test_a_second_run_makes_nothing_and_writes_the_same_bytes(smoke):

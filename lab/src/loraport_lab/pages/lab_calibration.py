@@ -12,8 +12,9 @@ CHANGES = (("psnr", 1), ("effect", 0), ("content", 0))
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, what to know of it, the columns and the lines."""
+    """A file's name, a heading, what to know of it, the columns and the lines."""
 
+    name: str
     title: str
     words: str
     head: tuple[str, ...]
@@ -50,6 +51,7 @@ def _before_and_after(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping
             )
         )
     return Table(
+        "calibration",
         "Calibration, before and after",
         "Direct reuse's fidelity (dB) / effect / content (points), and the changes against it; in brackets: the "
         "interval holds zero. End error as a share of direct reuse's, of the oracle / gains / gains and readout; gap "
@@ -79,6 +81,7 @@ def _harm(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mappin
             line.append(f"{better} / {len(worse)}" + (f" ({told})" if worse else ""))
         lines.append(tuple(line))
     return Table(
+        "harm",
         "Does the guard keep from harm?",
         "Cells that are surely better / surely worse than direct reuse (95 % interval over clips that no fit and no "
         "guard saw); of twenty intervals without a difference one is expected to exclude zero.",
@@ -100,6 +103,7 @@ def _study(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mappi
             continue  # what the next line is counted from
         lines.append((f"`{name}`", *(_studied(own.get(name)) for _, own in chosen)))
     return Table(
+        "controls",
         "Controls, clips, strengths, stacks",
         "Changes of fidelity (dB) / effect / content (points) against direct reuse in the same use, and the end error "
         "as a share of direct reuse's.",
@@ -117,6 +121,7 @@ def _studied(row: Mapping[str, Any] | None) -> str:
 
 def _agreement(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
+        "agreement",
         "Does the end error rank rows as other measures do?",
         "Spearman's correlation of the end error with each measure over the rows of a cell (methods, controls, fitted "
         "rows; without the frame's extremes), mean over cells and the lowest; over rows within 1 dB of direct reuse "

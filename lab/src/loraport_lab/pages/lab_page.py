@@ -12,8 +12,8 @@ from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import render
 from loraport_lab.pages.lab_calibration import calibration_tables
-from loraport_lab.pages.lab_markdown import markdown_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
+from loraport_lab.pages.lab_tables import table_files
 from loraport_lab.pages.pictures import animated_png
 
 SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
@@ -48,7 +48,7 @@ class CellLike(Protocol):
     def reference(self) -> Tensor: ...
 
 
-FILES = ("lab.json", "lab.csv", "lab.md")
+FILES = ("lab.json", "lab.csv")
 """What the lab leaves beside its page; the first of them before the others."""
 
 
@@ -60,10 +60,12 @@ class LabLike(Protocol):
 
 
 def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
-    """Write the page, `lab.json`, `lab.csv` and the tables in Markdown into a folder; returns the page."""
+    """Write the page, `lab.json`, `lab.csv` and the tables as CSV files into a folder; returns the page."""
     write_whole(folder / FILES[0], (json_text(facts, indent=1) + "\n").encode())
     write_whole(folder / "lab.csv", csv_text(facts).encode())
-    write_whole(folder / "lab.md", markdown_tables(facts).encode())
+    (folder / "tables").mkdir(exist_ok=True)
+    for name, text in table_files(facts).items():
+        write_whole(folder / "tables" / name, text.encode())
     page = folder / "index.html"
     names = [row["name"] for row in facts["pooled"] if row["name"] != "direct"]
     render(
