@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("diffusers")
 
 from loraport_lab.bench.agreement import agreement, compared_rows
-from loraport_lab.bench.statistics import share_interval
 
 CLIPS = 40
 NOISE = torch.linspace(-1, 1, CLIPS)
@@ -25,7 +24,9 @@ def planted(psnr: dict[str, float], end: dict[str, float], **groups: str):
         chosen = "direct" if group == "calibrated" else None
         features = torch.randn(CLIPS, 4, generator=torch.Generator().manual_seed(place)) + psnr[name]
         rows[name] = SimpleNamespace(row=name, group=group, values=values, features=features, facts={"chosen": chosen})
-    return SimpleNamespace(cell=SimpleNamespace(name="planted"), rows=rows, real=torch.randn(CLIPS, 4))
+    prompts = tuple(map(str, range(CLIPS)))
+    real = torch.randn(CLIPS, 4)
+    return SimpleNamespace(cell=SimpleNamespace(name="planted"), rows=rows, real=real, prompts=prompts)
 
 
 PSNR = {"direct": 20.0, "a": 22.0, "b": 21.0, "c": 18.0, "d": 20.5}
@@ -62,13 +63,3 @@ def test_chosen_rows_and_the_frame_are_not_counted():
     assert {row.row for row in compared_rows(cell)} == set(PSNR)
     few = planted({"direct": 20.0, "a": 21.0}, {"direct": 1.0, "a": 0.5})
     assert agreement([few]) == []
-
-
-def test_the_share_is_that_of_the_sums():
-    ours, theirs = torch.rand(30) + 1, torch.rand(30) + 2
-    share = share_interval(ours, theirs)
-    assert (
-        share.value == pytest.approx(float(ours.double().sum() / theirs.double().sum()))
-        and share.low < share.value < share.high
-    )
-    assert share_interval(theirs, theirs).high == 1

@@ -14,6 +14,7 @@ from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.choice.candidates import write_calibrated
 from loraport.sampling.hooks import adapted, fingerprint
 from loraport.sampling.pair import Clips
+from loraport.sampling.statistics import mean_interval
 from loraport_lab.bench import calibration
 from loraport_lab.bench.calibration import (
     CONTROLS,
@@ -32,7 +33,6 @@ from loraport_lab.bench.calibration import (
 from loraport_lab.bench.evaluate import Session, as_clips
 from loraport_lab.bench.material import EVALUATION_SEEDS, Cell, Material, all_cells
 from loraport_lab.bench.rows import AS_TRAINED, AdapterUse, Row, nothing, transferred
-from loraport_lab.bench.statistics import mean_interval
 from loraport_lab.bench.store import Store
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path
@@ -114,11 +114,13 @@ def test_the_guard_keeps_what_is_surely_better_and_else_direct(session):
 def test_with_the_guard_the_cell_does_not_end_below_direct_beyond_its_interval(session):
     direct = session.run(Row("direct", "frame", "direct", transferred("direct")))
     rules = {"direct": transferred("direct"), "calibrated": calibrated(SMALL), "none": nothing}
+    prompts = session.evaluation.words
     ended = session.run(guarded("calibrated, guarded", **rules))
     for measure in ("psnr", "effect", "likeness"):
-        assert mean_interval(ended.values[measure] - direct.values[measure]).high >= 0
+        assert mean_interval(ended.values[measure] - direct.values[measure], prompts).high >= 0
     unguarded = session.run(Row("none", "control", "none", nothing))
-    assert mean_interval(unguarded.values["psnr"] - direct.values["psnr"]).high < 0  # what the guard has kept away
+    lost = mean_interval(unguarded.values["psnr"] - direct.values["psnr"], prompts)
+    assert lost.high < 0, "what the guard has kept away"
 
 
 def test_the_end_error_is_measured_on_clips_of_its_own(session):

@@ -27,22 +27,27 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def sign(self) -> int:
+        """1 where all of the interval is above zero, -1 where all is below, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
     def as_json(self) -> dict[str, float | None]:
-        """For the JSON output; an end that one clip alone leaves open is None."""
+        """Return it for the JSON output; an end that one clip alone leaves open is None."""
         ends = {"low": self.low, "high": self.high}
         return {"value": self.value, **{name: end if math.isfinite(end) else None for name, end in ends.items()}}
 
 
 @dataclass(frozen=True)
 class Deviations:
-    """Deviations from a mean, summed over the clips of a prompt, since clips of one prompt are no independent draws."""
+    """Deviations from a mean, summed over the clips of a prompt: clips of one prompt are not independent draws."""
 
     sums: Float[np.ndarray, " p"]
     clips: int
 
     @classmethod
     def of(cls, values: Float[Tensor, " n"], prompts: Sequence[str]) -> Deviations:
-        """Deviations of `values` from their mean. With one prompt alone its clips count as independent."""
+        """Return the deviations of `values` from their mean. With one prompt alone its clips count as independent."""
         centred = (values.double() - values.double().mean()).cpu().numpy()
         known = list(dict.fromkeys(prompts))
         if len(known) < 2:
@@ -64,10 +69,15 @@ class Deviations:
         return math.sqrt(float(np.square(self.sums).sum()) * count / (count - 1)) / self.clips
 
 
+def standard_error(values: Float[Tensor, " n"], prompts: Sequence[str]) -> float:
+    """Return the standard error of the mean over clips; infinite for one clip."""
+    return Deviations.of(values, prompts).standard_error
+
+
 def mean_interval(values: Float[Tensor, " n"], prompts: Sequence[str]) -> Interval:
-    """Return the mean of values with its t interval."""
-    found = Deviations.of(values, prompts)
-    return _around(float(values.double().mean()), found.standard_error, _quantile(found.freedom))
+    """Return the mean of values with its t interval; pass differences for a paired comparison."""
+    deviations = Deviations.of(values, prompts)
+    return _around(float(values.double().mean()), deviations.standard_error, _quantile(deviations.freedom))
 
 
 def simultaneous_intervals(values: Sequence[Float[Tensor, " n"]], prompts: Sequence[str]) -> list[Interval]:
@@ -76,32 +86,39 @@ def simultaneous_intervals(values: Sequence[Float[Tensor, " n"]], prompts: Seque
     The bound is that of the largest of several |t| with the values' own correlations (as Dunnett's), drawn with a fixed
     seed; for one value, or several equal ones, it is Student's.
     """
-    found = [Deviations.of(one, prompts) for one in values]
-    moving = [one.sums / np.linalg.norm(one.sums) for one in found if np.linalg.norm(one.sums) > 0]
-    freedom = found[0].freedom if found else 0
+    deviations = [Deviations.of(each, prompts) for each in values]
+    # a candidate that never differs from direct reuse has no direction, and would only widen the others' intervals
+    directions = [each.sums / np.linalg.norm(each.sums) for each in deviations if np.linalg.norm(each.sums) > 0]
+    freedom = deviations[0].freedom if deviations else 0
     bound = _quantile(freedom)
-    if len(moving) > 1 and freedom > 0:
+    if len(directions) > 1 and freedom > 0:
         generator = np.random.default_rng(0)
-        normal = np.abs(generator.standard_normal((DRAWS, len(moving[0]))) @ np.stack(moving).T)
+        # normals projected on the directions have the correlations of the values; scipy's multivariate t would want
+        # their matrix, which is singular where there are more candidates than clips
+        normal = np.abs(generator.standard_normal((DRAWS, len(directions[0]))) @ np.stack(directions).T)
         chi = np.sqrt(generator.chisquare(freedom, DRAWS) / freedom)
+        # never below Student's for one value, which a finite number of draws can miss from below
         bound = max(bound, float(np.quantile(normal.max(axis=1) / chi, LEVEL)))
     return [
-        _around(float(one.double().mean()), its.standard_error, bound) for one, its in zip(values, found, strict=True)
+        _around(float(each.double().mean()), its.standard_error, bound)
+        for each, its in zip(values, deviations, strict=True)
     ]
 
 
 def ratio_interval(above: Float[Tensor, " n"], below: Float[Tensor, " n"], prompts: Sequence[str]) -> Interval | None:
-    """Return Σ above / Σ below of paired values, by the delta method; None where nothing is below the line."""
+    """Return Σ above / Σ below of paired values, by the delta method; None where Σ below is zero."""
     whole = float(below.double().sum())
     if whole == 0:
         return None
     ratio = float(above.double().sum()) / whole
-    found = Deviations.of(above.double() - ratio * below.double(), prompts)
-    return _around(ratio, found.standard_error * found.clips / abs(whole), _quantile(found.freedom))
+    deviations = Deviations.of(above.double() - ratio * below.double(), prompts)
+    # standard_error is of a mean, the ratio's is of sums: hence the number of clips
+    error = deviations.standard_error * deviations.clips / abs(whole)
+    return _around(ratio, error, _quantile(deviations.freedom))
 
 
 def sign_test(better: int, worse: int) -> float:
-    """Two-sided: how likely a split at least this uneven is among fair coins; ties are left out."""
+    """Return the chance of a split at least this uneven, to either side, among fair coins; leave ties out."""
     tosses = better + worse
     return float(stats.binomtest(better, tosses).pvalue) if tosses else 1.0
 
@@ -111,6 +128,5 @@ def _quantile(freedom: int) -> float:
 
 
 def _around(value: float, error: float, bound: float) -> Interval:
-    """A value that never varies has no error, whatever the bound."""
-    reach = 0.0 if error == 0 else error * bound
+    reach = 0.0 if error == 0 else error * bound  # a value that never varies is exact, even where the bound is infinite
     return Interval(value, value - reach, value + reach)

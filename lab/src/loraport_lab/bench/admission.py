@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from loraport_lab.bench.statistics import standard_error
+from loraport.sampling.statistics import standard_error
 
 FAR = 3.0
 """Standard errors of the paired difference by which the oracle has to lead."""
@@ -44,11 +44,11 @@ class Admission:
         return "; ".join(failed)
 
 
-def admit(fidelity: Mapping[str, Tensor]) -> Admission:
-    """The conditions on fidelity (row -> PSNR of each clip [clips]), paired over clips that nothing else is seen on."""
+def admit(fidelity: Mapping[str, Tensor], prompts: Sequence[str]) -> Admission:
+    """Return the conditions on fidelity (row -> PSNR of each clip [clips]), paired over clips used for nothing else."""
 
     def lead(better: str, worse: str) -> float:
         gain = fidelity[better] - fidelity[worse]
-        return float(gain.mean()) / max(standard_error(gain), 1e-12)
+        return float(gain.mean()) / max(standard_error(gain, prompts), 1e-12)
 
     return Admission(lead("oracle", "direct"), lead("direct", "full undo"), lead("direct", "base, same steps"))

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from loraport.sampling.statistics import mean_interval
 from loraport_lab.bench.evaluate import Measured
-from loraport_lab.bench.material import Cell
-from loraport_lab.bench.statistics import frechet_distance, mean_interval, rank_correlation
+from loraport_lab.bench.run import CellResult
+from loraport_lab.bench.statistics import frechet_distance, rank_correlation
 from loraport_lab.family.measure import CONTENT
 
 NEAR = 1.0
 """Rows within so many dB of direct reuse are hard to tell apart; the others any score ranks."""
 FEWEST = 4
 """Rows without which there is no rank correlation."""
-
-
-class CellLike(Protocol):
-    """A cell's rows, and features of clips as they should be."""
-
-    @property
-    def cell(self) -> Cell: ...
-    @property
-    def rows(self) -> Mapping[str, Measured]: ...
-    @property
-    def real(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor | None]] = {
 """Higher is better; sharpness and flicker by how near they are to the reference's."""
 
 
-def agreement(cells: Sequence[CellLike]) -> list[Agreement]:
+def agreement(cells: Sequence[CellResult]) -> list[Agreement]:
     """Every measure over all cells that have it, the Fréchet distance (without signs) at the end."""
     found = []
     for name, value in MEASURES.items():
@@ -90,8 +79,8 @@ def _value(value: Callable[[Mapping[str, Tensor]], Tensor | None], row: Measured
 
 def _over(
     name: str,
-    cells: Sequence[CellLike],
-    number: Callable[[Measured, CellLike], float],
+    cells: Sequence[CellResult],
+    number: Callable[[Measured, CellResult], float],
     value: Callable[[Mapping[str, Tensor]], Tensor | None] | None,
 ) -> list[Agreement]:
     """One measure over the cells; nothing where no cell has enough rows."""
@@ -107,7 +96,7 @@ def _over(
         part = _correlation(close, cell, number)
         near += [] if part is None else [part]
         if value is not None:
-            signs = [_signs(row, direct, value) for row in rows if row is not direct]
+            signs = [_signs(row, direct, value, cell.prompts) for row in rows if row is not direct]
             agree += sum(ours == theirs for ours, theirs in signs if theirs)
             disagree += sum(ours != theirs for ours, theirs in signs if theirs)
     if not ranks:
@@ -118,7 +107,7 @@ def _over(
     return [Agreement(name, len(ranks), mean, ranks[lowest], lowest, len(near), middle, agree, disagree)]
 
 
-def compared_rows(cell: CellLike) -> list[Measured]:
+def compared_rows(cell: CellResult) -> list[Measured]:
     """Direct reuse and every rule on weights or samples, once each: no chosen rows, which are others again.
 
     The frame's extremes would flatter any score.
@@ -133,7 +122,7 @@ def compared_rows(cell: CellLike) -> list[Measured]:
 
 
 def _correlation(
-    rows: Sequence[Measured], cell: CellLike, number: Callable[[Measured, CellLike], float]
+    rows: Sequence[Measured], cell: CellResult, number: Callable[[Measured, CellResult], float]
 ) -> float | None:
     """Spearman's of the END error, negative, and the measure; None where either is the same for all rows."""
     ends = [-float(row.values["end"].double().mean()) for row in rows]
@@ -143,7 +132,12 @@ def _correlation(
     return rank_correlation(ends, numbers)
 
 
-def _signs(row: Measured, direct: Measured, value: Callable[[Mapping[str, Tensor]], Tensor | None]) -> tuple[int, int]:
+def _signs(
+    row: Measured,
+    direct: Measured,
+    value: Callable[[Mapping[str, Tensor]], Tensor | None],
+    prompts: Sequence[str],
+) -> tuple[int, int]:
     """The END error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
     gain = float((direct.values["end"] - row.values["end"]).double().mean())
-    return (gain > 0) - (gain < 0), mean_interval(_value(value, row) - _value(value, direct)).sign
+    return (gain > 0) - (gain < 0), mean_interval(_value(value, row) - _value(value, direct), prompts).sign

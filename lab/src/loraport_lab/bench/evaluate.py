@@ -97,13 +97,13 @@ class Session:
         """Whether the cell can tell methods apart, decided on clips of its own."""
         place, key = f"admission/{self.material.cell.name}", f"{COMPARED}; {self.clips} clips, seeds {ADMISSION_SEEDS}"
         kept = self.store.get(place, key)
+        drawn = draw(ADMISSION_SEEDS, self.clips)
         if kept is None:
-            drawn = draw(ADMISSION_SEEDS, self.clips)
             reference = self.reference(drawn, ADMISSION_SEEDS)
             rows = {row.name: row for row in FRAME if row.name in COMPARED}
             kept = StoredPart({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
             self.store.put(place, key, kept)
-        return admit(kept.tensors)
+        return admit(kept.tensors, drawn.words)
 
     def clips_of(self, row: Row, drawn: SharedNoise) -> Tensor:
         """Clips of a row of the frame: [clips, 3, frames, size, size]."""
@@ -152,7 +152,12 @@ class Session:
     @lazy_property
     def measured(self) -> EndEffect:
         """On clips that no fit and no guard has seen."""
-        return self._effect(Clips("lab", 0, self._end_clips))
+        return self._effect(self.end_clips)
+
+    @property
+    def end_clips(self) -> Clips:
+        """The clips on which the END error of a row is reported."""
+        return Clips("lab", 0, self._end_clips)
 
     @property
     def _end_clips(self) -> int:

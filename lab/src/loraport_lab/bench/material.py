@@ -22,7 +22,7 @@ from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.layer_source import SharedLayer, read_weights
-from loraport_lab.family.clips import draw_prompts
+from loraport_lab.family.clips import describe, draw_prompts
 from loraport_lab.family.family import (
     ADAPTERS,
     BASE,
@@ -79,6 +79,11 @@ class SharedNoise:
 
     prompts: Tensor
     noise: Tensor
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The prompts in words, by which clips that share one are known."""
+        return tuple(map(describe, self.prompts))
 
 
 def draw(seeds: Sequence[int], clips: int) -> SharedNoise:

@@ -25,6 +25,7 @@ from loraport_lab.bench.workers import workers
 from loraport_lab.family.clips import draw_prompts, render_effect, to_latents
 from loraport_lab.family.family import FAMILY
 from loraport_lab.family.judge import open_judge
+from loraport_lab.family.pair import prompts_in_words
 from loraport_lab.family.sample import as_frames
 from loraport_lab.training.fit import generator_for
 
@@ -44,6 +45,14 @@ class CellResult:
     """Texture features of procedural clips with the effect: [REAL_CLIPS, 48]."""
     reference: Tensor
     """The first clips of base + adapter, as frames."""
+    prompts: tuple[str, ...]
+    """Of each clip that the rows' values are measured on."""
+    end_prompts: tuple[str, ...]
+    """The same for the END error, which has clips of its own."""
+
+    def prompts_of(self, metric: str) -> tuple[str, ...]:
+        """Return the prompt of each clip behind a metric's values."""
+        return self.end_prompts if metric == "end" else self.prompts
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,8 @@ def collect(session: Session) -> CellResult:
     real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
     features = open_judge(session.material.family).style_features(real).detach()
     reference = as_frames(to_latents(session.references[0][:SHOWN]))
-    return CellResult(session.material.cell, session.admission, rows, features, reference)
+    prompts, end_prompts = session.evaluation.words, prompts_in_words(session.end_clips)
+    return CellResult(session.material.cell, session.admission, rows, features, reference, prompts, end_prompts)
 
 
 def code_digest() -> str:

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from loraport.sampling.statistics import Interval, mean_interval, ratio_interval
 from loraport_lab.bench.agreement import agreement, content
 from loraport_lab.bench.evaluate import Measured
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_CELL, TUNING_SEEDS
 from loraport_lab.bench.rows import SINGLE_STUDIES
 from loraport_lab.bench.run import CellResult, LabResult
-from loraport_lab.bench.statistics import (
-    Interval,
-    frechet_distance,
-    gap_closed,
-    mean_interval,
-    pooled_gap,
-    share_interval,
-)
+from loraport_lab.bench.statistics import frechet_distance, gap_closed, pooled_gap
 
 GAP_METRICS = ("psnr", "effect")
 
@@ -63,8 +57,13 @@ def _row(row: Measured, result: CellResult) -> dict[str, Any]:
     values = {**row.values, "content": content(row.values)}
     plain = {**direct.values, "content": content(direct.values)}
     alone = row.against == "direct"
-    gaps = {m: gap_closed(row.values[m], direct.values[m], oracle.values[m]) if alone else None for m in GAP_METRICS}
-    share = share_interval(row.values["end"], direct.values["end"]) if "end" in row.values else None
+    gaps = {
+        m: gap_closed(row.values[m], direct.values[m], oracle.values[m], result.prompts) if alone else None
+        for m in GAP_METRICS
+    }
+    share = None
+    if "end" in row.values:
+        share = ratio_interval(row.values["end"], direct.values["end"], result.end_prompts)
     return {
         "name": row.row,
         "group": row.group,
@@ -72,7 +71,8 @@ def _row(row: Measured, result: CellResult) -> dict[str, Any]:
         **row.facts,
         "frechet": frechet_distance(row.features, result.real),
         "metrics": {
-            name: _numbers(mean_interval(value)) | _numbers(mean_interval(value - plain[name]), "change", "change_")
+            name: _numbers(mean_interval(value, result.prompts_of(name)))
+            | _numbers(mean_interval(value - plain[name], result.prompts_of(name)), "change", "change_")
             for name, value in values.items()
         },
         "end_share": None if share is None else _numbers(share, "value"),
@@ -90,7 +90,9 @@ def pooled(cells: Sequence[CellResult]) -> list[dict[str, Any]]:
 def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResult]) -> dict[str, Any]:
     changes = [_change(cell, name, "psnr") for cell in cells]
     effects = [_change(cell, name, "effect") for cell in cells]
-    contents = [mean_interval(content(c.rows[name].values) - content(c.rows["direct"].values)) for c in cells]
+    contents = [
+        mean_interval(content(c.rows[name].values) - content(c.rows["direct"].values), c.prompts) for c in cells
+    ]
     found: dict[str, Any] = {
         "name": name,
         "group": cells[0].rows[name].group,
@@ -100,7 +102,7 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
     for metric in GAP_METRICS:
         gains = [c.rows[name].values[metric] - c.rows["direct"].values[metric] for c in fair]
         gaps = [c.rows["oracle"].values[metric] - c.rows["direct"].values[metric] for c in fair]
-        gap = pooled_gap(gains, gaps)
+        gap = pooled_gap(gains, gaps, cells[0].prompts)
         found[f"gap_{metric}"] = None if gap is None else {**_numbers(gap, "value"), "cells": len(fair)}
     for label, intervals in (("psnr", changes), ("effect", effects), ("content", contents)):
         found[label] = {
@@ -113,7 +115,7 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
 
 
 def _change(cell: CellResult, row: str, metric: str) -> Interval:
-    return mean_interval(cell.rows[row].values[metric] - cell.rows["direct"].values[metric])
+    return mean_interval(cell.rows[row].values[metric] - cell.rows["direct"].values[metric], cell.prompts)
 
 
 def _numbers(interval: Interval, value: str = "mean", prefix: str = "") -> dict[str, float]:

@@ -58,7 +58,7 @@ class EmbeddedPair:
         self.passes = Passes(source=2 * steps, target=len(self.evaluations), evaluations=len(self.evaluations))
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
-        return tuple(describe(prompt) for prompt in self._words(clips))
+        return prompts_in_words(clips)
 
     def layers(self) -> Mapping[str, tuple[int, int]]:
         found = linear_layers(self.model)
@@ -66,18 +66,18 @@ class EmbeddedPair:
 
     @torch.no_grad()
     def source(self, clips: Clips, updates: Updates) -> Chain:
-        words, noise = self._words(clips), self._noise(clips)
+        words, noise = draw_words(clips), self._noise(clips)
         with adapted(self.base, updates):
             return self._renoised(words, noise) if self.student.sampler == "renoise" else self._passed(words, noise)
 
     @torch.no_grad()
     def target(self, clips: Clips, updates: Updates) -> Tensor:
         with adapted(self.model, updates):
-            return sample_student(self.model, self.student, self._words(clips), self._noise(clips))
+            return sample_student(self.model, self.student, draw_words(clips), self._noise(clips))
 
     @torch.no_grad()
     def velocity(self, evaluation: Evaluation, clips: Clips, chain: Chain) -> Tensor:
-        state, text = chain.states[:, evaluation.step], embed(self._words(clips))
+        state, text = chain.states[:, evaluation.step], embed(draw_words(clips))
         if evaluation.frame is None:
             level = torch.full((len(clips),), evaluation.level)
             return (state - predict_clean(self.model, state, level, text)) / evaluation.level
@@ -97,9 +97,6 @@ class EmbeddedPair:
     def _evaluation(self, step: int, frame: int | None) -> Evaluation:
         now, then = (float(level) for level in self.levels[step : step + 2])
         return Evaluation(step, now, abs(then - now), -1 / now, frame)
-
-    def _words(self, clips: Clips) -> Tensor:
-        return torch.cat([draw_prompts(1, generator) for generator in clips.generators("prompt")])
 
     def _noise(self, clips: Clips) -> Tensor:
         return torch.cat([draw_noise(1, rng, len(self.student.steps)) for rng in clips.generators("noise")])
@@ -127,6 +124,16 @@ class EmbeddedPair:
             velocities.append((states[-1] - clean) / now)
             states.append((1 - then) * clean + then * noise[:, step + 1] if then > 0 else clean)
         return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
+
+
+def draw_words(clips: Clips) -> Tensor:
+    """Return the prompts of clips: [n, 4]."""
+    return torch.cat([draw_prompts(1, generator) for generator in clips.generators("prompt")])
+
+
+def prompts_in_words(clips: Clips) -> tuple[str, ...]:
+    """Return the prompt of each clip, as a person would write it."""
+    return tuple(map(describe, draw_words(clips)))
 
 
 def is_embedded(place: Path) -> bool:

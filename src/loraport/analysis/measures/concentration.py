@@ -50,6 +50,7 @@ def gini(values: Float[Tensor, " m"]) -> float:
 
     G = Σ_i (2i − m − 1)·x_i / (m·Σx), x ascending; 0 for nothing.
     """
+    # by hand: neither scipy nor torch has it
     x = values.double().sort().values
     m, total = len(x), float(x.sum())
     places = 2 * torch.arange(1, m + 1, dtype=torch.float64, device=x.device) - m - 1

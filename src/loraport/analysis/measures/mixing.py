@@ -54,6 +54,7 @@ def adjusted_rand_index(labels: Int[Tensor, " k"], others: Int[Tensor, " k"]) ->
     ARI = (Σ C(n_ij, 2) − expected) / (½(Σ C(a_i, 2) + Σ C(b_j, 2)) − expected). Two clusterings that leave nothing to
     chance, all in one cluster or each alone in both, agree by 1.
     """
+    # by hand: scikit-learn, which has it, would be a dependency for these lines alone
     a, b = labels.cpu().numpy(), others.cpu().numpy()
     together = np.zeros((a.max() + 1, b.max() + 1))
     np.add.at(together, (a, b), 1)
