@@ -44,5 +44,5 @@ def test_the_words_of_a_run_are_printable_too(monkeypatch):
     monkeypatch.setattr("sys.stderr", PrintableStream(under))
     with Terminal(verbose=True) as terminal:
         terminal.note("\x1b]0;title\x07")
-        terminal.share("\x1b[1m", 0, 2)
+        terminal.advance("\x1b[1m", 0, 2)
     assert "\x1b]" not in under.getvalue() and "\\x1b]0;title\\x07" in under.getvalue()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loraport.methods.layer import Layer, Update
     from loraport.methods.recipes import find_recipe
     from loraport.methods.settings import CasaSettings
+    from loraport.progress import Progress
     from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
     from loraport.store.bases import BasisCache
     from loraport.transfers.results import BatchResult, LayerResult, TransferResult
@@ -56,6 +57,7 @@ __all__ = [
     "LoraportError",
     "LowRank",
     "OutputError",
+    "Progress",
     "RankRule",
     "SingularBasis",
     "TransferConfig",
@@ -85,6 +87,7 @@ _HOMES = {
     "inputs.config": ("RankRule", "TransferConfig"),
     "transfers.run": ("transfer", "transfer_many"),
     "transfers.results": ("BatchResult", "LayerResult", "TransferResult"),
+    "progress": ("Progress",),
     "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
     "store.bases": ("BasisCache",),
     "files.models.checkpoint": ("Checkpoint", "open_checkpoint"),

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from loraport.plain_json import json_text
 from loraport.printable import printable, raw_stream
@@ -17,24 +17,28 @@ from loraport.printable import printable, raw_stream
 if TYPE_CHECKING:
     from loraport.files.models.hub import Download
     from loraport.inputs.plan import Plan
-    from loraport.transfers.results import BatchResult, LayerResult, TransferResult
+    from loraport.transfers.results import BatchResult, TransferResult
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Terminal:
-    """Watches a run: messages and a bar on stderr. The bar needs a terminal; `quiet` silences both."""
+    """Shows the progress of a run: messages and a bar on stderr. The bar needs a terminal; `quiet` silences both."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.console = Console(file=raw_stream(sys.stderr), highlight=False, soft_wrap=True, markup=False)
         self.quiet, self.verbose = quiet, verbose
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self.bar = Progress(
-            *columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal
+        self.bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
         )
-        self.task: TaskID | None = None
+        self.task: rich_progress.TaskID | None = None
         self.doing = ""
-        self.expected = 0
 
     def __enter__(self) -> Terminal:
         return self
@@ -42,46 +46,31 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def plan(self, plan: Plan) -> None:
-        """Start the bar, or make it longer for one more run; a layer moves it by what its decomposition costs."""
-        if self.task is None:
-            self.task = self.bar.add_task("transferring", total=0)
-            self.bar.start()
-        self.expected += sum(job.cost for job in plan.of("transfer"))
-        self.bar.update(self.task, total=self.expected)
-
-    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
-        """One layer is done."""
-        if self.task is not None:
-            self.bar.advance(self.task, result.cost)
-        of = f"{run}: " if run else ""
-        self.detail(f"{of}{result.name}: {result.seconds:.2f} s{' in an earlier start' if resumed else ''}")
-
     def step(self, text: str, done: int, total: int) -> None:
-        """One of several longer steps begins."""
+        """Print which of several longer steps begins."""
         self.say(f"[{done + 1}/{total}] {text}")
 
-    def share(self, text: str, done: int, total: int) -> None:
-        """A part of one long step is done: the bar moves, no line is said."""
+    def advance(self, text: str, done: int, total: int, part: str = "") -> None:
+        """Move the bar, and print a line where `verbose` is set."""
         if self.task is None or self.doing != text:
             if self.task is not None:
                 self.bar.remove_task(self.task)
             self.task, self.doing = self.bar.add_task(printable(text), total=total), text
             self.bar.start()
         self.bar.update(self.task, completed=done)
-        self.detail(f"{text}: {done} of {total}")
+        self.detail(part or f"{text}: {done} of {total}")
 
     def detail(self, text: str) -> None:
-        """A line that only `verbose` shows."""
+        """Print a line where `verbose` is set."""
         if self.verbose:
             self.say(text)
 
     def note(self, text: str) -> None:
-        """Something worth reading."""
+        """Print something worth reading."""
         self.say(f"note: {text}")
 
     def say(self, text: str) -> None:
-        """A line on stderr, unless quiet."""
+        """Print a line on stderr, unless quiet."""
         if not self.quiet:
             self.console.print(printable(text))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,9 @@ from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
 from loraport.files.models.presets import open_model
 from loraport.files.models.write import check_output_path, is_folder, write_model
 from loraport.files.whole_weights import as_differences
+from loraport.progress import NO_PROGRESS, Progress, counter
 
 MERGED = f"{OWN_PREFIX}merged"
-Watch = Callable[[str, int, int], None]
-"""(what is done, bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def merge(
     *,
     part: str | None = None,
     lora_part: str | None = None,
-    watch: Watch | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
@@ -105,7 +104,7 @@ def merge(
             found.setdefault(name, []).extend(some)
     _refuse_codes(model, found)
     changed = {name: partial(summed, model, name, some) for name, some in found.items()}
-    write_model(Path(output), model, changed, _metadata(model, parts), progress_of("merging", model.bytes, watch))
+    write_model(Path(output), model, changed, _metadata(model, parts), counter(progress, "merging", model.bytes))
     return Merge(
         output,
         len(model.paths),
@@ -151,19 +150,6 @@ def _ingredient(text: str, model: Checkpoint, part: str | None) -> Ingredient:
     place, strength = with_strength(text)
     lora = as_differences(read_lora(place, dense=True, keep=False, part=part), model)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
-
-
-def progress_of(text: str, total: int, watch: Watch | None) -> Callable[[int], None]:
-    """What `write_model` tells of each tensor, summed up for someone who watches."""
-    done = 0
-
-    def written(size: int) -> None:
-        nonlocal done
-        done += size
-        if watch is not None:
-            watch(text, done, total)
-
-    return written
 
 
 def _metadata(model: Checkpoint, parts: Sequence[Ingredient]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from loraport.spectral.svd import factorize, is_small, kept_correction
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.layers import generator, layer_of, random_weights
+from tests.progress import Reports
 from tests.transfers.adapters import LAYERS as FEW
 from tests.transfers.adapters import MAKERS, added
 from tests.transfers.models import make_family, make_rounded_family
@@ -43,21 +44,6 @@ def numbers(analysis):
     return [{**layer.row(), "seconds": 0} for layer in analysis.layers]
 
 
-class StopAfter:
-    """Interrupts as a person would, when so many layers are done."""
-
-    def __init__(self, layers):
-        self.left = layers
-
-    def share(self, text, done, total):
-        self.left -= text == LAYERS
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-    def note(self, text):
-        pass
-
-
 def test_every_layer_has_a_row_and_a_few_have_curves(family):
     seen = analyze(config(family))
     assert len(seen.layers) == 20 and len(seen.curves) == 1 and seen.left_out == ()
@@ -79,7 +65,7 @@ def test_a_killed_analysis_goes_on_to_the_same_numbers(family):
     whole = analyze(config(family))
     grids = [Grid.parse("q_dom=0.3/0.7")]
     with pytest.raises(KeyboardInterrupt):
-        analyze(config(family), grids, progress=StopAfter(7))
+        analyze(config(family), grids, progress=Reports(LAYERS, stop_at=7))
     assert len(list((family.folder / "out.partial").iterdir())) == 27 + 7
     again = analyze(config(family), grids)
     assert numbers(again) == numbers(whole) and len(again.swept[0].rows) == 40

@@ -17,6 +17,7 @@ from loraport.merge import MERGED, merge
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.dialects import CASES, write
+from tests.progress import Reports
 from tests.transfers.models import make_family
 
 
@@ -206,10 +207,10 @@ def test_stale_hashes_go_and_the_rest_of_the_header_stays(family, tmp_path):
 
 
 def test_progress_counts_every_byte(family, tmp_path):
-    seen = []
-    merge(family.source, [family.lora], str(tmp_path / "o.safetensors"), watch=lambda *words: seen.append(words))
-    size = open_checkpoint(family.source).bytes
-    assert seen[-1] == ("merging", size, size) and [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    reports = Reports()
+    merge(family.source, [family.lora], str(tmp_path / "o.safetensors"), progress=reports)
+    size, done = open_checkpoint(family.source).bytes, [amount for _, amount, _, _ in reports.advanced]
+    assert reports.advanced[-1] == ("merging", size, size, "") and done == sorted(done)
 
 
 @pytest.mark.parametrize("kind", ["factors", "differences"])

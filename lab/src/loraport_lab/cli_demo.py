@@ -52,6 +52,6 @@ def demo(
         config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
         result = run(config, progress=terminal)
         columns = demo_columns(style, new, method, student)
-        shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal.step)
+        shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal)
     page = write_demo(shown, result, folder)
     console.print_facts(demo_facts(shown, result, page, words=not json), json=json)

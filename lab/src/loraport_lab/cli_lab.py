@@ -49,7 +49,7 @@ def run(
         home = expand_home(family) if family else FAMILY
         result = run_lab(
             folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
-            progress=terminal.share,
+            progress=terminal,
         )  # fmt: skip
     facts = lab_facts(result)
     page = write_lab(facts, result, folder)

@@ -1,7 +1,7 @@
 """The demo: every column samples the same prompts from the same noise, and every clip is measured."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from loraport.progress import NO_PROGRESS, Progress
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import describe, draw_prompts, from_latents
 from loraport_lab.family.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
@@ -74,17 +75,16 @@ def run_demo(
     clips: int = 32,
     seed: int = 0,
     family: Path = FAMILY,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> DemoResult:
-    """Sample and measure `columns`, the reference first. `progress` gets (label, columns done, columns)."""
+    """Sample and measure `columns`, the reference first."""
     effect, judge = find_adapter(adapter).effect, open_judge(family)
     prompts = draw_prompts(clips, generator_for(seed, "demo", "prompts"))
     noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_STEPS)
     results: list[ColumnResult] = []
     reference: Tensor | None = None
     for done, column in enumerate(columns):
-        if progress is not None:
-            progress(column.label, done, len(columns))
+        progress.step(column.label, done, len(columns))
         began = time.monotonic()
         latents = _sample(column, prompts, noise, family)
         sampled = from_latents(latents).clamp(-1, 1)

@@ -26,8 +26,8 @@ from loraport.inputs.accelerator import split_target
 from loraport.inputs.config import matches
 from loraport.inputs.open import find_device
 from loraport.inputs.plan import LayerJob
-from loraport.merge import Watch, progress_of
 from loraport.methods.layer import Layer
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
@@ -145,7 +145,7 @@ class _Maker:
         return LowRank(exact.B.to(drift), exact.A.to(drift))
 
 
-def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
+def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
     """Write the target with its drift's parts taken or disturbed: same names, dtypes, shards and index.
 
     Raises InputError for what cannot be read or probed, OutputError for what cannot be written.
@@ -168,7 +168,7 @@ def probe(config: ProbeConfig, *, watch: Watch | None = None) -> Probed:
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
     write_model(
-        Path(config.output), target, changed, own_header(probe=settings), progress_of("probing", target.bytes, watch)
+        Path(config.output), target, changed, own_header(probe=settings), counter(progress, "probing", target.bytes)
     )
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None

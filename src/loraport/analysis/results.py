@@ -1,10 +1,10 @@
-"""What an analysis gives back, and who may watch it."""
+"""What an analysis gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -84,23 +84,3 @@ class Analysis:
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
         }
-
-
-class Watcher(Protocol):
-    """Who watches an analysis."""
-
-    def share(self, text: str, done: int, total: int) -> None:
-        """A part of one long step is done."""
-
-    def note(self, text: str) -> None:
-        """Something worth reading."""
-
-
-class Nobody:
-    """Nobody watches."""
-
-    def share(self, text: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""

@@ -14,13 +14,14 @@ from loraport._version import __version__
 from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
 from loraport.analysis.layer_sample import depth_of, kind_of, stratified
 from loraport.analysis.layer_statistics import Specimen, look
-from loraport.analysis.results import Analysis, LayerView, Nobody, Watcher
+from loraport.analysis.results import Analysis, LayerView
 from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.analysis.sweep import Grid, swept
 from loraport.errors import SettingsError
 from loraport.inputs.open import Prepared
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.svd import decompose
 from loraport.stopwatch import peak_rss_bytes
 from loraport.transfers.journal import Partial
@@ -30,24 +31,23 @@ NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular d
 SURVEY, LAYERS = "comparing the models", "analysing"
 
 
-def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watcher | None = None) -> Analysis:
+def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Progress = NO_PROGRESS) -> Analysis:
     """Look at every chosen layer of a LoRA, its source and its target; a killed analysis goes on where it was.
 
     With grids, CASA is swept over its settings as well, as `sweep` does.
     Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
     """
     start = time.perf_counter()
-    watcher = progress or Nobody()
     bench = Bench.open(config)
     jobs, left_out = chosen(bench.ready, config)
     detailed = stratified([job.name for job in jobs], config.detail)
     with Partial(Path(config.output), bench.identity(config)) as partial:
         for note in bench.ready.plan.warnings:
-            watcher.note(note)
-        survey = _survey(bench, partial, watcher)
-        layers, curves, empty = _views(bench, config, jobs, detailed, partial, watcher)
+            progress.note(note)
+        survey = _survey(bench, partial, progress)
+        layers, curves, empty = _views(bench, config, jobs, detailed, partial, progress)
         jobs = tuple(job for job in jobs if job.name not in empty)
-        sweeps = swept(bench, config, jobs, grids, partial, watcher)
+        sweeps = swept(bench, config, jobs, grids, partial, progress)
     unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
     unkept += bench.bases.cache.notes
     notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
@@ -57,7 +57,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Watc
     )  # fmt: skip
 
 
-def _survey(bench: Bench, partial: Partial, watcher: Watcher) -> Survey:
+def _survey(bench: Bench, partial: Partial, progress: Progress) -> Survey:
     """The drift of every layer that both models have, from an earlier start where it is there."""
     source, target = bench.whole
     names, empty = surveyed(source, target)
@@ -70,7 +70,7 @@ def _survey(bench: Bench, partial: Partial, watcher: Watcher) -> Survey:
         else:
             drift = LayerDrift(**earlier[1])
         found.append(drift)
-        watcher.share(SURVEY, number, len(names))
+        progress.advance(SURVEY, number, len(names))
     return replace(empty, layers=tuple(found))
 
 
@@ -80,7 +80,7 @@ def _views(
     jobs: Sequence[LayerJob],
     detailed: Sequence[str],
     partial: Partial,
-    watcher: Watcher,
+    progress: Progress,
 ) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]], dict[str, str]]:
     """Every layer's row in the jobs' order, the curves of the detailed ones, and which layers have nothing to show."""
     rows: dict[str, LayerView] = {}
@@ -94,7 +94,7 @@ def _views(
         if job.name in detailed:
             curves[job.name] = tensors
         done += job.cost
-        watcher.share(LAYERS, done, total)
+        progress.advance(LAYERS, done, total)
 
     todo = []
     for job in jobs:

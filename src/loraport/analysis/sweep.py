@@ -11,12 +11,13 @@ from typing import Any
 
 from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
 from loraport.analysis.layer_sample import depth_of, kind_of
-from loraport.analysis.results import Nobody, Swept, Watcher
+from loraport.analysis.results import Swept
 from loraport.errors import SettingsError, unknown_name
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import arbitrated_update, arbitration
 from loraport.methods.layer import Layer
 from loraport.methods.settings import CasaSettings
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.kernels import norm
 from loraport.transfers.journal import Partial
 from loraport.transfers.layer import layer_generator
@@ -68,7 +69,7 @@ class Grid:
         return found
 
 
-def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Watcher | None = None) -> tuple[Swept, ...]:
+def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Progress = NO_PROGRESS) -> tuple[Swept, ...]:
     """CASA at every point of each grid, for every chosen layer; a killed sweep goes on where it was.
 
     Each row has the layer, the point, the shares restored and arbitrated, what the written rank (twice the LoRA's)
@@ -78,7 +79,7 @@ def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Watcher | N
     bench = Bench.open(config)
     jobs, _ = chosen(bench.ready, config)
     with Partial(Path(config.output), bench.identity(config)) as partial:
-        return swept(bench, config, jobs, grids, partial, progress or Nobody())
+        return swept(bench, config, jobs, grids, partial, progress)
 
 
 def swept(
@@ -87,7 +88,7 @@ def swept(
     jobs: Sequence[LayerJob],
     grids: Sequence[Grid],
     partial: Partial,
-    watcher: Watcher,
+    progress: Progress,
 ) -> tuple[Swept, ...]:
     """The rows of every grid, layer by layer, those of an earlier start read back.
 
@@ -110,7 +111,7 @@ def swept(
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         found[job.name] = grid_rows
         done += job.cost
-        watcher.share(SWEEPING, done, total)
+        progress.advance(SWEEPING, done, total)
     return tuple(
         Swept(tuple(grid.values), tuple(row for job in jobs for row in found[job.name][number]))
         for number, grid in enumerate(grids)

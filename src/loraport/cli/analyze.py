@@ -95,7 +95,7 @@ def analyze(
     folder_of(config.output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)
-        page = write_analysis(analysis, config.output, watch=terminal.share)
+        page = write_analysis(analysis, config.output, progress=terminal)
     if json:
         console.print_facts({"output": str(page), **analysis.as_json()}, json=True)
     elif not quiet:

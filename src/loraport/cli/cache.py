@@ -48,7 +48,7 @@ def cache_verify(cache: CacheDir = None, json: Json = False, quiet: Quiet = Fals
 
     store, samples = _stores(cache)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        broken = [{"path": str(entry.path), "reason": why} for entry, why in store.verify(watch=terminal.share)]
+        broken = [{"path": str(entry.path), "reason": why} for entry, why in store.verify(progress=terminal)]
     broken += [{"path": str(path), "reason": why} for path, why in samples.verify()]
     checked = len(store.list()) + len(samples.list())
     console.print_facts({"folder": str(store.folder), "checked": checked, "broken": broken}, json=json)

@@ -77,7 +77,7 @@ def merge(
     from loraport.merge import merge as run
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run(model, loras, output, part=part, lora_part=lora_part, watch=terminal.share)
+        result = run(model, loras, output, part=part, lora_part=lora_part, progress=terminal)
     console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 

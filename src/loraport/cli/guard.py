@@ -90,7 +90,7 @@ def run_guarded(
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         guarded = guarded_transfer(
             configs, flags.output, pair, lambda runs: transfer_many(runs, progress=terminal),
-            clips=flags.clips, calibrated=flags.calibrated, watch=terminal.share,
+            clips=flags.clips, calibrated=flags.calibrated, progress=terminal,
         )  # fmt: skip
         for note in guarded.notes:
             terminal.note(note)

@@ -154,7 +154,7 @@ def _run(config: ProbeConfig, json: bool, quiet: bool, verbose: bool) -> None:
     from loraport.analysis.probe_model import probe
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = probe(config, watch=terminal.share)
+        result = probe(config, progress=terminal)
     if json:
         console.print_facts(result.as_json(), json=True)
     elif not quiet:

@@ -73,7 +73,7 @@ def score(
     pair = open_pair(source, target, sampling, device)
     request = ScoreRequest(tuple(candidates), known_place(lora), clips, seed, cache_folder(cache, no_cache))
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run_score(pair, request, watch=terminal.share, dry_run=dry_run)
+        result = run_score(pair, request, progress=terminal, dry_run=dry_run)
     console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)
 
 
@@ -123,5 +123,5 @@ def calibrate(
         cache_folder(cache, no_cache), format, dtype,
     )  # fmt: skip
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
-        result = run_calibration(pair, request, watch=terminal.share, dry_run=dry_run)
+        result = run_calibration(pair, request, progress=terminal, dry_run=dry_run)
     console.print_scored(result.as_json(), result.table(), json=json, quiet=quiet)

@@ -27,8 +27,9 @@ from loraport.inputs.accelerator import Accelerated, Target, open_target, split_
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fitted
-from loraport.inputs.pairing import Pairing, Watch, differ_in_depth, find_pairing, role_of
+from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing, role_of
 from loraport.inputs.plan import Plan, make_plan
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 
@@ -51,13 +52,11 @@ def prepare(config: TransferConfig) -> Prepared:
     return prepare_many([config])[0]
 
 
-def prepare_many(
-    configs: Sequence[TransferConfig], watch: Watch = lambda what, done, total: None
-) -> tuple[Prepared, ...]:
+def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[Prepared, ...]:
     """The same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
     Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError where their models, device
-    or cache differ, or two would write the same file. `watch` is told how far a pairing by similarity is.
+    or cache differ, or two would write the same file.
     """
     if not configs:
         raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
@@ -71,7 +70,7 @@ def prepare_many(
     layers = None if split_target(first.target) else touched(loras.values())
     source = open_model(first.source, part=first.source_part, layers=layers)
     target = open_target(first.target, source, part=first.target_part, layers=layers, lora_part=_of_accelerator(first))
-    pairing, source, target = _by_similarity(first, loras.values(), source, target, watch)
+    pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
     if pairing is not None:
         loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
     loras = {place: fitted(as_differences(lora, source), target) for place, lora in loras.items()}
@@ -87,7 +86,7 @@ def _of_accelerator(config: TransferConfig) -> str | None:
 
 
 def _by_similarity(
-    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, watch: Watch
+    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, progress: Progress
 ) -> tuple[Pairing | None, Checkpoint, Target]:
     """The pairing of models of different depth, if there is one, and both models with all the layers it needs."""
     layers = {layer for lora in loras for layer in lora.layers}
@@ -97,7 +96,7 @@ def _by_similarity(
         source = open_model(config.source, part=config.source_part)
         target = open_target(config.target, source, part=config.target_part, lora_part=_of_accelerator(config))
     bases = Bases(BasisCache(config.cache), find_device(config.device))
-    pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, watch)
+    pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, progress)
     return pairing, source if pairing is None else pairing.source_view(source), target
 
 

@@ -10,7 +10,7 @@ may serve several.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.methods.subspace import leading, similarity
+from loraport.progress import Progress
 from loraport.spectral.svd import SingularBasis
 from loraport.store.basis_source import Bases
 
@@ -29,7 +30,6 @@ LEAST = 0.8
 SUBSPACE = "energy:0.5"
 """Half of the energy takes at most half of the directions, so unrelated layers overlap by a half at most."""
 
-Watch = Callable[[str, int, int], None]
 _BLOCK = re.compile(r"(?<![^.])(\w*blocks|resnets|attentions|downsamplers|upsamplers)\.\d+")
 
 
@@ -147,7 +147,13 @@ class Pairing:
 
 
 def find_pairing(
-    lora_layers: Iterable[str], source: Checkpoint, target: Target, mode: str, least: float, bases: Bases, watch: Watch
+    lora_layers: Iterable[str],
+    source: Checkpoint,
+    target: Target,
+    mode: str,
+    least: float,
+    bases: Bases,
+    progress: Progress,
 ) -> Pairing | None:
     """The pairing by similarity; None where layers go by name: as asked, or because the models have the same layers.
 
@@ -176,7 +182,7 @@ def find_pairing(
         weight = model.read(layer)
         found = leading(bases.of(weight.matrix, weight.fingerprint), SUBSPACE)
         done += 1
-        watch("comparing layers", done, total)
+        progress.advance("comparing layers", done, total)
         return found
 
     groups = []

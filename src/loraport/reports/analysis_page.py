@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from loraport.errors import OutputError
 from loraport.files.disk.atomic import write_whole
 from loraport.files.disk.user_paths import expand_home
 from loraport.plain_json import json_text
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.reports.analysis_figures import FigureSpec, all_figures, sweep_figures
 from loraport.reports.analysis_words import KIND_COLUMNS, LAYER_COLUMNS, findings, kind_table, layer_table
 from loraport.reports.plots import as_png, as_svg
@@ -21,10 +22,9 @@ from loraport.reports.rendering import data_address, in_words, render
 DRAWING = "drawing"
 FILES = ("analysis.json", "layers.csv", "survey.csv", "sweep.csv", "figures/*")
 """What an analysis leaves beside its page; the first of them always, and before the others."""
-Watch = Callable[[str, int, int], None]
 
 
-def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lambda text, done, total: None) -> Path:
+def write_analysis(analysis: Analysis, folder: Path | str, *, progress: Progress = NO_PROGRESS) -> Path:
     """Write the folder and return its page; the page comes last, so that it is there only when all of it is.
 
     Raises OutputError where something cannot be written.
@@ -39,7 +39,7 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, watch: Watch = lam
     for name, rows in tables.items():
         if rows:
             write_whole(place / name, as_csv(rows).encode())
-    sections = _drawn(analysis, place / "figures", watch)
+    sections = _drawn(analysis, place / "figures", progress)
     render("analysis.html.jinja", place / "index.html", **_page(analysis, sections))
     return place / "index.html"
 
@@ -75,7 +75,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, list[tuple[FigureSpec, str]]]:
+def _drawn(analysis: Analysis, folder: Path, progress: Progress) -> dict[str | None, list[tuple[FigureSpec, str]]]:
     """Every figure written as SVG and PNG; by layer, each with its SVG as an address that needs no file."""
     figures = [*all_figures(analysis), *(("sweep", shown) for shown in sweep_figures(analysis.swept))]
     sections: dict[str | None, list[tuple[FigureSpec, str]]] = {}
@@ -85,7 +85,7 @@ def _drawn(analysis: Analysis, folder: Path, watch: Watch) -> dict[str | None, l
         write_whole(folder / f"{shown.key}.svg", svg)
         write_whole(folder / f"{shown.key}.png", as_png(figure))
         sections.setdefault(layer, []).append((shown, data_address("svg+xml", svg)))
-        watch(DRAWING, number, len(figures))
+        progress.advance(DRAWING, number, len(figures))
     return sections
 
 

@@ -30,6 +30,7 @@ from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.lazy_property import lazy_property
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.svd import SingularBasis
 from loraport.store.packing import basis_of, contradiction, is_whole, packed, packed_basis
 
@@ -168,17 +169,15 @@ class BasisCache:
         """Bytes of all files, leftovers of interrupted writes and of earlier versions included."""
         return sum(size for _, size in self._files())
 
-    def verify(self, watch: Callable[[str, int, int], None] | None = None) -> tuple[tuple[Entry, str], ...]:
+    def verify(self, progress: Progress = NO_PROGRESS) -> tuple[tuple[Entry, str], ...]:
         """The entries that are torn, altered or not the user's own, each with what is wrong; nothing is removed.
 
-        Whether a basis is that of its weight shows when a run has the weight at hand, and is checked then. `watch` sees
-        each entry.
+        Whether a basis is that of its weight shows when a run has the weight at hand, and is checked then.
         """
         broken = []
         entries = self.list()
         for number, entry in enumerate(entries, 1):
-            if watch is not None:
-                watch("verifying", number, len(entries))
+            progress.advance("verifying", number, len(entries))
             try:
                 tensors = _read(entry.path, entry.key)
                 if why := _not_our_own(entry.path) or _incomplete(tensors):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, prepare_many
-from loraport.inputs.plan import Plan
-from loraport.transfers.results import BatchResult, LayerResult, Progress, Silent, together
+from loraport.progress import NO_PROGRESS, Progress
+from loraport.transfers.results import BatchResult, together
 from loraport.transfers.run import transfer_many
 
 
@@ -34,41 +34,36 @@ def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
     )
 
 
-def transfer_in_turn(passes: Sequence[Pass], *, progress: Progress | None = None) -> BatchResult:
+def transfer_in_turn(passes: Sequence[Pass], *, progress: Progress = NO_PROGRESS) -> BatchResult:
     """`transfer_many` for several pairs of models in turn; nothing is begun where any of them is refused."""
-    watcher = progress or Silent()
     if len(passes) > 1:  # an output of one may be an input of another
         check_outputs([ready for one in passes for ready in prepare_many(one.configs)])
     for note in dict.fromkeys(note for one in passes for note in one.notes):
-        watcher.note(note)
-    return together([_done(one, watcher) for one in passes])
+        progress.note(note)
+    return together([_done(one, progress) for one in passes])
 
 
-def _done(one: Pass, watcher: Progress) -> BatchResult:
-    batch = transfer_many(one.configs, progress=Labelled(watcher, one.name) if one.name else watcher)
+def _done(one: Pass, progress: Progress) -> BatchResult:
+    batch = transfer_many(one.configs, progress=Labelled(progress, one.name) if one.name else progress)
     runs = tuple(replace(run, warnings=(*one.notes, *run.warnings)) for run in batch.runs)
     return replace(batch, runs=runs)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Tells someone who watches which pass a note is about."""
+    """Puts the name of a pass in front of every report."""
 
-    watcher: Progress
+    progress: Progress
     label: str
 
-    def plan(self, plan: Plan) -> None:
-        """As it is."""
-        self.watcher.plan(plan)
+    def step(self, text: str, done: int, total: int) -> None:
+        """Report a step of this pass."""
+        self.progress.step(f"{self.label}: {text}", done, total)
 
-    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
-        """As it is."""
-        self.watcher.layer(result, resumed, run)
+    def advance(self, text: str, done: int, total: int, part: str = "") -> None:
+        """Report a share of this pass."""
+        self.progress.advance(f"{self.label}: {text}", done, total, part)
 
     def note(self, text: str) -> None:
-        """With the label in front."""
-        self.watcher.note(f"{self.label}: {text}")
-
-    def share(self, text: str, done: int, total: int) -> None:
-        """As it is."""
-        self.watcher.share(text, done, total)
+        """Report a note on this pass."""
+        self.progress.note(f"{self.label}: {text}")

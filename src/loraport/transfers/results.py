@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from loraport.files.lora.key_account import KeyAccount
-from loraport.inputs.plan import Plan
 
 MOSTLY_GONE = 0.5
 """A rounding of more than this share of an update leaves little of it: 1 is a layer of zeros."""
@@ -192,35 +191,3 @@ def together(batches: Sequence[BatchResult]) -> BatchResult:
 
 def _square(share: float | None, norm: float | None) -> float:
     return ((share or 0.0) * (norm or 0.0)) ** 2
-
-
-class Progress(Protocol):
-    """Who watches: told of the plan of each run, of every finished layer, and of anything worth a line."""
-
-    def plan(self, plan: Plan) -> None:
-        """A plan is made, one a run, and work begins."""
-
-    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
-        """A layer is finished, now or in an earlier start; `run` names the output where there are several."""
-
-    def note(self, text: str) -> None:
-        """Something the user should read."""
-
-    def share(self, text: str, done: int, total: int) -> None:
-        """A part of one long step before the layers is done."""
-
-
-class Silent:
-    """Nobody watches."""
-
-    def plan(self, plan: Plan) -> None:
-        """Nothing."""
-
-    def layer(self, result: LayerResult, resumed: bool, run: str = "") -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def share(self, text: str, done: int, total: int) -> None:
-        """Nothing."""

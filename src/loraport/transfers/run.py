@@ -18,6 +18,7 @@ from loraport.files.adapters.updates import looks_at_weight
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.stopwatch import peak_rss_bytes
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
@@ -26,11 +27,13 @@ from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import SharedLayer, read_weights
 from loraport.transfers.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
 from loraport.transfers.precision import precision_notes, with_rounding
-from loraport.transfers.results import BatchResult, LayerResult, Progress, Silent, TransferResult
+from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
 Job = TypeVar("Job")
 Read = TypeVar("Read")
 Done = TypeVar("Done")
+
+TRANSFERRING = "transferring"
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ class Run:
     """Finished layers."""
 
 
-def transfer(config: TransferConfig, *, progress: Progress | None = None) -> TransferResult:
+def transfer(config: TransferConfig, *, progress: Progress = NO_PROGRESS) -> TransferResult:
     """Transfer a LoRA and write the result; started again after a kill it goes on where it was, to the same bytes."""
     return transfer_many([config], progress=progress).runs[0]
 
 
-def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | None = None) -> BatchResult:
+def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_PROGRESS) -> BatchResult:
     """Transfer several LoRAs, or one by several methods, between the same models in one pass over the layers.
 
     Weights, bases and the routing of the drift are read or made once a layer; memory does not grow with the number of
@@ -61,21 +64,18 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     finite, for one) is told when all the others are finished.
     """
     start = time.perf_counter()
-    watcher = progress or Silent()
-    batch = prepare_many(configs, lambda *step: watcher.share(*step))
+    batch = prepare_many(configs, progress)
     check_outputs(batch)
     bases = Bases(BasisCache(configs[0].cache), find_device(configs[0].device))
     runs = [_run(ready, bases, several=len(batch) > 1) for ready in batch]
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.journal)
-        tell(watcher, [(run.label, run.ready.plan.warnings) for run in runs])
-        for run in runs:
-            watcher.plan(run.ready.plan)
-        work(runs, bases, watcher)
+        tell(progress, [(run.label, run.ready.plan.warnings) for run in runs])
+        work(runs, bases, progress)
         computed = time.perf_counter()
         done, refused = _finish_all(runs, bases)
-    tell(watcher, [(run.label, result.warnings) for run, result in done], already=batch)
+    tell(progress, [(run.label, result.warnings) for run, result in done], already=batch)
     end = time.perf_counter()
     layers = sum(row.seconds for run in runs for row in run.results.values())
     seconds = {"total": end - start, "layers": layers, **bases.watch.seconds, "write": end - computed}
@@ -83,20 +83,21 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress | Non
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
 
-def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
+def work(runs: Sequence[Run], bases: Bases, progress: Progress) -> None:
     """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals.
 
     Raises InputError for layers that cannot be used when all others are done, and at once where a file cannot be read.
     """
     todo: dict[str, list[tuple[Run, LayerJob]]] = {}
-    for run in runs:
-        for job in run.ready.plan.of("transfer"):
-            earlier = run.journal.recall(job.name)
-            if earlier is None:
-                todo.setdefault(job.name, []).append((run, job))
-                continue
-            run.results[job.name] = earlier[1]
-            watcher.layer(earlier[1], True, run.label)
+    jobs = [(run, job) for run in runs for job in run.ready.plan.of("transfer")]
+    report = counter(progress, TRANSFERRING, sum(job.cost for _, job in jobs))
+    for run, job in jobs:
+        earlier = run.journal.recall(job.name)
+        if earlier is None:
+            todo.setdefault(job.name, []).append((run, job))
+            continue
+        run.results[job.name] = earlier[1]
+        report(job.cost, f"{_of_run(run, earlier[1])} in an earlier start")
 
     refused: dict[str, InputError] = {}
 
@@ -132,9 +133,13 @@ def work(runs: Sequence[Run], bases: Bases, watcher: Progress) -> None:
     for results in side_by_side(list(todo), read, done, bases.device):
         for run, result in results:
             run.results[result.name] = result
-            watcher.layer(result, False, run.label)
+            report(result.cost, _of_run(run, result))
     if refused:
         raise _refusal(refused)
+
+
+def _of_run(run: Run, result: LayerResult) -> str:
+    return f"{run.label}: " * bool(run.label) + f"{result.name}: {result.seconds:.2f} s"
 
 
 def _refusal(refused: dict[str, InputError]) -> InputError:
@@ -189,7 +194,7 @@ def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tup
             yield job, found
 
 
-def tell(watcher: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()) -> None:
+def tell(progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()) -> None:
     """Say each note once: plainly where all runs have it, else with the runs that have it in front."""
     notes = list(notes)
     known = {note for ready in already for note in ready.plan.warnings}
@@ -199,7 +204,7 @@ def tell(watcher: Progress, notes: Iterable[tuple[str, Sequence[str]]], already:
             if note not in known:
                 labels.setdefault(note, []).append(label)
     for note, who in labels.items():
-        watcher.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
+        progress.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
 
 
 def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:

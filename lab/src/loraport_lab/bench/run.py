@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +15,7 @@ from torch import Tensor
 import loraport
 import loraport_lab
 from loraport.errors import SettingsError
+from loraport.progress import NO_PROGRESS, Progress
 from loraport_lab.bench.admission import Admission
 from loraport_lab.bench.calibration import calibration_rows, companions
 from loraport_lab.bench.evaluate import SHOWN, Measured, Session
@@ -31,7 +32,6 @@ from loraport_lab.training.fit import generator_for
 
 CLIPS = 48
 REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance
-Progress = Callable[[str, int, int], None]  # what is done, how many parts of how many
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run_lab(
     clips: int = CLIPS,
     calibration: bool = False,
     jobs: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> LabResult:
     """Measure all rows of the cells whose names fit one of the patterns (all without any); parts are kept in `folder`.
 
@@ -89,13 +89,12 @@ def run_lab(
     code = code_digest()
     sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
-    watch = progress or (lambda *_: None)
     with workers(jobs) as submit:
         done, total = 0, len(first) + len(sessions)
         for work, some in ((_make_references, first), (_make_rows, sessions)):
             for future in as_completed([submit(work, session) for session in some]):
                 done += 1
-                watch(f"lab, last done {future.result()}", done, total)
+                progress.advance(f"lab, last done {future.result()}", done, total)
     return LabResult(
         tuple(map(collect, sessions)),
         clips,

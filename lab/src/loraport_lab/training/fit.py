@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from loraport.files.disk.atomic import new_file
 
-Progress = Callable[[str, int, int, float], None]  # stage, step, steps, loss
+LossReport = Callable[[str, int, int, float], None]  # stage, step, steps, loss
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def fit(
     *,
     seed: int,
     checkpoint: Path,
-    progress: Progress,
+    progress: LossReport,
 ) -> None:
     """Train the parameters of `module` that require gradients; leaves their moving average in the module.
 

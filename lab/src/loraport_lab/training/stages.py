@@ -28,7 +28,7 @@ from loraport_lab.training.distill import (
     landing_error,
     regression_loss,
 )
-from loraport_lab.training.fit import Progress, Schedule, fit, generator_for, save_whole
+from loraport_lab.training.fit import LossReport, Schedule, fit, generator_for, save_whole
 from loraport_lab.training.recipe import Recipe
 
 FORGET = 0.1  # share of prompts replaced by the empty one, for guidance
@@ -41,7 +41,7 @@ class Workshop:
     out: Path
     recipe: Recipe
     seed: int
-    progress: Progress
+    progress: LossReport
 
     def learn(self, stage: str, module: nn.Module, loss: Callable[[Generator], Tensor], schedule: Schedule) -> None:
         """Train `module`, continuing the stage's checkpoint if there is one."""

@@ -18,7 +18,7 @@ import torch
 
 from loraport.errors import LoraportError, unknown_name
 from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, adapter_path, oracle_path, student_path
-from loraport_lab.training.fit import Progress
+from loraport_lab.training.fit import LossReport
 from loraport_lab.training.recipe import SHIPPED, Recipe
 from loraport_lab.training.stages import (
     Workshop,
@@ -116,7 +116,7 @@ class Printer:
             print(f"{minutes:6.1f} min  {stage} {step}/{steps}  loss {self.mean:.4f}", file=sys.stderr, flush=True)
 
 
-def workshop(out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: Progress | None = None) -> Workshop:
+def workshop(out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: LossReport | None = None) -> Workshop:
     """A place to make a family in, by the shipped recipe, with lines on stderr."""
     return Workshop(out, recipe, seed, progress or Printer(time.time()))
 

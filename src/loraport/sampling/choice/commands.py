@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.errors import unknown_name
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.gains import GROUPINGS
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes, solve_bytes
 from loraport.sampling.choice.candidates import (
@@ -21,7 +22,7 @@ from loraport.sampling.choice.candidates import (
 from loraport.sampling.choice.guard import Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair
-from loraport.sampling.pass_counter import PassCounter, Watch
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import Score, judged_clips, score, score_passes
 from loraport.stopwatch import peak_rss_bytes
@@ -83,7 +84,9 @@ class CommandResult:
         return self.rows
 
 
-def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, dry_run: bool = False) -> CommandResult:
+def run_score(
+    pair: Pair, request: ScoreRequest, *, progress: Progress = NO_PROGRESS, dry_run: bool = False
+) -> CommandResult:
     """Scores of the candidates on clips drawn for judging."""
     began = time.perf_counter()
     _, direct, notes = read_adapter(request.lora, pair)
@@ -92,7 +95,7 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
     if dry_run:
         words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
         return CommandResult(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
-    counter = PassCounter(planned, watch)
+    counter = PassCounter(planned, progress)
     store = SampleStore(request.cache)
     effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, counter)
     rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()})
@@ -109,7 +112,7 @@ def run_score(pair: Pair, request: ScoreRequest, *, watch: Watch | None = None, 
 
 
 def run_calibration(
-    pair: Pair, request: CalibrationRequest, *, watch: Watch | None = None, dry_run: bool = False
+    pair: Pair, request: CalibrationRequest, *, progress: Progress = NO_PROGRESS, dry_run: bool = False
 ) -> CommandResult:
     """Calibrates, judges the result on clips of its own, and writes it, or direct reuse where that is no worse."""
     began = time.perf_counter()
@@ -123,7 +126,7 @@ def run_calibration(
     planned["judging"] = score_passes(pair, request.clips, 2 if request.start is None else 3)
     if dry_run:
         return _estimate(pair, planned, solve_bytes(pair, settings))
-    counter, store = PassCounter(sum(planned.values()), watch, request.budget), SampleStore(request.cache)
+    counter, store = PassCounter(sum(planned.values()), progress, request.budget), SampleStore(request.cache)
     done = calibrate(pair, adapter, start, settings, store=store, counter=counter)
     effect = EndEffect(pair, adapter, judged_clips(request.clips, request.seed), store, counter)
     candidates = {DIRECT: adapter, **({request.start: start} if request.start else {}), "calibrated": done.updates}

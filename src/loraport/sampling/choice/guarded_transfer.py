@@ -22,13 +22,14 @@ from loraport.files.lora.read import Lora
 from loraport.inputs.accelerator import target_places
 from loraport.inputs.config import TransferConfig
 from loraport.plain_json import json_text
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
 from loraport.sampling.choice.candidate_folder import waiting_room
 from loraport.sampling.choice.candidates import DIRECT, check_place, read_adapter, write_calibrated
 from loraport.sampling.choice.guard import Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair, Sampler, Updates
-from loraport.sampling.pass_counter import PassCounter, Watch
+from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score, score_passes
 from loraport.spectral.svd import LowRank
@@ -66,7 +67,7 @@ def guarded_transfer(
     *,
     clips: int = 32,
     calibrated: bool = False,
-    watch: Watch | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Guarded:
     """Transfers one LoRA by each config, `direct` among them, scores the results, and writes the one that is kept.
 
@@ -80,7 +81,7 @@ def guarded_transfer(
     with waiting_room(places[0].parent, names):
         batch = transfer(configs)
         judged = _Judged(lora, adapter, {run.method: run for run in batch.runs}, batch.not_written)
-        return judged.decide(configs[0], output, pair, clips, calibrated, watch)
+        return judged.decide(configs[0], output, pair, clips, calibrated, progress)
 
 
 def check_guarded(
@@ -114,12 +115,12 @@ class _Judged:
     not_written: tuple[tuple[str, str], ...]
 
     def decide(
-        self, first: TransferConfig, output: str, pair: Pair, clips: int, calibrated: bool, watch: Watch | None
+        self, first: TransferConfig, output: str, pair: Pair, clips: int, calibrated: bool, progress: Progress
     ) -> Guarded:
         """Scores the runs, and a calibrated adapter where that may compete; writes what is kept."""
         settings = CalibrationSettings(clips=clips, seed=first.seed)
         planned = _passes(pair, self.adapter, clips, len(self.runs), calibrated, first.seed)
-        counter, store = PassCounter(planned, watch), SampleStore(first.cache)
+        counter, store = PassCounter(planned, progress), SampleStore(first.cache)
         candidates: dict[str, Updates] = {
             method: read_adapter(run.output, pair)[1] for method, run in self.runs.items()
         }

@@ -1,0 +1,47 @@
+"""How a long piece of work reports while it runs: one protocol for every feature, and what ignores the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives reports of a run as it goes: steps, shares of a step, and notes. Give your own to show them."""
+
+    def step(self, text: str, done: int, total: int) -> None:
+        """Report that a step begins; `done` of `total` are over."""
+
+    def advance(self, text: str, done: int, total: int, part: str = "") -> None:
+        """Report that `done` of `total` units of the work `text` are done; `part` names what came last."""
+
+    def note(self, text: str) -> None:
+        """Report something that the user should read."""
+
+
+class NoProgress:
+    """Ignores all reports."""
+
+    def step(self, text: str, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def advance(self, text: str, done: int, total: int, part: str = "") -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+NO_PROGRESS: Progress = NoProgress()
+
+
+def counter(progress: Progress, text: str, total: int) -> Callable[..., None]:
+    """Return a function that adds an amount (and the name of a part) to what is done of `text`, and reports it."""
+    done = 0
+
+    def add(amount: int, part: str = "") -> None:
+        nonlocal done
+        done += amount
+        progress.advance(text, done, total, part)
+
+    return add
