@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from loraport.files.names.lookup import canonical_parameter
+from loraport.files.names.lookup import canonical_layer
 
 
 def linears(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -32,7 +32,8 @@ def linears(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, "pt") as file:
             for key in file.keys():
                 if key.startswith("blocks.") and key.endswith(".weight") and len(file.get_slice(key).get_shape()) == 2:
-                    yield canonical_parameter(key, "diffusers") or key, file.get_tensor(key)
+                    layer = key.removesuffix(".weight")
+                    yield f"{canonical_layer(layer, 'diffusers') or layer}.weight", file.get_tensor(key)
 
 
 def svd(folder: Path, device: str) -> None:

@@ -19,7 +19,7 @@ from scipy.fft import dct
 from torch import Tensor
 
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
-from loraport.files.names.lookup import canonical_parameter
+from loraport.files.names.lookup import canonical_layer
 
 SIZES = {
     "1.3b": {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
@@ -108,7 +108,8 @@ def write_models(folder: Path, config: dict[str, int], blocks: int) -> None:
 def layers_of(table: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, int]]]:
     """The ten Linears of every block: original name -> (diffusers' parameter, shape)."""
     linear = {n: s for n, s in table.items() if n.startswith("blocks.") and n.endswith(".weight") and len(s) == 2}
-    return {(canonical_parameter(n, "diffusers") or n).removesuffix(".weight"): (n, s) for n, s in linear.items()}
+    layers = {n.removesuffix(".weight"): (n, s) for n, s in linear.items()}
+    return {canonical_layer(layer, "diffusers") or layer: found for layer, found in layers.items()}
 
 
 def write_lora(path: Path, table: dict[str, tuple[int, ...]], salt: int = 0) -> None:

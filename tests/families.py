@@ -21,6 +21,12 @@ State = dict[str, Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+def canonical_parameter(name: str) -> str | None:
+    """The canonical name of a parameter of diffusers' Wan; None where the table does not have it, or has more in it."""
+    pieces = TABLES["wan"].parameter_pieces(name, "diffusers")
+    return pieces[0][0] if len(pieces) == 1 else None
+
+
 def hunyuan() -> Any:
     """HunyuanVideo-1.5, one block and one refiner, 8 numbers wide."""
     import diffusers

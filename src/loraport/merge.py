@@ -119,11 +119,11 @@ def merge(
 def _refuse_codes(model: Checkpoint, changed: Container[str]) -> None:
     """Raises InputError where a parameter is stored as codes that would change, or that cannot be copied."""
     for stored, pieces in model.stored.values():
-        if stored.coded is None:
+        if stored.quantization is None:
             continue
         if stored.path.suffix not in SAFETENSORS or any(name in changed for name, _ in pieces):
             raise InputError(
-                f"{model.where}: {stored.key} is stored as {stored.coded.format}, to which nothing can be added "
+                f"{model.where}: {stored.key} is stored as {stored.quantization.format}, to which nothing can be added "
                 "exactly; merge into its bf16, fp16 or fp32 file and quantise the result"
             )
 

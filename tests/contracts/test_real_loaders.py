@@ -15,8 +15,8 @@ from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.rules import Verdict
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
-from loraport.files.names.lookup import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, RANKS, Case, Written, spelled, write
+from tests.families import canonical_parameter
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -30,7 +30,7 @@ def tiny() -> Any:
 
 
 def weights(model: Any) -> dict[str, Tensor]:
-    named = {canonical_parameter(name, "diffusers"): tensor for name, tensor in model.state_dict().items()}
+    named = {canonical_parameter(name): tensor for name, tensor in model.state_dict().items()}
     return {str(name).removesuffix(".weight"): tensor.detach().double().clone() for name, tensor in named.items()}
 
 

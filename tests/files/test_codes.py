@@ -10,7 +10,7 @@ import torch
 
 from loraport.errors import InputError
 from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.formats.scales import Scaled
+from loraport.files.formats.scales import ScaledCodes
 from loraport.files.inspect import describe
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.merge import merge
@@ -172,7 +172,7 @@ def test_squares_as_many_as_rows_or_columns_are_squares(rows, columns):
     codes = StoredTensor("x.weight", file, W.dtype, tuple(W.shape), lambda: W)
     of = StoredTensor("x.weight_scale", file, scale.dtype, tuple(scale.shape), lambda: scale)
     spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    assert torch.equal(Scaled(codes, of)()[0], spread)
+    assert torch.equal(ScaledCodes(codes, of)()[0], spread)
 
 
 def test_activations_beside_plain_fp8_with_a_scale_say_nothing(tmp_path):

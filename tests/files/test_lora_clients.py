@@ -13,8 +13,8 @@ from torch import Tensor
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import write_lora
 from loraport.files.names.families import flattened
-from loraport.files.names.lookup import canonical_parameter
 from tests.dialects import BLOCKS, CASES, FFN, FORMATS, Case, Written, write
+from tests.families import canonical_parameter
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -44,7 +44,7 @@ def weights(model: Any) -> dict[str, Tensor]:
     """Every parameter under its canonical name, in float64."""
     named = {}
     for name, tensor in model.state_dict().items():
-        canonical = canonical_parameter(name, "diffusers")
+        canonical = canonical_parameter(name)
         assert canonical is not None, name
         named[canonical] = tensor.detach().double().clone()
     return named

@@ -16,7 +16,6 @@ from loraport.errors import MismatchError
 from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, SD15, SDXL, WAN, Family, flattened
 from loraport.files.names.lookup import (
     canonical_layer,
-    canonical_parameter,
     detect_naming,
     find_layer,
     find_start,
@@ -25,6 +24,7 @@ from loraport.files.names.lookup import (
     spellings,
     strip_prefixes,
 )
+from tests.families import canonical_parameter
 
 SMALL: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 LARGE: dict[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
@@ -221,7 +221,7 @@ def test_the_converter_of_diffusers_agrees(config: dict[str, Any], count: int) -
     pytest.importorskip("diffusers")
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    wanted = {name: canonical_parameter(name, "diffusers") for name in names_of_diffusers(config)}
+    wanted = {name: canonical_parameter(name) for name in names_of_diffusers(config)}
     wanted.pop("condition_embedder.image_embedder.pos_embed", None)  # diffusers converts it nowhere
     converted = convert_wan_transformer_to_diffusers({original: original for original in wanted.values()})
     assert converted == wanted
@@ -241,7 +241,7 @@ def test_the_converter_of_diffusers_agrees(config: dict[str, Any], count: int) -
 )
 def test_the_traps(original: str, diffusers: str) -> None:
     assert parameter_in(original, "diffusers") == diffusers
-    assert canonical_parameter(diffusers, "diffusers") == original
+    assert canonical_parameter(diffusers) == original
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -326,7 +326,7 @@ def test_matching_is_anchored(name: str) -> None:
 
 
 def test_unknown_names_are_answered_with_none() -> None:
-    assert canonical_parameter("blocks.0.attn1.to_something.weight", "diffusers") is None
+    assert canonical_parameter("blocks.0.attn1.to_something.weight") is None
     assert parameter_in("_register_tokens", "diffusers") is None
     assert find_layer("blocks_0_cross_attn_k_image", flat=True) is None
     assert detect_naming(["encoder.layers.0.self_attn.weight"]) is None
@@ -334,7 +334,7 @@ def test_unknown_names_are_answered_with_none() -> None:
 
 
 def test_the_gate_of_sparse_attention_keeps_its_name() -> None:
-    assert canonical_parameter("blocks.4.to_gate_compress.bias", "diffusers") == "blocks.4.to_gate_compress.bias"
+    assert canonical_parameter("blocks.4.to_gate_compress.bias") == "blocks.4.to_gate_compress.bias"
 
 
 PLAIN = [f"blocks.{i}.self_attn.{x}.weight" for i in range(2) for x in "qkvo"]

@@ -137,7 +137,7 @@ def test_the_step_of_every_gguf_type_is_that_of_its_own_grid(tmp_path, kind):
         step()
     writer.close()
     stored, _ = read_gguf(tmp_path / "m.gguf")
-    values, steps = (X.double().view(-1, 16) for X in stored["x.weight"].coded.read())
+    values, steps = (X.double().view(-1, 16) for X in stored["x.weight"].quantization.read())
     assert values.numel() == 12 * size
     live = steps[:, 0] > 0
     assert live.sum() > 0.8 * len(live)

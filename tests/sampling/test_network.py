@@ -13,12 +13,11 @@ pytest.importorskip("transformers")
 
 from loraport.cli import app
 from loraport.errors import InputError
-from loraport.files.names.families import WAN
-from loraport.files.names.lookup import canonical_parameter
 from loraport.sampling.end_error import finite
 from loraport.sampling.network import open_network, open_pipeline
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from tests import tiny
+from tests.families import canonical_parameter
 from tests.sampling.pipelines import CONFIG, tiny_transformer, write_pipeline
 
 SETTINGS = {"prompts": ("a red ball rolls",), "frames": 5, "height": 32, "width": 32, "source_steps": 2}
@@ -80,7 +79,7 @@ def as_variant(folder):
 
 def as_original(folder):
     state = load_file(folder / WEIGHTS)
-    save_file({canonical_parameter(name, "diffusers", WAN) or name: W for name, W in state.items()}, folder / WEIGHTS)
+    save_file({canonical_parameter(name) or name: W for name, W in state.items()}, folder / WEIGHTS)
 
 
 def as_pickle(folder):

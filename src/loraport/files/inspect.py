@@ -19,7 +19,7 @@ from loraport.files.lora.locate import local_lora, lora_keys
 from loraport.files.lora.provenance import in_words, load_beside, transfers
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.files.models.locate import files_of
+from loraport.files.models.locate import find_files
 from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, are_of_lora
 from loraport.files.names.families import FAMILIES, Family
@@ -88,7 +88,7 @@ def _fetched(place: str) -> str:
 
     if expand_home(place).exists() or not looks_like_hub_id(place):
         return place
-    files = files_of(fetch(place)).paths
+    files = find_files(fetch(place)).paths
     return str(local_lora(place)) if len(files) == 1 and looks_like_lora(str(files[0])) else place
 
 

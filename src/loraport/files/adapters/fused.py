@@ -19,7 +19,7 @@ from torch import Tensor
 from loraport.errors import FileFormatError, MismatchError
 from loraport.files.adapters.peft_fields import SAVE_AGAIN
 from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Product, Residual, aimed_rank
-from loraport.files.formats.safetensors_read import Coded, StoredTensor
+from loraport.files.formats.safetensors_read import Quantization, StoredTensor
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
 from loraport.files.names.families import Piece, RowSlice
@@ -34,11 +34,12 @@ def view(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
     if rows.whole:
         return stored
     shape = rows.shape(stored.shape)
-    coded = None if stored.coded is None else replace(stored.coded, read=partial(_coded, stored.coded, rows))
-    return replace(stored, shape=shape, read=lambda: rows.take(stored.read()).contiguous(), coded=coded)
+    codes = stored.quantization
+    codes = None if codes is None else replace(codes, read=partial(_read_rows, codes, rows))
+    return replace(stored, shape=shape, read=lambda: rows.take(stored.read()).contiguous(), quantization=codes)
 
 
-def _coded(stored: Coded, rows: RowSlice) -> tuple[Tensor, Tensor]:
+def _read_rows(stored: Quantization, rows: RowSlice) -> tuple[Tensor, Tensor]:
     values, step = stored.read()
     return rows.take(values).contiguous(), rows.take(step.expand_as(values)).contiguous()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.identity import FileIdentity
-from loraport.files.formats.safetensors_read import ByteReader, Coded, StoredTensor
+from loraport.files.formats.safetensors_read import ByteReader, Quantization, StoredTensor
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -132,7 +132,7 @@ def _stored(
         return StoredTensor(name, path, dtype, shape, ByteReader(path, offset, nbytes, dtype, shape, identity))
     raw = ByteReader(path, offset, nbytes, torch.uint8, (nbytes,), identity)
     read = _Blocks(raw, kind, (size, width), shape)
-    return StoredTensor(name, path, torch.float32, shape, lambda: read()[0], Coded(f"GGUF {kind.name}", read))
+    return StoredTensor(name, path, torch.float32, shape, lambda: read()[0], Quantization(f"GGUF {kind.name}", read))
 
 
 def _number(reader: Any, name: str) -> int:

@@ -17,20 +17,20 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError
-from loraport.files.formats.safetensors_read import NOT_READ, Coded, StoredTensor
-from loraport.files.formats.scales import Scaled, granularity
+from loraport.files.formats.safetensors_read import NOT_READ, Quantization, StoredTensor
+from loraport.files.formats.scales import ScaledCodes, granularity
 from loraport.files.names.dialects import VARIANTS, parse_key, refused_kind
 from loraport.files.names.families import Family, Naming
 
 FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
-SCALES = ("scale_weight", "weight_scale")
+LAYER_SCALES = ("scale_weight", "weight_scale")
 """The two names of a layer's scale: W = q · scale."""
 
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e5m2_rowwise")
 """ComfyUI's names of the formats that are read, and a fork's; which values share a scale is seen by its shape."""
 _MARK = "scaled_fp8"
 """The tensor that says of a whole network that its weights are q · scale; where a scale is missing, it is 1."""
-_BESIDE = re.compile(rf"(.*\.)?scaled_fp8|.*\.({'|'.join(SCALES)}|scale_input|input_scale|comfy_quant)")
+_BESIDE = re.compile(rf"(.*\.)?scaled_fp8|.*\.({'|'.join(LAYER_SCALES)}|scale_input|input_scale|comfy_quant)")
 """Tensors that tell how others are stored; none is a parameter of the model."""
 _REFUSED = {
     re.compile(r".*\.(weight_scale_2|weight_scale_inv)"): "is the second scale of an nvfp4 or block-scaled weight",
@@ -59,14 +59,14 @@ _LONGEST_NOTE = 4096
 
 
 @dataclass(frozen=True)
-class Decoded:
+class NetworkTensors:
     """The tensors of a network as what they mean, and what had to be assumed, for people."""
 
     tensors: dict[str, StoredTensor]
     notes: tuple[str, ...]
 
 
-def decoded(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, str]] = ()) -> Decoded:
+def decode(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, str]] = ()) -> NetworkTensors:
     """The tensors of one network without what only says how they are stored, codes as the values that they mean.
 
     `headers` are the metadata of the files. Raises FileFormatError for other kinds of quantisation, and for a scale
@@ -80,7 +80,7 @@ def decoded(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, s
             noted.add(key.removesuffix(".comfy_quant"))
     reading = _Reading(stored, frozenset(noted))
     tensors = dict(filter(None, (reading.tensor(key) for key in stored)))
-    return Decoded(tensors, tuple(reading.notes()))
+    return NetworkTensors(tensors, tuple(reading.notes()))
 
 
 def refuse_codes(
@@ -101,10 +101,11 @@ def refuse_codes(
         weight = stored.get(f"{layer}.weight")
         if weight is None and f"{layer}.weight" not in known:
             raise codes_not_read(tensor)
-        if weight is not None and weight.coded is not None and (leaf.startswith("weight") or _unscaled(weight.coded)):
+        codes = None if weight is None else weight.quantization
+        if weight is not None and codes is not None and (leaf.startswith("weight") or _unscaled(codes)):
             raise FileFormatError(
-                f"{tensor.path}: {weight.key!r} is stored as {weight.coded.format}, and {tensor.key!r} beside it may "
-                f"say what its values mean, in a way that is not read; {NOT_READ}"
+                f"{tensor.path}: {weight.key!r} is stored as {codes.format}, and {tensor.key!r} beside it may say what "
+                f"its values mean, in a way that is not read; {NOT_READ}"
             )
 
 
@@ -117,8 +118,8 @@ def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str
     return (), ""
 
 
-def _unscaled(coded: Coded) -> bool:
-    return isinstance(coded.read, Scaled) and coded.read.scale is None
+def _unscaled(codes: Quantization) -> bool:
+    return isinstance(codes.read, ScaledCodes) and codes.read.scale is None
 
 
 def _of_lora(name: str) -> bool:
@@ -126,12 +127,12 @@ def _of_lora(name: str) -> bool:
     return key.part in ("A", "B", *VARIANTS) or refused_kind(name) is not None
 
 
-def as_of_another_network(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def foreign_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors of a network that is not read, marked where they are codes, so that nothing is added to them."""
 
     def marked(key: str, tensor: StoredTensor) -> StoredTensor:
         layer = key.removesuffix(".weight")
-        scales = any(f"{layer}.{name}" in stored for name in SCALES)
+        scales = any(f"{layer}.{name}" in stored for name in LAYER_SCALES)
         if layer == key or not (scales or tensor.dtype in FP8 or not tensor.dtype.is_floating_point):
             return tensor
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -139,7 +140,7 @@ def as_of_another_network(stored: Mapping[str, StoredTensor]) -> dict[str, Store
         def read() -> tuple[Tensor, Tensor]:
             raise FileFormatError(f"{tensor.path}: {key!r} is stored as {kind} codes, and is not of the network")
 
-        return StoredTensor(key, tensor.path, torch.float32, tensor.shape, lambda: read()[0], Coded(kind, read))
+        return StoredTensor(key, tensor.path, torch.float32, tensor.shape, lambda: read()[0], Quantization(kind, read))
 
     return {key: marked(key, tensor) for key, tensor in stored.items() if not _BESIDE.fullmatch(key)}
 
@@ -207,7 +208,9 @@ class _Reading:
         """A tensor as it is, or the reading of one in fp8 or with a scale beside it."""
         layer, _, leaf = tensor.key.rpartition(".")
         scales = [
-            self.stored[f"{layer}.{name}"] for name in SCALES if leaf == "weight" and f"{layer}.{name}" in self.stored
+            self.stored[f"{layer}.{name}"]
+            for name in LAYER_SCALES
+            if leaf == "weight" and f"{layer}.{name}" in self.stored
         ]
         if len(scales) > 1:
             raise FileFormatError(f"{tensor.path}: {tensor.key!r} has two scales, {scales[0].key} and {scales[1].key}")
@@ -236,8 +239,8 @@ class _Reading:
         name = FP8.get(codes.dtype, str(codes.dtype).removeprefix("torch."))
         if scale is not None:
             name = f"{name}, {granularity(codes, scale)}"
-        read = Scaled(codes, scale)
-        return StoredTensor(key, codes.path, torch.float32, codes.shape, lambda: read()[0], Coded(name, read))
+        read = ScaledCodes(codes, scale)
+        return StoredTensor(key, codes.path, torch.float32, codes.shape, lambda: read()[0], Quantization(name, read))
 
 
 def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple[str, _Layout]]]:

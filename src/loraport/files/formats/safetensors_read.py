@@ -64,7 +64,7 @@ _IMPOSTORS = {
 
 
 @dataclass(frozen=True)
-class Coded:
+class Quantization:
     """How a quantised tensor is read: its float32 values, and the step of the grid that each of them was rounded to."""
 
     format: str
@@ -81,7 +81,7 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-    coded: Coded | None = None
+    quantization: Quantization | None = None
     """Where the file holds codes and not values: `dtype` is then float32, and `read` gives the values."""
 
 

@@ -22,7 +22,7 @@ LAYER, ROW, COLUMN, BLOCK, A_SQUARE = (f"a scale a {what}" for what in ("layer",
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledCodes:
     """Reads codes, fp8 or int8 or 16-bit values, and their scale; without one the codes are the values."""
 
     codes: StoredTensor

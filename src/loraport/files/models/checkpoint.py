@@ -16,10 +16,10 @@ from torch import Tensor
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.adapters.fused import view
 from loraport.files.disk.user_paths import check_input, expand_home
-from loraport.files.formats.quantized import as_of_another_network, decoded, layers_of, refuse_codes
+from loraport.files.formats.quantized import decode, foreign_tensors, layers_of, refuse_codes
 from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
 from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.models.locate import Needed, files_of
+from loraport.files.models.locate import ShardFilter, find_files
 from loraport.files.models.model_files import ModelFiles, read_files
 from loraport.files.models.networks import Network, are_of_network, find_network
 from loraport.files.names.dialects import are_of_lora
@@ -73,44 +73,51 @@ class Checkpoint:
     absent: frozenset[str]
     """Names that an index lists, in shards that were not asked for; they can be known and not read."""
     digest: str = field(repr=False)
-    _stored: Mapping[str, StoredTensor] = field(repr=False)
+    stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False)
+    """Key in the files -> the tensor and the parameters that it holds: several where layers are fused."""
     family: Family | None = field(repr=False, default=None)
     """The family whose table has most of the names."""
-    stored: Mapping[str, tuple[StoredTensor, tuple[Piece, ...]]] = field(repr=False, default_factory=dict)
-    """What stands in the files, by its key, and the parameters that it holds: several where layers are fused."""
     others: frozenset[str] = frozenset()
     """Names of other networks in the same file, such as a text encoder: they stand there and are not the model's."""
     notes: tuple[str, ...] = ()
     """What was passed over or assumed in reading the files, for people."""
+    aliases: Mapping[str, StoredTensor] = field(repr=False, default_factory=dict)
+    """Further names of some parameters."""
+
+    @lazy_property
+    def _parameters(self) -> dict[str, StoredTensor]:
+        """Each parameter by its canonical name: its own rows of the tensor that holds it."""
+        own = {name: view(tensor, rows) for tensor, pieces in self.stored.values() for name, rows in pieces}
+        return own | dict(self.aliases)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._parameters)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._parameters)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored
+        return name in self._parameters
 
     def names(self) -> tuple[str, ...]:
         """The canonical parameter names, in the order of the files."""
-        return tuple(self._stored)
+        return tuple(self._parameters)
 
     @property
     def own(self) -> tuple[str, ...]:
         """The names of the model's own parameters, without those of other networks in the file."""
-        return tuple(name for name in self._stored if name not in self.others)
+        return tuple(name for name in self._parameters if name not in self.others)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The canonical names of the model's layers whose `.weight` is a matrix or a convolution kernel."""
-        weights = (name for name in self.own if len(self._stored[name].shape) >= 2)
+        weights = (name for name in self.own if len(self._parameters[name].shape) >= 2)
         return tuple(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
 
     @property
     def bytes(self) -> int:
         """Bytes of tensor data in the model."""
-        return sum(stored.dtype.itemsize * _count(stored.shape) for stored in self._stored.values())
+        return sum(stored.dtype.itemsize * _count(stored.shape) for stored in self._parameters.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter, from the header."""
@@ -123,13 +130,13 @@ class Checkpoint:
     def format(self, name: str) -> str:
         """How a parameter is stored, for people: its dtype, or the name of its codes."""
         stored = self._find(name)
-        return str(stored.dtype).removeprefix("torch.") if stored.coded is None else stored.coded.format
+        return str(stored.dtype).removeprefix("torch.") if stored.quantization is None else stored.quantization.format
 
     @property
     def quantized(self) -> tuple[str, ...]:
         """The codes that the model is stored in, most frequent first; empty where the files hold values."""
-        stored = (self._stored[name] for name in self.own)
-        counts = Counter(one.coded.format for one in stored if one.coded is not None)
+        stored = (self._parameters[name] for name in self.own)
+        counts = Counter(one.quantization.format for one in stored if one.quantization is not None)
         return tuple(format for format, _ in counts.most_common())
 
     def key(self, name: str) -> str:
@@ -158,7 +165,7 @@ class Checkpoint:
             raise InputError(
                 f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
             )
-        tensor, step = (stored.read(), None) if stored.coded is None else stored.coded.read()
+        tensor, step = (stored.read(), None) if stored.quantization is None else stored.quantization.read()
         W = tensor.float().flatten(1)
         if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
             raise InputError(
@@ -182,25 +189,22 @@ class Checkpoint:
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
         """The same files with some parameters under further names: new name -> the one that it has here."""
-        return replace(self, _stored={**self._stored, **{new: self._find(old) for new, old in names.items()}})
+        return replace(self, aliases={**self.aliases, **{new: self._find(old) for new, old in names.items()}})
 
     def divided(self, parts: Mapping[str, tuple[Piece, ...]]) -> Checkpoint:
         """The same files with what stands under some keys taken apart otherwise: key -> the parameters in it."""
-        tensors, stored, others = dict(self._stored), dict(self.stored), set(self.others)
+        stored, others = dict(self.stored), set(self.others)
         for key, pieces in parts.items():
             tensor, before = stored[key]
-            names = {name for name, _ in pieces}
-            others |= names if others.intersection(name for name, _ in before) else set()
-            for name, _ in before:
-                del tensors[name]
+            old, new = ({name for name, _ in names} for names in (before, pieces))
+            others = others - old | (new if others & old else set())
             stored[key] = (tensor, pieces)
-            tensors |= {name: view(tensor, rows) for name, rows in pieces}
-        return replace(self, _stored=tensors, stored=stored, others=frozenset(others.intersection(tensors)))
+        return replace(self, stored=stored, others=frozenset(others))
 
     def _find(self, name: str) -> StoredTensor:
-        if name not in self._stored:
+        if name not in self._parameters:
             raise InputError(f"{self.where} has no parameter {name!r}; is it a model of the same family?")
-        return self._stored[name]
+        return self._parameters[name]
 
 
 def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
@@ -219,9 +223,9 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
         raise InputError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
 
 
-def _opened(where: str, place: Path, part: str | None, needed: Needed | None) -> Checkpoint:
+def _opened(where: str, place: Path, part: str | None, needed: ShardFilter | None) -> Checkpoint:
     inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
-    files = files_of(place, inner, needed)
+    files = find_files(place, inner, needed)
     part = part if inner is None else None
     read = read_files(files.paths, part, needed is not None, are_of_network)
     return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
@@ -239,7 +243,7 @@ def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str 
     return shards or set(weight_map.values())
 
 
-def _on_disk(where: str | Path, needed: Needed | None) -> Path:
+def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
     place = expand_home(where)
     if place.exists():
         check_input(place)
@@ -263,7 +267,7 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
         )
     try:
         network = find_network([*files.tensors, *files.absent], part if files.part is None else None)
-        own = decoded({key: one for key, one in files.tensors.items() if key in network.names}, files.headers)
+        own = decode({key: one for key, one in files.tensors.items() if key in network.names}, files.headers)
         stripped = {key: network.name(key) for key in (*network.names, *own.tensors)}
     except MismatchError as error:
         raise FileFormatError(f"{first}: {error}") from error
@@ -273,29 +277,29 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
         raise InputError(f"{first}: {error}") from error
     names, found = _canonical(stripped.values())
     refuse_codes({stripped[key]: tensor for key, tensor in own.tensors.items()}, found, set(network.names.values()))
-    tensors: dict[str, StoredTensor] = {}
-    places: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
+    holders: dict[str, StoredTensor] = {}
+    stored: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
     extra = []
     for key, tensor in own.tensors.items():
         pieces = names[stripped[key]]
         if not pieces or not all(rows.fits(tensor.shape) for _, rows in pieces):
             pieces = ((stripped[key], RowSlice(stripped[key])),)
             extra += [stripped[key]]
-        for final, rows in pieces:
-            if final in tensors:
+        for final, _ in pieces:
+            if final in holders:
                 raise FileFormatError(
-                    f"{first}: {tensors[final].key!r} and {key!r} both name {final!r}; remove one of them"
+                    f"{first}: {holders[final].key!r} and {key!r} both name {final!r}; remove one of them"
                 )
-            tensors[final] = view(tensor, rows)
-        places[key] = (tensor, pieces)
-    beside = as_of_another_network({key: files.tensors[key] for key in network.beside if key in files.tensors})
-    beside = {key: tensor for key, tensor in beside.items() if key not in tensors}
-    places |= {key: (tensor, ((key, RowSlice(key)),)) for key, tensor in beside.items()}
+            holders[final] = tensor
+        stored[key] = (tensor, pieces)
+    beside = foreign_tensors({key: files.tensors[key] for key in network.beside if key in files.tensors})
+    beside = {key: tensor for key, tensor in beside.items() if key not in holders}
+    stored |= {key: (tensor, ((key, RowSlice(key)),)) for key, tensor in beside.items()}
     absent = frozenset(name for key in files.absent if key in stripped for name in _names_of(stripped[key], names))
     family, naming = found or (None, UNKNOWN_NAMING)
     return Checkpoint(
         where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
-        files.digest, tensors | beside, family, places, frozenset(beside),
+        files.digest, stored, family, frozenset(beside),
         (*files.notes, *_of_parts(files, network), *own.notes),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.models.locate import SAFETENSORS, Needed, choose, read_index, shard_set
+from loraport.files.models.locate import SAFETENSORS, ShardFilter, choose, read_index, shard_set
 from loraport.files.models.shards import WEIGHTS, index_of, sets_among
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
@@ -27,7 +27,7 @@ def looks_like_hub_id(where: str) -> bool:
     return match is not None and not match["repo"].lower().endswith((*WEIGHTS, ".json"))
 
 
-def fetch(where: str, needed: Needed | None = None) -> Path:
+def fetch(where: str, needed: ShardFilter | None = None) -> Path:
     """The local file or folder of a Hub model, downloaded where it is not in the cache yet.
 
     Of shards with an index only those that are `needed` are fetched, where that is given: the index comes first. A

@@ -34,7 +34,7 @@ INNER_FOLDERS = ("transformer", "unet", "transformer_2", "high_noise_model", "lo
 
 _EXPERTS = ({"transformer", "transformer_2"}, {"high_noise_model", "low_noise_model"})
 
-Needed = Callable[[Mapping[str, str]], set[str]]
+ShardFilter = Callable[[Mapping[str, str]], set[str]]
 """From an index (tensor name -> shard) to the shards that are needed."""
 
 _LONGEST_INDEX = 64_000_000
@@ -47,7 +47,7 @@ _OF_OTHERS = re.compile(r"(?i)(?<![a-z])(t5|umt5|vae|clip|text_encoder|image_enc
 
 
 @dataclass(frozen=True)
-class Place:
+class FileChoice:
     """The files of one model: a folder relative to where it was looked for, names in it, and the index if any."""
 
     folder: str
@@ -58,14 +58,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Files:
+class ModelPaths:
     """The files that hold a model, and what was passed over in finding them."""
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
 
-def files_of(where: Path, inner: str | None = None, needed: Needed | None = None) -> Files:
+def find_files(where: Path, inner: str | None = None, needed: ShardFilter | None = None) -> ModelPaths:
     """The files that hold the model at an existing path; `inner` names a folder inside it.
 
     Of shards with an index only those that are `needed` count, where that is given.
@@ -91,11 +91,11 @@ def files_of(where: Path, inner: str | None = None, needed: Needed | None = None
         listed = ", ".join(map(str, deeper[:5])) + (", …" if len(deeper) > 5 else "")
         raise InputError(f"{root} holds its weights deeper down; name one of: {listed}") from error
     if place.index is not None:
-        return Files(_indexed(root / place.folder / place.index, needed), place.notes)
-    return Files(tuple(root / place.folder / name for name in place.names), place.notes)
+        return ModelPaths(_indexed(root / place.folder / place.index, needed), place.notes)
+    return ModelPaths(tuple(root / place.folder / name for name in place.names), place.notes)
 
 
-def choose(listing: Iterable[str], where: str, join: str = "/") -> Place:
+def choose(listing: Iterable[str], where: str, join: str = "/") -> FileChoice:
     """The one model among the files of a folder, given as names relative to it.
 
     Weights in the folder itself count, or those of one inner folder such as `transformer/`; in a diffusers pipeline
@@ -147,7 +147,7 @@ def _weights(names: Iterable[str], folder: str) -> list[str]:
     return [name for name in inside if "/" not in name and is_weights(name)]
 
 
-def _one_set(names: list[str], folder: str, where: str) -> Place:
+def _one_set(names: list[str], folder: str, where: str) -> FileChoice:
     """The single file, the complete set of shards or the index among the weights of one folder."""
     first = [name for name in names if _kind(name) == min(map(_kind, names))]
     indexes = [name for name in first if index_of(name)]
@@ -159,11 +159,11 @@ def _one_set(names: list[str], folder: str, where: str) -> Place:
     if len(indexes) == 1 and (stem := index_of(indexes[0])):
         own = all(one.stem == stem.stem and one.several for one in sets)
         if own or not any(one.several for one in sets):
-            return Place(folder, tuple(files), indexes[0], notes)
+            return FileChoice(folder, tuple(files), indexes[0], notes)
     if indexes:
         raise _several(where, [*indexes, *(one.name for one in sets)])
     chosen, more = _whole(sets, where)
-    return Place(folder, chosen.wanted, None, (*notes, *more))
+    return FileChoice(folder, chosen.wanted, None, (*notes, *more))
 
 
 def _whole(sets: list[ShardSet], where: str) -> tuple[ShardSet, tuple[str, ...]]:
@@ -239,24 +239,24 @@ def indexes_beside(paths: tuple[Path, ...], *, partly: bool = False) -> list[Pat
     return [index for index in indexes if listed[index] == names or (partly and listed[index] > names)]
 
 
-def _files_with(path: Path, needed: Needed | None) -> Files:
+def _files_with(path: Path, needed: ShardFilter | None) -> ModelPaths:
     """What a named file stands for: itself, the set whose part it is, or what it lists."""
     if index_of(path.name):
-        return Files(_indexed(path, needed))
+        return ModelPaths(_indexed(path, needed))
     siblings = [entry.name for entry in path.parent.iterdir() if is_weights(entry.name)]
     names = shard_set(path.name, siblings, str(path.parent))
     if len(names) > 1 or len(siblings) == 1:
-        return Files(tuple(path.with_name(name) for name in names))
+        return ModelPaths(tuple(path.with_name(name) for name in names))
     indexes = [path.with_name(name) for name in siblings if index_of(name)]
     known = [index for index in indexes if path.name.encode() in _bytes(index)]  # others may be of any kind
     if larger := [index for index in known if {path.name} < set(read_index(index).values())]:
-        return Files(
+        return ModelPaths(
             _indexed(larger[0], needed), (f"{path} is one of the shards that {larger[0]} lists: all are read",)
         )
-    return Files((path,))
+    return ModelPaths((path,))
 
 
-def _indexed(index: Path, needed: Needed | None) -> tuple[Path, ...]:
+def _indexed(index: Path, needed: ShardFilter | None) -> tuple[Path, ...]:
     table = read_index(index)
     shards = sorted(set(table.values()) if needed is None else needed(table))
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:

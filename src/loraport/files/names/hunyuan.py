@@ -10,7 +10,7 @@ names.
 
 from __future__ import annotations
 
-from loraport.files.names.hunyuan15 import BLOCKS, FUSED, REFINERS, SCALES
+from loraport.files.names.hunyuan15 import BLOCKS, FUSED, NORM_SCALES, REFINERS
 from loraport.files.names.table import Family, Row, RowSlice
 
 _MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
@@ -66,7 +66,7 @@ HUNYUAN = Family(
                 f"double_blocks.{{}}.{stream}_attn.norm.{comfy}.scale",
                 None,
             )
-            for canonical, stream, comfy in SCALES
+            for canonical, stream, comfy in NORM_SCALES
         ),
         *(
             (f"{_MINE}.attn.norm_{letter}.weight", None, f"{_COMFY}.norm.{comfy}.scale", None)

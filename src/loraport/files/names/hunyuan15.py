@@ -108,7 +108,7 @@ FUSED: tuple[tuple[Naming, str, RowSlice], ...] = tuple(
 )
 """What diffusers' `fuse_qkv_projections` makes of a block and of a refiner."""
 
-SCALES: tuple[tuple[str, str, str], ...] = (
+NORM_SCALES: tuple[tuple[str, str, str], ...] = (
     ("norm_q", "img", "query_norm"),
     ("norm_k", "img", "key_norm"),
     ("norm_added_q", "txt", "query_norm"),
@@ -202,7 +202,7 @@ HUNYUAN_15 = Family(
             None,
             None,
         )
-        for canonical, stream, comfy in SCALES
+        for canonical, stream, comfy in NORM_SCALES
     ),
     written={
         "comfy": "comfy",

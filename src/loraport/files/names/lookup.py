@@ -80,12 +80,6 @@ def canonical_layer(name: str, naming: Naming, family: Family = WAN) -> str | No
     return pieces[0][0] if len(pieces) == 1 else None
 
 
-def canonical_parameter(name: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The canonical name of a parameter (`….q.weight`, `….modulation`), or None likewise."""
-    pieces = family.parameter_pieces(name, naming)
-    return pieces[0][0] if len(pieces) == 1 else None
-
-
 def layer_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
     """The stored layer of a naming in which a canonical one stands; None where the table does not have it."""
     rows = family.rows(canonical, naming)
