@@ -90,7 +90,7 @@ def basis_of(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> Singul
     return HalfBasis(W.mT, S, small, weak).transposed()
 
 
-CLOSE = 1e-5
+TOLERANCE = 1e-5
 """What random products of an entry and of its weight may differ by, as a share: a hundred roundings."""
 
 
@@ -119,20 +119,20 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
     basis = basis_of(stored, W)
     assert isinstance(basis, HalfBasis)
     S, largest, size = basis.S, float(basis.S[0]), energy(W)
-    if abs(energy(stored["S"]) - size) > CLOSE * size:
+    if abs(energy(stored["S"]) - size) > TOLERANCE * size:
         return "its singular values are not those of the weight"
     if largest == 0:
         return None
     y = random_vectors(key, len(S)).to(W)
     share, image = (S / largest)[:, None], times_few(W, times_few(basis.Vh.mT, y / largest))
     seen = times_few(basis.Vh, times_few(W.mT, image / largest))
-    if not ((seen - share.square() * y).abs() <= CLOSE * (1 + y.abs())).all():
+    if not ((seen - share.square() * y).abs() <= TOLERANCE * (1 + y.abs())).all():
         return "its directions are not those of the weight"
     strong = strong_directions(stored["S"])
     weak, few = basis.left_rows(strong), y[strong:]
     across = times_few(W, times_few(basis.Vh[strong:].mT, few / largest)) - times_few(weak.mT, share[strong:] * few)
     unit = times_few(weak, times_few(weak.mT, few)) - few
-    if not ((across.abs() <= CLOSE).all() and (unit.abs() <= 100 * CLOSE * (1 + few.abs())).all()):
+    if not ((across.abs() <= TOLERANCE).all() and (unit.abs() <= 100 * TOLERANCE * (1 + few.abs())).all()):
         return "its weak directions are not those of the weight"
     return None
 

@@ -15,7 +15,7 @@ from loraport.store.triangle import folded, unfolded
 COARSE = ("outside",)
 """What is never compared with a threshold, and is kept in 16 bits."""
 
-CLOSE = {"C": 1e-5, "outside": 1e-3}
+TOLERANCES = {"C": 1e-5, "outside": 1e-3}
 """What random products may differ by, as a share of the largest of them."""
 
 
@@ -49,9 +49,9 @@ def routing_contradiction(stored: Mapping[str, Tensor], layer: Layer, key: str) 
     outside = found.outside_gram.double() @ y + found.C.double().mT @ inside
     sent = found.C.double().square().sum(0) + found.outside_gram.double().diagonal()
     pairs = (
-        (basis.seen_left(image), inside, CLOSE["C"]),
-        (basis.Vh.double() @ _times(D.mT, image), outside, CLOSE["outside"]),
-        (found.send.double().square(), sent, CLOSE["outside"]),
+        (basis.seen_left(image), inside, TOLERANCES["C"]),
+        (basis.Vh.double() @ _times(D.mT, image), outside, TOLERANCES["outside"]),
+        (found.send.double().square(), sent, TOLERANCES["outside"]),
     )
     if all(bool(((one - other).abs() <= close * one.abs().max()).all()) for one, other, close in pairs):
         return None
