@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from loraport.errors import MismatchError
 from loraport.files.names.lookup import canonical_layer, layer_in
 from loraport.sampling.pair import Updates
+from loraport.spectral.projections import side_by_side
 from loraport.spectral.svd import LowRank
 
 
@@ -68,15 +68,10 @@ class _Added:
 
 
 def added(*updates: Updates) -> dict[str, LowRank]:
-    """The sum of updates: their factors side by side, exact, ranks add up."""
-    names = dict.fromkeys(name for one in updates for name in one)
-    return {name: _side_by_side([one[name] for one in updates if name in one]) for name in names}
-
-
-def _side_by_side(terms: list[LowRank]) -> LowRank:
-    if len(terms) == 1:
-        return terms[0]
-    return LowRank(torch.cat([term.B for term in terms], 1), torch.cat([term.A for term in terms], 0))
+    """Return the sum of updates: exact, ranks add up; a layer that only one of them has keeps its factors."""
+    names = dict.fromkeys(name for each in updates for name in each)
+    terms = {name: [each[name] for each in updates if name in each] for name in names}
+    return {name: each[0] if len(each) == 1 else side_by_side(*each) for name, each in terms.items()}
 
 
 def scaled(updates: Updates, factor: float) -> dict[str, LowRank]:

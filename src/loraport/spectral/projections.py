@@ -32,9 +32,9 @@ def projected_away(update: LowRank, left: Float[Tensor, "out k"], right: Float[T
     return LowRank(off_span(update.B, left), off_span(update.A.mT, right).mT, update.lost_energy)
 
 
-def side_by_side(first: LowRank, second: LowRank) -> LowRank:
-    """The sum of two updates, exactly: [B₁ B₂]·[A₁; A₂], whose rank is the sum of theirs."""
-    return LowRank(torch.cat([first.B, second.B], dim=1), torch.cat([first.A, second.A]))
+def side_by_side(*updates: LowRank) -> LowRank:
+    """Return the sum of updates, exactly: [B₁ B₂ …]·[A₁; A₂; …], whose rank is the sum of theirs."""
+    return LowRank(torch.cat([each.B for each in updates], dim=1), torch.cat([each.A for each in updates]))
 
 
 def overlap(U: Float[Tensor, "m k"], other: Float[Tensor, "m l"]) -> float:
