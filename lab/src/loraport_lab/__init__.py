@@ -1,1 +1,8 @@
-"""The embedded family of tiny video models, the benchmark on it, and the demo: loraport's laboratory."""
+"""The laboratory of loraport: a family of tiny video models with trained weights, the benchmark on it, and the demo."""
+
+from loraport import __version__ as _INSTALLED
+
+__version__ = "0.1.0"
+
+if _INSTALLED != __version__:  # pip sees to it, unless it was told not to look at dependencies
+    raise ImportError(f"loraport-lab {__version__} works with loraport {__version__}, and {_INSTALLED} is installed")
