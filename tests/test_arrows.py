@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"loraport": ROOT / "src" / "loraport", "loraport_lab": ROOT / "lab" / "src" / "loraport_lab"}
 MODULES = sorted(path for package in PACKAGES.values() for path in package.rglob("*.py"))
 
-SMALL = {"errors", "_version", "lazy_property", "plain_json", "printable", "progress", "stopwatch"}
+SMALL = {"compute", "errors", "_version", "lazy_property", "plain_json", "printable", "progress", "stopwatch"}
 """Files of the package itself that import nothing of ours, but for `errors`: open to everyone."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -112,6 +112,7 @@ THIRD_PARTY = {
     "files.loaders": set(),
     "files": {"torch"},
     "store": {"torch", "jaxtyping"},
+    "compute": {"torch"},
     "stopwatch": {"torch"},
     "inputs": {"torch"},
     "merge": {"torch"},

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from loraport.compute import TORCH_DTYPES, layer_generator
 from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
 from loraport.files.conversion_kernels import written_kernels
@@ -32,9 +33,7 @@ from loraport.files.whole_weights import as_differences, carried_note, check_wit
 from loraport.inputs.config import DTYPES, RankRule
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
 from loraport.transfers.encoders import encoder_factors
-from loraport.transfers.layer import layer_generator
 from loraport.transfers.method_input import as_factors
-from loraport.transfers.output import TORCH_DTYPES
 
 _GUESSED_PREFIX = (
     "nothing tells which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "

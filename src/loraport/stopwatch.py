@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -44,33 +43,3 @@ class Stopwatch:
         if self._card is not None:
             torch.cuda.synchronize(self._card)
         return time.perf_counter()
-
-
-def peak_rss_bytes() -> int:
-    """Return the most memory that this process has held, mapped file pages included; 0 where it is unknown."""
-    try:
-        import resource
-    except ImportError:
-        return _peak_working_set()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _peak_working_set() -> int:
-    """Return the same on Windows: PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS."""
-    import ctypes
-
-    class Counters(ctypes.Structure):
-        _fields_ = [
-            ("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32),
-            *((name, ctypes.c_size_t) for name in ("peak", *(f"other{number}" for number in range(7)))),
-        ]  # fmt: skip
-
-    libraries, counters = getattr(ctypes, "windll", None), Counters()
-    if libraries is None:
-        return 0
-    kernel = libraries.kernel32
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
-    here, size = kernel.GetCurrentProcess(), ctypes.sizeof(counters)
-    return int(counters.peak) if kernel.K32GetProcessMemoryInfo(here, ctypes.byref(counters), size) else 0

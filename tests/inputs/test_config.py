@@ -2,9 +2,9 @@
 
 import pytest
 
+from loraport.compute import find_device
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
-from loraport.inputs.open import find_device
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, LoraxSettings, ProloraSettings
 
 GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}

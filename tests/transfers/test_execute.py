@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -322,21 +321,3 @@ def test_a_conv_kernel_goes_through_its_matrix_form(family):
         state["patch_embedding.weight"] = state["patch_embedding.weight"].flatten(1)
     expected = torch.from_numpy(loops(family, "patch_embedding"))
     assert float((B.flatten(1).double() @ A.flatten(1).double() - expected).norm() / expected.norm()) < 2e-3
-
-
-def test_the_next_layer_is_read_while_this_one_is_worked_on_and_no_more_than_that():
-    started = [threading.Event() for _ in range(4)]
-
-    def read(number):
-        started[number].set()
-        return -number
-
-    seen = []
-    for number, weights in execute.read_ahead([0, 1, 2, 3], read):
-        seen.append((number, weights))
-        if number < 3:
-            assert started[number + 1].wait(5), "the next one is read without being asked for"
-        if number < 2:
-            assert not started[number + 2].wait(0.05), "the one after it is not: memory stays at one layer and the next"
-    assert seen == [(0, 0), (1, -1), (2, -2), (3, -3)]
-    assert list(execute.read_ahead([], read)) == []

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from loraport._version import __version__
 from loraport.analysis.layer_sample import stratified
+from loraport.compute import find_device, layer_generator, read_ahead
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import is_local, open_model
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import Prepared, find_device, prepare
+from loraport.inputs.open import Prepared, prepare
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
@@ -26,10 +27,8 @@ from loraport.methods.settings import PAPER, CasaSettings
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfers.layer import layer_generator
 from loraport.transfers.layer_source import SharedLayer, Weights, read_weights
 from loraport.transfers.method_input import as_factors
-from loraport.transfers.run import read_ahead
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from loraport.analysis.inputs import exact_factors
 from loraport.analysis.probes import OverActivate, Probe, no_lora
 from loraport.analysis.survey import surveyed
+from loraport.compute import find_device, layer_generator
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
@@ -24,14 +25,12 @@ from loraport.files.models.presets import open_model
 from loraport.files.models.write import check_output_path, write_model
 from loraport.inputs.accelerator import split_target
 from loraport.inputs.config import matches
-from loraport.inputs.open import find_device
 from loraport.inputs.plan import LayerJob
 from loraport.methods.layer import Layer
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.svd import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfers.layer import layer_generator
 from loraport.transfers.layer_source import SharedLayer, read_weights
 
 

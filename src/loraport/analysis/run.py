@@ -17,13 +17,13 @@ from loraport.analysis.layer_statistics import Specimen, look
 from loraport.analysis.results import Analysis, LayerView
 from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.analysis.sweep import Grid, swept
+from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.inputs.open import Prepared
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.svd import decompose
-from loraport.stopwatch import peak_rss_bytes
 from loraport.transfers.journal import Partial
 from loraport.transfers.layer_source import Weights
 

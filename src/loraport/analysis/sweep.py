@@ -12,6 +12,7 @@ from typing import Any
 from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
 from loraport.analysis.layer_sample import depth_of, kind_of
 from loraport.analysis.results import Swept
+from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import arbitrated_update, arbitration
@@ -20,7 +21,6 @@ from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.kernels import norm
 from loraport.transfers.journal import Partial
-from loraport.transfers.layer import layer_generator
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"

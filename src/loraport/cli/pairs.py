@@ -109,7 +109,7 @@ def _repository(text: str) -> str:
 
 
 def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:
-    from loraport.inputs.open import find_device
+    from loraport.compute import find_device
     from loraport.sampling.prompts import read_prompts
     from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from loraport._version import __version__
+from loraport.compute import find_device
 from loraport.errors import LoraportError, MismatchError, SettingsError
 from loraport.files.adapters.updates import LARGEST_AUTO_RANK
 from loraport.files.disk.free_space import check_free_space
@@ -151,21 +152,6 @@ def common_rank(config: TransferConfig, plan: Plan) -> int:
         return int(config.rank.value)
     own = max((job.aim for job in plan.jobs if job.action != "drop"), default=0) or LARGEST_AUTO_RANK
     return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
-
-
-def find_device(name: str) -> torch.device:
-    """The device to compute on; `auto` takes a CUDA card where there is one. Raises SettingsError for what is not."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
-    return device
 
 
 def check_outputs(batch: Sequence[Prepared]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from loraport.compute import layer_generator
 from loraport.errors import MismatchError
 from loraport.files.adapters.updates import aimed_rank, looks_at_weight
 from loraport.files.lora.read import Lora
@@ -14,7 +15,6 @@ from loraport.files.models.encoders import held_encoders, pipeline_folder, with_
 from loraport.files.names.clip import encoder_of
 from loraport.inputs.config import RankRule
 from loraport.spectral.svd import LowRank, factorize_energy, shortened
-from loraport.transfers.layer import layer_generator
 from loraport.transfers.method_input import as_factors
 
 Weights = Callable[[str], Tensor | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.compute import layer_generator
 from loraport.files.adapters.casting import fitted, rounding_loss
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.inputs.config import Part, RankRule
@@ -125,12 +125,6 @@ def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult
         target_hash=shared.target_hash,
         source_rounded=shared.source_rounded,
     )
-
-
-def layer_generator(seed: int, name: str) -> torch.Generator:
-    """Randomness of one layer, from the seed and its name: the order of work and a restart change nothing."""
-    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank | Tensor, lost: float) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from loraport.compute import TORCH_DTYPES, layer_generator
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import looks_at_weight
 from loraport.files.formats.safetensors_write import Pending
@@ -24,11 +24,9 @@ from loraport.plain_json import json_text
 from loraport.spectral.svd import LowRank
 from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.journal import Journal
-from loraport.transfers.layer import layer_generator
 from loraport.transfers.method_input import as_factors
 from loraport.transfers.results import LayerResult
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PART_NOTES = {
     "adapter": "what is left of the LoRA; the part that takes the target's drift back is in a file of its own",
     "counter-drift": "what is taken back of the target's drift; the LoRA itself is in a file of its own",

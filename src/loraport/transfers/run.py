@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-
+from loraport.compute import TORCH_DTYPES, find_device, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.files.adapters.updates import looks_at_weight
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import Prepared, check_outputs, common_rank, find_device, prepare_many, run_identity
+from loraport.inputs.open import Prepared, check_outputs, common_rank, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.progress import NO_PROGRESS, Progress, counter
-from loraport.stopwatch import peak_rss_bytes
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.journal import Journal
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import SharedLayer, read_weights
-from loraport.transfers.output import TORCH_DTYPES, account, afterthoughts, all_layers, write
+from loraport.transfers.output import account, afterthoughts, all_layers, write
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
-
-Job = TypeVar("Job")
-Read = TypeVar("Read")
-Done = TypeVar("Done")
 
 TRANSFERRING = "transferring"
 
@@ -130,7 +121,7 @@ def work(runs: Sequence[Run], bases: Bases, progress: Progress) -> None:
             results.append((run, result))
         return results
 
-    for results in side_by_side(list(todo), read, done, bases.device):
+    for results in in_parallel(list(todo), read, done, bases.device):
         for run, result in results:
             run.results[result.name] = result
             report(result.cost, _of_run(run, result))
@@ -148,50 +139,6 @@ def _refusal(refused: dict[str, InputError]) -> InputError:
     text = str(first) if len(refused) == 1 else f"{first} (and {len(refused) - 1} more layers cannot be used)"
     some = " ".join(f"--exclude {layer}" for layer in list(refused)[:3]) + (" …" if len(refused) > 3 else "")
     return type(first)(f"{text}; or copy what cannot be used as it is in the LoRA: {some}")
-
-
-AT_A_TIME = 2
-"""Layers in work at once on a processor: more would take more memory than they are worth."""
-
-
-def side_by_side(
-    jobs: Sequence[Job], read: Callable[[Job], Read], work: Callable[[Job, Read], Done], device: torch.device
-) -> Iterator[Done]:
-    """What becomes of each job, in order: two at a time with half of the threads each, where there are two.
-
-    Decompositions hardly use a second thread, and threads that share one product wait for each other. On a card, or
-    with one thread, only the reading goes on beside the work.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads < AT_A_TIME:
-        yield from (work(job, found) for job, found in read_ahead(jobs, read))
-        return
-    try:
-        share = threads // AT_A_TIME
-        with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
-            pending: deque[Future[Done]] = deque()
-            try:
-                for job in jobs:
-                    pending.append(pool.submit(lambda job=job: work(job, read(job))))  # type: ignore[misc]
-                    if len(pending) > AT_A_TIME:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never does
-                raise
-    finally:
-        torch.set_num_threads(threads)
-
-
-def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tuple[Job, Read]]:
-    """Each job with what is read for it; the next is read while this is worked on, and no more than that."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraport-read") as reader:
-        pending = [reader.submit(read, job) for job in jobs[:1]]
-        for number, job in enumerate(jobs):
-            found = pending.pop().result()
-            pending += [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
-            yield job, found
 
 
 def tell(progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()) -> None:

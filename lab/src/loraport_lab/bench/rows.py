@@ -12,11 +12,11 @@ from typing import Literal
 from torch import Tensor
 
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
+from loraport.compute import layer_generator
 from loraport.inputs.config import casa_settings
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings
 from loraport.spectral.svd import shortened
-from loraport.transfers.layer import layer_generator
 from loraport_lab.bench.material import Material
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]

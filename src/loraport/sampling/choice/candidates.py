@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from loraport.compute import TORCH_DTYPES
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
 from loraport.files.additions import with_strength
@@ -17,7 +18,6 @@ from loraport.plain_json import json_text
 from loraport.sampling.hooks import scaled
 from loraport.sampling.pair import Pair, Updates
 from loraport.spectral.svd import LowRank
-from loraport.transfers.output import TORCH_DTYPES
 
 NONE, DIRECT = "none", "direct"
 

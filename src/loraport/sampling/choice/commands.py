@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loraport.compute import TORCH_DTYPES, peak_rss_bytes
 from loraport.errors import unknown_name
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.gains import GROUPINGS
@@ -25,8 +26,6 @@ from loraport.sampling.pair import Pair
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import Score, judged_clips, score, score_passes
-from loraport.stopwatch import peak_rss_bytes
-from loraport.transfers.output import TORCH_DTYPES
 
 Table = tuple[tuple[str, str], ...]
 

@@ -1,0 +1,121 @@
+"""What every computation needs of the machine: device, dtypes, random numbers, threads, and how much memory it took."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from loraport.errors import SettingsError
+
+Job = TypeVar("Job")
+Read = TypeVar("Read")
+Done = TypeVar("Done")
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device to compute on; `auto` takes a CUDA card if there is one. Raises SettingsError for any other."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
+    return device
+
+
+def layer_generator(seed: int, name: str) -> torch.Generator:
+    """Return the random numbers of one layer, from seed and name: the order of work and a restart change nothing."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+AT_A_TIME = 2
+"""Layers in work at once on a processor: more would take more memory than they gain time."""
+
+
+def in_parallel(
+    jobs: Sequence[Job], read: Callable[[Job], Read], work: Callable[[Job, Read], Done], device: torch.device
+) -> Iterator[Done]:
+    """Return what `work` makes of each job and of what is read for it, in the order of the jobs.
+
+    On a processor two jobs are in work at a time, each with half of the threads: decompositions hardly use a second
+    thread, and threads that share one product wait for each other. On a card, or with one thread, only the next job's
+    reading goes on beside the work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads < AT_A_TIME:
+        yield from (work(job, inputs) for job, inputs in read_ahead(jobs, read))
+        return
+
+    def do(job: Job) -> Done:
+        return work(job, read(job))
+
+    try:
+        # OpenMP keeps its number of threads for each calling thread, so each worker sets its share as it starts
+        share = threads // AT_A_TIME
+        with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
+            pending: deque[Future[Done]] = deque()
+            try:
+                for job in jobs:
+                    pending.append(pool.submit(do, job))
+                    if len(pending) > AT_A_TIME:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never does
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tuple[Job, Read]]:
+    """Return each job with what is read for it; the next one is read meanwhile, and no more than that."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraport-read") as reader:
+        pending = [reader.submit(read, job) for job in jobs[:1]]
+        for number, job in enumerate(jobs):
+            inputs = pending.pop().result()
+            pending += [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
+            yield job, inputs
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held, mapped file pages included; 0 where it is unknown."""
+    try:
+        import resource
+    except ImportError:
+        return _peak_working_set()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_working_set() -> int:
+    """Return the same on Windows: PeakWorkingSetSize of PROCESS_MEMORY_COUNTERS."""
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32),
+            *((name, ctypes.c_size_t) for name in ("peak", *(f"other{number}" for number in range(7)))),
+        ]  # fmt: skip
+
+    libraries, counters = getattr(ctypes, "windll", None), Counters()
+    if libraries is None:
+        return 0
+    kernel = libraries.kernel32
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    here, size = kernel.GetCurrentProcess(), ctypes.sizeof(counters)
+    return int(counters.peak) if kernel.K32GetProcessMemoryInfo(here, ctypes.byref(counters), size) else 0
