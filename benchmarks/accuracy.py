@@ -20,7 +20,8 @@ from torch import Tensor
 from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PUBLISHED_CODE
-from loraport.spectral.svd import LowRank, SingularBasis, decompose
+from loraport.spectral.basis import SingularBasis, decompose
+from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache, basis_key
 
 

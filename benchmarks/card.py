@@ -29,7 +29,8 @@ from torch import Tensor
 from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PUBLISHED_CODE
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = {"whole": 300.0, "a further LoRA": 5.0, "peak GB": 8.0}

@@ -3,7 +3,8 @@
 import torch
 
 from loraport.methods.layer import Layer
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 
 SHAPES = {"square": (24, 24), "tall": (40, 18), "wide": (18, 40)}
 

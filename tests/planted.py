@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from loraport.spectral.svd import SingularBasis
+from loraport.spectral.basis import SingularBasis
 from tests.layers import generator, orthogonal
 
 

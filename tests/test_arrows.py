@@ -165,7 +165,7 @@ def is_ours(name: str) -> bool:
 def imports(source: str) -> set[str]:
     """Every imported module by its full name, those inside functions and for type checkers only included.
 
-    `from a import b` counts as `a.b` where that is a module of ours: `from loraport.spectral import svd` is seen.
+    `from a import b` counts as `a.b` where that is a module of ours: `from loraport.spectral import basis` is seen.
     """
     found = set()
     for node in ast.walk(ast.parse(source)):
@@ -218,7 +218,7 @@ def test_no_arrow_points_upwards_and_so_there_is_no_circle():
 @pytest.mark.parametrize(
     ("module", "source"),
     {
-        "spectral.svd": "from loraport.files.lora.read import Lora",
+        "spectral.low_rank": "from loraport.files.lora.read import Lora",
         "spectral.routing": "import loraport.methods",
         "methods.casa": "from loraport.inputs import config",
         "files.lora.read": "from loraport.methods.casa import casa",
@@ -242,7 +242,7 @@ def test_a_forbidden_arrow_is_seen(module, source):
 
 def test_allowed_arrows_are_not_seen():
     assert (
-        wrong_imports("from loraport.spectral.svd import LowRank\nimport os, torch", "loraport", "files.lora.read")
+        wrong_imports("from loraport.spectral.low_rank import LowRank\nimport os, torch", "loraport", "files.lora.read")
         == []
     )
     assert wrong_imports("import huggingface_hub", "loraport", "files.models.hub") == []

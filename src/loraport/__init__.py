@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from loraport.methods.recipes import find_recipe
     from loraport.methods.settings import CasaSettings
     from loraport.progress import Progress
-    from loraport.spectral.svd import LowRank, SingularBasis, decompose, factorize
+    from loraport.spectral.basis import SingularBasis, decompose
+    from loraport.spectral.low_rank import LowRank, factorize
     from loraport.store.bases import BasisCache
     from loraport.transfers.results import BatchResult, LayerResult, TransferResult
     from loraport.transfers.run import transfer, transfer_many
@@ -88,7 +89,8 @@ _HOMES = {
     "transfers.run": ("transfer", "transfer_many"),
     "transfers.results": ("BatchResult", "LayerResult", "TransferResult"),
     "progress": ("Progress",),
-    "spectral.svd": ("LowRank", "SingularBasis", "decompose", "factorize"),
+    "spectral.basis": ("SingularBasis", "decompose"),
+    "spectral.low_rank": ("LowRank", "factorize"),
     "store.bases": ("BasisCache",),
     "files.models.checkpoint": ("Checkpoint", "open_checkpoint"),
     "files.lora.read": ("Lora", "read_lora"),

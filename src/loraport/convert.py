@@ -31,7 +31,7 @@ from loraport.files.models.presets import open_model
 from loraport.files.names.families import WAN
 from loraport.files.whole_weights import as_differences, carried_note, check_without_base
 from loraport.inputs.config import DTYPES, RankRule
-from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
 from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.method_input import as_factors
 
@@ -154,7 +154,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
         W = _weight(name, update, lora, model) if isinstance(update, Dora | Residual) else None
         low = as_factors(update, W, rule, aim, layer_generator(0, name))
         if rule.kind == "fixed" and low.rank > aim:
-            low = shortened(low, aim)
+            low = truncate(low, aim)
         elif rule.kind == "energy" and isinstance(update, LowRank):
             low = factorize_energy(low.dense(), rule.value)
         layers[name] = low

@@ -15,7 +15,8 @@ from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import casa
 from loraport.methods.settings import CasaSettings
-from loraport.spectral.svd import factorize, is_small, kept_correction
+from loraport.spectral.krylov import is_small
+from loraport.spectral.low_rank import factorize, kept_correction
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.layers import generator, layer_of, random_weights

@@ -7,7 +7,7 @@ import torch
 from benchmarks.suite import published_bytes
 
 from benchmarks import accuracy, card, drivers, floor, synthetic, tables
-from loraport.spectral.svd import energy_rank
+from loraport.spectral.basis import energy_rank
 
 
 @pytest.mark.parametrize("n", [96, 1536, 5120])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loraport.errors import MismatchError
 from loraport.files.adapters.updates import Dora, Full, Product, aimed_rank, exact_update, is_low_rank, kind_of
 from loraport.files.lora.read import read_lora
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 peft = pytest.importorskip("peft")
 

@@ -25,7 +25,7 @@ from loraport.files.disk import atomic as replacing
 from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import write_diff, write_lora
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from tests.dialects import CASES, FORMATS, write
 
 GOLDEN: dict[str, str] = {

@@ -11,7 +11,8 @@ from loraport.merge import merge
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.reports.transfer_page import findings
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.transfers.models import deltas, make_family

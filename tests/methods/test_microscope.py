@@ -9,7 +9,8 @@ from loraport.analysis.layer_statistics import Specimen, look
 from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 from tests.layers import SHAPES, random_weights
 
 

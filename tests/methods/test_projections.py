@@ -15,8 +15,9 @@ from loraport.methods.lorax import lorax
 from loraport.methods.prolora import prolora
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PROLORA, DriftOrthogonalSettings, LoraxSettings, ProloraSettings
+from loraport.spectral.basis import SingularBasis, decompose
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.projections import off_span, overlap
-from loraport.spectral.svd import LowRank, SingularBasis, decompose
 from tests import reference_projections as reference
 from tests.layers import SHAPES, both_bases, generator, orthogonal, random_weights, relative
 

@@ -9,7 +9,8 @@ import torch
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import LoraxSettings, ProloraSettings
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 from tests import reference
 from tests import reference_projections as projections
 from tests.layers import SHAPES, random_weights

@@ -18,7 +18,7 @@ from loraport.sampling.hooks import linear_layers
 from loraport.sampling.pair import Clips
 from loraport.sampling.schedules import Entered, find_sampler
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora
 

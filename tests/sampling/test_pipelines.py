@@ -22,7 +22,7 @@ from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import score
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora
 

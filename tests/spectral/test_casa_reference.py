@@ -13,9 +13,10 @@ from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE
+from loraport.spectral.basis import decompose
 from loraport.spectral.clusters import singular_clusters
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import to_routing
-from loraport.spectral.svd import LowRank, decompose
 from tests import reference
 from tests.layers import SHAPES, layer_of, random_weights, relative
 

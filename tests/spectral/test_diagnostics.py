@@ -22,9 +22,9 @@ from loraport.analysis.measures.interference import head_interference, interfere
 from loraport.analysis.measures.intruders import intruders
 from loraport.analysis.measures.mixing import adjusted_rand_index, kept_directions, mixing, observed_clusters, windows
 from loraport.analysis.measures.rigidity import degenerate, relative_gaps, spectral_change
+from loraport.spectral.basis import decompose
 from loraport.spectral.clusters import singular_clusters
 from loraport.spectral.routing import directional_alignment
-from loraport.spectral.svd import decompose
 from tests import reference_diagnostics
 from tests.layers import generator, random_weights
 from tests.planted import basis_with, dense, inside_blocks, noise, plateaus, separate, turned

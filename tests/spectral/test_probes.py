@@ -15,7 +15,8 @@ from loraport.analysis.measures.probes import (
 from loraport.analysis.probes import KeepDominant, OverActivate, no_lora
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer
-from loraport.spectral.svd import LowRank, decompose, energy_rank
+from loraport.spectral.basis import decompose, energy_rank
+from loraport.spectral.low_rank import LowRank
 from tests import reference, reference_diagnostics
 from tests.layers import SHAPES, generator, random_weights, relative
 

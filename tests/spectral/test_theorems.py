@@ -12,9 +12,10 @@ from loraport.methods.controls import arbitrate_only, restore_only, rollback
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER
 from loraport.spectral.arbitration import dominant_directions, dominant_mask
+from loraport.spectral.basis import SingularBasis, decompose, energy_rank
 from loraport.spectral.clusters import singular_clusters
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import observe, to_routing
-from loraport.spectral.svd import LowRank, SingularBasis, decompose, energy_rank
 from tests.layers import SHAPES, generator, layer_of, orthogonal, random_weights, relative
 
 EXACT = 1e-9

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.spectral.svd import SingularBasis, decompose
+from loraport.spectral.basis import SingularBasis, decompose
 from loraport.store.bases import MARKER, BasisCache, basis_key, default_folder
 from tests.layers import generator, relative
 
@@ -218,7 +218,7 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
 
 WRITER = """
 import sys, torch
-from loraport.spectral.svd import decompose
+from loraport.spectral.basis import decompose
 from loraport.store.bases import BasisCache, basis_key
 torch.set_num_threads(1)
 cache, n = BasisCache(sys.argv[1]), int(sys.argv[3])

@@ -11,7 +11,8 @@ from loraport.inputs.config import RankRule
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import ProloraSettings
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.run import transfer_many
 from tests import tiny
 from tests.layers import relative

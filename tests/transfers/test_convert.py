@@ -11,7 +11,7 @@ from loraport.convert import convert
 from loraport.errors import InputError, MismatchError, OutputError, SettingsError
 from loraport.files.lora.kohya import FFN_SIZES, KOHYA_BLOCK, filled, is_complete, missing_layers
 from loraport.files.lora.read import read_lora
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from tests.dialects import CASES, FORMATS, SHAPES, write
 
 DOWN_UP = ("lora_down.weight", "lora_up.weight")

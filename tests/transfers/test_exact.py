@@ -178,7 +178,8 @@ def test_a_direction_that_is_only_rounding_is_arbitrated_by_nobody(tmp_path):
     """Two decompositions of one weight of rank 6 differ in what completes them; their updates may not."""
     from loraport.methods.casa import casa
     from loraport.methods.layer import Layer
-    from loraport.spectral.svd import LowRank, SingularBasis, decompose
+    from loraport.spectral.basis import SingularBasis, decompose
+    from loraport.spectral.low_rank import LowRank
 
     W_s, W_t, B, A = (
         x.double() for x in layer((24, 24), 3, weight=torch.randn(24, 6, generator=generator(5)) @ torch.eye(6, 24))
@@ -302,7 +303,7 @@ def test_what_half_precision_cannot_hold_is_said(run, tmp_path):
 
 def test_factors_that_fit_are_left_as_they_are():
     from loraport.files.adapters.casting import fitted, rounding_loss
-    from loraport.spectral.svd import LowRank
+    from loraport.spectral.low_rank import LowRank
 
     B, A = torch.randn(6, 2, generator=generator(1)), torch.randn(2, 5, generator=generator(2))
     low = LowRank(0.01 * B, A)

@@ -29,7 +29,7 @@ def family(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapter():
     from loraport.sampling.hooks import linear_layers
-    from loraport.spectral.svd import LowRank
+    from loraport.spectral.low_rank import LowRank
     from loraport_lab.family.model import new_model
 
     generator = torch.Generator().manual_seed(2)

@@ -19,7 +19,7 @@ from loraport.sampling.pair import Clips, aim
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport_lab.family.family import STUDENTS
 from loraport_lab.family.pair import EmbeddedPair, is_embedded, open_embedded
 

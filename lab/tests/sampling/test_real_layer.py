@@ -19,7 +19,7 @@ from loraport.sampling.hooks import adapted, added
 from loraport.sampling.pair import Clips, segment_targets
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport_lab.bench.material import adapter_updates
 from loraport_lab.family.family import FAMILY
 from loraport_lab.family.pair import EmbeddedPair

@@ -24,7 +24,7 @@ from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER, CasaSettings
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.layer_source import SharedLayer, Weights, read_weights

@@ -27,10 +27,11 @@ from loraport.methods.casa import Arbitration, arbitrated_update, arbitration
 from loraport.methods.layer import Layer, Update
 from loraport.methods.prolora import prolora
 from loraport.methods.settings import PAPER, PROLORA, CasaSettings
+from loraport.spectral.basis import Basis
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.kernels import norm
+from loraport.spectral.low_rank import cosine
 from loraport.spectral.routing import directional_alignment
-from loraport.spectral.svd import SingularBasis, cosine
 
 TAUS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Where the stability of the clusters is looked at."""
@@ -47,20 +48,20 @@ class Specimen:
     """A layer with the bases of its weight before and after each update; `layer.basis` and `layer.target` are set."""
 
     layer: Layer
-    with_lora: SingularBasis
+    with_lora: Basis
     """W_s + D_lora"""
-    both: SingularBasis | None = None
+    both: Basis | None = None
     """W_t + D_lora, for the detailed layers alone"""
 
     @property
-    def source(self) -> SingularBasis:
+    def source(self) -> Basis:
         """The basis of W_s. Raises TypeError where it is not set."""
         if self.layer.basis is None or self.layer.target is None:
             raise TypeError("a specimen needs the bases of source and target")
         return self.layer.basis
 
     @property
-    def after(self) -> dict[str, SingularBasis]:
+    def after(self) -> dict[str, Basis]:
         """The bases after each of the two updates."""
         target = self.layer.target
         return {"lora": self.with_lora, "drift": target} if target is not None else {}

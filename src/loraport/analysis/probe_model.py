@@ -28,7 +28,7 @@ from loraport.inputs.config import matches
 from loraport.inputs.plan import LayerJob
 from loraport.methods.layer import Layer
 from loraport.progress import NO_PROGRESS, Progress, counter
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.layer_source import SharedLayer, read_weights

@@ -20,9 +20,10 @@ from loraport.analysis.measures.probes import (
 )
 from loraport.errors import SettingsError, unknown_name
 from loraport.methods.layer import Layer
+from loraport.spectral.basis import Basis, energy_rank
 from loraport.spectral.clusters import singular_clusters
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import to_routing
-from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 
 CLUSTERS = ("drift", "lora", "single")
 """Whose predicted rotation (Eq. 4) joins directions: the drift's own, a LoRA's, or nobody's."""
@@ -108,7 +109,7 @@ def no_lora(shape: tuple[int, int], like: Tensor) -> LowRank:
     return LowRank(like.new_zeros(shape[0], 0), like.new_zeros(0, shape[1]))
 
 
-def _labels(layer: Layer, basis: SingularBasis, k: int, settings: Probe) -> Int[Tensor, " k"]:
+def _labels(layer: Layer, basis: Basis, k: int, settings: Probe) -> Int[Tensor, " k"]:
     """Return the cluster of each of the k leading directions. A LoRA that leaves the layer alone joins none."""
     if settings.clusters == "single" or (settings.clusters == "lora" and layer.lora.rank == 0):
         return torch.arange(k, device=basis.S.device)
@@ -132,7 +133,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise unknown_name(name, value, choices)
 
 
-def _basis_of(layer: Layer) -> SingularBasis:
+def _basis_of(layer: Layer) -> Basis:
     if layer.basis is None:
         raise SettingsError("a probe needs the singular basis of the source weight; pass decompose(W_s) as Layer.basis")
     return layer.basis

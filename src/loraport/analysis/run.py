@@ -23,7 +23,7 @@ from loraport.inputs.open import Prepared
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
-from loraport.spectral.svd import decompose
+from loraport.spectral.basis import decompose
 from loraport.transfers.journal import Partial
 from loraport.transfers.layer_source import Weights
 

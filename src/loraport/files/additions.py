@@ -25,7 +25,7 @@ from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.files.names.families import Family, flattened
 from loraport.files.names.lookup import find_start
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 PARAMETERS = {
     ".diff": "weight",

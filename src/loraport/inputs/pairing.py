@@ -21,7 +21,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.methods.subspace import leading, similarity
 from loraport.progress import Progress
-from loraport.spectral.svd import SingularBasis
+from loraport.spectral.basis import Basis
 from loraport.store.basis_source import Bases
 
 PAIRINGS = ("auto", "name", "similarity")
@@ -177,7 +177,7 @@ def find_pairing(
     total = sum(len(sources) + len(targets) for _, _, sources, targets in together)
     done = 0
 
-    def basis(model: Checkpoint, layer: str) -> SingularBasis:
+    def basis(model: Checkpoint, layer: str) -> Basis:
         nonlocal done
         weight = model.read(layer)
         found = leading(bases.of(weight.matrix, weight.fingerprint), SUBSPACE)

@@ -21,18 +21,19 @@ from loraport.spectral.arbitration import (
     risk_candidates,
     risky_entries,
 )
+from loraport.spectral.basis import Basis, energy_rank
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
 from loraport.spectral.correction import Taken
+from loraport.spectral.kernels import Entries, entries_at
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing, routing_factors
-from loraport.spectral.selection import Entries, entries_at
-from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 
 
 @dataclass(frozen=True)
 class Arbitration:
     """What CASA sees in one square or tall layer, and what it decides about each entry of the n × n routing."""
 
-    basis: SingularBasis
+    basis: Basis
     labels: Int[Tensor, " k"]
     lora: LowRank
     """C_lora in factors."""
@@ -86,7 +87,7 @@ def arbitration(layer: Layer, settings: CasaSettings = PAPER) -> Arbitration:
     drift, basis = layer.routing(), _basis_of(layer)  # Eq. 2
     k, dtype = leading_directions(basis, settings), drift.C.dtype  # Eq. 3
     lora = routing_factors(LowRank(layer.lora.B.to(dtype), layer.lora.A.to(dtype)), basis)  # Eq. 2
-    C_lora, S = lora.dense(), basis.values(torch.float64)[:k]
+    C_lora, S = lora.dense(), basis.S_as(torch.float64)[:k]
     labels = singular_clusters(C_lora[:k, :k].double(), S, tau=settings.tau, eps=settings.eps)  # Eq. 4
     lora = LowRank(lora.B.to(layer.lora.B.dtype), lora.A.to(layer.lora.A.dtype))
     send, receive = _strengths(drift, k, settings)  # Eq. 5–6
@@ -149,9 +150,9 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     return Parts(adapter, Update(layer.lora.scaled(0.0), from_drift, facts, seen=seen.lora.scaled(0.0)))
 
 
-def leading_directions(basis: SingularBasis, settings: CasaSettings) -> int:
+def leading_directions(basis: Basis, settings: CasaSettings) -> int:
     """k of Eq. 3 for this layer's shape."""
-    return energy_rank(basis.values(torch.float64), settings.energy if basis.is_square else settings.energy_rectangular)
+    return energy_rank(basis.S_as(torch.float64), settings.energy if basis.is_square else settings.energy_rectangular)
 
 
 def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:
@@ -161,7 +162,7 @@ def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, 
     return drift.leading(k)
 
 
-def _basis_of(layer: Layer) -> SingularBasis:
+def _basis_of(layer: Layer) -> Basis:
     if layer.basis is None:
         raise SettingsError("CASA needs the singular basis of the source weight; pass decompose(W_s) as Layer.basis")
     return layer.basis

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from loraport.methods.layer import Layer, Parts, Update
 from loraport.methods.settings import CORE, CoreSettings
+from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import norm
+from loraport.spectral.low_rank import LowRank, truncate
 from loraport.spectral.projections import on_span, span_of
-from loraport.spectral.svd import LowRank, SingularBasis, shortened
 
 
 def core(layer: Layer, settings: CoreSettings = CORE) -> Update:
@@ -31,7 +32,7 @@ def core(layer: Layer, settings: CoreSettings = CORE) -> Update:
     if share == 0:
         return Update(lora, None, {"amount": share})
     kept = left.S[:, None] * (left.Vh @ lora.A) - seen
-    return Update(shortened(LowRank(left.U, kept), lora.rank).padded(lora.rank), None, {"amount": share})
+    return Update(truncate(LowRank(left.U, kept), lora.rank).padded(lora.rank), None, {"amount": share})
 
 
 def core_parts(layer: Layer, settings: CoreSettings = CORE) -> Parts:
@@ -41,7 +42,7 @@ def core_parts(layer: Layer, settings: CoreSettings = CORE) -> Parts:
     return Parts(Update(layer.lora, None, {"amount": share}), Update(taken, None, {"amount": share}))
 
 
-def _between(layer: Layer) -> tuple[SingularBasis, Tensor, float]:
+def _between(layer: Layer) -> tuple[Basis, Tensor, float]:
     """(span(B), the rows of P_B·D_fft·P_A in that basis, their share of the drift's norm)."""
     left, right = span_of(layer.lora.B), span_of(layer.lora.A.mT)
     seen = on_span((left.U.mT @ layer.drift).mT, right.U).mT

@@ -6,8 +6,8 @@ import torch
 
 from loraport.methods.layer import Layer, Update
 from loraport.methods.settings import DRIFT_ORTHOGONAL, DriftOrthogonalSettings
+from loraport.spectral.krylov import leading_basis
 from loraport.spectral.projections import numerical_rank, projected_away
-from loraport.spectral.svd import leading_basis
 
 SEED = 0
 """Of the randomised search for the drift's leading directions: the same on every run, whatever the run's own seed."""

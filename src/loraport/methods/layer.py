@@ -12,10 +12,12 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.lazy_property import lazy_property
+from loraport.spectral.basis import Basis
 from loraport.spectral.correction import Remaining, Taken
 from loraport.spectral.kernels import USUAL, norm
+from loraport.spectral.krylov import is_small
+from loraport.spectral.low_rank import LowRank, factorize, is_lost, kept_correction
 from loraport.spectral.routing import Routing, observe, precision_for, routing_factors
-from loraport.spectral.svd import LowRank, SingularBasis, factorize, is_lost, is_small, kept_correction
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Layer:
 
     lora: LowRank
     drift: Float[Tensor, "out in"]
-    basis: SingularBasis | None = None
-    target: SingularBasis | None = None
+    basis: Basis | None = None
+    target: Basis | None = None
     seen: Routing | None = None
 
     @property

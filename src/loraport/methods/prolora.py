@@ -6,8 +6,9 @@ from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
 from loraport.methods.settings import PROLORA, ProloraSettings
 from loraport.methods.subspace import leading, similarity, without_spectrum
+from loraport.spectral.basis import Basis
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.projections import off_span, on_span, projected, projected_away, side_by_side
-from loraport.spectral.svd import LowRank, SingularBasis
 
 
 def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
@@ -38,7 +39,7 @@ def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
     return Update(_moved(layer.lora, source, target, settings), None, facts)
 
 
-def _moved(lora: LowRank, source: SingularBasis, target: SingularBasis, settings: ProloraSettings) -> LowRank:
+def _moved(lora: LowRank, source: Basis, target: Basis, settings: ProloraSettings) -> LowRank:
     """The LoRA's factors, projected as the settings want."""
     if settings.cross_terms:
         B = on_span(on_span(lora.B, source.U), target.U) + off_span(off_span(lora.B, source.U), target.U)
@@ -51,7 +52,7 @@ def _moved(lora: LowRank, source: SingularBasis, target: SingularBasis, settings
     return side_by_side(inside, outside)
 
 
-def _bases_of(layer: Layer) -> tuple[SingularBasis, SingularBasis]:
+def _bases_of(layer: Layer) -> tuple[Basis, Basis]:
     if layer.basis is None or layer.target is None:
         raise SettingsError(
             "prolora needs the singular bases of both weights; pass decompose(W_s) as Layer.basis and decompose(W_t) "

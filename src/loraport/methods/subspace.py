@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from loraport.methods.layer import Update
 from loraport.methods.settings import parse_subspace
+from loraport.spectral.basis import Basis, SingularBasis, energy_rank
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.projections import numerical_rank, overlap
-from loraport.spectral.svd import LowRank, SingularBasis, energy_rank
 
 
-def subspace_rank(basis: SingularBasis, rule: str) -> int:
+def subspace_rank(basis: Basis, rule: str) -> int:
     """k of a weight: the directions that hold a share of ΣS², a fixed number of them, or all above rounding."""
     kind, value = parse_subspace(rule)
     if kind == "energy":
@@ -18,13 +19,13 @@ def subspace_rank(basis: SingularBasis, rule: str) -> int:
     return numerical_rank(basis.S, (basis.U.shape[0], basis.Vh.shape[1]))
 
 
-def leading(basis: SingularBasis, rule: str) -> SingularBasis:
+def leading(basis: Basis, rule: str) -> SingularBasis:
     """The directions of a basis that the rule keeps."""
     k = subspace_rank(basis, rule)
     return SingularBasis(basis.U[:, :k], basis.S[:k], basis.Vh[:k])
 
 
-def without_spectrum(lora: LowRank, **weights: SingularBasis) -> Update | None:
+def without_spectrum(lora: LowRank, **weights: Basis) -> Update | None:
     """The LoRA as it is where one of these weights is all zero: it has no subspace to project on. Else None."""
     empty = [name for name, basis in weights.items() if not len(basis.S) or float(basis.S[0]) == 0]
     if not empty:
@@ -33,6 +34,6 @@ def without_spectrum(lora: LowRank, **weights: SingularBasis) -> Update | None:
     return Update(lora, note=f"{what} is all zero: there is nothing to project on, and the LoRA stays as it is")
 
 
-def similarity(one: SingularBasis, other: SingularBasis) -> float:
+def similarity(one: Basis, other: Basis) -> float:
     """Φ of two subspaces, the smaller of left and right: min(Φ(U, U'), Φ(V, V')), from 0 to 1."""
     return min(overlap(one.U, other.U), overlap(one.Vh.mT, other.Vh.mT))

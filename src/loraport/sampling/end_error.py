@@ -12,7 +12,7 @@ from loraport.sampling.hooks import adapted, fingerprint
 from loraport.sampling.pair import Chain, Clips, Pair, Updates
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 BARE: dict[str, LowRank] = {}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from loraport.errors import MismatchError
 from loraport.files.names.lookup import canonical_layer, layer_in
 from loraport.sampling.pair import Updates
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.projections import side_by_side
-from loraport.spectral.svd import LowRank
 
 
 def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:

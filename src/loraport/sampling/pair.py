@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from loraport.errors import SettingsError
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 Updates = Mapping[str, LowRank]
 """Canonical layer name -> what an adapter adds to the layer's weight; nothing is the bare model."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.spectral.kernels import Entries, entries_at, kth_smallest, positive_indices
 from loraport.spectral.routing import ALIGNMENT_EPS, directional_alignment
-from loraport.spectral.selection import Entries, entries_at, kth_smallest, positive_places
 
 
 def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
@@ -56,7 +56,7 @@ def risk_candidates(
     if rank is not None and rank < len(both):
         both[rank:] = 0
         both[:, rank:] = 0
-    places = positive_places(both, receivers, senders)
+    places = positive_indices(both, receivers, senders)
     return Entries(places, entries_at(both, places))
 
 

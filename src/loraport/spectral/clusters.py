@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from loraport.spectral.selection import true_places
+from loraport.spectral.kernels import true_indices
 
 
 def predicted_rotation(C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, eps: float) -> Float[Tensor, "k k"]:
@@ -36,7 +36,7 @@ def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
     """The connected component of each node of a graph, whichever way its links point, numbered by first members."""
     if len(linked) == 0:
         return torch.zeros(0, dtype=torch.int64, device=linked.device)
-    rows, columns = np.divmod(true_places(linked).cpu().numpy(), len(linked))
+    rows, columns = np.divmod(true_indices(linked).cpu().numpy(), len(linked))
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=linked.shape)
     _, labels = connected_components(graph, directed=False)
     return torch.from_numpy(labels.astype(np.int64)).to(linked.device)

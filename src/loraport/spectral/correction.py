@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loraport.lazy_property import lazy_property
-from loraport.spectral.kernels import at_least_zero, energy, inner, times_few
+from loraport.spectral.basis import Basis
+from loraport.spectral.kernels import Entries, at_least_zero, energy, inner, times_few
+from loraport.spectral.krylov import leading_eigenvectors, with_random_columns
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
-from loraport.spectral.selection import Entries
-from loraport.spectral.svd import LowRank, SingularBasis, krylov_directions
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Taken:
     """A part of the drift and single entries of the routing, of a square or tall layer (Eq. 8, 14)."""
 
     D: Float[Tensor, "out n"]
-    basis: SingularBasis
+    basis: Basis
     drift: Routing
     """D in the basis."""
     receivers: Bool[Tensor, " n"]
@@ -69,10 +70,10 @@ class Taken:
         The second part is what D has outside of the basis, and in a square layer what rounding of the basis hides.
         """
         if not self.restore:
-            return self.basis.carried_left(self.inside @ X)
+            return self.basis.lift_left(self.inside @ X)
         weak = self.kept_senders[:, None] * X
         inside = (self.inside @ X).addmm_(self.drift.C, weak, alpha=-1)
-        return self.basis.carried_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
+        return self.basis.lift_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
 
     def inner(self, low: LowRank) -> float:
         """⟨B·A, T·Vᵀ⟩"""
@@ -150,7 +151,7 @@ class Remaining:
         Its right directions are the leading ones of ZᵀZ + NᵀN, found from the LoRA's rows and random ones; then comes
         one exact product with the update itself.
         """
-        X = krylov_directions(self.gram, self.Q, rank, generator=generator)
+        X = leading_eigenvectors(self.gram, with_random_columns(self.Q, rank, generator=generator), rank)
         L = self.lora.B @ (self.Q.mT @ X) - self.taken.times(X)
         values, W = torch.linalg.eigh((L.mT @ L).double())
         W = W.flip(1)[:, :rank].to(L.dtype)

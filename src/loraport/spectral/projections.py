@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.spectral.svd import LowRank, SingularBasis, decompose
+from loraport.spectral.basis import SingularBasis, decompose
+from loraport.spectral.low_rank import LowRank
 
 
 def on_span(X: Float[Tensor, "m r"], U: Float[Tensor, "m k"]) -> Float[Tensor, "m r"]:

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.lazy_property import lazy_property
+from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
-from loraport.spectral.svd import LowRank, SingularBasis
+from loraport.spectral.low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -65,25 +66,25 @@ def precision_for(D: Float[Tensor, "out in"]) -> torch.dtype:
     return D.dtype
 
 
-def observe(D: Float[Tensor, "out in"], basis: SingularBasis, dtype: torch.dtype | None = None) -> Routing:
+def observe(D: Float[Tensor, "out in"], basis: Basis, dtype: torch.dtype | None = None) -> Routing:
     """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V, in this precision.
 
     What is outside of the basis, and is never compared with a threshold, keeps the precision of D.
     """
     dtype = D.dtype if dtype is None else dtype
-    V, tall = basis.rows(dtype).mT, not basis.is_square
+    V, tall = basis.Vh_as(dtype).mT, not basis.is_square
     sums: Tensor | None = None
     sent, gram = torch.zeros(V.shape[1], dtype=torch.float64, device=D.device), None
     for start in range(0, max(1, len(D)), ROWS):
         rows = slice(start, start + ROWS)
         Y = D[rows].to(dtype) @ V
         sent += Y.square().sum(dim=0, dtype=torch.float64)
-        part = basis.left_piece(rows, dtype).mT @ Y
+        part = basis.left_span(rows, dtype).mT @ Y
         sums = part if sums is None else sums.add_(part)
         if tall:
             gram = lower_gram(Y, D.dtype) if gram is None else gram.add_(lower_gram(Y, D.dtype))
     assert sums is not None
-    C = basis.from_left(sums).contiguous()
+    C = basis.from_left_span(sums).contiguous()
     send = sent.sqrt().to(dtype)
     if gram is None:
         return Routing(C, send)
@@ -91,14 +92,14 @@ def observe(D: Float[Tensor, "out in"], basis: SingularBasis, dtype: torch.dtype
     return Routing(C, send, lower + lower.tril(-1).mT)
 
 
-def to_routing(update: LowRank, basis: SingularBasis) -> Float[Tensor, "n n"]:
+def to_routing(update: LowRank, basis: Basis) -> Float[Tensor, "n n"]:
     """The routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
     return routing_factors(update, basis).dense()
 
 
-def routing_factors(update: LowRank, basis: SingularBasis) -> LowRank:
+def routing_factors(update: LowRank, basis: Basis) -> LowRank:
     """The routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V, in its precision."""
-    return LowRank(basis.seen_left(update.B), times_few(basis.rows(update.A.dtype), update.A.mT).mT)
+    return LowRank(basis.project_left(update.B), times_few(basis.Vh_as(update.A.dtype), update.A.mT).mT)
 
 
 def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:

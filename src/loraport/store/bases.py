@@ -31,7 +31,7 @@ from loraport.files.formats.safetensors_read import read_all
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.lazy_property import lazy_property
 from loraport.progress import NO_PROGRESS, Progress
-from loraport.spectral.svd import SingularBasis
+from loraport.spectral.basis import Basis
 from loraport.store.packing import basis_of, contradiction, is_whole, packed, packed_basis
 
 VERSION = 4
@@ -66,7 +66,7 @@ def basis_key(fingerprint: str, algorithm: str = "thin svd") -> str:
 class Fetched:
     """A basis as it is stored, where it came from, and why it was not written (None where it was or need not be)."""
 
-    basis: SingularBasis
+    basis: Basis
     found: bool
     not_written: str | None
 
@@ -107,16 +107,16 @@ class BasisCache:
             return None
         return f"the cache {self.folder} was not used: {why}; make it your own alone (chmod go-w), or give another"
 
-    def get(self, key: str, W: Tensor) -> SingularBasis | None:
+    def get(self, key: str, W: Tensor) -> Basis | None:
         """The basis of a weight on its device, or None. A damaged or foreign entry counts as absent and is removed."""
         tensors = self._get(key, lambda stored: contradiction(stored, W, key))
         return None if tensors is None else basis_of(tensors, W)
 
-    def put(self, key: str, basis: SingularBasis) -> str | None:
+    def put(self, key: str, basis: Basis) -> str | None:
         """Write an entry; an existing one is replaced. Returns why it could not be written, or None: a run goes on."""
         return self._write(key, packed_basis(basis))
 
-    def get_or_compute(self, key: str, W: Tensor, compute: Callable[[Tensor], SingularBasis]) -> Fetched:
+    def get_or_compute(self, key: str, W: Tensor, compute: Callable[[Tensor], Basis]) -> Fetched:
         """The stored basis of a weight, or the computed one rounded, stored and restored: the same values."""
         if (tensors := self._get(key, lambda stored: contradiction(stored, W, key))) is not None:
             return Fetched(basis_of(tensors, W), True, None)

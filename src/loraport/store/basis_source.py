@@ -9,11 +9,8 @@ from torch import Tensor
 
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
-from loraport.spectral.halves import half_basis
+from loraport.spectral.basis import Basis, half_basis
 from loraport.spectral.routing import Routing
-from loraport.spectral.svd import (
-    SingularBasis,
-)
 from loraport.stopwatch import Stopwatch
 from loraport.store.bases import BasisCache, basis_key
 from loraport.store.routings import COARSE, packed_routing, routing_contradiction, routing_of
@@ -33,7 +30,7 @@ class Bases:
         """How long the stages of the run take that asks for these bases."""
         return Stopwatch(self.device)
 
-    def of(self, W: Tensor, fingerprint: str) -> SingularBasis:
+    def of(self, W: Tensor, fingerprint: str) -> Basis:
         """The basis of a weight with this content hash."""
         with self.watch.stage("basis"):
             fetched = self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), half_basis)

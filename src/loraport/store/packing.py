@@ -18,9 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.spectral.halves import HalfBasis, strong_directions
+from loraport.spectral.basis import Basis, HalfBasis, count_strong
 from loraport.spectral.kernels import EXACT_UP_TO, energy, times_few
-from loraport.spectral.svd import SingularBasis
 
 _SCALE = ".scale"
 _LOW = ".low"
@@ -69,20 +68,20 @@ def matrix_shape(stored: Mapping[str, Tensor], name: str, *, coarse: bool = Fals
     return tuple(whole.shape)
 
 
-def packed_basis(basis: SingularBasis) -> dict[str, Tensor]:
+def packed_basis(basis: Basis) -> dict[str, Tensor]:
     """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
     upright = basis if basis.shape[0] >= basis.shape[1] else basis.transposed()
     if isinstance(upright, HalfBasis):
-        S, small, weak = upright.fine
+        S, small, weak = upright.S_exact, upright.Vh_exact, upright.weak
     else:
         S, small = upright.S, upright.Vh
-        weak = upright.left_rows(strong_directions(S))
+        weak = upright.left_rows(count_strong(S))
     if len(S) > EXACT_UP_TO:
         small, weak = small.float(), weak.float()
     return packed({"S": S.double(), "small": small, "weak": weak})
 
 
-def basis_of(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> SingularBasis:
+def basis_of(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> Basis:
     """The basis of the weight from an entry."""
     S, small, weak = stored["S"].to(W.device), unpacked(stored, "small", W.device), unpacked(stored, "weak", W.device)
     if W.shape[0] >= W.shape[1]:
@@ -101,7 +100,7 @@ def is_whole(stored: Mapping[str, Tensor]) -> bool:
         return False
     if small != (len(S), len(S)) or len(S) == 0 or not torch.isfinite(S).all():
         return False
-    return bool((S >= 0).all() and (S.diff() <= 0).all()) and weak[0] == len(S) - strong_directions(S)
+    return bool((S >= 0).all() and (S.diff() <= 0).all()) and weak[0] == len(S) - count_strong(S)
 
 
 def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key: str) -> str | None:
@@ -128,7 +127,7 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
     seen = times_few(basis.Vh, times_few(W.mT, image / largest))
     if not ((seen - share.square() * y).abs() <= TOLERANCE * (1 + y.abs())).all():
         return "its directions are not those of the weight"
-    strong = strong_directions(stored["S"])
+    strong = count_strong(stored["S"])
     weak, few = basis.left_rows(strong), y[strong:]
     across = times_few(W, times_few(basis.Vh[strong:].mT, few / largest)) - times_few(weak.mT, share[strong:] * few)
     unit = times_few(weak, times_few(weak.mT, few)) - few

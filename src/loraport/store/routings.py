@@ -49,7 +49,7 @@ def routing_contradiction(stored: Mapping[str, Tensor], layer: Layer, key: str) 
     outside = found.outside_gram.double() @ y + found.C.double().mT @ inside
     sent = found.C.double().square().sum(0) + found.outside_gram.double().diagonal()
     pairs = (
-        (basis.seen_left(image), inside, TOLERANCES["C"]),
+        (basis.project_left(image), inside, TOLERANCES["C"]),
         (basis.Vh.double() @ _times(D.mT, image), outside, TOLERANCES["outside"]),
         (found.send.double().square(), sent, TOLERANCES["outside"]),
     )

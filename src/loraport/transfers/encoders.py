@@ -14,7 +14,7 @@ from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
 from loraport.files.names.clip import encoder_of
 from loraport.inputs.config import RankRule
-from loraport.spectral.svd import LowRank, factorize_energy, shortened
+from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
 from loraport.transfers.method_input import as_factors
 
 Weights = Callable[[str], Tensor | None]
@@ -68,5 +68,5 @@ def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, pla
         low = as_factors(update, W, rule, aim, layer_generator(0, layer))
         if rule.kind == "energy" and isinstance(update, LowRank):
             low = factorize_energy(low.dense(), rule.value)
-        found[layer] = shortened(low, aim) if rule.kind == "fixed" and low.rank > aim else low
+        found[layer] = truncate(low, aim) if rule.kind == "fixed" and low.rank > aim else low
     return found

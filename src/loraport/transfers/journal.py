@@ -23,7 +23,7 @@ from loraport.files.disk.atomic import TEMPORARY
 from loraport.files.disk.ownership import Lock
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import Pending, save_safetensors
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import LayerResult
 
 P = TypeVar("P", bound="Partial")

@@ -18,12 +18,7 @@ from loraport.inputs.plan import LayerJob
 from loraport.methods.layer import Layer, Update
 from loraport.methods.recipes import Recipe
 from loraport.spectral.kernels import norm
-from loraport.spectral.svd import (
-    LowRank,
-    cosine,
-    factorize_energy,
-    shortened,
-)
+from loraport.spectral.low_rank import LowRank, cosine, factorize_energy, truncate
 from loraport.transfers.layer_source import SharedLayer
 from loraport.transfers.method_input import Given, given
 from loraport.transfers.results import LayerResult
@@ -99,7 +94,7 @@ class LayerTransfer:
         if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
             return update.low_rank.padded(min(self.rank, n)) if self.rule.kind == "fixed" else update.low_rank
         if update.is_low_rank:
-            return shortened(update.low_rank, self.rank)
+            return truncate(update.low_rank, self.rank)
         rank = n if self.rule.kind == "full" else min(self.rank, n)
         return update.factorized(rank, layer_generator(self.seed, job.name))
 

@@ -15,12 +15,10 @@ from loraport.inputs.drift import drift_between, within_floor
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer, Parts, Update
 from loraport.methods.recipes import Recipe
+from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import norm
+from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
-from loraport.spectral.svd import (
-    LowRank,
-    SingularBasis,
-)
 from loraport.store.bases import basis_key
 from loraport.store.basis_source import Bases
 
@@ -104,14 +102,14 @@ class SharedLayer:
         return 0.0 if self._W_s is None else norm(self._W_s)
 
     @lazy_property
-    def basis(self) -> SingularBasis | None:
+    def basis(self) -> Basis | None:
         """The basis of W_s."""
         W_s, _ = self._W_s, self.weight_norm
         self._W_s = None
         return None if W_s is None else self._bases.of(W_s, self.source_hash)
 
     @lazy_property
-    def target(self) -> SingularBasis | None:
+    def target(self) -> Basis | None:
         """The basis of W_t; None where no run of this layer asked for it."""
         W_t, self._W_t = self._W_t, None
         return None if W_t is None else self._bases.of(W_t, self.target_hash)

@@ -11,7 +11,7 @@ from torch import Tensor
 from loraport.files.adapters.updates import Dora, LayerUpdate, exact_update
 from loraport.inputs.config import RankRule
 from loraport.methods.layer import Update
-from loraport.spectral.svd import LowRank, factorize, factorize_energy, shortened
+from loraport.spectral.low_rank import LowRank, factorize, factorize_energy, truncate
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def as_factors(update: LayerUpdate, W: Tensor | None, rule: RankRule, rank: int,
     if rule.kind == "energy":
         return factorize_energy(exact.dense() if isinstance(exact, LowRank) else exact, rule.value)
     if isinstance(exact, LowRank):
-        return exact if rule.kind == "full" or exact.rank <= rank else shortened(exact, rank)
+        return exact if rule.kind == "full" or exact.rank <= rank else truncate(exact, rank)
     if rule.kind == "full" or rank >= min(exact.shape):
         return _times_unit(exact)
     return factorize(exact, min(rank, *exact.shape), generator=generator)

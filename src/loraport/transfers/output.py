@@ -21,7 +21,7 @@ from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import Prepared, common_rank
 from loraport.inputs.plan import NO_DRIFT, LayerJob
 from loraport.plain_json import json_text
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.journal import Journal
 from loraport.transfers.method_input import as_factors

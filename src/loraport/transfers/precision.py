@@ -9,7 +9,7 @@ import torch
 
 from loraport.files.adapters.casting import fitted, rounding_loss
 from loraport.inputs.open import Prepared
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import LayerResult
 
 MATTERS = 0.01

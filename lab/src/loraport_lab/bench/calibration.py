@@ -13,7 +13,7 @@ from loraport.sampling.calibration.run import Calibrated, CalibrationSettings, c
 from loraport.sampling.choice.guard import AUTO_METHODS
 from loraport.sampling.hooks import added, scaled
 from loraport.sampling.samples import SampleStore
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport_lab.bench.material import Cell, Material, adapter_updates
 from loraport_lab.bench.rows import AdapterUse, Group, Row, Rule, nothing, transferred
 from loraport_lab.family.family import ADAPTERS

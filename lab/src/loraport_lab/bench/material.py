@@ -18,7 +18,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, prepare
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.layer_source import SharedLayer, read_weights

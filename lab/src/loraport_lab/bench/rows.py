@@ -16,7 +16,7 @@ from loraport.compute import layer_generator
 from loraport.inputs.config import casa_settings
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings
-from loraport.spectral.svd import shortened
+from loraport.spectral.low_rank import truncate
 from loraport_lab.bench.material import Material
 
 Group = Literal["frame", "method", "control", "rank", "sensitivity", "probe", "calibrated", "calibration"]
@@ -88,7 +88,7 @@ def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Ru
             elif update.is_low_rank:
                 exact = recipe.method.low_rank or rank in ("auto", "full")
                 low = update.low_rank
-                updates[name] = (low if exact or low.rank <= own else shortened(low, own)).dense()
+                updates[name] = (low if exact or low.rank <= own else truncate(low, own)).dense()
             else:
                 wanted = {"source": own, "auto": 2 * own, "twice": 2 * own, "four": 4 * own}[rank]
                 updates[name] = update.factorized(wanted, layer_generator(0, name)).dense()

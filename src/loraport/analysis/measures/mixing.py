@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loraport.spectral.basis import Basis
 from loraport.spectral.clusters import connected_labels
-from loraport.spectral.svd import SingularBasis
 
 MIXED = 0.2
 """Cosine above which two directions count as mixed (the paper's footnote 1)."""
@@ -25,7 +25,7 @@ def windows(n: int, width: int) -> dict[str, slice]:
     return {"head": slice(0, width), "middle": slice(middle, middle + width), "tail": slice(n - width, n)}
 
 
-def kept_directions(basis: SingularBasis, after: SingularBasis) -> Float[Tensor, " n"]:
+def kept_directions(basis: Basis, after: Basis) -> Float[Tensor, " n"]:
     """|cosine| of each direction with the one of the same rank after the update, the mean of left and right.
 
     1 where nothing turns; small in the tail of any full-rank update, since neighbours there lie closer than it reaches.
@@ -35,7 +35,7 @@ def kept_directions(basis: SingularBasis, after: SingularBasis) -> Float[Tensor,
     return (left + right) / 2
 
 
-def observed_clusters(basis: SingularBasis, after: SingularBasis, k: int, *, mixed: float = MIXED) -> Int[Tensor, " k"]:
+def observed_clusters(basis: Basis, after: Basis, k: int, *, mixed: float = MIXED) -> Int[Tensor, " k"]:
     """Clusters by observed mixing among the k leading directions (footnote 1).
 
     i and j are connected where |u_iᵀu'_j| or |v_iᵀv'_j| exceeds 0.2, in either order; clusters are the connected

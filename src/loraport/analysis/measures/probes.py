@@ -12,18 +12,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loraport.spectral.arbitration import dominant_directions, dominant_mask
+from loraport.spectral.basis import Basis
 from loraport.spectral.correction import Taken
 from loraport.spectral.routing import block_sums, observe
-from loraport.spectral.svd import SingularBasis
 
 
-def leading_routing(D_fft: Float[Tensor, "out in"], basis: SingularBasis, k: int) -> Float[Tensor, "k k"]:
+def leading_routing(D_fft: Float[Tensor, "out in"], basis: Basis, k: int) -> Float[Tensor, "k k"]:
     """Return C_fft among the k leading directions: U_kᵀ·D·V_k."""
     return basis.U[:, :k].mT @ (D_fft @ basis.Vh[:k].mT)
 
 
 def dominant_drift(
-    D_fft: Float[Tensor, "out in"], basis: SingularBasis, labels: Int[Tensor, " k"], *, q: float
+    D_fft: Float[Tensor, "out in"], basis: Basis, labels: Int[Tensor, " k"], *, q: float
 ) -> Float[Tensor, "out in"]:
     """Return the drift that the keep-dominant model has: U_k·(mask ∘ C_fft)·V_kᵀ (Eq. 17–22).
 
@@ -40,7 +40,7 @@ def dominant_drift(
 
 
 def removed_by_dominance(
-    D_fft: Float[Tensor, "out in"], basis: SingularBasis, labels: Int[Tensor, " n"], *, q: float
+    D_fft: Float[Tensor, "out in"], basis: Basis, labels: Int[Tensor, " n"], *, q: float
 ) -> Float[Tensor, "out in"]:
     """Return what our variant of the keep-dominant model lacks: the drift outside of its dominant rows and columns.
 
@@ -71,7 +71,7 @@ def densest_blocks(C: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, top: f
 
 def block_noise(
     D_fft: Float[Tensor, "out in"],
-    basis: SingularBasis,
+    basis: Basis,
     labels: Int[Tensor, " k"],
     *,
     top: float,
@@ -100,7 +100,7 @@ def block_noise(
 
 def multiplied_entries(
     D_fft: Float[Tensor, "out in"],
-    basis: SingularBasis,
+    basis: Basis,
     *,
     top: float,
     mean: float,

@@ -16,7 +16,7 @@ from torch import Tensor
 from loraport.errors import FileFormatError, MismatchError
 from loraport.files.adapters.updates import Dora, Product, Residual
 from loraport.files.names.dialects import LOHA, LOKR, MAGNITUDES, LoraKey
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 LARGEST_LAYER = 2**28
 """Numbers in a layer that LoHa or LoKr announce, 1 GB in float32; the largest real ones have a quarter of that."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loraport.errors import SettingsError
 from loraport.spectral.kernels import norm
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 USUAL_LOSS = 1e-3
 """Share of an update that fp16 loses at most where its entries are in range: a factor's entries are off by 2^-12."""

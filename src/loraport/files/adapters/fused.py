@@ -24,7 +24,7 @@ from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
 from loraport.files.names.families import Piece, RowSlice
 from loraport.files.names.table import halves_swapped
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 Value = TypeVar("Value")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from loraport.errors import MismatchError
-from loraport.spectral.svd import LowRank, decompose
+from loraport.spectral.basis import decompose
+from loraport.spectral.low_rank import LowRank
 
 LARGEST_AUTO_RANK = 128
 """What cannot be written exactly at this rank is factorised at it, where no other rank is asked for."""

@@ -17,7 +17,7 @@ from loraport.files.lora.tensors import layer_tensors, padded
 from loraport.files.names.clip import FIRST, encoder_of, spelled_encoder
 from loraport.files.names.dialects import Dialect, LoraKey, Pair
 from loraport.files.names.families import SD15
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 COMFY = "diffusion_model."
 LINEAR_PAIR: Pair = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")

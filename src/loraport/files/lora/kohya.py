@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
 """The ten layers of a block."""

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from loraport.files.adapters.casting import cast, fitted
 from loraport.files.names.dialects import Dialect
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 
 def padded(update: LowRank, rank: int) -> LowRank:

@@ -48,7 +48,7 @@ from loraport.files.names.dialects import (
 )
 from loraport.files.names.families import FAMILIES
 from loraport.plain_json import json_text
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 Value = TypeVar("Value")
 Format = Literal["same", "comfy", "diffusers", "peft", "kohya", "tencent"]

@@ -14,7 +14,7 @@ from loraport.errors import unknown_name
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import module_type
 from loraport.sampling.pair import Updates
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 Grouping = Literal["type", "layer"]
 GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": module_type, "layer": str}

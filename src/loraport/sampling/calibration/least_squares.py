@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 ITERATIONS = 60
 """On a layer of the embedded family E is then 4 % from its limit, and 0.04 % of what there is to gain is left."""

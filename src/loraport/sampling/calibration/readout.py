@@ -15,7 +15,7 @@ from loraport.sampling.calibration.residual_writers import patched, to_output, w
 from loraport.sampling.end_error import EndEffect, own_velocities
 from loraport.sampling.hooks import adapted, added
 from loraport.sampling.pair import Chain, Clips, Evaluation, Updates, segment_targets
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 RIDGE = 0.3
 RANK = 8

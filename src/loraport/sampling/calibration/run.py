@@ -13,7 +13,7 @@ from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Clips, Pair, Updates
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
-from loraport.spectral.svd import LowRank, shortened
+from loraport.spectral.low_rank import LowRank, truncate
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def calibrate(
 def cut_back(updates: Updates, start: Updates, settings: CalibrationSettings) -> dict[str, LowRank]:
     """The updates at no more than the rank of those it began with."""
     own = max((update.rank for update in start.values()), default=settings.readout_rank)
-    return {name: shortened(update, own) if update.rank > own else update for name, update in updates.items()}
+    return {name: truncate(update, own) if update.rank > own else update for name, update in updates.items()}
 
 
 def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:

@@ -17,7 +17,7 @@ from loraport.files.lora.write import WrittenLora, check_form, output_dialect, w
 from loraport.plain_json import json_text
 from loraport.sampling.hooks import scaled
 from loraport.sampling.pair import Pair, Updates
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 
 NONE, DIRECT = "none", "direct"
 

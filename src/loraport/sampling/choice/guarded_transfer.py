@@ -32,7 +32,7 @@ from loraport.sampling.pair import Pair, Sampler, Updates
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score, score_passes
-from loraport.spectral.svd import LowRank
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import BatchResult, TransferResult
 
 CALIBRATED = "calibrated"
