@@ -47,7 +47,7 @@ def configs(folder: Path, output: Path, layer: str, loras: int, methods: list[st
             method=method,
             include=(layer,),
             cache=str(folder / "cache"),
-            prolora=ProloraSettings(phi_min=0.0),
+            settings=ProloraSettings(phi_min=0.0) if method == "prolora" else None,
         )
         for number in range(loras)
         for place, method in enumerate(methods)

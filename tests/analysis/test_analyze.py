@@ -159,7 +159,7 @@ def test_a_sweep_agrees_with_the_transfer_and_knows_its_ends(family):
             assert row["kept_correction"] == pytest.approx(layer.kept_correction, rel=1e-3)
             assert row["kept_energy"] == pytest.approx(layer.kept_energy, rel=1e-3)
             assert row["clusters"] == layer.clusters
-    none = transfer(family.config("none.safetensors", include=("blocks.0",), casa=CasaSettings(restore=0.0)))
+    none = transfer(family.config("none.safetensors", include=("blocks.0",), settings=CasaSettings(restore=0.0)))
     shown = {row["layer"]: row for row in swept.rows if (row["q_dom"], row["restore"]) == (0.5, 0)}
     assert all(shown[layer.name]["restored"] == layer.restored == 0 for layer in none.layers if layer.name in shown)
     by = {(row["q_dom"], row["restore"]): row for row in swept.rows if row["layer"] == "blocks.0.self_attn.q"}

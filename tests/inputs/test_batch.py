@@ -22,14 +22,13 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.batch import method_list, one_or_many, output_name
 from loraport.inputs.open import prepare_many
 from loraport.methods import layer as method_layer
-from loraport.methods.recipes import METHODS
+from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import ProloraSettings
+from loraport.store import basis_source
 from loraport.transfers import run as execute
 from loraport.transfers.run import transfer, transfer_many
 from tests import tiny
 from tests.transfers.models import make_family
-
-COMMON = {"dtype": "fp32"}
 
 
 @pytest.fixture
@@ -53,14 +52,9 @@ def other(family) -> str:
 
 def configs(family, methods, loras=None, folder="many", **changes):
     """What the command line makes of several LoRAs and methods."""
-    given = {"source": family.source, "target": family.target, "cache": str(family.folder / "cache"), **COMMON}
-    owned = {"prolora": {"prolora": ProloraSettings("rank:9", phi_min=0.0)}}
-    return one_or_many(
-        loras or [family.lora, other(family)],
-        {method: owned.get(method, {}) for method in methods},
-        str(family.folder / folder),
-        **{**given, **changes},
-    )
+    owned = {"prolora": ProloraSettings("rank:9", phi_min=0.0)}
+    recipes = [find_recipe(method, owned.get(method)) for method in methods]
+    return one_or_many(family.config(folder, **changes), loras or [family.lora, other(family)], recipes)
 
 
 def alone(config, folder: Path):
@@ -206,7 +200,7 @@ def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(
 def test_killed_at_any_moment_a_pass_continues_to_the_same_bytes(family):
     """A real process, a real SIGKILL."""
     many = configs(family, ["casa", "prolora"], dtype="bf16")
-    many = [replace(config, prolora=ProloraSettings()) for config in many]
+    many = [replace(config, settings=None) for config in many]
     wanted = [alone(config, family.folder) for config in many]
     folder = family.folder / "many"
     command = [sys.executable, "-m", "loraport", "transfer", family.lora, other(family), "--source", family.source,
@@ -285,7 +279,7 @@ def test_foreign_files_in_one_journal_cost_no_other_journal_its_layers(family, m
 
 def test_a_run_that_has_nothing_to_write_does_not_take_the_others_with_it(family):
     many = list(configs(family, ["casa", "prolora"], [family.lora]))
-    many[1] = replace(many[1], prolora=ProloraSettings("rank:3", phi_min=1.0))
+    many[1] = replace(many[1], settings=ProloraSettings("rank:3", phi_min=1.0))
     batch = transfer_many(many)
     assert batch.lost and [run.method for run in batch.runs] == ["casa"] and not Path(many[1].output).exists()
     assert batch.not_written[0][0] == many[1].output and "gives no layer an adapter" in batch.not_written[0][1]

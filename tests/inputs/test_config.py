@@ -1,11 +1,27 @@
 """Settings: presets, flags that win over them, and refusals that say what to write."""
 
+from dataclasses import replace
+
 import pytest
 
 from loraport.compute import find_device
 from loraport.errors import SettingsError
+<<<<<<< HEAD
 from loraport.inputs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, LoraxSettings, ProloraSettings
+=======
+from loraport.inputs.config import RankRule, TransferConfig, matches
+from loraport.inputs.open import find_device
+from loraport.inputs.recipes import casa_settings, chosen_recipes
+from loraport.methods.settings import (
+    PAPER,
+    PUBLISHED_CODE,
+    CoreSettings,
+    DirectSettings,
+    LoraxSettings,
+    ProloraSettings,
+)
+>>>>>>> dc00b44 (One recipe a run: TransferConfig takes a method and its own settings; presets have a rank)
 
 GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
 
@@ -25,21 +41,33 @@ def test_rank_rules_that_mean_nothing_are_refused(text):
         RankRule.parse(text)
 
 
+def chosen(method, preset=None, **changes):
+    return chosen_recipes([method], preset, changes)[0]
+
+
+def rank_of(method, preset=None):
+    return RankRule.of(chosen(method, preset))
+
+
 def test_flags_win_over_the_preset():
     assert casa_settings("published-code") == PUBLISHED_CODE and casa_settings() == PAPER
-    mixed = casa_settings("published-code", q_dom=0.3, energy=0.8, arbitrate=False)
+    mixed = casa_settings("published-code", {"q_dom": 0.3, "energy": 0.8, "arbitrate": False})
     assert (mixed.q_dom, mixed.energy, mixed.energy_rectangular, mixed.arbitrate) == (0.3, 0.8, 0.8, False)
     assert (mixed.tau, mixed.densities) == (PUBLISHED_CODE.tau, "block")
+    assert chosen("casa", "published-code", q_dom=0.3).settings == replace(PUBLISHED_CODE, q_dom=0.3)
     for method in ("casa", "undo-matched", "restore-only"):
-        assert chosen_rank(None, "published-code", method) == RankRule("fixed", 32)
-    for method in ("core", "direct", "direct:1.1", "prolora", "direct-matched", "direct-matched:prolora"):
-        assert chosen_rank(None, "published-code", method) == chosen_rank(None, None, method) == RankRule("auto")
-    assert chosen_rank("full", "published-code", "core") == RankRule("full")
+        assert rank_of(method, "published-code") == RankRule("fixed", 32) and rank_of(method, "paper") == RankRule()
+    for method in ("direct-matched", "direct-matched:restore-only"):
+        assert rank_of(method, "published-code") == RankRule("auto")  # exact at the LoRA's own rank
+    among = chosen_recipes(["core", "casa", "direct:1.1"], "published-code")
+    assert [RankRule.of(recipe) for recipe in among] == [RankRule(), RankRule("fixed", 32), RankRule()]
 
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(SettingsError, match="unknown preset 'code'; known: paper, published-code"):
         casa_settings("code")
+    with pytest.raises(SettingsError, match="unknown preset"):
+        chosen("prolora", "code")
     with pytest.raises(SettingsError, match="unknown dtype 'int8'; known: fp32, bf16, fp16"):
         TransferConfig(**GIVEN, dtype="int8")
     with pytest.raises(SettingsError, match="unknown method"):
@@ -47,17 +75,17 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(SettingsError, match="unknown device 'tpu'"):
         find_device("tpu")
     with pytest.raises(SettingsError, match=r"q_dom is 1.5, but it must lie in \[0, 1\]"):
-        casa_settings(q_dom=1.5)
+        chosen("casa", q_dom=1.5)
     with pytest.raises(SettingsError, match="--tau is a setting of CASA and means nothing to 'direct'"):
-        method_settings("direct", None, {"tau": 1.0})
+        chosen("direct", tau=1.0)
 
 
 def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
-    given = {"subspace": "rank:8", "phi_min": 0.5, "tau": None, "null_space": False}
-    assert method_settings("prolora", None, given) == {"prolora": ProloraSettings("rank:8", False, False, 0.5)}
-    assert method_settings("direct-matched:prolora", None, given) == method_settings("prolora", None, given)
-    assert method_settings("lora-x", None, {"subspace": "exact"}) == {"lora_x": LoraxSettings("exact")}
-    assert method_settings("core", None, {"tau": None}) == {"casa": PAPER}
+    given = {"subspace": "rank:8", "phi_min": 0.5, "null_space": False}
+    assert chosen("prolora", **given).settings == ProloraSettings("rank:8", False, False, 0.5)
+    assert chosen("direct-matched:prolora", **given).settings == chosen("prolora", **given).settings
+    assert chosen("lora-x", subspace="exact").settings == LoraxSettings("exact")
+    assert chosen("core").settings == CoreSettings()
     for method, flag in {
         "lora-x": ("phi_min", 0.5, "--phi-min is a setting of ProLoRA"),
         "casa": ("subspace", "exact", "--subspace is a setting of ProLoRA"),
@@ -66,35 +94,41 @@ def test_flags_go_to_the_method_that_has_them_and_are_refused_by_the_others():
         "direct-matched:lora-x": ("cross_terms", True, "--cross-terms is a setting of ProLoRA"),
     }.items():
         with pytest.raises(SettingsError, match=f"{flag[2]} and means nothing to '{method}'"):
-            method_settings(method, None, {flag[0]: flag[1]})
-    with pytest.raises(SettingsError, match="unknown preset"):
-        method_settings("prolora", "code", {})
+            chosen(method, **{flag[0]: flag[1]})
 
 
 def test_a_flag_or_preset_that_no_method_of_the_run_looks_at_is_refused():
-    for methods, preset, flags, message in (
+    for methods, preset, changes, message in (
         (("core",), "published-code", {}, "--preset is of CASA's settings and means nothing to 'core'"),
         (("direct", "prolora"), "paper", {}, "means nothing to 'direct' or 'prolora'"),
         (("restore-only",), None, {"q_act": 0.5}, "--q-act is a setting of CASA and means nothing to 'restore-only'"),
         (("direct-matched:undo-matched",), None, {"arbitrate": False}, "--arbitrate is a setting of CASA"),
         (("arbitrate-only",), None, {"restore": 0.5}, "--restore is a setting of CASA"),
-        (("casa",), None, {"arbitrate": False, "q_act": 0.5}, "--q-act says which entries are arbitrated"),
+        (("casa",), None, {"arbitrate": False, "q_act": 0.5}, "--q-act would do nothing beside --no-arbitrate"),
     ):
         with pytest.raises(SettingsError, match=message):
-            method_settings(methods[0], preset, flags, methods)
-    among = ("core", "casa", "arbitrate-only")
-    for name in among:
-        method_settings(name, "published-code", {"restore": 0.5, "q_act": 0.5, "arbitrate": False}, among)
-    assert method_settings("core", "published-code", {}, among) == {"casa": PAPER}
-    assert method_settings("arbitrate-only", None, {"restore": 0.5}, among)["casa"] == PAPER
+            chosen_recipes(methods, preset, changes)
+    changes = {"restore": 0.5, "q_act": 0.5, "arbitrate": False}
+    core, casa, arbitrate = chosen_recipes(("core", "casa", "arbitrate-only"), "published-code", changes)
+    assert core.settings == CoreSettings() and casa.settings == replace(PUBLISHED_CODE, **changes)
+    assert arbitrate.settings == replace(PUBLISHED_CODE, q_act=0.5)  # what it sets itself is not changed
+
+
+def test_a_config_takes_the_settings_of_its_method_alone():
+    config = TransferConfig(**GIVEN, method="direct-matched:prolora", settings=ProloraSettings("exact"))
+    assert config.recipe.settings == ProloraSettings("exact")
+    assert TransferConfig(**GIVEN, method="direct:1.15").recipe.settings == DirectSettings(1.15)
+    assert TransferConfig(**GIVEN).recipe.settings == PAPER and replace(config, method="casa", settings=None)
+    with pytest.raises(SettingsError, match="method 'casa' takes CasaSettings, not ProloraSettings"):
+        replace(config, method="casa")
 
 
 def test_the_settings_in_the_report_are_those_of_the_method():
-    config = TransferConfig(**GIVEN, method="direct-matched:prolora", prolora=ProloraSettings("exact"))
-    assert config.settings()["subspace"] == "exact" and "tau" not in config.settings()
-    assert "subspace" not in TransferConfig(**GIVEN).settings()
-    assert set(TransferConfig(**GIVEN, method="core").settings()) == {"rank", "dtype", "seed"}
-    assert TransferConfig(**GIVEN, method="drift-orthogonal:3").settings()["directions"] == 3
+    config = TransferConfig(**GIVEN, method="direct-matched:prolora", settings=ProloraSettings("exact"))
+    assert config.recorded_settings()["subspace"] == "exact" and "tau" not in config.recorded_settings()
+    assert "subspace" not in TransferConfig(**GIVEN).recorded_settings()
+    assert set(TransferConfig(**GIVEN, method="core").recorded_settings()) == {"rank", "dtype", "seed"}
+    assert TransferConfig(**GIVEN, method="drift-orthogonal:3").recorded_settings()["directions"] == 3
 
 
 def test_patterns():
@@ -105,4 +139,6 @@ def test_patterns():
 def test_the_same_work_has_the_same_fingerprint_wherever_it_goes():
     one = TransferConfig(**GIVEN)
     assert one.fingerprint() == TransferConfig(**{**GIVEN, "output": "elsewhere"}, cache="there").fingerprint()
+    assert one.fingerprint() == TransferConfig(**GIVEN, settings=PAPER).fingerprint()
     assert one.fingerprint() != TransferConfig(**GIVEN, seed=1).fingerprint()
+    assert one.fingerprint() != TransferConfig(**GIVEN, settings=PUBLISHED_CODE).fingerprint()

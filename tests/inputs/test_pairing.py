@@ -68,7 +68,7 @@ def test_every_survivor_is_found_and_the_stranger_is_not(pruned):
 @pytest.mark.parametrize("method", ["direct", "casa", "prolora"])
 def test_the_result_has_the_updates_of_the_pairs(pruned, method):
     config, factors = pruned
-    result = transfer(config(method=method, prolora=ProloraSettings(phi_min=0.0)))
+    result = transfer(config(method=method, settings=ProloraSettings(phi_min=0.0) if method == "prolora" else None))
     written = deltas(result.output)
     assert {without_numbers(name)[0] for name in written} == set(SURVIVORS) and len(written) == 30
     for name, update in written.items():

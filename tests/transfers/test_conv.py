@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.inputs.batch import one_or_many
-from loraport.inputs.config import RankRule
+from loraport.inputs.config import RankRule, TransferConfig
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import ProloraSettings
@@ -67,13 +67,11 @@ def pair(tmp_path_factory):
 def moved(pair):
     """{(LoRA, method): the written file}, all in one pass at full rank."""
     folder = pair[0]
-    configs = one_or_many(
-        [str(folder / "lcm.safetensors"), str(folder / "twice.safetensors")],
-        {name: {"prolora": PROLORA} for name in NAMES},
-        str(folder / "out"),
-        source=str(folder / "source.safetensors"), target=str(folder / "target.safetensors"), dtype="fp32",
-        rank=RankRule("full"), cache=str(folder / "cache"),
-    )  # fmt: skip
+    places = (str(folder / f"{name}.safetensors") for name in ("lcm", "source", "target"))
+    template = TransferConfig(*places, str(folder / "out"), dtype="fp32", cache=str(folder / "cache"))
+    recipes = [find_recipe(name, PROLORA if "prolora" in name else None) for name in NAMES]
+    loras = [template.lora, str(folder / "twice.safetensors")]
+    configs = one_or_many(template, loras, recipes, rank=RankRule("full"))
     batch = transfer_many(configs)
     assert not batch.lost and all(row.status == "transferred" for run in batch.runs for row in run.layers)
     return {(Path(config.lora).stem, config.method): load_file(config.output) for config in configs}

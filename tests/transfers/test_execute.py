@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.methods.recipes import METHODS
+from loraport.methods.settings import CasaSettings
 from loraport.transfers import run as execute
 from loraport.transfers.run import transfer
 from tests import reference, tiny
@@ -135,9 +135,7 @@ def test_same_input_same_seed_same_bytes_cold_warm_and_without_a_cache(family):
     warm = digest(transfer(family.config("warm.safetensors")).output)
     none = digest(transfer(family.config("none.safetensors", cache=None)).output)
     assert cold == warm == none
-    assert (
-        digest(transfer(family.config("other.safetensors", casa=replace(family.config().casa, tau=0.1))).output) != cold
-    )
+    assert digest(transfer(family.config("other.safetensors", settings=CasaSettings(tau=0.1))).output) != cold
 
 
 def test_a_started_run_goes_on_to_the_same_bytes(family, monkeypatch):

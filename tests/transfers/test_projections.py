@@ -116,7 +116,7 @@ def filtered(family):
 @pytest.mark.parametrize("rule", ["auto", "32", "0.9", "full"])
 def test_layers_below_the_filter_get_no_adapter_and_are_accounted_for(family, as_diff, rule):
     settings, below = filtered(family)
-    config = family.config(method="prolora", prolora=settings, as_diff=as_diff, rank=RankRule.parse(rule))
+    config = family.config(method="prolora", settings=settings, as_diff=as_diff, rank=RankRule.parse(rule))
     result = transfer(config)
     skipped = [row for row in result.layers if row.status == "skipped"]
     assert {row.name for row in skipped} == below and {row.rank_out for row in skipped} == {None}
@@ -145,17 +145,17 @@ def test_a_started_run_knows_its_skipped_layers(family, monkeypatch):
 
 def test_a_filter_that_leaves_nothing_writes_nothing(family):
     with pytest.raises(SettingsError, match=r"gives no layer an adapter; .*--phi-min 0 keeps every layer"):
-        transfer(family.config(method="prolora", prolora=ProloraSettings("rank:3", phi_min=1.0)))
+        transfer(family.config(method="prolora", settings=ProloraSettings("rank:3", phi_min=1.0)))
     assert not (family.folder / "out.safetensors").exists()
 
 
 def test_a_filter_that_says_nothing_says_so(family):
-    blind = transfer(family.config("a.safetensors", method="prolora", prolora=ProloraSettings("exact")))
+    blind = transfer(family.config("a.safetensors", method="prolora", settings=ProloraSettings("exact")))
     notes = [note for note in blind.warnings if "filter says nothing" in note]
     square = sum(row.shape[0] == row.shape[1] for row in blind.layers)
     assert len(notes) == 1 and f"in {square} of {len(blind.layers)} layers" in notes[0] and square < len(blind.layers)
     for changes in (ProloraSettings("rank:9", phi_min=0.5), ProloraSettings("exact", phi_min=0.0)):
-        result = transfer(family.config("b.safetensors", method="prolora", prolora=changes))
+        result = transfer(family.config("b.safetensors", method="prolora", settings=changes))
         assert not any("filter says nothing" in note for note in result.warnings)
 
 

@@ -16,6 +16,7 @@ from loraport.files.inspect import describe
 from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfers
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
+from loraport.inputs.recipes import chosen_recipes
 from loraport.transfers.run import transfer, transfer_many
 from tests.transfers.models import deltas, make_family
 
@@ -25,11 +26,9 @@ def family(tmp_path):
     return make_family(tmp_path, blocks=1)
 
 
-def parts(family, method="casa", output="out.safetensors", **changes):
+def parts(family, method="casa", output="out.safetensors", rank=None, **changes):
     """Both runs of a split."""
-    given = {"source": family.source, "target": family.target, "cache": str(family.folder / "cache"), "dtype": "fp32"}
-    where = str(family.folder / output)
-    return one_or_many([family.lora], {method: {}}, where, split=True, **{**given, **changes})
+    return one_or_many(family.config(output, **changes), [family.lora], chosen_recipes([method]), rank=rank, split=True)
 
 
 def metadata(path) -> dict:

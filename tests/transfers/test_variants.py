@@ -14,6 +14,7 @@ from loraport.errors import SettingsError
 from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
+from loraport.inputs.recipes import chosen_recipes
 from loraport.merge import merge
 from loraport.methods.recipes import METHODS
 from loraport.transfers.run import transfer, transfer_many
@@ -192,8 +193,7 @@ def test_conversion_of_a_dora_wants_its_model_and_says_what_a_rank_loses(family,
 @pytest.mark.parametrize("reading", ["effective", "magnitude"])
 def test_kinds_go_through_one_pass_with_the_bytes_of_their_own_runs(family, reading):
     loras = [family.lora, *(make(family) for make in MAKERS.values())]
-    models = {"source": family.source, "target": family.target, "cache": str(family.folder / "cache")}
-    several = one_or_many(loras, {"casa": {}, "direct": {}}, str(family.folder / reading), dora=reading, **models)
+    several = one_or_many(family.config(reading, dora=reading, dtype="bf16"), loras, chosen_recipes(["casa", "direct"]))
     assert len(transfer_many(several).runs) == 8
     for config in several:
         alone = transfer(replace(config, output=str(family.folder / "alone.safetensors")))
@@ -202,9 +202,8 @@ def test_kinds_go_through_one_pass_with_the_bytes_of_their_own_runs(family, read
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_any_kind_falls_into_two_parts(family, kind):
-    where = str(family.folder / f"split-{kind}.safetensors")
-    models = {"source": family.source, "target": family.target, "dtype": "fp32", "rank": FULL}
-    both = one_or_many([MAKERS[kind](family)], {"casa": {}}, where, split=True, **models)
+    template, lora = family.config(f"split-{kind}.safetensors", cache=None), MAKERS[kind](family)
+    both = one_or_many(template, [lora], chosen_recipes(["casa"]), rank=FULL, split=True)
     adapter, taken = (deltas(run.output) for run in transfer_many(both).runs)
     whole = transfer(replace(both[0], part="whole", output=str(family.folder / "whole.safetensors")))
     for layer, expected in deltas(whole.output).items():

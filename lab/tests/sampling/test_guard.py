@@ -12,6 +12,8 @@ pytest.importorskip("peft")
 from loraport.cli import app
 from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
+from loraport.inputs.config import TransferConfig
+from loraport.inputs.recipes import chosen_recipes
 from loraport.sampling.choice.guarded_transfer import guarded_transfer
 from loraport.transfers.run import transfer_many
 from loraport_lab.family.pair import EmbeddedPair
@@ -91,9 +93,8 @@ def test_what_a_kill_has_left_is_used_and_removed_and_what_is_not_ours_is_left_a
         transfer_many(runs)
         raise KeyboardInterrupt
 
-    sources = {"source": str(family / "base"), "target": str(family / "students" / "one-step")}
-    methods: dict = {"direct": {}, "direct:0.05": {}}
-    configs = one_or_many((str(lora),), methods, str(waiting), **sources, cache=None)
+    places = str(lora), str(family / "base"), str(family / "students" / "one-step"), str(waiting)
+    configs = one_or_many(TransferConfig(*places), places[:1], chosen_recipes(["direct", "direct:0.05"]))
     pair = EmbeddedPair("one-step", family)
     with pytest.raises(KeyboardInterrupt):
         guarded_transfer(configs, str(out), pair, killed, clips=2)

@@ -78,14 +78,15 @@ def analyze(
     from loraport.analysis.run import analyze as run
     from loraport.analysis.sweep import Grid
     from loraport.inputs.accelerator import target_places
-    from loraport.inputs.config import casa_settings
+    from loraport.inputs.recipes import casa_settings
     from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
 
     flags = {
         "tau": tau, "eps": eps, "eps_context": eps_context, "q_dom": q_dom, "q_act": q_act, "energy": energy,
     }  # fmt: skip
+    changes = {name: value for name, value in flags.items() if value is not None}
     config = AnalyzeConfig(
-        lora, source, target, output, casa=casa_settings(preset or "paper", **flags),
+        lora, source, target, output, casa=casa_settings(preset, changes),
         layers=tuple(layers or ()), sample=sample, detail=detail,
         source_part=source_part, target_part=target_part, lora_part=lora_part, force_drift=force_drift, device=device,
         cache=cache_folder(cache, no_cache),

@@ -263,21 +263,16 @@ def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
 def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
     """The runs that the command's options make, by their names."""
     from loraport.inputs.batch import method_list, one_or_many
-    from loraport.inputs.config import chosen_format, chosen_output, chosen_rank, method_settings
+    from loraport.inputs.config import RankRule, TransferConfig, chosen_format, chosen_output
+    from loraport.inputs.recipes import chosen_recipes
 
-    methods, flags = method_list(given["method"]), {name: given[name] for name in _OF_METHODS}
-    settings: dict[str, Any] = {name: given[name] for name in _PLAIN}
-    settings |= {name: tuple(given[name] or ()) for name in ("include", "exclude")}
-    return one_or_many(
-        given["loras"],
-        {
-            name: method_settings(name, given["preset"], flags, methods)
-            | {"rank": chosen_rank(given["rank"], given["preset"], name)}
-            for name in methods
-        },
-        given["output"],
-        **settings,
+    changes = {name: given[name] for name in _OF_METHODS if given[name] is not None}
+    recipes = chosen_recipes(method_list(given["method"]), given["preset"], changes)
+    template = TransferConfig(
+        given["loras"][0], output=given["output"], **{name: given[name] for name in _PLAIN if name != "split"},
+        include=tuple(given["include"] or ()), exclude=tuple(given["exclude"] or ()),
         format=chosen_format(given["format"]),
-        as_diff=chosen_output(given["as_"]) == "diff",
-        cache=cache_folder(given["cache"], given["no_cache"]),
-    )
+        as_diff=chosen_output(given["as_"]) == "diff", cache=cache_folder(given["cache"], given["no_cache"]),
+    )  # fmt: skip
+    rank = None if given["rank"] is None else RankRule.parse(given["rank"])
+    return one_or_many(template, given["loras"], recipes, rank=rank, split=given["split"])

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from loraport.errors import OutputError, SettingsError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
 from loraport.files.models.locate import PICKLES, SAFETENSORS
-from loraport.inputs.config import Part, TransferConfig
+from loraport.inputs.config import Part, RankRule, TransferConfig
+from loraport.methods.recipes import Recipe
 
 COUNTER_DRIFT = "-counter-drift"
 """Behind the name of the other output."""
 
 
 def one_or_many(
+    template: TransferConfig,
     loras: Sequence[str],
-    methods: Mapping[str, Mapping[str, Any]],
-    output: str,
+    recipes: Sequence[Recipe],
     *,
+    rank: RankRule | None = None,
     split: bool = False,
-    **settings: Any,
 ) -> tuple[TransferConfig, ...]:
-    """The runs of one command: each LoRA by each method, in two parts where `split`.
+    """Return the runs of one command: each LoRA by each recipe, in two parts where `split`.
 
-    `methods`: name -> its own settings. One LoRA by one method is written to `output`; of several, `output` is a folder
-    with a file `LORA-METHOD.safetensors` each (a folder `LORA-METHOD` in PEFT's format), where a colon in the method
-    becomes a dash. The counter-drift of a split goes beside it, with `-counter-drift` behind its name.
-    Raises OutputError where the folder is a file, and as TransferConfig does.
+    `template` has everything else. One LoRA by one method is written to its output; of several, that is a folder with
+    a file `LORA-METHOD.safetensors` each (a folder `LORA-METHOD` in PEFT's format), where a colon in the method becomes
+    a dash. The counter-drift of a split goes beside it, with `-counter-drift` behind its name. `rank` None takes the
+    rank of each recipe's preset. Raises OutputError where the folder is a file, and as TransferConfig does.
     """
-    several = len(loras) * len(methods) > 1
+    output, several = template.output, len(loras) * len(recipes) > 1
     if several and expand_home(output).exists() and not expand_home(output).is_dir():
         raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
     if several and Path(output).suffix == ".safetensors":
         raise OutputError(f"{output} is the name of a file, but several LoRAs or methods need a folder; name one")
-    found: list[TransferConfig] = []
+    configs: list[TransferConfig] = []
     for lora in loras:
-        for method, own in methods.items():
-            place = str(Path(output) / output_name(lora, method)) if several else output
-            config = TransferConfig(lora, output=place, method=method, **settings, **own)
+        for recipe in recipes:
+            config = replace(
+                template, lora=lora, method=recipe.name, settings=recipe.settings, rank=rank or RankRule.of(recipe),
+                output=str(Path(output) / output_name(lora, recipe.name)) if several else output,
+            )  # fmt: skip
             if several and not _is_folder(config):
-                config = replace(config, output=f"{place}.safetensors")
-            found += _in_parts(config) if split else [config]
-    return tuple(found)
+                config = replace(config, output=f"{config.output}.safetensors")
+            configs += _in_parts(config) if split else [config]
+    return tuple(configs)
 
 
 def output_name(lora: str, method: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.lora.write import Format
 from loraport.methods.recipes import Recipe, find_recipe
-from loraport.methods.settings import CASA_PRESETS, LORAX, PAPER, PROLORA, CasaSettings, LoraxSettings, ProloraSettings
+from loraport.methods.settings import AnySettings
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 Output = Literal["lora", "diff"]
@@ -20,8 +19,6 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 Part = Literal["whole", "adapter", "counter-drift"]
 DTYPES = ("fp32", "bf16", "fp16")
 DORA_READINGS = ("effective", "magnitude")
-PRESET_RANKS = {"paper": "auto", "published-code": "32"}
-"""The rank that goes with each preset of CASA, where the user asks for none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,11 @@ class RankRule:
             f"rank {text!r} is none of: auto, source, full, a whole number from 1 on (32), a share of energy (0.95)"
         )
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> RankRule:
+        """Return the rule that goes with a recipe's preset; `auto` where it has none."""
+        return cls() if recipe.rank is None else cls("fixed", recipe.rank)
+
     @property
     def varies(self) -> bool:
         """Whether layers may end with different ranks."""
@@ -80,9 +82,9 @@ class TransferConfig:
     accelerator_part: str | None = None
     """The same of a target's accelerator, where it is not the LoRA's."""
     method: str = "casa"
-    casa: CasaSettings = PAPER
-    prolora: ProloraSettings = PROLORA
-    lora_x: LoraxSettings = LORAX
+    """A method by its name, with a value where it takes one: direct:1.15."""
+    settings: AnySettings | None = None
+    """Of the method's own class, such as CasaSettings; None takes the method's defaults."""
     rank: RankRule = RankRule()
     format: Format = "same"
     as_diff: bool = False
@@ -116,7 +118,7 @@ class TransferConfig:
             raise unknown_name("part", self.part, get_args(Part))
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
-        recipe = find_recipe(self.method)
+        recipe = self.recipe
         if self.part != "whole":
             recipe.check_parts()
             if self.dora == "magnitude":
@@ -125,12 +127,10 @@ class TransferConfig:
     @property
     def recipe(self) -> Recipe:
         """The method with its settings."""
-        kind = type(find_recipe(self.method).settings)
-        own = (self.casa, self.prolora, self.lora_x)
-        return find_recipe(self.method, next((settings for settings in own if type(settings) is kind), None))
+        return find_recipe(self.method, self.settings)
 
-    def settings(self) -> dict[str, Any]:
-        """What shaped the numbers, without places: for the report and the file's metadata."""
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return what shaped the numbers, without paths: for the report and the file's metadata."""
         return {
             **asdict(self.recipe.settings),
             "rank": str(self.rank),
@@ -146,8 +146,9 @@ class TransferConfig:
         }
 
     def fingerprint(self) -> str:
-        """The same text for the same work on a layer, wherever its result goes, whatever cache and layers it takes."""
-        return json.dumps({**asdict(self), **dict.fromkeys(("output", "cache", "include", "exclude"))}, sort_keys=True)
+        """Return the same text for the same work on a layer, whatever its output, its cache, and its other layers."""
+        elsewhere = dict.fromkeys(("output", "cache", "include", "exclude"))
+        return json.dumps({**asdict(self), "settings": asdict(self.recipe.settings), **elsewhere}, sort_keys=True)
 
 
 def chosen_format(text: str) -> Format:
@@ -162,64 +163,6 @@ def chosen_output(text: str) -> Output:
 
 def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:
     raise unknown_name(kind, text, known)
-
-
-def chosen_rank(text: str | None, preset: str | None, method: str) -> RankRule:
-    """The rule that the user asks for, else the one that goes with the preset, where it is the method's."""
-    recipe = find_recipe(method)
-    of_casa = isinstance(recipe.settings, CasaSettings) and not recipe.method.low_rank
-    return RankRule.parse(text if text is not None else PRESET_RANKS.get(preset or "", "auto") if of_casa else "auto")
-
-
-def casa_settings(preset: str = "paper", **flags: float | bool | None) -> CasaSettings:
-    """CASA's settings from a preset, overridden by the flags that are not None; `energy` counts for every shape.
-
-    Raises SettingsError for an unknown preset and for values out of range.
-    """
-    if preset not in CASA_PRESETS:
-        raise unknown_name("preset", preset, CASA_PRESETS)
-    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    if "energy" in given:
-        given["energy_rectangular"] = given["energy"]
-    return replace(CASA_PRESETS[preset].settings, **given)
-
-
-def method_settings(
-    method: str, preset: str | None, flags: Mapping[str, Any], among: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The settings of a method by name, from a preset and the flags that are not None, by their place in the config.
-
-    `among`: all methods of the same run; a flag is good if one of them has it, and means nothing to the others.
-    Raises SettingsError for a flag of CASA or ProLoRA that none of them has, and for CASA's preset likewise.
-    """
-    recipes = [find_recipe(name) for name in among or (method,)]
-    given = {name: value for name, value in flags.items() if value is not None}
-    _check_meaning(recipes, preset, given)
-    recipe = find_recipe(method)
-    own = type(recipe.settings)
-    mine = {name: value for name, value in given.items() if name in recipe.knobs}
-    if own is ProloraSettings:
-        return {"prolora": ProloraSettings(**mine)}
-    if own is LoraxSettings:
-        return {"lora_x": LoraxSettings(**mine)}
-    return {"casa": casa_settings(preset or "paper", **mine) if own is CasaSettings else PAPER}
-
-
-def _check_meaning(recipes: Sequence[Recipe], preset: str | None, given: Mapping[str, Any]) -> None:
-    """Raise SettingsError for a preset or settings that none of the recipes looks at."""
-    means = " or ".join(repr(recipe.name) for recipe in recipes)
-    if preset is not None and preset not in CASA_PRESETS:
-        raise unknown_name("preset", preset, CASA_PRESETS)
-    if preset is not None and not any(isinstance(recipe.settings, CasaSettings) for recipe in recipes):
-        raise SettingsError(f"--preset is of CASA's settings and means nothing to {means}; leave it out")
-    known = set().union(*(recipe.knobs for recipe in recipes))
-    for kind, owner in ((CasaSettings, "CASA"), (ProloraSettings, "ProLoRA")):
-        if alien := [name for name in given if name in {field.name for field in fields(kind)} - known]:
-            words = ", ".join(f"--{name.replace('_', '-')}" for name in alien)
-            raise SettingsError(f"{words} is a setting of {owner} and means nothing to {means}; leave it out")
-    idle = given.get("arbitrate") is False and "q_act" in given
-    if idle and all("arbitrate" in recipe.knobs for recipe in recipes if "q_act" in recipe.knobs):
-        raise SettingsError("--q-act says which entries are arbitrated; leave it out, or --no-arbitrate")
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -97,6 +97,8 @@ class Recipe:
     settings: AnySettings
     matched: Recipe | None = None
     """The recipe whose size `direct-matched` takes; its settings are this one's."""
+    rank: int | None = None
+    """The rank of the result that its preset asks for; None leaves it to the run."""
 
     def __call__(self, layer: Layer) -> Update:
         """The layer's new update."""

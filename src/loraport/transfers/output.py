@@ -20,6 +20,7 @@ from loraport.inputs.accelerator import Accelerated
 from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import Prepared, common_rank
 from loraport.inputs.plan import NO_DRIFT, LayerJob
+from loraport.methods.settings import ProloraSettings
 from loraport.plain_json import json_text
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
@@ -123,11 +124,13 @@ def afterthoughts(config: TransferConfig, results: Iterable[LayerResult]) -> lis
     ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
     if len({row.rank_out for row in ranked} - {None}) > 1:
         notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
-    blind = sum(row.overlap_random is not None and row.overlap_random >= config.prolora.phi_min for row in results)
-    if blind and config.prolora.phi_min:
+    settings = config.recipe.settings
+    phi_min = settings.phi_min if isinstance(settings, ProloraSettings) else 0.0
+    blind = sum(row.overlap_random is not None and row.overlap_random >= phi_min for row in results)
+    if blind and phi_min:
         notes.append(
             f"the layer filter says nothing in {blind} of {len(results)} layers: subspaces this large would overlap by "
-            f"phi_min {config.prolora.phi_min:g} even if they were unrelated (full ones by 1, always)"
+            f"phi_min {phi_min:g} even if they were unrelated (full ones by 1, always)"
         )
     return notes
 
@@ -141,7 +144,7 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
     layers, config = list(layers), ready.config
     values = {
         **made_from(ready.lora, config.method),
-        "settings": json_text(config.settings(), sort_keys=True),
+        "settings": json_text(config.recorded_settings(), sort_keys=True),
         "source": Path(config.source).name,
         "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
         "target": Path(config.target).name,

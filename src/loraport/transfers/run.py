@@ -208,7 +208,7 @@ def _finish(run: Run, bases: Bases) -> TransferResult:
     return TransferResult(
         output=config.output,
         method=config.method,
-        settings=config.settings(),
+        settings=config.recorded_settings(),
         layers=layers,
         keys=account(ready, written, layers),
         warnings=(*ready.plan.warnings, *(note for note in notes if note not in ready.plan.warnings)),

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.compute import layer_generator
-from loraport.inputs.config import casa_settings
 from loraport.methods.recipes import METHODS, find_recipe
-from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings
+from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings, changed
 from loraport.spectral.low_rank import truncate
 from loraport_lab.bench.material import Material
 
@@ -145,7 +144,7 @@ _DIALS: Mapping[str, tuple[float, ...]] = {
     "restore": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 SENSITIVITY = tuple(
-    _row(f"{dial} {value:g}", "sensitivity", "casa", casa_settings("paper", **{dial: value}), rank="full")
+    _row(f"{dial} {value:g}", "sensitivity", "casa", changed(PAPER, {dial: value}), rank="full")
     for dial, values in _DIALS.items()
     for value in values
 )
