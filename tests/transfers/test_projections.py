@@ -20,10 +20,10 @@ BLOCKS = {"subspace": "rank:9", "null_space": True, "cross_terms": False}
 INSIDE = {"subspace": "rank:9", "null_space": False, "cross_terms": False}
 CROSS = {"subspace": "rank:9", "null_space": True, "cross_terms": True}
 ROWS = {
-    "prolora": ({"method": "prolora", "prolora": ProloraSettings(**BLOCKS, phi_min=0.0)}, 8),
-    "prolora, subspace only": ({"method": "prolora", "prolora": ProloraSettings(**INSIDE, phi_min=0.0)}, 4),
-    "prolora, cross terms": ({"method": "prolora", "prolora": ProloraSettings(**CROSS, phi_min=0.0)}, 4),
-    "lora-x": ({"method": "lora-x", "lora_x": LoraxSettings("rank:9")}, 4),
+    "prolora": ({"method": "prolora", "settings": ProloraSettings(**BLOCKS, phi_min=0.0)}, 8),
+    "prolora, subspace only": ({"method": "prolora", "settings": ProloraSettings(**INSIDE, phi_min=0.0)}, 4),
+    "prolora, cross terms": ({"method": "prolora", "settings": ProloraSettings(**CROSS, phi_min=0.0)}, 4),
+    "lora-x": ({"method": "lora-x", "settings": LoraxSettings("rank:9")}, 4),
     "core": ({"method": "core"}, 4),
     "drift-orthogonal": ({"method": "drift-orthogonal:3"}, 4),
 }
@@ -129,7 +129,7 @@ def test_layers_below_the_filter_get_no_adapter_and_are_accounted_for(family, as
 
 def test_a_started_run_knows_its_skipped_layers(family, monkeypatch):
     settings, below = filtered(family)
-    changes = {"method": "prolora", "prolora": settings}
+    changes = {"method": "prolora", "settings": settings}
     whole = transfer(family.config("whole.safetensors", **changes))
     real = execute.write
     monkeypatch.setattr(execute, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
