@@ -6,12 +6,7 @@ import pytest
 
 from loraport.compute import find_device
 from loraport.errors import SettingsError
-<<<<<<< HEAD
-from loraport.inputs.config import RankRule, TransferConfig, casa_settings, chosen_rank, matches, method_settings
-from loraport.methods.settings import PAPER, PUBLISHED_CODE, LoraxSettings, ProloraSettings
-=======
 from loraport.inputs.config import RankRule, TransferConfig, matches
-from loraport.inputs.open import find_device
 from loraport.inputs.recipes import casa_settings, chosen_recipes
 from loraport.methods.settings import (
     PAPER,
@@ -21,7 +16,6 @@ from loraport.methods.settings import (
     LoraxSettings,
     ProloraSettings,
 )
->>>>>>> dc00b44 (One recipe a run: TransferConfig takes a method and its own settings; presets have a rank)
 
 GIVEN = {"lora": "l", "source": "s", "target": "t", "output": "o"}
 
