@@ -15,7 +15,12 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "lab" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PAGES.remove(ROOT / "docs" / "lab-log.md")  # dated entries: commands as they were then
 
 TUTORIAL = "first-transfer.md"
