@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         *(
             "spectral",
             "methods",
+            "files.names",
             "files.adapters",
             "files.models",
             "files.lora",
@@ -60,13 +61,13 @@ ALLOWED: dict[str, set[str]] = {
         "analysis.measures",
     },
     "sampling": {"spectral", "files.disk", "files.names", "files.formats", "files.models", "store"},
-    "sampling.calibration": {"spectral", "sampling"},
+    "sampling.calibration": {"spectral", "files.names", "sampling"},
     "sampling.choice": {
         *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfers"),
         *("sampling", "sampling.calibration"),
     },
     "": {"spectral", "methods", "files.models", "files.lora", "store", "inputs", "transfers", "analysis"},
-    "reports": {"files.disk", "transfers", "analysis"},
+    "reports": {"files.disk", "files.names", "transfers", "analysis"},
     "console": {"files.models", "inputs", "transfers"},
     "cli": {
         *(

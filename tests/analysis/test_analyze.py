@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from loraport.analysis.inputs import AnalyzeConfig
-from loraport.analysis.layer_sample import depth_of, kind_of, stratified
+from loraport.analysis.layer_sample import stratified
 from loraport.analysis.run import LAYERS, analyze
 from loraport.analysis.survey import surveyed
 from loraport.analysis.sweep import Grid, layer_rows, sweep
 from loraport.errors import SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import casa
 from loraport.methods.settings import CasaSettings
@@ -245,12 +246,14 @@ def test_an_analysis_and_a_sweep_show_the_transfer_that_would_be_made(tmp_path):
 def test_samples_are_fair_to_kinds_and_depths():
     names = [f"blocks.{depth}.{kind}" for depth in range(30) for kind in ("attn.q", "attn.k", "ffn.0", "ffn.2")]
     some = stratified([*names, "head"], 13)
-    kinds = [kind_of(name) for name in some]
+    kinds = [layer_kind(name) for name in some]
     assert len(some) == 13 and {kind: kinds.count(kind) for kind in set(kinds)} == {
         "attn.q": 3, "attn.k": 3, "ffn.0": 3, "ffn.2": 3, "head": 1
     }  # fmt: skip
-    depths = sorted(depth_of(name) for name in some if name != "head")
+    depths = sorted(layer_depth(name) for name in some if name != "head")
     assert depths[0] < 5 and depths[-1] > 24 and len(set(depths)) > 9
-    assert stratified(names, 2) == stratified(names, 2) and len({kind_of(name) for name in stratified(names, 2)}) == 2
+    assert (
+        stratified(names, 2) == stratified(names, 2) and len({layer_kind(name) for name in stratified(names, 2)}) == 2
+    )
     assert stratified(names, 1000) == tuple(names) and stratified(names, 0) == ()
-    assert (kind_of("head.head"), depth_of("head.head")) == ("head.head", None)
+    assert (layer_kind("head.head"), layer_depth("head.head")) == ("head.head", None)

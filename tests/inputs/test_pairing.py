@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.files.names.blocks import layer_role
 from loraport.inputs.open import prepare
-from loraport.inputs.pairing import role_of
 from loraport.methods.settings import ProloraSettings
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.transfers.run import transfer
@@ -137,9 +137,9 @@ def test_nothing_alike_and_accelerators_are_refused(tmp_path, pruned):
 
 def test_roles():
     up = "up_blocks.1.attentions.2.transformer_blocks.0."
-    assert role_of(f"{up}attn1.to_out.0") == "up_blocks.*.attentions.*.transformer_blocks.*.attn1.to_out.0"
-    assert role_of("blocks.3.ffn.0") == "blocks.*.ffn.0" and role_of("head.head") == "head.head"
-    assert role_of("down_blocks.1.resnets.0.conv1") != role_of("up_blocks.1.resnets.0.conv1")
+    assert layer_role(f"{up}attn1.to_out.0") == "up_blocks.*.attentions.*.transformer_blocks.*.attn1.to_out.0"
+    assert layer_role("blocks.3.ffn.0") == "blocks.*.ffn.0" and layer_role("head.head") == "head.head"
+    assert layer_role("down_blocks.1.resnets.0.conv1") != layer_role("up_blocks.1.resnets.0.conv1")
 
 
 def test_the_page_shows_the_similarities(tmp_path, pruned):

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.names.blocks import layer_role
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.pairing import comparable, differ_in_depth, role_of
+from loraport.inputs.pairing import comparable, differ_in_depth
 from loraport.methods.recipes import METHODS
 from loraport.reports.transfer_page import write_transfer_page
 from loraport.transfers.run import transfer_many
@@ -111,7 +112,7 @@ def test_the_similarities_are_in_the_object_and_on_the_page(moved):
     folder, *_, batch = moved
     json.dumps(batch.as_json(), allow_nan=False)
     groups = batch.runs[0].as_json()["pairing"]["groups"]
-    assert {role_of(name) for group in groups for name in group["targets"]} == {group["role"] for group in groups}
+    assert {layer_role(name) for group in groups for name in group["targets"]} == {group["role"] for group in groups}
     assert all(len(group["similarity"]) == len(group["sources"]) for group in groups)
     write_transfer_page(batch.runs[0], folder / "page.html")
     text = (folder / "page.html").read_text(encoding="utf-8")
@@ -137,13 +138,13 @@ def test_at_full_size_every_layer_of_ssd_1b_can_be_compared(tmp_path):
     source, target = (open_checkpoint(full_size(name, tmp_path / f"{name}.safetensors")) for name in ("sdxl", "ssd-1b"))
     blocks = [{name.rpartition(".attn1")[0] for name in one if ".attn1.to_q." in name} for one in (source, target)]
     assert [len(some) for some in blocks] == [70, 34]
-    roles = {role_of(layer) for layer in source.layers if ".attentions." in layer or ".resnets." in layer}
+    roles = {layer_role(layer) for layer in source.layers if ".attentions." in layer or ".resnets." in layer}
     assert differ_in_depth(roles, source, target)
     groups, alone = comparable(roles, source, target)
     assert not alone
     compared = Counter(name for _, _, _, targets in groups for name in targets)
     assert set(compared.values()) == {1}
-    assert set(compared) == {name for name in target.layers if role_of(name) in roles}
+    assert set(compared) == {name for name in target.layers if layer_role(name) in roles}
     for _, shape, sources, targets in groups:
         assert {source.shape(f"{name}.weight") for name in sources} == {shape}
         assert {target.shape(f"{name}.weight") for name in targets} == {shape}
@@ -159,7 +160,7 @@ def test_a_target_layer_that_nothing_can_be_compared_with_is_listed(tmp_path):
     save_file({layer.format(1): torch.randn(8, 8), layer.format(2): torch.randn(6, 6)}, tmp_path / "a.safetensors")
     save_file({layer.format(1): torch.randn(8, 8), layer.format(2): torch.randn(4, 4)}, tmp_path / "b.safetensors")
     source, target = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in "ab")
-    roles = {role_of(name) for name in source.layers}
+    roles = {layer_role(name) for name in source.layers}
     assert len(roles) == 1
     groups, alone = comparable(roles, source, target)
     assert alone == (layer.format(2).removesuffix(".weight"),) and len(groups) == 1

@@ -11,10 +11,11 @@ pytest.importorskip("peft")
 from lab.tests.sampling.conftest import PAIRED
 
 from loraport.errors import MismatchError, SettingsError
+from loraport.files.names.blocks import layer_type
 from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
 from loraport.sampling.end_error import EndEffect
-from loraport.sampling.hooks import adapted, fingerprint, module_type, scaled
+from loraport.sampling.hooks import adapted, fingerprint, scaled
 from loraport.sampling.pair import Clips, aim
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
@@ -155,4 +156,4 @@ def test_places_of_the_family_are_known(tmp_path, family):
 
 
 def test_module_types_are_the_ten_of_the_notes(adapter):
-    assert len({module_type(name) for name in adapter}) == 10
+    assert len({layer_type(name) for name in adapter}) == 10

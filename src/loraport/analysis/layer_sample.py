@@ -1,21 +1,11 @@
-"""What kind of module a layer is and how deep it lies, and samples that are fair to both."""
+"""Samples of layers, spread evenly over what layers do and how deep they lie."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-
-def depth_of(name: str) -> int | None:
-    """The first number in a layer's name, its block: 3 of `blocks.3.self_attn.q`; None outside of blocks."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
-
-
-def kind_of(name: str) -> str:
-    """The name without its block: `self_attn.q` of `blocks.3.self_attn.q`; outside of blocks all of it."""
-    return re.sub(r"^.*?\.\d+\.", "", name, count=1)
+from loraport.files.names.blocks import layer_depth, layer_kind
 
 
 def stratified(names: Sequence[str], count: int) -> tuple[str, ...]:
@@ -25,8 +15,8 @@ def stratified(names: Sequence[str], count: int) -> tuple[str, ...]:
     still see many depths. The answer keeps the order of the names.
     """
     kinds: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: (depth_of(name) is None, depth_of(name) or 0)):
-        kinds.setdefault(kind_of(name), []).append(name)
+    for name in sorted(names, key=lambda name: (layer_depth(name) is None, layer_depth(name) or 0)):
+        kinds.setdefault(layer_kind(name), []).append(name)
     if 0 < count < len(kinds):
         some = [list(kinds)[(2 * i + 1) * len(kinds) // (2 * count)] for i in range(count)]
         kinds = {kind: kinds[kind] for kind in some}

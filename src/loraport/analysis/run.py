@@ -12,13 +12,14 @@ from torch import Tensor
 
 from loraport._version import __version__
 from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
-from loraport.analysis.layer_sample import depth_of, kind_of, stratified
+from loraport.analysis.layer_sample import stratified
 from loraport.analysis.layer_statistics import Specimen, look
 from loraport.analysis.results import Analysis, LayerView
 from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
 from loraport.analysis.sweep import Grid, swept
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
+from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.open import Prepared
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
@@ -131,7 +132,7 @@ def _view(
     measured = weights.measured_drift / size if size else None
     numbers = {**seen.numbers, "drift": measured, "copied": bool(weights.within_rounding and not layer.drift.any())}
     seconds = time.perf_counter() - start
-    return LayerView(name, kind_of(name), depth_of(name), job.shape, job.rank, numbers, seconds), seen.curves
+    return LayerView(name, layer_kind(name), layer_depth(name), job.shape, job.rank, numbers, seconds), seen.curves
 
 
 def _copied(layers: Sequence[LayerView]) -> list[str]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loraport.analysis.layer_sample import depth_of, kind_of
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.accelerator import Target
 from loraport.inputs.drift import within_floor
 from loraport.inputs.plan import LayerJob
@@ -140,7 +140,7 @@ def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
     along = size**2 + inner(W_s, D)
     after = math.sqrt(at_least_zero(2 * along - size**2 + moved**2))
     return LayerDrift(
-        name, kind_of(name), depth_of(name),
+        name, layer_kind(name), layer_depth(name),
         identical=weights.source_hash == weights.target_hash or moved == 0,
         drift=moved / size if size else None,
         cosine=along / (size * after) if size and after else None,

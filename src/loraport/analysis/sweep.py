@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
-from loraport.analysis.layer_sample import depth_of, kind_of
 from loraport.analysis.results import Swept
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
+from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import arbitrated_update, arbitration
 from loraport.methods.layer import Layer
@@ -132,7 +132,7 @@ def layer_rows(
         off = upright.drift - upright.lora.dense()
         facts = seen.facts(settings)
         yield {
-            "layer": job.name, "kind": kind_of(job.name), "depth": depth_of(job.name), **point,
+            "layer": job.name, "kind": layer_kind(job.name), "depth": layer_depth(job.name), **point,
             "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
             "restored": facts["restored"],
             "arbitrated": float(seen.arbitrated.double().mean()),

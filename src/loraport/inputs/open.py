@@ -23,12 +23,13 @@ from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import check_form, output_dialect, without_name
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
+from loraport.files.names.blocks import layer_role
 from loraport.files.whole_weights import as_differences, carried_note
 from loraport.inputs.accelerator import Accelerated, Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fitted
-from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing, role_of
+from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
 from loraport.inputs.plan import Plan, make_plan
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
@@ -91,7 +92,7 @@ def _by_similarity(
 ) -> tuple[Pairing | None, Checkpoint, Target]:
     """The pairing of models of different depth, if there is one, and both models with all the layers it needs."""
     layers = {layer for lora in loras for layer in lora.layers}
-    roles = {role_of(layer) for layer in layers}
+    roles = {layer_role(layer) for layer in layers}
     wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
     if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
         source = open_model(config.source, part=config.source_part)

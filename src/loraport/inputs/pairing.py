@@ -9,7 +9,6 @@ may serve several.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.names.blocks import layer_block, layer_role
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.methods.subspace import leading, similarity
 from loraport.progress import Progress
@@ -29,8 +29,6 @@ LEAST = 0.8
 """ProLoRA's threshold (its §5.3.4)."""
 SUBSPACE = "energy:0.5"
 """Half of the energy takes at most half of the directions, so unrelated layers overlap by a half at most."""
-
-_BLOCK = re.compile(r"(?<![^.])(\w*blocks|resnets|attentions|downsamplers|upsamplers)\.\d+")
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def find_pairing(
         raise SettingsError(f"the least similarity is {least}, but an overlap lies in [0, 1]")
     if mode == "name":
         return None
-    roles = {role_of(layer) for layer in lora_layers}
+    roles = {layer_role(layer) for layer in lora_layers}
     if mode == "auto" and not differ_in_depth(roles, source, target):
         return None
     if isinstance(target, Accelerated):
@@ -224,7 +222,7 @@ def _refuse_a_part(roles: set[str], source: Checkpoint, target: Target) -> None:
     is a shard, or broke off. A few layers that are not there, in blocks that are, are no such thing.
     """
     blocks = [
-        {block for names in _names_by_role(model, roles).values() for layer in names if (block := block_of(layer))}
+        {block for names in _names_by_role(model, roles).values() for layer in names if (block := layer_block(layer))}
         for model in (source, target)
     ]
     models: tuple[Target, ...] = (source, target)
@@ -238,21 +236,10 @@ def _refuse_a_part(roles: set[str], source: Checkpoint, target: Target) -> None:
             )
 
 
-def block_of(layer: str) -> str:
-    """The block that a layer is in, by its name: `blocks.3` of `blocks.3.ffn.0`; "" outside of blocks."""
-    *_, last = [None, *_BLOCK.finditer(layer)]
-    return "" if last is None else layer[: last.end()]
-
-
-def role_of(layer: str) -> str:
-    """A layer's name without the numbers of its blocks: what it does, wherever it stands."""
-    return _BLOCK.sub(r"\1.*", layer)
-
-
 def _by_role(model: Target, roles: set[str]) -> dict[tuple[str, tuple[int, ...]], list[str]]:
     found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for layer in model.layers:
-        if (role := role_of(layer)) in roles:
+        if (role := layer_role(layer)) in roles:
             found.setdefault((role, model.shape(f"{layer}.weight")), []).append(layer)
     return found
 
@@ -263,7 +250,7 @@ def _names_by_role(model: Target, roles: set[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in (*inner, *inner.absent):
         layer = name.removesuffix(".weight")
-        if layer != name and (role := role_of(layer)) in roles:
+        if layer != name and (role := layer_role(layer)) in roles:
             found.setdefault(role, set()).add(layer)
     return found
 

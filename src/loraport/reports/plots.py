@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from loraport.files.names.blocks import short_name
 from loraport.reports.rendering import data_address
 
 WIDTH = 5.2
@@ -227,7 +228,9 @@ def interference_ranking(rows: Sequence[Row], count: int = 20) -> Figure:
             axis.plot([sign * row["chance"] for row in ranked], places, ls="", marker="|", ms=7, color=SOURCE,
                       label="chance" if sign == 1 else None)  # fmt: skip
         axis.axvline(0, color=SOURCE, lw=0.8)
-        axis.set(yticks=places, yticklabels=[_short(row["layer"]) for row in ranked], ylim=(-0.6, len(ranked) - 0.4))
+        axis.set(
+            yticks=places, yticklabels=[short_name(row["layer"]) for row in ranked], ylim=(-0.6, len(ranked) - 0.4)
+        )
         axis.set_xlabel("share of ‖C_lora‖·‖C_fft‖")
         axis.grid(axis="y", visible=False)
         legend_above(figure, axis)
@@ -386,10 +389,6 @@ def _kinds_height(rows: Sequence[Row]) -> float:
 
 def _depth(row: Row) -> float:
     return -1 if row["depth"] is None else float(row["depth"])
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("blocks.")
 
 
 def colours(*names: str) -> ListedColormap:

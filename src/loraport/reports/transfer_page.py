@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from loraport.analysis.layer_sample import depth_of
+from loraport.files.names.blocks import layer_depth
 from loraport.reports.rendering import in_words, layer_table, render
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
@@ -81,7 +81,7 @@ def _figures(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         return []
     from loraport.reports import plots
 
-    rows = [{**layer, "depth": depth_of(layer["name"])} for layer in layers]
+    rows = [{**layer, "depth": layer_depth(layer["name"])} for layer in layers]
     found = []
     if any(row["lora"] and row["update"] for row in rows):
         figure = plots.norms(rows, {"update": "as written"})

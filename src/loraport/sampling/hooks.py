@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,11 +76,6 @@ def added(*updates: Updates) -> dict[str, LowRank]:
 def scaled(updates: Updates, factor: float) -> dict[str, LowRank]:
     """All updates times a number."""
     return {name: update.scaled(factor) for name, update in updates.items()}
-
-
-def module_type(layer: str) -> str:
-    """A layer's name without the number of its block: `blocks.self_attn.q`."""
-    return re.sub(r"^blocks\.\d+\.", "blocks.", layer)
 
 
 def fingerprint(updates: Updates) -> str:

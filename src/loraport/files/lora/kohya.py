@@ -7,17 +7,15 @@ musubi-tuner take any part, and layers of zeros cost them nothing but room. So f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
 
+from loraport.files.names.blocks import kind_in_blocks, layer_depth
 from loraport.spectral.low_rank import LowRank
 
 KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
 """The ten layers of a block."""
-
-_BLOCK = re.compile(r"blocks\.\d+\.(.+)")
 
 FFN_SIZES = {1536: 8960, 5120: 13824, 3072: 14336}
 """Width -> inner width of the published sizes, for files that have no layer to tell it."""
@@ -30,7 +28,7 @@ IMAGE = ("cross_attn.k_img", "cross_attn.v_img")
 def missing_layers(layers: Iterable[str]) -> list[str]:
     """The layers that diffusers would miss; none for a file without layers in blocks."""
     present = set(layers)
-    numbers = [int(name.split(".")[1]) for name in present if _inside(name)]
+    numbers = [layer_depth(name) or 0 for name in present if kind_in_blocks(name)]
     block = (*KOHYA_BLOCK, *IMAGE) if _of_images(present) else KOHYA_BLOCK
     wanted = (f"blocks.{number}.{layer}" for number in range(max(numbers, default=-1) + 1) for layer in block)
     return [name for name in wanted if name not in present]
@@ -40,7 +38,7 @@ def outside_layers(layers: Iterable[str]) -> list[str]:
     """The layers that it has no place for."""
     names = list(layers)
     allowed = (*KOHYA_BLOCK, *IMAGE) if _of_images(names) else KOHYA_BLOCK
-    return [name for name in names if not _inside(name) or _inside(name) not in allowed]
+    return [name for name in names if not kind_in_blocks(name) or kind_in_blocks(name) not in allowed]
 
 
 def is_complete(layers: Iterable[str]) -> bool:
@@ -49,14 +47,8 @@ def is_complete(layers: Iterable[str]) -> bool:
     return not missing_layers(names) and not outside_layers(names)
 
 
-def _inside(name: str) -> str:
-    """A layer's name inside its block; empty where it is in none."""
-    block = _BLOCK.fullmatch(name)
-    return block[1] if block else ""
-
-
 def _of_images(names: Iterable[str]) -> bool:
-    inside = {_inside(name) for name in names}
+    inside = {kind_in_blocks(name) for name in names}
     return inside.issuperset(IMAGE)
 
 
@@ -68,14 +60,14 @@ def filled(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
     """
     missing = [] if outside_layers(layers) else missing_layers(layers)
     shapes = _shapes(layers)
-    if any(_inside(name) not in shapes for name in missing):
+    if any(kind_in_blocks(name) not in shapes for name in missing):
         return dict(layers)
-    return dict(layers) | {name: _zeros(*shapes[_inside(name)]) for name in missing}
+    return dict(layers) | {name: _zeros(*shapes[kind_in_blocks(name)]) for name in missing}
 
 
 def _shapes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:
     """Layer inside a block -> its size, as another block or the width tells it."""
-    known = {inside: low.shape for name, low in layers.items() if (inside := _inside(name))}
+    known = {inside: low.shape for name, low in layers.items() if (inside := kind_in_blocks(name))}
     down = known["ffn.2"][::-1] if "ffn.2" in known else None
     ffn = known.get("ffn.0", down)
     width = ffn[1] if ffn else next((shape[1] for shape in known.values()), 0)

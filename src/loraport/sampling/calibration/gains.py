@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import unknown_name
+from loraport.files.names.blocks import layer_type
 from loraport.sampling.end_error import EndEffect
-from loraport.sampling.hooks import module_type
 from loraport.sampling.pair import Updates
 from loraport.spectral.low_rank import LowRank
 
 Grouping = Literal["type", "layer"]
-GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": module_type, "layer": str}
+GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": layer_type, "layer": str}
 STEP = 0.1
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 STRIDES = (1.0, 0.5)
