@@ -93,8 +93,8 @@ LAB: dict[str, set[str]] = {
     "provider": {"family"},
     "training": {"family"},
     "bench": {"", "family", "training"},
-    "pages": set(),
     "demo": {"family", "training"},
+    "pages": {"bench", "demo"},
     "cli_demo": {"family", "demo", "pages"},
     "cli_lab": {"family", "bench", "pages"},
 }
@@ -271,9 +271,6 @@ TWICE: dict[str, set[str]] = {
     "loraport.sampling.calibration": {"STRIDES"},
     "loraport.sampling.choice": {"DIRECT"},
     "loraport.transfers": {"Weights"},
-    "loraport_lab.bench": {"CLIPS", "MAIN", "STUDY_CELLS"},
-    "loraport_lab.family": {"FRAMES"},
-    "loraport_lab.pages": {"FILES"},
 }
 
 

@@ -42,10 +42,10 @@ def demo(
     from loraport.transfers.run import transfer as run
     from loraport_lab.demo import demo_columns, run_demo
     from loraport_lab.family.family import BASE, adapter_path, target_place
-    from loraport_lab.pages.demo_page import FILES, demo_facts, write_demo
+    from loraport_lab.pages.demo_page import DEMO_FILES, demo_facts, write_demo
 
     folder = folder_path(output)
-    keep_foreign(folder, FILES, overwrite)
+    keep_foreign(folder, DEMO_FILES, overwrite)
     new = folder / f"{style}-{student}-{method.replace(':', '-')}.safetensors"
     inputs = str(adapter_path(style)), str(BASE), target_place(student)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:

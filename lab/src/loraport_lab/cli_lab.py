@@ -41,10 +41,10 @@ def run(
     from loraport_lab.bench.run import run_lab
     from loraport_lab.bench.tables import lab_facts
     from loraport_lab.family.family import FAMILY
-    from loraport_lab.pages.lab_page import FILES, lab_words, write_lab
+    from loraport_lab.pages.lab_page import LAB_FILES, lab_words, write_lab
 
     folder = folder_path(output)
-    keep_foreign(folder, FILES, overwrite)
+    keep_foreign(folder, LAB_FILES, overwrite)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         home = expand_home(family) if family else FAMILY
         result = run_lab(

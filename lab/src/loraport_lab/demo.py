@@ -56,7 +56,7 @@ class DemoResult:
 
 
 def demo_columns(adapter: str, transferred: Path, method: str, student: str = "one-step") -> tuple[Column, ...]:
-    """The reference, the student without and with the LoRA as it is, with the transferred one, and the headroom."""
+    """Return the columns: the reference, the student alone, with the LoRA as it is, transferred, and trained on it."""
     oracle = oracle_path(student, adapter)
     columns = (
         Column("base + LoRA", "reference", "base", adapter_path(adapter)),

@@ -17,14 +17,14 @@ from loraport.sampling.pair import Clips
 from loraport.sampling.statistics import mean_interval
 from loraport_lab.bench import calibration
 from loraport_lab.bench.calibration import (
+    CALIBRATED,
     CONTROLS,
     COUNTED,
-    MAIN,
-    STUDY_CELLS,
+    STUDIED_CELLS,
     Fit,
-    calibrated,
+    calibrated_rule,
+    calibration_on,
     calibration_rows,
-    fitted,
     foreign_gains,
     open_pair,
     reference_updates,
@@ -57,10 +57,10 @@ def guarded(name: str, **rules) -> Row:
 
 def test_a_calibrated_row_is_what_the_written_file_gives(session, tmp_path):
     lora = read_lora(str(adapter_path("retro")))
-    updates = fitted(session.material, SMALL).updates
+    updates = calibration_on(session.material, SMALL).updates
     out = tmp_path / "out.safetensors"
     write_calibrated(str(out), updates, lora, {}, dtype="fp32", format="diffusers")
-    latents = session.sample(session.student, calibrated(SMALL)(session.material), session.evaluation)
+    latents = session.sample(session.student, calibrated_rule(SMALL)(session.material), session.evaluation)
     drawn, model = session.evaluation, attach(session.material.student(), out)
     loaded = sample_student(model, CELL.student, drawn.prompts, drawn.noise)
     assert torch.allclose(as_clips(latents), as_clips(loaded), atol=2e-3)
@@ -71,27 +71,27 @@ def test_a_calibrated_row_is_what_the_written_file_gives(session, tmp_path):
 def test_readout_that_goes_on_from_the_gains_row_is_the_whole_calibration(session):
     pair = open_pair("one-step", FAMILY)
     whole = calibrate(pair, session.material.adapter, settings=SMALL.settings)
-    assert fingerprint(fitted(session.material, SMALL).updates) == fingerprint(whole.updates)
-    assert fitted(session.material, SMALL).gains == whole.gains
-    cut = fitted(session.material, replace(SMALL, settings=replace(SMALL.settings, rank="source")))
+    assert fingerprint(calibration_on(session.material, SMALL).updates) == fingerprint(whole.updates)
+    assert calibration_on(session.material, SMALL).gains == whole.gains
+    cut = calibration_on(session.material, replace(SMALL, settings=replace(SMALL.settings, rank="source")))
     assert {update.rank for update in cut.updates.values()} == {8}
 
 
 def test_a_student_that_is_a_lora_on_the_base_is_calibrated_too(session):
     """Its held-out error falls on the clips that accept each step."""
     material = replace(session.material, cell=Cell(STUDENTS["accelerator"], ADAPTERS["neon"]))
-    done = fitted(material, SMALL)
+    done = calibration_on(material, SMALL)
     accepted = [step.error for step in done.steps if step.stride]
     errors = [*(done.gains.errors if done.gains else ()), *accepted]
     assert len(errors) > 1 and errors == sorted(errors, reverse=True)
 
 
 def test_controls_are_what_they_say(session, monkeypatch):
-    bare = fitted(session.material, Fit(replace(SMALL.settings, gains="none", guarded=False), bare=True))
+    bare = calibration_on(session.material, Fit(replace(SMALL.settings, gains="none", guarded=False), bare=True))
     writers = writing_layers(open_pair("one-step", FAMILY).network(), 1)
     assert set(bare.updates) == set(writers) and bare.gains is None
     monkeypatch.setattr(calibration, "SETTINGS", SMALL.settings)
-    theirs = fitted(
+    theirs = calibration_on(
         replace(session.material, cell=Cell(CELL.student, ADAPTERS["noir"])),
         Fit(replace(SMALL.settings, readout=False)),
     ).gains
@@ -113,7 +113,7 @@ def test_the_guard_keeps_what_is_surely_better_and_else_direct(session):
 
 def test_with_the_guard_the_cell_does_not_end_below_direct_beyond_its_interval(session):
     direct = session.run(Row("direct", "frame", "direct", transferred("direct")))
-    rules = {"direct": transferred("direct"), "calibrated": calibrated(SMALL), "none": nothing}
+    rules = {"direct": transferred("direct"), "calibrated": calibrated_rule(SMALL), "none": nothing}
     prompts = session.evaluation.words
     ended = session.run(guarded("calibrated, guarded", **rules))
     for measure in ("psnr", "effect", "likeness"):
@@ -124,12 +124,14 @@ def test_with_the_guard_the_cell_does_not_end_below_direct_beyond_its_interval(s
 
 
 def test_the_end_error_is_measured_on_clips_of_its_own(session):
-    roles = {effect.clips.role for effect in (session.judged, session.measured)}
+    roles = {effect.clips.role for effect in (session.guard_effect, session.reported_effect)}
     assert roles == {"judge", "lab"} and not roles & {clips.role for clips in SMALL.settings.roles}
     student = session.run(Row("student", "frame", "nothing", nothing)).values["end"]
     oracle = session.run(Row("oracle", "frame", "oracle", lambda m: {n: u.dense() for n, u in m.oracle.items()}))
-    assert len(student) == len(session.measured.clips) and float(oracle.values["end"].mean()) < float(student.mean())
-    assert session.measured.errors(session.material.oracle).allclose(oracle.values["end"], rtol=1e-3)
+    assert len(student) == len(session.reported_effect.clips) and float(oracle.values["end"].mean()) < float(
+        student.mean()
+    )
+    assert session.reported_effect.errors(session.material.oracle).allclose(oracle.values["end"], rtol=1e-3)
 
 
 def test_the_reference_wears_what_the_row_wears(session):
@@ -148,11 +150,11 @@ def test_the_reference_wears_what_the_row_wears(session):
 
 
 def test_studies_are_on_a_few_cells_and_names_are_their_own():
-    assert set(STUDY_CELLS) <= set(CELLS)
+    assert set(STUDIED_CELLS) <= set(CELLS)
     for cell in all_cells():
         names = [row.name for row in calibration_rows(Material(cell, FAMILY))]
-        assert len(set(names)) == len(names) and {row.name for row in MAIN} <= set(names)
-        study = (cell.student.name, cell.adapter.name) in STUDY_CELLS
+        assert len(set(names)) == len(names) and {row.name for row in CALIBRATED} <= set(names)
+        study = (cell.student.name, cell.adapter.name) in STUDIED_CELLS
         assert ({row.name for row in CONTROLS} <= set(names)) == study
         counted = study and len(cell.student.steps) == 1
         assert ({row.name for row in COUNTED} <= set(names)) == counted

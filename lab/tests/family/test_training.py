@@ -21,7 +21,7 @@ from loraport_lab.family.sample import BASE_STEPS, draw_noise, euler_step, sampl
 from loraport_lab.training.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
 from loraport_lab.training.fit import Schedule, fit, generator_for
 from loraport_lab.training.recipe import Recipe, Rounds
-from loraport_lab.training.stages import Workshop
+from loraport_lab.training.stages import TrainingJob
 from loraport_lab.training.train import needed, plan, train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
@@ -54,7 +54,7 @@ def make(out: Path, seed: int = 0, stop_at: tuple[str, int] | None = None) -> li
         if (stage, step) == stop_at:
             raise PulledPlugError
 
-    train_family(Workshop(out, TINY, seed, progress), only=ALL)
+    train_family(TrainingJob(out, TINY, seed, progress), only=ALL)
     return taken
 
 
@@ -99,7 +99,7 @@ def test_a_second_start_does_nothing(whole):
 
 
 def test_only_what_a_cell_needs_is_made(whole):
-    steps = plan(Workshop(whole, TINY, 0, print))
+    steps = plan(TrainingJob(whole, TINY, 0, print))
     assert list(needed(steps, ["causal/swing"])) == [
         "base", "judge", "trajectories", "swing", "causal", "swing-trajectories", "causal/swing",
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_only_what_a_cell_needs_is_made(whole):
 def without(whole: Path, out: Path, *stages: str) -> Path:
     """A copy of the family that lacks what these stages made, so that only they are left to do."""
     shutil.copytree(whole, out, dirs_exist_ok=True)
-    steps = plan(Workshop(out, TINY, 0, print))
+    steps = plan(TrainingJob(out, TINY, 0, print))
     for place in (*(steps[stage].result for stage in stages), *(out / "checkpoints").glob("*")):
         stage = place.name.removesuffix(".done").removesuffix(".pt").removesuffix("-matching")
         if place.parent.name != "checkpoints" or stage in stages or any(one.startswith(f"{stage}/") for one in stages):
@@ -138,7 +138,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
 def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
     """In the order that they need: the oracle waits for the student and for the adapter's trajectories."""
     without(whole, tmp_path, "noir", "swing", "swing-trajectories", "causal", "causal/swing")
-    train_family(Workshop(tmp_path, TINY, 0, print), jobs=2, only=ALL)
+    train_family(TrainingJob(tmp_path, TINY, 0, print), jobs=2, only=ALL)
     assert equal(contents(tmp_path), contents(whole))
 
 

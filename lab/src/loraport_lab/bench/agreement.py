@@ -1,4 +1,4 @@
-"""Does the END error rank rows as measures do that it does not minimise? Rank correlations and signs, cell by cell."""
+"""Does the END error rank rows as other measures do? Rank correlations and signs, cell by cell."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from loraport.sampling.statistics import mean_interval
-from loraport_lab.bench.evaluate import Measured
+from loraport_lab.bench.evaluate import RowResult
 from loraport_lab.bench.run import CellResult
 from loraport_lab.bench.statistics import frechet_distance, rank_correlation
 from loraport_lab.family.measure import CONTENT
 
 NEAR = 1.0
-"""Rows within so many dB of direct reuse are hard to tell apart; the others any score ranks."""
+"""Rows within so many dB of direct reuse are hard to tell apart; any score can rank the others."""
 FEWEST = 4
-"""Rows without which there is no rank correlation."""
+"""The fewest rows of which a rank correlation is computed."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,24 @@ class Agreement:
     disagree: int
 
 
+Measure = Callable[[Mapping[str, Tensor]], Tensor | None]
+"""One value a clip from a row's values, None where the row lacks them."""
+
+
 def content(values: Mapping[str, Tensor]) -> Tensor:
-    """Share of what the prompt asked for that a clip shows, over the attributes that the effect leaves visible."""
+    """Return the share of the prompt's attributes that a clip shows, of those that the effect leaves visible."""
     return torch.stack([values[name].double() for name in CONTENT if name in values]).mean(0)
 
 
-def _as_it_is(name: str) -> Callable[[Mapping[str, Tensor]], Tensor | None]:
+def _as_it_is(name: str) -> Measure:
     return lambda values: values.get(name)
 
 
-def _near_right(name: str) -> Callable[[Mapping[str, Tensor]], Tensor | None]:
+def _near_right(name: str) -> Measure:
     return lambda values: -(values[name] - 100).abs()
 
 
-MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor | None]] = {
+MEASURES: Mapping[str, Measure] = {
     "psnr": _as_it_is("psnr"),
     "effect": _as_it_is("effect"),
     "content": content,
@@ -63,27 +67,31 @@ MEASURES: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor | None]] = {
 
 
 def agreement(cells: Sequence[CellResult]) -> list[Agreement]:
-    """Every measure over all cells that have it, the Fréchet distance (without signs) at the end."""
-    found = []
+    """Compare every measure over all cells that have it, the Fréchet distance (without signs) at the end."""
+    lines = []
     for name, value in MEASURES.items():
-        having = [cell for cell in cells if value(cell.rows["direct"].values) is not None]
-        found += _over(name, having, lambda row, cell, value=value: float(_value(value, row).double().mean()), value)  # type: ignore[misc]
-    found += _over("fréchet", cells, lambda row, cell: -frechet_distance(row.features, cell.real), None)
-    return found
+        measured = [cell for cell in cells if value(cell.rows["direct"].values) is not None]
+        lines += _agreement_over(name, measured, _mean_of(value), value)
+    lines += _agreement_over("fréchet", cells, lambda row, cell: -frechet_distance(row.features, cell.real), None)
+    return lines
 
 
-def _value(value: Callable[[Mapping[str, Tensor]], Tensor | None], row: Measured) -> Tensor:
-    found = value(row.values)
-    return torch.zeros(1) if found is None else found
+def _mean_of(value: Measure) -> Callable[[RowResult, CellResult], float]:
+    return lambda row, cell: float(_value(value, row).double().mean())
 
 
-def _over(
+def _value(value: Measure, row: RowResult) -> Tensor:
+    values = value(row.values)
+    return torch.zeros(1) if values is None else values
+
+
+def _agreement_over(
     name: str,
     cells: Sequence[CellResult],
-    number: Callable[[Measured, CellResult], float],
-    value: Callable[[Mapping[str, Tensor]], Tensor | None] | None,
+    number: Callable[[RowResult, CellResult], float],
+    value: Measure | None,
 ) -> list[Agreement]:
-    """One measure over the cells; nothing where no cell has enough rows."""
+    """Compare one measure over the cells; nothing where no cell has enough rows."""
     ranks: dict[str, float] = {}
     near: list[float] = []
     agree = disagree = 0
@@ -97,8 +105,8 @@ def _over(
         near += [] if part is None else [part]
         if value is not None:
             signs = [_signs(row, direct, value, cell.prompts) for row in rows if row is not direct]
-            agree += sum(ours == theirs for ours, theirs in signs if theirs)
-            disagree += sum(ours != theirs for ours, theirs in signs if theirs)
+            agree += sum(end == other for end, other in signs if other)
+            disagree += sum(end != other for end, other in signs if other)
     if not ranks:
         return []
     lowest = min(ranks, key=ranks.__getitem__)
@@ -107,8 +115,8 @@ def _over(
     return [Agreement(name, len(ranks), mean, ranks[lowest], lowest, len(near), middle, agree, disagree)]
 
 
-def compared_rows(cell: CellResult) -> list[Measured]:
-    """Direct reuse and every rule on weights or samples, once each: no chosen rows, which are others again.
+def compared_rows(cell: CellResult) -> list[RowResult]:
+    """Return direct reuse and every rule on weights or samples, once each: chosen rows repeat others.
 
     The frame's extremes would flatter any score.
     """
@@ -122,9 +130,9 @@ def compared_rows(cell: CellResult) -> list[Measured]:
 
 
 def _correlation(
-    rows: Sequence[Measured], cell: CellResult, number: Callable[[Measured, CellResult], float]
+    rows: Sequence[RowResult], cell: CellResult, number: Callable[[RowResult, CellResult], float]
 ) -> float | None:
-    """Spearman's of the END error, negative, and the measure; None where either is the same for all rows."""
+    """Return Spearman's correlation of the measure with the negative END error; None where either is constant."""
     ends = [-float(row.values["end"].double().mean()) for row in rows]
     numbers = [number(row, cell) for row in rows]
     if len(rows) < FEWEST or len(set(ends)) == 1 or len(set(numbers)) == 1:
@@ -133,11 +141,11 @@ def _correlation(
 
 
 def _signs(
-    row: Measured,
-    direct: Measured,
-    value: Callable[[Mapping[str, Tensor]], Tensor | None],
+    row: RowResult,
+    direct: RowResult,
+    value: Measure,
     prompts: Sequence[str],
 ) -> tuple[int, int]:
-    """The END error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
+    """Return the END error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
     gain = float((direct.values["end"] - row.values["end"]).double().mean())
     return (gain > 0) - (gain < 0), mean_interval(_value(value, row) - _value(value, direct), prompts).sign

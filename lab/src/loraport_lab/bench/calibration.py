@@ -1,4 +1,4 @@
-"""Rows that are fitted by sampling, what the guard and `auto` keep, and the controls that could embarrass them."""
+"""Rows that are fitted by sampling, what the guard and `auto` keep, and controls chosen to prove them wrong."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from loraport_lab.bench.rows import AdapterUse, Group, Row, Rule, nothing, trans
 from loraport_lab.family.family import ADAPTERS
 from loraport_lab.family.pair import EmbeddedPair
 
-CLIPS = 16
-"""To fit to, and as many to accept by; the command's default is 32."""
-SETTINGS = CalibrationSettings(clips=CLIPS)
-STUDY_CELLS = (
+FIT_CLIPS = 16
+"""Clips that are fitted to, and as many that decide whether the fit is accepted; the command's default is 32."""
+SETTINGS = CalibrationSettings(clips=FIT_CLIPS)
+STUDIED_CELLS = (
     *(("one-step", adapter) for adapter in ("noir", "retro", "swing")),
     ("few-step", "neon"),
     ("causal", "retro"),
@@ -31,14 +31,14 @@ STUDY_CELLS = (
 COUNTS = (4, 8, 32, 64)
 STRENGTHS = (0.5, 0.75, 1.25)
 BESIDE = {"noir": "swing", "retro": "swing", "neon": "swing", "swing": "noir"}
-"""With which other adapter one is stacked: a style with a motion."""
+"""The other adapter that one is stacked with: a style with a motion."""
 FOREIGN = {"noir": "retro", "retro": "noir", "neon": "retro", "swing": "noir"}
-"""Whose gains an adapter gets in the control."""
+"""The adapter whose gains another gets in the control."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a row is fitted: from the adapter, or for a control from nothing at all."""
+    """How a row is fitted: from the adapter, or `bare`, for a control, from nothing at all."""
 
     settings: CalibrationSettings = SETTINGS
     bare: bool = False
@@ -46,52 +46,53 @@ class Fit:
 
 @lru_cache(maxsize=2)
 def open_pair(student: str, family: Path) -> EmbeddedPair:
-    """Both models of a cell, opened once a process."""
+    """Open both models of a cell, once a process."""
     return EmbeddedPair(student, family)
 
 
 @lru_cache(maxsize=8)
-def fitted(material: Material, fit: Fit) -> Calibrated:
-    """What the calibration gives on a cell; readout after gains goes on from the gains' own row."""
+def calibration_on(material: Material, fit: Fit) -> Calibrated:
+    """Calibrate on a cell; readout after gains starts from the row that has gains alone."""
     settings, start = fit.settings, {} if fit.bare else dict(material.adapter)
     if settings.rank == "source":
-        whole = fitted(material, replace(fit, settings=replace(settings, rank="auto")))
+        whole = calibration_on(material, replace(fit, settings=replace(settings, rank="auto")))
         return replace(whole, updates=cut_back(whole.updates, start, settings))
     gains = None
     if settings.readout and settings.gains != "none" and start:
-        first = fitted(material, replace(fit, settings=replace(settings, readout=False)))
+        first = calibration_on(material, replace(fit, settings=replace(settings, readout=False)))
         start, gains, settings = first.updates, first.gains, replace(settings, gains="none")
     pair = open_pair(material.cell.student.name, material.family)
-    done = calibrate(pair, material.adapter, start, settings, store=SampleStore(material.scratch))
-    return replace(done, gains=gains or done.gains)
+    result = calibrate(pair, material.adapter, start, settings, store=SampleStore(material.scratch))
+    return replace(result, gains=gains or result.gains)
 
 
 def _dense(updates: Mapping[str, LowRank]) -> dict[str, Tensor]:
     return {name: update.dense() for name, update in updates.items()}
 
 
-def calibrated(fit: Fit) -> Rule:
-    """The calibrated updates of the cell."""
-    return lambda material: _dense(fitted(material, fit).updates)
+def calibrated_rule(fit: Fit) -> Rule:
+    """Return the rule that gives the calibrated updates of the cell."""
+    return lambda material: _dense(calibration_on(material, fit).updates)
 
 
 def foreign_gains(material: Material) -> Mapping[str, Tensor]:
-    """The adapter with the gains that were fitted for another adapter on the same student."""
+    """Return the adapter with the gains that were fitted for another adapter on the same student."""
     elsewhere = replace(material, cell=Cell(material.cell.student, ADAPTERS[FOREIGN[material.cell.adapter.name]]))
-    gains = fitted(elsewhere, Fit(replace(SETTINGS, readout=False))).gains
+    gains = calibration_on(elsewhere, Fit(replace(SETTINGS, readout=False))).gains
     return _dense(dict(material.adapter) if gains is None else gains.applied(material.adapter))
 
 
 def rule_for(fit: Fit | None, use: AdapterUse) -> Rule:
-    """The calibrated adapter at another strength, or with another calibrated one beside it; as it is without a fit."""
+    """Return the rule of the calibrated adapter (or without a fit the plain one) in another use."""
 
-    def one(material: Material) -> Mapping[str, LowRank]:
-        return material.adapter if fit is None else fitted(material, fit).updates
+    def base_updates(material: Material) -> Mapping[str, LowRank]:
+        return material.adapter if fit is None else calibration_on(material, fit).updates
 
     def rule(material: Material) -> Mapping[str, Tensor]:
-        updates = scaled(one(material), use.strength)
+        updates = scaled(base_updates(material), use.strength)
         if use.beside is not None:
-            updates = added(updates, one(replace(material, cell=Cell(material.cell.student, ADAPTERS[use.beside]))))
+            other = replace(material, cell=Cell(material.cell.student, ADAPTERS[use.beside]))
+            updates = added(updates, base_updates(other))
         return _dense(updates)
 
     return rule
@@ -104,22 +105,24 @@ def reference_updates(material: Material, use: AdapterUse) -> dict[str, LowRank]
 
 
 def _row(name: str, fit: Fit, group: Group = "calibration") -> Row:
-    return Row(name, group, str(fit), calibrated(fit), account=lambda material: fitted(material, fit).as_json())
+    return Row(
+        name, group, str(fit), calibrated_rule(fit), account=lambda material: calibration_on(material, fit).as_json()
+    )
 
 
-def _chosen(name: str, methods: tuple[str, ...], fit: Fit | None) -> Row:
+def _guarded_row(name: str, methods: tuple[str, ...], fit: Fit | None) -> Row:
     candidates: dict[str, Rule] = {method: transferred(method) for method in methods}
     if fit is not None:
-        candidates["calibrated"] = calibrated(fit)
+        candidates["calibrated"] = calibrated_rule(fit)
     return Row(name, "calibrated", f"guard among {methods} and {fit}", nothing, candidates=candidates, choice="guard")
 
 
-MAIN = (
+CALIBRATED = (
     _row("gains", Fit(replace(SETTINGS, readout=False)), "calibrated"),
     _row("gains + readout", Fit(), "calibrated"),
-    _chosen("calibrated, guarded", ("direct",), Fit()),
-    _chosen("auto", AUTO_METHODS, None),
-    _chosen("auto, calibrated too", AUTO_METHODS, Fit()),
+    _guarded_row("calibrated, guarded", ("direct",), Fit()),
+    _guarded_row("auto", AUTO_METHODS, None),
+    _guarded_row("auto, calibrated too", AUTO_METHODS, Fit()),
 )
 """On every cell: what `calibrate` fits, what it writes, what `--method auto` writes without and with `--calibrated`."""
 
@@ -137,7 +140,7 @@ COUNTED = tuple(_row(f"gains + readout, {count} clips", Fit(replace(SETTINGS, cl
 
 
 def _rows_at(use: AdapterUse, words: str) -> tuple[Row, ...]:
-    """Direct reuse in this way, and the calibrated adapter against it."""
+    """Return direct reuse in this way, and the calibrated adapter against it."""
     plain, key = f"direct {words}", str(use)
     return (
         Row(plain, "calibration", f"direct {key}", rule_for(None, use), use=use, against=plain),
@@ -153,20 +156,20 @@ def _rows_at(use: AdapterUse, words: str) -> tuple[Row, ...]:
 
 
 def companions(cell: Cell) -> tuple[str, ...]:
-    """The other adapters that the calibrated rows of a cell need."""
+    """Return the other adapters that the calibrated rows of a cell need."""
     return (BESIDE[cell.adapter.name], FOREIGN[cell.adapter.name]) if _studied(cell) else ()
 
 
 def _studied(cell: Cell) -> bool:
-    return (cell.student.name, cell.adapter.name) in STUDY_CELLS
+    return (cell.student.name, cell.adapter.name) in STUDIED_CELLS
 
 
 def calibration_rows(material: Material) -> tuple[Row, ...]:
-    """The calibrated rows of one cell."""
+    """Return the calibrated rows of one cell."""
     cell = material.cell
     if not _studied(cell):
-        return MAIN
+        return CALIBRATED
     words = {AdapterUse(strength): f"at {strength:g}" for strength in STRENGTHS}
     words[AdapterUse(beside=BESIDE[cell.adapter.name])] = f"and {BESIDE[cell.adapter.name]}"
     others = (row for use, text in words.items() for row in _rows_at(use, text))
-    return (*MAIN, *CONTROLS, *(COUNTED if len(cell.student.steps) == 1 else ()), *others)
+    return (*CALIBRATED, *CONTROLS, *(COUNTED if len(cell.student.steps) == 1 else ()), *others)

@@ -36,8 +36,8 @@ SHOWN = 6  # clips of a row that are kept to be looked at
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a row gave: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
+class RowResult:
+    """A row's result: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
 
     `end`, the END error, is measured on clips of its own. facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the
     candidate that won on the tuning seeds or that the guard kept.
@@ -65,66 +65,66 @@ class Session:
 
     @lazy_property
     def evaluation(self) -> SharedNoise:
-        """What is reported comes from these."""
+        """The noise of everything that is reported."""
         return draw(EVALUATION_SEEDS, self.clips)
 
     @lazy_property
     def tuning(self) -> SharedNoise:
-        """Candidates are chosen on these."""
+        """The noise on which candidates are chosen."""
         return draw(TUNING_SEEDS, max(2, self.clips // 3))
 
-    def reference(self, drawn: SharedNoise, seeds: Sequence[int], use: AdapterUse = AS_TRAINED) -> Tensor:
-        """Clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
+    def reference(self, shared: SharedNoise, seeds: Sequence[int], use: AdapterUse = AS_TRAINED) -> Tensor:
+        """Return clips of base + adapter by the base's own sampling: [clips, 3, frames, size, size] in [-1, 1]."""
         adapter, family = self.material.cell.adapter.name, self.material.family
-        place, key = f"reference/{adapter}", f"{len(drawn.prompts)} clips, seeds {tuple(seeds)}, {use}"
-        kept = self.reference_store.get(place, key)
-        if kept is None:
+        place, key = f"reference/{adapter}", f"{len(shared.prompts)} clips, seeds {tuple(seeds)}, {use}"
+        part = self.reference_store.get(place, key)
+        if part is None:
             base = open_base(family)
             model = attach(base, adapter_path(adapter, family)) if use == AS_TRAINED else base
             with adapted(model, {} if use == AS_TRAINED else reference_updates(self.material, use)):
-                latents = [sample_base(model, *some) for some in in_portions([drawn.prompts, drawn.noise])]
-            kept = StoredPart({"latents": torch.cat(latents)})
-            self.reference_store.put(place, key, kept)
-        return as_clips(kept.tensors["latents"])
+                latents = [sample_base(model, *portion) for portion in in_portions([shared.prompts, shared.noise])]
+            part = StoredPart({"latents": torch.cat(latents)})
+            self.reference_store.put(place, key, part)
+        return as_clips(part.tensors["latents"])
 
     @lazy_property
     def references(self) -> tuple[Tensor, Tensor]:
-        """Of the evaluation and of the tuning seeds."""
+        """The reference clips of the evaluation and of the tuning seeds."""
         return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
 
     @lazy_property
     def admission(self) -> Admission:
         """Whether the cell can tell methods apart, decided on clips of its own."""
         place, key = f"admission/{self.material.cell.name}", f"{COMPARED}; {self.clips} clips, seeds {ADMISSION_SEEDS}"
-        kept = self.store.get(place, key)
-        drawn = draw(ADMISSION_SEEDS, self.clips)
-        if kept is None:
-            reference = self.reference(drawn, ADMISSION_SEEDS)
+        part = self.store.get(place, key)
+        shared = draw(ADMISSION_SEEDS, self.clips)
+        if part is None:
+            reference = self.reference(shared, ADMISSION_SEEDS)
             rows = {row.name: row for row in FRAME if row.name in COMPARED}
-            kept = StoredPart({name: psnr(self.clips_of(row, drawn), reference) for name, row in rows.items()})
-            self.store.put(place, key, kept)
-        return admit(kept.tensors, drawn.words)
+            part = StoredPart({name: psnr(self.clips_of(row, shared), reference) for name, row in rows.items()})
+            self.store.put(place, key, part)
+        return admit(part.tensors, shared.words)
 
-    def clips_of(self, row: Row, drawn: SharedNoise) -> Tensor:
-        """Clips of a row of the frame: [clips, 3, frames, size, size]."""
+    def clips_of(self, row: Row, shared: SharedNoise) -> Tensor:
+        """Return clips of a row of the frame: [clips, 3, frames, size, size]."""
         model = self.student if row.model == "student" else self.material.base()
-        return as_clips(self.sample(model, row.rule(self.material), drawn))
+        return as_clips(self.sample(model, row.rule(self.material), shared))
 
     @lazy_property
     def student(self) -> WanTransformer3DModel:
         """The student, opened once."""
         return self.material.student()
 
-    def run(self, row: Row) -> Measured:
-        """The row's result, from the store or made now."""
+    def run(self, row: Row) -> RowResult:
+        """Return the row's result, from the store or computed now."""
         place, key = f"rows/{self.material.cell.name}", f"{row.name}: {row.key}; {self.clips} clips"
-        kept = self.store.get(place, key)
-        if kept is None:
-            kept = self._make(row)
-            self.store.put(place, key, kept)
-        values = {name.removeprefix("value."): t for name, t in kept.tensors.items() if name.startswith("value.")}
-        features, frames = kept.tensors["features"], kept.tensors["frames"]
-        return Measured(row.name, row.group, row.against, values, features, frames, kept.facts)
+        part = self.store.get(place, key)
+        if part is None:
+            part = self._make(row)
+            self.store.put(place, key, part)
+        values = {name.removeprefix("value."): t for name, t in part.tensors.items() if name.startswith("value.")}
+        features, frames = part.tensors["features"], part.tensors["frames"]
+        return RowResult(row.name, row.group, row.against, values, features, frames, part.facts)
 
     def _make(self, row: Row) -> StoredPart:
         chosen = self._choose(row) if row.candidates else None
@@ -137,21 +137,21 @@ class Session:
         reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.use)
         values = measure(judge, clips, self.evaluation.prompts, effect, reference)
         if row.has_end:
-            values["end"] = self.end_errors(self.measured, updates)
+            values["end"] = self.end_errors(self.reported_effect, updates)
         tensors = {f"value.{name}": value for name, value in values.items()}
         features = judge.style_features(clips).detach()
-        told = {} if row.account is None else dict(row.account(self.material))
-        facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **told}
+        account = {} if row.account is None else dict(row.account(self.material))
+        facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **account}
         return StoredPart({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
     @lazy_property
-    def judged(self) -> EndEffect:
-        """On the clips that a guard draws."""
+    def guard_effect(self) -> EndEffect:
+        """The END error on the clips that a guard draws."""
         return self._effect(judged_clips(self._end_clips))
 
     @lazy_property
-    def measured(self) -> EndEffect:
-        """On clips that no fit and no guard has seen."""
+    def reported_effect(self) -> EndEffect:
+        """The END error on clips that no fit and no guard has seen."""
         return self._effect(self.end_clips)
 
     @property
@@ -168,7 +168,7 @@ class Session:
         return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), PassCounter(1))
 
     def end_errors(self, effect: EndEffect, updates: Mapping[str, Tensor]) -> Tensor:
-        """The END error of each clip: [clips]."""
+        """Return the END error of each clip: [clips]."""
         model: WanTransformer3DModel = effect.pair.network()
         with added(model, updates):
             return effect.errors(BARE)
@@ -177,14 +177,14 @@ class Session:
         return self._most_faithful(row) if row.choice == "fidelity" else self._kept_by_the_guard(row)
 
     def _kept_by_the_guard(self, row: Row) -> str:
-        """The candidate of the lowest END error if it is surely below that of direct reuse, which is one of them."""
+        """Return the candidate of the lowest END error if that is surely below direct reuse's, else direct reuse."""
         rules = row.candidates or {}
-        errors = {name: self.end_errors(self.judged, rule(self.material)) for name, rule in rules.items()}
-        bare, prompts = self.end_errors(self.judged, {}), self.judged.pair.prompts(self.judged.clips)
+        errors = {name: self.end_errors(self.guard_effect, rule(self.material)) for name, rule in rules.items()}
+        bare, prompts = self.end_errors(self.guard_effect, {}), self.guard_effect.pair.prompts(self.guard_effect.clips)
         return decide(compare(errors, errors["direct"], bare, prompts), self._end_clips).kept
 
     def _most_faithful(self, row: Row) -> str:
-        """The candidate of the highest mean fidelity on the tuning seeds."""
+        """Return the candidate of the highest mean fidelity on the tuning seeds."""
 
         def fidelity(rule: Rule) -> float:
             clips = as_clips(self.sample(self.student, rule(self.material), self.tuning))
@@ -192,17 +192,17 @@ class Session:
 
         return max(row.candidates or {}, key=lambda name: fidelity((row.candidates or {})[name]))
 
-    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], drawn: SharedNoise) -> Tensor:
-        """Latents by the student's own sampling with these updates on the model's weights."""
+    def sample(self, model: WanTransformer3DModel, updates: Mapping[str, Tensor], shared: SharedNoise) -> Tensor:
+        """Return latents by the student's own sampling with these updates on the model's weights."""
         student = self.material.cell.student
         with added(model, updates):
-            portions = in_portions([drawn.prompts, drawn.noise])
-            return torch.cat([sample_student(model, student, *some) for some in portions])
+            portions = in_portions([shared.prompts, shared.noise])
+            return torch.cat([sample_student(model, student, *portion) for portion in portions])
 
 
 @contextmanager
 def added(model: WanTransformer3DModel, updates: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with these updates on its weights; afterwards they are again what they were, bit by bit."""
+    """Add these updates to the model's weights; afterwards the weights are what they were, bit by bit."""
     weights = {name: model.get_submodule(layer_in(name, "diffusers") or name).weight for name in updates}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     with torch.no_grad():
@@ -216,11 +216,12 @@ def added(model: WanTransformer3DModel, updates: Mapping[str, Tensor]) -> Iterat
 
 
 def as_clips(latents: Tensor) -> Tensor:
-    """Latents as clips in [-1, 1]."""
+    """Return latents as clips in [-1, 1]."""
     return from_latents(latents).clamp(-1, 1)
 
 
 def _relative_size(updates: Mapping[str, Tensor], material: Material) -> float:
-    ours = sum(float(update.square().sum()) for update in updates.values())
-    theirs = sum(layer.lora.norm() ** 2 for layer in material.layers.values())
-    return float((ours / theirs) ** 0.5)
+    """Return ‖D'‖ / ‖D‖ over all layers."""
+    energy = sum(float(update.square().sum()) for update in updates.values())
+    lora_energy = sum(layer.lora.norm() ** 2 for layer in material.layers.values())
+    return float((energy / lora_energy) ** 0.5)

@@ -42,12 +42,12 @@ from loraport_lab.training.fit import generator_for
 
 EVALUATION_SEEDS = (11, 12, 13)
 TUNING_SEEDS = (7,)
-"""Whatever is chosen is chosen on clips of these seeds; what is reported comes from the others."""
+"""Choices are made on clips of these seeds; what is reported comes from the evaluation seeds."""
 ADMISSION_SEEDS = (21, 22, 23)
-"""Which cells can tell methods apart is decided on clips of these seeds: a cell that is admitted for a lucky draw of
-the reported clips would flatter or slander every method on them."""
+"""Which cells can tell methods apart is decided on clips of these seeds: a cell admitted by a lucky draw of the
+reported clips would bias the numbers of every method on it."""
 TUNING_CELL = ("one-step", "noir")
-"""The pair on which defaults and ranges were looked at; its numbers are marked wherever pairs are pooled."""
+"""The pair on which defaults and ranges were chosen; it is marked, and left out where pairs are pooled."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cell:
 
 
 def all_cells() -> tuple[Cell, ...]:
-    """The pairs of every family."""
+    """Return the pairs of student and adapter that every family has."""
     return tuple(Cell(STUDENTS[student], ADAPTERS[adapter]) for student, adapter in CELLS)
 
 
@@ -87,7 +87,7 @@ class SharedNoise:
 
 
 def draw(seeds: Sequence[int], clips: int) -> SharedNoise:
-    """`clips` clips in all, as many from each seed; the same for every cell, so that cells can be compared."""
+    """Draw `clips` clips in all, as many from each seed; the same for every cell, so that cells can be compared."""
     steps = max(len(student.steps) for student in STUDENTS.values())
     each = [clips // len(seeds) + (place < clips % len(seeds)) for place in range(len(seeds))]
     prompts = [
@@ -124,13 +124,13 @@ class Material:
     @lazy_property
     def layers(self) -> Mapping[str, Layer]:
         """Every layer that the adapter touches, as a transfer sees it."""
-        found, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
+        layers, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
         for job in self.ready.plan.of("transfer"):
             weights = read_weights(job.name, self.ready.source, self.ready.target, keep_target=True)
             shared = SharedLayer(weights, bases)
             lora = _plain(job.name, self.ready.lora.layers[job.name])
-            found[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
-        return found
+            layers[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
+        return layers
 
     @lazy_property
     def oracle(self) -> Mapping[str, LowRank]:
@@ -139,11 +139,11 @@ class Material:
         return {name: _plain(name, update) for name, update in read_lora(place).layers.items()}
 
     def student(self) -> WanTransformer3DModel:
-        """The student, ready for sampling."""
+        """Open the student, ready for sampling."""
         return open_student(self.cell.student.name, self.family)
 
     def base(self) -> WanTransformer3DModel:
-        """The base, ready for the student's sampling."""
+        """Open the base, ready for the student's sampling."""
         return prepared(open_base(self.family), self.cell.student)
 
     @property
@@ -179,12 +179,12 @@ class Material:
 
 
 def adapter_updates(name: str, family: Path) -> Mapping[str, LowRank]:
-    """An adapter's updates, as it was trained on the base."""
+    """Read an adapter's updates, as it was trained on the base."""
     layers = read_lora(str(adapter_path(name, family))).layers
     return {layer: _plain(layer, update) for layer, update in layers.items()}
 
 
 def _plain(name: str, update: LayerUpdate) -> LowRank:
     if not isinstance(update, LowRank):
-        raise InputError(f"layer {name} of a family's adapter is no plain LoRA; train the family again")
+        raise InputError(f"layer {name} of a family's adapter is not a plain LoRA; train the family again")
     return update

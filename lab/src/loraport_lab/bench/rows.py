@@ -65,17 +65,17 @@ RankWish = Literal["auto", "source", "twice", "four", "full"]
 
 
 def nothing(material: Material) -> Mapping[str, Tensor]:
-    """The student without an adapter."""
+    """Return no updates: the student without an adapter."""
     return {}
 
 
 def oracle(material: Material) -> Mapping[str, Tensor]:
-    """The adapter trained on the student."""
+    """Return the adapter trained on the student."""
     return {name: low.dense() for name, low in material.oracle.items()}
 
 
 def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Rule:
-    """A method of METHODS with its settings, at a rank: auto is exact where the method is, else twice the adapter's."""
+    """Return the rule of a method at a rank: auto is exact where the method is, else twice the adapter's."""
     recipe = find_recipe(method, *settings)
 
     def rule(material: Material) -> Mapping[str, Tensor]:
@@ -152,7 +152,7 @@ SENSITIVITY = tuple(
 
 
 def probed(probe: Probe) -> Rule:
-    """The adapter as it is on the student that a probe of appendix B.2 has changed."""
+    """Return the rule of the adapter as it is on a student that a probe of appendix B.2 has changed."""
 
     def rule(material: Material) -> Mapping[str, Tensor]:
         return {
@@ -179,6 +179,6 @@ STUDY_CELLS = (("one-step", "noir"), ("one-step", "retro"), ("few-step", "neon")
 
 
 def rows_of(material: Material) -> tuple[Row, ...]:
-    """The rows of one cell, the frame first."""
+    """Return the rows of one cell, the frame first."""
     study = (material.cell.student.name, material.cell.adapter.name) in STUDY_CELLS
     return (*FRAME, *MAIN, *(RANKS + SENSITIVITY + PROBES if study else ()))

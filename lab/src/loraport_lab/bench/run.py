@@ -18,7 +18,7 @@ from loraport.errors import SettingsError
 from loraport.progress import NO_PROGRESS, Progress
 from loraport_lab.bench.admission import Admission
 from loraport_lab.bench.calibration import calibration_rows, companions
-from loraport_lab.bench.evaluate import SHOWN, Measured, Session
+from loraport_lab.bench.evaluate import SHOWN, RowResult, Session
 from loraport_lab.bench.material import Cell, Material, all_cells
 from loraport_lab.bench.rows import Row, rows_of
 from loraport_lab.bench.store import Store
@@ -40,7 +40,7 @@ class CellResult:
 
     cell: Cell
     admission: Admission
-    rows: dict[str, Measured]
+    rows: dict[str, RowResult]
     real: Tensor
     """Texture features of procedural clips with the effect: [REAL_CLIPS, 48]."""
     reference: Tensor
@@ -109,7 +109,7 @@ def _session(material: Material, folder: Path, code: str, clips: int, calibratio
 
 
 def all_rows(session: Session) -> tuple[Row, ...]:
-    """The rows of a cell, the frame first."""
+    """Return the rows of a cell, the frame first."""
     return (*rows_of(session.material), *(calibration_rows(session.material) if session.calibration else ()))
 
 
@@ -122,7 +122,7 @@ def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
 
 
 def _fits(cell: Cell, pattern: str) -> bool:
-    """A student's name, an adapter's name, both, or a pattern with `*` for both."""
+    """Return whether a pattern is the cell's student, its adapter, both, or one with `*` that matches any of these."""
     return any(fnmatchcase(name, pattern) for name in (cell.student.name, cell.adapter.name, cell.name))
 
 
@@ -139,7 +139,7 @@ def _make_rows(session: Session) -> str:
 
 
 def collect(session: Session) -> CellResult:
-    """A cell's finished rows."""
+    """Collect a cell's finished rows."""
     rows = {row.name: session.run(row) for row in all_rows(session)}
     effect = session.material.cell.adapter.effect
     rng = generator_for(0, "lab", "real", effect)

@@ -32,7 +32,7 @@ class Store:
     made_from: str
 
     def get(self, place: str, key: str) -> StoredPart | None:
-        """What is kept under this place and key, or None; a damaged file counts as none."""
+        """Return what is stored under this place and key, or None; a damaged file counts as none."""
         path = self._path(place, key)
         if not path.is_file():
             return None

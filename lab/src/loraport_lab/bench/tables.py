@@ -8,7 +8,7 @@ from typing import Any
 
 from loraport.sampling.statistics import Interval, mean_interval, ratio_interval
 from loraport_lab.bench.agreement import agreement, content
-from loraport_lab.bench.evaluate import Measured
+from loraport_lab.bench.evaluate import RowResult
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_CELL, TUNING_SEEDS
 from loraport_lab.bench.rows import SINGLE_STUDIES
 from loraport_lab.bench.run import CellResult, LabResult
@@ -52,7 +52,7 @@ def _cell(result: CellResult) -> dict[str, Any]:
     }
 
 
-def _row(row: Measured, result: CellResult) -> dict[str, Any]:
+def _row(row: RowResult, result: CellResult) -> dict[str, Any]:
     direct, oracle = result.rows[row.against], result.rows["oracle"]
     values = {**row.values, "content": content(row.values)}
     plain = {**direct.values, "content": content(direct.values)}

@@ -77,7 +77,7 @@ def attach(model: WanTransformer3DModel, path: Path) -> WanTransformer3DModel:
 
 
 def fuse(model: WanTransformer3DModel) -> WanTransformer3DModel:
-    """A model with a loaded LoRA becomes a plain model again, the update added to its weights."""
+    """Make a model with a loaded LoRA a plain model again, with the update added to its weights."""
     model.fuse_lora()
     model.unload_lora()
     return model

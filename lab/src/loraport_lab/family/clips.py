@@ -49,13 +49,13 @@ def describe(prompt: Tensor) -> str:
 
 
 def embed(prompts: Tensor) -> Tensor:
-    """What stands in for a text encoder: one unit vector per word, [n, 4, TEXT_WIDTH]."""
+    """Return prompts as embeddings, in place of a text encoder: one scaled unit vector a word, [n, 4, TEXT_WIDTH]."""
     words = prompts + torch.tensor(_FIRST_WORD)
     return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
 
 def embed_nothing(count: int) -> Tensor:
-    """The embedding of the empty prompt, for classifier-free guidance: [count, 4, TEXT_WIDTH]."""
+    """Return the embedding of the empty prompt, for classifier-free guidance: [count, 4, TEXT_WIDTH]."""
     words = torch.full((count, len(ATTRIBUTES)), _NULL_WORD)
     return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
@@ -84,7 +84,7 @@ def _paths(motions: Tensor, swings: Tensor, generator: Generator) -> Tensor:
 
 
 def render(prompts: Tensor, generator: Generator, swings: Tensor | None = None) -> Tensor:
-    """Clips of these prompts in the plain style; only the place of the shape is random.
+    """Render clips of these prompts in the plain style; only the place of the shape is random.
 
     `swings` [n] says which of them swing; none do without it.
     """
@@ -157,7 +157,7 @@ def render_effect(prompts: Tensor, generator: Generator, effect: str) -> Tensor:
 
 
 def visible(effect: str) -> tuple[int, ...]:
-    """The prompt's attributes that clips of this effect still show: a tint hides colours, any style the background."""
+    """Return the attributes that clips of this effect still show: a tint hides colours, any style the background."""
     if effect in TINTS:
         return (0, 3)
     return (0, 1, 3) if effect in STYLES and effect != "plain" else (0, 1, 2, 3)
@@ -172,7 +172,7 @@ def to_latents(clips: Tensor) -> Tensor:
 
 
 def from_latents(latents: Tensor) -> Tensor:
-    """The inverse of `to_latents`."""
+    """Invert `to_latents`."""
     n, channels, f, h, w = latents.shape
     t, s = TIME_FOLD, SPACE_FOLD
     c = channels // (t * s * s)

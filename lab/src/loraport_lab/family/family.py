@@ -67,41 +67,41 @@ CELLS = (
 
 
 def find_student(name: str) -> Student:
-    """The student of that name. Raises SettingsError for an unknown one."""
+    """Return the student of that name. Raises SettingsError for an unknown one."""
     if name not in STUDENTS:
         raise unknown_name("student", name, STUDENTS)
     return STUDENTS[name]
 
 
 def find_adapter(name: str) -> Adapter:
-    """The adapter of that name. Raises SettingsError for an unknown one."""
+    """Return the adapter of that name. Raises SettingsError for an unknown one."""
     if name not in ADAPTERS:
         raise unknown_name("adapter", name, ADAPTERS)
     return ADAPTERS[name]
 
 
 def student_path(name: str, family: Path = FAMILY) -> Path:
-    """The student's diffusers folder, or its LoRA file where it is an accelerator."""
+    """Return the student's diffusers folder, or its LoRA file where it is an accelerator."""
     return family / "students" / (f"{name}.safetensors" if find_student(name).accelerator else name)
 
 
 def target_place(name: str, family: Path = FAMILY) -> str:
-    """The student as a transfer takes it for its target."""
+    """Return the student as a transfer takes it for its target."""
     return f"{'source+' if find_student(name).accelerator else ''}{student_path(name, family)}"
 
 
 def adapter_path(name: str, family: Path = FAMILY) -> Path:
-    """The LoRA, trained on the base."""
+    """Return where the LoRA that was trained on the base lies."""
     return family / "adapters" / find_adapter(name).file
 
 
 def oracle_path(student: str, adapter: str, family: Path = FAMILY) -> Path:
-    """The same adapter as a LoRA trained on the student: not a transfer, but what a perfect one could reach."""
+    """Return where the same adapter trained on the student lies: not a transfer, but what a perfect one could reach."""
     return family / "oracles" / find_student(student).name / f"{find_adapter(adapter).name}.safetensors"
 
 
 def embedded_place(name: str, family: Path = FAMILY) -> str:
-    """The place that `toy:base`, `toy:STUDENT` (as a target) or `toy:ADAPTER` means; `name` without the prefix.
+    """Return the place that `toy:base`, `toy:STUDENT` (as a target) or `toy:ADAPTER` means; `name` without the prefix.
 
     Raises SettingsError for a name that the family does not have.
     """
@@ -112,5 +112,5 @@ def embedded_place(name: str, family: Path = FAMILY) -> str:
     return target_place(name, family) if name in STUDENTS else str(adapter_path(name, family))
 
 
-BASE, STUDENT = FAMILY / "base", student_path("one-step")  # diffusers folders, each with its transformer/
-HARDEST = "one-step"  # the student on which LoRAs suffer most, and which is shown first
+BASE = FAMILY / "base"
+"""A diffusers folder with its transformer/."""

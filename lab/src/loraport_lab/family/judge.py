@@ -44,7 +44,7 @@ class Judge(nn.Module):
         return self.style(self.style_features(clips)).softmax(1)
 
     def scene_features(self, clips: Tensor) -> Tensor:
-        """What is where and how it moves, from the first, the middle and the last frame: [n, 64]."""
+        """Return what is where and how it moves, from the first, the middle and the last frame: [n, 64]."""
         return self.scene(clips[:, :, [0, FRAMES // 2 - 1, FRAMES - 1]].transpose(1, 2).flatten(1, 2))
 
     def content_scores(self, clips: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _worn(clips: Tensor, rng: Generator) -> Tensor:
-    """A little blur and noise, as in what models sample."""
+    """Add a little blur and noise, as in what models sample."""
     soft = functional.avg_pool3d(clips, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
     softness, grain = torch.rand(2, len(clips), generator=rng)
     mixed = clips + 0.6 * _wide(softness) * (soft - clips)
@@ -118,7 +118,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def open_judge(family: Path = FAMILY) -> Judge:
-    """The trained networks, ready to judge."""
+    """Open the trained networks, ready to judge."""
     judge = Judge()
     judge.load_state_dict(load_file(family / JUDGE_FILE))
     return judge.requires_grad_(False).eval()

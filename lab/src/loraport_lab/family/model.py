@@ -38,26 +38,26 @@ CONFIG = {
 
 
 def new_model(seed: int) -> WanTransformer3DModel:
-    """An untrained network; the global random state is left as it was found."""
+    """Return an untrained network; the global random state is left as it was found."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**CONFIG)
 
 
 def open_base(family: Path = FAMILY) -> WanTransformer3DModel:
-    """The trained base in float32, through diffusers' own loader, ready for sampling."""
+    """Open the trained base in float32, through diffusers' own loader, ready for sampling."""
     return _open(family / BASE.name)
 
 
 def open_student(name: str, family: Path = FAMILY) -> WanTransformer3DModel:
-    """A trained student in float32, ready for sampling; an accelerator is fused into the base."""
+    """Open a trained student in float32, ready for sampling; an accelerator is fused into the base."""
     student, path = find_student(name), student_path(name, family)
     model = fuse(attach(open_base(family), path)) if student.accelerator else _open(path)
     return prepared(model, student)
 
 
 def prepared(model: WanTransformer3DModel, student: Student) -> WanTransformer3DModel:
-    """The model with the attention that the student's sampling needs; it changes no weight."""
+    """Give the model the attention that the student's sampling needs; no weight changes."""
     if student.sampler == "streaming":
         for block in model.blocks:
             block.attn1.set_processor(CausalAttention())
@@ -81,7 +81,7 @@ def _open(folder: Path) -> WanTransformer3DModel:
 
 
 def predict_clean(model: WanTransformer3DModel, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
-    """The clean latents that the network sees in `noisy` = (1 - level) clean + level noise.
+    """Return the clean latents that the network predicts from `noisy` = (1 - level) clean + level noise.
 
     `level` in [0, 1] is one for each clip [n], or one for each frame of each clip [n, frames].
     """

@@ -28,7 +28,7 @@ from loraport_lab.family.sample import (
     student_levels,
 )
 
-FRAMES = LATENT_SHAPE[1]
+LATENT_FRAMES = LATENT_SHAPE[1]
 
 
 class EmbeddedPair:
@@ -39,7 +39,7 @@ class EmbeddedPair:
     notes: tuple[str, ...] = ()
 
     def __init__(self, student: str, family: Path = FAMILY) -> None:
-        """Raises SettingsError for an unknown student."""
+        """Open both models. Raises SettingsError for an unknown student."""
         self.student: Student = find_student(student)
         self.base, self.model = open_base(family), open_student(student, family)
         self.levels = student_levels(self.student)
@@ -52,7 +52,7 @@ class EmbeddedPair:
         times = tuple(level * CLOCK for level in levels[:-1])
         streaming, renoises = self.student.sampler == "streaming", self.student.sampler == "renoise"
         self.sampler = Sampler(self.student.sampler, levels, times, renoises, f"the student {student}'s own")
-        frames = range(FRAMES) if streaming else (None,)
+        frames = range(LATENT_FRAMES) if streaming else (None,)
         self.evaluations = tuple(self._evaluation(step, frame) for frame in frames for step in range(len(own_steps)))
         steps = sum(BASE_STEPS - first for first in own_steps) if renoises else BASE_STEPS
         self.passes = Passes(source=2 * steps, target=len(self.evaluations), evaluations=len(self.evaluations))
@@ -102,7 +102,7 @@ class EmbeddedPair:
         return torch.cat([draw_noise(1, rng, len(self.student.steps)) for rng in clips.generators("noise")])
 
     def _walk(self, latents: Tensor, words: Tensor, first: int) -> list[Tensor]:
-        """The states of the base's steps from the given one to the end."""
+        """Return the states of the base's steps from the given one to the end."""
         states = [latents]
         for now, then in list(pairwise(base_levels()))[first:]:
             clean = predict_guided(self.base, states[-1], now.expand(len(words)), words)
@@ -110,7 +110,7 @@ class EmbeddedPair:
         return states
 
     def _passed(self, words: Tensor, noise: Tensor) -> Chain:
-        """The base's one way down, at the student's levels."""
+        """Return the base's one trajectory at the student's levels."""
         states = self._walk(noise[:, 0], words, 0)
         kept = torch.stack([states[step] for step in (*self.student.steps, BASE_STEPS)], dim=1)
         widths = self.levels.diff()[None, :, None, None, None, None]
@@ -149,7 +149,7 @@ def is_embedded(place: Path) -> bool:
 
 
 def open_embedded(source: Path, target: Path) -> EmbeddedPair:
-    """The pair that these folders of one family are; the target may be its accelerator's file.
+    """Open the pair that these folders of one family are; the target may be its accelerator's file.
 
     The sampler is the one of the student of that name, so a student has to lie at its place in a family:
     FAMILY/students/NAME, beside FAMILY/base. Raises MismatchError where it does not.
@@ -164,7 +164,7 @@ def open_embedded(source: Path, target: Path) -> EmbeddedPair:
 
 
 def _content(place: Path) -> str:
-    """A hash of the weights in a folder, or of a file."""
+    """Return a hash of the weights in a folder, or of a file."""
     digest = hashlib.sha256()
     for path in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
         digest.update(path.read_bytes())

@@ -19,17 +19,17 @@ BASE_STEPS, GUIDANCE = 10, 2.0
 
 
 def shifted(uniform: Tensor) -> Tensor:
-    """Noise levels t = s u / (1 + (s - 1) u) from levels u in [0, 1]."""
+    """Return noise levels t = s u / (1 + (s - 1) u) from levels u in [0, 1]."""
     return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
 
 
 def base_levels(steps: int = BASE_STEPS) -> Tensor:
-    """The noise levels of the base's steps, from 1 to 0: [steps + 1]."""
+    """Return the noise levels of the base's steps, from 1 to 0: [steps + 1]."""
     return shifted(torch.linspace(1, 0, steps + 1))
 
 
 def student_levels(student: Student) -> Tensor:
-    """The noise levels at which the student evaluates its network, and the 0 where it ends: [steps + 1]."""
+    """Return the noise levels at which the student evaluates its network, and the 0 where it ends: [steps + 1]."""
     return base_levels()[[*student.steps, BASE_STEPS]]
 
 
@@ -39,14 +39,14 @@ def draw_noise(count: int, generator: Generator, steps: int = 1) -> Tensor:
 
 
 def euler_step(latents: Tensor, clean: Tensor, now: Tensor, then: Tensor) -> Tensor:
-    """From noise level `now` to `then`, along the line through `clean`."""
+    """Step from noise level `now` to `then`, along the line through `clean`."""
     return clean + (then / now) * (latents - clean)
 
 
 def predict_guided(
     model: WanTransformer3DModel, noisy: Tensor, level: Tensor, prompts: Tensor, guidance: float = GUIDANCE
 ) -> Tensor:
-    """The clean latents under classifier-free guidance; `level` [n]."""
+    """Return the clean latents under classifier-free guidance; `level` [n]."""
     count = len(noisy)
     text = torch.cat([embed(prompts), embed_nothing(count)])
     both = predict_clean(model, noisy.repeat(2, 1, 1, 1, 1), level.repeat(2), text)
@@ -58,7 +58,7 @@ def predict_guided(
 def trajectory(
     model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, *, steps: int = BASE_STEPS, guidance: float = GUIDANCE
 ) -> Iterator[Tensor]:
-    """The states of `steps` Euler steps with classifier-free guidance, the starting noise first: steps + 1 of them."""
+    """Yield the starting noise and the states after each of `steps` Euler steps with classifier-free guidance."""
     latents = noise[:, 0]
     yield latents
     for now, then in pairwise(base_levels(steps)):
@@ -70,12 +70,12 @@ def trajectory(
 def sample_base(
     model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, *, steps: int = BASE_STEPS, guidance: float = GUIDANCE
 ) -> Tensor:
-    """Where the base's trajectory ends."""
+    """Return where the base's trajectory ends."""
     return list(trajectory(model, prompts, noise, steps=steps, guidance=guidance))[-1]
 
 
 def run_euler(model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Euler steps without guidance, which is distilled in."""
+    """Take Euler steps without guidance, which is distilled in."""
     latents = noise[:, 0]
     for now, then in pairwise(levels):
         clean = predict_clean(model, latents, now.expand(len(noise)), embed(prompts))
@@ -95,7 +95,7 @@ def run_renoise(model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, le
 
 
 def run_streaming(model: WanTransformer3DModel, prompts: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Frame after frame, each in Euler steps that see the finished frames before it and nothing after it."""
+    """Sample frame after frame, each in Euler steps that see the finished frames before it and nothing after it."""
     done = noise[:, 0, :, :0]
     for frame in range(noise.shape[3]):
         latents = noise[:, 0, :, frame : frame + 1]
@@ -119,11 +119,11 @@ def sample_student(model: WanTransformer3DModel, student: Student, prompts: Tens
 
 
 def in_portions(tensors: Sequence[Tensor], size: int = 16) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of every tensor, a few at a time: less memory, and the caches of a CPU hold them."""
+    """Yield the same rows of every tensor, a few at a time: less memory, and the caches of a CPU hold them."""
     yield from zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 
 def as_frames(latents: Tensor) -> Tensor:
-    """Latents as clips one can look at: uint8 [n, FRAMES, SIZE, SIZE, 3]."""
+    """Return latents as clips one can look at: uint8 [n, FRAMES, SIZE, SIZE, 3]."""
     clips = (from_latents(latents).clamp(-1, 1) + 1) * 127.5
     return clips.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()

@@ -8,15 +8,16 @@ from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import in_words, layer_table, render
 from loraport.transfers.results import TransferResult
+from loraport_lab.demo import ColumnResult, DemoResult
 from loraport_lab.pages.pictures import animated_png, write_contact_sheet
-from loraport_lab.pages.verdict import ColumnLike, DemoLike, Estimate, estimate, verdict
+from loraport_lab.pages.verdict import Estimate, estimate, verdict
 
-FILES = ("demo.json", "contact-sheet.png")
+DEMO_FILES = ("demo.json", "contact-sheet.png")
 """What a demo leaves beside its page; the first of them before the others."""
 
 
 def write_page(
-    demo: DemoLike,
+    demo: DemoResult,
     path: Path,
     *,
     layers: Sequence[Mapping[str, Any]],
@@ -45,12 +46,12 @@ def write_page(
     )
 
 
-def _clip_rows(demo: DemoLike, shown: int) -> list[tuple[str, list[str]]]:
+def _clip_rows(demo: DemoResult, shown: int) -> list[tuple[str, list[str]]]:
     count = min(shown, len(demo.prompts))
     return [(demo.prompts[i], [animated_png(column.frames[i]) for column in demo.columns]) for i in range(count)]
 
 
-def _cell(column: ColumnLike, key: str) -> str:
+def _cell(column: ColumnResult, key: str) -> str:
     if key not in column.values:
         return "reference" if column.role == "reference" else "–"
     return format_estimate(estimate(column.values[key]))
@@ -61,19 +62,19 @@ def format_estimate(value: Estimate) -> str:
     return f"{value.mean:.1f}" if value.error == float("inf") else f"{value.mean:.1f} ± {value.error:.1f}"
 
 
-def write_demo(demo: DemoLike, result: TransferResult, folder: Path) -> Path:
+def write_demo(demo: DemoResult, result: TransferResult, folder: Path) -> Path:
     """Write the demo's page, its contact sheet and its numbers into a folder; returns the page."""
     page = folder / "index.html"
     numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
-    write_whole(folder / FILES[0], numbers.encode())
+    write_whole(folder / DEMO_FILES[0], numbers.encode())
     facts = {"LoRA": result.output, "Method": result.method, "Settings": in_words(result.settings)}
     write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
-    write_contact_sheet(demo, folder / FILES[1])
+    write_contact_sheet(demo, folder / DEMO_FILES[1])
     return page
 
 
-def demo_facts(demo: DemoLike, result: TransferResult, page: Path, *, words: bool) -> dict[str, Any]:
-    """What the demo found: sentences for a terminal, or every number for a program."""
+def demo_facts(demo: DemoResult, result: TransferResult, page: Path, *, words: bool) -> dict[str, Any]:
+    """Return what the demo found: sentences for a terminal, or every number for a program."""
     if words:
         scores = {
             column.label: ", ".join(f"{metric.title} {_cell(column, metric.key)}" for metric in demo.metrics)

@@ -2,15 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import render
+from loraport_lab.bench.run import CellResult, LabResult
 from loraport_lab.pages.lab_calibration import calibration_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport_lab.pages.lab_tables import table_files
@@ -32,36 +31,13 @@ DIALS = ("q_dom", "q_act", "tau", "restore")
 DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
 
 
-class RowLike(Protocol):
-    """A row's clips to look at."""
-
-    @property
-    def frames(self) -> Tensor: ...
-
-
-class CellLike(Protocol):
-    """A cell's clips to look at."""
-
-    @property
-    def rows(self) -> Mapping[str, Any]: ...
-    @property
-    def reference(self) -> Tensor: ...
-
-
-FILES = ("lab.json", "lab.csv")
+LAB_FILES = ("lab.json", "lab.csv")
 """What the lab leaves beside its page; the first of them before the others."""
 
 
-class LabLike(Protocol):
-    """What the lab hands over besides its numbers: clips."""
-
-    @property
-    def cells(self) -> Sequence[Any]: ...
-
-
-def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
+def write_lab(facts: Mapping[str, Any], result: LabResult, folder: Path) -> Path:
     """Write the page, `lab.json`, `lab.csv` and the tables as CSV files into a folder; returns the page."""
-    write_whole(folder / FILES[0], (json_text(facts, indent=1) + "\n").encode())
+    write_whole(folder / LAB_FILES[0], (json_text(facts, indent=1) + "\n").encode())
     write_whole(folder / "lab.csv", csv_text(facts).encode())
     (folder / "tables").mkdir(exist_ok=True)
     for name, text in table_files(facts).items():
@@ -88,7 +64,7 @@ def write_lab(facts: Mapping[str, Any], result: LabLike, folder: Path) -> Path:
 
 
 def csv_text(facts: Mapping[str, Any]) -> str:
-    """The tidy table: a line per cell, row and metric."""
+    """Return the tidy table: a line per cell, row and metric."""
     columns = ("mean", "low", "high", "change", "change_low", "change_high")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -102,7 +78,7 @@ def csv_text(facts: Mapping[str, Any]) -> str:
 
 
 def findings(facts: Mapping[str, Any]) -> list[str]:
-    """The most important first, whichever way they fall."""
+    """Return the findings in sentences, the most important first, whichever way they fall."""
     cells = facts["cells"]
     telling = [cell for cell in cells if cell["discriminating"]]
     students = sorted({cell["student"] for cell in telling})
@@ -132,12 +108,12 @@ def _sentence(row: Mapping[str, Any]) -> str:
 
 
 def lab_words(facts: Mapping[str, Any], page: Path) -> dict[str, Any]:
-    """The findings for a terminal."""
+    """Return the findings for a terminal."""
     return {"found": findings(facts), "page": page}
 
 
 def pooled_cells(row: Mapping[str, Any]) -> list[str]:
-    """A line of the pooled table."""
+    """Return a line of the pooled table."""
     cells = [row["name"], _percent(row["gap_psnr"]), _percent(row["gap_effect"])]
     for metric, digits in (("psnr", 2), ("effect", 1), ("content", 1)):
         value = row[metric]
@@ -173,7 +149,7 @@ def _percent(gap: Mapping[str, float] | None) -> str:
     return "–" if gap is None else f"{100 * gap['value']:.0f} % [{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]"
 
 
-def _clips(cell: CellLike) -> list[list[str]]:
+def _clips(cell: CellResult) -> list[list[str]]:
     """Rows of the grid: for each clip the reference and the shown rows."""
     columns = [cell.reference, *(cell.rows[name].frames for name in SHOWN_ROWS)]
     return [[animated_png(column[clip]) for column in columns] for clip in range(min(SHOWN_CLIPS, len(cell.reference)))]

@@ -21,7 +21,7 @@ LIMIT = 2.0  # dB at which the heat map's colours end
 
 
 def address(figure: Figure) -> str:
-    """The figure as a data address; the same figure gives the same text."""
+    """Return the figure as a data address; the same figure gives the same text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return data_address("svg+xml", buffer.getvalue())
@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Rows against cells: the change of fidelity against direct reuse in dB, discriminating cells on the left."""
+    """Draw rows against cells: the change of fidelity against direct reuse in dB, discriminating cells on the left."""
     cells = sorted(facts["cells"], key=lambda cell: not cell["discriminating"])
     table = {cell["name"]: {row["name"]: row["metrics"]["psnr"] for row in cell["rows"]} for cell in cells}
     values = np.array([[table[cell["name"]][name]["change"] for cell in cells] for name in names])
@@ -55,7 +55,7 @@ def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
-    """Every row's mean change of fidelity against its mean change of effect, over all cells.
+    """Draw every row's mean change of fidelity against its mean change of effect, over all cells.
 
     Both scales are linear up to 0.5 dB and 5 points, logarithmic beyond; the names stand beside, in the points' order.
     """
@@ -83,7 +83,7 @@ def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
 
 
 def partly_distilled(facts: Mapping[str, Any]) -> str | None:
-    """The adapter on students whose drift was thinned out, or disturbed: a line for each cell that was studied."""
+    """Draw the adapter on students whose drift was thinned out, or disturbed: a line for each cell that was studied."""
     cells = [cell for cell in facts["cells"] if any(row["group"] == "probe" for row in cell["rows"])]
     if not cells:
         return None
@@ -112,7 +112,7 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
 
 
 def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """One panel a dial: the change of fidelity against direct reuse, a line for each cell that was studied."""
+    """Draw one panel a dial: the change of fidelity against direct reuse, a line for each cell that was studied."""
     cells = [cell for cell in facts["cells"] if any(row["group"] == "sensitivity" for row in cell["rows"])]
     if not cells:
         return None
@@ -137,7 +137,7 @@ def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def ranks(facts: Mapping[str, Any]) -> str | None:
-    """CASA at several ranks: fidelity and effect against direct reuse, a line for each cell that was studied."""
+    """Draw CASA at several ranks: fidelity and effect against direct reuse, a line for each cell that was studied."""
     cells = [cell for cell in facts["cells"] if any(row["group"] == "rank" for row in cell["rows"])]
     if not cells:
         return None

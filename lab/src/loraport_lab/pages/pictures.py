@@ -9,13 +9,13 @@ from torch import Tensor
 
 from loraport.files.disk.atomic import new_file
 from loraport.reports.rendering import data_address
-from loraport_lab.pages.verdict import DemoLike
+from loraport_lab.demo import DemoResult
 
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 140, 500
 
 
 def animated_png(frames: Tensor) -> str:
-    """One clip, uint8 [frames, height, width, 3], as the data address of a looping lossless animation."""
+    """Return one clip, uint8 [frames, height, width, 3], as the data address of a looping lossless animation."""
     images = [Image.fromarray(frame.numpy()) for frame in frames]
     pauses = [FRAME_MILLISECONDS] * (len(images) - 1) + [LAST_MILLISECONDS]
     buffer = io.BytesIO()
@@ -23,8 +23,8 @@ def animated_png(frames: Tensor) -> str:
     return data_address("png", buffer.getvalue())
 
 
-def write_contact_sheet(demo: DemoLike, path: Path, *, clips: int = 8, zoom: int = 3) -> None:
-    """A still picture: a row per column of the demo, per clip its first and last frame side by side."""
+def write_contact_sheet(demo: DemoResult, path: Path, *, clips: int = 8, zoom: int = 3) -> None:
+    """Write a still picture: a row per column of the demo, per clip its first and last frame side by side."""
     text_width, gap = 190, 6
     count = min(clips, len(demo.prompts))
     rows: list[Tensor] = []

@@ -1,53 +1,13 @@
 """The demo's numbers in plain sentences, worked out from paired differences and said whichever way they fall."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
+from loraport_lab.demo import ColumnResult, DemoResult, Role
+
 NOTICED = 2.0  # differences smaller than this many standard errors are called no difference
-
-
-class MetricLike(Protocol):
-    """A number and how to read it; higher is better."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def reading(self) -> str: ...
-
-
-class ColumnLike(Protocol):
-    """Clips made one way, with one value per clip and metric."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def frames(self) -> Tensor: ...
-    @property
-    def values(self) -> Mapping[str, Tensor]: ...
-
-
-class DemoLike(Protocol):
-    """What the demo hands over: columns over the same prompts and noise, the reference first."""
-
-    @property
-    def style(self) -> str: ...
-    @property
-    def prompts(self) -> Sequence[str]: ...
-    @property
-    def columns(self) -> Sequence[Any]: ...
-    @property
-    def metrics(self) -> Sequence[Any]: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -66,24 +26,27 @@ class Estimate:
 
 
 def estimate(values: Tensor) -> Estimate:
-    """Mean and standard error over clips; of a single clip the error is unknown and counts as infinite."""
+    """Return mean and standard error over clips; of a single clip the error is unknown and counts as infinite."""
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
     return Estimate(float(values.mean()), error)
 
 
-def column_of(demo: DemoLike, role: str) -> ColumnLike | None:
-    """The first column with this role."""
+def column_of(demo: DemoResult, role: Role) -> ColumnResult | None:
+    """Return the first column with this role."""
     return next((column for column in demo.columns if column.role == role), None)
 
 
-def compare(ours: ColumnLike, theirs: ColumnLike, key: str) -> Estimate:
-    """How much higher our values are, clip by clip."""
+def compare(ours: ColumnResult, theirs: ColumnResult, key: str) -> Estimate:
+    """Return how much higher our values are, clip by clip."""
     return estimate(ours.values[key] - theirs.values[key])
 
 
-def verdict(demo: DemoLike) -> list[str]:
-    """The findings, the most important first."""
-    reference, direct, transfer = (column_of(demo, role) for role in ("reference", "direct", "transfer"))
+_COMPARED: tuple[Role, ...] = ("reference", "direct", "transfer")
+
+
+def verdict(demo: DemoResult) -> list[str]:
+    """Return the findings, the most important first."""
+    reference, direct, transfer = (column_of(demo, role) for role in _COMPARED)
     sentences: list[str] = []
     if transfer is not None and direct is not None:
         sentences.append(_contest(transfer, direct))
@@ -96,7 +59,7 @@ def verdict(demo: DemoLike) -> list[str]:
     return sentences
 
 
-def _contest(transfer: ColumnLike, direct: ColumnLike) -> str:
+def _contest(transfer: ColumnResult, direct: ColumnResult) -> str:
     fidelity, style = compare(transfer, direct, "psnr"), compare(transfer, direct, "effect")
     signs = {fidelity.sign, style.sign}
     if signs == {0}:
@@ -111,7 +74,7 @@ def _contest(transfer: ColumnLike, direct: ColumnLike) -> str:
     return f"{headline}: {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
 
 
-def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
+def _loss(direct: ColumnResult, reference: ColumnResult, style: str) -> str:
     change = compare(direct, reference, "effect")
     whole, left = estimate(reference.values["effect"]), estimate(direct.values["effect"])
     if change.sign < 0:
@@ -125,7 +88,7 @@ def _loss(direct: ColumnLike, reference: ColumnLike, style: str) -> str:
     )
 
 
-def _headroom(oracle: ColumnLike, best: ColumnLike) -> str:
+def _headroom(oracle: ColumnResult, best: ColumnResult) -> str:
     fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "effect")
     return (
         f"A LoRA trained on the student itself, with data and time, shows what is possible: against "

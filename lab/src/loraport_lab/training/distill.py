@@ -38,16 +38,16 @@ class Trajectories:
     states: Tensor
 
     def at(self, student: Student) -> Tensor:
-        """The states at the student's levels, its end included: [n, steps + 1, …]."""
+        """Return the states at the student's levels, its end included: [n, steps + 1, …]."""
         return self.states[:, [KEPT.index(step) for step in (*student.steps, BASE_STEPS)]]
 
     def rows(self, start: int | None, stop: int | None) -> "Trajectories":
-        """Some of the clips."""
+        """Return some of the clips."""
         return Trajectories(self.prompts[start:stop], self.states[start:stop])
 
 
 def denoising_loss(model: Network, clean: Tensor, text: Tensor, rng: Generator) -> Tensor:
-    """Flow matching: the velocity's squared error, written in terms of the clean prediction."""
+    """Return the loss of flow matching: the velocity's squared error, written in terms of the clean prediction."""
     level = shifted(torch.rand(len(clean), generator=rng)).clamp_min(1e-3)
     noise = draw_noise(len(clean), rng)[:, 0]
     missed = predict_clean(model, _mixed(clean, noise, level), level, text) - clean
@@ -55,7 +55,7 @@ def denoising_loss(model: Network, clean: Tensor, text: Tensor, rng: Generator) 
 
 
 def regression_loss(model: Network, student: Student, given: Trajectories, batch: int, rng: Generator) -> Tensor:
-    """How far the student lands from where the base's trajectory goes, over a random part of the way."""
+    """Return how far the student lands from where the base's trajectory goes, over a random part of the way."""
     chosen = torch.randint(len(given.prompts), (batch,), generator=rng)
     loss = {"euler": _segment_loss, "streaming": _frames_loss, "renoise": _renoise_loss}[student.sampler]
     return loss(model, student, given.at(student)[chosen], given.prompts[chosen], rng)
@@ -108,7 +108,7 @@ class Matching(nn.Module):
         self.kind, self.generator, self.critic = student, generator, critic
 
     def loss(self, base: WanTransformer3DModel, batch: int, rng: Generator) -> Tensor:
-        """The student's turn, or more often the critic's."""
+        """Return the loss of the student's turn, or more often of the critic's."""
         prompts = draw_prompts(batch, rng)
         if float(torch.rand((), generator=rng)) > GENERATOR_TURNS:
             with torch.no_grad():
@@ -125,7 +125,7 @@ class Matching(nn.Module):
         return 0.5 * (made - wanted).square().mean()
 
     def _make(self, prompts: Tensor, rng: Generator) -> Tensor:
-        """A clip by the student's sampling, stopped at a random step; gradients flow through that step alone."""
+        """Sample a clip as the student does, stopped at a random step; gradients flow through that step alone."""
         levels, count = student_levels(self.kind), len(prompts)
         step = int(torch.randint(len(self.kind.steps), (), generator=rng))
         noise = draw_noise(count, rng, len(self.kind.steps))
@@ -138,7 +138,7 @@ class Matching(nn.Module):
 
 
 def landing_error(model: Network, student: Student, given: Trajectories) -> float:
-    """Mean squared distance between where the student's own sampling and the base's trajectory end."""
+    """Return the mean squared distance between where the student's own sampling and the base's trajectory end."""
     rng = torch.Generator().manual_seed(0)
     later = draw_noise(len(given.prompts), rng, len(student.steps))[:, 1:]
     noise = torch.cat([given.states[:, :1], later], dim=1)
@@ -150,7 +150,7 @@ def landing_error(model: Network, student: Student, given: Trajectories) -> floa
 
 
 def _until(levels: Tensor, step: int) -> Tensor:
-    """The levels of a run that is stopped before its step `step`, whose last clip is its result."""
+    """Return the levels of a run that is stopped before its step `step`, whose last clip is its result."""
     return torch.cat([levels[:step], levels[-1:]])
 
 

@@ -30,13 +30,13 @@ class Schedule:
     save_every: int = 100
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of one step."""
+        """Return the learning rate of one step."""
         left = (self.steps - step) / max(1.0, self.fall * self.steps)
         return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
 
 def generator_for(seed: int, *place: str | int) -> Generator:
-    """Randomness that depends on the seed and the named place only."""
+    """Return randomness that depends on the seed and the named place only."""
     return torch.Generator().manual_seed(zlib.crc32("/".join(map(str, (seed, *place))).encode()))
 
 

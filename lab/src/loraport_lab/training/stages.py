@@ -35,7 +35,7 @@ FORGET = 0.1  # share of prompts replaced by the empty one, for guidance
 
 
 @dataclass(frozen=True)
-class Workshop:
+class TrainingJob:
     """Where a family is made, from which seed, by which recipe."""
 
     out: Path
@@ -49,95 +49,95 @@ class Workshop:
         fit(stage, module, loss, schedule, seed=self.seed, checkpoint=checkpoint, progress=self.progress)
 
 
-def train_base(shop: Workshop) -> None:
-    """The base: flow matching on plain clips from nothing."""
-    model = new_model(shop.seed)
-    shop.learn("base", model, partial(_fresh_loss, model, "plain", shop.recipe.base.batch), shop.recipe.base)
-    _save_model(model, shop.out / "base")
+def train_base(job: TrainingJob) -> None:
+    """Train the base: flow matching on plain clips from nothing."""
+    model = new_model(job.seed)
+    job.learn("base", model, partial(_fresh_loss, model, "plain", job.recipe.base.batch), job.recipe.base)
+    _save_model(model, job.out / "base")
 
 
-def train_judge(shop: Workshop) -> None:
-    """The networks that judge clips."""
+def train_judge(job: TrainingJob) -> None:
+    """Train the networks that judge clips."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(shop.seed)
+        torch.manual_seed(job.seed)
         judge = Judge()
-    shop.learn("judge", judge, lambda rng: judge_loss(judge, shop.recipe.judge.batch, rng), shop.recipe.judge)
-    save_judge(judge, shop.out)
+    job.learn("judge", judge, lambda rng: judge_loss(judge, job.recipe.judge.batch, rng), job.recipe.judge)
+    save_judge(judge, job.out)
 
 
-def keep_trajectories(shop: Workshop, adapter: Adapter | None = None) -> None:
-    """The guided base's way from noise to clips, plain or with an adapter, in portions that survive a restart."""
-    model, count = open_base(shop.out), shop.recipe.trajectories
+def keep_trajectories(job: TrainingJob, adapter: Adapter | None = None) -> None:
+    """Keep the guided base's way from noise to clips, plain or with an adapter, in portions that survive a restart."""
+    model, count = open_base(job.out), job.recipe.trajectories
     name = "trajectories"
     if adapter is not None:
-        attach(model, adapter_path(adapter.name, shop.out))
-        name, count = f"{adapter.name}-trajectories", shop.recipe.styled
-    for start in range(0, count, shop.recipe.portion):
-        file = shop.out / "checkpoints" / name / f"{start:05d}.pt"
+        attach(model, adapter_path(adapter.name, job.out))
+        name, count = f"{adapter.name}-trajectories", job.recipe.styled
+    for start in range(0, count, job.recipe.portion):
+        file = job.out / "checkpoints" / name / f"{start:05d}.pt"
         if not file.exists():
-            rng = generator_for(shop.seed, name, start)
-            size = min(shop.recipe.portion, count - start)
+            rng = generator_for(job.seed, name, start)
+            size = min(job.recipe.portion, count - start)
             prompts, noise = draw_prompts(size, rng), draw_noise(size, rng)
             states = list(trajectory(model, prompts, noise))
             kept = torch.stack([states[step] for step in KEPT], dim=1)
             save_whole({"prompts": prompts, "states": kept.half()}, file)
-            shop.progress(name, start + size, count, 0.0)
-    (shop.out / "checkpoints" / f"{name}.done").touch()
+            job.progress(name, start + size, count, 0.0)
+    (job.out / "checkpoints" / f"{name}.done").touch()
 
 
-def _trajectories(shop: Workshop, name: str) -> Trajectories:
-    parts = [torch.load(file, weights_only=True) for file in sorted((shop.out / "checkpoints" / name).glob("*.pt"))]
+def _trajectories(job: TrainingJob, name: str) -> Trajectories:
+    parts = [torch.load(file, weights_only=True) for file in sorted((job.out / "checkpoints" / name).glob("*.pt"))]
     return Trajectories(
         torch.cat([part["prompts"] for part in parts]), torch.cat([part["states"] for part in parts]).float()
     )
 
 
-def train_adapter(shop: Workshop, adapter: Adapter) -> None:
-    """A LoRA on the base: flow matching on clips with its effect."""
-    model = _fresh_adapter(shop, open_base(shop.out), adapter)
-    schedule = shop.recipe.adapters[adapter.name]
-    shop.learn(adapter.name, model, partial(_fresh_loss, model, adapter.effect, schedule.batch), schedule)
-    _save_adapter(model, adapter_path(adapter.name, shop.out))
+def train_adapter(job: TrainingJob, adapter: Adapter) -> None:
+    """Train a LoRA on the base: flow matching on clips with its effect."""
+    model = _fresh_adapter(job, open_base(job.out), adapter)
+    schedule = job.recipe.adapters[adapter.name]
+    job.learn(adapter.name, model, partial(_fresh_loss, model, adapter.effect, schedule.batch), schedule)
+    _save_adapter(model, adapter_path(adapter.name, job.out))
 
 
-def train_student(shop: Workshop, student: Student) -> None:
-    """Every weight of the base, or an accelerator LoRA on it, fine-tuned to make clips in a few steps."""
-    given = _trajectories(shop, "trajectories")
-    schedule = shop.recipe.students[student.name]
-    model: Network = prepared(open_base(shop.out), student)
+def train_student(job: TrainingJob, student: Student) -> None:
+    """Fine-tune every weight of the base, or an accelerator LoRA on it, to make clips in a few steps."""
+    given = _trajectories(job, "trajectories")
+    schedule = job.recipe.students[student.name]
+    model: Network = prepared(open_base(job.out), student)
     if student.accelerator:
-        model = _new_adapter(shop.seed, model, shop.recipe.accelerator_rank, shop.recipe.accelerator_rank)
+        model = _new_adapter(job.seed, model, job.recipe.accelerator_rank, job.recipe.accelerator_rank)
     else:
         model.requires_grad_(True)
     loss = partial(_regression, model, student, given, schedule.batch)
-    shop.learn(student.name, model, loss, schedule)
+    job.learn(student.name, model, loss, schedule)
     if student.sampler == "renoise":
-        _match(shop, student, model)
-    path = student_path(student.name, shop.out)
+        _match(job, student, model)
+    path = student_path(student.name, job.out)
     _save_adapter(model, path) if student.accelerator else _save_model(model, path)
 
 
-def _match(shop: Workshop, student: Student, model: WanTransformer3DModel) -> None:
-    critic, base = open_base(shop.out).requires_grad_(True), open_base(shop.out)
-    matching, batch = Matching(student, model, critic), shop.recipe.matching.batch
-    shop.learn(f"{student.name}-matching", matching, lambda rng: matching.loss(base, batch, rng), shop.recipe.matching)
+def _match(job: TrainingJob, student: Student, model: WanTransformer3DModel) -> None:
+    critic, base = open_base(job.out).requires_grad_(True), open_base(job.out)
+    matching, batch = Matching(student, model, critic), job.recipe.matching.batch
+    job.learn(f"{student.name}-matching", matching, lambda rng: matching.loss(base, batch, rng), job.recipe.matching)
 
 
-def train_oracle(shop: Workshop, student: Student, adapter: Adapter) -> None:
-    """The adapter trained on the student, from the base's adapter and from zero, until it stops improving."""
-    given = _trajectories(shop, f"{adapter.name}-trajectories")
-    learn, held = given.rows(None, -shop.recipe.held_out), given.rows(-shop.recipe.held_out, None)
+def train_oracle(job: TrainingJob, student: Student, adapter: Adapter) -> None:
+    """Train the adapter on the student, from the base's adapter and from zero, until it stops improving."""
+    given = _trajectories(job, f"{adapter.name}-trajectories")
+    learn, held = given.rows(None, -job.recipe.held_out), given.rows(-job.recipe.held_out, None)
     curves: dict[str, list[float]] = {}
     models: dict[str, PeftModel] = {}
     for start in ("direct", "zero"):
-        models[start] = model = _fresh_adapter(shop, open_student(student.name, shop.out), adapter)
+        models[start] = model = _fresh_adapter(job, open_student(student.name, job.out), adapter)
         if start == "direct":
-            restart_from(model, adapter_path(adapter.name, shop.out))
+            restart_from(model, adapter_path(adapter.name, job.out))
         to_beat = min((curve[-1] for curve in curves.values()), default=float("inf"))
         stage = f"{student.name}/{adapter.name}/{start}"
-        curves[start] = _rounds(shop, stage, model, student, learn, held, to_beat)
+        curves[start] = _rounds(job, stage, model, student, learn, held, to_beat)
     best = min(curves, key=lambda start: curves[start][-1])
-    path = oracle_path(student.name, adapter.name, shop.out)
+    path = oracle_path(student.name, adapter.name, job.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = json.dumps({"start": best, "held_out": curves}, indent=1) + "\n"
     write_whole(path.with_suffix(".json"), facts.encode())
@@ -145,7 +145,7 @@ def train_oracle(shop: Workshop, student: Student, adapter: Adapter) -> None:
 
 
 def _rounds(
-    shop: Workshop,
+    job: TrainingJob,
     stage: str,
     model: PeftModel,
     student: Student,
@@ -153,14 +153,14 @@ def _rounds(
     held: Trajectories,
     to_beat: float,
 ) -> list[float]:
-    """Held-out errors before and after each round; the model is left as the last round that helped made it."""
-    rounds = shop.recipe.oracle
+    """Train in rounds and return the held-out errors before and after each; a round that does not help is undone."""
+    rounds = job.recipe.oracle
     patience, share = rounds.behind
     errors = [landing_error(model, student, held)]
     for turn in range(rounds.most):
         before = {name: weight.detach().clone() for name, weight in _trainable(model)}
         loss = partial(_regression, model, student, learn, rounds.schedule.batch)
-        shop.learn(f"{stage}/{turn}", model, loss, rounds.schedule)
+        job.learn(f"{stage}/{turn}", model, loss, rounds.schedule)
         error = landing_error(model, student, held)
         if error > errors[-1]:
             with torch.no_grad():
@@ -178,7 +178,7 @@ def _regression(model: Network, student: Student, given: Trajectories, batch: in
 
 
 def _fresh_loss(model: Network, effect: str, batch: int, rng: Generator) -> Tensor:
-    """The denoising loss on clips of one effect that nobody has seen before."""
+    """Return the denoising loss on new clips of one effect."""
     prompts = draw_prompts(batch, rng)
     forget = torch.rand(batch, generator=rng) < FORGET
     text = torch.where(forget[:, None, None], embed_nothing(batch), embed(prompts))
@@ -189,8 +189,8 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def _fresh_adapter(shop: Workshop, model: WanTransformer3DModel, adapter: Adapter) -> PeftModel:
-    return _new_adapter(shop.seed + 1000 * adapter.seed, model, adapter.rank, adapter.alpha)
+def _fresh_adapter(job: TrainingJob, model: WanTransformer3DModel, adapter: Adapter) -> PeftModel:
+    return _new_adapter(job.seed + 1000 * adapter.seed, model, adapter.rank, adapter.alpha)
 
 
 def _new_adapter(seed: int, model: WanTransformer3DModel, rank: int, alpha: int) -> PeftModel:

@@ -1,4 +1,4 @@
-"""Makes a family: `python -m loraport_lab.training.train --out FOLDER`.
+"""Train a family: `python -m loraport_lab.training.train --out FOLDER`.
 
 Every stage leaves its result whole or not at all; a second start skips what is done and continues what was interrupted.
 Stages that do not wait for each other run side by side (`--jobs`). The measured minutes are in docs/lab/family.md.
@@ -21,7 +21,7 @@ from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, adapter_path, 
 from loraport_lab.training.fit import LossReport
 from loraport_lab.training.recipe import SHIPPED, Recipe
 from loraport_lab.training.stages import (
-    Workshop,
+    TrainingJob,
     keep_trajectories,
     train_adapter,
     train_base,
@@ -30,7 +30,7 @@ from loraport_lab.training.stages import (
     train_student,
 )
 
-Stage = Callable[[Workshop], None]
+Stage = Callable[[TrainingJob], None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Step:
     run: Stage
 
 
-def plan(shop: Workshop) -> dict[str, Step]:
-    """All stages by name, in an order in which they could run one after the other."""
-    out = shop.out
+def plan(job: TrainingJob) -> dict[str, Step]:
+    """Return all stages by name, in an order in which they could run one after the other."""
+    out = job.out
     steps = {
         "base": Step(out / "base", (), train_base),
         "judge": Step(out / "judge.safetensors", (), train_judge),
@@ -64,7 +64,7 @@ def plan(shop: Workshop) -> dict[str, Step]:
 
 
 def needed(steps: Mapping[str, Step], wanted: Iterable[str]) -> dict[str, Step]:
-    """The wanted stages, all that come before them, and the judge. Raises SettingsError for an unknown name."""
+    """Return the wanted stages, all that come before them, and the judge. Raises SettingsError for an unknown name."""
     found: set[str] = set()
     todo = ["judge", *wanted]
     while todo:
@@ -76,19 +76,19 @@ def needed(steps: Mapping[str, Step], wanted: Iterable[str]) -> dict[str, Step]:
     return {name: step for name, step in steps.items() if name in found}
 
 
-def train_family(shop: Workshop, jobs: int = 1, only: Sequence[str] = ()) -> None:
-    """All stages whose results are not there, or some and what they need, up to `jobs` of them side by side."""
-    steps = needed(plan(shop), only) if only else plan(shop)
+def train_family(job: TrainingJob, jobs: int = 1, only: Sequence[str] = ()) -> None:
+    """Run the stages whose results are missing, or some and what they need, up to `jobs` of them side by side."""
+    steps = needed(plan(job), only) if only else plan(job)
     left = {name: step for name, step in steps.items() if not step.result.exists()}
     if jobs == 1:
         for step in left.values():
-            step.run(shop)
+            step.run(job)
         return
     running: dict[Future[None], str] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         while left or running:
             for name in [name for name, step in left.items() if _ready(step, steps)]:
-                running[pool.submit(left.pop(name).run, shop)] = name
+                running[pool.submit(left.pop(name).run, job)] = name
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
                 running.pop(finished)
                 finished.result()
@@ -116,9 +116,11 @@ class Printer:
             print(f"{minutes:6.1f} min  {stage} {step}/{steps}  loss {self.mean:.4f}", file=sys.stderr, flush=True)
 
 
-def workshop(out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: LossReport | None = None) -> Workshop:
-    """A place to make a family in, by the shipped recipe, with lines on stderr."""
-    return Workshop(out, recipe, seed, progress or Printer(time.time()))
+def training_job(
+    out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: LossReport | None = None
+) -> TrainingJob:
+    """Return the job of making a family in a folder, by the shipped recipe, with lines on stderr."""
+    return TrainingJob(out, recipe, seed, progress or Printer(time.time()))
 
 
 def main() -> None:
@@ -133,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     _one_thread()
     try:
-        train_family(workshop(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
+        train_family(training_job(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
     except LoraportError as error:
         parser.error(str(error))
 
