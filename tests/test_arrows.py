@@ -270,7 +270,6 @@ TWICE: dict[str, set[str]] = {
     "loraport.reports": {"DECISIONS", "LAYER_COLUMNS", "Row", "SIDES", "findings", "layer_table"},
     "loraport.sampling.calibration": {"STRIDES"},
     "loraport.sampling.choice": {"DIRECT"},
-    "loraport.transfers": {"Weights"},
 }
 
 

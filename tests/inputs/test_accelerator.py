@@ -79,11 +79,14 @@ def test_the_drift_is_the_accelerators_update_to_the_last_bit(family, factors, a
     for job in ready.plan.jobs:
         weights = read_weights(job.name, ready.source, ready.target, keep_target=True)
         if job.name == ALONE:
-            assert not weights.drift.any() and weights.target_hash == weights.source_hash
+            assert not weights.drift.any() and weights.facts.target_hash == weights.facts.source_hash
             continue
         B, A = factors[job.name]
         assert torch.equal(weights.drift, torch.zeros(job.shape).addmm_(B, A, alpha=-0.5))
-        assert torch.equal(weights.W_t, weights.W_s + weights.drift) and weights.target_hash != weights.source_hash
+        assert (
+            torch.equal(weights.W_t, weights.W_s + weights.drift)
+            and weights.facts.target_hash != weights.facts.source_hash
+        )
 
 
 def test_a_layer_that_it_leaves_alone_is_reused_as_it_is(family, accelerator):

@@ -10,24 +10,22 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport._version import __version__
 from loraport.analysis.layer_sample import stratified
-from loraport.compute import find_device, layer_generator, read_ahead
+from loraport.compute import layer_generator, read_ahead
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import is_local, open_model
-from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.accelerator import Target
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import Prepared, prepare
+from loraport.inputs.open import Prepared, prepare, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER, CasaSettings
 from loraport.spectral.low_rank import LowRank
-from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfers.layer_source import SharedLayer, Weights, read_weights
+from loraport.transfers.layer_source import LayerSource, LayerWeights
 from loraport.transfers.method_input import as_factors
 
 
@@ -70,20 +68,26 @@ class AnalyzeConfig:
 
 @dataclass(frozen=True)
 class Bench:
-    """The opened inputs and the bases of their weights."""
+    """The opened inputs and the builder of their layers."""
 
     ready: Prepared
-    bases: Bases
+    source: LayerSource
 
     @classmethod
     def open(cls, config: AnalyzeConfig) -> Bench:
         """Headers only; nothing is computed yet. Raises InputError."""
-        return cls(prepare(as_transfer(config)), Bases(BasisCache(config.cache), find_device(config.device)))
+        ready = prepare(as_transfer(config))
+        return cls(ready, LayerSource.open(ready))
 
     @property
     def device(self) -> torch.device:
         """Where layers are looked at."""
-        return self.bases.device
+        return self.source.bases.device
+
+    @property
+    def bases(self) -> Bases:
+        """Where bases come from."""
+        return self.source.bases
 
     @lazy_property
     def whole(self) -> tuple[Checkpoint, Target]:
@@ -97,27 +101,18 @@ class Bench:
 
     def identity(self, config: AnalyzeConfig) -> str:
         """What makes finished layers of an earlier start the same work."""
-        ready = self.ready
-        stats = [
-            (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted({*self.whole[0].paths, *self.whole[1].paths})
-        ]
-        strength = ready.target.strength if isinstance(ready.target, Accelerated) else None
-        versions = [__version__, torch.__version__, str(self.device)]
-        return json.dumps([config.fingerprint(), *versions, ready.lora.sha256, strength, stats])
+        return run_identity(self.ready, self.device, config.fingerprint(), self.whole)
 
-    def layer(self, job: LayerJob, weights: Weights) -> Layer:
+    def layer(self, job: LayerJob, weights: LayerWeights) -> Layer:
         """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
         lora = exact_factors(job.name, self.ready.lora.layers[job.name], weights.W_s)
-        here = LowRank(lora.B.to(self.device), lora.A.to(self.device))
-        shared = SharedLayer(weights, self.bases, force_drift=self.ready.config.force_drift)
-        return Layer(here, shared.drift, shared.basis, shared.target)
+        return weights.layer(lora, target=weights.W_t is not None)
 
-    def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, Weights]]:
+    def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, LayerWeights]]:
         """Each job with its weights, the next ones read meanwhile."""
 
-        def read(job: LayerJob) -> Weights:
-            return read_weights(job.name, self.ready.source, self.ready.target, keep_target=target)
+        def read(job: LayerJob) -> LayerWeights:
+            return self.source.read(job.name, keep_weights=True, with_target=target)
 
         return read_ahead(jobs, read)
 
@@ -132,7 +127,7 @@ def as_transfer(config: AnalyzeConfig) -> TransferConfig:
     return TransferConfig(
         config.lora, config.source, config.target, config.output, source_part=config.source_part,
         target_part=config.target_part, lora_part=config.lora_part, include=config.layers,
-        force_drift=config.force_drift,
+        force_drift=config.force_drift, device=config.device, cache=config.cache,
     )  # fmt: skip
 
 

@@ -25,13 +25,11 @@ from loraport.files.models.presets import open_model
 from loraport.files.models.write import check_output_path, write_model
 from loraport.inputs.accelerator import split_target
 from loraport.inputs.config import matches
-from loraport.inputs.plan import LayerJob
-from loraport.methods.layer import Layer
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
-from loraport.transfers.layer_source import SharedLayer, read_weights
+from loraport.transfers.layer_source import LayerSource
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,9 @@ class _Maker:
     """Makes the weights one after the other, and counts."""
 
     config: ProbeConfig
-    source: Checkpoint
     target: Checkpoint
+    layers: LayerSource
     lora: Lora | None
-    bases: Bases
     energy: float = 0.0
     drift: float = 0.0
     made: list[str] = field(default_factory=list)
@@ -113,15 +110,13 @@ class _Maker:
     def __call__(self, name: str) -> Tensor:
         """The layer's weight as it will be stored; the target's own bits where nothing is added."""
         stored = self.target.tensor(f"{name}.weight")
-        job = LayerJob(name, "transfer", _matrix(stored), 0)
-        weights = read_weights(job.name, self.source, self.target, keep_target=True)
-        shared = SharedLayer(weights, self.bases, force_drift=self.config.force_drift)
-        if not shared.drift.any() or weights.W_t is None:
+        weights = self.layers.read(name, keep_weights=True, with_target=True)
+        if not weights.drift.any() or weights.W_t is None:
             self.untouched.append(name)
             return stored
-        layer = Layer(self._lora(name, shared.drift, weights.W_s), shared.drift, shared.basis)
+        layer = weights.layer(self._lora(name, weights.drift, weights.W_s))
         added = self.config.probe.added(layer, layer_generator(self.config.seed, name)).cpu()
-        self.drift += float(shared.drift.double().square().sum())
+        self.drift += float(layer.drift.double().square().sum())
         self.energy += float(added.double().square().sum())
         if not added.any():
             self.untouched.append(name)
@@ -140,8 +135,7 @@ class _Maker:
         found = None if self.lora is None else self.lora.layers.get(name)
         if found is None or found.shape != tuple(drift.shape):
             return no_lora((drift.shape[0], drift.shape[1]), drift)
-        exact = exact_factors(name, found, W_s)
-        return LowRank(exact.B.to(drift), exact.A.to(drift))
+        return exact_factors(name, found, W_s)
 
 
 def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
@@ -163,7 +157,8 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
     check_output_path(Path(config.output), target, others)
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
-    maker = _Maker(config, source, target, lora, Bases(BasisCache(config.cache), find_device(config.device)))
+    bases = Bases(BasisCache(config.cache), find_device(config.device))
+    maker = _Maker(config, target, LayerSource(source, target, bases, config.force_drift), lora)
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
     write_model(
@@ -193,7 +188,3 @@ def _chosen(patterns: Sequence[str], source: Checkpoint, target: Checkpoint) -> 
     if not chosen:
         raise SettingsError(f"no layer of {target.where} fits, or the source has none alike; nothing to probe")
     return chosen
-
-
-def _matrix(stored: Tensor) -> tuple[int, int]:
-    return stored.shape[0], math.prod(stored.shape[1:])

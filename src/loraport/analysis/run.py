@@ -26,7 +26,7 @@ from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.basis import decompose
 from loraport.transfers.journal import Partial
-from loraport.transfers.layer_source import Weights
+from loraport.transfers.layer_source import LayerWeights
 
 NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
 SURVEY, LAYERS = "comparing the models", "analysing"
@@ -117,7 +117,7 @@ def _views(
 
 
 def _view(
-    bench: Bench, job: LayerJob, weights: Weights, settings: CasaSettings, detail: bool
+    bench: Bench, job: LayerJob, weights: LayerWeights, settings: CasaSettings, detail: bool
 ) -> tuple[LayerView, Mapping[str, Tensor]]:
     start = time.perf_counter()
     layer = bench.layer(job, weights)
@@ -129,8 +129,8 @@ def _view(
     del D_lora
     seen = look(Specimen(layer, with_lora, both), settings, detail=detail)
     name, size = job.name, seen.numbers["weight_norm"]
-    measured = weights.measured_drift / size if size else None
-    numbers = {**seen.numbers, "drift": measured, "copied": bool(weights.within_rounding and not layer.drift.any())}
+    measured = weights.facts.drift / size if size else None
+    numbers = {**seen.numbers, "drift": measured, "copied": weights.is_rounding}
     seconds = time.perf_counter() - start
     return LayerView(name, layer_kind(name), layer_depth(name), job.shape, job.rank, numbers, seconds), seen.curves
 

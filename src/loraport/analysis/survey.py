@@ -12,8 +12,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.accelerator import Target
 from loraport.inputs.drift import within_floor
-from loraport.inputs.plan import LayerJob
-from loraport.spectral.kernels import at_least_zero, inner, norm
+from loraport.spectral.kernels import at_least_zero, inner
 from loraport.transfers.layer_source import read_weights
 
 UNRELATED = 0.7
@@ -132,17 +131,15 @@ def drifts(names: Sequence[str], source: Checkpoint, target: Target) -> Iterator
 
 def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
     """How far one layer moved, from the original weights."""
-    shape = source.shape(f"{name}.weight")
-    job = LayerJob(name, "transfer", (shape[0], math.prod(shape[1:])), 0)
-    weights = read_weights(job.name, source, target)
+    weights = read_weights(name, source, target)
     W_s, D = weights.W_s, weights.drift
-    size, moved = (norm(X) for X in (W_s, D))
+    size, moved = weights.facts.weight, weights.facts.drift
     along = size**2 + inner(W_s, D)
     after = math.sqrt(at_least_zero(2 * along - size**2 + moved**2))
     return LayerDrift(
         name, layer_kind(name), layer_depth(name),
-        identical=weights.source_hash == weights.target_hash or moved == 0,
+        identical=weights.facts.source_hash == weights.facts.target_hash or moved == 0,
         drift=moved / size if size else None,
         cosine=along / (size * after) if size and after else None,
-        floor=weights.floor / size if size else None,
+        floor=weights.facts.floor / size if size else None,
     )  # fmt: skip

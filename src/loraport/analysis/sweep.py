@@ -14,6 +14,7 @@ from loraport.analysis.results import Swept
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.names.blocks import layer_depth, layer_kind
+from loraport.inputs.open import common_rank
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import arbitrated_update, arbitration
 from loraport.methods.layer import Layer
@@ -95,7 +96,7 @@ def swept(
     A layer whose drift is within rounding has none: a transfer copies the LoRA there, at every point.
     """
     points = [grid.settings(config.casa) for grid in grids]
-    rank = 2 * max(job.rank for job in bench.ready.plan.jobs)
+    rank = common_rank(bench.ready.config, bench.ready.plan)
     found: dict[str, list[list[dict[str, Any]]]] = {}
     mark = f"sweep {[grid.values for grid in grids]}"
     for job in jobs:
@@ -105,8 +106,7 @@ def swept(
     todo = [job for job in jobs if job.name not in found]
     done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
     for job, weights in bench.weights(todo, target=False):
-        copied = weights.within_rounding and not config.force_drift
-        layer = None if copied else bench.layer(job, weights)
+        layer = None if weights.is_rounding else bench.layer(job, weights)
         grid_rows = [[] if layer is None else list(layer_rows(layer, job, some, rank)) for some in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         found[job.name] = grid_rows

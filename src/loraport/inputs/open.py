@@ -148,11 +148,16 @@ def touched(loras: Iterable[Lora]) -> set[str] | None:
 
 
 def common_rank(config: TransferConfig, plan: Plan) -> int:
-    """The rank that all layers aim at: the user's, or from the largest of the LoRA's own (twice that for CASA)."""
+    """Return the rank that all layers aim at: the user's, or one that follows from the largest of the LoRA's own."""
     if config.rank.kind == "fixed":
         return int(config.rank.value)
     own = max((job.aim for job in plan.jobs if job.action != "drop"), default=0) or LARGEST_AUTO_RANK
-    return own if config.rank.kind == "source" or config.recipe.method.low_rank else 2 * own
+    return own if config.rank.kind == "source" else auto_rank(own, low_rank=config.recipe.method.low_rank)
+
+
+def auto_rank(own: int, *, low_rank: bool) -> int:
+    """Return the rank that `auto` stands for: the LoRA's own, and twice that for a method whose update is dense."""
+    return own if low_rank else 2 * own
 
 
 def check_outputs(batch: Sequence[Prepared]) -> None:
@@ -186,16 +191,17 @@ def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
     protect_inputs(output, (*named, *ready.source.paths, *ready.target.paths))
 
 
-def run_identity(ready: Prepared, device: torch.device) -> str:
-    """What makes an unfinished run the same work: settings, program, inputs as they lie on the disk.
+def run_identity(ready: Prepared, device: torch.device, work: str, models: Iterable[Checkpoint | Target] = ()) -> str:
+    """Return what makes an unfinished run the same work: settings (`work`), program, inputs as they lie on the disk.
 
-    Which layers are left out is no part of it: what is done of the others stays good.
+    Which layers are left out is no part of it: what is done of the others stays good. `models`: those that are read, if
+    they are not the two that were opened for the LoRA.
     """
+    paths = {path for model in tuple(models) or (ready.source, ready.target) for path in model.paths}
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
-    files = sorted({*ready.source.paths, *ready.target.paths})
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    work = [ready.config.fingerprint(), common_rank(ready.config, ready.plan)]
-    return json.dumps([work, __version__, torch.__version__, str(device), ready.lora.sha256, beside, stats])
+    rank = common_rank(ready.config, ready.plan)
+    return json.dumps([work, rank, __version__, torch.__version__, str(device), ready.lora.sha256, beside, files])
 
 
 _OF_A_PASS = (

@@ -17,11 +17,11 @@ from loraport.inputs.config import RankRule
 from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
 from loraport.transfers.method_input import as_factors
 
-Weights = Callable[[str], Tensor | None]
+EncoderWeights = Callable[[str], Tensor | None]
 """Layer of a text encoder -> its weight; None where there is none at hand."""
 
 
-def encoder_weights(model: Checkpoint) -> Weights:
+def encoder_weights(model: Checkpoint) -> EncoderWeights:
     """Those in the file of a model, or in the pipeline around it."""
     opened: dict[str, Checkpoint | None] = {}
 

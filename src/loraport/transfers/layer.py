@@ -1,4 +1,4 @@
-"""The per-layer function of a transfer: weights in, the new update and what happened to it out."""
+"""Transfer one layer: its weights and its adapter in, the new update and its row in the report out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.compute import layer_generator
 from loraport.files.adapters.casting import fitted, rounding_loss
-from loraport.files.adapters.updates import LayerUpdate
+from loraport.files.adapters.updates import LayerUpdate, looks_at_weight
 from loraport.inputs.config import Part, RankRule
 from loraport.inputs.drift import TIMES_FLOOR
 from loraport.inputs.plan import LayerJob
@@ -19,14 +19,14 @@ from loraport.methods.layer import Layer, Update
 from loraport.methods.recipes import Recipe
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank, cosine, factorize_energy, truncate
-from loraport.transfers.layer_source import SharedLayer
-from loraport.transfers.method_input import Given, given
+from loraport.transfers.layer_source import LayerWeights
+from loraport.transfers.method_input import method_input
 from loraport.transfers.results import LayerResult
 
 
 @dataclass(frozen=True)
 class LayerTransfer:
-    """A recipe with the rank it writes, and which part of its update."""
+    """The transfer of single layers by one recipe: which part of its update is written, at which rank and dtype."""
 
     recipe: Recipe
     rule: RankRule
@@ -40,21 +40,32 @@ class LayerTransfer:
     dtype: torch.dtype = torch.float32
     """What the factors will be written in."""
 
-    def __call__(self, job: LayerJob, lora: LayerUpdate, shared: SharedLayer) -> tuple[LowRank | Tensor, LayerResult]:
-        """The new update of one layer, factors or dense, and its row in the report.
+    def __call__(
+        self, job: LayerJob, adapter: LayerUpdate, weights: LayerWeights
+    ) -> tuple[LowRank | Tensor, LayerResult]:
+        """Return the new update of one layer, factors or dense, and its row in the report.
 
         A layer that the recipe gives no adapter is skipped with the recipe's reason; its update has rank 0. One whose
         drift is within twice what rounding makes counts as one without drift: its LoRA is copied, where the recipe
         would reuse it then. The seconds of what several runs share are those of the run that came first.
         """
         start = time.perf_counter()
-        source = self._given(job, lora, shared)
-        if shared.is_rounding and self.recipe.reuses and self.part != "counter-drift":
-            same = fitted(source.lora, self.dtype)
-            return same, replace(left_alone(job, same, shared), rounding=rounding_loss(same, self.dtype))
-        layer = shared.layer(self.recipe, source.lora)
-        update = source.finished(self._update(shared, layer), shared.source, layer.drift)
-        lost = source.lora.lost_energy
+        recipe = self.recipe
+        rule = RankRule("full") if self.as_diff else self.rule
+        W_s = weights.W_s if looks_at_weight(adapter) else None
+        inputs = method_input(adapter, W_s, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
+        if weights.is_rounding and recipe.reuses and self.part != "counter-drift":
+            same = fitted(inputs.lora, self.dtype)
+            return same, replace(copied_row(job, same, weights), rounding=rounding_loss(same, self.dtype))
+        layer = weights.layer(
+            inputs.lora, basis=recipe.needs_basis, target=recipe.needs_target, routing=recipe.needs_routing
+        )
+        if self.part == "whole":
+            update = recipe(layer)
+        else:
+            update = weights.part((self.lora_sha256, self.rule, self.rank, recipe), self.part, recipe, layer)
+        update = inputs.finished(update, W_s, layer.drift)
+        lost = inputs.lora.lost_energy
         written = self._write(update, job, lost) if update.reason is None else update.low_rank
         written = fitted(written, self.dtype) if isinstance(written, LowRank) else written
         return written, LayerResult(
@@ -64,28 +75,16 @@ class LayerTransfer:
             shape=job.shape,
             rank_in=job.rank,
             rank_out=written.rank if isinstance(written, LowRank) and update.reason is None else None,
-            source_hash=shared.source_hash,
-            target_hash=shared.target_hash,
-            source_rounded=shared.source_rounded,
             seconds=time.perf_counter() - start,
             rounding=rounding_loss(written, self.dtype),
-            **_sizes(layer, shared, update, written, lost),
+            **_of_files(weights),
+            **_sizes(layer, weights, update, written, lost),
             kind=job.kind,
             **update.facts,
         )
 
-    def _given(self, job: LayerJob, update: LayerUpdate, shared: SharedLayer) -> Given:
-        """The layer's adapter as factors, exact where everything is written exactly."""
-        rule = RankRule("full") if self.as_diff else self.rule
-        return given(update, shared.source, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
-
-    def _update(self, shared: SharedLayer, layer: Layer) -> Update:
-        if self.part == "whole":
-            return self.recipe(layer)
-        return shared.part((self.lora_sha256, self.rule, self.rank, self.recipe), self.part, self.recipe, layer)
-
     def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
-        """The dense update, or its factors at the rank that the rule gives this layer."""
+        """Return the dense update, or its factors at the rank that the rule gives this layer."""
         if self.as_diff:
             return update.dense()
         n = min(job.shape)
@@ -99,10 +98,11 @@ class LayerTransfer:
         return update.factorized(rank, layer_generator(self.seed, job.name))
 
 
-def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult:
-    """The row of a layer whose drift counts as rounding: the LoRA is copied, and the reason says why."""
-    size = shared.weight_norm or 1.0
-    drift, floor, own = (value / size for value in (shared.measured_drift, shared.floor, lora.norm()))
+def copied_row(job: LayerJob, lora: LowRank, weights: LayerWeights) -> LayerResult:
+    """Return the row of a layer whose drift counts as rounding: the LoRA is copied, and the reason says why."""
+    facts = weights.facts
+    size = facts.weight or 1.0
+    drift, floor, own = facts.drift / size, facts.floor / size, lora.norm() / size
     return LayerResult(
         name=job.name,
         status="copied",
@@ -112,22 +112,31 @@ def left_alone(job: LayerJob, lora: LowRank, shared: SharedLayer) -> LayerResult
         rank_in=job.rank,
         rank_out=job.rank,
         drift=drift,
-        floor=floor,
         lora=own,
         update=own,
-        weight_norm=shared.weight_norm,
-        source_hash=shared.source_hash,
-        target_hash=shared.target_hash,
-        source_rounded=shared.source_rounded,
+        floor=floor,
+        weight_norm=facts.weight,
+        **_of_files(weights),
     )
 
 
-def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank | Tensor, lost: float) -> dict[str, Any]:
-    """The sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept.
+def _of_files(weights: LayerWeights) -> dict[str, Any]:
+    facts = weights.facts
+    return {
+        "source_hash": facts.source_hash,
+        "target_hash": facts.target_hash,
+        "source_rounded": facts.source_rounded,
+    }
+
+
+def _sizes(
+    layer: Layer, weights: LayerWeights, update: Update, written: LowRank | Tensor, lost: float
+) -> dict[str, Any]:
+    """Return the sizes of one layer's updates as shares of ‖W_s‖ (None for a zero weight), and what truncation kept.
 
     `lost`: the share of the adapter's energy that was gone before the method began, where it is no plain LoRA.
     """
-    size = shared.weight_norm
+    size = weights.facts.weight
     corrected = not update.is_low_rank
 
     def share(value: float) -> float | None:
@@ -139,8 +148,8 @@ def _sizes(layer: Layer, shared: SharedLayer, update: Update, written: LowRank |
     else:
         length, energy, kept = norm(written), 1.0, 1.0 if corrected else None
     return {
-        "drift": share(shared.drift_norm),
-        "floor": share(shared.floor),
+        "drift": share(weights.drift_norm),
+        "floor": share(weights.facts.floor),
         "lora": share(layer.lora.norm()),
         "update": share(length),
         "correction": share(update.change_norm()) if corrected else None,

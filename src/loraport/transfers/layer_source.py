@@ -1,4 +1,7 @@
-"""One layer's weights, drift and bases, made once for all who need them: the one builder of a layer."""
+"""Build layers: read a layer's weights from both models, measure the drift, get the bases when they are needed.
+
+The one builder: what a transfer makes is what an analysis, a sweep, a probe and the lab show.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraport.compute import find_device
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import Accelerated, Target
 from loraport.inputs.config import Part
 from loraport.inputs.drift import drift_between, within_floor
+from loraport.inputs.open import Prepared
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer, Parts, Update
 from loraport.methods.recipes import Recipe
@@ -19,126 +24,170 @@ from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
-from loraport.store.bases import basis_key
+from loraport.store.bases import BasisCache, basis_key
 from loraport.store.basis_source import Bases
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What the files hold for one layer: W_s, D_fft, and the content hashes (BLAKE2b) of both weights."""
+class LayerFacts:
+    """What the files say of one layer, without its matrices."""
+
+    source_hash: str
+    """BLAKE2b of the content, whatever file it lies in."""
+    target_hash: str
+    weight: float
+    """‖W_s‖"""
+    drift: float
+    """‖D_fft‖ as the files have it"""
+    floor: float
+    """Expected norm of the rounding error in the coarser of the two files."""
+    source_rounded: bool
+    """Whether W_s was rounded to the target's dtype before it was subtracted."""
+
+    @property
+    def within_rounding(self) -> bool:
+        """Whether the drift is no larger than what rounding to the files' dtypes makes by itself."""
+        return within_floor(self.drift, self.floor)
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """What the files hold for one layer, in float32."""
 
     W_s: Tensor
     drift: Tensor
-    source_hash: str
-    target_hash: str
-    W_t: Tensor | None = None
-    """Only for recipes that look at the target's basis: the others need one matrix less."""
-    floor: float = 0.0
-    """Expected norm of the rounding error in the coarser of the two files."""
-    source_rounded: bool = False
-    """Whether W_s was rounded to the target's dtype before it was subtracted."""
-
-    @lazy_property
-    def measured_drift(self) -> float:
-        """‖D_fft‖ as the files have it."""
-        return norm(self.drift)
-
-    @lazy_property
-    def within_rounding(self) -> bool:
-        """Whether the drift is no larger than what rounding to the files' dtypes makes by itself."""
-        return within_floor(self.measured_drift, self.floor)
+    W_t: Tensor | None
+    """Only for those who look at the target's basis: the others need one matrix less."""
+    facts: LayerFacts
 
 
-def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: bool = False) -> Weights:
-    """The layer's weights in float32; the drift comes from the original weights, never from a rebuilt one.
+def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: bool = False) -> FileWeights:
+    """Read a layer; the drift comes from the original weights, never from a rebuilt one.
 
     `inputs.drift` decides whether the source is rounded to the target's dtype first.
     """
     before = source.read(name)
-    W_s, source_hash = before.matrix, before.fingerprint
+    W_s = before.matrix
+    weight = norm(W_s)
     if isinstance(target, Accelerated):
-        found, target_hash = target.read_drift(name, before)
-        W_t = W_s + found.matrix if keep_target else None
-        return Weights(W_s, found.matrix, source_hash, target_hash, W_t, found.floor)
-    after = target.read(name)
-    found = drift_between(before, after, in_place=not keep_target)
-    W_t = after.matrix if keep_target else None
-    return Weights(W_s, found.matrix, source_hash, after.fingerprint, W_t, found.floor, found.source_rounded)
+        drift, target_hash = target.read_drift(name, before)
+        W_t = W_s + drift.matrix if keep_target else None
+    else:
+        after = target.read(name)
+        drift, target_hash = drift_between(before, after, in_place=not keep_target), after.fingerprint
+        W_t = after.matrix if keep_target else None
+    facts = LayerFacts(
+        before.fingerprint, target_hash, weight, norm(drift.matrix), drift.floor, drift.source_rounded
+    )  # fmt: skip
+    return FileWeights(W_s, drift.matrix, W_t, facts)
 
 
-class SharedLayer:
-    """One layer's weights and what follows from them alone, made once for all runs that need it, when the first does.
+@dataclass(frozen=True)
+class LayerSource:
+    """Builds the layers of two models."""
 
-    A weight is left to its basis as soon as that is there; `keep_source`: not the source's, which a DoRA looks at. A
-    drift within rounding counts as none, unless it is forced: this is the one place that decides it, for transfers,
-    analyses, sweeps, probes and the lab.
+    source: Checkpoint
+    target: Target
+    bases: Bases
+    force_drift: bool = False
+    """Whether a drift within rounding counts as one."""
+
+    @classmethod
+    def open(cls, ready: Prepared) -> LayerSource:
+        """Return the builder of a prepared run, with its cache and its device."""
+        config = ready.config
+        bases = Bases(BasisCache(config.cache), find_device(config.device))
+        return cls(ready.source, ready.target, bases, config.force_drift)
+
+    def read(self, name: str, *, keep_weights: bool = False, with_target: bool = False) -> LayerWeights:
+        """Read a layer's weights; the rest is made when it is first asked for, perhaps on another thread.
+
+        `with_target`: W_t is needed, not only the drift. `keep_weights`: the weights are needed beside their bases.
+        """
+        with self.bases.watch.stage("read"):
+            weights = read_weights(name, self.source, self.target, keep_target=with_target)
+        return LayerWeights(weights, self.bases, keep_weights=keep_weights, force_drift=self.force_drift)
+
+
+class LayerWeights:
+    """One layer of both models: what follows from its weights is made once, for all LoRAs, when it is first needed.
+
+    A drift within rounding counts as none, unless it is forced: this is the one place that decides it.
     """
 
-    def __init__(self, weights: Weights, bases: Bases, *, keep_source: bool = False, force_drift: bool = False) -> None:
-        self.source = weights.W_s if keep_source else None
-        self.source_hash, self.target_hash = weights.source_hash, weights.target_hash
-        self.floor, self.source_rounded = weights.floor, weights.source_rounded
-        self.is_rounding = weights.within_rounding and not force_drift
-        self.measured_drift = weights.measured_drift
+    def __init__(self, weights: FileWeights, bases: Bases, *, keep_weights: bool, force_drift: bool) -> None:
+        self.facts = weights.facts
+        self.is_rounding = weights.facts.within_rounding and not force_drift
         self._W_s: Tensor | None = weights.W_s
-        self._W_t = weights.W_t
-        self._drift, self._bases = weights.drift, bases
-        self._parts: dict[Hashable, Update] = {}
+        self.W_t = weights.W_t
+        """None where it was not read. Let go when its basis is there, as W_s is, unless weights are kept."""
+        self._drift, self._bases, self._keep = weights.drift, bases, keep_weights
+        self._waiting_parts: dict[Hashable, Update] = {}
+
+    @property
+    def W_s(self) -> Tensor:  # noqa: N802
+        """The source's weight, as long as it is kept."""
+        if self._W_s is None:
+            raise RuntimeError("the weight was let go when its basis was made; read the layer with keep_weights")
+        return self._W_s
 
     @lazy_property
     def drift(self) -> Tensor:
-        """D_fft on the device."""
-        found = torch.zeros_like(self._drift) if self.is_rounding else self._drift
-        return found.to(self._bases.device)
+        """D_fft on the device, zero where it counts as rounding."""
+        drift = torch.zeros_like(self._drift) if self.is_rounding else self._drift
+        return drift.to(self._bases.device)
 
-    @lazy_property
+    @property
     def drift_norm(self) -> float:
-        """‖D_fft‖, as it counts."""
-        return 0.0 if self.is_rounding else self.measured_drift
+        """‖D_fft‖, zero where it counts as rounding."""
+        return 0.0 if self.is_rounding else self.facts.drift
 
     @lazy_property
-    def weight_norm(self) -> float:
-        """‖W_s‖"""
-        return 0.0 if self._W_s is None else norm(self._W_s)
-
-    @lazy_property
-    def basis(self) -> Basis | None:
+    def basis(self) -> Basis:
         """The basis of W_s."""
-        W_s, _ = self._W_s, self.weight_norm
-        self._W_s = None
-        return None if W_s is None else self._bases.of(W_s, self.source_hash)
+        W_s = self.W_s
+        if not self._keep:
+            self._W_s = None  # on a card, and of a wide layer, the basis has a copy of its own
+        return self._bases.of(W_s, self.facts.source_hash)
 
     @lazy_property
-    def target(self) -> Basis | None:
-        """The basis of W_t; None where no run of this layer asked for it."""
-        W_t, self._W_t = self._W_t, None
-        return None if W_t is None else self._bases.of(W_t, self.target_hash)
+    def target_basis(self) -> Basis | None:
+        """The basis of W_t; None where W_t was not read."""
+        W_t = self.W_t
+        if not self._keep:
+            self.W_t = None
+        return None if W_t is None else self._bases.of(W_t, self.facts.target_hash)
 
     @lazy_property
     def routing(self) -> Routing:
         """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
+        no_lora = LowRank(self.drift[:, :0], self.drift[:0])
+        layer = Layer(no_lora, self.drift, self.basis)
         with self._bases.watch.stage("routing"):
-            return self._routing(Layer(LowRank(self.drift[:, :0], self.drift[:0]), self.drift, self.basis))
+            if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
+                return layer.routing()
+            made_of = f"{self.facts.source_hash} {self.facts.target_hash} {self.facts.source_rounded}"
+            return self._bases.routing(basis_key(made_of, "routing"), layer)
 
-    def _routing(self, layer: Layer) -> Routing:
-        if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
-            return layer.routing()
-        made_of = f"{self.source_hash} {self.target_hash} {self.source_rounded}"
-        return self._bases.routing(basis_key(made_of, "routing"), layer)
-
-    def layer(self, recipe: Recipe, lora: LowRank) -> Layer:
-        """What a recipe sees of this layer, with a LoRA."""
-        here = LowRank(lora.B.to(self.drift.device), lora.A.to(self.drift.device))
-        basis = self.basis if recipe.needs_basis else None
-        target = self.target if recipe.needs_target else None
-        return Layer(here, self.drift, basis, target, self.routing if recipe.needs_routing else None)
+    def layer(self, lora: LowRank, *, basis: bool = True, target: bool = False, routing: bool = False) -> Layer:
+        """Return what a method sees of this layer, with a LoRA, on the device."""
+        return Layer(
+            LowRank(lora.B.to(self.drift.device), lora.A.to(self.drift.device)),
+            self.drift,
+            self.basis if basis else None,
+            self.target_basis if target else None,
+            self.routing if routing else None,
+        )
 
     def part(self, of: Hashable, part: Part, recipe: Recipe, layer: Layer) -> Update:
-        """One part of a split update; the other waits for whoever asks for it next (`of` says for which update)."""
-        if (of, part) in self._parts:
-            return self._parts.pop((of, part))
-        parts: Parts = recipe.parts(layer)
-        found = {"adapter": parts.adapter, "counter-drift": parts.counter_drift}
-        wanted = found.pop(part)
-        self._parts = {(of, name): other for name, other in found.items()}
+        """Return one part of a split update; `of` identifies the update among those of several LoRAs and methods."""
+        # The two parts are two runs of one pass, which come one after the other. Both parts are made at once: the run
+        # that asks first leaves the other part here, and the second takes it away, so that it does not stay in memory.
+        # A run that is alone (its twin was finished in an earlier start) leaves a part that the next update replaces.
+        if (of, part) in self._waiting_parts:
+            return self._waiting_parts.pop((of, part))
+        both: Parts = recipe.parts(layer)
+        updates = {"adapter": both.adapter, "counter-drift": both.counter_drift}
+        wanted = updates.pop(part)
+        self._waiting_parts = {(of, name): other for name, other in updates.items()}
         return wanted

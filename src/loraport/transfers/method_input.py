@@ -1,4 +1,4 @@
-"""What a method is given of a layer: factors of low rank, whatever kind of adapter the file holds."""
+"""Reduce any adapter (LoRA, LoHa, LoKr, DoRA, full difference) to the low-rank factors that a method works on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loraport.spectral.low_rank import LowRank, factorize, factorize_energy, tru
 
 
 @dataclass(frozen=True)
-class Given:
-    """A layer's update as the method sees it, and DoRA's magnitudes where they are put back after it."""
+class MethodInput:
+    """A layer's adapter as factors, and the DoRA itself where its magnitudes are put back after the method."""
 
     lora: LowRank
     """`lost_energy` is the share that this form loses of the adapter's own update."""
     dora: Dora | None = None
 
     def finished(self, update: Update, W_s: Tensor | None, drift: Tensor) -> Update:
-        """The method's update D', or with magnitudes m·‖W_t‖ / ‖W_s‖ =: m_t what the adapter adds to W_t then.
+        """Return the method's update D', or with magnitudes m·‖W_t‖ / ‖W_s‖ =: m_t what the adapter adds to W_t then.
 
         m_t ∘ (W_t + D') / ‖W_t + D'‖ − W_t: DoRA with the factors transferred and the magnitudes rescaled. Where W_t is
         W_s and the method is direct reuse, this is the effective update.
@@ -36,23 +36,23 @@ class Given:
         return replace(update, low_rank=self.lora, change=added - self.lora.dense())
 
 
-def given(
-    update: LayerUpdate, W_s: Tensor | None, reading: str, rule: RankRule, rank: int, generator: torch.Generator
-) -> Given:
-    """The factors that a method gets: the adapter's own where it has them at that rank, else the best at the rule's.
+def method_input(
+    adapter: LayerUpdate, W_s: Tensor | None, dora: str, rule: RankRule, rank: int, generator: torch.Generator
+) -> MethodInput:
+    """Return the factors that a method gets: the adapter's own at that rank, or the best at the rule's.
 
-    DoRA is read as what it adds to W_s (effective: a matrix of full rank), or as its factors alone (magnitude). Of an
-    energy to keep, the root is kept here and the rest when the result is written.
+    `dora`: a DoRA is what it adds to W_s (effective: a matrix of full rank), or its factors alone (magnitude).
     """
     if rule.kind == "energy":
+        # two truncations, here and when the result is written: each keeps the root, so both keep what was asked for
         rule = replace(rule, value=math.sqrt(rule.value))
-    if reading == "magnitude" and isinstance(update, Dora):
-        return Given(as_factors(update.inner, W_s, rule, rank, generator), update)
-    return Given(as_factors(update, W_s, rule, rank, generator))
+    if dora == "magnitude" and isinstance(adapter, Dora):
+        return MethodInput(as_factors(adapter.inner, W_s, rule, rank, generator), adapter)
+    return MethodInput(as_factors(adapter, W_s, rule, rank, generator))
 
 
 def as_factors(update: LayerUpdate, W: Tensor | None, rule: RankRule, rank: int, generator: torch.Generator) -> LowRank:
-    """An adapter on the weight W as factors: a LoRA as it is, others exactly where `rank` or the rule allows it.
+    """Return an adapter on the weight W as factors: a LoRA as it is, others exactly if `rank` or the rule allows it.
 
     Else at the share of energy that the rule asks for, or at `rank`, with the energy that is lost. `full`: always
     exactly, a matrix as itself times a unit matrix.

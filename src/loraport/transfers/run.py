@@ -8,18 +8,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loraport.compute import TORCH_DTYPES, find_device, in_parallel, peak_rss_bytes
+from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.files.adapters.updates import looks_at_weight
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, common_rank, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.progress import NO_PROGRESS, Progress, counter
-from loraport.store.bases import BasisCache
 from loraport.store.basis_source import Bases
 from loraport.transfers.journal import Journal
 from loraport.transfers.layer import LayerTransfer
-from loraport.transfers.layer_source import SharedLayer, read_weights
+from loraport.transfers.layer_source import LayerSource, LayerWeights
 from loraport.transfers.output import account, afterthoughts, all_layers, write
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
@@ -57,24 +56,25 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     start = time.perf_counter()
     batch = prepare_many(configs, progress)
     check_outputs(batch)
-    bases = Bases(BasisCache(configs[0].cache), find_device(configs[0].device))
+    layers = LayerSource.open(batch[0])
+    bases = layers.bases
     runs = [_run(ready, bases, several=len(batch) > 1) for ready in batch]
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.journal)
         tell(progress, [(run.label, run.ready.plan.warnings) for run in runs])
-        work(runs, bases, progress)
+        work(runs, layers, progress)
         computed = time.perf_counter()
         done, refused = _finish_all(runs, bases)
     tell(progress, [(run.label, result.warnings) for run, result in done], already=batch)
     end = time.perf_counter()
-    layers = sum(row.seconds for run in runs for row in run.results.values())
-    seconds = {"total": end - start, "layers": layers, **bases.watch.seconds, "write": end - computed}
+    in_layers = sum(row.seconds for run in runs for row in run.results.values())
+    seconds = {"total": end - start, "layers": in_layers, **bases.watch.seconds, "write": end - computed}
     results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in done]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
 
-def work(runs: Sequence[Run], bases: Bases, progress: Progress) -> None:
+def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
     """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals.
 
     Raises InputError for layers that cannot be used when all others are done, and at once where a file cannot be read.
@@ -92,28 +92,25 @@ def work(runs: Sequence[Run], bases: Bases, progress: Progress) -> None:
 
     refused: dict[str, InputError] = {}
 
-    def read(name: str) -> SharedLayer | InputError:
-        ready = runs[0].ready
-        keep_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
-        with bases.watch.stage("read"):
-            try:
-                weights = read_weights(name, ready.source, ready.target, keep_target=keep_target)
-            except UnreadableError:
-                raise
-            except InputError as error:
-                return error
+    def read(name: str) -> LayerWeights | InputError:
         kept = any(looks_at_weight(run.ready.lora.layers[name]) for run, _ in todo[name])
-        return SharedLayer(weights, bases, keep_source=kept, force_drift=ready.config.force_drift)
+        with_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
+        try:
+            return layers.read(name, keep_weights=kept, with_target=with_target)
+        except UnreadableError:
+            raise
+        except InputError as error:
+            return error
 
-    def done(name: str, shared: SharedLayer | InputError) -> list[tuple[Run, LayerResult]]:
+    def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run, LayerResult]]:
         results: list[tuple[Run, LayerResult]] = []
-        if isinstance(shared, InputError):
-            refused[name] = shared
+        if isinstance(weights, InputError):
+            refused[name] = weights
             return results
         for run, job in todo[name]:
             try:
-                with bases.watch.stage("transfer"):
-                    written, result = run.worker(job, run.ready.lora.layers[name], shared)
+                with layers.bases.watch.stage("transfer"):
+                    written, result = run.worker(job, run.ready.lora.layers[name], weights)
             except InputError as error:
                 refused.setdefault(name, error)
                 continue
@@ -121,7 +118,7 @@ def work(runs: Sequence[Run], bases: Bases, progress: Progress) -> None:
             results.append((run, result))
         return results
 
-    for results in in_parallel(list(todo), read, done, bases.device):
+    for results in in_parallel(list(todo), read, transfer_layer, layers.bases.device):
         for run, result in results:
             run.results[result.name] = result
             report(result.cost, _of_run(run, result))
@@ -170,7 +167,9 @@ def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
             config.dora,
             TORCH_DTYPES[config.dtype],
         ),
-        Journal(Path(config.output), run_identity(ready, bases.device), TORCH_DTYPES[config.dtype]),
+        Journal(
+            Path(config.output), run_identity(ready, bases.device, config.fingerprint()), TORCH_DTYPES[config.dtype]
+        ),
         Path(config.output).name if several else "",
     )
 

@@ -19,9 +19,7 @@ from loraport.inputs.open import Prepared, prepare
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.spectral.low_rank import LowRank
-from loraport.store.bases import BasisCache
-from loraport.store.basis_source import Bases
-from loraport.transfers.layer_source import SharedLayer, read_weights
+from loraport.transfers.layer_source import LayerSource
 from loraport_lab.family.clips import describe, draw_prompts
 from loraport_lab.family.family import (
     ADAPTERS,
@@ -119,18 +117,22 @@ class Material:
     def ready(self) -> Prepared:
         """The opened files and their plan."""
         places = (str(adapter_path(self.cell.adapter.name, self.family)), str(self.family / BASE.name))
-        return prepare(TransferConfig(*places, target_place(self.cell.student.name, self.family), "unused.safetensors"))
+        return prepare(
+            TransferConfig(
+                *places, target_place(self.cell.student.name, self.family), "unused.safetensors", device="cpu"
+            )
+        )
 
     @lazy_property
     def layers(self) -> Mapping[str, Layer]:
         """Every layer that the adapter touches, as a transfer sees it."""
-        layers, bases = {}, Bases(BasisCache(None), torch.device("cpu"))
-        for job in self.ready.plan.of("transfer"):
-            weights = read_weights(job.name, self.ready.source, self.ready.target, keep_target=True)
-            shared = SharedLayer(weights, bases)
-            lora = _plain(job.name, self.ready.lora.layers[job.name])
-            layers[job.name] = Layer(lora, shared.drift, shared.basis, shared.target, shared.routing)
-        return layers
+        source = LayerSource.open(self.ready)
+        return {
+            job.name: source.read(job.name, with_target=True).layer(
+                _plain(job.name, self.ready.lora.layers[job.name]), target=True, routing=True
+            )
+            for job in self.ready.plan.of("transfer")
+        }
 
     @lazy_property
     def oracle(self) -> Mapping[str, LowRank]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.compute import layer_generator
+from loraport.inputs.open import auto_rank
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings, changed
 from loraport.spectral.low_rank import truncate
@@ -89,7 +90,9 @@ def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Ru
                 low = update.low_rank
                 updates[name] = (low if exact or low.rank <= own else truncate(low, own)).dense()
             else:
-                wanted = {"source": own, "auto": 2 * own, "twice": 2 * own, "four": 4 * own}[rank]
+                wanted = {"source": own, "auto": auto_rank(own, low_rank=False), "twice": 2 * own, "four": 4 * own}[
+                    rank
+                ]
                 updates[name] = update.factorized(wanted, layer_generator(0, name)).dense()
         return updates
 
