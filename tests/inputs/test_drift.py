@@ -10,7 +10,7 @@ from loraport.inputs.drift import drift_between, within_floor
 from loraport.merge import merge
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
-from loraport.reports.transfer_page import findings
+from loraport.reports.transfer_page import transfer_findings
 from loraport.spectral.basis import decompose
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.run import transfer
@@ -156,7 +156,7 @@ def test_a_layer_that_was_only_rounded_is_left_alone(family, method):
     notes = "\n".join(result.warnings)
     assert "10 of 20 layers were copied: drift within twice what rounding makes counts as none" in notes
     assert "stored as fp8_e4m3fn, a scale a row" in notes
-    assert any("In 10 layers the drift cannot be told from the rounding" in text for text in findings(result))
+    assert any("In 10 layers the drift is within the rounding error" in text for text in transfer_findings(result))
     assert result.as_json()["layers"][0].keys() >= {"drift", "floor", "reason", "source_rounded"}
 
 

@@ -148,7 +148,7 @@ def test_the_page_shows_the_similarities(tmp_path, pruned):
     result = transfer(config())
     write_transfer_page(result, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Which layer takes after which" in text and text.count("data:image/svg+xml") >= 2
+    assert "Which layers are alike" in text and text.count("data:image/svg+xml") >= 2
 
 
 @pytest.mark.parametrize("side", ["source", "target"])

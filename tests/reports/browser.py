@@ -23,4 +23,4 @@ def browser_says(path: Path, profile: Path) -> str:
 def foreign_addresses(html: str) -> list[str]:
     """Everything that a page refers to outside itself."""
     addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s)>]+)', html)
-    return [address for address in addresses if not address.startswith("data:")]
+    return [address for address in addresses if not address.startswith(("data:", "#"))]

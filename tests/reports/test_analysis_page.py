@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from loraport.analysis.run import analyze
 from loraport.analysis.sweep import Grid
 from loraport.errors import OutputError
 from loraport.reports.analysis_page import as_csv, summary, write_analysis
-from loraport.reports.analysis_words import findings
-from loraport.reports.plots import as_svg, norms
+from loraport.reports.analysis_words import analysis_findings
+from loraport.reports.figures import as_svg
+from loraport.reports.plots import norms
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 from tests.transfers.models import make_family
 
@@ -27,7 +29,7 @@ def analysis(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(analysis, tmp_path_factory):
     place = tmp_path_factory.mktemp("analysis")
-    assert write_analysis(analysis, place) == place / "index.html"
+    assert write_analysis(analysis, place)[0] == place / "index.html"
     return place
 
 
@@ -58,7 +60,7 @@ def test_a_table_has_all_columns_and_nothing_for_what_is_not_known():
 
 def with_numbers(analysis, **numbers) -> str:
     layers = tuple(replace(layer, numbers={**layer.numbers, **numbers}) for layer in analysis.layers)
-    return " ".join(findings(replace(analysis, layers=layers)))
+    return " ".join(analysis_findings(replace(analysis, layers=layers)))
 
 
 def test_a_claim_that_holds_nowhere_is_not_said_to_hold(analysis):
@@ -72,18 +74,30 @@ def test_a_claim_that_holds_nowhere_is_not_said_to_hold(analysis):
 
 
 def test_sentences_follow_the_numbers(analysis):
-    text = " ".join(findings(analysis))
+    text = " ".join(analysis_findings(analysis))
     assert "relative of this source" in text and "Layers with intruder dimensions: " in text
     weak = with_numbers(analysis, largest_cluster=0.9, restored=0.86, preserved=0.12)
-    assert "the drift is taken back from 86% of the entries" in weak and "does little" not in weak
+    assert "CASA removes the drift from 86 % of the entries" in weak and "does little" not in weak
     idle = with_numbers(analysis, largest_cluster=0.9, restored=0.01, preserved=0.95)
-    assert "In 20 of 20 layers more than nine tenths of the entries are left alone" in idle
+    assert "In 20 of 20 layers CASA leaves more than nine tenths of the entries alone" in idle
     calm = with_numbers(analysis, largest_cluster=0.1)
     assert "one cluster" not in calm
     twins = tuple(replace(layer, identical=True, drift=0.0) for layer in analysis.survey.layers)
-    same = findings(replace(analysis, survey=replace(analysis.survey, layers=twins)))
-    assert "no drift" in same[0] and "100% of the 27 layers are identical" in same[1]
-    assert summary(analysis, "index.html")["found"] == findings(analysis)
+    same = analysis_findings(replace(analysis, survey=replace(analysis.survey, layers=twins)))
+    assert "no drift" in same[0] and "100 % of the 27 layers are identical" in same[1]
+    assert summary(analysis, "index.html", 2.0)["found"] == analysis_findings(analysis)
+
+
+def test_what_was_spent_on_figures_is_said(analysis, folder):
+    assert "and 12.5 s for the figures" in summary(analysis, folder / "index.html", 12.5)["took"]
+    assert " s for the figures, at most" in (folder / "index.html").read_text()
+
+
+def test_the_contents_lead_to_the_sections(folder):
+    html = (folder / "index.html").read_text()
+    targets = re.findall(r'<a href="#([^"]+)"', html)
+    assert {"kinds", "overview", "sweep", "layers"} < {*targets} and "blocks.1.ffn.2" in targets
+    assert all(f'id="{target}"' in html for target in targets)
 
 
 def test_the_same_numbers_give_the_same_figure():

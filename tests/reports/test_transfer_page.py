@@ -6,7 +6,9 @@ import pytest
 
 from loraport.errors import OutputError
 from loraport.files.lora.key_account import KeyAccount
-from loraport.reports.transfer_page import findings, write_transfer_page
+from loraport.reports import transfer_page
+from loraport.reports.rendering import layer_table
+from loraport.reports.transfer_page import transfer_findings, write_transfer_page
 from loraport.transfers.results import LayerResult, TransferResult
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 
@@ -30,21 +32,31 @@ def page(tmp_path):
 
 def test_everything_is_there_and_escaped_and_nothing_is_fetched(page):
     html = page.read_text()
-    for text in ("128 × 64", "90.0%", "40.0%", "blocks.9.&lt;b&gt;", "no such layer", "extra layers left alone", "77"):
+    for text in (
+        "128 × 64",
+        "90.0\N{NO-BREAK SPACE}%",
+        "40.0\N{NO-BREAK SPACE}%",
+        "blocks.9.&lt;b&gt;",
+        "no such layer",
+        "extra layers left alone",
+        "77",
+    ):
         assert text in html
     assert "<b>" not in html and not foreign_addresses(html) and "http" not in html
-    assert foreign_addresses('<img src="https://elsewhere/x.png">') == ["https://elsewhere/x.png"]
+    assert foreign_addresses('<img src="https://elsewhere/x.png"><a href="#here">') == ["https://elsewhere/x.png"]
 
 
 def test_sentences_follow_the_numbers():
-    assert findings(RESULT)[0] == "1 of 2 layers were transferred by casa."
-    assert any("keeps 90.0% of the update's energy, but 40.0%" in sentence for sentence in findings(RESULT))
-    assert any("takes back a part" in sentence for sentence in findings(RESULT))
+    assert transfer_findings(RESULT)[0] == "1 of 2 layers were transferred by casa."
+    assert any("keeps 90.0 % of the update's energy, but 40.0 %" in sentence for sentence in transfer_findings(RESULT))
+    assert any("removes a part" in sentence for sentence in transfer_findings(RESULT))
     plain = replace(LAYER, correction=None, kept_correction=None)
-    assert not any("takes back" in sentence for sentence in findings(replace(RESULT, layers=(plain,))))
-    assert any("taken back from 50% of the routing entries, and 48%" in sentence for sentence in findings(RESULT))
+    assert not any("removes" in sentence for sentence in transfer_findings(replace(RESULT, layers=(plain,))))
+    assert any(
+        "removed from 50 % of the routing entries, and 48 %" in sentence for sentence in transfer_findings(RESULT)
+    )
     undo = replace(LAYER, restored=None, arbitrated=None)
-    assert not any("routing entries" in sentence for sentence in findings(replace(RESULT, layers=(undo,))))
+    assert not any("routing entries" in sentence for sentence in transfer_findings(replace(RESULT, layers=(undo,))))
 
 
 def test_the_method_is_said_to_do_little_where_its_own_shares_say_so_and_nowhere_else():
@@ -52,7 +64,7 @@ def test_the_method_is_said_to_do_little_where_its_own_shares_say_so_and_nowhere
 
     def told(**shares) -> bool:
         layers = (replace(LAYER, **shares),)
-        return any("does little" in sentence for sentence in findings(replace(RESULT, layers=layers)))
+        return any("does little there" in sentence for sentence in transfer_findings(replace(RESULT, layers=layers)))
 
     assert told(largest_cluster=1.0, restored=0.05) and told(largest_cluster=0.1, restored=0.05)
     assert not told(largest_cluster=0.9, restored=0.86) and not told(largest_cluster=0.9, restored=0.3)
@@ -60,13 +72,34 @@ def test_the_method_is_said_to_do_little_where_its_own_shares_say_so_and_nowhere
 
 def test_medians_of_an_even_number_of_layers_lie_between_the_two_in_the_middle():
     layers = tuple(replace(LAYER, drift=value, lora=value, update=value) for value in (0.1, 0.3, 0.5, 0.9))
-    assert any("the LoRA moves it by 40.0%" in sentence for sentence in findings(replace(RESULT, layers=layers)))
+    assert any(
+        "the LoRA moves it by 40.0 %" in sentence for sentence in transfer_findings(replace(RESULT, layers=layers))
+    )
 
 
 def test_a_page_that_cannot_be_written_is_said_clearly(tmp_path):
     with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         write_transfer_page(RESULT, tmp_path / "nowhere" / "page.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_that_say_nothing_are_left_out():
+    """A status that all layers share, and values that a method does not have; a status that differs is there."""
+    plain = replace(LAYER, k=None, clusters=None, largest_cluster=None, restored=None, arbitrated=None)
+    table = layer_table([layer.as_json() for layer in (plain, replace(plain, name="blocks.1.self_attn.q"))])
+    assert {"Layer", "Drift", "Kept energy"} <= {*table["headings"]}
+    assert not {"Status", "k", "Clusters", "Overlap"} & {*table["headings"]}
+    assert all(len(row) == len(table["headings"]) for row in table["layers"])
+    assert "Status" in layer_table([plain.as_json(), SKIPPED.as_json()])["headings"]
+
+
+def test_a_page_without_figures_says_why(tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    assert write_transfer_page(RESULT, page) == () and "matplotlib" not in page.read_text()
+    monkeypatch.setattr(transfer_page, "find_spec", lambda name: None)
+    (sentence,) = write_transfer_page(RESULT, page)
+    assert "matplotlib is not installed; pip install 'loraport[report]'" in sentence
+    assert "The page is without figures: matplotlib is not installed" in page.read_text()
 
 
 @needs_chromium

@@ -116,7 +116,7 @@ def test_the_similarities_are_in_the_object_and_on_the_page(moved):
     assert all(len(group["similarity"]) == len(group["sources"]) for group in groups)
     write_transfer_page(batch.runs[0], folder / "page.html")
     text = (folder / "page.html").read_text(encoding="utf-8")
-    assert "Which layer takes after which" in text
+    assert "Which layers are alike" in text
 
 
 def full_size(model: str, path: Path) -> Path:

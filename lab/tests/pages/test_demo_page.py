@@ -62,7 +62,7 @@ def test_page_shows_every_column_prompt_layer_and_reason_and_escapes_them(page):
         "red circle 3",
         "blocks.0.attn1.to_q",
         "128 × 128",
-        "90.0%",
+        "90.0\N{NO-BREAK SPACE}%",
         "casa &amp; more",
     ):
         assert text in html

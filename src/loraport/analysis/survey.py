@@ -87,10 +87,12 @@ class Survey:
             return "Source and target have the same weights: there is no drift to look at."
         if median > UNRELATED:
             return (
-                f"This source is hardly the target's base: in the middle layer the weights differ by {median:.0%} of "
-                "their norm. Nothing below means anything for such a pair."
+                "This source is hardly the target's base: in the middle layer the weights differ by "
+                f"{100 * median:.0f} % of their norm. Nothing below means anything for such a pair."
             )
-        return f"The target is a relative of this source: in the middle layer the weights differ by {median:.1%}."
+        return (
+            f"The target is a relative of this source: in the middle layer the weights differ by {100 * median:.1f} %."
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For analysis.json."""

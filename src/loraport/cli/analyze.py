@@ -96,8 +96,8 @@ def analyze(
     folder_of(config.output)
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         analysis = run(config, grids, progress=terminal)
-        page = write_analysis(analysis, config.output, progress=terminal)
+        page, drawing = write_analysis(analysis, config.output, progress=terminal)
     if json:
         console.print_facts({"output": str(page), **analysis.as_json()}, json=True)
     elif not quiet:
-        console.print_facts(summary(analysis, page), json=False)
+        console.print_facts(summary(analysis, page, drawing), json=False)

@@ -96,7 +96,7 @@ def run_guarded(
             terminal.note(note)
     batch = BatchResult((guarded.result,), (), guarded.result.seconds, guarded.result.peak_rss_bytes)
     if page is not None:
-        write_report(batch, page)
+        write_report(batch, page, quiet=quiet)
     if json:
         console.print_facts(guarded.as_json(), json=True)
     else:
@@ -104,12 +104,15 @@ def run_guarded(
     return 3 if batch.lost else 0
 
 
-def write_report(batch: BatchResult, page: Path) -> None:
+def write_report(batch: BatchResult, page: Path, *, quiet: bool) -> None:
     """Write the page of a finished transfer. Raises OutputError, which says that the LoRA is written all the same."""
+    from loraport import console
     from loraport.reports.transfer_page import write_transfer_page
 
     try:
-        write_transfer_page(batch, page)
+        lacking = write_transfer_page(batch, page)
     except (OutputError, OSError) as error:
         outputs = ", ".join(run.output for run in batch.runs)
         raise OutputError(f"{outputs} is written and whole, but the page about it is not: {error}") from error
+    for sentence in lacking:
+        console.Terminal(quiet=quiet).note(sentence)

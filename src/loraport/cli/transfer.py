@@ -228,7 +228,7 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
             terminal.note(f"{place}, an earlier transfer, is replaced")
         batch = transfer_in_turn(passes, progress=terminal)
     if page is not None:
-        write_report(batch, page)
+        write_report(batch, page, quiet=quiet)
     console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if batch.lost else 0)
 

@@ -1,4 +1,4 @@
-"""Which figures an analysis has, in which order, and what each shows in a sentence or two."""
+"""The list of an analysis' figures: their order, headings, and how to read each."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from functools import partial
 from loraport.analysis.layer_statistics import TAUS
 from loraport.analysis.results import Analysis, Swept
 from loraport.reports import plots, plots_layer, plots_sweep
+from loraport.reports.figures import Figure, Row
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: its file name, its heading, what it shows and how to read it."""
+    """One figure: its file name, heading, how to read it, and the function that draws it."""
 
     key: str
     title: str
     reading: str
-    draw: Callable[[], plots.Figure]
+    draw: Callable[[], Figure]
 
 
 def overview(analysis: Analysis) -> Iterator[FigureSpec]:
-    """The figures over all layers."""
+    """Yield the figures over all layers."""
     rows = [layer.row() for layer in analysis.layers]
     yield from _moved(analysis.survey.as_json()["layers"], rows)
     yield from _clustered(rows, analysis.facts["settings"]["tau"])
     yield from _routed(rows)
 
 
-def _moved(survey: Sequence[plots.Row], rows: Sequence[plots.Row]) -> Iterator[FigureSpec]:
+def _moved(survey: Sequence[Row], rows: Sequence[Row]) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "drift", "How far each layer moved",
         "Each point is a layer; its height is the size of the update as a share of its weight. A drift near the grey "
-        "floor is rounding, and layers far from the others deserve a look.",
+        "floor is rounding error; check layers that are far from the others.",
         lambda: plots.drift_by_depth(survey, rows),
     )  # fmt: skip
     yield FigureSpec(
@@ -50,7 +51,7 @@ def _moved(survey: Sequence[plots.Row], rows: Sequence[plots.Row]) -> Iterator[F
     )  # fmt: skip
 
 
-def _clustered(rows: Sequence[plots.Row], tau: float) -> Iterator[FigureSpec]:
+def _clustered(rows: Sequence[Row], tau: float) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "stability", "How much the clusters depend on tau",
         "Left: clusters per leading direction (1: all alone). Middle: share of the largest one (1: all directions in "
@@ -72,7 +73,7 @@ def _clustered(rows: Sequence[plots.Row], tau: float) -> Iterator[FigureSpec]:
     )  # fmt: skip
 
 
-def _routed(rows: Sequence[plots.Row]) -> Iterator[FigureSpec]:
+def _routed(rows: Sequence[Row]) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "concentration", "Does distillation concentrate, and LoRA spread? (Fig. 5, 11, 12)",
         "Each point is a layer, seen as senders or as receivers. Above the dashed line the distillation is the more "
@@ -80,15 +81,15 @@ def _routed(rows: Sequence[plots.Row]) -> Iterator[FigureSpec]:
         lambda: plots.concentration(rows),
     )  # fmt: skip
     yield FigureSpec(
-        "interference", "Where LoRA and drift meet (Fig. 6, 17)",
+        "interference", "Where LoRA and drift interfere (Fig. 6, 17)",
         "The layers with the most interference, by mass and size of both updates. Red: blocks where both push the same "
         "way; blue: against each other; black marks: what unrelated updates would show.",
         lambda: plots.interference_ranking(rows),
     )  # fmt: skip
     yield FigureSpec(
         "intervention", "What CASA does (Fig. 7)",
-        "Share of the routing entries whose drift is taken back (restored), that are left alone (preserved), and of "
-        "which only the stronger update stays (arbitrated).",
+        "Share of the routing entries that are left alone (preserved), whose drift is removed (restored), and in which "
+        "only the stronger update stays (arbitrated).",
         lambda: plots.intervention(rows),
     )  # fmt: skip
     yield FigureSpec(
@@ -106,7 +107,7 @@ def _routed(rows: Sequence[plots.Row]) -> Iterator[FigureSpec]:
 
 
 def detail(analysis: Analysis, name: str) -> Iterator[FigureSpec]:
-    """The figures of one layer."""
+    """Yield the figures of one layer."""
     curves, key = analysis.curves[name], name.replace("/", "-")
     yield FigureSpec(
         f"{key}-spectra", "Singular values (Fig. 2)",
@@ -152,7 +153,7 @@ OUTCOMES = {
 
 
 def sweep_figures(swept: Sequence[Swept]) -> Iterator[FigureSpec]:
-    """A figure for each setting of each grid."""
+    """Yield a figure for each setting of each grid."""
     for number, sweep in enumerate(swept, 1):
         for knob in sweep.knobs:
             yield FigureSpec(
@@ -165,8 +166,8 @@ def sweep_figures(swept: Sequence[Swept]) -> Iterator[FigureSpec]:
 
 
 def all_figures(analysis: Analysis) -> Sequence[tuple[str | None, FigureSpec]]:
-    """Every figure with its layer, None for those over all layers."""
-    found: list[tuple[str | None, FigureSpec]] = [(None, shown) for shown in overview(analysis)]
+    """Return every figure with its layer, None for those over all layers."""
+    figures: list[tuple[str | None, FigureSpec]] = [(None, spec) for spec in overview(analysis)]
     for name in analysis.curves:
-        found += [(name, shown) for shown in detail(analysis, name)]
-    return found
+        figures += [(name, spec) for spec in detail(analysis, name)]
+    return figures

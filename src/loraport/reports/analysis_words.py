@@ -1,19 +1,18 @@
-"""What an analysis found, in sentences, whichever way the numbers fall; and its tables."""
+"""Say what an analysis found, in sentences that follow the numbers, and in tables."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraport.analysis.results import Analysis
 from loraport.analysis.survey import Survey
-from loraport.reports.transfer_page import LITTLE
+from loraport.reports.rendering import Columns, cell, percent
+from loraport.reports.transfer_page import MOSTLY_IDLE
 
-Row = dict[str, Any]
-SIDES = ("send", "receive")
-DECISIONS = ("restored", "preserved", "arbitrated")
-KIND_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
+Numbers = Mapping[str, Any]
+KIND_COLUMNS: Columns = (
     ("drift", "Drift", "{:.3f}"),
     ("lora", "LoRA", "{:.3f}"),
     ("rho2_drift", "ρ₂ drift", "{:.2%}"),
@@ -25,7 +24,7 @@ KIND_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
     ("chance", "Chance", "{:.3f}"),
     ("restored", "Restored", "{:.1%}"),
 )
-LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (
+ANALYSIS_COLUMNS: Columns = (
     ("layer", "Layer", "{}"),
     ("drift", "Drift", "{:.3f}"),
     ("lora", "LoRA", "{:.3f}"),
@@ -47,73 +46,79 @@ LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def findings(analysis: Analysis) -> list[str]:
-    """The most important things first: can this pair be trusted, and which of the paper's claims hold here."""
+def analysis_findings(analysis: Analysis) -> list[str]:
+    """Return the findings: first whether this is a pair at all, then which of the paper's claims hold here."""
     rows = [layer.row() for layer in analysis.layers]
     return [analysis.survey.verdict(), *_cautions(analysis.survey), *_claims(rows)]
 
 
 def _cautions(survey: Survey) -> Iterator[str]:
     if survey.identical:
-        yield f"{survey.identical:.0%} of the {len(survey.layers)} layers are identical in both, bit by bit."
+        yield f"{percent(survey.identical)} of the {len(survey.layers)} layers are identical in both, bit by bit."
     if survey.rounding:
         yield (
-            f"In {_listed(survey.rounding)} the drift is within what rounding the files makes: it counts as none, and "
-            "a transfer copies the LoRA there, unless --force-drift is given."
+            f"In {_listed(survey.rounding)} the drift is within the rounding error of the files: it counts as none, "
+            "and a transfer copies the LoRA there, unless --force-drift is given."
         )
     if outliers := survey.outliers():
-        yield f"Far from the others' drift: {_listed(outliers)}."
+        yield f"Layers whose drift is far from that of the others: {_listed(outliers)}."
     unpaired = survey.only_source + survey.only_target + survey.other_shape
     if unpaired:
         yield (
-            f"Without a partner: {survey.only_source} layers of the source, {survey.only_target} of the target; "
-            f"{survey.other_shape} have another shape there."
+            f"Layers without a partner: {survey.only_source} of the source and {survey.only_target} of the target; "
+            f"{survey.other_shape} have another shape in the target."
         )
     if survey.not_fetched:
-        yield f"Not compared: {survey.not_fetched} weights in files on the Hub that the LoRA does not touch."
+        yield (
+            f"Not compared: {survey.not_fetched} weights that the LoRA does not touch, in files that were not "
+            "downloaded."
+        )
 
 
-def _claims(rows: Sequence[Row]) -> Iterator[str]:
+def _claims(rows: Sequence[Numbers]) -> Iterator[str]:
     lora, drift = (middle(row[f"rho2_{name}"] for row in rows) for name in ("lora", "drift"))
     yield (
-        f"Rigidity: the LoRA changes the singular values by {lora:.2%} in the median and "
-        f"{_most(rows, 'rho2_lora'):.2%} at most, the distillation by {drift:.2%} and {_most(rows, 'rho2_drift'):.2%}; "
-        "the paper finds at most 0.3 %, whose updates may be smaller."
+        f"Rigidity: the LoRA changes the singular values by {percent(lora, 2)} (median; at most "
+        f"{percent(_most(rows, 'rho2_lora'), 2)}), the distillation by {percent(drift, 2)} (at most "
+        f"{percent(_most(rows, 'rho2_drift'), 2)}). The paper finds at most 0.3 %, possibly for smaller updates."
     )
     yield f"“Distillation concentrates, LoRA spreads”: {_concentration(rows)}."
     met = middle((row["constructive"] + row["destructive"]) / (2 * row["chance"]) for row in rows if row["chance"])
     yield (
-        f"LoRA and drift meet, for and against each other, {met:.2f} times as much as unrelated updates of the same "
+        f"LoRA and drift overlap, for and against each other, {met:.2f} times as much as unrelated updates of the same "
         "shape would (median)."
     )
     head = middle(row["interference_head"] for row in rows)
-    yield f"{head:.0%} of where they meet lies in the first tenth of the directions, on either side; 19% would be even."
+    yield f"{percent(head)} of their overlap lies in the first tenth of the directions, on either side (evenly: 19 %)."
     yield from _decisions(rows)
     yield (
-        f"Predicted and observed clusters agree by {_two(rows, 'agreement_mixed')} where both draw the line at 0.2, by "
-        f"{_two(rows, 'agreement')} with the tau in use (LoRA and distillation; 1: the same, 0: chance)."
+        "Predicted and observed clusters agree (1: the same, 0: as by chance; LoRA and distillation) by "
+        f"{_two(rows, 'agreement_mixed')} with the paper's threshold of 0.2 for both, by {_two(rows, 'agreement')} "
+        "with the tau in use."
     )
     counts = {name: sum(row[f"intruders_{name}"] > 0 for row in rows) for name in ("lora", "drift")}
     yield (
-        f"Layers with intruder dimensions: {counts['lora']} of {len(rows)} with the LoRA, {counts['drift']} by the "
+        f"Layers with intruder dimensions: {counts['lora']} of {len(rows)} by the LoRA, {counts['drift']} by the "
         "distillation."
     )
     loose = middle(row["degenerate"] for row in rows)
     if loose > 0.01:
         yield (
-            f"{loose:.0%} of the leading directions lie within a thousandth of their neighbour (median): single "
-            "directions mean nothing there, clusters may."
+            f"{percent(loose)} of the leading singular values lie within a thousandth of their neighbour (median): "
+            "there single directions mean nothing, clusters may."
         )
 
 
-def _two(rows: Sequence[Row], key: str) -> str:
-    """The medians of the LoRA and of the distillation."""
+def _two(rows: Sequence[Numbers], key: str) -> str:
+    """Return the medians of the LoRA and of the distillation."""
     return " and ".join(f"{middle(row[f'{key}_{name}'] for row in rows):.2f}" for name in ("lora", "drift"))
 
 
-def _concentration(rows: Sequence[Row]) -> str:
+def _concentration(rows: Sequence[Numbers]) -> str:
     def more(key: str) -> list[int]:
-        return [sum(row[f"{key}_{side}_drift"] > row[f"{key}_{side}_lora"] for row in rows) for side in SIDES]
+        return [
+            sum(row[f"{key}_{side}_drift"] > row[f"{key}_{side}_lora"] for row in rows) for side in ("send", "receive")
+        ]
 
     gini, head = more("gini"), more("head_tenth")
     most = [2 * count > len(rows) for count in (*gini, *head)]
@@ -125,43 +130,47 @@ def _concentration(rows: Sequence[Row]) -> str:
     )
 
 
-def _decisions(rows: Sequence[Row]) -> Iterator[str]:
-    """What CASA does, from the layers' own shares; what a large cluster means depends on whether it dominates."""
-    restored, preserved, arbitrated = (middle(row[name] for row in rows) for name in DECISIONS)
+def _decisions(rows: Sequence[Numbers]) -> Iterator[str]:
+    """Say what CASA does, from the layers' own shares; what a large cluster means depends on whether it dominates."""
+    restored, preserved, arbitrated = (
+        middle(row[name] for row in rows) for name in ("restored", "preserved", "arbitrated")
+    )
     yield (
-        f"CASA takes the drift back from {restored:.0%} of the routing entries, leaves {preserved:.0%} alone, and "
-        f"keeps only the stronger update in {arbitrated:.0%} (medians)."
+        f"CASA removes the drift from {percent(restored)} of the routing entries, leaves {percent(preserved)} alone, "
+        f"and keeps only the stronger update in {percent(arbitrated)} (medians)."
     )
     if giants := [row for row in rows if row["largest_cluster"] > 0.5]:
         yield (
             f"In {len(giants)} of {len(rows)} layers one cluster holds more than half of the leading directions. "
-            "Dominant, it shields all its entries; weak, it is restored whole: there the drift is taken back from "
-            f"{middle(row['restored'] for row in giants):.0%} of the entries in the median."
+            "If it is dominant, all its entries are preserved; if not, all are restored. There CASA removes the drift "
+            f"from {percent(middle(row['restored'] for row in giants))} of the entries (median)."
         )
-    if idle := sum(row["preserved"] > LITTLE for row in rows):
-        yield f"In {idle} of {len(rows)} layers more than nine tenths of the entries are left alone: CASA does little."
+    if idle := sum(row["preserved"] > MOSTLY_IDLE for row in rows):
+        yield f"In {idle} of {len(rows)} layers CASA leaves more than nine tenths of the entries alone: it does little."
 
 
 def kind_table(analysis: Analysis) -> list[list[str]]:
-    """A row for each kind of module, and one for all: median, and the most in brackets."""
+    """Return a row for each kind of module, and one for all: median, and the largest in brackets."""
     rows = [layer.row() for layer in analysis.layers]
     kinds = sorted({row["kind"] for row in rows})
     groups = [(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
     table = []
     for name, members in [*groups, ("all", rows)]:
-        cells = [
-            f"{form.format(middle(known))} ({form.format(max(known))})" if known else "–"
-            for key, _, form in KIND_COLUMNS
-            if (known := [row[key] for row in members if row[key] is not None]) is not None
-        ]
-        table.append([f"{name} × {len(members)}", *cells])
+        table.append(
+            [f"{name} × {len(members)}", *(_median_and_most(members, key, form) for key, _, form in KIND_COLUMNS)]
+        )
     return table
 
 
-def layer_table(analysis: Analysis) -> list[list[str]]:
-    """A row for each layer, the one with the most interference first."""
+def _median_and_most(rows: Sequence[Numbers], key: str, form: str) -> str:
+    known = [row[key] for row in rows if row[key] is not None]
+    return f"{cell(middle(known), form)} ({cell(max(known), form)})" if known else cell(None, form)
+
+
+def analysis_table(analysis: Analysis) -> list[list[str]]:
+    """Return a row for each layer, the one with the most interference first."""
     rows = sorted((layer.row() for layer in analysis.layers), key=lambda row: -(row["interference"] or 0))
-    return [["–" if row[key] is None else form.format(row[key]) for key, _, form in LAYER_COLUMNS] for row in rows]
+    return [[cell(row[key], form) for key, _, form in ANALYSIS_COLUMNS] for row in rows]
 
 
 def middle(values: Iterable[float | None]) -> float:
@@ -170,7 +179,7 @@ def middle(values: Iterable[float | None]) -> float:
     return float(statistics.median(known)) if known else 0.0
 
 
-def _most(rows: Sequence[Row], key: str) -> float:
+def _most(rows: Sequence[Numbers], key: str) -> float:
     return max((row[key] for row in rows if row[key] is not None), default=0.0)
 
 

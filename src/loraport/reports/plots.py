@@ -1,82 +1,36 @@
-"""The plots of the microscope and of reports, and how they become files: numbers in, figures out, files on request.
-
-Figures are five inches wide, so that a phone shows their text at a readable size and a page may blow them up. The same
-numbers give the same bytes.
-"""
+"""The plots over all layers of an analysis or a transfer: rows of numbers in, figures out."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure as Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from torch import Tensor
 
 from loraport.files.names.blocks import short_name
-from loraport.reports.rendering import data_address
+from loraport.reports.figures import (
+    BOTH,
+    COLOURS,
+    DECISION_COLOURS,
+    DRIFT,
+    GROUPS,
+    LORA,
+    NAMES,
+    SOURCE,
+    Figure,
+    Row,
+    legend_above,
+    panels,
+)
 
-WIDTH = 5.2
 LEAST_SPAN = 6.0  # of a logarithmic axis, so that it has ticks
-LORA, DRIFT, BOTH, SOURCE = "#2f5fd0", "#d4691a", "#6b7280", "#1b1e24"
-COLOURS = {"lora": LORA, "drift": DRIFT, "both": BOTH}
-NAMES = {"lora": "LoRA", "drift": "distillation", "both": "LoRA on the distilled model"}
 SIDES = {"send": "as senders", "receive": "as receivers"}
-GROUPS = ("#4063b8", "#c2572b", "#3a8f5f", "#8a6bb0", "#9a7d1e", "#5d6470")
-DECISIONS = ("#c9ced8", "#7fb3a2", "#b3382c")  # preserved, restored, arbitrated
-STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "legend.fontsize": 8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
-    "grid.color": "#e6e8ee", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
-    "lines.linewidth": 1.3, "svg.fonttype": "path", "svg.hashsalt": "loraport", "xtick.labelsize": 8,
-    "ytick.labelsize": 8, "figure.dpi": 160, "image.interpolation": "nearest",
-}  # fmt: skip
-
-Row = Mapping[str, Any]
-Curves = Mapping[str, Tensor]
-
-
-def as_svg(figure: Figure) -> bytes:
-    """The figure as SVG without a date."""
-    return _saved(figure, "svg", {"Date": None, "Creator": None})
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure at 160 dots an inch."""
-    return _saved(figure, "png", {"Software": None})
-
-
-def address(figure: Figure) -> str:
-    """The figure as an address that needs no file."""
-    return data_address("svg+xml", as_svg(figure))
-
-
-def _saved(figure: Figure, format: str, metadata: dict[str, None]) -> bytes:
-    target = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(target, format=format, metadata=metadata, facecolor="white")
-    figure.set_layout_engine("none")  # laid out once; a second file keeps the places
-    return target.getvalue()
-
-
-def panels(rows: int, columns: int, height: float, draw: Callable[[Figure, Any], None], **grid: Any) -> Figure:
-    """A figure of the common width and style with a grid of axes, drawn by the function."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure, figure.subplots(rows, columns, squeeze=False, **grid))
-    return figure
-
-
-# --- all layers
 
 
 def drift_by_depth(survey: Sequence[Row], rows: Sequence[Row]) -> Figure:
-    """How far distillation and LoRA move each layer, by depth, with the rounding floor."""
+    """Plot how far distillation and LoRA move each layer, by depth, with the rounding floor."""
 
     def draw(figure: Figure, axes: Any) -> None:
         top, bottom = axes[0, 0], axes[1, 0]
@@ -96,15 +50,16 @@ def drift_by_depth(survey: Sequence[Row], rows: Sequence[Row]) -> Figure:
 
 
 def rigidity(rows: Sequence[Row]) -> Figure:
-    """ρ₂ by depth, and against the size of the update that bounds it."""
+    """Plot ρ₂ by depth, and against the size of the update that bounds it."""
 
     def draw(figure: Figure, axes: Any) -> None:
         left, right = axes[0]
-        for name, size in (("lora", "lora"), ("drift", "drift")):
-            here = [row for row in rows if row[f"rho2_{name}"] and row[size]]
-            values = [row[f"rho2_{name}"] for row in here]
-            left.scatter([_depth(row) for row in here], values, s=9, color=COLOURS[name], alpha=0.7, label=NAMES[name])
-            right.scatter([row[size] for row in here], values, s=9, color=COLOURS[name], alpha=0.7)
+        for name, beside in zip(("lora", "drift"), _offsets(2), strict=True):
+            known = [row for row in rows if row[f"rho2_{name}"] and row[name]]
+            values = [row[f"rho2_{name}"] for row in known]
+            depths = [_depth(row) + beside for row in known]
+            left.scatter(depths, values, s=9, color=COLOURS[name], alpha=0.7, label=NAMES[name])
+            right.scatter([row[name] for row in known], values, s=9, color=COLOURS[name], alpha=0.7)
         for axis in (left, right):
             axis.axhline(0.003, color=BOTH, lw=0.9, ls=":", label="0.3 %" if axis is right else None)
             axis.set(yscale="log")
@@ -121,7 +76,7 @@ def rigidity(rows: Sequence[Row]) -> Figure:
 
 
 def turning(rows: Sequence[Row]) -> Figure:
-    """How well single directions keep their place in head, middle and tail."""
+    """Plot how well single directions keep their place in head, middle and tail."""
 
     def draw(figure: Figure, axes: Any) -> None:
         axis = axes[0, 0]
@@ -136,15 +91,15 @@ def turning(rows: Sequence[Row]) -> Figure:
 
 
 def stability(rows: Sequence[Row], taus: Sequence[float], tau: float) -> Figure:
-    """Clusters over tau: number, largest share, agreement with those in use."""
-    wanted = (
+    """Plot clusters over tau: number, largest share, agreement with those in use."""
+    measures = (
         ("clusters_tau_", "clusters / k", True),
         ("largest_tau_", "share of the largest", False),
         ("agreement_tau_", f"agreement with tau {tau:g}", False),
     )
 
     def draw(figure: Figure, axes: Any) -> None:
-        for axis, (key, label, per_k) in zip(axes[0], wanted, strict=True):
+        for axis, (key, label, per_k) in zip(axes[0], measures, strict=True):
             table = np.array([[row[f"{key}{t:g}"] / (row["k"] if per_k else 1) for t in taus] for row in rows])
             low, middle, high = np.quantile(table, [0.1, 0.5, 0.9], axis=0)
             axis.fill_between(taus, low, high, color=LORA, alpha=0.18, lw=0)
@@ -156,7 +111,7 @@ def stability(rows: Sequence[Row], taus: Sequence[float], tau: float) -> Figure:
 
 
 def agreement(rows: Sequence[Row]) -> Figure:
-    """Predicted against observed clusters, by kind."""
+    """Plot the agreement of predicted and observed clusters, by kind."""
 
     def draw(figure: Figure, axes: Any) -> None:
         _by_kind(axes[0, 0], rows, "agreement_mixed_{}")
@@ -168,14 +123,14 @@ def agreement(rows: Sequence[Row]) -> Figure:
 
 
 def coherence(rows: Sequence[Row]) -> Figure:
-    """Pattern coherence of clusters against chance, and how unequal their members are."""
+    """Plot the coherence of clusters against chance, and how unequal their members are."""
 
     def draw(figure: Figure, axes: Any) -> None:
         for axis, side in zip(axes[0], ("send", "receive"), strict=True):
             for name in ("lora", "drift"):
-                here = [row for row in rows if row[f"coherence_{side}_{name}"] is not None]
-                x = [row[f"coherence_chance_{side}_{name}"] for row in here]
-                y = [row[f"coherence_{side}_{name}"] for row in here]
+                known = [row for row in rows if row[f"coherence_{side}_{name}"] is not None]
+                x = [row[f"coherence_chance_{side}_{name}"] for row in known]
+                y = [row[f"coherence_{side}_{name}"] for row in known]
                 axis.scatter(x, y, s=9, color=COLOURS[name], alpha=0.7, label=NAMES[name])
             axis.plot([0, 1], [0, 1], color=SOURCE, lw=0.8, ls="--")
             axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="chance", title=SIDES[side])
@@ -193,7 +148,7 @@ def coherence(rows: Sequence[Row]) -> Figure:
 
 
 def concentration(rows: Sequence[Row]) -> Figure:
-    """LoRA against distillation: Gini over clusters, share in the strongest tenth, share in the first tenth."""
+    """Plot LoRA against distillation: Gini over clusters, share in the strongest tenth, share in the first tenth."""
     measures = (
         ("gini", "Gini over clusters"),
         ("top_tenth", "in the top tenth of clusters"),
@@ -213,11 +168,11 @@ def concentration(rows: Sequence[Row]) -> Figure:
         axes[0, 0].set_ylabel("distillation")
         legend_above(figure, axes[0, 0])
 
-    return panels(1, 3, 2.5, draw)
+    return panels(1, 3, 2.3, draw)
 
 
 def interference_ranking(rows: Sequence[Row], count: int = 20) -> Figure:
-    """The layers where LoRA and drift meet most: constructive to the right, destructive to the left."""
+    """Plot the layers where LoRA and drift meet most: constructive to the right, destructive to the left."""
     ranked = sorted(rows, key=lambda row: -(row["interference"] or 0))[:count][::-1]
 
     def draw(figure: Figure, axes: Any) -> None:
@@ -229,7 +184,9 @@ def interference_ranking(rows: Sequence[Row], count: int = 20) -> Figure:
                       label="chance" if sign == 1 else None)  # fmt: skip
         axis.axvline(0, color=SOURCE, lw=0.8)
         axis.set(
-            yticks=places, yticklabels=[short_name(row["layer"]) for row in ranked], ylim=(-0.6, len(ranked) - 0.4)
+            yticks=places,
+            yticklabels=[short_name(row["layer"]) for row in ranked],
+            ylim=(-0.6, len(ranked) - 0.4),
         )
         axis.set_xlabel("share of ‖C_lora‖·‖C_fft‖")
         axis.grid(axis="y", visible=False)
@@ -239,13 +196,12 @@ def interference_ranking(rows: Sequence[Row], count: int = 20) -> Figure:
 
 
 def intervention(rows: Sequence[Row]) -> Figure:
-    """What CASA does with the entries, by kind."""
-    keys = ("preserved", "restored", "arbitrated")
+    """Plot what CASA does with the entries, by kind."""
 
     def draw(figure: Figure, axes: Any) -> None:
         axis, kinds = axes[0, 0], _kinds(rows)
         start = np.zeros(len(kinds))
-        for key, colour in zip(keys, DECISIONS, strict=True):
+        for key, colour in DECISION_COLOURS.items():
             share = np.array([np.mean([row[key] for row in rows if row["kind"] == kind]) for kind in kinds])
             axis.barh(np.arange(len(kinds)), share, left=start, color=colour, height=0.72, label=key)
             start += share
@@ -257,15 +213,15 @@ def intervention(rows: Sequence[Row]) -> Figure:
 
 
 def intruder_test(rows: Sequence[Row]) -> Figure:
-    """The least similar of the ten leading directions after each update, and how much of it is inside the old head."""
+    """Plot the least similar of the ten leading directions after each update, and its share inside the old head."""
 
     def draw(figure: Figure, axes: Any) -> None:
         for axis, key, title in zip(
             axes[0], ("similarity", "inside"), ("nearest old direction", "share inside the old head"), strict=True
         ):
-            for name in ("lora", "drift"):
-                axis.scatter([_depth(row) for row in rows], [row[f"{key}_{name}"] for row in rows], s=9,
-                             color=COLOURS[name], alpha=0.7, label=NAMES[name])  # fmt: skip
+            for name, beside in zip(("lora", "drift"), _offsets(2), strict=True):
+                depths, values = [_depth(row) + beside for row in rows], [row[f"{key}_{name}"] for row in rows]
+                axis.scatter(depths, values, s=9, color=COLOURS[name], alpha=0.7, label=NAMES[name])
             axis.set(ylim=(0, 1.03), xlabel="block", title=title)
         for axis in axes[0]:
             _blocks(axis)
@@ -277,15 +233,14 @@ def intruder_test(rows: Sequence[Row]) -> Figure:
 
 
 def norms(rows: Sequence[Row], methods: Mapping[str, str]) -> Figure:
-    """The size of each layer's update before and after transfer; `methods` names the columns and their labels."""
+    """Plot the size of each layer's update before and after transfer; `methods` names the columns and their labels."""
 
     def draw(figure: Figure, axes: Any) -> None:
         axis = axes[0, 0]
         for (key, label), colour in zip(methods.items(), (LORA, GROUPS[2]), strict=False):
-            here = [row for row in rows if row["lora"] and row[key]]
-            axis.scatter(
-                [row["lora"] for row in here], [row[key] for row in here], s=10, color=colour, alpha=0.7, label=label
-            )
+            known = [row for row in rows if row["lora"] and row[key]]
+            before, after = [row["lora"] for row in known], [row[key] for row in known]
+            axis.scatter(before, after, s=10, color=colour, alpha=0.7, label=label)
         top = max(axis.get_xlim()[1], axis.get_ylim()[1])
         axis.plot([0, top], [0, top], color=SOURCE, lw=0.8, ls="--", label="direct reuse")
         axis.set(xlim=(0, None), ylim=(0, None), xlabel="‖D_lora‖ / ‖W‖", ylabel="‖D′‖ / ‖W‖")
@@ -295,14 +250,13 @@ def norms(rows: Sequence[Row], methods: Mapping[str, str]) -> Figure:
 
 
 def shares_by_depth(rows: Sequence[Row], keys: Mapping[str, str], ylabel: str) -> Figure:
-    """A few shares of every layer, by depth."""
+    """Plot a few shares of every layer, by depth, those of one layer beside each other."""
 
     def draw(figure: Figure, axes: Any) -> None:
-        for (key, label), colour in zip(keys.items(), (LORA, DRIFT, GROUPS[2]), strict=False):
-            here = [row for row in rows if row.get(key) is not None]
-            axes[0, 0].scatter(
-                [_depth(row) for row in here], [row[key] for row in here], s=10, color=colour, alpha=0.7, label=label
-            )
+        for (key, label), colour, beside in zip(keys.items(), (LORA, DRIFT, GROUPS[2]), _offsets(3), strict=False):
+            known = [row for row in rows if row.get(key) is not None]
+            depths, values = [_depth(row) + beside for row in known], [row[key] for row in known]
+            axes[0, 0].scatter(depths, values, s=10, color=colour, alpha=0.7, label=label)
         axes[0, 0].set(xlabel="block", ylabel=ylabel, ylim=(0, None))
         _blocks(axes[0, 0])
         legend_above(figure, axes[0, 0])
@@ -317,8 +271,8 @@ def _by_group(axis: Axes, rows: Iterable[Row], key: str) -> None:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(row["kind"]).split(".")[0] if row["depth"] is not None else "outside", []).append(row)
-    for (group, members), colour in zip(groups.items(), GROUPS * 3, strict=False):
-        x, y = [_depth(row) for row in members], [row[key] for row in members]
+    for (group, members), colour, beside in zip(groups.items(), GROUPS * 3, _offsets(len(groups)), strict=False):
+        x, y = [_depth(row) + beside for row in members], [row[key] for row in members]
         axis.scatter(x, y, s=10, color=colour, alpha=0.75, label=group, linewidths=0)
 
 
@@ -339,24 +293,25 @@ def _by_kind(axis: Axes, rows: Sequence[Row], key: str) -> None:
 
 
 def _swarm(axis: Axes, places: Any, sets: Sequence[Sequence[float | None]], colour: str, label: str | None) -> None:
-    """A column of points for each set, spread sideways by rank, with a line at the median."""
+    """Draw a column of points for each set, spread sideways by rank, with a line at the median."""
     for place, values in zip(places, sets, strict=True):
         known = np.sort([value for value in values if value is not None])
         if not len(known):
             continue
+        # multiples of the golden ratio fall evenly into 0 to 1, however many there are
         sideways = 0.1 * (((np.arange(len(known)) * 0.618) % 1) * 2 - 1)
         axis.scatter(place + sideways, known, s=7, color=colour, alpha=0.6, linewidths=0, label=label)
         axis.hlines(np.median(known), place - 0.15, place + 0.15, color=SOURCE, lw=1.4)
-        label = None
+        label = None  # one entry in the legend for all columns
 
 
 def _blocks(axis: Axes) -> None:
-    """Whole numbers along the depth."""
+    """Put whole numbers along the depth."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _log(axis: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each power, wide enough to hold some of them."""
+    """Make a logarithmic axis with plain numbers at 1, 2 and 5 of each power, wide enough to hold some of them."""
     low, high = axis.get_view_interval()
     if high < LEAST_SPAN * low:
         reach = (LEAST_SPAN * low / high) ** 0.5
@@ -364,19 +319,6 @@ def _log(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def legend_above(figure: Figure, axis: Axes) -> None:
-    """Put one legend above all panels of a figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=min(4, max(1, len(labels))),
-        handletextpad=0.4,
-        columnspacing=1.2,
-    )
 
 
 def _kinds(rows: Sequence[Row]) -> list[str]:
@@ -391,6 +333,6 @@ def _depth(row: Row) -> float:
     return -1 if row["depth"] is None else float(row["depth"])
 
 
-def colours(*names: str) -> ListedColormap:
-    """A map of these colours, for values 0, 1, 2, …"""
-    return ListedColormap(names)
+def _offsets(count: int) -> list[float]:
+    """Return shifts along the depth, so that points of one block do not hide each other."""
+    return [0.4 * ((number + 0.5) / count - 0.5) for number in range(count)]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from loraport.reports.plots import (
+from loraport.reports.figures import (
     BOTH,
     COLOURS,
-    DECISIONS,
+    DECISION_COLOURS,
     GROUPS,
     NAMES,
     SOURCE,
@@ -26,8 +26,9 @@ STRIPS = ("#dfe2e8", *GROUPS, "#d2699a", "#3aa0b0", "#1b1e24")
 
 
 def spectra(curves: Curves) -> Figure:
-    """Singular values before and after each update, and their relative change."""
+    """Plot singular values before and after each update, and their relative change."""
     S = curves["S"].numpy()
+    changes = {name: 100 * (curves[f"S_{name}"].numpy() - S) / np.maximum(S, S[0] * 1e-6) for name in ("lora", "drift")}
 
     def draw(figure: Figure, axes: Any) -> None:
         top, bottom = axes[0, 0], axes[1, 0]
@@ -38,12 +39,12 @@ def spectra(curves: Curves) -> Figure:
             top.plot(
                 ranks, after, color=COLOURS[name], ls=style, label={"lora": "source + LoRA", "drift": "target"}[name]
             )
-            bottom.plot(ranks, 100 * (after - S) / np.maximum(S, S[0] * 1e-6), color=COLOURS[name], lw=1)
+            bottom.plot(ranks, changes[name], color=COLOURS[name], lw=1)
         top.axvline(len(curves["labels"]), color=BOTH, lw=0.9, ls=":", label="k")
         bottom.axvline(len(curves["labels"]), color=BOTH, lw=0.9, ls=":")
         bottom.axhline(0, color=SOURCE, lw=0.8)
-        change = [100 * (curves[f"S_{name}"].numpy() - S) / np.maximum(S, S[0] * 1e-6) for name in ("lora", "drift")]
-        limit = np.quantile(np.abs(np.concatenate(change)), 0.97)
+        # the smallest values change by any share: the axis leaves the widest 3 % of the changes out
+        limit = np.quantile(np.abs(np.concatenate(list(changes.values()))), 0.97)
         bottom.set(xlabel="direction", ylabel="change, %", ylim=(-1.3 * limit, 1.3 * limit))
         top.set(ylabel="singular value", ylim=(0, None))
         legend_above(figure, top)
@@ -52,7 +53,7 @@ def spectra(curves: Curves) -> Figure:
 
 
 def turned(curves: Curves, side: str) -> Figure:
-    """|cosine| of every direction before with every one after, in three windows; the singular values along the edge.
+    """Plot |cosine| of every direction before with every one after, in three windows, and their singular values.
 
     `side` is U (left directions, outputs) or V (right directions, inputs).
     """
@@ -70,13 +71,13 @@ def turned(curves: Curves, side: str) -> Figure:
             for line, name in enumerate(names, 1):
                 axis = axes[line, column]
                 image = curves[f"mixing_{side}_{name}_{place}"].numpy().astype(float) / 255
-                shown = axis.imshow(image, cmap="magma_r", vmin=0, vmax=1, extent=(0, width, width, 0))
+                last = axis.imshow(image, cmap="magma_r", vmin=0, vmax=1, extent=(0, width, width, 0))
                 axis.set(xticks=[], yticks=[])
                 axis.grid(visible=False)
                 if column == 0:
                     label = NAMES[name].replace("LoRA on the distilled model", "LoRA on\nthe target")
                     axis.set_ylabel(label, color=COLOURS[name])
-        bar = figure.colorbar(shown, ax=axes[1:], location="bottom", shrink=0.5, aspect=30, pad=0.02)
+        bar = figure.colorbar(last, ax=axes[1:], location="bottom", shrink=0.5, aspect=30, pad=0.02)
         bar.set_label("|cosine|: rows before, columns after")
 
     heights = (0.35, *(1 for _ in names))
@@ -84,7 +85,7 @@ def turned(curves: Curves, side: str) -> Figure:
 
 
 def cluster_strips(curves: Curves) -> Figure:
-    """Which leading directions belong together: as predicted, and as observed after each update."""
+    """Plot which leading directions belong together: as predicted, and as observed after each update."""
     strips = {
         "predicted for the LoRA": "labels",
         "observed, LoRA": "observed_lora",
@@ -109,7 +110,7 @@ def cluster_strips(curves: Curves) -> Figure:
 
 
 def routing_energy(curves: Curves) -> Figure:
-    """RMS energy of every cluster as sender and receiver, and the block maps of both updates."""
+    """Plot the RMS energy of every cluster as sender and receiver, and the block maps of both updates."""
     labels = curves["labels"].numpy()
     place = np.array([np.mean(np.flatnonzero(labels == m)) + 1 for m in range(labels.max() + 1)])
     sizes = np.bincount(labels)
@@ -125,11 +126,11 @@ def routing_energy(curves: Curves) -> Figure:
         axes[0, 0].set_ylabel("RMS energy (even: 1)")
         maps = [np.log10(np.maximum(curves[f"map_energy_{name}"].numpy(), 1e-3)) for name in ("lora", "drift")]
         for axis, image, name in zip(axes[1], maps, ("lora", "drift"), strict=True):
-            shown = axis.imshow(image, cmap="RdBu_r", vmin=-1, vmax=1)
+            last = axis.imshow(image, cmap="RdBu_r", vmin=-1, vmax=1)
             axis.set(xticks=[], yticks=[], xlabel="sends", title=NAMES[name])
             axis.grid(visible=False)
         axes[1, 0].set_ylabel("receives")
-        bar = figure.colorbar(shown, ax=axes[1, :], location="bottom", shrink=0.6, aspect=30, ticks=(-1, 0, 1))
+        bar = figure.colorbar(last, ax=axes[1, :], location="bottom", shrink=0.6, aspect=30, ticks=(-1, 0, 1))
         bar.ax.set_xticklabels(("a tenth", "even", "ten times"))
         legend_above(figure, axes[0, 0])
 
@@ -137,25 +138,27 @@ def routing_energy(curves: Curves) -> Figure:
 
 
 def meeting(curves: Curves) -> Figure:
-    """Overlap, alignment and CASA's decision, block by block."""
+    """Plot overlap, alignment and CASA's decision, block by block."""
 
     def draw(figure: Figure, axes: Any) -> None:
         overlap = np.log10(np.maximum(curves["map_overlap"].numpy(), 1e-3))
-        shown = [
+        images = [
             axes[0, 0].imshow(overlap, cmap="magma_r", vmin=-1, vmax=1.5),
             axes[0, 1].imshow(curves["map_alignment"].numpy(), cmap="RdBu_r", vmin=-1, vmax=1),
-            axes[0, 2].imshow(curves["map_decision"].numpy(), cmap=colours(*DECISIONS), vmin=0, vmax=2),
+            axes[0, 2].imshow(curves["map_decision"].numpy(), cmap=colours(*DECISION_COLOURS.values()), vmin=0, vmax=2),
         ]
         for axis, title in zip(axes[0], ("overlap", "alignment", "CASA's decision"), strict=True):
             axis.set(xticks=[], yticks=[], title=title, xlabel="sends")
             axis.grid(visible=False)
         axes[0, 0].set_ylabel("receives")
-        ticks = (((-1, 0, 1), ("0.1", "1", "10")), ((-1, 0, 1), ("opposed", "0", "aligned")))
-        for image, axis, (places, words) in zip(shown[:2], axes[0, :2], ticks, strict=True):
+        # a bar under the third map too, not a legend: only so do the three maps stand side by side at one height
+        ticks = (
+            ((-1, 0, 1), ("0.1", "1", "10")),
+            ((-1, 0, 1), ("opposed", "0", "aligned")),
+            ((1 / 3, 1, 5 / 3), tuple(DECISION_COLOURS)),
+        )
+        for image, axis, (places, words) in zip(images, axes[0], ticks, strict=True):
             bar = figure.colorbar(image, ax=axis, location="bottom", ticks=places, aspect=14)
-            bar.ax.set_xticklabels(words, fontsize=7)
-        for colour, word in zip(DECISIONS, ("preserved", "restored", "arbitrated"), strict=True):
-            axes[0, 2].plot([], [], ls="", marker="s", color=colour, label=word)
-        axes[0, 2].legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=7, handletextpad=0.2)
+            bar.ax.set_xticklabels(words, fontsize=7 if axis is not axes[0, 2] else 5.6)
 
-    return panels(1, 3, 2.75, draw)
+    return panels(1, 3, 2.4, draw)

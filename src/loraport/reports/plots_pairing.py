@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from loraport.reports.plots import BOTH, WIDTH, Figure, panels
+from loraport.reports.figures import BOTH, WIDTH, Figure, panels
 
 
 def similarities(pairing: Mapping[str, Any]) -> Figure:
-    """A panel a role and shape: source layers down, target layers across, in the models' order; rings are the pairs."""
+    """Plot a panel for each role and shape: source layers down, target layers across, in order; rings are the pairs."""
     groups = [group for group in pairing["groups"] if len(group["sources"]) > 1] or list(pairing["groups"])
     pairs = {(target, origin) for target, origin, _ in pairing["pairs"]}
     columns = min(3, len(groups))

@@ -1,9 +1,11 @@
-"""Templates turned into one HTML file each: opens offline, readable on a phone, refers to nothing outside itself."""
+"""Write pages: an HTML file each that opens offline, is readable on a phone and refers to nothing outside itself."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from loraport.files.disk.atomic import write_whole
 
-LAYER_COLUMNS: tuple[tuple[str, str, str], ...] = (  # key, heading, format
+Columns = Sequence[tuple[str, str, str]]
+"""Of a table: the key of each column's values, its heading, and the format of a value."""
+LAYER_COLUMNS: Columns = (  # key, heading, format
     ("name", "Layer", "{}"),
     ("status", "Status", "{}"),
     ("shape", "Shape", "{}"),
@@ -51,33 +55,56 @@ def render(template: str, path: Path, *, package: str = "loraport.reports", **va
         lstrip_blocks=True,
     )
     html = environment.get_template(template).render(**values)
-    write_whole(path, html.encode())
+    # a line does not end between a number and its percent sign
+    write_whole(path, html.replace(" %", "\N{NO-BREAK SPACE}%").encode())
 
 
 def data_address(media: str, content: bytes) -> str:
-    """A picture as an address that needs no file; the same bytes give the same text."""
+    """Return a picture as an address that needs no file; the same bytes give the same text."""
     return f"data:image/{media};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def csv_text(headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table as CSV; what is None stays empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([headings, *rows])
+    return text.getvalue()
+
+
 def in_words(settings: Mapping[str, Any]) -> str:
-    """Settings as a phrase: what is on or off by name, all else with its value."""
+    """Return settings as a phrase: what is on or off by name, all else with its value."""
     return ", ".join(
         (name if value else f"no {name}") if isinstance(value, bool) else f"{name} {value}"
         for name, value in settings.items()
     )
 
 
-def layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values of the template's per-layer part: a row a layer (missing values as a dash), reasons apart."""
-    return {
-        "headings": [heading for _, heading, _ in LAYER_COLUMNS],
-        "layers": [[_cell(layer, key, form) for key, _, form in LAYER_COLUMNS] for layer in layers],
-        "skipped": [(str(layer["name"]), str(layer["reason"])) for layer in layers if layer.get("reason")],
-    }
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in percent, as all pages and the terminal write it: `6.5 %`."""
+    return f"{100 * share:.{digits}f} %"
 
 
-def _cell(layer: Mapping[str, Any], key: str, form: str) -> str:
-    value = layer.get(key)
+def cell(value: Any, form: str) -> str:
+    """Return a value as a table shows it: a dash for what is not known, shapes with a cross."""
     if value is None:
         return "–"
-    return " × ".join(map(str, value)) if key == "shape" else form.format(value)
+    text = " × ".join(map(str, value)) if isinstance(value, tuple | list) else form.format(value)
+    return text.replace("%", " %")
+
+
+def layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the values of the template's per-layer part: a row a layer, and the reasons of those that were left.
+
+    Columns that say nothing are left out: those without any value, and a status that all layers share.
+    """
+    statuses = {layer["status"] for layer in layers}
+    columns = [
+        column
+        for column in LAYER_COLUMNS
+        if any(layer.get(column[0]) is not None for layer in layers) and (column[0] != "status" or len(statuses) > 1)
+    ]
+    return {
+        "headings": [heading for _, heading, _ in columns],
+        "layers": [[cell(layer.get(key), form) for key, _, form in columns] for layer in layers],
+        "skipped": [(str(layer["name"]), str(layer["reason"])) for layer in layers if layer.get("reason")],
+    }
