@@ -36,7 +36,7 @@ def by_hand(folder: Path) -> None:
     """Take the steps of a transfer on one layer: read, decompose, apply a method, factor again."""
     source = loraport.open_checkpoint(folder / "base.safetensors")
     target = loraport.open_checkpoint(folder / "distilled.safetensors")
-    lora = loraport.read_lora(folder / "style.safetensors").layers[LAYER]
+    lora = loraport.read_lora(folder / "style.safetensors").updates[LAYER]
     W_s = source.read_weight(LAYER)
     layer = loraport.Layer(lora, target.read_weight(LAYER) - W_s, loraport.decompose(W_s))
     for name in ("direct", "direct:1.15", "undo:0.25", "rollback", "casa"):

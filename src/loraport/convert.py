@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 
 from loraport.compute import TORCH_DTYPES, layer_generator
 from loraport.errors import MismatchError, SettingsError, unknown_name
-from loraport.files.adapters.updates import Dora, LayerUpdate, Residual, aimed_rank, kind_of, looks_at_weight
-from loraport.files.conversion_kernels import written_kernels
+from loraport.files.adapters.updates import Dora, Residual, aimed_rank, kind_of, looks_at_weight
+from loraport.files.conversion_kernels import with_kernels
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.quantized import FP8
 from loraport.files.inspect import layer_lines
@@ -120,10 +120,10 @@ def convert(
     _check_output(Path(output), lora, dialect.folder, source)
     layers = plain_layers(lora, source, rule)
     model = None if source is None else open_model(source)
-    lora = replace(lora, kernels=written_kernels(lora, kept, model, flat=dialect.flat))
-    lacking = [update for update in lora.encoders.values() if model is None and looks_at_weight(update)]
-    if lacking:
-        raise SettingsError(_needs_source(lora, kind_of(lacking[0])))
+    lora = with_kernels(lora, kept, model, flat=dialect.flat)
+    for layer in lora.encoders.values() if model is None else ():
+        if looks_at_weight(layer.update):
+            raise SettingsError(_needs_source(lora, kind_of(layer.update)))
     encoders = encoder_factors(lora, rule, model, plain=True)
     written = write_lora(
         output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=converted_from(lora),
@@ -134,7 +134,7 @@ def convert(
         *lora.notes,
         *([_GUESSED_PREFIX] if guessed_prefix(lora, dialect) else []),
         *carried_note(lora, dialect, "are of no layer that is known"),
-        *_loss_note({**lora.layers, **lora.encoders}, {**layers, **encoders}),
+        *_loss_note(lora, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),
         *(_kohya_notes(lora, layers) if to == "kohya" and of_wan else ()),
     )
@@ -148,9 +148,9 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     Raises SettingsError for a DoRA without a source, MismatchError for a source that it does not belong to.
     """
     model = None if source is None else open_model(source)
-    aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.layers.values()), default=0)
+    aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.updates.values()), default=0)
     layers = {}
-    for name, update in lora.layers.items():
+    for name, update in lora.updates.items():
         W = _weight(name, update, lora, model) if isinstance(update, Dora | Residual) else None
         low = as_factors(update, W, rule, aim, layer_generator(0, name))
         if rule.kind == "fixed" and low.rank > aim:
@@ -189,7 +189,7 @@ def own_dtype(lora: Lora) -> str:
 
 def account(lora: Lora, written: WrittenLora) -> KeyAccount:
     """Return where each key of the input went: written again, copied, or dropped with the reason."""
-    of_layers = (key for keys in lora.keys.values() for key in keys)
+    of_layers = (key for layer in lora.layers.values() for key in layer.keys)
     return KeyAccount.of(
         (*lora.dropped, *written.dropped), transferred=(*of_layers, *written.encoders), copied=written.copied
     )
@@ -211,21 +211,22 @@ def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) ->
     protect_inputs(output, (lora.path, source))
 
 
-def _loss_note(adapters: Mapping[str, LayerUpdate], layers: Mapping[str, LowRank]) -> list[str]:
+def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
     """What other adapters lost as factors of limited rank."""
     lost = {name: low.lost_energy for name, low in layers.items() if low.lost_energy > 1e-7}
     if not lost:
         return []
     worst = max(lost, key=lambda name: lost[name])
+    kind = kind_of((lora.layers.get(worst) or lora.encoders[worst]).update)
     return [
-        f"{len(lost)} of {len(layers)} layers ({kind_of(adapters[worst])}) fit no rank of {layers[worst].rank}: the "
+        f"{len(lost)} of {len(layers)} layers ({kind}) fit no rank of {layers[worst].rank}: the "
         f"worst, {worst}, keeps {1 - lost[worst]:.1%} of its energy; a higher --rank keeps more"
     ]
 
 
 def _rounding_note(lora: Lora, chosen: str, asked: str | None) -> list[str]:
     """Folding a scale that is no power of two into 16-bit factors rounds them once."""
-    if asked is not None or chosen == "fp32" or all(_exact(scale) for scale in lora.scales.values()):
+    if asked is not None or chosen == "fp32" or all(_exact(layer.scale) for layer in lora.layers.values()):
         return []
     return [f"alpha / rank is folded into the factors, which rounds them once to {chosen}; --dtype fp32 keeps them"]
 

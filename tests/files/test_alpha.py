@@ -41,7 +41,7 @@ def stored(path: Path, header: dict[str, str] | None = None, **how: Any) -> Path
 
 
 def scales(lora: Lora) -> set[float]:
-    return set(lora.scales.values())
+    return {layer.scale for layer in lora.layers.values()}
 
 
 HEADERS = {
@@ -112,7 +112,7 @@ def test_a_file_that_musubi_converted_keeps_its_strength(tmp_path: Path) -> None
     told = convert(str(path), "comfy", str(tmp_path / "c.safetensors"))
     assert "ss_network_alpha" in told.notes[0]
     again = read_lora(tmp_path / "c.safetensors")
-    torch.testing.assert_close(again.layers[LAYER].dense(), B @ A)
+    torch.testing.assert_close(again.updates[LAYER].dense(), B @ A)
     facts = facts_of(read_lora(path))
     assert facts is not None and not facts.header_scale
     assert {one.takes for one in verdicts(facts) if one.loader in ("ComfyUI", "diffusers")} == {"yes"}
@@ -124,7 +124,7 @@ def test_layers_without_alpha_among_others_are_told(tmp_path: Path) -> None:
         del mixed[f"diffusion_model.{layer}.alpha"]
     save_file(mixed, tmp_path / "x.safetensors", {"ss_network_alpha": "1.0"})
     lora = read_lora(tmp_path / "x.safetensors")
-    assert [lora.scales[layer] for layer in FACTORS] == [1.0] * 3 + [ALPHA / RANK] * (len(FACTORS) - 3)
+    assert [lora.layers[layer].scale for layer in FACTORS] == [1.0] * 3 + [ALPHA / RANK] * (len(FACTORS) - 3)
     assert "3 of 20 layers have no alpha where others have one" in lora.notes[1] and "not applied" in lora.notes[0]
 
 

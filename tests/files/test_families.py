@@ -78,7 +78,7 @@ def test_there_and_back_through_every_format(name: str, format: str, tmp_path: P
         lora = read_lora(place)
         assert lora.layers.keys() == deltas.keys() and lora.dialect.family == tiny.family
         for layer, wanted in deltas.items():
-            got = lora.layers[layer].dense().double()
+            got = lora.updates[layer].dense().double()
             assert float((got - wanted.flatten(1)).norm()) <= 1e-6 * float(wanted.norm()), layer
 
 
@@ -154,7 +154,7 @@ def test_a_fused_lokr_is_written_exactly_beside_a_lora_of_rank_one(tmp_path: Pat
     tensors = {f"{HEAD}.qkv.lokr_w1": w1, f"{HEAD}.qkv.lokr_w2": w2, f"{alone}A.weight": torch.ones(1, 8)}
     save_file(tensors | {f"{alone}B.weight": torch.ones(8, 1)}, tmp_path / "in.safetensors")
     done = convert(str(tmp_path / "in.safetensors"), "comfy", str(tmp_path / "out.safetensors"), dtype="fp32")
-    layers = read_lora(tmp_path / "out.safetensors").layers
+    layers = read_lora(tmp_path / "out.safetensors").updates
     got = torch.cat([layers[f"transformer_blocks.0.attn.to_{letter}"].dense() for letter in "qkv"])
     torch.testing.assert_close(got, torch.kron(w1, w2), rtol=1e-5, atol=1e-5)
     assert not any("keeps" in note for note in done.notes)

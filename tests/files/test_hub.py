@@ -184,7 +184,7 @@ def peft_folder(folder: Path, alpha: int = 8) -> Path:
 def test_a_lora_is_fetched_with_its_configuration_and_nothing_else(hub):
     peft_folder(hub.root / "me/style")
     lora = read_lora("me/style@v1")
-    assert set(lora.layers) == set(FACTORS) and set(lora.scales.values()) == {2.0}
+    assert set(lora.layers) == set(FACTORS) and {layer.scale for layer in lora.layers.values()} == {2.0}
     assert hub.asked == [("me/style", "v1", ["adapter_config.json", "adapter_model.safetensors"], False)]
 
 

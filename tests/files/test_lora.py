@@ -22,7 +22,7 @@ FORMAT_NAMES = ["same", *FORMATS]
 def assert_same_updates(lora: Lora, written: Written) -> None:
     assert set(lora.layers) == set(written.deltas)
     for layer, wanted in written.deltas.items():
-        update = lora.layers[layer]
+        update = lora.updates[layer]
         got = update.B.double() @ update.A.double()
         assert (got - wanted).norm() <= 1e-6 * wanted.norm(), layer
 
@@ -33,7 +33,7 @@ def file_of(lora: Lora) -> Path:
 
 def assert_nothing_is_lost(lora: Lora) -> None:
     """Each key of the file is read into one layer, or carried, or dropped with a reason."""
-    places = [key for keys in lora.keys.values() for key in keys]
+    places = [key for layer in lora.layers.values() for key in layer.keys]
     places += [*lora.extras, *(key for key, reason in lora.dropped if reason)]
     assert sorted(places) == sorted(read_safetensors(file_of(lora)).tensors)
 
@@ -44,7 +44,7 @@ def test_a_dialect_is_read_as_its_updates(case: Case, tmp_path: Path) -> None:
     lora = read_lora(written.path)
     assert_same_updates(lora, written)
     assert_nothing_is_lost(lora)
-    assert lora.scales == pytest.approx(written.scales)
+    assert {name: layer.scale for name, layer in lora.layers.items()} == pytest.approx(written.scales)
     assert lora.dropped == () and lora.extras == {} and lora.unresolved == set()
 
 
@@ -60,12 +60,12 @@ def test_every_dialect_goes_through_every_format(name: str, format: str, tmp_pat
     (tmp_path / "in").mkdir()
     written = write(case, tmp_path / "in")
     lora = read_lora(written.path)
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format, dtype=torch.float32)
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format, dtype=torch.float32)
     again = read_lora(result.path)
     assert_same_updates(again, written)
     assert_nothing_is_lost(again)
-    assert set(again.scales.values()) == {1.0}
-    assert {update.rank for update in again.layers.values()} == {result.rank}
+    assert {layer.scale for layer in again.layers.values()} == {1.0}
+    assert {update.rank for update in again.updates.values()} == {result.rank}
     if format == "same":
         assert again.dialect == lora.dialect
 
@@ -112,7 +112,7 @@ def test_of_two_adapters_each_has_its_own_text_encoder(tmp_path: Path) -> None:
     for number, adapter in enumerate(("one", "two")):
         lora = read_lora(tmp_path / "in.safetensors", part=adapter)
         assert len(lora.layers) == len(lora.encoders) == 1 and len(lora.notes) == 1, lora.notes
-        assert float(lora.encoders[f"text_encoder.{CLIP_LAYER}"].B[0, 0]) == number + 1
+        assert float(lora.encoders[f"text_encoder.{CLIP_LAYER}"].update.B[0, 0]) == number + 1
 
 
 CLIP_LAYER = "text_model.encoder.layers.0.mlp.fc1"

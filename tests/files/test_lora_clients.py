@@ -79,7 +79,7 @@ def converted(case: Case, format: str, folder: Path, **settings: Any) -> tuple[W
     written = write(case, folder / "in")
     lora = read_lora(written.path)
     result = write_lora(
-        folder / "out.safetensors", lora.layers, lora, format=format, **({"dtype": torch.float32} | settings)
+        folder / "out.safetensors", lora.updates, lora, format=format, **({"dtype": torch.float32} | settings)
     )
     return written, result.path
 
@@ -131,7 +131,7 @@ def test_part_of_a_model_in_comfy_format(model: Any, tmp_path: Path) -> None:
 
 def test_bf16_is_the_default_and_costs_only_its_rounding(model: Any, tmp_path: Path) -> None:
     written, path = converted(CASES["g5"], "comfy", tmp_path, dtype=torch.bfloat16)
-    rounded = {layer: update.dense().double() for layer, update in read_lora(path).layers.items()}
+    rounded = {layer: update.dense().double() for layer, update in read_lora(path).updates.items()}
     for layer, wanted in written.deltas.items():
         assert 0 < (rounded[layer] - wanted).norm() < 0.006 * wanted.norm()
     before = weights(model)
@@ -172,7 +172,7 @@ def test_every_linear_layer_of_an_image_to_video_model(format: str, tmp_path: Pa
     assert len(deltas) == 2 * 12 + 8
     save_file(tensors, tmp_path / "in.safetensors")
     lora = read_lora(tmp_path / "in.safetensors")
-    path = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format=format, dtype=torch.float32).path
+    path = write_lora(tmp_path / "out.safetensors", lora.updates, lora, format=format, dtype=torch.float32).path
     if format == "peft":
         after = weights(peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload())
     else:
@@ -186,7 +186,7 @@ def test_a_bias_difference_arrives(format: str, model: Any, tmp_path: Path) -> N
     bias = torch.arange(24.0)
     written = write(CASES["g4-alpha"], tmp_path, {"diffusion_model.blocks.0.self_attn.q.diff_b": bias})
     lora = read_lora(written.path)
-    path = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format=format, dtype=torch.float32).path
+    path = write_lora(tmp_path / "out.safetensors", lora.updates, lora, format=format, dtype=torch.float32).path
     before = weights(model)
     if format == "peft":
         after = weights(peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload())
@@ -214,7 +214,7 @@ def test_peft_reads_its_own_configuration_as_we_do(name: str, model: Any, tmp_pa
     written = write(case, tmp_path)
     config = peft.LoraConfig.from_pretrained(str(tmp_path))
     lora = read_lora(tmp_path)
-    ranks = {lora.dialect.module(layer): update.rank for layer, update in lora.layers.items()}
+    ranks = {lora.dialect.module(layer): update.rank for layer, update in lora.updates.items()}
     config.target_modules = sorted(ranks)
     config.rank_pattern = {f"^{module}": rank for module, rank in ranks.items()}
     before = weights(model)
@@ -272,7 +272,7 @@ def test_what_the_trainers_libraries_save_is_read_right(kind: str, rslora: bool,
             save_component(tmp_path, fields)
         merged = wrapped.merge_and_unload()
     lora = read_lora(tmp_path)
-    deltas = {layer: update.dense().double() for layer, update in lora.layers.items()}
+    deltas = {layer: update.dense().double() for layer, update in lora.updates.items()}
     assert len(deltas) == 2 * 5 + 1
     assert_merged(weights(merged), before, deltas, atol=1e-5)
 

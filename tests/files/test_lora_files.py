@@ -136,7 +136,7 @@ def test_of_several_loras_in_a_pickle_one_is_taken_and_said_and_another_can_be_c
     assert "holds generator_lora, which was taken, and critic_lora; --lora-part" in lora.notes[0]
     critic = read_lora(tmp_path / "a.pt", part="critic_lora")
     assert critic.notes == () and all(
-        torch.allclose(critic.layers[layer].dense(), 4 * update.dense()) for layer, update in lora.layers.items()
+        torch.allclose(critic.updates[layer].dense(), 4 * update.dense()) for layer, update in lora.updates.items()
     )
 
 
@@ -174,8 +174,8 @@ def test_plain_fp8_factors_are_cast_up(dtype: torch.dtype, tmp_path: Path) -> No
     save_file(content, tmp_path / "a.safetensors")
     lora = read_lora(tmp_path / "a.safetensors")
     for layer, (A, B) in factors().items():
-        assert torch.equal(lora.layers[layer].A, A.to(dtype).float())  # type: ignore[union-attr]
-        assert torch.equal(lora.layers[layer].B, B.to(dtype).float())  # type: ignore[union-attr]
+        assert torch.equal(lora.updates[layer].A, A.to(dtype).float())  # type: ignore[union-attr]
+        assert torch.equal(lora.updates[layer].B, B.to(dtype).float())  # type: ignore[union-attr]
     assert lora.extras["blocks.0.norm3.diff_b"].dtype == torch.bfloat16
     made = convert(str(tmp_path / "a.safetensors"), "comfy", str(tmp_path / "b.safetensors"))
     assert made.dtype == "bf16"
@@ -231,7 +231,7 @@ def test_convert_makes_factors_of_full_differences(tmp_path: Path) -> None:
     made = convert(str(path), "diffusers", str(tmp_path / "o.safetensors"), rank="full")
     assert made.keys.dropped == () and made.layers == 20
     again, before = read_lora(tmp_path / "o.safetensors"), load_file(path)
-    for layer, update in again.layers.items():
+    for layer, update in again.updates.items():
         assert (update.dense() - before[f"diffusion_model.{layer}.diff"]).abs().max() < 1e-5
     assert convert(str(path), "comfy", str(tmp_path / "p.safetensors"), rank="4").rank == 4
     assert convert(str(path), "comfy", str(tmp_path / "q.safetensors")).layers == 0, "copied where no rank is named"

@@ -173,7 +173,7 @@ def build(mixture: Mixture, path: Any) -> dict[str, Tensor]:
 
 
 def distance(lora: Lora, layer: str, delta: Tensor) -> float:
-    update = exact_update(lora.layers[layer], None)
+    update = exact_update(lora.updates[layer], None)
     got = update if isinstance(update, Tensor) else update.B.double() @ update.A.double()
     return float((got.double() - delta).norm() / delta.norm().clamp(min=1e-9))
 
@@ -187,7 +187,7 @@ def test_any_mixture_is_read_as_it_was_built(mixture: Mixture, tmp_path_factory:
     assert set(lora.layers) == set(deltas)
     assert all(distance(lora, layer, delta) <= 1e-6 for layer, delta in deltas.items())
     assert len(lora.extras) == sum(part.diff_b for part in mixture[1].values()) and not lora.dropped
-    assert {key for keys in lora.keys.values() for key in keys}.isdisjoint(lora.extras)
+    assert {key for layer in lora.layers.values() for key in layer.keys}.isdisjoint(lora.extras)
 
 
 @settings(deadline=None, max_examples=30)
@@ -202,7 +202,7 @@ def test_any_mixture_becomes_any_format(
     lora = read_lora(out)
     assert set(deltas) <= set(lora.layers)
     assert all(distance(lora, layer, delta) <= 1e-6 for layer, delta in deltas.items())
-    assert len({update.rank for update in lora.layers.values()}) == 1 or mixture[0] == "hunyuanvideo-1.5"
+    assert len({update.rank for update in lora.updates.values()}) == 1 or mixture[0] == "hunyuanvideo-1.5"
 
 
 def test_a_changed_alpha_would_be_seen(tmp_path: Any) -> None:

@@ -73,10 +73,10 @@ def test_what_peft_saves_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
     assert set(lora.layers) == set(MODULES) and not lora.extras and not lora.dropped
     for module, W in before.items():
         wanted = (getattr(merged, module).weight.detach() - W).flatten(1).double()
-        update = exact_update(lora.layers[module], W.flatten(1))
+        update = exact_update(lora.updates[module], W.flatten(1))
         got = (update.dense() if isinstance(update, LowRank) else update).double()
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm()), module
-        assert kind_of(lora.layers[module]) == name.split(",")[0].split(" ")[0]
+        assert kind_of(lora.updates[module]) == name.split(",")[0].split(" ")[0]
 
 
 FLAT = "lora_unet_blocks_0_self_attn_q"
@@ -100,7 +100,7 @@ def loha(r: int, out: int = OUT, inn: int = IN) -> dict[str, Tensor]:
 
 def test_loha_by_loops(tmp_path: Path) -> None:
     parts = loha(2)
-    update = read(parts, tmp_path).layers["blocks.0.self_attn.q"]
+    update = read(parts, tmp_path).updates["blocks.0.self_attn.q"]
     wanted = torch.zeros(OUT, IN, dtype=torch.float64)
     for i, j in itertools.product(range(OUT), range(IN)):
         first = sum(parts["hada_w1_a"][i, p].double() * parts["hada_w1_b"][p, j].double() for p in range(2))
@@ -115,7 +115,7 @@ def test_loha_by_loops(tmp_path: Path) -> None:
 def test_lokr_by_loops(tmp_path: Path) -> None:
     w1, a, b = drawn(3, 4), drawn(4, 2), drawn(2, 5)
     update = read({"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(6.0)}, tmp_path)
-    update = update.layers["blocks.0.self_attn.q"]
+    update = update.updates["blocks.0.self_attn.q"]
     wanted = torch.zeros(12, 20, dtype=torch.float64)
     for i, j, k, l in itertools.product(range(3), range(4), range(4), range(5)):  # noqa: E741
         wanted[4 * i + k, 5 * j + l] = 3 * w1[i, j].double() * (a[k].double() @ b[:, l].double())
@@ -129,21 +129,21 @@ def test_alpha_means_nothing_where_both_factors_of_lokr_are_whole(alpha: float, 
     """LyCORIS sets alpha to the rank there, and some trainers write a rank of ten thousand million."""
     w1, w2 = drawn(3, 4), drawn(4, 5)
     lora = read({"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(alpha)}, tmp_path)
-    torch.testing.assert_close(lora.layers["blocks.0.self_attn.q"].dense(), torch.kron(w1, w2))
-    assert lora.scales == {"blocks.0.self_attn.q": 1.0}
-    assert "whole" in lora.alpha_from["blocks.0.self_attn.q"]
+    torch.testing.assert_close(lora.updates["blocks.0.self_attn.q"].dense(), torch.kron(w1, w2))
+    assert lora.layers["blocks.0.self_attn.q"].scale == 1.0
+    assert "whole" in lora.layers["blocks.0.self_attn.q"].scale_source
 
 
 def test_a_mid_factor_by_loops(tmp_path: Path) -> None:
     down, mid, up = drawn(3, 5, 1, 1), drawn(3, 3, 2, 2), drawn(4, 3, 1, 1)
     parts = {"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up, "alpha": torch.tensor(6.0)}
     lora = read(parts, tmp_path)
-    update = lora.layers["blocks.0.self_attn.q"]
+    update = lora.updates["blocks.0.self_attn.q"]
     wanted = torch.zeros(4, 5, 2, 2, dtype=torch.float64)
     for i, j, y, x, m, n in itertools.product(range(4), range(5), range(2), range(2), range(3), range(3)):
         wanted[i, j, y, x] += 2 * up[i, m, 0, 0].double() * mid[m, n, y, x].double() * down[n, j, 0, 0].double()
     torch.testing.assert_close(update.dense().double(), wanted.flatten(1), rtol=1e-5, atol=1e-5)
-    assert lora.kernels == {"blocks.0.self_attn.q": (2, 2)} and isinstance(update, LowRank) and update.rank == 3
+    assert lora.layers["blocks.0.self_attn.q"].kernel == (2, 2) and isinstance(update, LowRank) and update.rank == 3
 
 
 W = drawn(OUT, IN, seed=9)
@@ -154,7 +154,7 @@ D = 2 * LORA["lora_up.weight"] @ LORA["lora_down.weight"]
 @pytest.mark.parametrize(("shape", "axis"), [((OUT, 1), 1), ((OUT,), 1), ((1, IN), 0)])
 def test_dora_of_lycoris_by_rows_or_by_columns(shape: tuple[int, ...], axis: int, tmp_path: Path) -> None:
     m = 1 + drawn(*shape).abs()
-    update = read({**LORA, "dora_scale": m}, tmp_path).layers["blocks.0.self_attn.q"]
+    update = read({**LORA, "dora_scale": m}, tmp_path).updates["blocks.0.self_attn.q"]
     merged = W + D
     column = m if len(shape) == 2 else m[:, None]
     wanted = merged * column / merged.norm(dim=axis, keepdim=True)
@@ -166,7 +166,7 @@ def test_dora_of_lycoris_by_rows_or_by_columns(shape: tuple[int, ...], axis: int
 
 
 def test_dora_over_loha(tmp_path: Path) -> None:
-    update = read({**loha(2), "dora_scale": torch.ones(OUT, 1)}, tmp_path).layers["blocks.0.self_attn.q"]
+    update = read({**loha(2), "dora_scale": torch.ones(OUT, 1)}, tmp_path).updates["blocks.0.self_attn.q"]
     assert isinstance(update, Dora) and isinstance(update.inner, Product)
     merged = W + update.inner.dense()
     torch.testing.assert_close(update.merged(W), merged / merged.norm(dim=1, keepdim=True))
@@ -175,21 +175,21 @@ def test_dora_over_loha(tmp_path: Path) -> None:
 def test_a_dora_with_the_weights_own_magnitudes_is_nearly_its_lora(tmp_path: Path) -> None:
     """m = ‖W + D‖ adds D exactly; m = ‖W‖ does not."""
     for m, same in (((W + D).norm(dim=1, keepdim=True), True), (W.norm(dim=1, keepdim=True), False)):
-        update = read({**LORA, "dora_scale": m}, tmp_path).layers["blocks.0.self_attn.q"]
+        update = read({**LORA, "dora_scale": m}, tmp_path).updates["blocks.0.self_attn.q"]
         assert torch.allclose(update.difference(W), D, atol=1e-5) is same
 
 
 def test_columns_of_a_convolution_are_its_input_channels(tmp_path: Path) -> None:
     V, m = drawn(4, 5, 3, 3), 1 + drawn(1, 5, 1, 1).abs()
     parts = {"lora_down.weight": drawn(2, 5, 3, 3), "lora_up.weight": drawn(4, 2, 1, 1), "dora_scale": m}
-    update = read(parts, tmp_path).layers["blocks.0.self_attn.q"]
+    update = read(parts, tmp_path).updates["blocks.0.self_attn.q"]
     X = V + update.inner.dense().reshape(V.shape)
     wanted = X * m / X.transpose(0, 1).flatten(1).norm(dim=1)[None, :, None, None]
     torch.testing.assert_close(update.merged(V.flatten(1)).reshape(V.shape), wanted)
 
 
 def test_magnitudes_for_another_weight_follow_its_rows(tmp_path: Path) -> None:
-    update = read({**LORA, "dora_scale": 1 + drawn(OUT, 1).abs()}, tmp_path).layers["blocks.0.self_attn.q"]
+    update = read({**LORA, "dora_scale": 1 + drawn(OUT, 1).abs()}, tmp_path).updates["blocks.0.self_attn.q"]
     factors = 1 + drawn(OUT, 1, seed=3).abs()
     torch.testing.assert_close(update.carried(W, factors * W).magnitude, update.magnitude * factors[:, 0])
     torch.testing.assert_close(update.carried(W, W).magnitude, update.magnitude)
@@ -199,18 +199,18 @@ def test_full_differences_are_layers_where_they_are_asked_for(tmp_path: Path) ->
     parts = {**LORA, "diff": drawn(OUT, IN, seed=5), "diff_b": drawn(OUT)}
     plain, asked = read(parts, tmp_path), read(parts, tmp_path, diffs=True)
     assert set(plain.extras) == {f"{FLAT}.diff", f"{FLAT}.diff_b"} and set(asked.extras) == {f"{FLAT}.diff_b"}
-    update = asked.layers["blocks.0.self_attn.q"]
+    update = asked.updates["blocks.0.self_attn.q"]
     assert isinstance(update, Full)
     torch.testing.assert_close(update.dense(), parts["diff"] + D, rtol=1e-5, atol=1e-5)
     alone = read({"diff": parts["diff"].bfloat16()}, tmp_path, diffs=True)
-    torch.testing.assert_close(alone.layers["blocks.0.self_attn.q"].dense(), parts["diff"].bfloat16().float())
+    torch.testing.assert_close(alone.updates["blocks.0.self_attn.q"].dense(), parts["diff"].bfloat16().float())
     with pytest.raises(MismatchError, match="does not go with"):
         read({**LORA, "dora_scale": torch.ones(OUT, 1), "diff": parts["diff"]}, tmp_path, diffs=True)
 
 
 def test_the_smaller_form_is_taken_and_the_rank_aimed_at_is_bounded(tmp_path: Path) -> None:
-    small = read(loha(2, 64, 64), tmp_path).layers["blocks.0.self_attn.q"]
-    large = read(loha(12, 64, 64), tmp_path).layers["blocks.0.self_attn.q"]
+    small = read(loha(2, 64, 64), tmp_path).updates["blocks.0.self_attn.q"]
+    large = read(loha(12, 64, 64), tmp_path).updates["blocks.0.self_attn.q"]
     assert is_low_rank(small) and not is_low_rank(large)
     assert isinstance(exact_update(small, None), LowRank) and isinstance(exact_update(large, None), Tensor)
     assert (aimed_rank(small), aimed_rank(large)) == (4, 64)
@@ -229,5 +229,7 @@ def test_peft_in_memory_names_the_adapter(tmp_path: Path) -> None:
     merged = wrapped.merge_and_unload()
     for module, V in before.items():
         wanted = getattr(merged, module).weight.detach().flatten(1)
-        torch.testing.assert_close(lora.layers[module].merged(V.flatten(1)), wanted, rtol=1e-5, atol=1e-5)
-    assert load_file(tmp_path / "memory.safetensors").keys() == {key for keys in lora.keys.values() for key in keys}
+        torch.testing.assert_close(lora.updates[module].merged(V.flatten(1)), wanted, rtol=1e-5, atol=1e-5)
+    assert load_file(tmp_path / "memory.safetensors").keys() == {
+        key for layer in lora.layers.values() for key in layer.keys
+    }

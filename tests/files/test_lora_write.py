@@ -84,7 +84,7 @@ def test_golden_bytes(name: str, tmp_path: Path) -> None:
     """One digest per dialect, over what is written back in the dialect itself in bf16."""
     (tmp_path / "in").mkdir()
     lora = read_lora(write(CASES[name], tmp_path / "in").path)
-    result = write_lora(tmp_path / "out", lora.layers, lora, provenance={"method": "none", "version": "0"})
+    result = write_lora(tmp_path / "out", lora.updates, lora, provenance={"method": "none", "version": "0"})
     assert hashlib.sha256(bytes_of(result.path)).hexdigest()[:16] == GOLDEN[name]
 
 
@@ -93,14 +93,14 @@ import sys
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import write_lora
 lora = read_lora(sys.argv[1])
-write_lora(sys.argv[2], lora.layers, lora, provenance={f"key {i}": str(i) for i in range(9)})
+write_lora(sys.argv[2], lora.updates, lora, provenance={f"key {i}": str(i) for i in range(9)})
 """
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     written = write(CASES["g5"], tmp_path)
     lora = read_lora(written.path)
-    here = write_lora(tmp_path / "here", lora.layers, lora, provenance={f"key {i}": str(i) for i in range(9)}).path
+    here = write_lora(tmp_path / "here", lora.updates, lora, provenance={f"key {i}": str(i) for i in range(9)}).path
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", WRITE_AGAIN, written.path, tmp_path / "there"], env=environment, check=True)
     assert (tmp_path / "there").read_bytes() == here.read_bytes()
@@ -129,7 +129,7 @@ def test_of_the_trainer_what_stays_true_survives(format: str, tmp_path: Path) ->
     save_file(load_file(write(CASES["g5"], tmp_path).path), path, TRAINER)
     lora = read_lora(path)
     assert lora.metadata == TRAINER
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format, provenance={"lora": lora.sha256})
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format, provenance={"lora": lora.sha256})
     weights = result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path
     stays = {"modelspec.title": "mine", "name": "x"}
     assert metadata_of(weights) == {"format": "pt", "loraport.lora": lora.sha256} | stays
@@ -138,7 +138,7 @@ def test_of_the_trainer_what_stays_true_survives(format: str, tmp_path: Path) ->
 @pytest.mark.parametrize("format", ["same", *FORMATS])
 def test_one_dtype_and_alpha_for_kohya_only(format: str, tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4-alpha"], tmp_path).path)
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format)
     tensors = load_file(result.path / "adapter_model.safetensors" if result.path.is_dir() else result.path)
     alphas = {key: value for key, value in tensors.items() if "alpha" in key}
     assert len(alphas) == (len(lora.layers) if format == "kohya" else 0)
@@ -179,7 +179,7 @@ COPIES = {
 def test_each_extra_key_is_copied_or_dropped_with_a_reason(format: str, tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4-alpha"], tmp_path, EXTRAS).path)
     assert lora.extras.keys() == EXTRAS.keys()
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format)
     assert result.copied == COPIES[format]
     assert {key for key, _ in result.dropped} == EXTRAS.keys() - result.copied.keys()
     assert all(reason for _, reason in result.dropped)
@@ -205,7 +205,7 @@ def test_a_scale_of_the_header_is_folded_into_what_is_carried_too(tmp_path: Path
     }
     save_file(tensors, tmp_path / "in.safetensors", {"lora_adapter_metadata": json.dumps(fields)})
     lora = read_lora(tmp_path / "in.safetensors")
-    assert lora.scales == {"blocks.0.self_attn.q": 3.0}
+    assert {name: layer.scale for name, layer in lora.layers.items()} == {"blocks.0.self_attn.q": 3.0}
     assert torch.equal(lora.extras[bias].read(), torch.full((4,), 3.0))
     assert torch.equal(lora.extras[f"{text}.lora_A.weight"].read(), torch.ones(2, 3))
     assert torch.equal(lora.extras[f"{text}.lora_B.weight"].read(), torch.full((3, 2), 0.5))
@@ -233,13 +233,13 @@ def test_convolutions_keep_their_kernels(
     save_file(tensors, folder / "in.safetensors")
     lora = read_lora(folder / "in.safetensors")
     wanted = 2.0 / rank * torch.einsum("or...,ri->oi", B.flatten(1), A.flatten(1))
-    torch.testing.assert_close(lora.layers["patch_embedding"].dense(), wanted)
-    assert lora.kernels == {"patch_embedding": kernel}
-    result = write_lora(folder / "out", lora.layers, lora, format=format, dtype=torch.float32)
+    torch.testing.assert_close(lora.updates["patch_embedding"].dense(), wanted)
+    assert {name: layer.kernel for name, layer in lora.layers.items() if layer.kernel} == {"patch_embedding": kernel}
+    result = write_lora(folder / "out", lora.updates, lora, format=format, dtype=torch.float32)
     again = read_lora(result.path)
-    torch.testing.assert_close(again.layers["patch_embedding"].dense(), wanted)
-    assert again.kernels == lora.kernels
-    assert again.layers["patch_embedding"].rank == rank + wider
+    torch.testing.assert_close(again.updates["patch_embedding"].dense(), wanted)
+    assert again.layers["patch_embedding"].kernel == kernel
+    assert again.updates["patch_embedding"].rank == rank + wider
 
 
 def test_the_majority_dialect_is_written_back(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_the_majority_dialect_is_written_back(tmp_path: Path) -> None:
         tensors[f"transformer.blocks.0.attn1.to_q.lora_{part}.weight"] = value
     save_file(tensors, tmp_path / "mixed.safetensors")
     lora = read_lora(tmp_path / "mixed.safetensors")
-    assert lora.keys["blocks.0.self_attn.q"] == tuple(
+    assert lora.layers["blocks.0.self_attn.q"].keys == tuple(
         f"transformer.blocks.0.attn1.to_q.lora_{part}.weight" for part in "AB"
     )
-    result = write_lora(tmp_path / "out", lora.layers, lora)
+    result = write_lora(tmp_path / "out", lora.updates, lora)
     assert all(key.startswith("diffusion_model.") for key in result.keys)
     assert len(result.keys) == len(tensors)
 
@@ -271,12 +271,14 @@ def test_unknown_layers_keep_their_names_where_a_model_has_one_name_for_them(for
     """ComfyUI's two spellings are of its own names; what diffusers and PEFT call the layer nobody can tell."""
     lora = unknown_layers(tmp_path, "diffusion_model.", "blocks.0.other_thing.proj")
     assert list(lora.layers) == ["blocks.0.other_thing.proj"] and not lora.unresolved
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format)
     if format in ("same", "comfy", "kohya"):
         stem = "blocks_0_other_thing_proj" if format == "kohya" else "blocks.0.other_thing.proj"
         assert all(stem in key for key in result.keys) and not result.dropped
     else:
-        assert {key for key, _ in result.dropped} == set(lora.keys["blocks.0.other_thing.proj"]) and not result.keys
+        assert {key for key, _ in result.dropped} == set(
+            lora.layers["blocks.0.other_thing.proj"].keys
+        ) and not result.keys
         assert all("in no table" in reason for _, reason in result.dropped)
 
 
@@ -284,11 +286,13 @@ def test_unknown_layers_keep_their_names_where_a_model_has_one_name_for_them(for
 def test_a_flattened_name_that_no_table_has_is_never_guessed(format: str, tmp_path: Path) -> None:
     lora = unknown_layers(tmp_path, "lora_unet_", "blocks_0_other_thing_proj")
     assert lora.unresolved == {"blocks_0_other_thing_proj"}
-    result = write_lora(tmp_path / "out", lora.layers, lora, format=format)
+    result = write_lora(tmp_path / "out", lora.updates, lora, format=format)
     if format in ("same", "kohya"):
-        assert set(lora.keys["blocks_0_other_thing_proj"]) < set(result.keys) and not result.dropped
+        assert set(lora.layers["blocks_0_other_thing_proj"].keys) < set(result.keys) and not result.dropped
     else:
-        assert [key for key, _ in result.dropped] == list(lora.keys["blocks_0_other_thing_proj"]) and not result.keys
+        assert [key for key, _ in result.dropped] == list(
+            lora.layers["blocks_0_other_thing_proj"].keys
+        ) and not result.keys
 
 
 def test_an_alpha_without_factors_is_dropped_with_its_reason(tmp_path: Path) -> None:
@@ -312,11 +316,11 @@ def test_dense_differences(tmp_path: Path) -> None:
 
 def test_values_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
-    layers = {layer: update.scaled(1e12) for layer, update in lora.layers.items()}
+    layers = {layer: update.scaled(1e12) for layer, update in lora.updates.items()}
     with pytest.raises(SettingsError, match=r"holds values above 6.6e.04, the largest of torch.float16; write bf16"):
         write_lora(tmp_path / "out.safetensors", layers, lora, dtype=torch.float16)
     with pytest.raises(SettingsError, match="unknown format 'a1111'; known: same, comfy"):
-        write_lora(tmp_path / "out.safetensors", lora.layers, lora, format="a1111")
+        write_lora(tmp_path / "out.safetensors", lora.updates, lora, format="a1111")
     assert os.listdir(tmp_path) == ["lora.safetensors"]
 
 
@@ -324,7 +328,7 @@ def test_values_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
 def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
     out = tmp_path / "out"
-    write_lora(out, lora.layers, lora, format=format)
+    write_lora(out, lora.updates, lora, format=format)
     before = bytes_of(out)
 
     def full(_: int) -> None:
@@ -332,7 +336,7 @@ def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(replacing.os, "fsync", full)
     with pytest.raises(OutputError, match=r"out cannot be written: No space left on device"):
-        write_lora(out, {name: LowRank(x.B, 2 * x.A) for name, x in lora.layers.items()}, lora, format=format)
+        write_lora(out, {name: LowRank(x.B, 2 * x.A) for name, x in lora.updates.items()}, lora, format=format)
     assert sorted(os.listdir(tmp_path)) == ["lora.safetensors", "out"]
     assert bytes_of(out) == before
 
@@ -340,22 +344,22 @@ def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypa
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
     with pytest.raises(OutputError, match=r"out\.safetensors cannot be written: No such file"):
-        write_lora(tmp_path / "missing" / "out.safetensors", lora.layers, lora)
+        write_lora(tmp_path / "missing" / "out.safetensors", lora.updates, lora)
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="folder cannot be written: Is a directory"):
-        write_lora(tmp_path / "folder", lora.layers, lora)
+        write_lora(tmp_path / "folder", lora.updates, lora)
     (tmp_path / "folder" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"other files \(notes\.txt\)"):
-        write_lora(tmp_path / "folder", lora.layers, lora, format="peft")
+        write_lora(tmp_path / "folder", lora.updates, lora, format="peft")
     with pytest.raises(OutputError, match="is a file, but this format is a folder"):
-        write_lora(tmp_path / "lora.safetensors", lora.layers, lora, format="peft")
+        write_lora(tmp_path / "lora.safetensors", lora.updates, lora, format="peft")
     assert sorted(os.listdir(tmp_path)) == ["folder", "lora.safetensors"]
 
 
 def test_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
     for _ in range(2):
-        write_lora(tmp_path / "out", lora.layers, lora, format="peft")
+        write_lora(tmp_path / "out", lora.updates, lora, format="peft")
     assert sorted(os.listdir(tmp_path / "out")) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
@@ -444,7 +448,7 @@ def test_text_encoders_that_keep_their_spelling_are_carried_bit_by_bit(tmp_path:
     pair = {f"{network}.lora_down.weight": torch.ones(3, 4), f"{network}.lora_up.weight": torch.ones(4, 3)}
     save_file(same | other | pair, tmp_path / "in.safetensors")
     lora = read_lora(tmp_path / "in.safetensors")
-    result = write_lora(tmp_path / "out.safetensors", lora.layers, lora)
+    result = write_lora(tmp_path / "out.safetensors", lora.updates, lora)
     written = load_file(result.path)
     assert not result.dropped and result.encoders.keys() == same.keys() | other.keys()
     for key, value in same.items():
@@ -473,5 +477,5 @@ def test_kohyas_prefix_counts_the_encoders_of_all_but_stable_diffusion_1(layers,
         tensors |= {f"{name}.lora_A.weight": torch.ones(1, 4), f"{name}.lora_B.weight": torch.ones(4, 1)}
     save_file(tensors, tmp_path / "in.safetensors")
     lora = read_lora(tmp_path / "in.safetensors", dense=True)
-    result = write_lora(tmp_path / "out.safetensors", lora.layers, lora, format="kohya")
+    result = write_lora(tmp_path / "out.safetensors", lora.updates, lora, format="kohya")
     assert {re.match("lora_[a-z0-9]+_", key)[0] for key in result.keys} == starts  # type: ignore[index]

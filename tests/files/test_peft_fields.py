@@ -98,7 +98,7 @@ def test_every_command_adds_what_peft_adds(case: tuple[str, dict[str, Tensor]], 
     base = str(tmp_path / "base.safetensors")
     lora = read_lora(place)
     for layer in LAYERS:
-        update = lora.layers[layer]
+        update = lora.updates[layer]
         assert isinstance(update, Residual) and not close(update.inner.dense(), wanted[layer])
     done = merge(base, [place], str(tmp_path / "merged.safetensors"))
     assert "factors belong to a base" in done.notes[0]
@@ -106,13 +106,13 @@ def test_every_command_adds_what_peft_adds(case: tuple[str, dict[str, Tensor]], 
     assert all(close(merged[f"{layer}.weight"] - STATE[f"{layer}.weight"], wanted[layer]) for layer in LAYERS)
 
     convert(place, "comfy", str(tmp_path / "plain.safetensors"), source=base, dtype="fp32")
-    plain = read_lora(tmp_path / "plain.safetensors").layers
+    plain = read_lora(tmp_path / "plain.safetensors").updates
     assert all(close(plain[layer].dense(), wanted[layer]) for layer in LAYERS)
 
     target = tiny.write_original(tmp_path / "target.safetensors", tiny.drifted(STATE))
     out, settings = str(tmp_path / "moved"), {"method": "direct", "dtype": "fp32", "exclude": ("ffn.2",)}
     transfer(TransferConfig(place, base, str(target), out, **settings))  # type: ignore[arg-type]
-    moved = read_lora(out).layers
+    moved = read_lora(out).updates
     assert all(close(moved[layer].dense(), wanted[layer]) for layer in LAYERS)
 
 
@@ -135,7 +135,7 @@ def test_patterns_name_modules_as_the_wrapped_model_has_them(wrapper: str, start
     model = peft.get_peft_model(Wrapped(), config)
     model.save_pretrained(tmp_path)
     after = model.merge_and_unload().state_dict()
-    layers = read_lora(tmp_path).layers
+    layers = read_lora(tmp_path).updates
     for layer in LAYERS[:2]:
         wanted = after[f"{wrapper}.{layer}.weight"] - STATE[f"{layer}.weight"]
         assert close(layers[layer].dense(), wanted)  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def test_other_starts_leave_the_base_alone(init: str, tmp_path: Path) -> None:
     fields = {"init_lora_weights": init, "r": 4}
     wanted = trained(tmp_path / "adapter", **fields)
     lora = read_lora(tmp_path / "adapter")
-    assert all(close(lora.layers[layer].dense(), wanted[layer]) for layer in LAYERS) and lora.notes == ()
+    assert all(close(lora.updates[layer].dense(), wanted[layer]) for layer in LAYERS) and lora.notes == ()
 
 
 LOST = {
@@ -221,7 +221,7 @@ def test_starts_where_peft_makes_none_are_refused(tmp_path: Path) -> None:
 
 def test_in_diffusers_headers_too(tmp_path: Path) -> None:
     lora = read_lora(saved(tmp_path, {"init_lora_weights": "pissa"}, "transformer"))
-    (update,) = lora.layers.values()
+    (update,) = lora.updates.values()
     assert isinstance(update, Residual) and update.rank == 4
     U, S, Vh = torch.linalg.svd(STATE["blocks.0.self_attn.q.weight"])
     wanted = torch.ones(WIDE, WIDE) * 2 - (U[:, :2] * S[:2]) @ Vh[:2]

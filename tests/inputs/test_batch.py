@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
-from loraport.files.adapters.lazy import OnDemand
 from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.batch import method_list, one_or_many, output_name
@@ -123,16 +122,15 @@ def test_weights_bases_and_routing_are_made_once_a_layer(family, monkeypatch):
 def test_memory_does_not_hold_the_loras(family):
     """Of several LoRAs none is kept; the only one is."""
     several = prepare_many(configs(family, ["casa"]))
-    assert all(isinstance(ready.lora.layers, OnDemand) for ready in several)
     (only,) = prepare_many(configs(family, ["casa"], [family.lora], str(family.folder / "x.safetensors")))
     name = next(iter(only.lora.layers))
-    assert isinstance(only.lora.layers, dict)
-    kept, read = only.lora.layers[name], several[0].lora.layers[name]
+    assert only.lora.updates[name] is only.lora.updates[name]
+    kept, read = only.lora.updates[name], several[0].lora.updates[name]
     assert torch.equal(kept.B, read.B) and torch.equal(kept.A, read.A)
     seen = weakref.ref(read)
     del read
     for following in several[0].lora.layers:
-        several[0].lora.layers[following]
+        several[0].lora.updates[following]
     gc.collect()
     assert seen() is None
 
@@ -142,10 +140,10 @@ def test_a_lora_that_changes_on_the_way_is_noticed(family):
     assert set(lora.layers) == set(family.factors) and "blocks.9" not in lora.layers and len(lora.layers) == 3
     tiny.write_lora(family.folder / "other.safetensors", tiny.lora_factors(family.source_state, seed=8, rank=5))
     with pytest.raises(InputError, match="was changed while it was in use"):
-        lora.layers["blocks.0.ffn.0"]
+        lora.updates["blocks.0.ffn.0"]
     Path(other(family)).unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        lora.layers["blocks.0.ffn.0"]
+        lora.updates["blocks.0.ffn.0"]
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(family, monkeypatch):

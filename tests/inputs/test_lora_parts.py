@@ -74,7 +74,7 @@ def written(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | 
 
 
 def holds(path: str, which: int, part: str | None = None) -> bool:
-    layers = read_lora(path, part=part).layers
+    layers = read_lora(path, part=part).updates
     wanted = {layer: B @ A for layer, (B, A) in FACTORS[which].items()}
     return all(torch.allclose(update.dense(), wanted[layer], atol=1e-6) for layer, update in layers.items())
 
@@ -125,9 +125,9 @@ def test_each_part_has_its_own_alpha(tmp_path: Path) -> None:
     tensors = FILES["experts"][0] | {f"transformer_2.{layer_in(LAYER, 'diffusers')}.alpha": torch.tensor(2.0)}
     header = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8, "transformer_2.lora_alpha": 4})}
     path = written(tmp_path / "x.safetensors", tensors, header)
-    assert set(read_lora(path, part="transformer").scales.values()) == {2.0}
-    scales = read_lora(path, part="transformer_2").scales
-    assert scales[LAYER] == 0.5 and {scales[layer] for layer in scales if layer != LAYER} == {1.0}
+    assert {layer.scale for layer in read_lora(path, part="transformer").layers.values()} == {2.0}
+    layers = read_lora(path, part="transformer_2").layers
+    assert layers[LAYER].scale == 0.5 and {layers[name].scale for name in layers if name != LAYER} == {1.0}
 
 
 def test_the_commands_take_it(tmp_path: Path) -> None:

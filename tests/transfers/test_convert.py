@@ -33,10 +33,10 @@ def test_every_dialect_becomes_every_format_with_the_same_updates(lora, tmp_path
     back = read_lora(output)
     assert set(back.layers) == set(given.deltas) and back.dialect.label == {"peft": "peft"}.get(to, to)
     for layer, delta in given.deltas.items():
-        dense = back.layers[layer].dense().double()
+        dense = back.updates[layer].dense().double()
         assert float((dense - delta).norm()) <= 1e-6 * float(delta.norm())
     assert done.layers == len(given.deltas) and done.dtype == "fp32" and not done.lost
-    keys = sum(map(len, read_lora(given.path).keys.values()))
+    keys = sum(len(layer.keys) for layer in read_lora(given.path).layers.values())
     assert done.keys.as_json() == {"in": keys, "transferred": keys, "copied": 0, "dropped": []}
     json.dumps(done.as_json())
 
@@ -144,10 +144,10 @@ def test_kohya_files_are_filled_up_so_that_diffusers_takes_them(lora, tmp_path, 
     done = convert(str(given.path), "kohya", str(tmp_path / "k.safetensors"))
     assert len(done.notes) == len(notes) and all(part in note for part, note in zip(notes, done.notes, strict=True))
     after = read_lora(tmp_path / "k.safetensors")
-    for layer, update in after.layers.items():
-        wanted = before.layers[layer].dense() if layer in before.layers else torch.zeros(update.shape)
+    for layer, update in after.updates.items():
+        wanted = before.updates[layer].dense() if layer in before.layers else torch.zeros(update.shape)
         torch.testing.assert_close(update.dense(), wanted)
-    assert len({update.rank for update in after.layers.values()}) == 1 and not done.lost
+    assert len({update.rank for update in after.updates.values()}) == 1 and not done.lost
     call = converters._convert_musubi_wan_lora_to_diffusers
     if taken:
         assert len(call(load_file(tmp_path / "k.safetensors"))) == 2 * len(SHAPES) and is_complete(after.layers)

@@ -114,7 +114,7 @@ def test_direct_reuse_at_a_fixed_rank_has_that_rank_and_the_same_update(family):
     same = transfer(family.config("same.safetensors", method="direct"))
     less = transfer(family.config("less.safetensors", method="direct", rank=RankRule.parse("2")))
     most = transfer(family.config("most.safetensors", method="direct", rank=RankRule.parse("200")))
-    assert [result.layers[0].rank_out for result in (more, same, less, most)] == [6, 4, 2, 24]
+    assert [result.updates[0].rank_out for result in (more, same, less, most)] == [6, 4, 2, 24]
     layer = "blocks.0.self_attn.q"
     assert torch.allclose(deltas(more.output)[layer], deltas(same.output)[layer], atol=1e-6)
     assert less.kept_energy < 0.99

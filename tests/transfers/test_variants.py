@@ -176,7 +176,7 @@ def test_conversion_gives_plain_loras(family, kind, to, tmp_path):
     done = convert(place, to, str(out), source=family.source, rank="full", dtype="fp32")
     lora = read_lora(out)
     for layer in LAYERS:
-        assert far(lora.layers[layer].dense(), added(family, place, family.source_state, layer)) < 1e-5
+        assert far(lora.updates[layer].dense(), added(family, place, family.source_state, layer)) < 1e-5
     assert not done.lost
 
 

@@ -49,8 +49,8 @@ def test_one_method_against_direct(method, format, family, lora, tmp_path):
     assert not out.with_name(f"{out.name}.candidates").exists()
     if method == "direct:0.05":
         assert guard["kept"] == facts["method"] == "direct"
-        for name, update in read_lora(lora).layers.items():
-            assert written.layers[name].dense().allclose(update.dense(), atol=1e-5)
+        for name, update in read_lora(lora).updates.items():
+            assert written.updates[name].dense().allclose(update.dense(), atol=1e-5)
 
 
 def test_the_guards_lines_stand_in_the_columns_of_the_others(family, lora, tmp_path):

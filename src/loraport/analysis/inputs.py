@@ -105,7 +105,7 @@ class Bench:
 
     def layer(self, job: LayerJob, weights: LayerWeights) -> Layer:
         """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
-        lora = exact_factors(job.name, self.ready.lora.layers[job.name], weights.W_s)
+        lora = exact_factors(job.name, self.ready.lora.updates[job.name], weights.W_s)
         return weights.layer(lora, target=weights.W_t is not None)
 
     def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, LayerWeights]]:

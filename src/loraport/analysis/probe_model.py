@@ -132,7 +132,7 @@ class _Maker:
         return "; take a smaller --mean or --var" if isinstance(self.config.probe, OverActivate) else ""
 
     def _lora(self, name: str, drift: Tensor, W_s: Tensor) -> LowRank:
-        found = None if self.lora is None else self.lora.layers.get(name)
+        found = None if self.lora is None else self.lora.updates.get(name)
         if found is None or found.shape != tuple(drift.shape):
             return no_lora((drift.shape[0], drift.shape[1]), drift)
         return exact_factors(name, found, W_s)
@@ -172,7 +172,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
 def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, ...]:
     """The LoRA's layers that do not go with a probed one. Raises MismatchError where none does."""
     shapes = {name: target.shape(f"{name}.weight") for name in names if name in lora.layers}
-    fit = {name for name, shape in shapes.items() if lora.layers[name].shape == (shape[0], math.prod(shape[1:]))}
+    fit = {name for name, shape in shapes.items() if lora.updates[name].shape == (shape[0], math.prod(shape[1:]))}
     if not fit:
         raise MismatchError(
             f"no layer of {lora.path} fits one that is probed: its first is {next(iter(lora.layers), 'none')!r}, of "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -112,21 +111,20 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     dropped = list(lora.dropped)
     merged: set[str] = set()
     misfits: list[tuple[str, str]] = []
-    for layers, keys in ((lora.layers, lora.keys), (lora.encoders, lora.encoder_keys)):
-        for layer, update in layers.items():
-            name = f"{flat.get(layer, layer) if layer in lora.unresolved else layer}.weight"
+    for layers in (lora.layers, lora.encoders):
+        for layer, given in layers.items():
+            name = f"{layer if given.resolved else flat.get(layer, layer)}.weight"
             if name not in model:
                 reason = _without(model, text, layer) if layers is lora.encoders else f"{model.where} has no such layer"
-                dropped += [(key, reason) for key in keys[layer]]
+                dropped += [(key, reason) for key in given.keys]
                 continue
-            shape = model.shape(name)
+            update, shape = given.update, model.shape(name)
             if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
-                misfits += [(key, misfit(update.shape, model, name)) for key in keys[layer]]
+                misfits += [(key, misfit(update.shape, model, name)) for key in given.keys]
                 continue
-            make = partial(layers.__getitem__, layer)
-            found.setdefault(name, []).append(Addition(make, strength, looks_at_weight(update)))
-            merged.update(keys[layer])
-    elsewhere = {key for keys in lora.encoder_keys.values() for key in keys}
+            found.setdefault(name, []).append(Addition(given.read, strength, looks_at_weight(update)))
+            merged.update(given.keys)
+    elsewhere = lora.encoder_keys
     for key, stored in lora.extras.items():
         if key in elsewhere:
             continue

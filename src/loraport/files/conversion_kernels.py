@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 from loraport.errors import MismatchError
@@ -12,18 +13,18 @@ from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 
 
-def written_kernels(lora: Lora, layers: Iterable[str], model: Checkpoint | None, *, flat: bool) -> dict[str, Kernel]:
-    """The kernels of those of the layers that are convolutions in the model that the LoRA is written for.
+def with_kernels(lora: Lora, layers: Iterable[str], model: Checkpoint | None, *, flat: bool) -> Lora:
+    """Return the LoRA with the kernels that these layers have in the model that it is written for.
 
     A file need not tell them: LoHa, LoKr and some trainers store convolutions as matrices. `flat`: for kohya's loaders.
     Raises MismatchError where neither the source nor a name tells the kernel, or the factors have no such columns.
     """
-    found = {layer: _kernel(layer, lora, model, flat) for layer in layers}
-    return {layer: kernel for layer, kernel in found.items() if kernel}
+    told = {name: replace(lora.layers[name], kernel=_kernel(name, lora, model, flat)) for name in layers}
+    return replace(lora, layers={**lora.layers, **told})
 
 
 def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Kernel:
-    update, told = lora.layers[layer], lora.kernels.get(layer)
+    update, told = lora.layers[layer].update, lora.layers[layer].kernel
     if model is not None and f"{layer}.weight" in model:
         shape = model.shape(f"{layer}.weight")
         if len(shape) < 2 or update.shape != (shape[0], prod(shape[1:])):

@@ -50,11 +50,12 @@ def describe(
 
 def layer_lines(lora: Lora) -> Iterator[str]:
     """A line a layer: shape, rank, scale and where that came from."""
-    for name, update in lora.layers.items():
+    for name, layer in lora.layers.items():
+        update, scale = layer.update, f"scale {layer.scale:g} ({layer.scale_source})"
         out, inn = update.shape
-        scale = f"scale {lora.scales[name]:g} ({lora.alpha_from[name]})"
         yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}, {scale}"
-    for name, update in lora.encoders.items():
+    for name, layer in lora.encoders.items():
+        update = layer.update
         out, inn = update.shape
         yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}"
 
@@ -94,8 +95,8 @@ def _fetched(place: str) -> str:
 
 def describe_lora(lora: Lora) -> dict[str, Any]:
     """Facts about a LoRA that was read; of a file without factors the layers are those of its full differences."""
-    shapes = {name: update.shape for name, update in lora.layers.items()} or _differences(lora)
-    kinds = Counter(kind_of(update) for update in lora.layers.values()) or Counter(["difference"] * len(shapes))
+    shapes = {name: update.shape for name, update in lora.updates.items()} or _differences(lora)
+    kinds = Counter(kind_of(update) for update in lora.updates.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
     known = sum(family.rows(name, family.canonical) is not None for name in shapes) if family else 0
     width, _ = _size(shapes, family)
@@ -106,9 +107,9 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "dialect": f"{lora.dialect.label}, keys like {_first_key(lora)}",
         "layers": len(shapes),
         "kinds": _counts(kinds),
-        "ranks": _counts(Counter(update.rank for update in lora.layers.values())),
-        "scale": _counts(Counter(f"{scale:g}" for scale in lora.scales.values())),
-        "alpha": _counts(Counter(lora.alpha_from.values())),
+        "ranks": _counts(Counter(update.rank for update in lora.updates.values())),
+        "scale": _counts(Counter(f"{layer.scale:g}" for layer in lora.layers.values())),
+        "alpha": _counts(Counter(layer.scale_source for layer in lora.layers.values())),
         "dtypes": ", ".join(
             _dtype(dtype) for dtype in lora.dtypes or sorted({one.dtype for one in lora.extras.values()}, key=str)
         ),
@@ -128,7 +129,7 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
 
 def _first_key(lora: Lora) -> str:
     """Of its layers, else of what is beside them."""
-    return next((keys[0] for keys in lora.keys.values()), next(iter(lora.extras), ""))
+    return next((layer.keys[0] for layer in lora.layers.values()), next(iter(lora.extras), ""))
 
 
 def _differences(lora: Lora) -> dict[str, tuple[int, int]]:

@@ -23,8 +23,11 @@ def fitted(lora: Lora, target: Target) -> Lora:
     reasons = {one.key: reason for one in parsed if (reason := _without_place(one, lora, target, layers))}
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in reasons}
     known = {name: target.shape(f"{name}.weight")[2:] for name in lora.layers if f"{name}.weight" in target}
-    kernels = {name: kernel_in(lora.kernels.get(name), held) for name, held in known.items()}
-    return replace(lora, extras=extras, dropped=(*lora.dropped, *reasons.items()), kernels={**lora.kernels, **kernels})
+    with_kernels = {
+        name: replace(layer, kernel=kernel_in(layer.kernel, known[name])) if name in known else layer
+        for name, layer in lora.layers.items()
+    }
+    return replace(lora, extras=extras, dropped=(*lora.dropped, *reasons.items()), layers=with_kernels)
 
 
 def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -> str:

@@ -118,7 +118,7 @@ def _paired(
         plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
     if config.part == "counter-drift":
         plan = replace(plan, jobs=plan.of("transfer"))
-        lora = replace(lora, extras={}, dropped=(), encoders={}, encoder_keys={})
+        lora = replace(lora, extras={}, dropped=(), encoders={})
     return Prepared(config, lora, source, target, plan, pairing)
 
 
@@ -127,7 +127,7 @@ def _idle(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
     found = []
     if config.dora != "effective" and not any(job.kind == "DoRA" for job in plan.jobs):
         found.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
-    if config.transfer_diffs and not any(key.endswith(".diff") for keys in lora.keys.values() for key in keys):
+    if config.transfer_diffs and not any(key.endswith(".diff") for layer in lora.layers.values() for key in layer.keys):
         found.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
     beside = counter_drift_place(config.output)
     if config.part == "whole" and os.path.exists(beside):

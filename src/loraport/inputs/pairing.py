@@ -9,12 +9,11 @@ may serve several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from loraport.errors import MismatchError, SettingsError, unknown_name
-from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.blocks import layer_block, layer_role
@@ -94,17 +93,13 @@ class Pairing:
         lost = [
             (key, f"no layer of {where} is like its own (similarity {self.least:g} or more)")
             for layer in lora.layers.keys() - set(names.values())
-            for key in lora.keys[layer]
+            for key in lora.layers[layer].keys
         ]
         beside = {key for key in lora.extras if not lora.parse(key).text_encoder}
         lost += [(key, "differences and biases are not moved to another layer") for key in beside]
         return replace(
             lora,
-            layers=_Renamed(lora.layers, names),
-            kernels=_renamed(lora.kernels, names),
-            keys=_renamed(lora.keys, names),
-            scales=_renamed(lora.scales, names),
-            alpha_from=_renamed(lora.alpha_from, names),
+            layers={target: lora.layers[origin] for target, origin in names.items()},
             extras={key: tensor for key, tensor in lora.extras.items() if key not in beside},
             dropped=(*lora.dropped, *sorted(lost)),
         )
@@ -253,23 +248,3 @@ def _names_by_role(model: Target, roles: set[str]) -> dict[str, set[str]]:
         if layer != name and (role := layer_role(layer)) in roles:
             found.setdefault(role, set()).add(layer)
     return found
-
-
-def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {new: table[old] for new, old in names.items() if old in table}
-
-
-class _Renamed(Mapping[str, LayerUpdate]):
-    """Updates under other names, read when they are asked for if the ones behind are."""
-
-    def __init__(self, layers: Mapping[str, LayerUpdate], names: Mapping[str, str]) -> None:
-        self._layers, self._names = layers, names
-
-    def __getitem__(self, name: str) -> LayerUpdate:
-        return self._layers[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -92,7 +92,7 @@ _EXCLUDED = "excluded by the user"
 
 
 def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: bool, reuses: bool) -> LayerJob:
-    update = lora.layers[name]
+    update = lora.updates[name]
 
     def job(action: Action, reason: str | None = None, *, unknown: bool = False) -> LayerJob:
         return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update), unknown)
@@ -116,8 +116,8 @@ def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: b
 def _misfit(name: str, shape: tuple[int, int], lora: Lora, model: Target) -> str:
     """Why an update of a shape cannot be added to the weight of a layer that the model has; "" where it can."""
     weight = model.shape(f"{name}.weight")
-    matrix, kernel = (weight[0], prod(weight[1:])), lora.kernels.get(name, weight[2:])
-    if shape == matrix and len(weight) > 1 and same_kernel(kernel, weight[2:]):
+    matrix, kernel = (weight[0], prod(weight[1:])), lora.layers[name].kernel
+    if shape == matrix and len(weight) > 1 and (kernel is None or same_kernel(kernel, weight[2:])):
         return ""
     return f"the LoRA is {shape[0]} × {shape[1]}, the weight in {model.where} {_times(weight)}"
 
@@ -189,7 +189,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
 
 def _kinds(lora: Lora) -> list[str]:
     """What the output is where the input is no plain LoRA."""
-    counts = Counter(kind_of(update) for update in lora.layers.values())
+    counts = Counter(kind_of(update) for update in lora.updates.values())
     others = ", ".join(f"{count} layers are {kind}" for kind, count in sorted(counts.items()) if kind != "LoRA")
     dora = ", of a DoRA what --dora says: all that it adds to the source's weights, or its factors"
     return [f"{others}: a plain LoRA is written{dora if counts['DoRA'] else ''}"] if others else []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from loraport.compute import layer_generator
 from loraport.errors import MismatchError
+from loraport.files.adapters.lora_layer import Updates
 from loraport.files.adapters.updates import aimed_rank, looks_at_weight
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
@@ -52,10 +53,11 @@ def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, pla
     """
     weights = None if model is None else encoder_weights(model)
     own: dict[str, int] = {}
-    for layer, update in lora.encoders.items():
+    updates = Updates(lora.encoders)
+    for layer, update in updates.items():
         own[encoder_of(layer)] = max(own.get(encoder_of(layer), 0), aimed_rank(update))
     found = {}
-    for layer, update in lora.encoders.items():
+    for layer, update in updates.items():
         W = weights(layer) if weights is not None and looks_at_weight(update) else None
         if (isinstance(update, LowRank) and not plain) or (looks_at_weight(update) and W is None):
             continue

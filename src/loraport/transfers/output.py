@@ -49,7 +49,7 @@ def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> W
         return value.dense() if isinstance(value, LowRank) else value
 
     if config.as_diff:
-        pending = {name: Pending(dtype, lora.layers[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
+        pending = {name: Pending(dtype, lora.updates[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
         return write_diff(
             config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(ready)
         )  # fmt: skip
@@ -68,7 +68,7 @@ def _encoders(ready: Prepared) -> dict[str, LowRank]:
 
 def copied(ready: Prepared, name: str) -> LowRank:
     """A layer that is not transferred, as factors; DoRA as what it adds to the source's weight, else the target's."""
-    config, update, W = ready.config, ready.lora.layers[name], None
+    config, update, W = ready.config, ready.lora.updates[name], None
     if looks_at_weight(update):
         model = ready.source if f"{name}.weight" in ready.source else ready.target
         W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
@@ -78,7 +78,7 @@ def copied(ready: Prepared, name: str) -> LowRank:
 
 def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> KeyAccount:
     """Return where each key of the input went; what is dropped has the plan's reason or the method's."""
-    keys = ready.lora.keys
+    keys = {name: layer.keys for name, layer in ready.lora.layers.items()}
     dropped = [*ready.lora.dropped, *written.dropped]
     dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
     used = {key for row in layers if row.status != "skipped" for key in keys[row.name]}

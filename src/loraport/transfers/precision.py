@@ -23,7 +23,7 @@ def with_rounding(ready: Prepared, layers: Iterable[LayerResult], dtype: torch.d
     """The rows with what rounding costs the layers that are plain copies."""
     found = []
     for row in layers:
-        update = ready.lora.layers.get(row.name)
+        update = ready.lora.updates.get(row.name)
         if row.status == "copied" and row.rounding is None and isinstance(update, LowRank):
             row = replace(row, rounding=rounding_loss(fitted(update, dtype), dtype))
         found.append(row)

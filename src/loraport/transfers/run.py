@@ -93,7 +93,7 @@ def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
     refused: dict[str, InputError] = {}
 
     def read(name: str) -> LayerWeights | InputError:
-        kept = any(looks_at_weight(run.ready.lora.layers[name]) for run, _ in todo[name])
+        kept = any(looks_at_weight(run.ready.lora.updates[name]) for run, _ in todo[name])
         with_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
         try:
             return layers.read(name, keep_weights=kept, with_target=with_target)
@@ -110,7 +110,7 @@ def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
         for run, job in todo[name]:
             try:
                 with layers.bases.watch.stage("transfer"):
-                    written, result = run.worker(job, run.ready.lora.layers[name], weights)
+                    written, result = run.worker(job, run.ready.lora.updates[name], weights)
             except InputError as error:
                 refused.setdefault(name, error)
                 continue

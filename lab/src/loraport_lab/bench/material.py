@@ -129,7 +129,7 @@ class Material:
         source = LayerSource.open(self.ready)
         return {
             job.name: source.read(job.name, with_target=True).layer(
-                _plain(job.name, self.ready.lora.layers[job.name]), target=True, routing=True
+                _plain(job.name, self.ready.lora.updates[job.name]), target=True, routing=True
             )
             for job in self.ready.plan.of("transfer")
         }
@@ -138,7 +138,7 @@ class Material:
     def oracle(self) -> Mapping[str, LowRank]:
         """The updates of the same adapter trained on the student."""
         place = str(oracle_path(self.cell.student.name, self.cell.adapter.name, self.family))
-        return {name: _plain(name, update) for name, update in read_lora(place).layers.items()}
+        return {name: _plain(name, update) for name, update in read_lora(place).updates.items()}
 
     def student(self) -> WanTransformer3DModel:
         """Open the student, ready for sampling."""
@@ -182,7 +182,7 @@ class Material:
 
 def adapter_updates(name: str, family: Path) -> Mapping[str, LowRank]:
     """Read an adapter's updates, as it was trained on the base."""
-    layers = read_lora(str(adapter_path(name, family))).layers
+    layers = read_lora(str(adapter_path(name, family))).updates
     return {layer: _plain(layer, update) for layer, update in layers.items()}
 
 

@@ -68,12 +68,12 @@ def facts_of(lora: Lora) -> Facts | None:
     """The facts of a file; None where its names are of no family."""
     if lora.dialect.family is None:
         return None
-    keys = {layer: [lora.parse(key) for key in some] for layer, some in lora.keys.items()}
+    keys = {name: [lora.parse(key) for key in layer.keys] for name, layer in lora.layers.items()}
     extras = [key for key in map(lora.parse, lora.extras) if not key.text_encoder and key.part]
     spelled = keys or {key.key: [key] for key in extras}
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
-    elsewhere = [layer for layer, scale in lora.scales.items() if scale != 1 and layer not in alphas]
+    scaled = {name for name, layer in lora.layers.items() if layer.scale != 1}
     return Facts(
         lora.dialect.family,
         lora.dialect.prefix,
@@ -84,10 +84,10 @@ def facts_of(lora: Lora) -> Facts | None:
         frozenset(_kind(lora, layer, some) for layer, some in keys.items()),
         frozenset(key.part for some in keys.values() for key in some if key.part in (".alpha", ".lora_alpha")),
         len(set(lora.layers) - alphas),
-        any(scale != 1 for scale in lora.scales.values()),
-        bool(elsewhere),
-        len({update.rank for update in lora.layers.values()}) > 1 and HEADER_FIELD not in lora.metadata,
-        bool(lora.kernels),
+        bool(scaled),
+        bool(scaled - alphas),
+        len({update.rank for update in lora.updates.values()}) > 1 and HEADER_FIELD not in lora.metadata,
+        any(layer.kernel is not None for layer in lora.layers.values()),
         tuple(lora.layers),
         lora.dialect.processor,
         lora.dialect.flat and alphas == set(lora.layers) and is_complete(lora.layers) and not lora.extras,
@@ -97,7 +97,7 @@ def facts_of(lora: Lora) -> Facts | None:
         tuple(_misshapen(lora)),
         any(key.part == "lora_mid" for some in keys.values() for key in some),
         {
-            key.module: lora.layers[layer].shape[1]
+            key.module: lora.updates[layer].shape[1]
             for layer, some in keys.items()
             for key in some
             if any(place.span > 1 for _, place in key.pieces)
@@ -106,21 +106,21 @@ def facts_of(lora: Lora) -> Facts | None:
 
 
 def _names(lora: Lora) -> tuple[str, ...]:
-    read = {key for keys in (*lora.keys.values(), *lora.encoder_keys.values()) for key in keys}
+    read = {key for layer in (*lora.layers.values(), *lora.encoders.values()) for key in layer.keys}
     return tuple(sorted({*read, *lora.extras, *(key for key, _ in lora.dropped)}))
 
 
 def _misshapen(lora: Lora) -> Iterator[str]:
     """Flat factors of convolutions, and factors with a kernel of ones for linear layers."""
-    for layer in lora.layers:
-        named, told = named_kernel(layer, lora), lora.kernels.get(layer, ())
+    for name, layer in lora.layers.items():
+        named, told = named_kernel(name, lora), layer.kernel or ()
         if named is not None and named != told and (not told or same_kernel(named, told)):
-            yield layer
+            yield name
 
 
 def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
     of_peft = any(key.part == "lora_magnitude_vector" for key in keys)
-    update = lora.layers[layer]
+    update = lora.updates[layer]
     return "DoRA of PEFT" if isinstance(update, Dora) and of_peft else kind_of(update)
 
 

@@ -36,7 +36,7 @@ UNKNOWN = (
 
 def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:
     """What stands before a LoRA's keys of text encoders -> what is behind it: LoRA, LoHa, …, or `unknown` names."""
-    kinds = {key: kind_of(lora.encoders[layer]) for layer, keys in lora.encoder_keys.items() for key in keys}
+    kinds = {key: kind_of(layer.update) for layer in lora.encoders.values() for key in layer.keys}
     found: dict[str, set[str]] = {}
     for key in map(lora.parse, lora.extras):
         if key.text_encoder:
@@ -79,7 +79,7 @@ def why_not(key: LoraKey, like: Lora, dialect: Dialect) -> str:
 def stands_as_written(layer: str, like: Lora, dialect: Dialect) -> bool:
     """Whether plain factors have the keys already that this dialect gives them, and a scale that it reads."""
     spelling, module = encoder_spelling(layer, like, dialect)
-    keys = [like.parse(key) for key in like.encoder_keys[layer]]
+    keys = [like.parse(key) for key in like.encoders[layer].keys]
     wanted = {"A": spelling.pair[0], "B": spelling.pair[1]} | ({".alpha": ".alpha"} if dialect.flat else {})
     return all(key.part in wanted and key.key == spelling.key(module, wanted[key.part]) for key in keys)
 
@@ -103,8 +103,8 @@ def written_encoders(
     """
     found = WrittenEncoders()
     anew: dict[str, LowRank] = {}
-    for layer, keys in like.encoder_keys.items():
-        update = encoders.get(layer, like.encoders[layer])
+    for layer, given in like.encoders.items():
+        keys, update = given.keys, encoders.get(layer) or given.update
         if dialect.folder or not isinstance(update, LowRank):
             reason = IN_PEFT if dialect.folder else NO_WEIGHT if looks_at_weight(update) else NO_FACTORS
             found.lost.extend((key, reason) for key in keys)
@@ -123,5 +123,5 @@ def written_encoders(
         tensors = layer_tensors(module, update, spelling, (), dtype, rank)
         found.pending.update({key: Pending.of(tensor) for key, tensor in tensors.items()})
         down, up = (spelling.key(module, ending) for ending in spelling.pair)
-        found.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoder_keys[layer]})
+        found.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoders[layer].keys})
     return replace(found, rank=max(ranks.values(), default=0))

@@ -19,7 +19,7 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
     """
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
-    elsewhere = {key for keys in like.encoder_keys.values() for key in keys}
+    elsewhere = like.encoder_keys
     for key in like.extras:
         if key in elsewhere:
             continue

@@ -44,5 +44,5 @@ def named_kernel(layer: str, lora: Lora, flat: bool = False) -> Kernel | None:
 
 def _text_width(lora: Lora) -> int | None:
     """The width of the text that a U-Net looks at, as any layer tells it."""
-    keys = (update.shape[1] for name, update in lora.layers.items() if name.endswith((".attn2.to_k", ".attn2.to_v")))
+    keys = (update.shape[1] for name, update in lora.updates.items() if name.endswith((".attn2.to_k", ".attn2.to_v")))
     return next(keys, None)

@@ -1,6 +1,6 @@
-"""LoRA files of any dialect read into {canonical layer name: LowRank}, the whole scale folded in.
+"""Read LoRA files of any dialect into {canonical layer name: LoraLayer}, the whole scale folded in.
 
-Every key of the file ends in one of three places of a `Lora`: `keys` (read into a layer), `extras` (carried through) or
+Every key of the file is in one of three places of a `Lora`: the `keys` of a layer, `extras` (carried through) or
 `dropped` (with the reason).
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.files.adapters.assemble import adds_nothing, assemble, with_magnitude, with_scale, with_start
+from loraport.files.adapters.assemble import Assembled, adds_nothing, assemble, with_magnitude, with_scale, with_start
 from loraport.files.adapters.fused import rows_of_update, taken_apart
-from loraport.files.adapters.lazy import OnDemand
+from loraport.files.adapters.lora_layer import LazyUpdates, LoraLayer, Updates
 from loraport.files.adapters.peft_fields import Start
 from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
 from loraport.files.formats.quantized import cast_up
@@ -48,22 +48,13 @@ BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 class Lora:
     """A LoRA as it was read: its updates by canonical layer name, and everything needed to write it back."""
 
-    layers: Mapping[str, LayerUpdate]
-    """Canonical layer name -> update, float32, scale folded in: factors of a LoRA, or one of `adapters.updates`."""
-    kernels: Mapping[str, tuple[int, ...]]
-    """Convolutions only: the size of the kernel, behind (out, in)."""
+    layers: Mapping[str, LoraLayer]
+    """By canonical name."""
     dialect: Dialect
     extras: Mapping[str, StoredTensor]
     """Carried through, and read when their turn comes: full differences, biases, text encoders."""
-    keys: Mapping[str, tuple[str, ...]]
-    """Layer -> the keys it was read from."""
     dropped: tuple[tuple[str, str], ...]
     """(key, reason)."""
-    scales: Mapping[str, float]
-    alpha_from: Mapping[str, str]
-    """Layer -> where its scale came from."""
-    unresolved: frozenset[str]
-    """Layers known by a flattened name only; look them up among the flattened names of a checkpoint."""
     dtypes: tuple[torch.dtype, ...]
     metadata: Mapping[str, str]
     sha256: str
@@ -73,10 +64,23 @@ class Lora:
     """What a user should know of how it was read: an alpha that was not applied, say."""
     start: str = ""
     """What stands before the layers' names, where it is in no list and the tables told it."""
-    encoders: Mapping[str, LayerUpdate] = field(default_factory=dict)
-    """Layer of a text encoder whose names are known (`families.clip`) -> update, as in `layers`."""
-    encoder_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The keys that these were read from; they are among the extras too."""
+    encoders: Mapping[str, LoraLayer] = field(default_factory=dict)
+    """Layers of text encoders whose names are known (`names.clip`); their keys are among the extras too."""
+
+    @property
+    def updates(self) -> Mapping[str, LayerUpdate]:
+        """Layer -> its update, each read when it is asked for where the LoRA is not held in memory."""
+        return Updates(self.layers)
+
+    @property
+    def unresolved(self) -> frozenset[str]:
+        """Layers known by a flattened name only; look them up among the flattened names of a checkpoint."""
+        return frozenset(name for name, layer in self.layers.items() if not layer.resolved)
+
+    @property
+    def encoder_keys(self) -> frozenset[str]:
+        """The keys of `encoders`."""
+        return frozenset(key for layer in self.encoders.values() for key in layer.keys)
 
     def parse(self, key: str) -> LoraKey:
         """One of its keys taken apart."""
@@ -115,32 +119,25 @@ def read_lora(
     dropped = _scales_alone((*groups.values(), *encoders.values()))
     makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
     taken = {key.key for parts in groups.values() for key in parts.values()}
-    keys = {layer: tuple(sorted(key.key for key in groups[layer].values())) for layer in makers}
     if diffs:
         factors += matrices
         for one in matrices:
             makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
-            keys[one.layer] = (*keys.get(one.layer, ()), one.key)
             taken.add(one.key)
     modules = {key.layer: key.pieces for key in parsed if not key.whole}
-    apart = partial(taken_apart, modules=modules, where=files.path)
-    single = apart(makers, share=lambda make, rows: lambda: rows_of_update(make(), rows, files.path))
+    single = taken_apart(makers, modules, files.path, lambda make, rows: partial(_rows, make, rows, files.path))
+    lazy = None if keep else LazyUpdates(files.paths)
     layers, encoded = (
-        {layer: make() for layer, make in some.items()} if keep else OnDemand(files.paths, some)
+        {layer: make() if lazy is None else lazy.layer(make) for layer, make in some.items()}
         for some in (single, of_encoders)
     )
     done = taken.union(key for key, _ in dropped)
     extras = reader.extras([key for key in parsed if key.key not in done])
     return Lora(
         layers,
-        apart(reader.kernels),
         majority_dialect(factors or all_factors or parsed, widths),
         extras,
-        apart(keys),
         tuple(dropped),
-        apart({layer: scale for layer, scale in reader.scales.items() if layer not in of_encoders}),
-        apart({layer: origin for layer, origin in reader.alpha_from.items() if layer not in of_encoders}),
-        frozenset(key.layer for key in factors if key.unresolved),
         tuple(sorted({tensors[key.key].dtype for key in factors or all_factors}, key=str)),
         files.metadata,
         files.sha256,
@@ -148,7 +145,6 @@ def read_lora(
         (*_other_entries(files), *notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
         start,
         encoded,
-        {layer: tuple(sorted(key.key for key in encoders[layer].values())) for layer in of_encoders},
     )
 
 
@@ -167,9 +163,8 @@ class _Reader:
         self.path = files.path
         self.tensors = {key: cast_up(stored) for key, stored in files.tensors.items()}
         self.stored = stored
-        self.kernels: dict[str, tuple[int, ...]] = {}
-        self.scales: dict[str, float] = {}
-        self.alpha_from: dict[str, str] = {}
+        self.scales: dict[str, tuple[float, str]] = {}
+        """Module -> its scale, and where that came from."""
         self.unscaled: dict[str, int] = {}
         """Module -> rank, where nothing gives an alpha."""
         self.overruled: dict[str, str] = {}
@@ -179,7 +174,7 @@ class _Reader:
 
     def notes(self, encoders: Container[str]) -> list[str]:
         """What was not applied of the scales that the file holds for the network."""
-        of_network = [origin for layer, origin in self.alpha_from.items() if layer not in encoders]
+        of_network = [origin for layer, (_, origin) in self.scales.items() if layer not in encoders]
         asked = [origin for origin in of_network if not origin.startswith("none")]
         found = self.stored.notes(self.unscaled, len(asked))
         if self.idle and self.idle == self.scales.keys():
@@ -200,17 +195,33 @@ class _Reader:
             )
         return found
 
-    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LayerUpdate:
-        """The update with its scale; a convolution's kernel is flattened behind `in`, and noted."""
+    def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LoraLayer:
+        """The layer with its scale in the update; a convolution's kernel is flattened behind `in`, and noted."""
         if not parts.keys().isdisjoint("AB"):
             self.check_pair(parts)
         tensors = {part: self.factor(key.key) for part, key in parts.items() if part not in SCALES}
         magnitudes = {part: tensors.pop(part) for part in MAGNITUDES if part in tensors}
         assembled = assemble(tensors, {part: parts[part] for part in tensors or magnitudes}, str(self.path))
-        if assembled.kernel:
-            self.kernels[layer] = assembled.kernel
-        scale, self.alpha_from[layer] = self.scale_of(parts, assembled.rank)
-        self.scales[layer] = scale
+        self.scales[layer] = scale, source = self.scale_of(parts, assembled.rank)
+        update = self.update(layer, parts, assembled, scale, magnitudes)
+        return LoraLayer(
+            lambda: update,
+            tuple(sorted(key.key for key in parts.values())),
+            scale,
+            source,
+            assembled.kernel or None,
+            not any(key.unresolved for part, key in parts.items() if part not in SCALES),
+        )
+
+    def update(
+        self,
+        layer: str,
+        parts: Mapping[str, LoraKey],
+        assembled: Assembled,
+        scale: float,
+        magnitudes: Mapping[str, Tensor],
+    ) -> LayerUpdate:
+        """The update with its scale, PEFT's start and DoRA's magnitude."""
         update = with_scale(assembled.update, scale)
         if start := self.start_of(parts):
             return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
@@ -228,22 +239,27 @@ class _Reader:
         config = self.stored.config(_component(parts))
         return "" if config is None else config.start
 
-    def full(self, key: LoraKey, others: Callable[[], LayerUpdate] | None) -> Full:
+    def full(self, key: LoraKey, others: Callable[[], LoraLayer] | None) -> LoraLayer:
         """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
         beside = None if others is None else others()
         self.factor(key.key)
         stored = self.tensors[key.key].read()
         if 0 in stored.shape:
             raise FileFormatError(f"{self.path}: {key.key!r} {tuple(stored.shape)} holds nothing; remove the layer")
-        if stored.dim() > 2:
-            self.kernels[key.layer] = tuple(stored.shape[2:])
-        self.scales.setdefault(key.layer, 1.0)
-        self.alpha_from.setdefault(key.layer, "none: a full difference")
+        kernel = tuple(stored.shape[2:]) or None
         if beside is None:
-            return Full(stored)
-        if isinstance(beside, Dora | Residual) or beside.shape != (stored.shape[0], stored[0].numel()):
+            scale, source = self.scales[key.layer] = (1.0, "none: a full difference")
+            return LoraLayer(lambda: Full(stored), (key.key,), scale, source, kernel, not key.unresolved)
+        update = beside.update
+        if isinstance(update, Dora | Residual) or update.shape != (stored.shape[0], stored[0].numel()):
             raise MismatchError(f"{self.path}: {key.key!r} does not go with the other tensors of its layer")
-        return Full(stored.float().flatten(1) + beside.dense())
+        both = Full(stored.float().flatten(1) + update.dense())
+        return replace(
+            beside.with_update(both),
+            keys=(*beside.keys, key.key),
+            kernel=kernel or beside.kernel,
+            resolved=beside.resolved and not key.unresolved,
+        )
 
     def check_pair(self, parts: Mapping[str, LoraKey]) -> None:
         """Raises MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
@@ -306,7 +322,7 @@ class _Reader:
         for key in keys:
             factor = 1.0
             if key.part in BIASES_OF_B:
-                factor = self.scales.get(key.layer, 1.0)
+                factor, _ = self.scales.get(key.layer, (1.0, ""))
             elif key.text_encoder and key.part == "B" and "A" in text[key.prefix, key.module]:
                 parts = text[key.prefix, key.module]
                 self.check_pair(parts)
@@ -329,8 +345,14 @@ def _scaled(stored: StoredTensor, factor: float) -> Tensor:
     return (stored.read().float() * factor).to(stored.dtype)
 
 
-def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LayerUpdate]]:
-    """Layer -> how its update is read, for all that are more than a scale."""
+def _rows(make: Callable[[], LoraLayer], rows: RowSlice, path: Path) -> LoraLayer:
+    """One layer out of a module that holds several."""
+    module = make()
+    return module.with_update(rows_of_update(module.update, rows, path))
+
+
+def _makers(reader: _Reader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LoraLayer]]:
+    """Layer -> how it is read, for all that are more than a scale."""
     return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
 
 

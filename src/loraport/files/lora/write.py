@@ -33,6 +33,7 @@ from loraport.files.lora.alpha import BASE_MODEL, HEADER_FIELD
 from loraport.files.lora.encoders import written_encoders
 from loraport.files.lora.extras import respelled
 from loraport.files.lora.header import lasting
+from loraport.files.lora.kernels import Kernel
 from loraport.files.lora.kohya import filled
 from loraport.files.lora.read import Lora
 from loraport.files.lora.tensors import layer_tensors, padded
@@ -158,7 +159,7 @@ def write_lora(
     # diffusers applies an alpha of one layer of a U-Net to all (0.42), so there is one
     alpha = rank if dialect.family and FAMILIES[dialect.family].component == "unet" else None
     for layer, update in modules.items():
-        tensors |= layer_tensors(layer, update, dialect, like.kernels.get(layer, ()), dtype, alpha)
+        tensors |= layer_tensors(layer, update, dialect, _kernel(layer, like), dtype, alpha)
     copied, lost = respelled(like, dialect, spelled)
     beside = written_encoders(like, encoders or {}, dialect, dtype, uniform_rank)
     metadata = _metadata(like, provenance)
@@ -197,7 +198,7 @@ def write_diff(
     named, dropped = _spelled(updates, like, dialect)
     pending = {}
     for layer, update in dense_together(named, dialect).items():
-        pending[dialect.key(layer, ".diff")] = _dense(layer, update, like.kernels.get(layer, ()), dtype)
+        pending[dialect.key(layer, ".diff")] = _dense(layer, update, _kernel(layer, like), dtype)
     copied, lost = respelled(like, dialect, updates)
     for old, new in list(copied.items()):
         if new in pending:
@@ -247,8 +248,8 @@ def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str
 def without_name(like: Lora, dialect: Dialect) -> dict[str, str]:
     """The layers of a LoRA that a dialect has no name for -> why."""
     reasons = {
-        layer: NO_NAME if layer in like.unresolved and not dialect.flat else no_name(layer, like.dialect, dialect)
-        for layer in like.layers
+        name: no_name(name, like.dialect, dialect) if layer.resolved or dialect.flat else NO_NAME
+        for name, layer in like.layers.items()
     }
     return {layer: reason for layer, reason in reasons.items() if reason}
 
@@ -258,8 +259,13 @@ def _spelled(
 ) -> tuple[dict[str, Value], list[tuple[str, str]]]:
     """The layers that the dialect has a name for, and the input keys of the others."""
     lost = without_name(like, dialect)
-    dropped = [(key, lost[layer]) for layer in sorted(lost) if layer in layers for key in like.keys.get(layer, ())]
+    dropped = [(key, lost[layer]) for layer in sorted(lost) if layer in layers for key in like.layers[layer].keys]
     return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
+
+
+def _kernel(layer: str, like: Lora) -> Kernel:
+    """The kernel that a layer is written with; none for a layer that the LoRA does not have."""
+    return (like.layers[layer].kernel if layer in like.layers else None) or ()
 
 
 def _dense(layer: str, update: Pending, kernel: tuple[int, ...], dtype: torch.dtype) -> Pending:

@@ -31,7 +31,7 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
     lora = read_lora(path)
     known = pair.layers()
     missing = sorted(set(lora.layers) - set(known))
-    updates = {name: plain(name, update, place) for name, update in lora.layers.items() if name in known}
+    updates = {name: plain(name, update, place) for name, update in lora.updates.items() if name in known}
     if not updates:
         raise MismatchError(f"{place}: none of its {len(lora.layers)} layers is in the model; was it made for it?")
     notes = []
