@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from loraport.cli import app
 from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk.user_paths import expand_home
-from loraport.store.bases import default_folder
+from loraport.store.cache_folder import default_folder
 from tests.transfers.models import make_family
 
 

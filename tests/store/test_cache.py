@@ -14,7 +14,8 @@ import torch
 
 from loraport.errors import InputError
 from loraport.spectral.basis import SingularBasis, decompose
-from loraport.store.bases import MARKER, BasisCache, basis_key, default_folder
+from loraport.store.bases import BasisCache, _seal, basis_key
+from loraport.store.cache_folder import MARKER, default_folder
 from tests.layers import generator, relative
 
 KEY = basis_key("some fingerprint")
@@ -83,7 +84,8 @@ def test_keys_differ_where_anything_differs():
 
 def test_put_and_get(cache):
     assert cache.get(KEY, weight()) is None
-    assert cache.put(KEY, decompose(weight())) is None
+    cache.put(KEY, decompose(weight()))
+    assert cache.notes == ()
     again = BasisCache(cache.folder)
     assert same_bits(again.get(KEY, weight()), filled(BasisCache(None)))
     assert again.get(basis_key("another"), weight()) is None
@@ -91,7 +93,7 @@ def test_put_and_get(cache):
 
 def test_no_folder_keeps_nothing():
     cache = BasisCache(None)
-    assert cache.put(KEY, decompose(weight())) is None
+    cache.put(KEY, decompose(weight()))
     assert (cache.get(KEY, weight()), cache.list(), cache.total_bytes(), cache.clear()) == (None, (), 0, (0, 0))
 
 
@@ -149,7 +151,8 @@ def test_list_size_and_clear(cache):
     assert cache.clear() == (3, size)
     assert (cache.list(), cache.total_bytes()) == ((), 0)
     assert cache.clear() == (0, 0)
-    assert cache.put(KEY, decompose(weight())) is None, "a cleared cache can be used again"
+    cache.put(KEY, decompose(weight()))
+    assert len(cache.list()) == 1 and cache.notes == (), "a cleared cache can be used again"
 
 
 def test_entries_of_earlier_versions_are_not_listed_and_are_cleared(cache):
@@ -199,9 +202,9 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(cache, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    fetched = cache.get_or_compute(KEY, weight(), decompose)
-    assert fetched.not_written == f"{cache.folder}: No space left on device"
-    assert same_bits(fetched.basis, filled(BasisCache(None)))
+    computed = cache.get_or_compute(KEY, weight(), decompose)
+    assert cache.notes == (f"bases were not kept in the cache: {cache.folder}: No space left on device",)
+    assert same_bits(computed.basis, filled(BasisCache(None)))
     assert [path.name for path in cache.folder.rglob("*") if path.is_file()] == [], "nothing half-written is left"
 
 
@@ -227,7 +230,8 @@ W = torch.randn(n, n, generator=g)
 basis = decompose(W)
 print("ready", flush=True)
 for number in range(int(sys.argv[2])):
-    assert cache.put(basis_key("shared"), basis) is None
+    cache.put(basis_key("shared"), basis)
+    assert cache.notes == ()
     assert cache.get(basis_key("shared"), W) is not None
 """
 
@@ -282,7 +286,7 @@ def test_an_entry_that_is_not_of_its_weight_is_made_anew_and_said(cache, change,
     honest = BasisCache(None).get_or_compute(KEY, W, decompose)
     basis = decompose(weight((64, 48)))
     planted = SingularBasis(*FOREIGN[change](basis.U, basis.S, basis.Vh))
-    assert cache.put(KEY, planted if shape[0] > shape[1] else planted.transposed()) is None
+    cache.put(KEY, planted if shape[0] > shape[1] else planted.transposed())
     fetched = cache.get_or_compute(KEY, W, decompose)
     assert not fetched.found and same_bits(fetched.basis, honest.basis)
     [note] = cache.notes
@@ -302,12 +306,10 @@ def test_an_entry_that_lacks_parts_is_made_anew(cache):
     key, path = KEY, only_file(cache)
     from safetensors.torch import load_file, save_file
 
-    from loraport.store.bases import _metadata
-
     tensors = load_file(path)
     for missing in (*tensors, None):
         some = {name: X for name, X in tensors.items() if name != missing} if missing else {"S": tensors["small"]}
-        save_file(some, path, _metadata(key, some))
+        save_file(some, path, _seal(key, some))
         path.chmod(0o600)
         assert len(cache.verify()) == 1, missing
         assert not cache.get_or_compute(KEY, weight(), decompose).found, missing

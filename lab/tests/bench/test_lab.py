@@ -15,6 +15,7 @@ from loraport.cli import app
 from loraport.errors import InputError, SettingsError
 from loraport.inputs.config import TransferConfig
 from loraport.methods.recipes import METHODS
+from loraport.store.keyed import Entry
 from loraport.transfers.run import transfer
 from loraport_lab.bench import run as lab_run
 from loraport_lab.bench.admission import COMPARED, admit
@@ -22,7 +23,7 @@ from loraport_lab.bench.evaluate import Session, added, as_clips
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Cell, Material, all_cells, draw
 from loraport_lab.bench.rows import FRAME, MAIN, Row, nothing, oracle, transferred
 from loraport_lab.bench.run import run_lab
-from loraport_lab.bench.store import Store, StoredPart
+from loraport_lab.bench.store import Store
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path, oracle_path, target_place
 from loraport_lab.family.sample import sample_student
@@ -93,7 +94,7 @@ def test_candidates_are_chosen_on_other_clips_than_are_reported(session):
 
 def test_a_finished_row_is_not_made_again_and_other_inputs_are_another_row(tmp_path):
     store = Store(tmp_path, "inputs")
-    store.put("rows/a", "key", StoredPart({"value.psnr": torch.ones(3)}, {"size": 1.0}))
+    store.put("rows/a", "key", Entry({"value.psnr": torch.ones(3)}, {"size": 1.0}))
     assert store.get("rows/a", "key").facts == {"size": 1.0}
     assert store.get("rows/a", "other key") is None and Store(tmp_path, "other inputs").get("rows/a", "key") is None
     (file,) = tmp_path.rglob("*.safetensors")

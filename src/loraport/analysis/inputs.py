@@ -24,7 +24,7 @@ from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER, CasaSettings
 from loraport.spectral.low_rank import LowRank
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 from loraport.transfers.layer_source import LayerSource, LayerWeights
 from loraport.transfers.method_input import as_factors
 
@@ -85,7 +85,7 @@ class Bench:
         return self.source.bases.device
 
     @property
-    def bases(self) -> Bases:
+    def bases(self) -> BasisSource:
         """Where bases come from."""
         return self.source.bases
 

@@ -28,7 +28,7 @@ from loraport.inputs.config import matches
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.low_rank import LowRank
 from loraport.store.bases import BasisCache
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 from loraport.transfers.layer_source import LayerSource
 
 
@@ -157,7 +157,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
     check_output_path(Path(config.output), target, others)
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
-    bases = Bases(BasisCache(config.cache), find_device(config.device))
+    bases = BasisSource(BasisCache(config.cache), find_device(config.device))
     maker = _Maker(config, target, LayerSource(source, target, bases, config.force_drift), lora)
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}

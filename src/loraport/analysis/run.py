@@ -49,9 +49,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
         layers, curves, empty = _views(bench, config, jobs, detailed, partial, progress)
         jobs = tuple(job for job in jobs if job.name not in empty)
         sweeps = swept(bench, config, jobs, grids, partial, progress)
-    unkept = [f"bases were not kept in the cache: {why}" for why in sorted(bench.bases.not_kept)]
-    unkept += bench.bases.cache.notes
-    notes = (*bench.ready.plan.warnings, *_copied(layers), *unkept)
+    notes = (*bench.ready.plan.warnings, *_copied(layers), *bench.bases.cache.notes)
     return Analysis(
         _facts(config, bench.ready), layers, survey, curves, (*left_out, *empty.items()), notes,
         time.perf_counter() - start, peak_rss_bytes(), sweeps,
@@ -69,7 +67,7 @@ def _survey(bench: Bench, partial: Partial, progress: Progress) -> Survey:
             drift = layer_drift(name, source, target)
             partial.put(f"survey {name}", {}, asdict(drift))
         else:
-            drift = LayerDrift(**earlier[1])
+            drift = LayerDrift(**earlier.facts)
         found.append(drift)
         progress.advance(SURVEY, number, len(names))
     return replace(empty, layers=tuple(found))
@@ -100,10 +98,10 @@ def _views(
     todo = []
     for job in jobs:
         earlier = partial.get(job.name)
-        if earlier is None or (job.name in detailed and not earlier[0]):
+        if earlier is None or (job.name in detailed and not earlier.tensors):
             todo.append(job)
         else:
-            keep(job, LayerView(**{**earlier[1], "shape": tuple(earlier[1]["shape"])}), earlier[0])
+            keep(job, LayerView(**{**earlier.facts, "shape": tuple(earlier.facts["shape"])}), earlier.tensors)
     for job, weights in bench.weights(todo):
         if not weights.W_s.any() or (weights.W_t is not None and not weights.W_t.any()):
             empty[job.name] = NO_SPECTRUM

@@ -102,7 +102,7 @@ def swept(
     for job in jobs:
         earlier = partial.get(f"{mark} {job.name}")
         if earlier is not None:
-            found[job.name] = earlier[1]["grids"]
+            found[job.name] = earlier.facts["grids"]
     todo = [job for job in jobs if job.name not in found]
     done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
     for job, weights in bench.weights(todo, target=False):

@@ -30,10 +30,9 @@ def cache_list(cache: CacheDir = None, json: Json = False, quiet: Quiet = False,
 
     (store, samples), terminal = _stores(cache), console.Terminal(quiet=quiet, verbose=verbose)
     entries, sampled = store.list(), samples.list()
-    for entry in entries:
-        terminal.detail(f"{entry.key}: {entry.bytes} bytes")
-    for path, bytes_ in sampled:
-        terminal.detail(f"samples {path.stem}: {bytes_} bytes")
+    for start, files in (("", entries), ("samples ", sampled)):
+        for file in files:
+            terminal.detail(f"{start}{file.key}: {file.bytes} bytes")
     size = store.total_bytes() + samples.total_bytes()
     counted = {"folder": str(store.folder), "bases": len(entries), "samples": len(sampled)}
     rows = [{"key": entry.key, "bytes": entry.bytes} for entry in entries]
@@ -60,7 +59,7 @@ def cache_clear(cache: CacheDir = None, json: Json = False, quiet: Quiet = False
     from loraport import console
 
     (store, samples), terminal = _stores(cache), console.Terminal(quiet=quiet, verbose=verbose)
-    for name in (*(entry.key for entry in store.list()), *(f"samples {path.stem}" for path, _ in samples.list())):
+    for name in (*(file.key for file in store.list()), *(f"samples {file.key}" for file in samples.list())):
         terminal.detail(f"{name}: removed")
     (files, size), (more, sampled) = store.clear(), samples.clear()
     console.print_facts({"folder": str(store.folder), "removed": files + more, "bytes": size + sampled}, json=json)

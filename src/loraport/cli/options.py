@@ -172,7 +172,7 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line for every
 
 def cache_folder(folder: str | None, no_cache: bool) -> str | None:
     """Return the folder of the cache, or None with --no-cache."""
-    from loraport.store.bases import default_folder
+    from loraport.store.cache_folder import default_folder
 
     if no_cache and folder is not None:
         raise SettingsError("--cache and --no-cache contradict each other; give one of them")

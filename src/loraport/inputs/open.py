@@ -33,7 +33,7 @@ from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
 from loraport.inputs.plan import Plan, make_plan
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _by_similarity(
     if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
         source = open_model(config.source, part=config.source_part)
         target = open_target(config.target, source, part=config.target_part, lora_part=_of_accelerator(config))
-    bases = Bases(BasisCache(config.cache), find_device(config.device))
+    bases = BasisSource(BasisCache(config.cache), find_device(config.device))
     pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, progress)
     return pairing, source if pairing is None else pairing.source_view(source), target
 

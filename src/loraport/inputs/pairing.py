@@ -21,7 +21,7 @@ from loraport.inputs.accelerator import Accelerated, Target
 from loraport.methods.subspace import leading, similarity
 from loraport.progress import Progress
 from loraport.spectral.basis import Basis
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 
 PAIRINGS = ("auto", "name", "similarity")
 LEAST = 0.8
@@ -145,7 +145,7 @@ def find_pairing(
     target: Target,
     mode: str,
     least: float,
-    bases: Bases,
+    bases: BasisSource,
     progress: Progress,
 ) -> Pairing | None:
     """The pairing by similarity; None where layers go by name: as asked, or because the models have the same layers.
@@ -173,7 +173,7 @@ def find_pairing(
     def basis(model: Checkpoint, layer: str) -> Basis:
         nonlocal done
         weight = model.read(layer)
-        found = leading(bases.of(weight.matrix, weight.fingerprint), SUBSPACE)
+        found = leading(bases.basis(weight.matrix, weight.fingerprint), SUBSPACE)
         done += 1
         progress.advance("comparing layers", done, total)
         return found

@@ -6,7 +6,7 @@ a basis then moves by 6e-10, 1.6e-7 or 4e-5 of itself. Vectors are kept as they 
 
 Of a basis the smaller factor is kept, V of a square or tall weight and U of a wide one, and of the other only the
 directions with singular values below a hundredth of their root mean square: the others follow from the weight, which a
-run reads anyway (`HalfBasis`).
+run reads anyway (`HalfBasis`). An entry has a third to a half of the bytes of all three factors in float32.
 """
 
 from __future__ import annotations
@@ -25,37 +25,43 @@ _SCALE = ".scale"
 _LOW = ".low"
 
 
-def packed(tensors: Mapping[str, Tensor], coarse: Collection[str] = ()) -> dict[str, Tensor]:
-    """Vectors as they are, matrices in 32 or 24 bits by their precision, those named `coarse` in 16."""
-    found: dict[str, Tensor] = {}
+def pack(tensors: Mapping[str, Tensor], coarse: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return vectors as they are, matrices in 32 or 24 bits by their precision, those named `coarse` in 16."""
+    stored: dict[str, Tensor] = {}
     for name, X in tensors.items():
         if X.dim() == 1:
-            found[name] = X.to("cpu").contiguous()
+            stored[name] = X.to("cpu").contiguous()
             continue
         bits = 16 if name in coarse else 32 if X.dtype == torch.float64 else 24
         wide = X.double()
+        # a scale a row: directions of little weight have small entries, which one scale for all would round away
         scale = wide.abs().amax(dim=1) / (2 ** (bits - 1) - 1) if X.numel() else wide.new_zeros(len(X))
         whole = (wide / scale.where(scale > 0, 1)[:, None]).round_().to("cpu", torch.int32)
-        found[name + _SCALE] = scale.cpu()
+        stored[name + _SCALE] = scale.cpu()
         if bits == 24:
-            found[name + _LOW] = (whole & 255).to(torch.uint8).contiguous()
+            # No dtype has 24 bits: the upper 16 in one tensor, the lowest 8 in another. The shift rounds down, so
+            # whole = 256 · upper + lowest holds for negative numbers too.
+            stored[name + _LOW] = (whole & 255).to(torch.uint8).contiguous()
             whole >>= 8
-        found[name] = whole.to(torch.int32 if bits == 32 else torch.int16).contiguous()
-    return found
+        stored[name] = whole.to(torch.int32 if bits == 32 else torch.int16).contiguous()
+    return stored
 
 
-def unpacked(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
-    """A matrix of an entry: what was kept in 32 bits in double precision, the rest in single."""
+def unpack(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
+    """Return a matrix of an entry: what was kept in 32 bits in double precision, the rest in single."""
     whole, scale = stored[name].to(device), stored[name + _SCALE].to(device)[:, None]
     if whole.dtype == torch.int32:
         return whole.double().mul_(scale)
-    if name + _LOW in stored:
+    if name + _LOW in stored:  # whole numbers of 24 bits are exact in float32, which has 24 too
         return whole.float().mul_(256).add_(stored[name + _LOW].to(device)).mul_(scale.float())
     return whole.float().mul_(scale.float())
 
 
 def matrix_shape(stored: Mapping[str, Tensor], name: str, *, coarse: bool = False) -> tuple[int, ...] | None:
-    """The shape of a packed matrix; None where it is not there, not whole, or in 16 bits where that is too coarse."""
+    """Return the shape of a packed matrix; None where parts are missing or wrong, or it is in 16 bits and not `coarse`.
+
+    The checksum says that an entry is as it was written, not who wrote it: it may be from a program with a fault.
+    """
     whole, scale, low = (stored.get(name + end) for end in ("", _SCALE, _LOW))
     if whole is None or scale is None or whole.dtype not in (torch.int32, torch.int16) or whole.dim() != 2:
         return None
@@ -68,22 +74,22 @@ def matrix_shape(stored: Mapping[str, Tensor], name: str, *, coarse: bool = Fals
     return tuple(whole.shape)
 
 
-def packed_basis(basis: Basis) -> dict[str, Tensor]:
-    """What is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
+def pack_basis(basis: Basis) -> dict[str, Tensor]:
+    """Return what is kept of a basis: the smaller factor, and the weak directions of the other; rows are directions."""
     upright = basis if basis.shape[0] >= basis.shape[1] else basis.transposed()
     if isinstance(upright, HalfBasis):
         S, small, weak = upright.S_exact, upright.Vh_exact, upright.weak
     else:
         S, small = upright.S, upright.Vh
         weak = upright.left_rows(count_strong(S))
-    if len(S) > EXACT_UP_TO:
+    if len(S) > EXACT_UP_TO:  # such layers are compared with their thresholds in single precision: see `precision_for`
         small, weak = small.float(), weak.float()
-    return packed({"S": S.double(), "small": small, "weak": weak})
+    return pack({"S": S.double(), "small": small, "weak": weak})
 
 
-def basis_of(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> Basis:
-    """The basis of the weight from an entry."""
-    S, small, weak = stored["S"].to(W.device), unpacked(stored, "small", W.device), unpacked(stored, "weak", W.device)
+def unpack_basis(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> Basis:
+    """Return the basis of the weight from an entry; the strong directions of the larger factor are W·vᵢ / Sᵢ."""
+    S, small, weak = stored["S"].to(W.device), unpack(stored, "small", W.device), unpack(stored, "weak", W.device)
     if W.shape[0] >= W.shape[1]:
         return HalfBasis(W, S, small, weak)
     return HalfBasis(W.mT, S, small, weak).transposed()
@@ -94,7 +100,7 @@ TOLERANCE = 1e-5
 
 
 def is_whole(stored: Mapping[str, Tensor]) -> bool:
-    """Whether an entry has the parts of a basis, in shapes that fit each other, with S falling and finite."""
+    """Return whether an entry has the parts of a basis, in shapes that fit each other, with S falling and finite."""
     S, small, weak = stored.get("S"), matrix_shape(stored, "small"), matrix_shape(stored, "weak")
     if S is None or S.dim() != 1 or S.dtype != torch.float64 or small is None or weak is None:
         return False
@@ -104,7 +110,7 @@ def is_whole(stored: Mapping[str, Tensor]) -> bool:
 
 
 def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key: str) -> str | None:
-    """What in an entry is not of this weight, by its shapes and by products with two random vectors; None if all is.
+    """Return what in an entry is not of this weight, by its shapes and by products with two random vectors, or None.
 
     ΣS² = ‖W‖² · V·WᵀW·Vᵀ·y = S²·y · W·vᵢ = Sᵢ·uᵢ and unit length for the weak directions. The vectors follow from the
     key. Directions with singular values below 1e-3 of the largest are seen only as being among the weak.
@@ -115,17 +121,17 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
     weak_shape = matrix_shape(stored, "weak")
     if len(stored["S"]) != W.shape[1] or weak_shape is None or (weak_shape[0] and weak_shape[1] != W.shape[0]):
         return "it is that of a weight of another shape"
-    basis = basis_of(stored, W)
-    assert isinstance(basis, HalfBasis)
+    basis = unpack_basis(stored, W)
     S, largest, size = basis.S, float(basis.S[0]), energy(W)
     if abs(energy(stored["S"]) - size) > TOLERANCE * size:
         return "its singular values are not those of the weight"
     if largest == 0:
         return None
+    # products with two vectors cost as much as reading the weight twice; a decomposition would be what the cache saves
     y = random_vectors(key, len(S)).to(W)
     share, image = (S / largest)[:, None], times_few(W, times_few(basis.Vh.mT, y / largest))
-    seen = times_few(basis.Vh, times_few(W.mT, image / largest))
-    if not ((seen - share.square() * y).abs() <= TOLERANCE * (1 + y.abs())).all():
+    product = times_few(basis.Vh, times_few(W.mT, image / largest))
+    if not ((product - share.square() * y).abs() <= TOLERANCE * (1 + y.abs())).all():
         return "its directions are not those of the weight"
     strong = count_strong(stored["S"])
     weak, few = basis.left_rows(strong), y[strong:]
@@ -137,6 +143,6 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
 
 
 def random_vectors(key: str, n: int) -> Float[Tensor, "n 2"]:
-    """Two random vectors, the same for the same key."""
+    """Return two random vectors, the same for the same key."""
     seed = int.from_bytes(hashlib.sha256(f"check {key}".encode()).digest()[:7], "big")
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))

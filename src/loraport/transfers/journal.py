@@ -7,8 +7,6 @@ killed leaves what it has finished to the next start.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,12 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from loraport.errors import FileFormatError, LoraportError, OutputError
+from loraport.digests import text_digest
+from loraport.errors import LoraportError, OutputError
 from loraport.files.disk.atomic import TEMPORARY
 from loraport.files.disk.ownership import Lock
-from loraport.files.formats.safetensors_read import read_safetensors
-from loraport.files.formats.safetensors_write import Pending, save_safetensors
 from loraport.spectral.low_rank import LowRank
+from loraport.store.keyed import Entry, KeyedStore
 from loraport.transfers.results import LayerResult
 
 P = TypeVar("P", bound="Partial")
@@ -42,7 +40,10 @@ class Partial:
         """
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
-        self.run = hashlib.sha256(run.encode()).hexdigest()
+        # Entries are sealed with the run and named by the layer alone, unlike a cache's: a run with other settings
+        # writes over what an earlier one left, and a folder never holds a layer twice.
+        seal = {"run": text_digest(run)}
+        self._store = KeyedStore(self.folder, lambda key, tensors: seal, flat=True)
         self.waits = False
         """Whether the finished layers stay for the next start after a good end too."""
         self._lock = Lock(self.folder / _LOCK)
@@ -106,25 +107,15 @@ class Partial:
 
     def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write what was found out about a layer, whole or not at all. Raises OutputError."""
-        pending = {key: Pending.of(tensor) for key, tensor in tensors.items()}
-        save_safetensors(self._place(name), pending, {"run": self.run, "result": json.dumps(dict(facts))})
+        self._store.put(_key(name), Entry(tensors, facts))
 
-    def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def get(self, name: str) -> Entry | None:
         """What this run wrote of a layer before, or None; what is damaged counts as absent."""
-        path = self._place(name)
-        if not path.is_file():
-            return None
-        try:
-            file = read_safetensors(path)
-            if file.metadata.get("run") != self.run:
-                return None
-            facts = json.loads(file.metadata["result"])
-            return {key: stored.read() for key, stored in file.tensors.items()}, facts
-        except (FileFormatError, KeyError, ValueError, TypeError):
-            return None
+        return self._store.get(_key(name))
 
-    def _place(self, name: str) -> Path:
-        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"
+
+def _key(name: str) -> str:
+    return text_digest(name)[:16]
 
 
 class Journal(Partial):
@@ -143,16 +134,16 @@ class Journal(Partial):
 
     def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
         """A layer that this run finished, or None."""
-        earlier = self.get(name)
-        if earlier is None:
+        entry = self.get(name)
+        if entry is None:
             return None
-        tensors, facts = earlier
+        tensors = entry.tensors
         try:
-            fields = facts["layer"]
+            fields = entry.facts["layer"]
             result = LayerResult(**{**fields, "shape": tuple(fields["shape"])})
             if "D" in tensors:
                 return tensors["D"], result
-            return LowRank(tensors["B"], tensors["A"], float(facts["lost_energy"])), result
+            return LowRank(tensors["B"], tensors["A"], float(entry.facts["lost_energy"])), result
         except (KeyError, ValueError, TypeError):
             return None  # damaged: the layer is done again
 

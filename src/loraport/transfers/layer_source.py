@@ -25,7 +25,7 @@ from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
 from loraport.store.bases import BasisCache, basis_key
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LayerSource:
 
     source: Checkpoint
     target: Target
-    bases: Bases
+    bases: BasisSource
     force_drift: bool = False
     """Whether a drift within rounding counts as one."""
 
@@ -96,7 +96,7 @@ class LayerSource:
     def open(cls, ready: Prepared) -> LayerSource:
         """Return the builder of a prepared run, with its cache and its device."""
         config = ready.config
-        bases = Bases(BasisCache(config.cache), find_device(config.device))
+        bases = BasisSource(BasisCache(config.cache), find_device(config.device))
         return cls(ready.source, ready.target, bases, config.force_drift)
 
     def read(self, name: str, *, keep_weights: bool = False, with_target: bool = False) -> LayerWeights:
@@ -115,7 +115,7 @@ class LayerWeights:
     A drift within rounding counts as none, unless it is forced: this is the one place that decides it.
     """
 
-    def __init__(self, weights: FileWeights, bases: Bases, *, keep_weights: bool, force_drift: bool) -> None:
+    def __init__(self, weights: FileWeights, bases: BasisSource, *, keep_weights: bool, force_drift: bool) -> None:
         self.facts = weights.facts
         self.is_rounding = weights.facts.within_rounding and not force_drift
         self._W_s: Tensor | None = weights.W_s
@@ -148,7 +148,7 @@ class LayerWeights:
         W_s = self.W_s
         if not self._keep:
             self._W_s = None  # on a card, and of a wide layer, the basis has a copy of its own
-        return self._bases.of(W_s, self.facts.source_hash)
+        return self._bases.basis(W_s, self.facts.source_hash)
 
     @lazy_property
     def target_basis(self) -> Basis | None:
@@ -156,7 +156,7 @@ class LayerWeights:
         W_t = self.W_t
         if not self._keep:
             self.W_t = None
-        return None if W_t is None else self._bases.of(W_t, self.facts.target_hash)
+        return None if W_t is None else self._bases.basis(W_t, self.facts.target_hash)
 
     @lazy_property
     def routing(self) -> Routing:

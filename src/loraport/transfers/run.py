@@ -15,7 +15,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, common_rank, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.progress import NO_PROGRESS, Progress, counter
-from loraport.store.basis_source import Bases
+from loraport.store.basis_source import BasisSource
 from loraport.transfers.journal import Journal
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
@@ -151,7 +151,7 @@ def tell(progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already
         progress.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
 
 
-def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
+def _run(ready: Prepared, bases: BasisSource, *, several: bool) -> Run:
     config = ready.config
     rank = common_rank(config, ready.plan)
     return Run(
@@ -174,7 +174,9 @@ def _run(ready: Prepared, bases: Bases, *, several: bool) -> Run:
     )
 
 
-def _finish_all(runs: Sequence[Run], bases: Bases) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
+def _finish_all(
+    runs: Sequence[Run], bases: BasisSource
+) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
     """What was written, and the outputs that could not be, with the reason; it is raised where none could.
 
     The finished layers of what is written are removed at once, those of the others wait.
@@ -193,14 +195,13 @@ def _finish_all(runs: Sequence[Run], bases: Bases) -> tuple[list[tuple[Run, Tran
     return done, refused
 
 
-def _finish(run: Run, bases: Bases) -> TransferResult:
+def _finish(run: Run, bases: BasisSource) -> TransferResult:
     """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
     start = time.perf_counter()
     ready, config = run.ready, run.ready.config
     layers = with_rounding(ready, all_layers(ready, run.results), TORCH_DTYPES[config.dtype])
     written = write(ready, run.journal, layers)
-    notes = [f"bases were not kept in the cache: {why}" for why in sorted(bases.not_kept)]
-    notes += bases.cache.notes
+    notes = [*bases.cache.notes]
     notes += afterthoughts(config, run.results.values())
     notes += precision_notes(layers, config.dtype)
     own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start

@@ -19,11 +19,12 @@ from loraport.sampling.pair import Clips
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import compare, judged_clips
+from loraport.store.keyed import Entry
 from loraport_lab.bench.admission import COMPARED, Admission, admit
 from loraport_lab.bench.calibration import open_pair, reference_updates
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Material, SharedNoise, draw
 from loraport_lab.bench.rows import AS_TRAINED, FRAME, AdapterUse, Row, Rule
-from loraport_lab.bench.store import Store, StoredPart
+from loraport_lab.bench.store import Store
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import from_latents
 from loraport_lab.family.family import adapter_path
@@ -83,7 +84,7 @@ class Session:
             model = attach(base, adapter_path(adapter, family)) if use == AS_TRAINED else base
             with adapted(model, {} if use == AS_TRAINED else reference_updates(self.material, use)):
                 latents = [sample_base(model, *portion) for portion in in_portions([shared.prompts, shared.noise])]
-            part = StoredPart({"latents": torch.cat(latents)})
+            part = Entry({"latents": torch.cat(latents)})
             self.reference_store.put(place, key, part)
         return as_clips(part.tensors["latents"])
 
@@ -101,7 +102,7 @@ class Session:
         if part is None:
             reference = self.reference(shared, ADMISSION_SEEDS)
             rows = {row.name: row for row in FRAME if row.name in COMPARED}
-            part = StoredPart({name: psnr(self.clips_of(row, shared), reference) for name, row in rows.items()})
+            part = Entry({name: psnr(self.clips_of(row, shared), reference) for name, row in rows.items()})
             self.store.put(place, key, part)
         return admit(part.tensors, shared.words)
 
@@ -126,7 +127,7 @@ class Session:
         features, frames = part.tensors["features"], part.tensors["frames"]
         return RowResult(row.name, row.group, row.against, values, features, frames, part.facts)
 
-    def _make(self, row: Row) -> StoredPart:
+    def _make(self, row: Row) -> Entry:
         chosen = self._choose(row) if row.candidates else None
         updates = (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
         model = self.student if row.model == "student" else self.material.base()
@@ -142,7 +143,7 @@ class Session:
         features = judge.style_features(clips).detach()
         account = {} if row.account is None else dict(row.account(self.material))
         facts = {"size": _relative_size(updates, self.material), "chosen": chosen, **account}
-        return StoredPart({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
+        return Entry({**tensors, "features": features, "frames": as_frames(latents[:SHOWN])}, facts)
 
     @lazy_property
     def guard_effect(self) -> EndEffect:

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from loraport.errors import FileFormatError
-from loraport.files.formats.safetensors_read import read_all
-from loraport.files.formats.safetensors_write import Pending, save_safetensors
-
-
-@dataclass(frozen=True)
-class StoredPart:
-    """Tensors and plain facts about them."""
-
-    tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+from loraport.digests import text_digest
+from loraport.store.keyed import Entry, KeyedStore
 
 
 @dataclass(frozen=True)
@@ -31,24 +16,16 @@ class Store:
     folder: Path
     made_from: str
 
-    def get(self, place: str, key: str) -> StoredPart | None:
+    def get(self, place: str, key: str) -> Entry | None:
         """Return what is stored under this place and key, or None; a damaged file counts as none."""
-        path = self._path(place, key)
-        if not path.is_file():
-            return None
-        try:
-            tensors, metadata = read_all(path)
-            return StoredPart(tensors, json.loads(metadata["facts"]))
-        except (FileFormatError, KeyError, ValueError):
-            return None
+        return self._of(place).get(self._digest(place, key))
 
-    def put(self, place: str, key: str, kept: StoredPart) -> None:
+    def put(self, place: str, key: str, entry: Entry) -> None:
         """Keep it, whole or not at all."""
-        path = self._path(place, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pending = {name: Pending.of(tensor.contiguous()) for name, tensor in kept.tensors.items()}
-        save_safetensors(path, pending, {"facts": json.dumps(kept.facts), "key": key})
+        self._of(place).put(self._digest(place, key), entry)
 
-    def _path(self, place: str, key: str) -> Path:
-        digest = hashlib.sha256(f"{self.made_from}\n{place}\n{key}".encode()).hexdigest()
-        return self.folder / place / f"{digest[:20]}.safetensors"
+    def _of(self, place: str) -> KeyedStore:
+        return KeyedStore(self.folder / place, flat=True)
+
+    def _digest(self, place: str, key: str) -> str:
+        return text_digest(self.made_from, place, key)[:20]
