@@ -105,10 +105,10 @@ def run_layer(shape: tuple[int, int], device: torch.device, seed: int) -> dict[s
     W, D, (first, second) = layer_on(shape, device, seed)
     took = {}
     took["basis"], basis = seconds(lambda: decompose(W), device)
-    took["routing"], seen = seconds(lambda: Layer(first, D, basis).routing(), device)
+    took["routing"], routing = seconds(lambda: Layer(first, D, basis).routing(), device)
 
     def moved(lora: LowRank) -> LowRank:
-        update = casa(Layer(lora, D, basis, None, seen), PUBLISHED_CODE)
+        update = casa(Layer(lora, D, basis, None, routing), PUBLISHED_CODE)
         return update.factorized(RANK, torch.Generator().manual_seed(seed))
 
     took["LoRA"], low = seconds(lambda: moved(first), device)

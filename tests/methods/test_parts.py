@@ -113,7 +113,7 @@ def test_what_is_seen_of_the_drift_may_come_from_outside():
     """The routing that several LoRAs share gives the answer that each would have worked out itself."""
     for shape in SHAPES.values():
         layer = layer_of(*random_weights(shape, 27))
-        shared = replace(layer, seen=layer.routing())
+        shared = replace(layer, known_routing=layer.routing())
         assert torch.equal(casa(shared).dense(), casa(layer).dense())
-        other = replace(layer, seen=Layer(layer.lora, layer.drift * 2, layer.basis).routing())
+        other = replace(layer, known_routing=Layer(layer.lora, layer.drift * 2, layer.basis).routing())
         assert relative(casa(other).dense(), casa(layer).dense()) > 1e-2

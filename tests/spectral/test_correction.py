@@ -12,7 +12,7 @@ from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER
 from loraport.spectral import krylov
 from loraport.spectral.basis import decompose
-from loraport.spectral.correction import Remaining
+from loraport.spectral.correction import CorrectedUpdate
 from loraport.spectral.low_rank import LowRank, factorize, kept_correction
 from loraport.spectral.routing import routing_factors
 from tests.layers import SHAPES, generator, layer_of, random_weights, relative
@@ -37,18 +37,20 @@ def test_what_is_known_of_it_is_what_the_dense_matrix_says(shape, settings):
     dense, E = update.dense(), update.correction
     assert update.norm() == pytest.approx(float(dense.norm()), rel=1e-9)
     assert update.change_norm() == pytest.approx(float(E.norm()), rel=1e-9)
-    taken = update.change
-    T = -E.mT if update.turned else -E
+    removal = update.change
+    T = -E.mT if update.is_transposed else -E
     X = torch.randn(min(shape), 4, generator=generator(3), dtype=torch.float64)
-    assert relative(taken.times(X), T @ taken.basis.Vh.mT @ X) < 1e-9
-    upright = lora.transposed() if update.turned else lora
-    remaining = Remaining(upright, taken, routing_factors(upright, taken.basis))
-    assert remaining.overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
+    assert relative(removal.times(X), T @ removal.basis.Vh.mT @ X) < 1e-9
+    upright = lora.transposed() if update.is_transposed else lora
+    corrected = CorrectedUpdate(upright, removal, routing_factors(upright, removal.basis))
+    assert corrected.overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
     left = upright.dense() - T
-    assert relative(remaining.gram(X), taken.basis.Vh @ (left.mT @ (left @ taken.basis.Vh.mT @ X))) < 1e-9
-    outside = T - taken.basis.U @ (taken.basis.U.mT @ T)
-    assert torch.allclose(taken.outside_gram(X), taken.basis.Vh @ (outside.mT @ (outside @ taken.basis.Vh.mT @ X)))
-    assert (float(outside.norm()) > 0.1 * float(T.norm())) == (taken.is_tall and settings.restore > 0)
+    assert relative(corrected.times_gram(X), removal.basis.Vh @ (left.mT @ (left @ removal.basis.Vh.mT @ X))) < 1e-9
+    outside = T - removal.basis.U @ (removal.basis.U.mT @ T)
+    assert torch.allclose(
+        removal.times_outside_gram(X), removal.basis.Vh @ (outside.mT @ (outside @ removal.basis.Vh.mT @ X))
+    )
+    assert (float(outside.norm()) > 0.1 * float(T.norm())) == (removal.is_tall and settings.restore > 0)
 
 
 @large

@@ -79,7 +79,7 @@ def test_the_kth_smallest_is_that_of_a_sort(dtype):
 def test_some_of_the_entries():
     few = Entries(torch.tensor([1, 4, 9]), torch.tensor([0.1, -2.0, 3.0]))
     kept = few.where(few.values > 0)
-    assert len(few) == 3 and kept.places.tolist() == [1, 9] and torch.equal(kept.values, torch.tensor([0.1, 3.0]))
+    assert len(few) == 3 and kept.indices.tolist() == [1, 9] and torch.equal(kept.values, torch.tensor([0.1, 3.0]))
 
 
 def test_norms_of_large_matrices_are_those_of_double_precision():

@@ -23,7 +23,7 @@ from loraport.analysis.measures.mixing import (
     windows,
 )
 from loraport.analysis.measures.rigidity import degenerate, spectral_change
-from loraport.methods.casa import Arbitration, arbitrated_update, arbitration
+from loraport.methods.casa import Decisions, decide, decided_update
 from loraport.methods.layer import Layer, Update
 from loraport.methods.prolora import prolora
 from loraport.methods.settings import PAPER, PROLORA, CasaSettings
@@ -83,22 +83,22 @@ def look(specimen: Specimen, settings: CasaSettings = PAPER, *, detail: bool = F
     """
     tall = specimen.layer.drift.shape[0] >= specimen.layer.drift.shape[1]
     upright = specimen.layer if tall else specimen.layer.transposed()
-    seen = arbitration(upright, settings)
-    routing = _Routing.of(specimen, seen, tall)
+    decisions = decide(upright, settings)
+    routing = _Routing.of(specimen, decisions, tall)
     numbers: dict[str, Any] = {}
     for part in (
         _sizes(specimen),
-        _rigidity(specimen, len(seen.labels)),
+        _rigidity(specimen, len(decisions.labels)),
         _clusters(specimen, routing, settings),
         _routing(specimen, routing),
         _interference(routing),
-        _intervention(seen, settings),
-        _intruders(specimen, len(seen.labels)),
-        _norms(specimen, arbitrated_update(upright, seen, settings)),
+        _intervention(decisions, settings),
+        _intruders(specimen, len(decisions.labels)),
+        _norms(specimen, decided_update(upright, decisions, settings)),
     ):
         numbers |= part
     finite = {name: _plain(value) for name, value in numbers.items()}
-    return Seen(finite, _curves(specimen, routing, seen, tall) if detail else {})
+    return Seen(finite, _curves(specimen, routing, decisions, tall) if detail else {})
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class _Routing:
     receive: Mapping[str, Float[Tensor, " n"]]
 
     @classmethod
-    def of(cls, specimen: Specimen, seen: Arbitration, tall: bool) -> _Routing:
-        basis, lora = seen.basis, specimen.layer.lora if tall else specimen.layer.lora.transposed()
+    def of(cls, specimen: Specimen, decisions: Decisions, tall: bool) -> _Routing:
+        basis, lora = decisions.basis, specimen.layer.lora if tall else specimen.layer.lora.transposed()
         Y = (basis.Vh @ lora.A.mT).mT
         send_lora = torch.linalg.vector_norm(torch.linalg.qr(lora.B).R @ Y, dim=0)
-        send = {"lora": send_lora, "drift": seen.drift.send}
-        receive = {"lora": torch.linalg.vector_norm(seen.C_lora, dim=1), "drift": seen.drift.receive}
-        C = {"lora": seen.C_lora, "drift": seen.drift.C}
+        send = {"lora": send_lora, "drift": decisions.drift.send}
+        receive = {"lora": torch.linalg.vector_norm(decisions.C_lora, dim=1), "drift": decisions.drift.receive}
+        C = {"lora": decisions.C_lora, "drift": decisions.drift.C}
         if not tall:
             C, send, receive = {name: X.mT for name, X in C.items()}, receive, send
-        return cls(specimen.source.S, seen.labels, C, send, receive)
+        return cls(specimen.source.S, decisions.labels, C, send, receive)
 
     @property
     def k(self) -> int:
@@ -224,11 +224,11 @@ def _interference(routing: _Routing) -> dict[str, Any]:
     }
 
 
-def _intervention(seen: Arbitration, settings: CasaSettings) -> dict[str, Any]:
+def _intervention(decisions: Decisions, settings: CasaSettings) -> dict[str, Any]:
     """Shares of CASA's three decisions, over all entries and over the blocks of the leading directions."""
-    facts, k, labels = seen.facts(settings), len(seen.labels), seen.labels
-    blocks = majority(seen.arbitrated[:k, :k], labels)
-    share = {"restored": facts["restored"], "arbitrated": facts["arbitrated"] / seen.C_lora.numel()}
+    facts, k, labels = decisions.facts(settings), len(decisions.labels), decisions.labels
+    blocks = majority(decisions.arbitrated[:k, :k], labels)
+    share = {"restored": facts["restored"], "arbitrated": facts["arbitrated"] / decisions.C_lora.numel()}
     return {
         **share,
         "preserved": 1 - share["restored"] - share["arbitrated"],
@@ -260,7 +260,7 @@ def _norms(specimen: Specimen, by_casa: Update) -> dict[str, Any]:
     return {f"norm_{name}": update.norm() / weight if weight else None for name, update in moved.items()}
 
 
-def _curves(specimen: Specimen, routing: _Routing, seen: Arbitration, tall: bool) -> dict[str, Tensor]:
+def _curves(specimen: Specimen, routing: _Routing, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
     """What the figures of a detailed layer draw; maps and windows in 8 bits."""
     n, k = len(routing.S), routing.k
     curves = {"S": routing.S, "labels": routing.labels}
@@ -281,15 +281,15 @@ def _curves(specimen: Specimen, routing: _Routing, seen: Arbitration, tall: bool
         curves[f"energy_{side}_{name}"] = spread.rms_energy(strength, routing.labels)
         curves[f"coherence_{side}_{name}"] = spread.pattern_coherence(C, routing.labels)
         curves[f"variation_{side}_{name}"] = spread.variation(strength, routing.labels)
-    curves |= _maps(routing, seen, tall)
+    curves |= _maps(routing, decisions, tall)
     return {name: value.cpu().contiguous() for name, value in curves.items()}
 
 
-def _maps(routing: _Routing, seen: Arbitration, tall: bool) -> dict[str, Tensor]:
+def _maps(routing: _Routing, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
     """Block maps over the leading directions, in the order of their clusters."""
     k, labels = routing.k, routing.labels
     lora, drift = routing.block("lora"), routing.block("drift")
-    arbitrated, restored = seen.arbitrated[:k, :k], seen.restored[:k, :k]
+    arbitrated, restored = decisions.arbitrated[:k, :k], decisions.restored[:k, :k]
     if not tall:
         arbitrated, restored = arbitrated.mT, restored.mT
     decided = majority(arbitrated, labels) * 2.0 + majority(restored, labels) * 1.0  # restored and arbitrated exclude

@@ -16,7 +16,7 @@ from loraport.errors import SettingsError, unknown_name
 from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.open import common_rank
 from loraport.inputs.plan import LayerJob
-from loraport.methods.casa import arbitrated_update, arbitration
+from loraport.methods.casa import decide, decided_update
 from loraport.methods.layer import Layer
 from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
@@ -125,17 +125,17 @@ def layer_rows(
     upright = layer if layer.drift.shape[0] >= layer.drift.shape[1] else layer.transposed()
     size = layer.lora.norm()
     for point, settings in points:
-        seen = arbitration(upright, settings)
-        update = arbitrated_update(upright, seen, settings)
+        decisions = decide(upright, settings)
+        update = decided_update(upright, decisions, settings)
         dense = update.dense()
         written = update.factorized(min(rank, *dense.shape), layer_generator(0, job.name))
         off = upright.drift - upright.lora.dense()
-        facts = seen.facts(settings)
+        facts = decisions.facts(settings)
         yield {
             "layer": job.name, "kind": layer_kind(job.name), "depth": layer_depth(job.name), **point,
             "k": facts["k"], "clusters": facts["clusters"], "largest_cluster": facts["largest_cluster"],
             "restored": facts["restored"],
-            "arbitrated": float(seen.arbitrated.double().mean()),
+            "arbitrated": float(decisions.arbitrated.double().mean()),
             "kept_energy": 1 - written.lost_energy, "kept_correction": update.kept_correction(written),
             "distance": norm(dense + off) / size if size else None,
             "distance_written": norm(written.dense() + off) / size if size else None,

@@ -51,7 +51,7 @@ def direct_matched(layer: Layer, transferred: Update) -> Update:
 def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """CASA's masks, the LoRA set to zero: D' = −restore·(I − P_U)·D_fft·(I − P_V): the target rolled back, no style."""
     restored = restore_only(layer, settings)
-    return replace(restored, low_rank=layer.lora.scaled(0.0), seen=None)
+    return replace(restored, low_rank=layer.lora.scaled(0.0), lora_routing=None)
 
 
 def rollback_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
@@ -76,5 +76,5 @@ def arbitrate_only(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 
 def arbitrate_only_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
-    """Arbitration in two: the LoRA's entries that lose are struck out, the drift's entries that lose are taken back."""
+    """Arbitration in two: the LoRA's entries that lose are removed, the drift's entries that lose are taken back."""
     return casa_parts(layer, replace(settings, restore=0.0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from loraport.errors import SettingsError
 from loraport.lazy_property import lazy_property
 from loraport.spectral.basis import Basis
-from loraport.spectral.correction import Remaining, Taken
+from loraport.spectral.correction import CorrectedUpdate, Removal
 from loraport.spectral.kernels import USUAL, norm
 from loraport.spectral.krylov import is_small
 from loraport.spectral.low_rank import LowRank, factorize, is_lost, kept_correction
@@ -22,18 +22,17 @@ from loraport.spectral.routing import Routing, observe, precision_for, routing_f
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix before and after distillation, and the LoRA's update of it.
-
-    `drift` is D_fft = W_t − W_s from the original weights; `basis` and `target` are the thin singular bases of W_s and
-    W_t, or None for the recipes that do not look at them. `seen` is the drift in the source's basis where somebody has
-    it already, since it is the same for every LoRA: that of the layer, or of its transpose where it is wide.
-    """
+    """One weight matrix before and after distillation, and the LoRA's update of it."""
 
     lora: LowRank
     drift: Float[Tensor, "out in"]
+    """D_fft = W_t − W_s, from the original weights."""
     basis: Basis | None = None
+    """The thin singular basis of W_s; None for recipes that do not look at it."""
     target: Basis | None = None
-    seen: Routing | None = None
+    """The same of W_t."""
+    known_routing: Routing | None = None
+    """What `routing` returns, where somebody has it already: it is the same for every LoRA."""
 
     @property
     def is_wide(self) -> bool:
@@ -41,17 +40,17 @@ class Layer:
         return self.drift.shape[0] < self.drift.shape[1]
 
     def transposed(self) -> Layer:
-        """The layer as it would be with inputs and outputs exchanged."""
+        """Return the layer as it would be with inputs and outputs exchanged."""
         basis, target = (one.transposed() if one else None for one in (self.basis, self.target))
-        return Layer(self.lora.transposed(), self.drift.mT, basis, target, self.seen)
+        return Layer(self.lora.transposed(), self.drift.mT, basis, target, self.known_routing)
 
     def routing(self) -> Routing:
-        """The drift in the source's basis (Eq. 2), of the transposed layer where it is wide.
+        """Return the drift in the source's basis (Eq. 2), of the transposed layer where it is wide.
 
         Raises SettingsError where the basis is missing.
         """
-        if self.seen is not None:
-            return self.seen
+        if self.known_routing is not None:
+            return self.known_routing
         if self.basis is None:
             raise SettingsError(
                 "CASA needs the singular basis of the source weight; pass decompose(W_s) as Layer.basis"
@@ -64,103 +63,102 @@ class Layer:
 
 @dataclass(frozen=True)
 class Update:
-    """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact.
-
-    `facts` may hold k, clusters, largest_cluster, restored, arbitrated (CASA), k_target, overlap, overlap_random
-    (projections) and amount (what a matched control or core undo found).
-    """
+    """A transferred update D' = B·A + correction. Without a correction it is of low rank and exact."""
 
     low_rank: LowRank
-    change: Float[Tensor, "out in"] | Taken | None = None
-    """The correction: dense, or minus what was taken, which is dense for those only who ask for it."""
+    change: Float[Tensor, "out in"] | Removal | None = None
+    """The correction: dense, or as what is removed (minus the correction), dense for those only who ask for it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers for the report: k, clusters, largest_cluster, restored, arbitrated (CASA), k_target, overlap,
+    overlap_random (projections), amount (what a matched control or core undo found)."""
     reason: str | None = None
     """Why the method gives this layer no adapter; None where it gives one."""
     note: str | None = None
     """What is to be said of an adapter that the method does give."""
-    turned: bool = False
-    """Whether `change` is Taken and belongs to the transposed layer."""
-    seen: LowRank | None = None
-    """`low_rank` in the basis of what is Taken (Eq. 2), where somebody has it."""
+    is_transposed: bool = False
+    """Whether `change` is a Removal of the transposed layer."""
+    lora_routing: LowRank | None = None
+    """The routing of `low_rank` in factors, in the Removal's basis (Eq. 2), where somebody has it already."""
 
     @classmethod
     def none(cls, lora: LowRank, reason: str, facts: Mapping[str, Any]) -> Update:
-        """No adapter for this layer: an update of rank 0, and why."""
+        """Return no adapter for this layer: an update of rank 0, and why."""
         return cls(LowRank(lora.B[:, :0], lora.A[:0]), None, facts, reason)
 
     @property
     def correction(self) -> Float[Tensor, "out in"] | None:
         """The correction as one matrix."""
-        if not isinstance(self.change, Taken):
+        if not isinstance(self.change, Removal):
             return self.change
         dense = -self.change.dense()
-        return dense.mT if self.turned else dense
+        return dense.mT if self.is_transposed else dense
 
     @property
     def is_low_rank(self) -> bool:
         """Whether nothing but B·A is there: no correction, or one that is zero in every entry."""
-        if isinstance(self.change, Taken):
+        if isinstance(self.change, Removal):
             return self.change.energy == 0
         return self.change is None or not bool(self.change.any())
 
     def dense(self) -> Float[Tensor, "out in"]:
-        """D' as one matrix."""
+        """Return D' as one matrix."""
         correction = None if self.is_low_rank else self.correction
         return self.low_rank.dense() if correction is None else correction.addmm(self.low_rank.B, self.low_rank.A)
 
     def norm(self) -> float:
-        """‖D'‖_F; the update is not multiplied out for it where that can be avoided."""
-        if self._remaining is not None:
-            return self._remaining.energy**0.5
+        """Return ‖D'‖_F; the update is not multiplied out for it where that can be avoided."""
+        if self._corrected is not None:
+            return self._corrected.energy**0.5
         return self.low_rank.norm() if self.change is None else norm(self.dense())
 
     def change_norm(self) -> float:
-        """‖correction‖_F"""
-        if isinstance(self.change, Taken):
+        """Return ‖correction‖_F."""
+        if isinstance(self.change, Removal):
             return self.change.energy**0.5
         return 0.0 if self.change is None else norm(self.change)
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
-        """The best rank-r approximation of D', √Σ on both sides, with the share of energy that it loses."""
-        if self._remaining is None or is_small(self.low_rank.shape, rank):
+        """Return the best rank-r approximation of D', √Σ on both sides, with the share of energy that it loses."""
+        if self._corrected is None or is_small(self.low_rank.shape, rank):
             return factorize(self.dense(), rank, generator=generator)
-        low = self._remaining.factorized(rank, generator)
-        return low.transposed() if self.turned else low
+        low = self._corrected.factorized(rank, generator)
+        return low.transposed() if self.is_transposed else low
 
     def kept_correction(self, low: LowRank) -> float | None:
-        """Share of the correction that survives truncation to these factors; None where there is none to speak of.
+        """Return the share of the correction that survives truncation to these factors; None where there is none.
 
-        With T taken it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. That the factors are a projection
+        With T removed it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. That the factors are a projection
         of D' would save those, but squares of the whole update hide a small correction.
         """
-        left = self._remaining
-        if left is None:
+        corrected = self._corrected
+        if corrected is None:
             return None if self.correction is None else kept_correction(low, self.low_rank, self.correction)
-        if is_lost(left.taken.energy, self.low_rank.norm() ** 2):
+        removal = corrected.removal
+        if is_lost(removal.energy, self.low_rank.norm() ** 2):
             return None
-        return (left.overlap - left.taken.inner(low.transposed() if self.turned else low)) / left.taken.energy
+        return (corrected.overlap - removal.inner(low.transposed() if self.is_transposed else low)) / removal.energy
 
     def transposed(self) -> Update:
-        """The update of the transposed layer."""
-        if isinstance(self.change, Taken):
-            return replace(self, low_rank=self.low_rank.transposed(), turned=not self.turned)
+        """Return the update of the transposed layer."""
+        if isinstance(self.change, Removal):
+            return replace(self, low_rank=self.low_rank.transposed(), is_transposed=not self.is_transposed)
         change = None if self.change is None else self.change.mT
         return Update(self.low_rank.transposed(), change, self.facts, self.reason, self.note)
 
     @lazy_property
-    def _usual(self) -> bool:
+    def _is_at_usual_scale(self) -> bool:
         """Whether squares of its entries can be trusted in single precision; else the dense update is looked at."""
         size = max(self.change_norm(), self.low_rank.norm())
         return size == 0 or 1 / USUAL < size < USUAL
 
     @lazy_property
-    def _remaining(self) -> Remaining | None:
-        """B·A less what was taken, of the layer or its transpose; None where the correction is dense or none."""
-        if not isinstance(self.change, Taken) or not self._usual:
+    def _corrected(self) -> CorrectedUpdate | None:
+        """B·A less what is removed, of the layer or its transpose; None where the correction is dense or none."""
+        if not isinstance(self.change, Removal) or not self._is_at_usual_scale:
             return None
-        lora = self.low_rank.transposed() if self.turned else self.low_rank
-        seen = routing_factors(lora, self.change.basis) if self.seen is None else self.seen
-        return Remaining(lora, self.change, seen)
+        lora = self.low_rank.transposed() if self.is_transposed else self.low_rank
+        routing = routing_factors(lora, self.change.basis) if self.lora_routing is None else self.lora_routing
+        return CorrectedUpdate(lora, self.change, routing)
 
 
 @dataclass(frozen=True)
@@ -173,5 +171,5 @@ class Parts:
     """Minus a restriction of the drift: zero where there is none, all of the update for a zero LoRA."""
 
     def transposed(self) -> Parts:
-        """The parts of the transposed layer's update."""
+        """Return the parts of the transposed layer's update."""
         return Parts(self.adapter.transposed(), self.counter_drift.transposed())

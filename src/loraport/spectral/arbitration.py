@@ -14,7 +14,7 @@ from loraport.spectral.routing import ALIGNMENT_EPS, directional_alignment
 
 
 def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
-    """Mean strength of a cluster's members, as senders or as receivers (Eq. 5–6): ρ(m) = mean_{i∈m} strength_i."""
+    """Return ρ(m) = mean_{i∈m} strength_i of each cluster m, as senders or as receivers (Eq. 5–6)."""
     members = torch.bincount(labels).double()
     total = torch.zeros_like(members).index_add_(0, labels, strength[: len(labels)].double())
     return (total / members).to(strength.dtype)
@@ -23,7 +23,7 @@ def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) ->
 def dominant_directions(
     strength: Float[Tensor, " n"], labels: Int[Tensor, " k"], *, q_dom: float
 ) -> Bool[Tensor, " n"]:
-    """Members of the clusters whose density is at least the q_dom quantile over clusters (text below Eq. 6).
+    """Return the members of the clusters whose density is at least the q_dom quantile over clusters (below Eq. 6).
 
     Linear interpolation between clusters; directions beyond the k leading ones are never dominant themselves.
     """
@@ -37,7 +37,7 @@ def dominant_directions(
 
 
 def dominant_mask(receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]) -> Bool[Tensor, "n n"]:
-    """D(i, j) = 1 iff i is in a dominant receiver or j in a dominant sender (Eq. 7)."""
+    """Return D, where D(i, j) = 1 iff i is in a dominant receiver or j in a dominant sender (Eq. 7)."""
     return receivers[:, None] | senders[None, :]
 
 
@@ -48,16 +48,16 @@ def risk_candidates(
     senders: Bool[Tensor, " n"],
     rank: int | None = None,
 ) -> Entries:
-    """Dominant entries in which both updates push the same way (Eq. 7, 9), with their products C_lora · C_fft.
+    """Return the dominant entries in which both updates push the same way, with C_lora · C_fft of each (Eq. 7, 9).
 
-    Directions from `rank` on are none of the weight, and nobody's candidates: what is there is left as a block.
+    Directions from `rank` on are not the weight's but its rounding's, so nothing there is a candidate.
     """
-    both = C_lora * C_fft
-    if rank is not None and rank < len(both):
-        both[rank:] = 0
-        both[:, rank:] = 0
-    places = positive_indices(both, receivers, senders)
-    return Entries(places, entries_at(both, places))
+    product = C_lora * C_fft
+    if rank is not None and rank < len(product):
+        product[rank:] = 0
+        product[:, rank:] = 0
+    indices = positive_indices(product, receivers, senders)
+    return Entries(indices, entries_at(product, indices))
 
 
 def over_activation_risk(
@@ -68,35 +68,36 @@ def over_activation_risk(
     *,
     eps: float = ALIGNMENT_EPS,
 ) -> Float[Tensor, " e"]:
-    """Risk(i, j) = C_lora · C_fft · Context of each candidate (Eq. 12, 13).
+    """Return Risk(i, j) = C_lora · C_fft · Context of each candidate (Eq. 12, 13).
 
     Context is the alignment of the two routing blocks around an entry, and 1 beyond the k leading directions.
     """
     n, k = len(C_lora), len(labels)
     aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels, eps=eps)
-    context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more: beyond k
+    context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more, for all directions beyond k
     groups = torch.nn.functional.pad(labels, (0, n - k), value=len(aligned))
-    each = context.index_select(1, groups).index_select(0, groups)
-    return candidates.values * entries_at(each, candidates.places)
+    of_entries = context.index_select(1, groups).index_select(0, groups)
+    return candidates.values * entries_at(of_entries, candidates.indices)
 
 
 def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: float) -> Int[Tensor, " a"]:
-    """Places of the candidates whose risk exceeds the q_act quantile of all candidates' (text below Eq. 13).
+    """Return the indices of the candidates whose risk exceeds the q_act quantile of all candidates' (below Eq. 13).
 
     Exact, without a sort: exceeding the linearly interpolated quantile is exceeding its lower neighbour in order.
     """
     if len(candidates) == 0:
-        return candidates.places
-    return candidates.places[risk > risk_threshold(risk, q_act)]
+        return candidates.indices
+    return candidates.indices[risk > risk_threshold(risk, q_act)]
 
 
 def risk_threshold(risk: Float[Tensor, " e"], q_act: float) -> Float[Tensor, ""]:
-    """The risk that an arbitrated entry exceeds; a place in order is whole where only rounding keeps it from that."""
+    """Return the risk that an arbitrated entry exceeds: the value at the quantile's place in order, rounded down."""
+    # 0.85 · 20 is 16.999…: a place that is whole but for rounding counts as whole.
     return kth_smallest(risk, int(q_act * (len(risk) - 1) * (1 + 1e-15) + 1e-12) + 1)
 
 
 NEAR = 1e-3
-"""Share of the threshold within which entries are looked at more closely."""
+"""Distance from the threshold, as a share of it, within which entries are looked at more closely."""
 
 
 def count_borderline(
@@ -108,31 +109,31 @@ def count_borderline(
     q_act: float,
     uncertainty: float,
 ) -> int:
-    """How many candidates lie so close to the threshold that an error of the directions decides about them.
+    """Return how many candidates lie so close to the threshold that an error of the directions decides about them.
 
-    An error of so much of a direction moves an entry by so much of its column's root mean square.
+    A direction that is off by `uncertainty` moves an entry by that share of its column's root mean square.
     """
     if len(candidates) == 0:
         return 0
     threshold = risk_threshold(risk, q_act)
     near = ((risk - threshold).abs() <= NEAR * threshold.abs()).nonzero().squeeze(1)
-    places, off = candidates.places[near], (risk[near] - threshold).abs()
-    columns, reach = places % len(C_lora), torch.zeros_like(off)
+    indices, distance = candidates.indices[near], (risk[near] - threshold).abs()
+    columns, reach = indices % len(C_lora), torch.zeros_like(distance)
     for C in (C_lora, C_fft):
         error = C.index_select(1, columns).norm(dim=0) * (uncertainty / len(C) ** 0.5)
-        reach += error / entries_at(C, places).abs()
-    return max(0, int((off <= reach * risk[near].abs()).sum()) - 1)  # the threshold is one of them itself
+        reach += error / entries_at(C, indices).abs()
+    return max(0, int((distance <= reach * risk[near].abs()).sum()) - 1)  # the threshold is one of them itself
 
 
 def arbitrated_part(
     C_lora: Float[Tensor, "n n"], C_fft: Float[Tensor, "n n"], arbitrated: Int[Tensor, " a"]
 ) -> Entries:
-    """What arbitration takes from C_lora where both push the same way (Eq. 14): sign(C_lora) · min(|C_lora|, |C_fft|).
+    """Return what arbitration removes from C_lora: sign(C_lora) · min(|C_lora|, |C_fft|) (Eq. 14).
 
-    The effective routing C_fft + C_casa becomes the stronger of the two, so C_casa = C_lora − C_fft where
-    |C_lora| > |C_fft|, else 0. Eq. 14 as printed puts the subtraction inside the sign; taken literally it would cancel
-    the distilled routing wherever that is the stronger one, against the paper's own prose and its published code, so we
-    follow those two.
+    Both push the same way there, and the effective routing C_fft + C_casa becomes the stronger of the two, so
+    C_casa = C_lora − C_fft where |C_lora| > |C_fft|, else 0. Eq. 14 as printed puts the subtraction inside the sign;
+    taken literally it would cancel the distilled routing wherever that is the stronger one, against the paper's own
+    prose and its published code, so we follow those two.
     """
-    mine, theirs = entries_at(C_lora, arbitrated), entries_at(C_fft, arbitrated)
-    return Entries(arbitrated, torch.where(mine.abs() < theirs.abs(), mine, theirs))
+    lora, drift = entries_at(C_lora, arbitrated), entries_at(C_fft, arbitrated)
+    return Entries(arbitrated, torch.where(lora.abs() < drift.abs(), lora, drift))

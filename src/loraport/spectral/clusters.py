@@ -1,4 +1,4 @@
-"""Which singular directions belong together: the LoRA's predicted rotation as a graph, and its connected parts."""
+"""Clusters of singular directions: the connected parts of the graph of rotations that the LoRA predicts (Eq. 4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraport.spectral.kernels import true_indices
 
 
 def predicted_rotation(C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, eps: float) -> Float[Tensor, "k k"]:
-    """How far the LoRA turns direction j into direction i, to first order (Eq. 4).
+    """Return how far the LoRA turns direction j into direction i, to first order (Eq. 4).
 
     R(i, j) = |C_lora(i, j)| / (|S_i − S_j| + eps), and 0 on the diagonal.
     """
@@ -24,7 +24,7 @@ def predicted_rotation(C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, 
 def singular_clusters(
     C_lora: Float[Tensor, "k k"], S: Float[Tensor, " k"], *, tau: float, eps: float
 ) -> Int[Tensor, " k"]:
-    """The cluster number of each leading direction (Eq. 4 and the text below it).
+    """Return the cluster number of each leading direction (Eq. 4 and the text below it).
 
     i and j are connected where R(i, j) > tau or R(j, i) > tau; clusters are the connected components, numbered by their
     first member. The rotation is symmetrised by that "or", so a directed and an undirected reading agree.
@@ -33,7 +33,7 @@ def singular_clusters(
 
 
 def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
-    """The connected component of each node of a graph, whichever way its links point, numbered by first members."""
+    """Return the connected component of each node of a graph, whichever way links point, numbered by first members."""
     if len(linked) == 0:
         return torch.zeros(0, dtype=torch.int64, device=linked.device)
     rows, columns = np.divmod(true_indices(linked).cpu().numpy(), len(linked))
@@ -43,5 +43,5 @@ def connected_labels(linked: Bool[Tensor, "k k"]) -> Int[Tensor, " k"]:
 
 
 def cluster_sizes(labels: Int[Tensor, " k"]) -> Int[Tensor, " m"]:
-    """Members of each cluster."""
+    """Return the number of members of each cluster."""
     return torch.bincount(labels)

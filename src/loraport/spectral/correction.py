@@ -1,10 +1,14 @@
-"""What CASA takes from an update (Eq. 8, 14), in coordinates of the basis: measured and truncated, never dense.
+"""What CASA removes from an update (Eq. 8, 14), and what is left of it, in coordinates of the weight's basis.
 
-    T·Vᵀ = restore·(I − P_U)·D·(I − P_V) + U·struck·Vᵀ
+    T = restore·(I − P_U)·D_fft·(I − P_V) + U·M·Vᵀ
 
-P_U and P_V project on the dominant receivers' u_i and senders' v_j. Inside the basis that is the n × n matrix
-restore·(C off the dominant mask) + struck; outside (tall layers) it is restore·(I − UUᵀ)·D·(I − P_V), of which products
-with a few columns are needed, which D gives, and its Gram matrix, which is kept with the routing.
+P_U and P_V project on the dominant receivers' u_i and senders' v_j; M holds the single entries that arbitration
+removes. T has full rank, but all that a transfer needs of it (norms, inner products, the best factors of rank r)
+follows from n × n matrices, so no out × in matrix is formed:
+
+    inside the basis:  U·C·Vᵀ with C = restore·(C_fft off the dominant mask) + M
+    outside of it:     restore·(I − UUᵀ)·D_fft·(I − P_V), in tall layers only. Products with a few columns come from
+                       D_fft itself; its Gram matrix is kept with the routing of the drift.
 """
 
 from __future__ import annotations
@@ -24,139 +28,149 @@ from loraport.spectral.routing import Routing
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A part of the drift and single entries of the routing, of a square or tall layer (Eq. 8, 14)."""
+class Removal:
+    """T: a part of the drift, and single entries of the routing, of a square or tall layer (Eq. 8, 14)."""
 
-    D: Float[Tensor, "out n"]
+    D_fft: Float[Tensor, "out n"]
     basis: Basis
     drift: Routing
-    """D in the basis."""
+    """D_fft in the basis."""
     receivers: Bool[Tensor, " n"]
+    """The dominant ones: nothing is restored in their rows."""
     senders: Bool[Tensor, " n"]
+    """The dominant ones: nothing is restored in their columns."""
     restore: float
-    struck: Entries | None = None
-    """What arbitration takes of single routing entries."""
+    entries: Entries | None = None
+    """M: what arbitration removes of single routing entries."""
 
     @lazy_property
-    def kept_senders(self) -> Float[Tensor, " n"]:
-        """restore where a direction sends weakly, 0 where it dominates."""
-        return self.restore * (~self.senders).to(self.D.dtype)
+    def sender_weights(self) -> Float[Tensor, " n"]:
+        """What I − P_V makes of each column: `restore` where a direction sends weakly, 0 where it dominates."""
+        return self.restore * (~self.senders).to(self.D_fft.dtype)
 
     @lazy_property
-    def inside(self) -> Float[Tensor, "n n"]:
-        """The part inside the basis, as a routing matrix."""
-        found = self.drift.C * self.kept_senders
-        found[self.receivers] = 0
-        if self.struck is not None:
-            found.view(-1).index_add_(0, self.struck.places, self.struck.values)
-        return found
+    def C(self) -> Float[Tensor, "n n"]:  # noqa: N802
+        """The routing matrix of T: its part inside the basis."""
+        C = self.drift.C * self.sender_weights
+        C[self.receivers] = 0
+        if self.entries is not None:
+            C.view(-1).index_add_(0, self.entries.indices, self.entries.values)
+        return C
 
     @property
     def is_tall(self) -> bool:
         """Whether there is an outside."""
-        return self.D.shape[0] > self.D.shape[1]
+        return self.D_fft.shape[0] > self.D_fft.shape[1]
 
     @lazy_property
     def energy(self) -> float:
-        """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D·v_j‖² − ‖C(:, j)‖²."""
-        total = energy(self.inside)
+        """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D_fft·v_j‖² − ‖C_fft(:, j)‖²."""
+        total = energy(self.C)
         if self.is_tall:
-            total += float((self.drift.outside * self.kept_senders.double().square()).sum())
+            total += float((self.drift.outside * self.sender_weights.double().square()).sum())
         return total
 
     def times(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
-        """T·X for a few columns in the coordinates of V: U·inside·X + (D·V − U·C)·(weak ∘ X).
+        """Return T·V·X for a few columns: U·C·X + (D_fft·V − U·C_fft)·(weights ∘ X).
 
-        The second part is what D has outside of the basis, and in a square layer what rounding of the basis hides.
+        The second part is what D_fft has outside of the basis, and in a square layer what rounding of the basis hides.
         """
         if not self.restore:
-            return self.basis.lift_left(self.inside @ X)
-        weak = self.kept_senders[:, None] * X
-        inside = (self.inside @ X).addmm_(self.drift.C, weak, alpha=-1)
-        return self.basis.lift_left(inside).add_(times_few(self.D, times_few(self.basis.Vh.mT, weak)))
+            return self.basis.lift_left(self.C @ X)
+        weak = self.sender_weights[:, None] * X
+        # Both products with U are one: U·(C·X − C_fft·weak).
+        inside = (self.C @ X).addmm_(self.drift.C, weak, alpha=-1)
+        return self.basis.lift_left(inside).add_(times_few(self.D_fft, times_few(self.basis.Vh.mT, weak)))
 
     def inner(self, low: LowRank) -> float:
-        """⟨B·A, T·Vᵀ⟩"""
+        """Return ⟨B·A, T⟩."""
         return inner(self.times(times_few(self.basis.Vh, low.A.mT)), low.B)
 
-    def outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """What lies outside the basis, its Gram matrix times X."""
-        outside, weak = self.drift.outside_gram, self.kept_senders[:, None]
-        return torch.zeros_like(X) if outside is None else weak * (outside @ (weak * X))
+    def times_outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """Return NᵀN·X for N = (I − UUᵀ)·T·V, the part outside of the basis."""
+        gram, weights = self.drift.outside_gram, self.sender_weights[:, None]
+        return torch.zeros_like(X) if gram is None else weights * (gram @ (weights * X))
 
     def dense(self) -> Float[Tensor, "out n"]:
-        """T·Vᵀ as one matrix."""
+        """Return T as one matrix."""
         if not self.restore:
-            return self.basis.U @ self.inside @ self.basis.Vh
-        weak = self.D @ self.basis.Vh.mT * self.kept_senders
-        return weak.addmm_(self.basis.U, self.inside - self.drift.C * self.kept_senders) @ self.basis.Vh
+            return self.basis.U @ self.C @ self.basis.Vh
+        weak = self.D_fft @ self.basis.Vh.mT * self.sender_weights
+        return weak.addmm_(self.basis.U, self.C - self.drift.C * self.sender_weights) @ self.basis.Vh
 
 
 @dataclass(frozen=True)
-class Remaining:
-    """B·A − T·Vᵀ: what is left of an update of low rank after something was taken, in coordinates of V.
+class CorrectedUpdate:
+    """B·A − T: what is left of an update of low rank when something is removed from it.
 
-    It is U·Z + N with Z = P·Qᵀ − inside, P = Uᵀ·B and Q = V·Aᵀ, and N ⟂ U, which only tall layers have.
+    In coordinates of V it is U·Z + N, with Z = P·Qᵀ − C, P = Uᵀ·B, Q = V·Aᵀ, and N ⟂ U, which only tall layers have.
     """
 
     lora: LowRank
-    taken: Taken
-    seen: LowRank
-    """The LoRA's routing in factors (Eq. 2)."""
+    removal: Removal
+    lora_routing: LowRank
+    """C_lora = P·Qᵀ in factors (Eq. 2)."""
 
     @property
     def P(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """Uᵀ·B"""
-        return self.seen.B
+        return self.lora_routing.B
 
     @property
     def Q(self) -> Float[Tensor, "n r"]:  # noqa: N802
         """V·Aᵀ, with the rows of Vh for V"""
-        return self.seen.A.mT
+        return self.lora_routing.A.mT
 
     @lazy_property
     def cross(self) -> Float[Tensor, "r n"] | None:
-        """((I − UUᵀ)·B)ᵀ·T: how the two overlap outside of the basis; None where nothing is there."""
-        if not (self.taken.is_tall and self.taken.restore):
+        """((I − UUᵀ)·B)ᵀ·T·V: how B and T overlap outside of the basis; None where nothing is there."""
+        if not (self.removal.is_tall and self.removal.restore):
             return None
-        drifted = times_few(self.taken.basis.Vh, times_few(self.taken.D.mT, self.lora.B)).mT
-        return (drifted - self.P.mT @ self.taken.drift.C) * self.taken.kept_senders
+        drifted = times_few(self.removal.basis.Vh, times_few(self.removal.D_fft.mT, self.lora.B)).mT
+        return (drifted - self.P.mT @ self.removal.drift.C) * self.removal.sender_weights
 
     @lazy_property
     def overlap(self) -> float:
-        """⟨B·A, T·Vᵀ⟩"""
-        found = (self.P.double() * (self.taken.inside @ self.Q).double()).sum()
-        return float(found if self.cross is None else found + (self.cross.double() * self.Q.mT.double()).sum())
+        """⟨B·A, T⟩"""
+        inside = (self.P.double() * (self.removal.C @ self.Q).double()).sum()
+        return float(inside if self.cross is None else inside + (self.cross.double() * self.Q.mT.double()).sum())
 
     @lazy_property
     def energy(self) -> float:
-        """‖B·A − T·Vᵀ‖²"""
-        return at_least_zero(self.lora.norm() ** 2 - 2 * self.overlap + self.taken.energy)
+        """‖B·A − T‖²"""
+        return at_least_zero(self.lora.norm() ** 2 - 2 * self.overlap + self.removal.energy)
 
-    def gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """(ZᵀZ + NᵀN)·X: products with n × n matrices alone."""
-        seen = (self.P @ (self.Q.mT @ X)).addmm_(self.taken.inside, X, alpha=-1)
-        found = (self.Q @ (self.P.mT @ seen)).sub_(times_few(self.taken.inside.mT, seen))
-        if not self.taken.is_tall:
-            return found
-        outside, seen = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P, self.Q.mT @ X
-        found += self.Q @ (outside @ seen)
+    def times_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """Return (ZᵀZ + NᵀN)·X, by products with n × n matrices alone.
+
+        N = B_o·Qᵀ − T_o with B_o, T_o the parts of B and T·V outside of U, so NᵀN has four terms.
+        """
+        Z_X = (self.P @ (self.Q.mT @ X)).addmm_(self.removal.C, X, alpha=-1)
+        # Zᵀ·(Z·X); times_few, since BLAS must not transpose the n × n matrix for a few columns.
+        total = (self.Q @ (self.P.mT @ Z_X)).sub_(times_few(self.removal.C.mT, Z_X))
+        if not self.removal.is_tall:
+            return total
+        # B_oᵀ·B_o = BᵀB − PᵀP, as U has orthonormal columns.
+        outside_B, along = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P, self.Q.mT @ X
+        total += self.Q @ (outside_B @ along)
         if self.cross is None:
-            return found
-        return found.sub_(self.Q @ (self.cross @ X) + self.cross.mT @ seen).add_(self.taken.outside_gram(X))
+            return total
+        return total.sub_(self.Q @ (self.cross @ X) + self.cross.mT @ along).add_(self.removal.times_outside_gram(X))
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
-        """The best rank-r approximation, √Σ on both sides, with the share of energy that it loses.
+        """Return the best rank-r approximation, √Σ on both sides, with the share of energy that it loses.
 
-        Its right directions are the leading ones of ZᵀZ + NᵀN, found from the LoRA's rows and random ones; then comes
-        one exact product with the update itself.
+        Its right directions X are the leading ones of ZᵀZ + NᵀN. The search starts from the LoRA's own rows, which are
+        near them, and needs no product with an out × in matrix; then comes one exact product with the update itself.
         """
-        X = leading_eigenvectors(self.gram, with_random_columns(self.Q, rank, generator=generator), rank)
-        L = self.lora.B @ (self.Q.mT @ X) - self.taken.times(X)
+        start = with_random_columns(self.Q, rank, generator=generator)
+        X = leading_eigenvectors(self.times_gram, start, rank)
+        L = self.lora.B @ (self.Q.mT @ X) - self.removal.times(X)
+        # L = (left directions)·Σ·Wᵀ by the eigenvectors of the small LᵀL; eigh sorts upwards, so all is flipped.
         values, W = torch.linalg.eigh((L.mT @ L).double())
         W = W.flip(1)[:, :rank].to(L.dtype)
         root = values.flip(0)[:rank].clamp(min=0).to(L.dtype).sqrt().sqrt()
         scale = torch.where(root > 0, 1 / root, 0)
         kept = float(values.flip(0)[:rank].clamp(min=0).sum())
         lost = at_least_zero(1.0 - kept / self.energy) if self.energy > 0 else 0.0
-        return LowRank((L @ W) * scale, root[:, None] * ((X @ W).mT @ self.taken.basis.Vh), lost)
+        return LowRank((L @ W) * scale, root[:, None] * ((X @ W).mT @ self.removal.basis.Vh), lost)

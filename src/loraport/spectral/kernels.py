@@ -14,33 +14,39 @@ from torch import Tensor
 FEW = 256
 """Columns up to which it matters how the large matrix lies."""
 
+ROWS = 2048
+"""Rows of a matrix that are held in another precision at a time."""
+
+STRIPS = 4
+"""Strips of columns of a Gram matrix, each computed from its first diagonal entry down: 5/8 of all sums."""
+
+EXACT_UP_TO = 2048
+"""Directions of a layer up to which its entries are compared with thresholds in double precision, where that costs
+little: beyond, decisions closer to their threshold than 1e-6 are left to rounding, and counted."""
+
+USUAL = 2.0**40
+"""Scales between this and its inverse are usual: squares of squares of values there fit in single precision."""
+
 
 def times_few(A: Float[Tensor, "rows n"], X: Float[Tensor, "n m"]) -> Float[Tensor, "rows m"]:
-    """A·X, A or its transpose laid out by rows, X with few columns (or with many, where this is the plain product).
+    """Return A·X, A or its transpose laid out by rows, X with few columns (or with many: then the plain product).
 
-    BLAS must not transpose a large matrix for a small result: it takes up to twice as long for the same sums.
+    BLAS must not transpose a large matrix for a small result: it takes up to twice as long for the same sums. So where
+    A is the transpose of a matrix laid out by rows, (Xᵀ·Aᵀ)ᵀ is computed, in which Aᵀ stands as it lies in memory.
     """
     return A @ X if A.is_contiguous() or X.shape[1] > FEW else (X.mT @ A.mT).mT
 
 
-ROWS = 2048
-"""Rows of a matrix that are held in another precision at a time."""
-
-
 def sum_of_pieces(rows: int, term: Callable[[slice], Tensor]) -> Tensor:
-    """The sum of a term over the rows of a matrix, so many at a time; at least one piece, which may be empty."""
+    """Return the sum of a term over the rows of a matrix, so many at a time; at least one piece, which may be empty."""
     total = term(slice(0, ROWS))
     for start in range(ROWS, rows, ROWS):
         total = total.add_(term(slice(start, start + ROWS)))
     return total
 
 
-STRIPS = 4
-"""Strips of columns of a Gram matrix, each computed from its first diagonal entry down: 5/8 of all sums."""
-
-
 def lower_gram(X: Float[Tensor, "rows n"], dtype: torch.dtype) -> Float[Tensor, "n n"]:
-    """The lower triangle of Xᵀ·X in this precision; above the diagonal nothing is promised."""
+    """Return the lower triangle of Xᵀ·X in this precision; above the diagonal nothing is promised."""
     n = X.shape[1]
     total, width = torch.zeros(n, n, dtype=dtype, device=X.device), -(-n // STRIPS)
     for row in range(0, len(X), ROWS):
@@ -52,39 +58,31 @@ def lower_gram(X: Float[Tensor, "rows n"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 def norm(X: Tensor) -> float:
-    """‖X‖_F, summed in double precision: in single a matrix of 13824 × 5120 comes out 0.6 % too small."""
+    """Return ‖X‖_F, summed in double precision: in single a matrix of 13824 × 5120 comes out 0.6 % too small."""
     return math.sqrt(energy(X))
 
 
 def energy(X: Tensor) -> float:
-    """‖X‖²_F, summed in double precision."""
+    """Return ‖X‖²_F, summed in double precision."""
     return inner(X, X)
 
 
 def inner(X: Tensor, Y: Tensor) -> float:
-    """⟨X, Y⟩, summed in double precision, piece by piece."""
+    """Return ⟨X, Y⟩, summed in double precision, piece by piece."""
     if not X.numel():
         return 0.0
     pairs = zip(in_pieces(X), in_pieces(Y), strict=True)
     return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
 
 
-EXACT_UP_TO = 2048
-"""Directions of a layer up to which its entries are compared with thresholds in double precision, where that costs
-little: beyond, decisions closer to their threshold than 1e-6 are left to rounding, and counted."""
-
-USUAL = 2.0**40
-"""Scales between this and its inverse are usual: squares of squares of values there fit in single precision."""
-
-
 def at_usual_scale(X: Tensor) -> bool:
-    """Whether products of a few such matrices neither vanish nor overflow in single precision; zeros are usual."""
+    """Tell whether products of a few such matrices fit in single precision; zeros do."""
     largest = float(X.abs().max()) if X.numel() else 0.0
     return largest == 0 or 1 / USUAL < largest < USUAL
 
 
 def at_least_zero(value: float) -> float:
-    """What rounding left below zero is zero; what is not a number stays so, which `max(0.0, value)` would hide."""
+    """Return zero for what rounding left below it; NaN stays NaN, which `max(0.0, value)` would hide."""
     return 0.0 if value < 0 else value
 
 
@@ -93,7 +91,7 @@ _PIECE = 1 << 17
 
 
 def in_pieces(values: Tensor) -> tuple[Tensor, ...]:
-    """The values end to end, in pieces that a processor's cache holds, where several passes cost little more than one.
+    """Return the values end to end, in pieces that a processor's cache holds, where several passes cost little more.
 
     On a card they are one piece.
     """
@@ -101,27 +99,31 @@ def in_pieces(values: Tensor) -> tuple[Tensor, ...]:
     return torch.split(flat, _PIECE) if values.device.type == "cpu" and len(flat) else (flat,)
 
 
+# Selections of single entries out of millions. On a processor numpy does them, five to ten times as fast as torch
+# (nonzero, kthvalue, masked_select); the answers are the same. An entry's flat index counts row by row.
+
+
 @dataclass(frozen=True)
 class Entries:
-    """Some entries of a matrix: their places in its rows laid end to end, ascending, and their values."""
+    """Some entries of a matrix: their flat indices, ascending, and their values."""
 
-    places: Int[Tensor, " e"]
+    indices: Int[Tensor, " e"]
     values: Float[Tensor, " e"]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def to(self, dtype: torch.dtype) -> Entries:
-        """The same in another precision."""
-        return Entries(self.places, self.values.to(dtype))
+        """Return the same in another precision."""
+        return Entries(self.indices, self.values.to(dtype))
 
     def where(self, chosen: Bool[Tensor, " e"]) -> Entries:
-        """Some of them."""
-        return Entries(self.places[chosen], self.values[chosen])
+        """Return some of them."""
+        return Entries(self.indices[chosen], self.values[chosen])
 
 
 def true_indices(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " e"]:
-    """The places of the true entries in the rows laid end to end, ascending."""
+    """Return the flat indices of the true entries, ascending."""
     if mask.device.type != "cpu":
         return mask.flatten().nonzero().squeeze(1)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
@@ -130,20 +132,21 @@ def true_indices(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " e"]:
 def positive_indices(
     X: Float[Tensor, "rows columns"], rows: Bool[Tensor, " rows"], columns: Bool[Tensor, " columns"]
 ) -> Int[Tensor, " e"]:
-    """The places of the positive entries that lie in one of the rows or columns, ascending."""
+    """Return the flat indices of the positive entries that lie in one of the rows or columns, ascending."""
     if X.device.type != "cpu":
         return true_indices((X > 0).logical_and_(rows[:, None] | columns))
-    found = X.numpy() > 0
-    return torch.from_numpy(np.flatnonzero(np.logical_and(found, rows.numpy()[:, None] | columns.numpy(), out=found)))
+    positive = X.numpy() > 0
+    inside = rows.numpy()[:, None] | columns.numpy()
+    return torch.from_numpy(np.flatnonzero(np.logical_and(positive, inside, out=positive)))
 
 
-def entries_at(X: Float[Tensor, "rows columns"], places: Int[Tensor, " e"]) -> Float[Tensor, " e"]:
-    """The entries at those places."""
-    return X.reshape(-1).index_select(0, places)
+def entries_at(X: Float[Tensor, "rows columns"], indices: Int[Tensor, " e"]) -> Float[Tensor, " e"]:
+    """Return the entries at these flat indices."""
+    return X.reshape(-1).index_select(0, indices)
 
 
 def kth_smallest(values: Float[Tensor, " e"], k: int) -> Float[Tensor, ""]:
-    """The value that has k − 1 below it, in order; exact, without a sort."""
+    """Return the value that has k − 1 before it in order; exact, without a sort: partitioning takes linear time."""
     if values.device.type != "cpu":
         return torch.kthvalue(values, k).values
     return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]

@@ -14,22 +14,22 @@ from loraport.spectral.low_rank import LowRank
 
 
 def on_span(X: Float[Tensor, "m r"], U: Float[Tensor, "m k"]) -> Float[Tensor, "m r"]:
-    """The part of the columns inside the subspace: P·X with P = U·Uᵀ."""
+    """Return the part of the columns inside the subspace: P·X with P = U·Uᵀ."""
     return U @ (U.mT @ X)
 
 
 def off_span(X: Float[Tensor, "m r"], U: Float[Tensor, "m k"]) -> Float[Tensor, "m r"]:
-    """The part of the columns outside of it: (I − P)·X; zero where the subspace is everything."""
+    """Return the part of the columns outside of it: (I − P)·X; zero where the subspace is everything."""
     return torch.zeros_like(X) if U.shape[0] == U.shape[1] else X - on_span(X, U)
 
 
 def projected(update: LowRank, left: Float[Tensor, "out k"], right: Float[Tensor, "in l"]) -> LowRank:
-    """P·B·A·Q for the projectors on two subspaces, at the update's own rank."""
+    """Return P·B·A·Q for the projectors on two subspaces, at the update's own rank."""
     return LowRank(on_span(update.B, left), on_span(update.A.mT, right).mT, update.lost_energy)
 
 
 def projected_away(update: LowRank, left: Float[Tensor, "out k"], right: Float[Tensor, "in l"]) -> LowRank:
-    """(I − P)·B·A·(I − Q) for the projectors on two subspaces, at the update's own rank."""
+    """Return (I − P)·B·A·(I − Q) for the projectors on two subspaces, at the update's own rank."""
     return LowRank(off_span(update.B, left), off_span(update.A.mT, right).mT, update.lost_energy)
 
 
@@ -39,7 +39,7 @@ def side_by_side(*updates: LowRank) -> LowRank:
 
 
 def overlap(U: Float[Tensor, "m k"], other: Float[Tensor, "m l"]) -> float:
-    """How much of two subspaces is shared: Φ = ‖Uᵀ·U'‖_F² / max(k, l), from 0 (orthogonal) to 1 (the same).
+    """Return how much of two subspaces is shared: Φ = ‖Uᵀ·U'‖_F² / max(k, l), from 0 (orthogonal) to 1 (the same).
 
     Two random subspaces share min(k, l)/m on average. Full bases (k = l = m) always share all.
     """
@@ -48,12 +48,12 @@ def overlap(U: Float[Tensor, "m k"], other: Float[Tensor, "m l"]) -> float:
 
 
 def numerical_rank(S: Float[Tensor, " n"], shape: tuple[int, int]) -> int:
-    """Number of singular values above rounding: S_i > S_1 · max(out, in) · eps of their dtype."""
+    """Return the number of singular values above rounding: S_i > S_1 · max(out, in) · eps of their dtype."""
     return int((S > S[:1] * max(shape) * torch.finfo(S.dtype).eps).sum())
 
 
 def span_of(X: Float[Tensor, "m r"]) -> SingularBasis:
-    """The thin singular basis of a factor without the directions that are only rounding: X = U · diag(S) · Vh."""
+    """Return the thin singular basis of a factor, without directions that are only rounding: X = U · diag(S) · Vh."""
     basis = decompose(X)
     k = numerical_rank(basis.S, (X.shape[0], X.shape[1]))
     return SingularBasis(basis.U[:, :k], basis.S[:k], basis.Vh[:k])

@@ -1,4 +1,4 @@
-"""Updates seen in a singular basis: the routing matrix, how much each direction sends and receives, block sums.
+"""Updates in coordinates of a singular basis (Eq. 2): the routing matrix, what each direction sends and receives.
 
 Rows of a routing matrix receive (left directions u_i), columns send (right directions v_j).
 """
@@ -19,7 +19,7 @@ from loraport.spectral.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Routing:
-    """A dense update D of a layer with out ≥ in, as its weight's basis sees it.
+    """A dense update D of a layer with out ≥ in, in coordinates of its weight's basis.
 
     `C = Uᵀ·D·V` is the routing matrix (Eq. 2). What C misses is the complement of a tall layer, (I − UUᵀ)·D, which has
     no canonical basis; `send` counts it, and D itself keeps it.
@@ -32,7 +32,7 @@ class Routing:
     """VᵀDᵀ·(I − UUᵀ)·DV: what the right directions send out of the basis, each beside each; None for a square layer."""
 
     def to(self, dtype: torch.dtype) -> Routing:
-        """The same in another precision."""
+        """Return the same in another precision; kept, since several LoRAs ask for it."""
         if self.C.dtype == dtype:
             return self
         if dtype not in self._rounded:
@@ -43,7 +43,7 @@ class Routing:
     _leading: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def leading(self, k: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """What each direction sends to the k leading ones, and receives from them."""
+        """Return what each direction sends to the k leading ones, and receives from them."""
         if k not in self._leading:
             self._leading[k] = self.C[:k].norm(dim=0), self.C[:, :k].norm(dim=1)
         return self._leading[k]
@@ -60,14 +60,14 @@ class Routing:
 
 
 def precision_for(D: Float[Tensor, "out in"]) -> torch.dtype:
-    """The precision in which a layer's entries are compared with their thresholds."""
+    """Return the precision in which a layer's entries are compared with their thresholds."""
     if min(D.shape) <= EXACT_UP_TO or not at_usual_scale(D):
         return torch.float64
     return D.dtype
 
 
 def observe(D: Float[Tensor, "out in"], basis: Basis, dtype: torch.dtype | None = None) -> Routing:
-    """The dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V, in this precision.
+    """Return the dense update of a square or tall layer in its weight's basis (Eq. 2): C = Uᵀ·D·V, in this precision.
 
     What is outside of the basis, and is never compared with a threshold, keeps the precision of D.
     """
@@ -76,6 +76,7 @@ def observe(D: Float[Tensor, "out in"], basis: Basis, dtype: torch.dtype | None 
     sums: Tensor | None = None
     sent, gram = torch.zeros(V.shape[1], dtype=torch.float64, device=D.device), None
     for start in range(0, max(1, len(D)), ROWS):
+        # Piece by piece, so that D and U are never held in double precision as a whole.
         rows = slice(start, start + ROWS)
         Y = D[rows].to(dtype) @ V
         sent += Y.square().sum(dim=0, dtype=torch.float64)
@@ -88,22 +89,23 @@ def observe(D: Float[Tensor, "out in"], basis: Basis, dtype: torch.dtype | None 
     send = sent.sqrt().to(dtype)
     if gram is None:
         return Routing(C, send)
+    # (DV)ᵀ·(I − UUᵀ)·DV = (DV)ᵀ·DV − CᵀC, of which the lower triangle is all that was summed.
     lower = gram.sub_(lower_gram(C, D.dtype)).tril_()
     return Routing(C, send, lower + lower.tril(-1).mT)
 
 
 def to_routing(update: LowRank, basis: Basis) -> Float[Tensor, "n n"]:
-    """The routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
+    """Return the routing matrix of a low-rank update (Eq. 2): C = (Uᵀ·B)·(A·V); the dense update is never formed."""
     return routing_factors(update, basis).dense()
 
 
 def routing_factors(update: LowRank, basis: Basis) -> LowRank:
-    """The routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V, in its precision."""
+    """Return the routing matrix of a low-rank update as factors of the same rank: Uᵀ·B and A·V, in its precision."""
     return LowRank(basis.project_left(update.B), times_few(basis.Vh_as(update.A.dtype), update.A.mT).mT)
 
 
 def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:
-    """Sums of the entries of X over the blocks (cluster of the row, cluster of the column), in float64."""
+    """Return the sums of X over the blocks (cluster of the row, cluster of the column), in float64."""
     m = int(labels.max()) + 1 if len(labels) else 0
     rows = torch.zeros(m, X.shape[1], dtype=torch.float64, device=X.device).index_add_(0, labels, X.double())
     return torch.zeros(m, m, dtype=torch.float64, device=X.device).index_add_(1, labels, rows)
@@ -117,7 +119,7 @@ norms multiply to less count as hardly aligned, and so the rule is not the same 
 def directional_alignment(
     C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, eps: float = ALIGNMENT_EPS
 ) -> Float[Tensor, "m m"]:
-    """Cosine of the two routing blocks of each pair of clusters (Eq. 10–11); 0 where a block is zero.
+    """Return the cosine of the two routing blocks of each pair of clusters (Eq. 10–11); 0 where a block is zero.
 
     Cos(m, n) = ⟨C_lora[m, n], C_fft[m, n]⟩ / (‖C_lora[m, n]‖ · ‖C_fft[m, n]‖ + eps)
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraport.spectral.arbitration import dominant_directions, dominant_mask
 from loraport.spectral.basis import Basis
-from loraport.spectral.correction import Taken
+from loraport.spectral.correction import Removal
 from loraport.spectral.routing import block_sums, observe
 
 
@@ -52,7 +52,7 @@ def removed_by_dominance(
     drift = observe(D_fft, basis)
     senders = dominant_directions(drift.send, labels, q_dom=q)
     receivers = dominant_directions(drift.receive, labels, q_dom=q)
-    return Taken(D_fft, basis, drift, receivers, senders, restore=1.0).dense()
+    return Removal(D_fft, basis, drift, receivers, senders, restore=1.0).dense()
 
 
 def densest_blocks(C: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, top: float) -> Bool[Tensor, "m m"]:
