@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.cli import main
 from loraport.sampling.samples import SampleStore
 from tests import tiny
 from tests.transfers.models import make_family
@@ -18,20 +17,6 @@ from tests.transfers.models import make_family
 @pytest.fixture
 def family(tmp_path):
     return make_family(tmp_path)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `loraport ...` in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["loraport", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
 
 
 def arguments(family, output="out.safetensors", **changes):
@@ -353,6 +338,7 @@ def test_a_folder_is_not_written_under_a_files_name(run, family):
         assert run("transfer", folder, *pair, "--format", format, "-o", place)[0] == 0
 
 
+@pytest.mark.slow
 def test_analyze_writes_a_folder_and_tells_what_it_found(run, family, monkeypatch):
     pair = ["--source", family.source, "--target", family.target, "-o", family.folder / "seen"]
     words = ["analyze", family.lora, *pair, "--sample", "2", "--detail", "0"]

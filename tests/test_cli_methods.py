@@ -49,6 +49,7 @@ def test_what_the_filter_drops_is_listed_and_exit_3(run, family):  # noqa: F811
     assert "subspaces  of source and target share" in out and "subspaces" not in run(*arguments(family))[1]
 
 
+@pytest.mark.slow
 def test_several_methods_and_loras_go_into_a_folder(run, family):  # noqa: F811
     second = tiny.write_lora(family.folder / "second.safetensors", tiny.lora_factors(family.source_state, seed=5))
     words = ["transfer", family.lora, second, "--source", family.source, "--target", family.target,

@@ -79,6 +79,7 @@ def test_a_model_that_we_did_not_write_is_never_replaced(tmp_path):
     assert list(out.iterdir()) == [theirs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index.html", "layers.csv", "figures/rotation.svg"])
 def test_an_analysis_replaces_nothing_of_the_users_and_only_its_own_files(tmp_path, name):
     family = make_family(tmp_path)
@@ -122,6 +123,7 @@ def test_the_lab_knows_its_own_folder(tmp_path):
         run("lab", "run", "-o", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_needs_no_flag(tmp_path):
     """Of several outputs one was written before the kill, and another one's layers wait."""
     family = make_family(tmp_path)

@@ -20,6 +20,7 @@ def hearing() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code):
     family = make_family(tmp_path)

@@ -63,6 +63,7 @@ def test_patterns_and_samples_limit_and_say_so(family):
     assert len(seen.survey.layers) == 27, "the survey is of the whole model"
 
 
+@pytest.mark.slow
 def test_a_killed_analysis_goes_on_to_the_same_numbers(family):
     whole = analyze(config(family))
     grids = [Grid.parse("q_dom=0.3/0.7")]
@@ -95,6 +96,7 @@ def test_the_survey_knows_relatives_twins_and_strangers(family, tmp_path):
     assert max(layer.cosine for layer in stranger.layers) < 0.3 and min(layer.cosine for layer in far.layers) > 0.9
 
 
+@pytest.mark.slow
 def test_rounding_is_told_from_drift(family, tmp_path):
     def survey(name, state):
         path = tiny.write_original(tmp_path / name, {key: W.bfloat16() for key, W in state.items()})
@@ -221,6 +223,7 @@ def test_values_out_of_range_are_refused_before_the_work(family):
             dataclasses.replace(config(family), **change)
 
 
+@pytest.mark.slow
 def test_an_analysis_and_a_sweep_show_the_transfer_that_would_be_made(tmp_path):
     """A drift within rounding counts as none, for all of them, unless it is forced, for all of them."""
     family = make_rounded_family(tmp_path)

@@ -360,6 +360,7 @@ def measured(path: Path, layers: int) -> tuple[int, int, float, int]:
     return int(count), int(grown), float(seconds), int(second)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes through Linux's /proc")
 def test_opening_57_gigabytes_reads_the_header_only(tmp_path):
     path = sparse_model(tmp_path / "huge.safetensors", layers=560, size=5120)
@@ -370,6 +371,7 @@ def test_opening_57_gigabytes_reads_the_header_only(tmp_path):
     assert seconds < 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="measures memory through Linux's /proc")
 def test_memory_stays_flat_over_many_layers(tmp_path):
     path = sparse_model(tmp_path / "large.safetensors", layers=40, size=1024)
@@ -377,6 +379,7 @@ def test_memory_stays_flat_over_many_layers(tmp_path):
     assert peak < 60e6, "40 layers of 4 MiB pass through; a handful of them may be in memory at once"
 
 
+@pytest.mark.slow
 def test_opening_a_pickle_maps_it(tmp_path):
     torch.save(
         {"generator": {f"blocks.{i}.ffn.0.weight": torch.zeros(1024, 4096) for i in range(6)}}, tmp_path / "a.pt"

@@ -32,6 +32,7 @@ def hub(tmp_path):
         yield server
 
 
+@pytest.mark.slow
 def test_only_the_networks_files_are_downloaded_and_found_again_offline(hub, tmp_path):
     online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
     done = inspect("someone/wan-tiny", tmp_path / "home", **online)
@@ -48,12 +49,14 @@ def test_only_the_networks_files_are_downloaded_and_found_again_offline(hub, tmp
     assert stranger.returncode == 2 and len(stranger.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_not_there_is_one_message(hub, tmp_path):
     done = inspect("someone/else", tmp_path / "home", HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
     assert done.returncode == 2 and "someone/else" in done.stderr and "AttributeError" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("loraport:")]) == 1
 
 
+@pytest.mark.slow
 def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
     """Nothing is downloaded for that; the message for one place that holds two says what works."""
     root = tmp_path / "repos" / "someone" / "two"
@@ -75,6 +78,7 @@ def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
     assert refused.returncode == 2 and "name one of: someone/two:transformer, " in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_would_download_and_does_not(hub, tmp_path):
     local = tiny.write_original(tmp_path / "target.safetensors", tiny.tiny_state(1))
     lora = tiny.write_lora(tmp_path / "l.safetensors", tiny.lora_factors(tiny.tiny_state(0)))

@@ -123,6 +123,7 @@ def loraport(home, hub, commands, *, offline):
     return [json.loads(out) for _, out in told]
 
 
+@pytest.mark.slow
 def test_presets_from_the_hub(shards, tmp_path):
     """Online only the shard that is needed, offline the same bytes, and a broken connection is taken up again."""
     family, places = shards

@@ -84,6 +84,7 @@ def test_a_pipe_inside_a_folder_is_not_waited_for(tmp_path):
             run("inspect", folder)
 
 
+@pytest.mark.slow
 def test_a_tilde_is_home_in_inputs_and_outputs(family, monkeypatch):
     monkeypatch.setenv("HOME", str(family.folder))
     monkeypatch.chdir("/")

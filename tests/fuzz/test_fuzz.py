@@ -43,6 +43,7 @@ def test_code_that_ran_is_a_finding(tmp_path):
     assert outcome().faults(tmp_path) == ["code inside an input ran"]
 
 
+@pytest.mark.slow
 def test_a_command_runs_within_its_bounds(tmp_path, monkeypatch):
     """One that hangs is ended by the kernel, one that takes memory is seen; a good one is neither."""
     folder = tmp_path / "case"
@@ -77,6 +78,7 @@ def test_the_same_number_is_the_same_case(tmp_path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_nothing_is_found(tmp_path):
     torch.set_num_threads(1)
     findings = [str(one) for one in attack(tmp_path, 5, range(20)) if one.faults]

@@ -28,6 +28,7 @@ def stage(tmp_path_factory):
     return Stage(tmp_path_factory.mktemp("kills"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_the_same_command_has_the_same_events_and_leaves_the_same_files(stage, name):
     """Else a kill before the n-th event would be another one each time, and no end could be told right from wrong."""
@@ -49,6 +50,7 @@ def test_it_dies_as_it_is_told(stage, death):
     assert "adapter/adapter_model.safetensors" not in tree(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way", "deaths"),
     [
@@ -69,6 +71,7 @@ def test_a_killed_command_ends_as_undisturbed(stage, name, way, deaths):
     assert relive(stage, name, deaths, way)[1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transfer, peft", "convert, peft"])
 def test_two_at_once_end_as_one_of_them(stage, name):
     assert together(stage, name, other=True)[1] == []

@@ -41,6 +41,7 @@ def apart(one, other) -> float:
     return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["casa", "undo:0.5", "direct", "core", "prolora", "lora-x"])
 @pytest.mark.parametrize("strength", [0.6])
 def test_it_is_as_if_the_accelerator_were_merged(family, accelerator, method, strength):
@@ -56,6 +57,7 @@ def test_it_is_as_if_the_accelerator_were_merged(family, accelerator, method, st
         assert result.keys.counts["transferred"] == 40 and not result.lost
 
 
+@pytest.mark.slow
 def test_another_strength_and_no_accelerator_give_other_results(family, accelerator):
     found = {}
     for target in (f"source+{accelerator}", f"source+{accelerator}*0.5", family.source):
@@ -65,6 +67,7 @@ def test_another_strength_and_no_accelerator_give_other_results(family, accelera
     assert apart(one, half) > 0.01 < apart(one, none) and apart(half, none) > 0.01
 
 
+@pytest.mark.slow
 def test_on_another_model_its_own_drift_counts_too(family, accelerator):
     merged = str(family.folder / "merged")
     merge(family.target, [accelerator], merged)

@@ -62,6 +62,7 @@ def alone(config, folder: Path):
     return Path(transfer(replace(config, output=str(output), cache=None)).output).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_output_of_a_pass_has_the_bytes_of_its_own_run(family):
     many = configs(family, [*METHODS, "direct:1.15", "direct-matched:undo"])
     batch = transfer_many(many)
@@ -195,6 +196,7 @@ def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(
     assert [Path(config.output).read_bytes() for config in many] == wanted
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_pass_continues_to_the_same_bytes(family):
     """A real process, a real SIGKILL."""
     many = configs(family, ["casa", "prolora"], dtype="bf16")

@@ -121,6 +121,7 @@ def test_what_fits_is_carried_through_and_what_is_not_finite_is_refused(family):
             transfer(family.config("bad.safetensors", lora=with_keys(family, bad), method="direct"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "what"),
     [

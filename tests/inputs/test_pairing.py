@@ -142,6 +142,7 @@ def test_roles():
     assert layer_role("down_blocks.1.resnets.0.conv1") != layer_role("up_blocks.1.resnets.0.conv1")
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_similarities(tmp_path, pruned):
     pytest.importorskip("matplotlib")
     config, _ = pruned

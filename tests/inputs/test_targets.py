@@ -175,6 +175,7 @@ def accelerator_of(tmp_path, family):
     return str(tmp_path / "Wan21_CausVid_lora_rank32.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["casa", "direct", "direct:1.3", "direct-matched", "undo-matched", "core", "restore-only"]
 )

@@ -33,6 +33,7 @@ def folder(analysis, tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_itself_and_is_small(folder):
     html = (folder / "index.html").read_text()
     figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))

@@ -83,6 +83,7 @@ def effect_of(pair, adapter, store=None):
     return EndEffect(pair, adapter, Clips("fit", 0, 2), store or SampleStore(None), PassCounter(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["euler", "unipc", "renoise", "fastwan"])
 def test_every_scheduler_is_scored(places, adapter, target):
     pair = opened(places, target)
@@ -94,6 +95,7 @@ def test_every_scheduler_is_scored(places, adapter, target):
     assert pair.prompts(Clips("fit", 0, 3)) == ("a red ball", "a cat", "a red ball")
 
 
+@pytest.mark.slow
 def test_a_target_that_is_the_source_leaves_direct_without_error(places, adapter):
     pair = opened(places, "itself", target_steps=3, source_guidance=1.0)
     rows = score(effect_of(pair, adapter), adapter, {"direct": adapter, "none": {}})
@@ -103,6 +105,7 @@ def test_a_target_that_is_the_source_leaves_direct_without_error(places, adapter
     assert fingerprint(done.updates) == fingerprint(adapter) and not done.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "gains"), [("euler", "type"), ("fastwan", "none")])
 def test_calibration_lowers_the_error_it_was_accepted_on(places, adapter, target, gains):
     pair = opened(places, target)
@@ -113,6 +116,7 @@ def test_calibration_lowers_the_error_it_was_accepted_on(places, adapter, target
     assert any(step.stride for step in done.steps)
 
 
+@pytest.mark.slow
 def test_readout_says_why_it_cannot_look_inside(places, adapter):
     for target in ("renoise", "euler"):
         pair = opened(places, target, target_guidance=3.0)
@@ -144,6 +148,7 @@ def test_what_is_no_pipeline_is_refused(places, tmp_path):
         PipelinePair(str(tmp_path), places["euler"], PipelineSettings(**SETTINGS))
 
 
+@pytest.mark.slow
 def test_from_files_to_a_file(places, adapter, tmp_path):
     """`calibrate`, then `score` on what it wrote, through the command line."""
     lora = write_lora(tmp_path / "lora.safetensors", {name: (low.B, low.A) for name, low in adapter.items()})

@@ -242,6 +242,7 @@ def writer(folder: Path, times: int, size: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_entry(tmp_path):
     processes = [writer(tmp_path / "cache", 60, 128) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -251,6 +252,7 @@ def test_two_processes_write_the_same_entry(tmp_path):
     assert cache.total_bytes() == cache.list()[0].bytes, "no temporary file is left"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_killed_writer_leaves_no_broken_entry(tmp_path):
     for delay in (0.02, 0.07):

@@ -1,7 +1,6 @@
 """What the command line writes against NumPy in float64 that has its own decomposition and makes its own decisions."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,26 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.cli import main
 from tests import reference_float64
 from tests.layers import generator, orthogonal
 
 DENSE = ("--as", "diff", "--dtype", "fp32")
 HARD = {"tau": 1.5, "q_dom": 0.3, "q_act": 0.6}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `loraport ...` in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["loraport", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
 
 
 def layer(shape, seed, *, weight=None, rank=4, scale=1.0):
@@ -200,6 +184,7 @@ def only_finite(text):
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
+@pytest.mark.slow
 def test_single_entries_by_an_infinite_tau(run, tmp_path):
     """Clusters of one: the ablation "single entry". JSON has no infinity, and says "inf"."""
     one = layer((48, 48), 3)
@@ -219,6 +204,7 @@ def test_single_entries_by_an_infinite_tau(run, tmp_path):
     assert {row["tau"] for row in analysis["sweeps"][0]["rows"]} == {1.0, "inf"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["source", "target", "both"])
 def test_an_analysis_leaves_out_what_has_no_spectrum(run, tmp_path, role):
     W_s, W_t, B, A = layer((24, 24), 3)
@@ -262,6 +248,7 @@ def test_the_context_of_an_entry_has_a_setting(run, tmp_path):
     assert apart(found[0.0], found[1e-8]) > 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["direct", "casa", "prolora", "core"])
 @pytest.mark.parametrize("small", ["B", "A"])
 def test_half_precision_keeps_small_factors(run, tmp_path, method, small):
@@ -286,6 +273,7 @@ def test_half_precision_keeps_small_factors(run, tmp_path, method, small):
                 assert lost == pytest.approx(rows[number]["rounding"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_half_precision_cannot_hold_is_said(run, tmp_path):
     """A whole update of 1e-8 is in nobody's reach as dense values; as factors it is."""
     W_s, W_t, B, A = layer((48, 48), 3)

@@ -45,6 +45,7 @@ def loops(family, layer: str) -> np.ndarray:
     return reference.casa(U, S, Vh, (B.double() @ A.double()).numpy(), drift, **settings)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["blocks.0.self_attn.q", "blocks.1.ffn.0", "blocks.1.ffn.2"])
 def test_the_written_update_is_the_references_from_files_to_file(family, layer):
     transfer(family.config(rank=RankRule("full")))
@@ -54,6 +55,7 @@ def test_the_written_update_is_the_references_from_files_to_file(family, layer):
     assert float((direct - expected).norm() / expected.norm()) > 0.1
 
 
+@pytest.mark.slow
 def test_every_layer_is_reported_and_every_key_accounted_for(family):
     result = transfer(family.config())
     assert {layer.name for layer in result.layers} == set(family.factors)
@@ -70,6 +72,7 @@ def test_every_layer_is_reported_and_every_key_accounted_for(family):
     json.dumps(result.as_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "direct:1.15"])
 def test_every_method_writes_what_it_says(family, method):
     result = transfer(family.config(method=method))
@@ -88,6 +91,7 @@ def test_every_method_writes_what_it_says(family, method):
         assert not torch.allclose(written, (B @ A).double(), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "ranks"),
     [("auto", {8}), ("source", {4}), ("full", {24}), ("6", {6}), ("200", {24})],
@@ -183,6 +187,7 @@ def test_a_damaged_leftover_is_done_again(family, monkeypatch):
     assert digest(transfer(family.config()).output) == expected
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(family):
     """A real process, a real SIGKILL, several times in a row."""
     expected = digest(transfer(family.config("expected.safetensors", dtype="bf16")).output)

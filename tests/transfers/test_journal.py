@@ -200,6 +200,7 @@ def test_a_name_that_leaves_no_room_for_endings_is_refused(family, letters, refu
         assert Path(transfer(family.config(name)).output).name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [False, True])
 def test_where_unix_modules_are_missing_transfers_and_analyses_run(family, monkeypatch, windows):
     """Windows has none of them, and no library without a name."""

@@ -56,6 +56,7 @@ def moved(tmp_path_factory):
     return folder, target, origin, deltas, transfer_many(configs)
 
 
+@pytest.mark.slow
 def test_every_layer_takes_after_the_one_that_it_was(moved):
     _, target, origin, deltas, batch = moved
     pairing = batch.runs[0].pairing

@@ -190,6 +190,7 @@ def test_conversion_of_a_dora_wants_its_model_and_says_what_a_rank_loses(family,
     assert convert(family.lora, "comfy", out, rank="1").rank == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", ["effective", "magnitude"])
 def test_kinds_go_through_one_pass_with_the_bytes_of_their_own_runs(family, reading):
     loras = [family.lora, *(make(family) for make in MAKERS.values())]

@@ -55,6 +55,7 @@ def guarded(name: str, **rules) -> Row:
     return Row(name, "calibrated", name, nothing, candidates=rules, choice="guard")
 
 
+@pytest.mark.slow
 def test_a_calibrated_row_is_what_the_written_file_gives(session, tmp_path):
     lora = read_lora(str(adapter_path("retro")))
     updates = calibration_on(session.material, SMALL).updates
@@ -68,6 +69,7 @@ def test_a_calibrated_row_is_what_the_written_file_gives(session, tmp_path):
     assert not torch.allclose(as_clips(latents), as_clips(direct), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_readout_that_goes_on_from_the_gains_row_is_the_whole_calibration(session):
     pair = open_pair("one-step", FAMILY)
     whole = calibrate(pair, session.material.adapter, settings=SMALL.settings)
@@ -77,6 +79,7 @@ def test_readout_that_goes_on_from_the_gains_row_is_the_whole_calibration(sessio
     assert {update.rank for update in cut.updates.values()} == {8}
 
 
+@pytest.mark.slow
 def test_a_student_that_is_a_lora_on_the_base_is_calibrated_too(session):
     """Its held-out error falls on the clips that accept each step."""
     material = replace(session.material, cell=Cell(STUDENTS["accelerator"], ADAPTERS["neon"]))
@@ -86,6 +89,7 @@ def test_a_student_that_is_a_lora_on_the_base_is_calibrated_too(session):
     assert len(errors) > 1 and errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.slow
 def test_controls_are_what_they_say(session, monkeypatch):
     bare = calibration_on(session.material, Fit(replace(SMALL.settings, gains="none", guarded=False), bare=True))
     writers = writing_layers(open_pair("one-step", FAMILY).network(), 1)
@@ -101,6 +105,7 @@ def test_controls_are_what_they_say(session, monkeypatch):
     assert all(torch.equal(found[name], update.dense()) for name, update in expected.items())
 
 
+@pytest.mark.slow
 def test_the_guard_keeps_what_is_surely_better_and_else_direct(session):
     direct, weak = transferred("direct"), transferred("direct:0.2")
     session = replace(session, clips=12)  # the guard draws two thirds of them, and calls nothing sure of fewer than 8
@@ -111,6 +116,7 @@ def test_the_guard_keeps_what_is_surely_better_and_else_direct(session):
     assert torch.equal(kept.values["psnr"], turned.values["psnr"])
 
 
+@pytest.mark.slow
 def test_with_the_guard_the_cell_does_not_end_below_direct_beyond_its_interval(session):
     direct = session.run(Row("direct", "frame", "direct", transferred("direct")))
     rules = {"direct": transferred("direct"), "calibrated": calibrated_rule(SMALL), "none": nothing}
@@ -134,6 +140,7 @@ def test_the_end_error_is_measured_on_clips_of_its_own(session):
     assert session.reported_effect.errors(session.material.oracle).allclose(oracle.values["end"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_reference_wears_what_the_row_wears(session):
     drawn, base = session.evaluation, open_base(FAMILY)
     with adapted(base, reference_updates(session.material, AS_TRAINED)):

@@ -46,6 +46,7 @@ def sampled(session: Session, path) -> torch.Tensor:
     return as_clips(sample_student(model, CELL.student, drawn.prompts, drawn.noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["direct", "casa", "core", "undo:0.25"])
 def test_a_row_is_what_the_transferred_file_gives(method, session, tmp_path):
     out = tmp_path / "out.safetensors"
@@ -82,6 +83,7 @@ def test_every_method_has_a_row():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 def test_candidates_are_chosen_on_other_clips_than_are_reported(session):
     assert not set(TUNING_SEEDS) & set(EVALUATION_SEEDS)
     candidates = {"none": nothing, "trained": oracle}
@@ -141,6 +143,7 @@ def test_the_oracle_has_to_lead_by_three_standard_errors_and_direct_by_two():
     assert not admitted(2.9, 2.1, 2.1) and not admitted(3.1, 1.9, 2.1) and not admitted(3.1, 2.1, 1.9)
 
 
+@pytest.mark.slow
 def test_cells_are_admitted_on_clips_that_nothing_is_reported_or_chosen_on(session):
     assert not {*ADMISSION_SEEDS} & {*EVALUATION_SEEDS, *TUNING_SEEDS}
     rows = {row.name: session.run(row).values["psnr"] for row in FRAME if row.name in COMPARED}
@@ -181,6 +184,7 @@ def smoke(tmp_path_factory):
     return folder, json.loads(result.stdout), arguments
 
 
+@pytest.mark.slow
 def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
     folder, facts, _ = smoke
     assert {path.name for path in folder.iterdir()} == {"index.html", "lab.json", "lab.csv", "tables", "parts"}
@@ -210,6 +214,7 @@ def test_the_tables_are_those_that_the_documentation_shows(smoke):
     assert float(casa.strip("()")) == pytest.approx(change, abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_nothing_and_writes_the_same_bytes(smoke):
     folder, _, arguments = smoke
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}

@@ -151,6 +151,7 @@ def test_scale_reaches_the_weights(name, base):
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["noir", "retro"])
 def test_direct_reuse_lets_colours_through_and_a_trained_lora_does_not(name):
     columns = [
@@ -167,6 +168,7 @@ def test_direct_reuse_lets_colours_through_and_a_trained_lora_does_not(name):
     assert fidelity["student"] < fidelity["direct"] < fidelity["oracle"]
 
 
+@pytest.mark.slow
 def test_a_motion_breaks_on_the_causal_student_and_a_trained_lora_does_not():
     """The structural failure: the swing needs frames that this student has not made yet when it needs them."""
     columns = [

@@ -81,6 +81,7 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_all_stages_leave_their_files(whole):
     models = ["base", *(f"students/{name}" for name, student in STUDENTS.items() if not student.accelerator)]
     assert set(contents(whole)) == {
@@ -118,6 +119,7 @@ def without(whole: Path, out: Path, *stages: str) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
     left = ("base", "trajectories", "swing", "swing-trajectories", "causal", "matched", "causal/swing")
     without(whole, tmp_path, *left)
@@ -135,6 +137,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
     assert equal(contents(tmp_path), contents(whole))
 
 
+@pytest.mark.slow
 def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
     """In the order that they need: the oracle waits for the student and for the adapter's trajectories."""
     without(whole, tmp_path, "noir", "swing", "swing-trajectories", "causal", "causal/swing")

@@ -103,6 +103,7 @@ def test_contact_sheet_has_a_row_for_every_column(tmp_path):
     assert sheet.size == (190 + 3 * (2 * 24 * 2 + 6), 5 * (24 * 2 + 6))
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_page_opens_in_a_browser_without_a_word(page, tmp_path):
     assert browser_says(page, tmp_path / "profile") == ""

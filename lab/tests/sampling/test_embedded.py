@@ -29,6 +29,7 @@ def opened(pair, adapter, clips=2, store=None, role="fit"):
     return EndEffect(pair, adapter, Clips(role, 0, clips), store or SampleStore(None), PassCounter(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRED)
 def test_without_an_effect_nothing_is_missed_and_with_one_direct_is(name, family, adapter):
     pair = EmbeddedPair(name, family)
@@ -58,6 +59,7 @@ def test_evaluations_follow_the_students_own_way(name, family):
         torch.testing.assert_close(own, chain.states[:, 0] - pair.velocity(pair.evaluations[0], clips, chain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gains"), [("one-step", "type"), *((name, "none") for name in PAIRED[1:])])
 def test_calibration_lowers_the_error_it_was_accepted_on(name, gains, family, adapter):
     """Gains know nothing of the sampler, readout does."""
@@ -70,6 +72,7 @@ def test_calibration_lowers_the_error_it_was_accepted_on(name, gains, family, ad
     assert counter.source == planned["source"] and counter.target <= planned["target"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(family, adapter):
     pair, settings = EmbeddedPair("one-step", family), CalibrationSettings(clips=2, gains="type", last_blocks=1)
     done = calibrate(pair, adapter, settings=settings)
@@ -78,6 +81,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(family, ada
     assert other.gains.factors != done.gains.factors
 
 
+@pytest.mark.slow
 def test_ranks_grow_or_are_cut_back(family, adapter):
     pair = EmbeddedPair("one-step", family)
     grown = calibrate(pair, adapter, settings=CalibrationSettings(clips=4, gains="none", last_blocks=1, guarded=False))
@@ -106,6 +110,7 @@ def test_the_map_to_the_output_predicts_what_a_late_change_does(name, layer, fam
         assert float(moved.norm() / predicted.norm()) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_store_goes_on_where_it_was_and_mends_what_is_torn(tmp_path, family, adapter):
     pair, store = EmbeddedPair("one-step", family), SampleStore(tmp_path / "cache")
     first = score(opened(pair, adapter, store=store), adapter, {"direct": adapter, "half": scaled(adapter, 0.5)})

@@ -34,6 +34,7 @@ def run(family, lora, out, *more):
     return CliRunner().invoke(app, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "format"), [("direct:0.05", "same"), ("direct:1.02", "peft")])
 def test_one_method_against_direct(method, format, family, lora, tmp_path):
     """A LoRA at a twentieth of its strength surely misses the effect; direct reuse is written, and it says so."""
@@ -61,6 +62,7 @@ def test_the_guards_lines_stand_in_the_columns_of_the_others(family, lora, tmp_p
     assert {len(line) - len(line.split(None, 1)[1]) for line in lines.values()} == {max(map(len, lines)) + 2}
 
 
+@pytest.mark.slow
 def test_auto_tries_them_all_and_a_calibrated_one(family, lora, tmp_path):
     out = tmp_path / "out.safetensors"
     done = run(family, lora, out, "--method", "auto", "--calibrated", "--json")
@@ -86,6 +88,7 @@ def test_what_cannot_be_guarded_is_refused_and_nothing_stays(more, message, fami
     assert message in str(done.exception) and not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 def test_what_a_kill_has_left_is_used_and_removed_and_what_is_not_ours_is_left_alone(family, lora, tmp_path):
     out, waiting = tmp_path / "out.safetensors", tmp_path / "out.safetensors.candidates"
 

@@ -77,6 +77,7 @@ def loss(E, terms, rows, ridge):
     return missed + ridge * float(E.square().sum())
 
 
+@pytest.mark.slow
 def test_the_solution_is_that_of_all_residuals_written_out(problem):
     _, terms, rows = problem
     ridge = ridge_strength(terms, SHARE)

@@ -39,6 +39,7 @@ def test_a_transfer_takes_the_names(student, tmp_path):
     assert len(read_lora(out).layers) == 40
 
 
+@pytest.mark.slow
 def test_an_estimate_is_in_words_and_nothing_is_written(tmp_path):
     out = tmp_path / "out.safetensors"
     words = ["calibrate", "toy:retro", *PAIR, "toy:one-step", "-o", str(out), "--clips", "4", "--dry-run"]
@@ -48,6 +49,7 @@ def test_an_estimate_is_in_words_and_nothing_is_written(tmp_path):
     assert "{" not in text and "nothing" in text and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_score_says_on_how_many_clips_of_which_sampler(tmp_path):
     words = ["score", "none", "--lora", "toy:retro", *PAIR, "toy:one-step", "--clips", "2", "--no-cache"]
     lines = said(*words).splitlines()
