@@ -12,7 +12,7 @@ from loraport.console import Terminal
 from loraport.merge import merge
 from loraport.progress import NO_PROGRESS, NoProgress, Progress
 from loraport.store.bases import BasisCache
-from loraport.transfers.passes import Labelled, Pass, transfer_in_turn
+from loraport.transfers.passes import Labelled, Pass, transfer_passes
 from loraport.transfers.run import TRANSFERRING, transfer, transfer_many
 from tests.progress import Reports
 from tests.transfers.models import make_family
@@ -83,7 +83,7 @@ def test_outputs_and_passes_are_named_where_there_are_several(family):
     assert {part.partition(": ")[0] for *_, part in reports.advanced} == {"direct.safetensors", "casa.safetensors"}
     passes = [Pass((family.config(f"{name}.safetensors"),), name, (f"this is {name}",)) for name in ("high", "low")]
     reports = Reports()
-    transfer_in_turn(passes, progress=reports)
+    transfer_passes(passes, progress=reports)
     assert {text for text, *_ in reports.advanced} == {"high: transferring", "low: transferring"}
     assert reports.notes[:2] == ["this is high", "this is low"]
 

@@ -230,14 +230,14 @@ def test_one_broken_lora_stops_all_before_the_work_and_is_named(family, monkeypa
         tensors = load_file(family.lora)
         tensors["diffusion_model.blocks.0.ffn.2.lora_A.weight"][0, 0] = float("nan")
         save_file(tensors, path)
-    monkeypatch.setattr(execute, "work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
     with pytest.raises(InputError, match=r"broken\.safetensors"):
         transfer_many(configs(family, ["casa", "direct"], [family.lora, str(path)]))
     assert not (family.folder / "many").exists()
 
 
 def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
-    monkeypatch.setattr(execute, "work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
     twin = family.folder / "deeper" / "LORA.safetensors"
     twin.parent.mkdir()
     twin.write_bytes(Path(family.lora).read_bytes())

@@ -291,7 +291,7 @@ def test_provenance_is_by_content_and_names_no_folder(family):
 
 
 def test_the_output_is_checked_before_the_work(family, monkeypatch):
-    monkeypatch.setattr(execute, "work", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
     (family.folder / "busy.safetensors.partial").mkdir()
     (family.folder / "busy.safetensors.partial" / "mine.txt").write_text("precious")
     for output, message in {

@@ -209,7 +209,7 @@ def _inputs(given: Mapping[str, Any]) -> list[str]:
 def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.transfers.passes import prepare_passes, transfer_in_turn
+    from loraport.transfers.passes import prepare_passes, transfer_passes
 
     dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
     places = [one.output for some in passes for one in some.configs]
@@ -226,7 +226,7 @@ def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) ->
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         for place in again:
             terminal.note(f"{place}, an earlier transfer, is replaced")
-        batch = transfer_in_turn(passes, progress=terminal)
+        batch = transfer_passes(passes, progress=terminal)
     if page is not None:
         write_report(batch, page, quiet=quiet)
     console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)

@@ -1,4 +1,4 @@
-"""Where a layer's singular basis and routing come from: the cache, else a decomposition on the device."""
+"""Get a layer's singular basis and routing from the cache, or compute them on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BasisSource:
 
     @lazy_property
     def watch(self) -> Stopwatch:
-        """How long the stages take of the run that asks for these bases."""
+        """How long each stage takes of the run that uses these bases."""
         return Stopwatch(self.device)
 
     def basis(self, W: Tensor, fingerprint: str) -> Basis:
@@ -34,7 +34,7 @@ class BasisSource:
             return self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), half_basis).basis
 
     def routing(self, key: str, layer: Layer) -> Routing:
-        """Return the routing of a tall or wide layer's drift, as it is stored."""
+        """Return the routing of a tall or wide layer's drift, as it reads back from the cache."""
         check = lambda stored: routing_contradiction(stored, layer, key)  # noqa: E731
         tensors, _ = self.cache.get_or_make(key, lambda: pack_routing(layer.routing()), check)
         return unpack_routing(tensors, self.device)

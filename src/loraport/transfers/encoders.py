@@ -1,4 +1,4 @@
-"""Text encoders of a LoRA as factors: LoHa, LoKr and DoRA of theirs are written as a LoRA, like the network's."""
+"""Reduce the text encoders' LoHa, LoKr and DoRA to LoRA factors, as the network's are."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
 from loraport.transfers.method_input import as_factors
 
 EncoderWeights = Callable[[str], Tensor | None]
-"""Layer of a text encoder -> its weight; None where there is none at hand."""
+"""Layer of a text encoder -> its weight, or None if no file at hand has it."""
 
 
 def encoder_weights(model: Checkpoint) -> EncoderWeights:
-    """Those in the file of a model, or in the pipeline around it."""
+    """Return the weights of text encoders in the file of a model, or in the pipeline around it."""
     opened: dict[str, Checkpoint | None] = {}
 
     def weight(layer: str) -> Tensor | None:
@@ -37,7 +37,7 @@ def encoder_weights(model: Checkpoint) -> EncoderWeights:
 
 
 def _holding(model: Checkpoint, encoder: str) -> Checkpoint | None:
-    """What holds an encoder: the model's own file, or the folder that diffusers gives it beside the network's."""
+    """Return what holds an encoder: the model's own file, or the folder beside the network's in a pipeline."""
     own = with_encoders(model)
     if encoder in held_encoders(own):
         return own
@@ -46,7 +46,7 @@ def _holding(model: Checkpoint, encoder: str) -> Checkpoint | None:
 
 
 def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, plain: bool) -> dict[str, LowRank]:
-    """The layers of a LoRA's text encoders as factors at the rule's rank; those that are so already only if `plain`.
+    """Return the layers of a LoRA's text encoders as factors at the rule's rank; plain LoRA layers only if `plain`.
 
     Left out are those that depend on a weight which is neither in `model` nor beside it. Raises MismatchError for a
     weight of another shape.

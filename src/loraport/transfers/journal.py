@@ -1,7 +1,7 @@
-"""Finished layers of an unfinished run, in a folder beside its output: a killed run starts again by subtraction.
+"""Finished layers of an unfinished run, in a folder beside its output: an interrupted run resumes with what is missing.
 
-The folder belongs to one run at a time. It is removed when the run has ended well; a run that fails, is refused or is
-killed leaves what it has finished to the next start.
+The folder belongs to one run at a time. It is removed when the run succeeds; a run that fails, is refused or is killed
+leaves what it has finished to the next start.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Partial:
     """The folder `OUT.partial` of one run: a file a layer, each marked with the run that it belongs to."""
 
     def __init__(self, output: Path, run: str) -> None:
-        """`run` is a text that differs for different work.
+        """Look at the folder; `run` is a text that differs for different work.
 
-        Raises OutputError where the folder is there and holds what no run wrote.
+        Raises OutputError if the folder exists and holds what no run wrote.
         """
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
@@ -44,19 +44,19 @@ class Partial:
         # writes over what an earlier one left, and a folder never holds a layer twice.
         seal = {"run": text_digest(run)}
         self._store = KeyedStore(self.folder, lambda key, tensors: seal, flat=True)
-        self.waits = False
-        """Whether the finished layers stay for the next start after a good end too."""
+        self.keep_after_success = False
+        """Whether the finished layers stay for the next start even if no error comes."""
         self._lock = Lock(self.folder / _LOCK)
         try:
-            found = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+            names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be read: {error.strerror or error}; move it away") from error
-        for name in found:
+        for name in names:
             if not _OURS.fullmatch(name):
                 raise OutputError(f"{self.folder} holds {name!r}, which no transfer wrote; move it away")
 
     def __enter__(self: P) -> P:
-        """Make the folder and become its owner. Raises OutputError where it cannot be made, or another run has it."""
+        """Make the folder and become its owner. Raises OutputError if it cannot be made, or another run has it."""
         try:
             self._lock.take(str(self.output))
         except OSError as error:
@@ -69,16 +69,16 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        """A good end leaves nothing; any other leaves the finished layers for the next start, and says so."""
+        """Remove the folder after success; else leave the finished layers for the next start, and say so."""
         try:
             self._leave(kind, error)
-        except BaseException:  # a signal; the next one ends the program
+        except BaseException:  # a signal in the middle of it: do it once more; another signal ends the program
             self._leave(kind, error)
             raise
 
     def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         finished = sum(bool(_LAYER.fullmatch(path.name)) for path in self._files())
-        if (kind is None and not self.waits) or not finished:
+        if (kind is None and not self.keep_after_success) or not finished:
             self.remove()
         elif isinstance(error, LoraportError) and ".partial" not in str(error):
             error.args = (
@@ -87,7 +87,7 @@ class Partial:
         self._lock.release()
 
     def remove(self) -> None:
-        """Remove the folder: all of it has been used."""
+        """Remove the folder: all of it has been used. A file that cannot be removed does not fail a finished run."""
         for path in self._files():
             if path.name != _LOCK:
                 with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ class Partial:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        with contextlib.suppress(OSError):  # not empty: somebody else's by now
+        with contextlib.suppress(OSError):  # not empty: another run has taken it meanwhile
             self.folder.rmdir()
 
     def _files(self) -> list[Path]:
@@ -106,11 +106,11 @@ class Partial:
             return []
 
     def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write what was found out about a layer, whole or not at all. Raises OutputError."""
+        """Write the tensors and facts of a layer, whole or not at all. Raises OutputError."""
         self._store.put(_key(name), Entry(tensors, facts))
 
     def get(self, name: str) -> Entry | None:
-        """What this run wrote of a layer before, or None; what is damaged counts as absent."""
+        """Return what this run wrote of a layer before, or None; what is damaged counts as absent."""
         return self._store.get(_key(name))
 
 
@@ -133,7 +133,7 @@ class Journal(Partial):
         self.put(result.name, rounded, {"layer": asdict(result), "lost_energy": lost})
 
     def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
-        """A layer that this run finished, or None."""
+        """Return a layer that this run finished, or None."""
         entry = self.get(name)
         if entry is None:
             return None
@@ -145,13 +145,13 @@ class Journal(Partial):
                 return tensors["D"], result
             return LowRank(tensors["B"], tensors["A"], float(entry.facts["lost_energy"])), result
         except (KeyError, ValueError, TypeError):
-            return None  # damaged: the layer is done again
+            return None  # damaged or of another version: the layer is done again
 
     def finished(self, name: str) -> LowRank | Tensor:
-        """A layer that this run has finished. Raises OutputError where it is not there any more."""
-        found = self.recall(name)
-        if found is None:
+        """Return a layer that this run has finished. Raises OutputError if it is not there any more."""
+        earlier = self.recall(name)
+        if earlier is None:
             raise OutputError(
                 f"{self.folder} has lost {name} since it was finished: another program changed the folder; start again"
             )
-        return found[0]
+        return earlier[0]

@@ -1,4 +1,4 @@
-"""After the work: finished layers assembled into a file, every key accounted for, and what the file says of itself."""
+"""Write the output: assemble the finished layers, account for every key, add provenance and closing notes."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> W
 
 
 def _encoders(ready: Prepared) -> dict[str, LowRank]:
-    """Layers of text encoders that are no factors yet; the others are carried through."""
+    """Return the layers of text encoders that are not factors yet; the others are carried through."""
     return encoder_factors(ready.lora, ready.config.rank, ready.source, plain=False)
 
 
 def copied(ready: Prepared, name: str) -> LowRank:
-    """A layer that is not transferred, as factors; DoRA as what it adds to the source's weight, else the target's."""
+    """Return the factors of a layer that is not transferred; of a DoRA what it adds to W_s, else to W_t."""
     config, update, W = ready.config, ready.lora.updates[name], None
     if looks_at_weight(update):
         model = ready.source if f"{name}.weight" in ready.source else ready.target
@@ -91,9 +91,9 @@ def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]
 
 
 def all_layers(ready: Prepared, results: dict[str, LayerResult]) -> tuple[LayerResult, ...]:
-    """The rows of all layers in the LoRA's order.
+    """Return the rows of all layers in the LoRA's order.
 
-    Raises SettingsError where the method's own filter took every layer: there would be nothing to write.
+    Raises SettingsError if the method's own filter took every layer: there would be nothing to write.
     """
     layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
     if layers and all(layer.status == "skipped" for layer in layers):
@@ -108,18 +108,18 @@ def _untouched(job: LayerJob) -> LayerResult:
                        drift_unknown=job.drift_unknown)  # fmt: skip
 
 
-def afterthoughts(config: TransferConfig, results: Iterable[LayerResult]) -> list[str]:
-    """What the user should know and only the finished layers tell."""
+def closing_notes(config: TransferConfig, results: Iterable[LayerResult]) -> list[str]:
+    """Return what the user should know and only the finished layers show."""
     results, notes = list(results), []
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
         notes.append(NO_DRIFT)
-    alone = [result for result in results if result.status == "copied"]
-    if alone:
+    kept = [result for result in results if result.status == "copied"]
+    if kept:
         notes.append(
-            f"{len(alone)} of {len(results)} layers were copied: drift within twice what rounding makes counts as none "
-            f"({alone[0].name}, for one: {_percent(alone[0].drift)} of the weight, where rounding makes "
-            f"{_percent(alone[0].floor)}); --force-drift transfers them all the same"
+            f"{len(kept)} of {len(results)} layers were copied: drift within twice what rounding makes counts as none "
+            f"({kept[0].name}, for one: {_percent(kept[0].drift)} of the weight, where rounding makes "
+            f"{_percent(kept[0].floor)}); --force-drift transfers them all the same"
         )
     ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
     if len({row.rank_out for row in ranked} - {None}) > 1:
@@ -140,7 +140,7 @@ def _percent(share: float | None) -> str:
 
 
 def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str]:
-    """What the written file says about itself; names without their folders, contents by hash."""
+    """Return what the written file says about itself; names without their folders, contents by hash."""
     layers, config = list(layers), ready.config
     values = {
         **made_from(ready.lora, config.method),
@@ -162,6 +162,6 @@ def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str
 
 
 def _combined(hashes: Iterable[tuple[str, str | None]]) -> str:
-    """One hash over the contents of the weights that were read, the same in whatever files they lie."""
+    """Return one hash over the contents of the weights that were read, the same in whatever files they lie."""
     lines = sorted(f"{name} {digest}" for name, digest in hashes if digest is not None)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

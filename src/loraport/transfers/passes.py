@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, prepare_many
 from loraport.progress import NO_PROGRESS, Progress
-from loraport.transfers.results import BatchResult, together
+from loraport.transfers.results import BatchResult, joined
 from loraport.transfers.run import transfer_many
 
 
@@ -18,13 +18,13 @@ class Pass:
 
     configs: tuple[TransferConfig, ...]
     name: str = ""
-    """How messages name it, where there are several."""
+    """How messages name it where there are several: the expert's title."""
     notes: tuple[str, ...] = ()
-    """What the user should know of how it came about."""
+    """What the user should know of how its files were chosen."""
 
 
 def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
-    """The opened inputs and plans of all runs, with each pass's own notes among the plan's warnings."""
+    """Return the opened inputs and plans of all runs, with each pass's own notes among the plan's warnings."""
     return tuple(
         tuple(
             replace(ready, plan=replace(ready.plan, warnings=(*one.notes, *ready.plan.warnings)))
@@ -34,19 +34,18 @@ def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
     )
 
 
-def transfer_in_turn(passes: Sequence[Pass], *, progress: Progress = NO_PROGRESS) -> BatchResult:
-    """`transfer_many` for several pairs of models in turn; nothing is begun where any of them is refused."""
+def transfer_passes(passes: Sequence[Pass], *, progress: Progress = NO_PROGRESS) -> BatchResult:
+    """Run `transfer_many` for several pairs of models in turn; nothing begins if any of them is refused."""
     if len(passes) > 1:  # an output of one may be an input of another
         check_outputs([ready for one in passes for ready in prepare_many(one.configs)])
     for note in dict.fromkeys(note for one in passes for note in one.notes):
         progress.note(note)
-    return together([_done(one, progress) for one in passes])
-
-
-def _done(one: Pass, progress: Progress) -> BatchResult:
-    batch = transfer_many(one.configs, progress=Labelled(progress, one.name) if one.name else progress)
-    runs = tuple(replace(run, warnings=(*one.notes, *run.warnings)) for run in batch.runs)
-    return replace(batch, runs=runs)
+    batches = []
+    for one in passes:
+        batch = transfer_many(one.configs, progress=Labelled(progress, one.name) if one.name else progress)
+        runs = tuple(replace(run, warnings=(*one.notes, *run.warnings)) for run in batch.runs)
+        batches.append(replace(batch, runs=runs))
+    return joined(batches)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What rounding costs a finished transfer: of the factors that are written, and of decisions that have thresholds."""
+"""Say what rounding costs a finished transfer: in the factors that are written, and in decisions with thresholds."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import LayerResult
 
 MATTERS = 0.01
-"""Share of an update that rounding to the output's dtype may change without a word: bf16 changes 0.2 %."""
+"""Share of an update that rounding to the output's dtype may change without a note: bf16 changes 0.2 %."""
 
 CLOSE = 1e-4
 """Share of a layer's entries on the threshold of arbitration from which on the user is told."""
 
 
 def with_rounding(ready: Prepared, layers: Iterable[LayerResult], dtype: torch.dtype) -> tuple[LayerResult, ...]:
-    """The rows with what rounding costs the layers that are plain copies."""
-    found = []
+    """Return the rows, with what rounding costs the layers that are plain copies."""
+    rows = []
     for row in layers:
         update = ready.lora.updates.get(row.name)
         if row.status == "copied" and row.rounding is None and isinstance(update, LowRank):
             row = replace(row, rounding=rounding_loss(fitted(update, dtype), dtype))
-        found.append(row)
-    return tuple(found)
+        rows.append(row)
+    return tuple(rows)
 
 
 def precision_notes(layers: Sequence[LayerResult], dtype: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run gives back: a value a layer and one for the whole, as the JSON output and the report show them."""
+"""The result of a run: a value for each layer and one for the whole, as the JSON output and the report show them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal
 from loraport.files.lora.key_account import KeyAccount
 
 MOSTLY_GONE = 0.5
-"""A rounding of more than this share of an update leaves little of it: 1 is a layer of zeros."""
+"""Rounding that changes more than this share of an update leaves little of it: 1 is a layer of zeros."""
 
 Status = Literal["transferred", "copied", "skipped"]
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What became of one layer. Sizes are shares of ‖W_s‖; what a method does not have is None."""
+    """The result of one layer. Sizes are shares of ‖W_s‖; what a method does not have is None."""
 
     name: str
     status: Status
@@ -27,7 +27,7 @@ class LayerResult:
     drift: float | None = None
     """‖D_fft‖ / ‖W_s‖"""
     floor: float | None = None
-    """What rounding in the coarser of the two files alone would make of it, expected, / ‖W_s‖"""
+    """Expected norm of the rounding error in the coarser of the two files, / ‖W_s‖"""
     source_rounded: bool = False
     """Whether W_s was first rounded to the target's dtype, in which its training began"""
     lora: float | None = None
@@ -64,13 +64,13 @@ class LayerResult:
     kind: str = "LoRA"
     """What the file holds for the layer: LoRA, LoHa, LoKr, DoRA or difference"""
     drift_unknown: bool = False
-    """Whether it was copied because the source has no such layer: the user did not ask for that"""
+    """Whether it was copied because the source has no such layer, which the user did not ask for"""
     source_hash: str | None = None
     target_hash: str | None = None
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """The layer's row in the JSON output and in pages."""
+        """Return the layer's row in the JSON output and in pages."""
         return asdict(self)
 
     @property
@@ -129,7 +129,7 @@ class TransferResult:
         return bool(self.keys.dropped) or any(gone)
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints."""
+        """Return the one object that `--json` prints."""
         return {
             "output": self.output,
             "method": self.method,
@@ -166,7 +166,7 @@ class BatchResult:
         return bool(self.not_written) or any(run.lost for run in self.runs)
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints: that of a single run as it is, else all of them under `runs`."""
+        """Return the one object that `--json` prints: that of a single run as it is, else all of them under `runs`."""
         if not self.several:
             return self.runs[0].as_json()
         return {
@@ -177,8 +177,8 @@ class BatchResult:
         }
 
 
-def together(batches: Sequence[BatchResult]) -> BatchResult:
-    """Passes over different models as one result: their runs in order, their times added up."""
+def joined(batches: Sequence[BatchResult]) -> BatchResult:
+    """Return passes over different models as one result: their runs in order, their times added up."""
     if len(batches) == 1:
         return batches[0]
     return BatchResult(

@@ -1,4 +1,4 @@
-"""Run transfers: layer by layer, each layer for every LoRA and method before the next, then one file each."""
+"""Run transfers: layer by layer, each layer for every LoRA and method before the next, then write one file each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loraport.store.basis_source import BasisSource
 from loraport.transfers.journal import Journal
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
-from loraport.transfers.output import account, afterthoughts, all_layers, write
+from loraport.transfers.output import account, all_layers, closing_notes, write
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
@@ -28,19 +28,19 @@ TRANSFERRING = "transferring"
 
 @dataclass(frozen=True)
 class Run:
-    """One LoRA by one method, on its way."""
+    """One LoRA by one method, with what is finished of it."""
 
     ready: Prepared
-    worker: LayerTransfer
+    transfer_layer: LayerTransfer
     journal: Journal
     label: str
-    """How messages name it: by its output, where there are several."""
+    """How messages name it where there are several: the file name of its output."""
     results: dict[str, LayerResult] = field(default_factory=dict)
     """Finished layers."""
 
 
 def transfer(config: TransferConfig, *, progress: Progress = NO_PROGRESS) -> TransferResult:
-    """Transfer a LoRA and write the result; started again after a kill it goes on where it was, to the same bytes."""
+    """Transfer a LoRA and write the result; an interrupted run resumes with the layers that are missing."""
     return transfer_many([config], progress=progress).runs[0]
 
 
@@ -48,36 +48,36 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     """Transfer several LoRAs, or one by several methods, between the same models in one pass over the layers.
 
     Weights, bases and the routing of the drift are read or made once a layer; memory does not grow with the number of
-    LoRAs. Every output has the bytes that it has alone. Started again after a kill or a failure it goes on where it
-    was. Nothing is begun where any of the inputs or outputs is refused; what one run cannot write at the end is in
-    `not_written`, and raised only where no run has written anything. A layer that cannot be used (one that is not
-    finite, for one) is told when all the others are finished.
+    LoRAs. Every output has the bytes that it has alone. Started again after a kill or a failure, the same configs
+    resume with the layers that are missing. Nothing begins if any input or output is refused; what one run cannot write
+    at the end is in `not_written`, and raised only if no run has written anything. A layer that cannot be used (not
+    finite, for one) is reported when all others are finished.
     """
     start = time.perf_counter()
     batch = prepare_many(configs, progress)
     check_outputs(batch)
     layers = LayerSource.open(batch[0])
     bases = layers.bases
-    runs = [_run(ready, bases, several=len(batch) > 1) for ready in batch]
+    runs = [_new_run(ready, bases, several=len(batch) > 1) for ready in batch]
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.journal)
-        tell(progress, [(run.label, run.ready.plan.warnings) for run in runs])
-        work(runs, layers, progress)
+        report_notes(progress, [(run.label, run.ready.plan.warnings) for run in runs])
+        transfer_layers(runs, layers, progress)
         computed = time.perf_counter()
-        done, refused = _finish_all(runs, bases)
-    tell(progress, [(run.label, result.warnings) for run, result in done], already=batch)
+        written, refused = _write_all(runs, bases)
+    report_notes(progress, [(run.label, result.warnings) for run, result in written], already=batch)
     end = time.perf_counter()
     in_layers = sum(row.seconds for run in runs for row in run.results.values())
     seconds = {"total": end - start, "layers": in_layers, **bases.watch.seconds, "write": end - computed}
-    results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in done]
+    results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in written]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
 
-def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
-    """Do what earlier starts have not done: each layer once, for all runs that lack it, into their journals.
+def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
+    """Transfer what earlier starts have not finished: each layer once, for all runs that lack it, into their journals.
 
-    Raises InputError for layers that cannot be used when all others are done, and at once where a file cannot be read.
+    Raises InputError for layers that cannot be used when all others are done, and at once for an unreadable file.
     """
     todo: dict[str, list[tuple[Run, LayerJob]]] = {}
     jobs = [(run, job) for run in runs for job in run.ready.plan.of("transfer")]
@@ -88,13 +88,13 @@ def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
             todo.setdefault(job.name, []).append((run, job))
             continue
         run.results[job.name] = earlier[1]
-        report(job.cost, f"{_of_run(run, earlier[1])} in an earlier start")
+        report(job.cost, f"{_progress_line(run, earlier[1])} in an earlier start")
 
     refused: dict[str, InputError] = {}
 
     def read(name: str) -> LayerWeights | InputError:
         kept = any(looks_at_weight(run.ready.lora.updates[name]) for run, _ in todo[name])
-        with_target = any(run.worker.recipe.needs_target for run, _ in todo[name])
+        with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
         try:
             return layers.read(name, keep_weights=kept, with_target=with_target)
         except UnreadableError:
@@ -103,14 +103,14 @@ def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
             return error
 
     def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run, LayerResult]]:
-        results: list[tuple[Run, LayerResult]] = []
         if isinstance(weights, InputError):
             refused[name] = weights
-            return results
+            return []
+        results = []
         for run, job in todo[name]:
             try:
                 with layers.bases.watch.stage("transfer"):
-                    written, result = run.worker(job, run.ready.lora.updates[name], weights)
+                    written, result = run.transfer_layer(job, run.ready.lora.updates[name], weights)
             except InputError as error:
                 refused.setdefault(name, error)
                 continue
@@ -121,45 +121,46 @@ def work(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
     for results in in_parallel(list(todo), read, transfer_layer, layers.bases.device):
         for run, result in results:
             run.results[result.name] = result
-            report(result.cost, _of_run(run, result))
+            report(result.cost, _progress_line(run, result))
     if refused:
         raise _refusal(refused)
 
 
-def _of_run(run: Run, result: LayerResult) -> str:
+def _progress_line(run: Run, result: LayerResult) -> str:
     return f"{run.label}: " * bool(run.label) + f"{result.name}: {result.seconds:.2f} s"
 
 
 def _refusal(refused: dict[str, InputError]) -> InputError:
-    """The first layer's error, with how many others there are, and how to go on without them."""
+    """Return the first layer's error, with how many others there are, and how to go on without them."""
     first = next(iter(refused.values()))
     text = str(first) if len(refused) == 1 else f"{first} (and {len(refused) - 1} more layers cannot be used)"
-    some = " ".join(f"--exclude {layer}" for layer in list(refused)[:3]) + (" …" if len(refused) > 3 else "")
-    return type(first)(f"{text}; or copy what cannot be used as it is in the LoRA: {some}")
+    exclude = " ".join(f"--exclude {layer}" for layer in list(refused)[:3]) + (" …" if len(refused) > 3 else "")
+    return type(first)(f"{text}; or copy what cannot be used as it is in the LoRA: {exclude}")
 
 
-def tell(progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()) -> None:
-    """Say each note once: plainly where all runs have it, else with the runs that have it in front."""
+def report_notes(
+    progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()
+) -> None:
+    """Report each note once: as it is if all runs have it, else behind the names of those that have it."""
     notes = list(notes)
     known = {note for ready in already for note in ready.plan.warnings}
     labels: dict[str, list[str]] = {}
-    for label, some in notes:
-        for note in some:
+    for label, own in notes:
+        for note in own:
             if note not in known:
                 labels.setdefault(note, []).append(label)
-    for note, who in labels.items():
-        progress.note(note if len(who) == len(notes) else f"{', '.join(who)}: {note}")
+    for note, of in labels.items():
+        progress.note(note if len(of) == len(notes) else f"{', '.join(of)}: {note}")
 
 
-def _run(ready: Prepared, bases: BasisSource, *, several: bool) -> Run:
+def _new_run(ready: Prepared, bases: BasisSource, *, several: bool) -> Run:
     config = ready.config
-    rank = common_rank(config, ready.plan)
     return Run(
         ready,
         LayerTransfer(
             config.recipe,
             config.rank,
-            rank,
+            common_rank(config, ready.plan),
             config.as_diff,
             config.seed,
             ready.lora.sha256,
@@ -174,35 +175,35 @@ def _run(ready: Prepared, bases: BasisSource, *, several: bool) -> Run:
     )
 
 
-def _finish_all(
+def _write_all(
     runs: Sequence[Run], bases: BasisSource
 ) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
-    """What was written, and the outputs that could not be, with the reason; it is raised where none could.
+    """Write every output; return what was written, and what could not be with the reason, raised if nothing could.
 
-    The finished layers of what is written are removed at once, those of the others wait.
+    The finished layers of what is written are removed at once, those of the others stay for the next start.
     """
-    done: list[tuple[Run, TransferResult]] = []
+    written: list[tuple[Run, TransferResult]] = []
     refused: list[tuple[str, str]] = []
     for run in runs:
         try:
-            done.append((run, _finish(run, bases)))
+            written.append((run, _write_one(run, bases)))
             run.journal.remove()
         except LoraportError as error:
             if len(refused) == len(runs) - 1:
                 raise
-            run.journal.waits = True
+            run.journal.keep_after_success = True
             refused.append((run.ready.config.output, str(error)))
-    return done, refused
+    return written, refused
 
 
-def _finish(run: Run, bases: BasisSource) -> TransferResult:
+def _write_one(run: Run, bases: BasisSource) -> TransferResult:
     """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
     start = time.perf_counter()
     ready, config = run.ready, run.ready.config
     layers = with_rounding(ready, all_layers(ready, run.results), TORCH_DTYPES[config.dtype])
     written = write(ready, run.journal, layers)
     notes = [*bases.cache.notes]
-    notes += afterthoughts(config, run.results.values())
+    notes += closing_notes(config, run.results.values())
     notes += precision_notes(layers, config.dtype)
     own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start
     return TransferResult(
