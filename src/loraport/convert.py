@@ -14,7 +14,7 @@ import torch
 
 from loraport.compute import TORCH_DTYPES, layer_generator
 from loraport.errors import MismatchError, SettingsError, unknown_name
-from loraport.files.adapters.updates import Dora, Residual, aimed_rank, kind_of, looks_at_weight
+from loraport.files.adapters.updates import LayerUpdate, adapter_kind, aimed_rank, needs_weight
 from loraport.files.conversion_kernels import with_kernels
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.quantized import FP8
@@ -122,8 +122,8 @@ def convert(
     model = None if source is None else open_model(source)
     lora = with_kernels(lora, kept, model, flat=dialect.flat)
     for layer in lora.encoders.values() if model is None else ():
-        if looks_at_weight(layer.update):
-            raise SettingsError(_needs_source(lora, kind_of(layer.update)))
+        if needs_weight(layer.update):
+            raise SettingsError(_needs_source(lora, adapter_kind(layer.update)))
     encoders = encoder_factors(lora, rule, model, plain=True)
     written = write_lora(
         output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=converted_from(lora),
@@ -151,7 +151,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     aim = int(rule.value) if rule.kind == "fixed" else max(map(aimed_rank, lora.updates.values()), default=0)
     layers = {}
     for name, update in lora.updates.items():
-        W = _weight(name, update, lora, model) if isinstance(update, Dora | Residual) else None
+        W = _weight(name, update, lora, model) if needs_weight(update) else None
         low = as_factors(update, W, rule, aim, layer_generator(0, name))
         if rule.kind == "fixed" and low.rank > aim:
             low = truncate(low, aim)
@@ -161,9 +161,9 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     return layers
 
 
-def _weight(name: str, update: Dora | Residual, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
+def _weight(name: str, update: LayerUpdate, lora: Lora, model: Checkpoint | None) -> torch.Tensor:
     if model is None:
-        raise SettingsError(_needs_source(lora, update.kind))
+        raise SettingsError(_needs_source(lora, adapter_kind(update)))
     if f"{name}.weight" not in model:
         raise MismatchError(f"{model.where} has no layer {name}; give the model that this LoRA was trained on")
     W = model.read(name).matrix
@@ -217,7 +217,7 @@ def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
     if not lost:
         return []
     worst = max(lost, key=lambda name: lost[name])
-    kind = kind_of((lora.layers.get(worst) or lora.encoders[worst]).update)
+    kind = adapter_kind((lora.layers.get(worst) or lora.encoders[worst]).update)
     return [
         f"{len(lost)} of {len(layers)} layers ({kind}) fit no rank of {layers[worst].rank}: the "
         f"worst, {worst}, keeps {1 - lost[worst]:.1%} of its energy; a higher --rank keeps more"

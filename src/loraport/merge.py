@@ -136,7 +136,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     stored = model.tensor(name)
     if not stored.dtype.is_floating_point or stored.dtype.itemsize == 1:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
-    own = any(term.looks_at_weight for term in terms)  # they look at the weight as it was before
+    own = any(term.needs_weight for term in terms)  # they look at the weight as it was before
     W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
     for term in terms:
         term.add_to(W, stored)

@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loraport.errors import MismatchError
-from loraport.files.adapters.updates import Dora, Full, Product, aimed_rank, exact_update, is_low_rank, kind_of
+from loraport.files.adapters.dora import Dora
+from loraport.files.adapters.full_difference import FullDifference
+from loraport.files.adapters.product import Product
+from loraport.files.adapters.updates import adapter_kind, aimed_rank, exact_update
 from loraport.files.lora.read import read_lora
 from loraport.spectral.low_rank import LowRank
 
@@ -76,7 +79,7 @@ def test_what_peft_saves_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
         update = exact_update(lora.updates[module], W.flatten(1))
         got = (update.dense() if isinstance(update, LowRank) else update).double()
         assert float((got - wanted).norm()) <= 1e-5 * float(wanted.norm()), module
-        assert kind_of(lora.updates[module]) == name.split(",")[0].split(" ")[0]
+        assert adapter_kind(lora.updates[module]) == name.split(",")[0].split(" ")[0]
 
 
 FLAT = "lora_unet_blocks_0_self_attn_q"
@@ -160,7 +163,7 @@ def test_dora_of_lycoris_by_rows_or_by_columns(shape: tuple[int, ...], axis: int
     wanted = merged * column / merged.norm(dim=axis, keepdim=True)
     torch.testing.assert_close(update.merged(W), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(exact_update(update, W), wanted - W, rtol=1e-5, atol=1e-5)
-    assert isinstance(update, Dora) and kind_of(update) == "DoRA" and update.rank == 3
+    assert isinstance(update, Dora) and adapter_kind(update) == "DoRA" and update.rank == 3
     with pytest.raises(MismatchError, match="depends on the weight"):
         exact_update(update, None)
 
@@ -200,7 +203,7 @@ def test_full_differences_are_layers_where_they_are_asked_for(tmp_path: Path) ->
     plain, asked = read(parts, tmp_path), read(parts, tmp_path, diffs=True)
     assert set(plain.extras) == {f"{FLAT}.diff", f"{FLAT}.diff_b"} and set(asked.extras) == {f"{FLAT}.diff_b"}
     update = asked.updates["blocks.0.self_attn.q"]
-    assert isinstance(update, Full)
+    assert isinstance(update, FullDifference)
     torch.testing.assert_close(update.dense(), parts["diff"] + D, rtol=1e-5, atol=1e-5)
     alone = read({"diff": parts["diff"].bfloat16()}, tmp_path, diffs=True)
     torch.testing.assert_close(alone.updates["blocks.0.self_attn.q"].dense(), parts["diff"].bfloat16().float())
@@ -211,7 +214,7 @@ def test_full_differences_are_layers_where_they_are_asked_for(tmp_path: Path) ->
 def test_the_smaller_form_is_taken_and_the_rank_aimed_at_is_bounded(tmp_path: Path) -> None:
     small = read(loha(2, 64, 64), tmp_path).updates["blocks.0.self_attn.q"]
     large = read(loha(12, 64, 64), tmp_path).updates["blocks.0.self_attn.q"]
-    assert is_low_rank(small) and not is_low_rank(large)
+    assert small.is_low_rank and not large.is_low_rank
     assert isinstance(exact_update(small, None), LowRank) and isinstance(exact_update(large, None), Tensor)
     assert (aimed_rank(small), aimed_rank(large)) == (4, 64)
     wide = Product("LoHa", *(LowRank(drawn(400, 16), drawn(16, 400)) for _ in "12"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loraport.convert import convert
 from loraport.errors import FileFormatError, InputError, MismatchError, SettingsError
-from loraport.files.adapters.updates import Residual
+from loraport.files.adapters.residual import Residual
 from loraport.files.inspect import describe, in_ten_lines
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.adapters.fused import view
-from loraport.files.adapters.updates import LayerUpdate, exact_update, looks_at_weight
+from loraport.files.adapters.updates import LayerUpdate, exact_update, needs_weight
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.kernels import same_weight
@@ -71,7 +71,7 @@ class Addition:
 
     make: Callable[[], LayerUpdate | Tensor]
     strength: float
-    looks_at_weight: bool = False
+    needs_weight: bool = False
     """Whether it depends on the weight that it is put on, as DoRA does."""
 
     def add_to(self, X: Tensor, W: Tensor) -> None:
@@ -83,7 +83,7 @@ class Addition:
         if isinstance(update, Tensor):
             X.add_(update.to(X.dtype).reshape(X.shape), alpha=self.strength)
             return
-        exact = exact_update(update, W.to(X.dtype).flatten(1) if self.looks_at_weight else None)
+        exact = exact_update(update, W.to(X.dtype).flatten(1) if self.needs_weight else None)
         if isinstance(exact, LowRank):
             X.view(X.shape[0], -1).addmm_(exact.B.to(X.dtype), exact.A.to(X.dtype), alpha=self.strength)
         else:
@@ -122,7 +122,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
                 misfits += [(key, misfit(update.shape, model, name)) for key in given.keys]
                 continue
-            found.setdefault(name, []).append(Addition(given.read, strength, looks_at_weight(update)))
+            found.setdefault(name, []).append(Addition(given.read, strength, needs_weight(update)))
             merged.update(given.keys)
     elsewhere = lora.encoder_keys
     for key, stored in lora.extras.items():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 
 from loraport.errors import MismatchError
-from loraport.files.adapters.updates import kind_of
+from loraport.files.adapters.updates import adapter_kind
 from loraport.files.lora.kernels import Kernel, kernel_in, named_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
@@ -42,9 +42,9 @@ def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Ker
                 f"{update.shape[1]} columns; name the model it was trained on: --source"
             )
         return kernel
-    if told is None and kind_of(update) in ("LoHa", "LoKr"):
+    if told is None and adapter_kind(update) in ("LoHa", "LoKr"):
         raise MismatchError(
-            f"layer {layer} of {lora.path} is a {kind_of(update)}, whose tensors do not tell whether it is a "
+            f"layer {layer} of {lora.path} is a {adapter_kind(update)}, whose tensors do not tell whether it is a "
             "convolution, and its name is in no table; name the model it was trained on: --source"
         )
     return told or ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraport.errors import InputError, SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.adapters.updates import kind_of
+from loraport.files.adapters.updates import adapter_kind
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
@@ -53,11 +53,11 @@ def layer_lines(lora: Lora) -> Iterator[str]:
     for name, layer in lora.layers.items():
         update, scale = layer.update, f"scale {layer.scale:g} ({layer.scale_source})"
         out, inn = update.shape
-        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}, {scale}"
+        yield f"{name}: {adapter_kind(update)}, {out} × {inn}, rank {update.rank}, {scale}"
     for name, layer in lora.encoders.items():
         update = layer.update
         out, inn = update.shape
-        yield f"{name}: {kind_of(update)}, {out} × {inn}, rank {update.rank}"
+        yield f"{name}: {adapter_kind(update)}, {out} × {inn}, rank {update.rank}"
 
 
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _fetched(place: str) -> str:
 def describe_lora(lora: Lora) -> dict[str, Any]:
     """Facts about a LoRA that was read; of a file without factors the layers are those of its full differences."""
     shapes = {name: update.shape for name, update in lora.updates.items()} or _differences(lora)
-    kinds = Counter(kind_of(update) for update in lora.updates.values()) or Counter(["difference"] * len(shapes))
+    kinds = Counter(adapter_kind(update) for update in lora.updates.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
     known = sum(family.rows(name, family.canonical) is not None for name in shapes) if family else 0
     width, _ = _size(shapes, family)

@@ -93,7 +93,7 @@ class Accelerated:
         else:
             model = self.model.read(layer)
             model_hash = model.fingerprint
-            own = any(term.looks_at_weight for term in terms)  # they look at the model's weight itself
+            own = any(term.needs_weight for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
             found = drift_between(source, model, in_place=True)
         for term in terms:

@@ -9,7 +9,7 @@ from math import prod
 from typing import Literal
 
 from loraport.errors import MismatchError, SettingsError
-from loraport.files.adapters.updates import aimed_rank, kind_of, looks_at_weight
+from loraport.files.adapters.updates import adapter_kind, aimed_rank, needs_weight
 from loraport.files.additions import nothing_fits
 from loraport.files.lora.kernels import same_kernel
 from loraport.files.lora.read import Lora
@@ -95,13 +95,15 @@ def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: b
     update = lora.updates[name]
 
     def job(action: Action, reason: str | None = None, *, unknown: bool = False) -> LayerJob:
-        return LayerJob(name, action, update.shape, update.rank, reason, kind_of(update), aimed_rank(update), unknown)
+        return LayerJob(
+            name, action, update.shape, update.rank, reason, adapter_kind(update), aimed_rank(update), unknown
+        )
 
     if f"{name}.weight" not in target:
         return job("drop", f"{target.where} has no such layer")
     wrong = _misfit(name, update.shape, lora, target)
     base = source if f"{name}.weight" in source else target
-    if looks_at_weight(update) and (alien := _misfit(name, update.shape, lora, base)):
+    if needs_weight(update) and (alien := _misfit(name, update.shape, lora, base)):
         return job("drop", f"{alien}, at which it has to look")
     if not chosen:
         return job("copy", f"{_EXCLUDED}, though {wrong}" if wrong else _EXCLUDED)
@@ -189,7 +191,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
 
 def _kinds(lora: Lora) -> list[str]:
     """What the output is where the input is no plain LoRA."""
-    counts = Counter(kind_of(update) for update in lora.updates.values())
+    counts = Counter(adapter_kind(update) for update in lora.updates.values())
     others = ", ".join(f"{count} layers are {kind}" for kind, count in sorted(counts.items()) if kind != "LoRA")
     dora = ", of a DoRA what --dora says: all that it adds to the source's weights, or its factors"
     return [f"{others}: a plain LoRA is written{dora if counts['DoRA'] else ''}"] if others else []

@@ -9,7 +9,7 @@ from torch import Tensor
 from loraport.compute import layer_generator
 from loraport.errors import MismatchError
 from loraport.files.adapters.lora_layer import Updates
-from loraport.files.adapters.updates import aimed_rank, looks_at_weight
+from loraport.files.adapters.updates import aimed_rank, needs_weight
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
@@ -58,8 +58,8 @@ def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, pla
         own[encoder_of(layer)] = max(own.get(encoder_of(layer), 0), aimed_rank(update))
     found = {}
     for layer, update in updates.items():
-        W = weights(layer) if weights is not None and looks_at_weight(update) else None
-        if (isinstance(update, LowRank) and not plain) or (looks_at_weight(update) and W is None):
+        W = weights(layer) if weights is not None and needs_weight(update) else None
+        if (isinstance(update, LowRank) and not plain) or (needs_weight(update) and W is None):
             continue
         if W is not None and tuple(W.shape) != update.shape:
             raise MismatchError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.compute import layer_generator
 from loraport.files.adapters.casting import fitted, rounding_loss
-from loraport.files.adapters.updates import LayerUpdate, looks_at_weight
+from loraport.files.adapters.updates import LayerUpdate, needs_weight
 from loraport.inputs.config import Part, RankRule
 from loraport.inputs.drift import TIMES_FLOOR
 from loraport.inputs.plan import LayerJob
@@ -52,7 +52,7 @@ class LayerTransfer:
         start = time.perf_counter()
         recipe = self.recipe
         rule = RankRule("full") if self.as_diff else self.rule
-        W_s = weights.W_s if looks_at_weight(adapter) else None
+        W_s = weights.W_s if needs_weight(adapter) else None
         inputs = method_input(adapter, W_s, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
         if weights.is_rounding and recipe.reuses and self.part != "counter-drift":
             same = fitted(inputs.lora, self.dtype)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.files.adapters.updates import Dora, LayerUpdate, exact_update
+from loraport.files.adapters.dora import Dora
+from loraport.files.adapters.updates import LayerUpdate, exact_update
 from loraport.inputs.config import RankRule
 from loraport.methods.layer import Update
 from loraport.spectral.low_rank import LowRank, factorize, factorize_energy, truncate

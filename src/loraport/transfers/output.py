@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.compute import TORCH_DTYPES, layer_generator
 from loraport.errors import SettingsError
-from loraport.files.adapters.updates import looks_at_weight
+from loraport.files.adapters.updates import needs_weight
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.provenance import made_from
@@ -69,7 +69,7 @@ def _encoders(ready: Prepared) -> dict[str, LowRank]:
 def copied(ready: Prepared, name: str) -> LowRank:
     """Return the factors of a layer that is not transferred; of a DoRA what it adds to W_s, else to W_t."""
     config, update, W = ready.config, ready.lora.updates[name], None
-    if looks_at_weight(update):
+    if needs_weight(update):
         model = ready.source if f"{name}.weight" in ready.source else ready.target
         W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
     rule = RankRule("full") if config.as_diff else config.rank

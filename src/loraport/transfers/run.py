@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
-from loraport.files.adapters.updates import looks_at_weight
+from loraport.files.adapters.updates import needs_weight
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import Prepared, check_outputs, common_rank, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
@@ -93,7 +93,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
     refused: dict[str, InputError] = {}
 
     def read(name: str) -> LayerWeights | InputError:
-        kept = any(looks_at_weight(run.ready.lora.updates[name]) for run, _ in todo[name])
+        kept = any(needs_weight(run.ready.lora.updates[name]) for run, _ in todo[name])
         with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
         try:
             return layers.read(name, keep_weights=kept, with_target=with_target)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, MismatchError
-from loraport.files.adapters.updates import Dora, Product, Residual
+from loraport.files.adapters.dora import Dora
+from loraport.files.adapters.product import Product
+from loraport.files.adapters.residual import Residual
 from loraport.files.names.dialects import LOHA, LOKR, MAGNITUDES, LoraKey
 from loraport.spectral.low_rank import LowRank
 

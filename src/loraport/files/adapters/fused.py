@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from loraport.errors import FileFormatError, MismatchError
-from loraport.files.adapters.peft_fields import SAVE_AGAIN
-from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Product, Residual, aimed_rank
 from loraport.files.formats.safetensors_read import Quantization, StoredTensor
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
@@ -70,33 +68,6 @@ def taken_apart(
                 raise MismatchError(f"{where}: layer {name!r} is given twice, by itself and inside {rows.name!r}")
             apart[name] = share(table[module], rows)
     return apart
-
-
-def rows_of_update(update: LayerUpdate, rows: RowSlice, where: Path) -> LayerUpdate:
-    """One layer's share of a module's update. Raises MismatchError for what cannot be divided so."""
-    if not rows.fits(update.shape):
-        parts = "two halves" if rows.swapped else f"{rows.of} equal parts"
-        raise MismatchError(
-            f"{where}: {rows.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
-            "this LoRA was made for another model"
-        )
-    if isinstance(update, LowRank):
-        return LowRank(rows.take(update.B).contiguous(), update.A, update.lost_energy)
-    if isinstance(update, Product) and update.kind == "LoHa":
-        first, second = (LowRank(rows.take(half.B).contiguous(), half.A) for half in (update.first, update.second))
-        return Product("LoHa", first, second)
-    if isinstance(update, Dora):
-        if update.by == "columns":
-            raise MismatchError(f"{where}: {rows.name} is a DoRA with a magnitude a column, which its layers share")
-        inner = rows_of_update(update.inner, rows, where)
-        if isinstance(inner, LowRank | Product):
-            return replace(update, inner=inner, magnitude=rows.take(update.magnitude))
-        raise MismatchError(f"{where}: {rows.name} is a DoRA of LoKr, which cannot be divided into its layers")
-    if isinstance(update, Residual):
-        raise MismatchError(
-            f"{where}: {rows.name} is a {update.kind} of a fused module, which cannot be divided; {SAVE_AGAIN}"
-        )
-    return Full(rows.take(update.dense()).contiguous(), aim=aimed_rank(update))
 
 
 def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from loraport.files.adapters.peft_fields import CONFIG_NAME
-from loraport.files.adapters.updates import Dora, kind_of
+from loraport.files.adapters.updates import adapter_kind
 from loraport.files.lora.alpha import HEADER_FIELD
 from loraport.files.lora.kernels import named_kernel, same_kernel
 from loraport.files.lora.kohya import is_complete
@@ -121,7 +121,7 @@ def _misshapen(lora: Lora) -> Iterator[str]:
 def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
     of_peft = any(key.part == "lora_magnitude_vector" for key in keys)
     update = lora.updates[layer]
-    return "DoRA of PEFT" if isinstance(update, Dora) and of_peft else kind_of(update)
+    return "DoRA of PEFT" if adapter_kind(update) == "DoRA" and of_peft else adapter_kind(update)
 
 
 def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from loraport.files.adapters.updates import kind_of, looks_at_weight
+from loraport.files.adapters.updates import adapter_kind, needs_weight
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.read import Lora
 from loraport.files.lora.tensors import layer_tensors, padded
@@ -36,7 +36,7 @@ UNKNOWN = (
 
 def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:
     """What stands before a LoRA's keys of text encoders -> what is behind it: LoRA, LoHa, …, or `unknown` names."""
-    kinds = {key: kind_of(layer.update) for layer in lora.encoders.values() for key in layer.keys}
+    kinds = {key: adapter_kind(layer.update) for layer in lora.encoders.values() for key in layer.keys}
     found: dict[str, set[str]] = {}
     for key in map(lora.parse, lora.extras):
         if key.text_encoder:
@@ -106,7 +106,7 @@ def written_encoders(
     for layer, given in like.encoders.items():
         keys, update = given.keys, encoders.get(layer) or given.update
         if dialect.folder or not isinstance(update, LowRank):
-            reason = IN_PEFT if dialect.folder else NO_WEIGHT if looks_at_weight(update) else NO_FACTORS
+            reason = IN_PEFT if dialect.folder else NO_WEIGHT if needs_weight(update) else NO_FACTORS
             found.lost.extend((key, reason) for key in keys)
         elif layer not in encoders and stands_as_written(layer, like, dialect):
             found.keys.update({key: key for key in keys})

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.adapters.assemble import Assembled, adds_nothing, assemble, with_magnitude, with_scale, with_start
-from loraport.files.adapters.fused import rows_of_update, taken_apart
+from loraport.files.adapters.full_difference import FullDifference
+from loraport.files.adapters.fused import taken_apart
 from loraport.files.adapters.lora_layer import LazyUpdates, LoraLayer, Updates
 from loraport.files.adapters.peft_fields import Start
-from loraport.files.adapters.updates import Dora, Full, LayerUpdate, Residual
+from loraport.files.adapters.updates import LayerUpdate, needs_weight, rows_of_update
 from loraport.files.formats.quantized import cast_up
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import NO_ALPHA, Scales, checked_alpha, stored_scales
@@ -249,11 +250,11 @@ class _Reader:
         kernel = tuple(stored.shape[2:]) or None
         if beside is None:
             scale, source = self.scales[key.layer] = (1.0, "none: a full difference")
-            return LoraLayer(lambda: Full(stored), (key.key,), scale, source, kernel, not key.unresolved)
+            return LoraLayer(lambda: FullDifference(stored), (key.key,), scale, source, kernel, not key.unresolved)
         update = beside.update
-        if isinstance(update, Dora | Residual) or update.shape != (stored.shape[0], stored[0].numel()):
+        if needs_weight(update) or update.shape != (stored.shape[0], stored[0].numel()):
             raise MismatchError(f"{self.path}: {key.key!r} does not go with the other tensors of its layer")
-        both = Full(stored.float().flatten(1) + update.dense())
+        both = FullDifference(stored.float().flatten(1) + update.dense())
         return replace(
             beside.with_update(both),
             keys=(*beside.keys, key.key),

@@ -7,7 +7,8 @@ from typing import Any
 
 from loraport.compute import TORCH_DTYPES
 from loraport.errors import MismatchError, OutputError, SettingsError
-from loraport.files.adapters.updates import LayerUpdate, Product, kind_of
+from loraport.files.adapters.product import Product
+from loraport.files.adapters.updates import LayerUpdate, adapter_kind
 from loraport.files.additions import with_strength
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.disk.user_paths import expand_home
@@ -52,8 +53,8 @@ def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
         return update.low_rank()
     if not isinstance(update, LowRank):
         raise MismatchError(
-            f"{place}: the update of {name} is a {kind_of(update)}, not a product of factors; what is sampled here is "
-            "LoRA, LoHa and LoKr; write it as a LoRA first (loraport transfer --method direct --as lora)"
+            f"{place}: the update of {name} is a {adapter_kind(update)}, not a product of factors; what is sampled "
+            "here is LoRA, LoHa and LoKr; write it as a LoRA first (loraport transfer --method direct --as lora)"
         )
     return update
 
