@@ -16,7 +16,7 @@ from loraport.cli import app
 from loraport.errors import MismatchError, SettingsError
 from loraport.sampling.hooks import linear_layers
 from loraport.sampling.pair import Clips
-from loraport.sampling.schedules import Entered, find_sampler
+from loraport.sampling.schedules import PartialSchedule, find_sampler
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from loraport.spectral.low_rank import LowRank
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
@@ -118,7 +118,7 @@ def test_the_source_goes_up_again_with_the_targets_noise(places, adapter):
     for evaluation in pair.evaluations:
         clean = chain.states[:, evaluation.step] - evaluation.level * chain.velocities[:, evaluation.step]
         again = pair._sample(
-            "target", CLIPS, adapter, chain.states[:, evaluation.step], Entered(pair_euler(), evaluation.level)
+            "target", CLIPS, adapter, chain.states[:, evaluation.step], PartialSchedule(pair_euler(), evaluation.level)
         )
         assert torch.allclose(clean, again[0][1], atol=1e-5)
     assert not torch.allclose(chain.end, pair.target(Clips("fit", 2, 4), adapter), atol=1e-1)
@@ -145,7 +145,7 @@ def test_a_run_entered_on_its_way(scheduler):
     scheduler.set_timesteps(4)
     own = scheduler.sigmas.tolist()
     for level, wanted in [(1.0, own), (own[2], own[2:]), (own[2] + 0.01, [own[2] + 0.01, *own[2:]])]:
-        entered = Entered(scheduler, level)
+        entered = PartialSchedule(scheduler, level)
         entered.set_timesteps(4)
         assert entered.sigmas.tolist() == pytest.approx(wanted) and len(entered.timesteps) == len(wanted) - 1
         assert [float(time) for time in entered.timesteps] == pytest.approx([1000 * one for one in wanted[:-1]], abs=1)
@@ -155,9 +155,9 @@ def test_a_run_entered_where_it_has_been_ends_alike(places, adapter):
     pair = opened(places, "euler", target_steps=3)
     start = pair._noise(CLIPS)
     states, levels = pair._sample("target", CLIPS, adapter, start)
-    again, _ = pair._sample("target", CLIPS, adapter, states[1], Entered(pair.own, levels[1]))
+    again, _ = pair._sample("target", CLIPS, adapter, states[1], PartialSchedule(pair.own, levels[1]))
     assert len(again) == 3 and torch.allclose(again[-1], states[-1], atol=1e-5)
-    other, _ = pair._sample("target", CLIPS, adapter, states[1], Entered(pair.own, levels[1] - 0.1))
+    other, _ = pair._sample("target", CLIPS, adapter, states[1], PartialSchedule(pair.own, levels[1] - 0.1))
     assert not torch.allclose(other[-1], states[-1], atol=1e-3)
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from loraport.cli import app
 from loraport.errors import InputError
-from loraport.sampling.end_error import finite
+from loraport.sampling.end_error import require_finite
 from loraport.sampling.network import open_network, open_pipeline
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from tests import tiny
@@ -199,10 +199,10 @@ def test_odd_configurations_are_refused(file, text, folder, whole):
 
 
 def test_values_that_are_not_finite_end_the_run():
-    assert finite("target", torch.ones(2)).sum() == 2
+    assert require_finite("target", torch.ones(2)).sum() == 2
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(InputError, match="sampling the target gave values that are not finite"):
-            finite("target", torch.tensor([1.0, wrong]))
+            require_finite("target", torch.tensor([1.0, wrong]))
 
 
 def test_a_damaged_weight_ends_score_with_one_sentence(folder, whole, tmp_path):

@@ -12,11 +12,11 @@ from lab.tests.sampling.conftest import PAIRED
 
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.names.blocks import layer_type
-from loraport.sampling.calibration.residual_writers import patched, to_output, watched, writing_layers
+from loraport.sampling.calibration.residual_writers import patched, recorded_pass, to_output, writing_layers
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
 from loraport.sampling.end_error import EndEffect
-from loraport.sampling.hooks import adapted, fingerprint, scaled
-from loraport.sampling.pair import Clips, aim
+from loraport.sampling.hooks import adapted, fingerprint, scale_updates
+from loraport.sampling.pair import Clips, wanted_velocity
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import judged_clips, score
@@ -46,13 +46,13 @@ def test_evaluations_follow_the_students_own_way(name, family):
     chain = pair.source(clips, {})
     other = replace(chain, states=chain.states.clone())
     for evaluation in pair.evaluations:
-        v, wanted = pair.velocity(evaluation, clips, chain), aim(evaluation, chain)
+        v, wanted = pair.velocity(evaluation, clips, chain), wanted_velocity(evaluation, chain)
         assert v.shape == wanted.shape
         assert not torch.allclose(v, wanted, atol=1e-3)  # student and base differ
         if evaluation.step == 0 and evaluation.frame in (None, 0):
             state = chain.states[:, 0] if evaluation.frame is None else chain.states[:, 0, :, :1]
             torch.testing.assert_close(
-                state - evaluation.level * wanted, state - evaluation.level * aim(evaluation, other)
+                state - evaluation.level * wanted, state - evaluation.level * wanted_velocity(evaluation, other)
             )
     own = pair.target(clips, {})
     if len(pair.evaluations) == 1:
@@ -96,15 +96,15 @@ def test_the_map_to_the_output_predicts_what_a_late_change_does(name, layer, fam
     """M·E·ã against the network's own answer: close in the last block for the right gate, not without it."""
     pair, clips = EmbeddedPair(name, family), Clips("fit", 0, 2)
     chain, evaluation = pair.source(clips, {}), pair.evaluations[-1]
-    with torch.no_grad(), watched(pair.network(), layer) as seen:
+    with torch.no_grad(), recorded_pass(pair.network(), layer) as record:
         before = pair.velocity(evaluation, clips, chain)
     tokens = patched(before, (1, 2, 2)).shape[1]
     first = 0 if evaluation.frame is None else evaluation.frame * tokens
-    M = evaluation.head * to_output(pair.network(), layer, seen, first)
-    E = 1e-3 * torch.randn(M.shape[1], seen.inputs.shape[-1], generator=torch.Generator().manual_seed(3))
+    M = evaluation.head * to_output(pair.network(), layer, record, first)
+    E = 1e-3 * torch.randn(M.shape[1], record.inputs.shape[-1], generator=torch.Generator().manual_seed(3))
     with adapted(pair.network(), {layer: LowRank(E, torch.eye(E.shape[1]))}):
         moved = patched(pair.velocity(evaluation, clips, chain) - before, (1, 2, 2)).double()
-    predicted = ((seen.inputs / seen.deviation)[:, first : first + tokens].double() @ E.double().mT) @ M.mT
+    predicted = ((record.inputs / record.deviation)[:, first : first + tokens].double() @ E.double().mT) @ M.mT
     assert float(torch.cosine_similarity(moved.flatten(), predicted.flatten(), dim=0)) > 0.6
     if layer.endswith("ffn.2"):
         assert float(moved.norm() / predicted.norm()) == pytest.approx(1, abs=0.15)
@@ -113,18 +113,21 @@ def test_the_map_to_the_output_predicts_what_a_late_change_does(name, layer, fam
 @pytest.mark.slow
 def test_the_store_goes_on_where_it_was_and_mends_what_is_torn(tmp_path, family, adapter):
     pair, store = EmbeddedPair("one-step", family), SampleStore(tmp_path / "cache")
-    first = score(opened(pair, adapter, store=store), adapter, {"direct": adapter, "half": scaled(adapter, 0.5)})
+    first = score(opened(pair, adapter, store=store), adapter, {"direct": adapter, "half": scale_updates(adapter, 0.5)})
     made = store.made
     again = SampleStore(tmp_path / "cache")
     effect = opened(pair, adapter, store=again)
-    assert score(effect, adapter, {"direct": adapter, "half": scaled(adapter, 0.5)}) == first
+    assert score(effect, adapter, {"direct": adapter, "half": scale_updates(adapter, 0.5)}) == first
     assert again.made == 0 and again.found >= made and effect.counter.as_json() == {"source": 0, "target": 0}
     for path in (tmp_path / "cache" / "samples").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-7])
     torn = SampleStore(tmp_path / "cache")
-    assert score(opened(pair, adapter, store=torn), adapter, {"direct": adapter, "half": scaled(adapter, 0.5)}) == first
+    assert (
+        score(opened(pair, adapter, store=torn), adapter, {"direct": adapter, "half": scale_updates(adapter, 0.5)})
+        == first
+    )
     assert torn.made == made
-    assert score(opened(pair, scaled(adapter, 0.5), store=torn), adapter, {"direct": adapter}) != first[:1]
+    assert score(opened(pair, scale_updates(adapter, 0.5), store=torn), adapter, {"direct": adapter}) != first[:1]
 
 
 def test_batches_do_not_change_what_is_drawn(family, adapter):

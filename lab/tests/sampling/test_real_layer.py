@@ -13,10 +13,10 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 
 from loraport.sampling.calibration.least_squares import ridge_strength, solve
 from loraport.sampling.calibration.readout import _moments
-from loraport.sampling.calibration.residual_writers import patched, watched
-from loraport.sampling.end_error import EndEffect, own_velocities
-from loraport.sampling.hooks import adapted, added
-from loraport.sampling.pair import Clips, segment_targets
+from loraport.sampling.calibration.residual_writers import patched, recorded_pass
+from loraport.sampling.end_error import EndEffect, bare_velocities
+from loraport.sampling.hooks import adapted, add_updates
+from loraport.sampling.pair import Clips, readout_target
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.low_rank import LowRank
@@ -35,16 +35,16 @@ def problem():
     pair, updates = EmbeddedPair("few-step"), adapter_updates("neon", FAMILY)
     fit = EndEffect(pair, updates, Clips("fit", 0, 2), SampleStore(None), PassCounter(1))
     [(batch, styled, plain)] = fit.segments()
-    own = own_velocities(pair, batch, plain, fit.counter)
+    own = bare_velocities(pair, batch, plain, fit.counter)
     terms, rows = [], []
     with torch.no_grad(), adapted(pair.network(), updates):
         for evaluation, v in zip(pair.evaluations, own, strict=True):
-            aimed = segment_targets(evaluation, styled, plain, v)
+            aimed = readout_target(evaluation, styled, plain, v)
             terms.append(_moments(fit, batch, styled, LAYER, evaluation, aimed))
-            with watched(pair.network(), LAYER) as seen:
+            with recorded_pass(pair.network(), LAYER) as record:
                 velocity = pair.velocity(evaluation, batch, styled)
             residual = patched(aimed - velocity, (1, 2, 2)).flatten(0, 1).double().numpy()
-            rows.append(((seen.inputs / seen.deviation).flatten(0, 1).double().numpy(), residual))
+            rows.append(((record.inputs / record.deviation).flatten(0, 1).double().numpy(), residual))
     return fit, terms, rows
 
 
@@ -98,12 +98,12 @@ def test_the_linear_model_predicts_what_the_network_then_does(problem):
     said = sum(t.weight**2 * float(((t.M @ E @ t.C) * (t.M @ E)).sum() - 2 * (t.R * (t.M @ E)).sum()) for t in terms)
     pair, updates = fit.pair, adapter_updates("neon", FAMILY)
     [(batch, styled, plain)] = fit.segments()
-    own = own_velocities(pair, batch, plain, fit.counter)
-    moved = added(updates, {LAYER: LowRank(E.float(), torch.eye(E.shape[1]))})
+    own = bare_velocities(pair, batch, plain, fit.counter)
+    moved = add_updates(updates, {LAYER: LowRank(E.float(), torch.eye(E.shape[1]))})
     after = 0.0
     with torch.no_grad(), adapted(pair.network(), moved):
         for evaluation, v in zip(pair.evaluations, own, strict=True):
-            missed = segment_targets(evaluation, styled, plain, v) - pair.velocity(evaluation, batch, styled)
+            missed = readout_target(evaluation, styled, plain, v) - pair.velocity(evaluation, batch, styled)
             after += evaluation.weight**2 * float(missed.double().square().sum())
     assert said < 0 and after < before
     assert (after - before) / said == pytest.approx(1, abs=0.15)

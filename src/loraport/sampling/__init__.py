@@ -1,6 +1,6 @@
-"""SAMPLING: what an adapter does to the samples, measured and matched.
+"""SAMPLING: measure what an adapter does to samples of the source, and how much of it the target shows.
 
-Everything here runs the source with and without the adapter on random noise and prompts. It needs no clips, captions
-or gradients, but it is not weight-only. `sampling.pair.Pair` says what is needed of two models; diffusers pipelines
-(`sampling.wan_pipelines`) have it, and what installed packages offer (`sampling.providers`).
+Everything here samples both models from random noise and prompts: no clips, captions or gradients are needed, but it is
+not weight-only. `sampling.pair.Pair` is the protocol of two models that can be sampled; diffusers' Wan pipelines
+implement it (`sampling.wan_pipelines`), and so may installed packages (`sampling.providers`).
 """

@@ -1,4 +1,4 @@
-"""Updates on a network that is in memory: put on for a while through hooks, added up, and told apart by content."""
+"""Updates on a network in memory: added through hooks for a while; sums, multiples and hashes of updates."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from loraport.errors import MismatchError
-from loraport.files.names.lookup import canonical_layer, layer_in
+from loraport.files.names.lookup import canonical_layer
 from loraport.sampling.pair import Updates
 from loraport.spectral.low_rank import LowRank
 from loraport.spectral.projections import side_by_side
 
 
 def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
-    """Canonical name -> the network's linear layers; names outside the table stay as they are."""
+    """Return {canonical name: linear layer} of the network; names outside the table stay as they are."""
     return {
         canonical_layer(name, "diffusers") or name: module
         for name, module in network.named_modules()
@@ -25,16 +25,11 @@ def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def module_name(layer: str) -> str:
-    """A canonical layer as diffusers' networks name it."""
-    return layer_in(layer, "diffusers") or layer
-
-
 @contextmanager
 def adapted(network: nn.Module, updates: Updates) -> Iterator[None]:
-    """The network with x·Aᵀ·Bᵀ added to the outputs of its layers; no weight is touched, so nothing is rounded.
+    """Add x·Aᵀ·Bᵀ to the outputs of the network's layers inside the block; weights are not touched, so not rounded.
 
-    Raises MismatchError for a layer that is not there, is not linear, or has another shape.
+    Raises MismatchError for a layer that is missing, is not linear, or has another shape.
     """
     layers = linear_layers(network) if updates else {}
     hooks = []
@@ -61,25 +56,26 @@ class _Added:
         self.A, self.B = A, B
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        given = args[0]
-        A, B = self.A.to(given.device), self.B.to(given.device)
-        return output + (given.to(A.dtype) @ A.mT) @ B.mT
+        x = args[0]
+        # under offload the layer moves between devices after the hook was made
+        A, B = self.A.to(x.device), self.B.to(x.device)
+        return output + (x.to(A.dtype) @ A.mT) @ B.mT
 
 
-def added(*updates: Updates) -> dict[str, LowRank]:
+def add_updates(*updates: Updates) -> dict[str, LowRank]:
     """Return the sum of updates: exact, ranks add up; a layer that only one of them has keeps its factors."""
     names = dict.fromkeys(name for each in updates for name in each)
     terms = {name: [each[name] for each in updates if name in each] for name in names}
     return {name: each[0] if len(each) == 1 else side_by_side(*each) for name, each in terms.items()}
 
 
-def scaled(updates: Updates, factor: float) -> dict[str, LowRank]:
-    """All updates times a number."""
+def scale_updates(updates: Updates, factor: float) -> dict[str, LowRank]:
+    """Return all updates times a number."""
     return {name: update.scaled(factor) for name, update in updates.items()}
 
 
 def fingerprint(updates: Updates) -> str:
-    """A hash of the updates' numbers: the same wherever they come from."""
+    """Return a hash of the updates' numbers: the same for equal numbers, whatever file they come from."""
     digest = hashlib.sha256()
     for name in sorted(updates):
         for factor in (updates[name].B, updates[name].A):

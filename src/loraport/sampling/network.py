@@ -1,6 +1,6 @@
-"""The network that is sampled, from the same reader as a transfer's: names, scales of codes, parts and shards alike.
+"""Open a pipeline with the network read by the same code as a transfer's: names, fp8 scales, parts and shards alike.
 
-Diffusers' own loading drops what it does not know, the scales of fp8 weights among it, and samples another network
+Diffusers' own loading drops what it does not know, such as the scales of fp8 weights, and then samples another network
 without an error.
 """
 
@@ -26,12 +26,12 @@ TEXT_ENCODER = "UMT5EncoderModel"
 
 
 def open_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """Return the pipeline of a folder without its VAE: latents are all that is looked at.
+    """Return the pipeline of a folder without its VAE: only latents are measured.
 
-    Raises InputError for whatever is missing or damaged in the folder.
+    Raises InputError for anything missing or damaged in the folder.
     """
     for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()  # ours says how far a run is
+        library.utils.logging.disable_progress_bar()  # ours shows the progress of the whole run
     network, encoder = open_network(folder / "transformer", dtype), open_text_encoder(folder, dtype)
     with opening("pipeline", folder):
         pipe = WanPipeline.from_pretrained(folder, vae=None, transformer=network, text_encoder=encoder, dtype=dtype)
@@ -42,7 +42,7 @@ def open_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Return Wan's text encoder, complete: transformers fills what a file lacks with random values and a warning.
+    """Return Wan's text encoder, complete: transformers fills missing parameters with random values and a warning.
 
     Raises InputError where it is missing, of another class, or incomplete.
     """
@@ -52,8 +52,8 @@ def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     place = folder / "text_encoder"
     with opening("text encoder", folder):
         loaded: Any = transformers.UMT5EncoderModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
-    encoder, told = loaded
-    missing = sorted(told["missing_keys"])
+    encoder, loading_info = loaded
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise InputError(f"{place} lacks {len(missing)} parameters, {missing[0]!r} for one; download it again")
     return encoder.eval()
@@ -62,21 +62,21 @@ def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 def open_network(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """Return a Wan transformer with its weights, ready for sampling.
 
-    Raises FileFormatError for a file that lacks parameters of its configuration, has others, or holds values that are
-    not finite; MismatchError where shapes differ.
+    Raises FileFormatError for missing or unexpected parameters and for values that are not finite, MismatchError where
+    shapes differ from the configuration.
     """
     checkpoint = open_checkpoint(folder)
     network = empty_network(read_json(folder / "config.json"), folder)
     wanted = network.state_dict()
     names = _spelled(checkpoint)
     _check(names, wanted, checkpoint, folder)
-    state = {name: _value(checkpoint, own, _kept(name, network, dtype)) for name, own in names.items()}
+    state = {name: _value(checkpoint, own, _dtype_of(name, network, dtype)) for name, own in names.items()}
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 
 def empty_network(config: dict[str, Any], folder: Path) -> WanTransformer3DModel:
-    """Return the network of a configuration, its parameters without values. Raises FileFormatError for a wrong one."""
+    """Return the network of a configuration, without values. Raises FileFormatError for a wrong configuration."""
     try:
         with init_empty_weights(include_buffers=False):
             return WanTransformer3DModel.from_config(config)
@@ -87,9 +87,9 @@ def empty_network(config: dict[str, Any], folder: Path) -> WanTransformer3DModel
 
 
 def _spelled(checkpoint: Checkpoint) -> dict[str, str]:
-    """Diffusers' name of each parameter -> its name in the checkpoint; FastVideo's gates have none there.
+    """Return {diffusers' name of each parameter: its name in the checkpoint}.
 
-    Left out as well is what diffusers' own loading leaves out of published files.
+    Left out are FastVideo's gates, and what diffusers' own loading leaves out of published files.
     """
     names = {parameter_in(own, "diffusers", WAN) or own: own for own in checkpoint.names()}
     unused = (GATE, *(WanTransformer3DModel._keys_to_ignore_on_load_unexpected or ()))
@@ -98,12 +98,12 @@ def _spelled(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _check(names: dict[str, str], wanted: dict[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
     missing = [name for name in wanted if name not in names]
-    left = [name for name in names if name not in wanted]
-    if missing or left:
+    unexpected = [name for name in names if name not in wanted]
+    if missing or unexpected:
         what = " and ".join(
-            f"{said} {len(some)} parameters ({', '.join(some[:3])}{' ...' if len(some) > 3 else ''})"
-            for said, some in (("lacks", missing), ("has beside it", left))
-            if some
+            f"{verb} {len(keys)} parameters ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
+            for verb, keys in (("lacks", missing), ("has beside it", unexpected))
+            if keys
         )
         raise FileFormatError(
             f"{folder} {what}, by its config.json: another network would be sampled; download the folder whole"
@@ -125,7 +125,7 @@ def _value(checkpoint: Checkpoint, own: str, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)
 
 
-def _kept(name: str, network: WanTransformer3DModel, dtype: torch.dtype) -> torch.dtype:
-    """Norms, time embedding and modulation stay in float32, as diffusers' own loading has them."""
+def _dtype_of(name: str, network: WanTransformer3DModel, dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for norms, time embedding and modulation, as diffusers' own loading has them, else `dtype`."""
     kept = network._keep_in_fp32_modules or ()
     return torch.float32 if any(part in name.split(".") for part in kept) else dtype

@@ -22,9 +22,9 @@ Updates = Mapping[str, LowRank]
 
 @dataclass(frozen=True)
 class Clips:
-    """Some of the clips of a role: clip number i of a role and seed has the same noise and prompt wherever it is drawn.
+    """A range of a role's clips: clip number i of a role and seed always has the same noise and prompt.
 
-    Roles keep apart what is fitted, what chooses, and what judges: no clip serves two of them.
+    Roles separate clips for fitting, for choosing and for judging: no clip serves two of them.
     """
 
     role: str
@@ -34,18 +34,20 @@ class Clips:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
-            raise SettingsError(f"clips {self.start} to {self.stop} of {self.role!r} are none; ask for at least one")
+            raise SettingsError(
+                f"empty clip range {self.start} to {self.stop} for {self.role!r}; ask for at least one clip"
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def batches(self, size: int) -> Iterator[Clips]:
-        """The same clips, a few at a time."""
+        """Yield the same clips, a few at a time."""
         for start in range(self.start, self.stop, size):
             yield Clips(self.role, start, min(start + size, self.stop), self.seed)
 
     def generators(self, purpose: str) -> Iterator[torch.Generator]:
-        """A generator for each clip, on the CPU, so that every device draws the same."""
+        """Yield a generator for each clip, on the CPU, so that the noise does not depend on the device."""
         for number in range(self.start, self.stop):
             digest = hashlib.sha256(f"{self.seed}/{self.role}/{number}/{purpose}".encode()).digest()
             yield torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -53,7 +55,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Chain:
-    """The source's way through the target's noise levels: states [n, K + 1, …] and mean velocities [n, K, …].
+    """The source's trajectory at the target's noise levels: states [n, K + 1, …] and mean velocities [n, K, …].
 
     `velocities[:, j]` leads from state j to where the target's evaluation j ought to lead: to state j + 1, or, for
     samplers that re-noise, to the clip that is re-noised into it.
@@ -75,7 +77,7 @@ class Evaluation:
     step: int
     level: float
     weight: float
-    """How much of its velocity reaches the next state: |σ_{j+1} − σ_j|."""
+    """How much the velocity counts in the next state: |σ_{j+1} − σ_j|."""
     head: float
     """Velocity per unit of the network's output: 1, or −1 / σ where the network predicts the clip."""
     frame: int | None = None
@@ -105,28 +107,28 @@ class Sampler:
     """Where the levels come from, in words."""
 
     def as_json(self) -> dict[str, Any]:
-        """The `target_sampler` object of the JSON output."""
+        """Return the `target_sampler` object of the JSON output."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def in_words(self) -> str:
-        """For people."""
+        """Return one line for people."""
         levels = ", ".join(f"{level:.4g}" for level in self.levels[:-1])
-        told = ", ".join(f"{time:.6g}" for time in self.times)
+        times = ", ".join(f"{time:.6g}" for time in self.times)
         count = f"{len(self.times)} step{'s' if len(self.times) > 1 else ''}"
         noise = ", fresh noise between them" if self.renoises and len(self.times) > 1 else ""
-        return f"sampled by {self.name}, {count} at noise levels {levels} (timesteps {told}){noise}: {self.reason}"
+        return f"sampled by {self.name}, {count} at noise levels {levels} (timesteps {times}){noise}: {self.reason}"
 
 
 class Pair(Protocol):
     """A source and a target, ready to be sampled; the two need not be in memory together."""
 
     source_identity: str
-    """A text that differs wherever the source's chains differ: weights, sampler, sizes, precision."""
+    """A text that names everything the source's chains depend on: weights, sampler, sizes, precision."""
     target_identity: str
     sampler: Sampler
     """The target's."""
     notes: tuple[str, ...]
-    """What of the models is not sampled as their makers do."""
+    """Where the models are not sampled as their makers sample them."""
     passes: Passes
     evaluations: tuple[Evaluation, ...]
     no_evaluations_reason: str | None
@@ -134,36 +136,36 @@ class Pair(Protocol):
     batch: int
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
-        """The prompt of each clip, in words."""
+        """Return the prompt of each clip, in words."""
 
     def layers(self) -> Mapping[str, tuple[int, int]]:
-        """Canonical name -> (out, in) of the target's layers that can carry an update."""
+        """Return {canonical name: (out, in)} of the target's layers that can carry an update."""
 
     def source(self, clips: Clips, updates: Updates) -> Chain:
-        """The source's chains with these updates."""
+        """Return the source's chains with these updates."""
 
     def target(self, clips: Clips, updates: Updates) -> Tensor:
-        """Latents of the target's own sampler with these updates: [n, …]."""
+        """Return latents of the target's own sampler with these updates: [n, …]."""
 
     def velocity(self, evaluation: Evaluation, clips: Clips, chain: Chain) -> Tensor:
         """Return the target's velocity at the chain's state of this evaluation: [n, channels, f, h, w]."""
 
     def network(self) -> nn.Module:
-        """The target's transformer, in memory."""
+        """Return the target's transformer, in memory."""
 
     def to_error_space(self, latents: Tensor) -> Tensor:
         """Return the latents in the space where errors are measured: latents themselves, or pixels."""
 
 
-def aim(evaluation: Evaluation, chain: Chain) -> Tensor:
-    """The velocity that an evaluation ought to give, of its frame or of the whole clip."""
+def wanted_velocity(evaluation: Evaluation, chain: Chain) -> Tensor:
+    """Return the chain's velocity at an evaluation, of its frame or of the whole clip."""
     velocity = chain.velocities[:, evaluation.step]
     return velocity if evaluation.frame is None else velocity[:, :, evaluation.frame : evaluation.frame + 1]
 
 
-def segment_targets(evaluation: Evaluation, styled: Chain, plain: Chain, own: Tensor) -> Tensor:
-    """T_j = u'_j + v_t(x_j) − u_j: the adapter's effect, and the target's own way of missing the source kept.
+def readout_target(evaluation: Evaluation, styled: Chain, plain: Chain, own: Tensor) -> Tensor:
+    """Return T_j = u'_j + v_t(x_j) − u_j: the adapter's effect on the source, added to the target's own velocity.
 
-    `own` is v_t(x_j) without the adapter, at the plain state, where the target is at home.
+    `own` is v_t(x_j) without the adapter, at the plain state, as the target was trained on.
     """
-    return aim(evaluation, styled) + own - aim(evaluation, plain)
+    return wanted_velocity(evaluation, styled) + own - wanted_velocity(evaluation, plain)

@@ -7,7 +7,7 @@ from loraport.progress import NO_PROGRESS, Progress
 
 
 class PassCounter:
-    """Counts passes; `planned` is what the work is expected to take, `most` what it may take."""
+    """Counts passes; `planned` is how many are expected, `most` how many are allowed."""
 
     def __init__(self, planned: int, progress: Progress = NO_PROGRESS, most: int | None = None) -> None:
         if most is not None and planned > most:
@@ -20,12 +20,12 @@ class PassCounter:
         self.done = 0
 
     def count(self, what: str, *, source: int = 0, target: int = 0, recalled: int = 0) -> None:
-        """Passes that were made; `recalled` ones were found in the store and only move the bar."""
+        """Count passes that were made; `recalled` ones were found in the store and only move the bar."""
         self.source += source
         self.target += target
         self.done += source + target + recalled
         self.progress.advance(what, min(self.done, self.planned), self.planned)
 
     def as_json(self) -> dict[str, int]:
-        """Passes made."""
+        """Return the passes made of each network."""
         return {"source": self.source, "target": self.target}

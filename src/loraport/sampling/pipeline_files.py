@@ -1,4 +1,4 @@
-"""Diffusers' Wan pipelines on disk: which classes are sampled, and what their configurations say."""
+"""Diffusers' Wan pipelines on disk: which classes can be sampled, and what their configurations say."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from loraport.files.models.hub import fetch_pipeline
 
 WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
 GATE = "to_gate_compress"
-"""Of FastVideo's video sparse attention, which diffusers' network has not."""
+"""Part of the name of FastVideo's gates for video sparse attention, which diffusers' network does not have."""
 
 
 def pipeline_folder(place: str) -> Path:
-    """The folder of a `WanPipeline`, or of FastVideo's with the same parts; fetched where it is a Hub id.
+    """Return the folder of a `WanPipeline`, or of FastVideo's with the same parts; a Hub id is fetched.
 
-    Raises InputError for what is no pipeline, MismatchError for one of another class, or with two transformers.
+    Raises InputError for a place that is not a pipeline, MismatchError for another class, or two transformers.
     """
     folder = expand_home(place)
     if not folder.exists():
@@ -35,52 +35,52 @@ def pipeline_folder(place: str) -> Path:
     name = pipeline_class(folder)
     if name == CAUSAL:
         raise MismatchError(
-            f"{place} is a {CAUSAL}, which samples frames in turn and keeps what its network saw of the earlier ones; "
+            f"{place} is a {CAUSAL}, which samples frames in turn and caches the earlier ones; "
             f"that is not supported, only {WAN} and {FASTVIDEO} are, which sample all frames at once"
         )
     if name not in (WAN, FASTVIDEO):
         raise MismatchError(
-            f"{place} is a {name}; what is sampled here is {WAN} and FastVideo's {FASTVIDEO}: where the networks "
-            "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
+            f"{place} is a {name}; only {WAN} and FastVideo's {FASTVIDEO} can be sampled: if its networks are Wan's, "
+            "make a folder of them with a scheduler of diffusers that samples as it does, and give that"
         )
     second = read_json(folder / "model_index.json").get("transformer_2")
     if isinstance(second, list) and any(part is not None for part in second):
-        raise MismatchError(f"{place} has two transformers, of which one run samples both; that is not supported yet")
+        raise MismatchError(f"{place} has two transformers, which take turns in one run; that is not supported yet")
     return folder
 
 
 def pipeline_class(folder: Path) -> str:
-    """The class that a pipeline's index names."""
+    """Return the class that a pipeline's index names."""
     return str(read_json(folder / "model_index.json").get("_class_name"))
 
 
 def sparse_gates(folder: Path) -> int:
-    """How many layers of the transformer are gates of video sparse attention."""
+    """Return how many layers of the transformer are gates of video sparse attention."""
     return sum(name.endswith(f"{GATE}.weight") for name in open_checkpoint(folder / "transformer"))
 
 
 def folds(folder: Path) -> tuple[int, int]:
-    """How many frames and pixels one latent stands for; Wan's 4 and 8 where the folder does not say."""
+    """Return how many frames and pixels one latent stands for; Wan's 4 and 8 where the folder does not say."""
     place = folder / "vae" / "config.json"
     config = read_json(place) if place.is_file() else {}
     return whole(config, "scale_factor_temporal", 4, place), whole(config, "scale_factor_spatial", 8, place)
 
 
 def channels(folder: Path) -> int:
-    """How many channels the latents have. Raises MismatchError for a network that takes more than it gives."""
+    """Return how many channels the latents have. Raises MismatchError for a network that takes more than it gives."""
     place = folder / "transformer" / "config.json"
     config = read_json(place)
     taken, given = (whole(config, f"{side}_channels", 16, place) for side in ("in", "out"))
     if taken != given:
         raise MismatchError(
-            f"{folder}: its network takes {taken} channels and gives {given}, so it wants more than noise and a prompt "
-            "(an image, for one); what is sampled here makes clips from text alone"
+            f"{folder}: its network takes {taken} channels and gives {given}, so it needs more than noise and a "
+            "prompt, such as an image; only models that make clips from text alone can be sampled"
         )
     return taken
 
 
 def check_size(folder: Path, height: int, width: int) -> None:
-    """Raise InputError for a size of clips that does not come out even in the network's patches."""
+    """Raise InputError for a size of clips that is not a multiple of the network's patches."""
     place = folder / "transformer" / "config.json"
     patch = read_json(place).get("patch_size", [1, 2, 2])
     if not (isinstance(patch, list) and len(patch) == 3 and all(isinstance(side, int) and side > 0 for side in patch)):
@@ -89,13 +89,13 @@ def check_size(folder: Path, height: int, width: int) -> None:
     steps = space * patch[1], space * patch[2]
     if height < steps[0] or width < steps[1] or height % steps[0] or width % steps[1]:
         raise InputError(
-            f"size {height}x{width} does not come out even: {folder} works in pieces of {steps[0]} × {steps[1]} "
-            "pixels; give multiples of them"
+            f"size {height}x{width} is not a multiple of the {steps[0]} × {steps[1]} pixels in which {folder} works; "
+            "give multiples of them"
         )
 
 
 def whole(config: dict[str, Any], key: str, default: int, place: Path) -> int:
-    """A positive whole number of a configuration. Raises FileFormatError for anything else."""
+    """Return a positive whole number of a configuration. Raises FileFormatError for anything else."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
         raise FileFormatError(f"{place}: {key} is {value!r:.80}, not a positive whole number; download the file again")
@@ -104,7 +104,7 @@ def whole(config: dict[str, Any], key: str, default: int, place: Path) -> int:
 
 @contextmanager
 def opening(what: str, place: Path) -> Iterator[None]:
-    """Whatever a library raises about the user's files, as one sentence with their place. Raises InputError."""
+    """Turn whatever a library raises about the user's files into one sentence with their place: an InputError."""
     try:
         yield
     except LoraportError:
@@ -117,18 +117,18 @@ def opening(what: str, place: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration. Raises InputError for what is none."""
+    """Return a configuration. Raises InputError for a file that is not a JSON object."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}; is the folder a whole pipeline?") from error
     if not isinstance(facts, dict):
-        raise InputError(f"{path} is no configuration; is the folder a whole pipeline?")
+        raise InputError(f"{path} is not a configuration, a JSON object; is the folder a whole pipeline?")
     return facts
 
 
 def identity(folder: Path) -> str:
-    """Of a pipeline as it lies on the disk: every file's name, size and time; a changed file is another pipeline."""
+    """Return a text that changes with any file of a pipeline: a hash of names, sizes and times, not of contents."""
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
     return "pipeline " + hashlib.sha256("\n".join([str(folder.resolve()), *lines]).encode()).hexdigest()

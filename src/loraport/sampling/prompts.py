@@ -1,4 +1,4 @@
-"""What pipelines are asked for: prompts from a file, or a short list of ordinary scenes."""
+"""Prompts for pipelines: from a file, or a short list of ordinary scenes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = (
 
 
 def read_prompts(file: str | None) -> tuple[str, ...]:
-    """The lines of a file that hold anything, or the built-in list. Raises InputError where there are none."""
+    """Return the lines of a file that are not blank, or the built-in list. Raises InputError where there are none."""
     if file is None:
         return PROMPTS
     try:

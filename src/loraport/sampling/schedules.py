@@ -24,9 +24,9 @@ STEPS = 4
 
 
 def find_sampler(folder: Path, steps: int | None, times: Sequence[float]) -> Sampler:
-    """How the target in a folder is sampled: at `times` where they are given, else in `steps` of its own scheduler.
+    """Return how the target in a folder is sampled: at `times` where given, else in `steps` of its own scheduler.
 
-    Of the levels that its scheduler was trained at, a timestep means the nearest, as in FastVideo.
+    A timestep stands for the nearest level that the scheduler was trained at, as in FastVideo.
     Raises SettingsError for steps and times that contradict each other, MismatchError for what diffusers does not know.
     """
     dmd = pipeline_class(folder) == FASTVIDEO
@@ -35,12 +35,12 @@ def find_sampler(folder: Path, steps: int | None, times: Sequence[float]) -> Sam
     renoises = isinstance(grid, FlowMatchLCMScheduler) or bool(grid.config.get("stochastic_sampling"))
     if times and not renoises:
         raise SettingsError(
-            f"target timesteps are for targets that re-noise, and {name} in {folder} takes levels of its own; give "
+            f"target timesteps are for targets that re-noise, but {name} in {folder} has levels of its own; give "
             "--target-steps"
         )
     if not times and not dmd:
-        levels, told = _of_steps(grid, STEPS if steps is None else steps, folder)
-        return Sampler(name, levels, told, renoises, "the pipeline's own scheduler")
+        levels, own_times = _of_steps(grid, STEPS if steps is None else steps, folder)
+        return Sampler(name, levels, own_times, renoises, "the pipeline's own scheduler")
     wanted = tuple(times) or DMD_TIMES
     if steps is not None and steps != len(wanted):
         shown = ",".join(f"{time:g}" for time in wanted)
@@ -50,7 +50,7 @@ def find_sampler(folder: Path, steps: int | None, times: Sequence[float]) -> Sam
 
 
 def own_scheduler(folder: Path) -> Any:
-    """The scheduler of a pipeline's folder. Raises MismatchError for one that diffusers does not know."""
+    """Return the scheduler of a pipeline's folder. Raises MismatchError for one that diffusers does not know."""
     name = str(read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name", "none"))
     kind: Any = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
@@ -68,43 +68,43 @@ def _of_steps(scheduler: Any, steps: int, folder: Path) -> tuple[tuple[float, ..
 
 
 def _nearest(scheduler: Any, times: Sequence[float]) -> tuple[float, ...]:
-    """The levels of the scheduler's training timesteps that are nearest, and the 0 at the end."""
+    """Return the levels of the nearest of the scheduler's training timesteps, and the 0 at the end."""
     if any(now <= then for now, then in pairwise((*times, 0.0))) or not 900 <= times[0] <= 1000:
         shown = ",".join(f"{time:g}" for time in times)
         raise SettingsError(f"target timesteps {shown} do not fall from 1000 towards 0; write 1000,757,522 for one")
-    found = [int((scheduler.timesteps - time).abs().argmin()) for time in times]
-    return (*(float(scheduler.sigmas[index]) for index in found), 0.0)
+    nearest = [int((scheduler.timesteps - time).abs().argmin()) for time in times]
+    return (*(float(scheduler.sigmas[index]) for index in nearest), 0.0)
 
 
 class Renoising(FlowMatchLCMScheduler):  # type: ignore[misc]
-    """diffusers' re-noising scheduler at given levels, with the fresh noise of each clip from the clip's own generator.
+    """diffusers' re-noising scheduler at given levels; the fresh noise of a clip comes from the clip's own generator.
 
-    x ← (1 − σ') (x − σ v) + σ' ε. Its own noise would depend on the batch that a clip is in.
+    x ← (1 − σ') (x − σ v) + σ' ε. Noise from one generator for all would depend on the batch that a clip is in.
     """
 
     @classmethod
     def of(cls, sampler: Sampler, generators: Sequence[Generator]) -> Renoising:
-        """For one run of the clips that the generators belong to."""
+        """Return a scheduler for one run of the clips that the generators belong to."""
         self = cls(shift=1.0)
         self.sampler, self.generators = sampler, list(generators)
         return self
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **_: Any) -> None:
-        """The sampler's levels, and the timesteps that the network is told."""
+        """Set the sampler's levels, and the timesteps that the network gets."""
         super().set_timesteps(sigmas=self.sampler.levels[:-1], timesteps=self.sampler.times, device=device)
 
     def step(self, *args: Any, **options: Any) -> Any:
-        """From one evaluation's velocity to the next state."""
+        """Go from one evaluation's velocity to the next state."""
         return super().step(*args, **{**options, "generator": self.generators})
 
 
 def fresh_noise(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
-    """What `Renoising` draws at a step, for clips of one shape: [n, …]."""
+    """Return the noise that `Renoising` draws at a step, for clips of one shape: [n, …]."""
     return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
 
 
-class Entered:
-    """A scheduler whose run begins at a noise level: there first, then at its own levels below it."""
+class PartialSchedule:
+    """A scheduler whose run begins at a given noise level: there first, then at its own levels below it."""
 
     def __init__(self, scheduler: Any, level: float) -> None:
         self.scheduler, self.level = scheduler, level
@@ -113,7 +113,7 @@ class Entered:
         return getattr(self.scheduler, name)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """The scheduler's own, cut at the level."""
+        """Set the scheduler's own levels, cut off above the given one."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sigmas, times = self.scheduler.sigmas, self.scheduler.timesteps
         below = int((sigmas >= self.level - NEAR).sum())
@@ -121,10 +121,10 @@ class Entered:
             first = max(below - 1, 0)
             self.scheduler.sigmas, self.scheduler.timesteps = sigmas[first:], times[first:]
             return
-        told = self.level * self.scheduler.config.num_train_timesteps
+        time = self.level * self.scheduler.config.num_train_timesteps
         self.scheduler.sigmas = torch.cat([sigmas.new_tensor([self.level]), sigmas[below:]])
-        self.scheduler.timesteps = torch.cat([times.new_tensor([told]), times[below:]])
+        self.scheduler.timesteps = torch.cat([times.new_tensor([time]), times[below:]])
 
 
 NEAR = 1e-4
-"""Levels this close are one: schedulers write 1 as 0.999999."""
+"""Levels this close are the same: schedulers write 1 as 0.999999."""

@@ -1,4 +1,4 @@
-"""Diffusers' Wan pipelines as a pair: each with its own scheduler, latents only, one in memory at a time."""
+"""Two of diffusers' Wan pipelines as a `Pair`: each with its own scheduler, latents only, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from loraport.sampling.pipeline_files import (
     read_json,
     sparse_gates,
 )
-from loraport.sampling.schedules import Entered, Renoising, find_sampler, fresh_noise, own_scheduler
+from loraport.sampling.schedules import PartialSchedule, Renoising, find_sampler, fresh_noise, own_scheduler
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class PipelineSettings:
 class PipelinePair:
     """Two folders of `WanPipeline`; see `loraport.sampling.pair.Pair` for what each member means.
 
-    Where the target follows one course, the source's states at the target's levels are read off its own, which is
-    straight between two steps. Where the target re-noises, the source goes down from each level to a clip, and the clip
-    back up with the very noise that the target gets.
+    For a target that follows one trajectory, the source's states at the target's levels are interpolated on its own
+    trajectory, which is straight between two steps. For a target that re-noises, the source samples a clip from each
+    level, which is taken back to the next level with the very noise that the target gets.
     """
 
     def __init__(self, source: str, target: str, settings: PipelineSettings) -> None:
-        """Reads headers only. Raises InputError for what is no pipeline, MismatchError for another class."""
+        """Read headers only. Raises InputError for a place that is not a pipeline, MismatchError for another class."""
         self.settings, self.batch = settings, settings.batch
         self.places = {"source": pipeline_folder(source), "target": pipeline_folder(target)}
         if pipeline_class(self.places["source"]) == FASTVIDEO:
             raise MismatchError(
-                f"{source} is a {FASTVIDEO}, a distilled model; the source is what the LoRA was made for"
+                f"{source} is a {FASTVIDEO}, a distilled model; give the model that the LoRA was made for"
             )
         self._check()
         self.open: tuple[str, Any] | None = None
@@ -87,7 +87,7 @@ class PipelinePair:
         self.target_identity = f"{identity(self.places['target'])} {course}"
 
     def _check(self) -> None:
-        """Whether both make clips of the same kind, of the size that was asked for."""
+        """Refuse models that make clips of different kinds, or not of the size that was asked for."""
         source, target = (channels(self.places[role]) for role in ("source", "target"))
         if source != target:
             raise MismatchError(
@@ -130,37 +130,37 @@ class PipelinePair:
         return latents
 
     def _passed(self, clips: Clips, updates: Updates) -> Chain:
-        """The source's one way down, at the target's levels."""
+        """Return the source's one trajectory at the target's levels."""
         states, levels = self._sample("source", clips, updates, self._noise(clips))
         kept = at_levels(torch.stack(states, dim=1), levels, self.sampler.levels)
         widths = torch.tensor(self.sampler.levels).diff().reshape(1, -1, *(1 for _ in kept.shape[2:]))
         return Chain(kept, kept.diff(dim=1) / widths)
 
     def _renoised(self, clips: Clips, updates: Updates) -> Chain:
-        """From each level down to a clip, which is taken back to the next level with the noise the target gets."""
+        """Sample a clip from each level, and take it back to the next level with the noise that the target gets."""
         states, velocities, generators = [self._noise(clips)], [], list(clips.generators("steps"))
         self._opened("source")
         for now, then in pairwise(self.sampler.levels):
-            clean = self._sample("source", clips, updates, states[-1], Entered(self.own, now))[0][-1]
+            clean = self._sample("source", clips, updates, states[-1], PartialSchedule(self.own, now))[0][-1]
             velocities.append((states[-1] - clean) / now)
             noise = fresh_noise(generators, clean.shape[1:])
             states.append((1 - then) * clean + then * noise if then > 0 else clean)
         return Chain(torch.stack(states, dim=1), torch.stack(velocities, dim=1))
 
     def _source_steps(self) -> int:
-        """Steps of one of the source's chains."""
+        """Return the steps of one of the source's chains."""
         scheduler, steps = own_scheduler(self.places["source"]), self.settings.source_steps
         count = 0
         for level in self.sampler.levels[:-1] if self.sampler.renoises else (1.0,):
-            entered = Entered(scheduler, level)
-            entered.set_timesteps(steps)
-            count += len(entered.timesteps)
+            schedule = PartialSchedule(scheduler, level)
+            schedule.set_timesteps(steps)
+            count += len(schedule.timesteps)
         return count
 
     def _sample(
         self, role: str, clips: Clips, updates: Updates, start: Tensor, scheduler: Any = None
     ) -> tuple[list[Tensor], Sequence[float]]:
-        """The states of a run of the pipeline itself, `start` first, and their levels."""
+        """Run the pipeline itself. Returns its states, `start` first, and their levels."""
         settings, pipe = self.settings, self._opened(role)
         pipe.scheduler = self.own if scheduler is None else scheduler
         states = [start]
@@ -199,19 +199,19 @@ class PipelinePair:
         return torch.stack([torch.randn(shape, generator=generator) for generator in clips.generators("noise")])
 
     def _text(self, role: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Embeddings of the prompts and of the empty one, each computed once by the role's own text encoder."""
+        """Return embeddings of the prompts and of the empty one, each computed once by the role's own text encoder."""
         pipe = self._opened(role)
         for prompt in dict.fromkeys(("", *prompts)):
             if f"{role} {prompt}" not in self.embedded:
-                found = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=self.settings.device)[0]
-                self.embedded[f"{role} {prompt}"] = found.cpu()
+                encoded = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=self.settings.device)
+                self.embedded[f"{role} {prompt}"] = encoded[0].cpu()
         text = torch.cat([self.embedded[f"{role} {prompt}"] for prompt in prompts]).to(self.settings.device)
         nothing = self.embedded[f"{role} "].repeat(len(prompts), 1, 1).to(self.settings.device)
         guidance = self.settings.source_guidance if role == "source" else self.settings.target_guidance
         return text, nothing if guidance > 1 else None
 
     def _opened(self, role: str) -> Any:
-        """The role's pipeline; the other one leaves the memory first."""
+        """Return the role's pipeline; the other one leaves the memory first."""
         if self.open is not None and self.open[0] == role:
             return self.open[1]
         self.open = None
@@ -227,7 +227,7 @@ class PipelinePair:
 
 
 def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:
-    """The states [n, steps + 1, …] of a trajectory at other noise levels, on the straight lines between its own."""
+    """Return the states [n, steps + 1, …] of a trajectory at other noise levels, interpolated between its own."""
     found = []
     for level in wanted:
         after = next((i for i, own in enumerate(levels) if own <= level), len(levels) - 1)
@@ -243,6 +243,6 @@ def _notes(target: str, gates: int) -> tuple[str, ...]:
     if not gates:
         return ()
     return (
-        f"{target}: its {gates} gates of video sparse attention are left out, diffusers' network has none; every token "
-        "sees all others instead, which is not quite what FastVideo samples",
+        f"{target}: its {gates} gates of video sparse attention are left out, which diffusers' network does not have; "
+        "every token attends to all others instead, which is not quite what FastVideo samples",
     )

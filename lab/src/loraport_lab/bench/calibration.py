@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loraport.sampling.calibration.run import Calibrated, CalibrationSettings, calibrate, cut_back
+from loraport.sampling.calibration.run import CalibrationResult, CalibrationSettings, calibrate, cut_back
 from loraport.sampling.choice.guard import AUTO_METHODS
-from loraport.sampling.hooks import added, scaled
+from loraport.sampling.hooks import add_updates, scale_updates
 from loraport.sampling.samples import SampleStore
 from loraport.spectral.low_rank import LowRank
 from loraport_lab.bench.material import Cell, Material, adapter_updates
@@ -51,7 +51,7 @@ def open_pair(student: str, family: Path) -> EmbeddedPair:
 
 
 @lru_cache(maxsize=8)
-def calibration_on(material: Material, fit: Fit) -> Calibrated:
+def calibration_on(material: Material, fit: Fit) -> CalibrationResult:
     """Calibrate on a cell; readout after gains starts from the row that has gains alone."""
     settings, start = fit.settings, {} if fit.bare else dict(material.adapter)
     if settings.rank == "source":
@@ -89,10 +89,10 @@ def rule_for(fit: Fit | None, use: AdapterUse) -> Rule:
         return material.adapter if fit is None else calibration_on(material, fit).updates
 
     def rule(material: Material) -> Mapping[str, Tensor]:
-        updates = scaled(base_updates(material), use.strength)
+        updates = scale_updates(base_updates(material), use.strength)
         if use.beside is not None:
             other = replace(material, cell=Cell(material.cell.student, ADAPTERS[use.beside]))
-            updates = added(updates, base_updates(other))
+            updates = add_updates(updates, base_updates(other))
         return _dense(updates)
 
     return rule
@@ -100,8 +100,8 @@ def rule_for(fit: Fit | None, use: AdapterUse) -> Rule:
 
 def reference_updates(material: Material, use: AdapterUse) -> dict[str, LowRank]:
     """Return the updates on the base that a row's reference clips are sampled with."""
-    updates = scaled(material.adapter, use.strength)
-    return updates if use.beside is None else added(updates, adapter_updates(use.beside, material.family))
+    updates = scale_updates(material.adapter, use.strength)
+    return updates if use.beside is None else add_updates(updates, adapter_updates(use.beside, material.family))
 
 
 def _row(name: str, fit: Fit, group: Group = "calibration") -> Row:

@@ -13,7 +13,7 @@ from torch import Tensor
 from loraport.files.names.lookup import layer_in
 from loraport.lazy_property import lazy_property
 from loraport.sampling.choice.guard import decide
-from loraport.sampling.end_error import BARE, EndEffect
+from loraport.sampling.end_error import NO_UPDATES, EndEffect
 from loraport.sampling.hooks import adapted
 from loraport.sampling.pair import Clips
 from loraport.sampling.pass_counter import PassCounter
@@ -172,7 +172,7 @@ class Session:
         """Return the END error of each clip: [clips]."""
         model: WanTransformer3DModel = effect.pair.network()
         with added(model, updates):
-            return effect.errors(BARE)
+            return effect.errors(NO_UPDATES)
 
     def _choose(self, row: Row) -> str:
         return self._most_faithful(row) if row.choice == "fidelity" else self._kept_by_the_guard(row)

@@ -1,9 +1,10 @@
-"""Gains: how strong each group of an adapter's layers should be on the target, from differences and a ridge."""
+"""Gains: a strength for each group of an adapter's layers on the target, by finite differences and ridge regression."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 from loraport.errors import unknown_name
 from loraport.files.names.blocks import layer_type
 from loraport.sampling.end_error import EndEffect
-from loraport.sampling.pair import Updates
+from loraport.sampling.pair import Clips, Updates
 from loraport.spectral.low_rank import LowRank
 
 Grouping = Literal["type", "layer"]
 GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": layer_type, "layer": str}
-STEP = 0.1
+STEP = 0.1  # of the differences, in units of a gain
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 STRIDES = (1.0, 0.5)
 ROUNDS = 2
@@ -34,13 +35,13 @@ class Gains:
     """The held-out END error before, and after each round that was kept."""
 
     def applied(self, updates: Updates) -> dict[str, LowRank]:
-        """The updates, each times its group's factor; groups that were not fitted keep theirs."""
+        """Return the updates, each times its group's factor; groups that were not fitted keep theirs."""
         group = GROUPINGS[self.grouping]
         return {name: update.scaled(self.factors.get(group(name), 1.0)) for name, update in updates.items()}
 
 
 def gain_groups(updates: Updates, grouping: str) -> tuple[str, ...]:
-    """The groups of an adapter's layers. Raises SettingsError for an unknown grouping."""
+    """Return the groups of an adapter's layers. Raises SettingsError for an unknown grouping."""
     if grouping not in GROUPINGS:
         raise unknown_name("grouping of gains", grouping, GROUPINGS)
     return tuple(sorted({GROUPINGS[grouping](name) for name in updates}))
@@ -49,10 +50,10 @@ def gain_groups(updates: Updates, grouping: str) -> tuple[str, ...]:
 def fit_gains(
     fit: EndEffect, check: EndEffect, updates: Updates, grouping: Grouping = "type", *, guarded: bool = True
 ) -> Gains:
-    """Factors c that bring the target's samples closest to E* on `fit`, kept only as far as `check` confirms them.
+    """Find factors c that bring the target's samples closest to E* on `fit`; keep only what `check` confirms.
 
-    J_g = [target(z; c + 0.1·e_g) − target(z; c)] / 0.1 over whole runs of the target. Two rounds. Unguarded, each
-    round takes the middle ridge and the whole step, whatever `check` says.
+    J_g = [target(z; c + 0.1·e_g) − target(z; c)] / 0.1 over whole runs of the target. Two rounds of Gauss-Newton.
+    Unguarded, each round takes the ridge of 0.1 and the whole step, whatever `check` says.
     """
     groups = gain_groups(updates, grouping)
     c = torch.ones(len(groups), dtype=torch.float64)
@@ -65,12 +66,13 @@ def fit_gains(
             for ridge in (RIDGES if guarded else RIDGES[1:2])
             for stride in (STRIDES if guarded else (1.0,))
         ]
-        tried = [_with(gains, c + stride * ridge_step(JJ, Jr, c, ridge)) for ridge, stride in steps]
-        losses = [float(check.errors(one.applied(updates)).double().mean()) for one in tried]
+        trials = [_with(gains, c + stride * ridge_step(JJ, Jr, c, ridge)) for ridge, stride in steps]
+        losses = [float(check.errors(trial.applied(updates)).double().mean()) for trial in trials]
         best = min(range(len(losses)), key=losses.__getitem__)
         if guarded and not losses[best] < errors[-1]:
             break
-        gains, c = tried[best], torch.tensor([tried[best].factors[group] for group in groups], dtype=torch.float64)
+        gains = trials[best]
+        c = torch.tensor([gains.factors[group] for group in groups], dtype=torch.float64)
         errors.append(losses[best])
     return Gains(grouping, gains.factors, tuple(errors))
 
@@ -78,7 +80,7 @@ def fit_gains(
 def ridge_step(
     JJ: Float[Tensor, "g g"], Jr: Float[Tensor, " g"], c: Float[Tensor, " g"], ridge: float
 ) -> Float[Tensor, " g"]:
-    """(J·Jᵀ + L)⁻¹·(J·r − L·(c − 1)) with L = ridge · tr(J·Jᵀ) / G · I: a least-squares step that is drawn towards 1.
+    """Return (J·Jᵀ + L)⁻¹·(J·r − L·(c − 1)) with L = ridge · tr(J·Jᵀ) / G · I: a step that is drawn towards c = 1.
 
     Zero where the gains do nothing at all.
     """
@@ -89,26 +91,30 @@ def ridge_step(
 
 
 def jacobian(sample: Callable[[Gains], Tensor], gains: Gains) -> tuple[Float[Tensor, "g m"], Tensor]:
-    """Forward differences of `sample` in each gain, and the sample at the gains themselves."""
-    here = sample(gains)
+    """Return forward differences of `sample` in each gain, and the sample at the gains themselves."""
+    base = sample(gains)
     values = list(gains.factors.values())
     rows = []
     for number in range(len(values)):
         moved = torch.tensor(values, dtype=torch.float64)
         moved[number] += STEP
-        rows.append(((sample(_with(gains, moved)) - here) / STEP).flatten().double())
-    return torch.stack(rows), here
+        rows.append(((sample(_with(gains, moved)) - base) / STEP).flatten().double())
+    return torch.stack(rows), base
 
 
 def _normal_equations(fit: EndEffect, updates: Updates, gains: Gains) -> tuple[Tensor, Tensor]:
-    """J·Jᵀ and J·r, summed over batches: no more than one batch's Jacobian is held."""
+    """Return J·Jᵀ and J·r, summed over batches, so that no more than one batch's Jacobian is in memory."""
     size = len(gains.factors)
     JJ, Jr = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     for batch, wanted in zip(fit.batches, fit.wanted, strict=True):
-        J, here = jacobian(lambda moved, batch=batch: fit.sample(batch, moved.applied(updates)), gains)  # type: ignore[misc]
+        J, sample = jacobian(partial(_sample, fit, batch, updates), gains)
         JJ += J @ J.mT
-        Jr += J @ (wanted - here).flatten().double()
+        Jr += J @ (wanted - sample).flatten().double()
     return JJ, Jr
+
+
+def _sample(fit: EndEffect, batch: Clips, updates: Updates, gains: Gains) -> Tensor:
+    return fit.sample(batch, gains.applied(updates))
 
 
 def _with(gains: Gains, c: Tensor) -> Gains:
@@ -116,5 +122,5 @@ def _with(gains: Gains, c: Tensor) -> Gains:
 
 
 def gain_passes(groups: int, fit: int, check: int, run: int) -> int:
-    """Passes of the target: the differences, and the candidates of every round."""
+    """Return the passes of the target: the differences, and the trials of every round."""
     return run * (check + ROUNDS * ((1 + groups) * fit + len(RIDGES) * len(STRIDES) * check))

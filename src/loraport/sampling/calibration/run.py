@@ -1,4 +1,4 @@
-"""Calibration: gains, then readout, each accepted on held-out clips only; the result is an ordinary adapter."""
+"""Calibration: gains, then readout, each accepted only where held-out clips confirm it; makes an ordinary adapter."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class CalibrationSettings:
     """How an adapter is calibrated."""
 
     clips: int = 32
-    """To fit to; as many again decide what is accepted."""
+    """Clips to fit to; as many again decide what is accepted."""
     gains: Grouping | Literal["none"] = "type"
     readout: bool = True
     readout_rank: int = RANK
     last_blocks: int | None = None
-    """Readout corrects the writers of the last so many blocks; None: of all where there are few, of the last third."""
+    """Readout corrects the writing layers of so many last blocks; None: of all, in a deep network of the last third."""
     guarded: bool = True
     rank: Literal["auto", "source"] = "auto"
-    """auto: what readout adds comes on top of the adapter's rank; source: each sum is cut back to it."""
+    """auto: readout adds its rank to the adapter's; source: the sum is cut back to the adapter's rank."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,10 +37,12 @@ class CalibrationSettings:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name.replace('_', ' ')} is {getattr(self, name)}, but it must be 1 or more")
         if self.rank not in ("auto", "source"):
-            raise SettingsError(f"rank {self.rank!r} is none of: auto (what readout adds comes on top), source")
+            raise SettingsError(
+                f"rank {self.rank!r} is not one of: auto (readout adds its own), source (the adapter's)"
+            )
 
     def as_json(self) -> dict[str, Any]:
-        """For the JSON output and the file's metadata."""
+        """Return the settings for the JSON output and the file's metadata."""
         return asdict(self)
 
     @property
@@ -50,15 +52,15 @@ class CalibrationSettings:
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """The calibrated updates, and what was done."""
+class CalibrationResult:
+    """The calibrated updates, and what was accepted on the way."""
 
     updates: dict[str, LowRank]
     gains: Gains | None
     steps: tuple[ReadoutStep, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """What was accepted, for the JSON output."""
+        """Return what was accepted, for the JSON output."""
         return {
             "gains": None if self.gains is None else dict(self.gains.factors),
             "gain_errors": [] if self.gains is None else list(self.gains.errors),
@@ -67,13 +69,13 @@ class Calibrated:
 
 
 NOTHING = 1e-8
-"""Below this share of the adapter's effect the error is rounding, and nothing is changed."""
+"""An error below this share of the adapter's effect is rounding: nothing is calibrated then."""
 FEW_BLOCKS = 12
-"""Up to here readout corrects all blocks; in deeper networks the last third, through which the identity may hold."""
+"""Up to here readout corrects all blocks, in deeper networks the last third: it takes the blocks after as identity."""
 
 
 def corrected_layers(pair: Pair, settings: CalibrationSettings) -> tuple[str, ...]:
-    """The writers that readout will correct."""
+    """Return the writing layers that readout will correct."""
     if not settings.readout:
         return ()
     return writing_layers(pair.network(), _last(pair, settings))
@@ -85,7 +87,7 @@ def _last(pair: Pair, settings: CalibrationSettings) -> int | None:
 
 
 def calibration_passes(pair: Pair, updates: Updates, settings: CalibrationSettings) -> dict[str, int]:
-    """Passes of a calibration with nothing in the store, by network."""
+    """Return the passes of a calibration with nothing in the store, by network."""
     n, run, evaluations = settings.clips, pair.passes.target, pair.passes.evaluations
     target = 3 * n * run
     if settings.gains != "none" and updates:
@@ -103,10 +105,10 @@ def calibrate(
     *,
     store: SampleStore | None = None,
     counter: PassCounter | None = None,
-) -> Calibrated:
-    """Updates of the target that have the adapter's effect on the source, from `start` (the adapter itself) onwards.
+) -> CalibrationResult:
+    """Fit updates of the target to the adapter's effect on the source, beginning with `start` (the adapter itself).
 
-    Where `start` misses nothing, it is returned as it is.
+    Where `start` has no error, it is returned unchanged.
 
     Raises SettingsError and MismatchError where readout is asked for and the target does not allow it.
     """
@@ -116,7 +118,7 @@ def calibrate(
     counter = counter or PassCounter(sum(calibration_passes(pair, start, settings).values()))
     fit, check = (EndEffect(pair, adapter, role, store, counter) for role in settings.roles)
     if float(check.errors(start).double().mean()) <= NOTHING * check.size():
-        return Calibrated(start, None, ())
+        return CalibrationResult(start, None, ())
     now, gains = start, None
     steps: tuple[ReadoutStep, ...] = ()
     if settings.gains != "none" and start:
@@ -128,17 +130,17 @@ def calibrate(
             rank=settings.readout_rank, last=_last(pair, settings), guarded=settings.guarded,
         )  # fmt: skip
         now, steps = readout.updates, readout.steps
-    return Calibrated(cut_back(now, start, settings) if settings.rank == "source" else now, gains, steps)
+    return CalibrationResult(cut_back(now, start, settings) if settings.rank == "source" else now, gains, steps)
 
 
 def cut_back(updates: Updates, start: Updates, settings: CalibrationSettings) -> dict[str, LowRank]:
-    """The updates at no more than the rank of those it began with."""
+    """Return the updates at no more than the rank of those it began with."""
     own = max((update.rank for update in start.values()), default=settings.readout_rank)
     return {name: truncate(update, own) if update.rank > own else update for name, update in updates.items()}
 
 
 def solve_bytes(pair: Pair, settings: CalibrationSettings) -> int:
-    """Memory of the largest solve beside the networks: float64 moments of every evaluation, with C's eigenvectors."""
+    """Return the memory of the largest solve: float64 moments of every evaluation, with C's eigenvectors."""
     shapes = pair.layers()
     widest = max((shapes[layer][1] for layer in corrected_layers(pair, settings)), default=0)
     return 8 * widest**2 * (len(pair.evaluations) + 3)

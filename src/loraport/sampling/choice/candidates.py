@@ -16,7 +16,7 @@ from loraport.files.lora.provenance import made_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.plain_json import json_text
-from loraport.sampling.hooks import scaled
+from loraport.sampling.hooks import scale_updates
 from loraport.sampling.pair import Pair, Updates
 from loraport.spectral.low_rank import LowRank
 
@@ -44,7 +44,7 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
         notes.append(
             f"{place}: {len(lora.extras)} keys beside the factors are left out, {sorted(lora.extras)[0]}, for one"
         )
-    return lora, scaled(updates, strength), tuple(notes)
+    return lora, scale_updates(updates, strength), tuple(notes)
 
 
 def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
@@ -69,7 +69,7 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
     if text == DIRECT or text.startswith(f"{DIRECT}:"):
         _, colon, number = text.partition(":")
         try:
-            return scaled(direct, float(number) if colon else 1.0), ()
+            return scale_updates(direct, float(number) if colon else 1.0), ()
         except ValueError as error:
             raise SettingsError(f"{text!r}: {number!r} is no strength; write direct:1.15") from error
     _, updates, notes = read_adapter(text, pair)
