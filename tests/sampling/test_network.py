@@ -172,8 +172,8 @@ def test_what_is_missing_or_damaged_is_one_sentence(change, says, folder):
         (configured(in_channels=8, out_channels=8), {}, "4 channels and the target's 8"),
         (configured(in_channels="4"), {}, "in_channels is '4', not a positive whole number"),
         (configured(patch_size=2), {}, "patch_size is 2"),
-        (configured(), {"height": 40, "width": 40}, "pieces of 16 × 16 pixels"),
-        (configured(), {"height": 0}, "pieces of 16 × 16 pixels"),
+        (configured(), {"height": 40, "width": 40}, "not a multiple of the 16 × 16 pixels"),
+        (configured(), {"height": 0}, "not a multiple of the 16 × 16 pixels"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_opened(change, settings, says, folder, whole):

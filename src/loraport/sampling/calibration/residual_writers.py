@@ -26,7 +26,7 @@ class Writers:
     network: str
     blocks: str
     layers: Mapping[str, int | None]
-    """{canonical name inside a block: the row of the block's modulation that gates it, None for no gate}, last first."""
+    """{canonical name inside a block: the row of the modulation that gates it, None for no gate}, last first."""
 
 
 WAN = Writers(
