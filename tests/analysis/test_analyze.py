@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from loraport.analysis.inputs import AnalyzeConfig
-from loraport.analysis.layer_sample import stratified
+from loraport.analysis.layer_sample import sample_layers
 from loraport.analysis.run import LAYERS, analyze
-from loraport.analysis.survey import surveyed
+from loraport.analysis.survey import shared_layers
 from loraport.analysis.sweep import Grid, layer_rows, sweep
 from loraport.errors import SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
@@ -71,7 +71,7 @@ def test_a_killed_analysis_goes_on_to_the_same_numbers(family):
         analyze(config(family), grids, progress=Reports(LAYERS, stop_at=7))
     assert len(list((family.folder / "out.partial").iterdir())) == 27 + 7
     again = analyze(config(family), grids)
-    assert numbers(again) == numbers(whole) and len(again.swept[0].rows) == 40
+    assert numbers(again) == numbers(whole) and len(again.sweeps[0].rows) == 40
     assert all(
         torch.allclose(again.curves[name][key], curve, equal_nan=True)
         for name in whole.curves
@@ -118,7 +118,7 @@ def test_the_survey_reads_the_shards_that_the_lora_does_not_touch(family, tmp_pa
     assert [layer.name for layer in seen.layers] == FEW[:1]
     assert len(seen.survey.layers) == 27 and seen.survey.not_fetched == 0
     some = (open_checkpoint(places[name], layers={FEW[0]}) for name in ("source", "target"))
-    names, partly = surveyed(*some)
+    names, partly = shared_layers(*some)
     assert 0 < len(names) < 27 and partly.not_fetched >= 27 - len(names), "what is not opened is said"
     assert partly.only_source == partly.only_target == 0
 
@@ -146,7 +146,7 @@ def test_parts_of_a_pickle_are_different_targets(family, tmp_path):
 
 def test_layers_of_another_shape_are_counted(family, tmp_path):
     other = tiny.write_original(tmp_path / "wider.safetensors", tiny.tiny_state(0, ffn=48, blocks=1))
-    names, survey = surveyed(open_checkpoint(family.source), open_checkpoint(str(other)))
+    names, survey = shared_layers(open_checkpoint(family.source), open_checkpoint(str(other)))
     assert (survey.other_shape, survey.only_source, survey.only_target) == (2, 10, 0)
     assert len(names) == 15
 
@@ -234,7 +234,7 @@ def test_an_analysis_and_a_sweep_show_the_transfer_that_would_be_made(tmp_path):
         row = layer.row()
         assert row["copied"] and row["restored"] == row["arbitrated"] == 0 and row["drift"] > 0.002
         assert row["norm_casa"] == pytest.approx(row["lora"], rel=1e-4)
-    assert shown.swept[0].rows == ()
+    assert shown.sweeps[0].rows == ()
     assert any("transfer copies the LoRA" in note for note in shown.notes)
 
     forced = analyze(config(family, force_drift=True, output=str(tmp_path / "forced")), grids)
@@ -243,20 +243,19 @@ def test_an_analysis_and_a_sweep_show_the_transfer_that_would_be_made(tmp_path):
         row = layer.row()
         assert not row["copied"] and row["drift"] == pytest.approx(done[layer.name].drift, rel=1e-5)
         assert row["restored"] == pytest.approx(done[layer.name].restored) and row["restored"] > 0
-    assert len(forced.swept[0].rows) == 2 * len(forced.layers)
+    assert len(forced.sweeps[0].rows) == 2 * len(forced.layers)
 
 
 def test_samples_are_fair_to_kinds_and_depths():
     names = [f"blocks.{depth}.{kind}" for depth in range(30) for kind in ("attn.q", "attn.k", "ffn.0", "ffn.2")]
-    some = stratified([*names, "head"], 13)
+    some = sample_layers([*names, "head"], 13)
     kinds = [layer_kind(name) for name in some]
     assert len(some) == 13 and {kind: kinds.count(kind) for kind in set(kinds)} == {
         "attn.q": 3, "attn.k": 3, "ffn.0": 3, "ffn.2": 3, "head": 1
     }  # fmt: skip
     depths = sorted(layer_depth(name) for name in some if name != "head")
     assert depths[0] < 5 and depths[-1] > 24 and len(set(depths)) > 9
-    assert (
-        stratified(names, 2) == stratified(names, 2) and len({layer_kind(name) for name in stratified(names, 2)}) == 2
-    )
-    assert stratified(names, 1000) == tuple(names) and stratified(names, 0) == ()
+    two = sample_layers(names, 2)
+    assert two == sample_layers(names, 2) and len({layer_kind(name) for name in two}) == 2
+    assert sample_layers(names, 1000) == tuple(names) and sample_layers(names, 0) == ()
     assert (layer_kind("head.head"), layer_depth("head.head")) == ("head.head", None)

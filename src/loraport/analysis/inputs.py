@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.analysis.layer_sample import stratified
+from loraport.analysis.layer_sample import sample_layers
 from loraport.compute import layer_generator, read_ahead
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import LayerUpdate
@@ -67,17 +67,17 @@ class AnalyzeConfig:
 
 
 @dataclass(frozen=True)
-class Bench:
+class AnalysisInputs:
     """The opened inputs and the builder of their layers."""
 
-    ready: Prepared
+    prepared: Prepared
     source: LayerSource
 
     @classmethod
-    def open(cls, config: AnalyzeConfig) -> Bench:
+    def open(cls, config: AnalyzeConfig) -> AnalysisInputs:
         """Headers only; nothing is computed yet. Raises InputError."""
-        ready = prepare(as_transfer(config))
-        return cls(ready, LayerSource.open(ready))
+        prepared = prepare(transfer_config(config))
+        return cls(prepared, LayerSource.open(prepared))
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +92,7 @@ class Bench:
     @lazy_property
     def whole(self) -> tuple[Checkpoint, Target]:
         """Both models with all shards that lie here; of a model on the Hub only what was fetched for the LoRA."""
-        config, source, target = self.ready.config, self.ready.source, self.ready.target
+        config, source, target = self.prepared.config, self.prepared.source, self.prepared.target
         if source.absent and is_local(config.source):
             source = open_model(config.source, part=config.source_part)
         if isinstance(target, Checkpoint) and target.absent and is_local(config.target):
@@ -101,11 +101,11 @@ class Bench:
 
     def identity(self, config: AnalyzeConfig) -> str:
         """What makes finished layers of an earlier start the same work."""
-        return run_identity(self.ready, self.device, config.fingerprint(), self.whole)
+        return run_identity(self.prepared, self.device, config.fingerprint(), self.whole)
 
     def layer(self, job: LayerJob, weights: LayerWeights) -> Layer:
         """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
-        lora = exact_factors(job.name, self.ready.lora.updates[job.name], weights.W_s)
+        lora = exact_factors(job.name, self.prepared.lora.updates[job.name], weights.W_s)
         return weights.layer(lora, target=weights.W_t is not None)
 
     def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, LayerWeights]]:
@@ -122,7 +122,7 @@ def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
     return as_factors(update, W_s, RankRule("full"), 0, layer_generator(0, name))
 
 
-def as_transfer(config: AnalyzeConfig) -> TransferConfig:
+def transfer_config(config: AnalyzeConfig) -> TransferConfig:
     """The transfer that would be made of the same inputs, for its plan."""
     return TransferConfig(
         config.lora, config.source, config.target, config.output, source_part=config.source_part,
@@ -131,13 +131,15 @@ def as_transfer(config: AnalyzeConfig) -> TransferConfig:
     )  # fmt: skip
 
 
-def chosen(ready: Prepared, config: AnalyzeConfig) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
+def choose_layers(
+    prepared: Prepared, config: AnalyzeConfig
+) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
     """The layers to look at, and the LoRA's others with the reason."""
-    jobs = ready.plan.of("transfer")
+    jobs = prepared.plan.of("transfer")
     if not jobs:
         raise SettingsError("no layer is left to look at; give other patterns, or none")
     names = {job.name for job in jobs}
     if config.sample is not None:
-        names = set(stratified([job.name for job in jobs], config.sample))
-    reasons = {job.name: job.reason or "not in the sample" for job in ready.plan.jobs if job.name not in names}
+        names = set(sample_layers([job.name for job in jobs], config.sample))
+    reasons = {job.name: job.reason or "not in the sample" for job in prepared.plan.jobs if job.name not in names}
     return tuple(job for job in jobs if job.name in names), tuple(reasons.items())

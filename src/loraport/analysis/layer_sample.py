@@ -8,7 +8,7 @@ from fractions import Fraction
 from loraport.files.names.blocks import layer_depth, layer_kind
 
 
-def stratified(names: Sequence[str], count: int) -> tuple[str, ...]:
+def sample_layers(names: Sequence[str], count: int) -> tuple[str, ...]:
     """At most `count` layers, the same ones every time: evenly over the kinds, and in each kind evenly over depth.
 
     Every kind gets its turn before any gets a second; the kinds are shifted against each other, so that few layers

@@ -44,7 +44,7 @@ MAP = 96
 
 
 @dataclass(frozen=True)
-class Specimen:
+class AnalyzedLayer:
     """A layer with the bases of its weight before and after each update; `layer.basis` and `layer.target` are set."""
 
     layer: Layer
@@ -57,7 +57,7 @@ class Specimen:
     def source(self) -> Basis:
         """The basis of W_s. Raises TypeError where it is not set."""
         if self.layer.basis is None or self.layer.target is None:
-            raise TypeError("a specimen needs the bases of source and target")
+            raise TypeError("a analyzed needs the bases of source and target")
         return self.layer.basis
 
     @property
@@ -68,41 +68,43 @@ class Specimen:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LayerStatistics:
     """What the microscope shows of one layer: numbers for the table, curves for figures (detailed layers only)."""
 
     numbers: Mapping[str, float | int | None]
     curves: Mapping[str, Tensor]
 
 
-def look(specimen: Specimen, settings: CasaSettings = PAPER, *, detail: bool = False) -> Seen:
+def layer_statistics(
+    analyzed: AnalyzedLayer, settings: CasaSettings = PAPER, *, detail: bool = False
+) -> LayerStatistics:
     """Every statistic of one layer; senders are inputs and receivers outputs, whatever its shape.
 
     The clusters are those that CASA's predicted rotation makes of the LoRA, for LoRA and drift alike, so that the two
     can be compared block by block.
     """
-    tall = specimen.layer.drift.shape[0] >= specimen.layer.drift.shape[1]
-    upright = specimen.layer if tall else specimen.layer.transposed()
+    tall = analyzed.layer.drift.shape[0] >= analyzed.layer.drift.shape[1]
+    upright = analyzed.layer if tall else analyzed.layer.transposed()
     decisions = decide(upright, settings)
-    routing = _Routing.of(specimen, decisions, tall)
+    routing = _Routings.of(analyzed, decisions, tall)
     numbers: dict[str, Any] = {}
     for part in (
-        _sizes(specimen),
-        _rigidity(specimen, len(decisions.labels)),
-        _clusters(specimen, routing, settings),
-        _routing(specimen, routing),
+        _sizes(analyzed),
+        _rigidity(analyzed, len(decisions.labels)),
+        _clusters(analyzed, routing, settings),
+        _routing(analyzed, routing),
         _interference(routing),
         _intervention(decisions, settings),
-        _intruders(specimen, len(decisions.labels)),
-        _norms(specimen, decided_update(upright, decisions, settings)),
+        _intruders(analyzed, len(decisions.labels)),
+        _norms(analyzed, decided_update(upright, decisions, settings)),
     ):
         numbers |= part
     finite = {name: _plain(value) for name, value in numbers.items()}
-    return Seen(finite, _curves(specimen, routing, decisions, tall) if detail else {})
+    return LayerStatistics(finite, _curves(analyzed, routing, decisions, tall) if detail else {})
 
 
 @dataclass(frozen=True)
-class _Routing:
+class _Routings:
     """Both updates in the source's basis, the layer's own way round."""
 
     S: Float[Tensor, " n"]
@@ -113,8 +115,8 @@ class _Routing:
     receive: Mapping[str, Float[Tensor, " n"]]
 
     @classmethod
-    def of(cls, specimen: Specimen, decisions: Decisions, tall: bool) -> _Routing:
-        basis, lora = decisions.basis, specimen.layer.lora if tall else specimen.layer.lora.transposed()
+    def of(cls, analyzed: AnalyzedLayer, decisions: Decisions, tall: bool) -> _Routings:
+        basis, lora = decisions.basis, analyzed.layer.lora if tall else analyzed.layer.lora.transposed()
         Y = (basis.Vh @ lora.A.mT).mT
         send_lora = torch.linalg.vector_norm(torch.linalg.qr(lora.B).R @ Y, dim=0)
         send = {"lora": send_lora, "drift": decisions.drift.send}
@@ -122,7 +124,7 @@ class _Routing:
         C = {"lora": decisions.C_lora, "drift": decisions.drift.C}
         if not tall:
             C, send, receive = {name: X.mT for name, X in C.items()}, receive, send
-        return cls(specimen.source.S, decisions.labels, C, send, receive)
+        return cls(analyzed.source.S, decisions.labels, C, send, receive)
 
     @property
     def k(self) -> int:
@@ -139,8 +141,8 @@ class _Routing:
             yield "receive", name, self.receive[name], C.mT[:, : self.k]
 
 
-def _sizes(specimen: Specimen) -> dict[str, Any]:
-    layer, weight = specimen.layer, norm(specimen.source.S)
+def _sizes(analyzed: AnalyzedLayer) -> dict[str, Any]:
+    layer, weight = analyzed.layer, norm(analyzed.source.S)
     drift = norm(layer.drift)
     return {
         "weight_norm": weight,
@@ -150,28 +152,28 @@ def _sizes(specimen: Specimen) -> dict[str, Any]:
     }
 
 
-def _rigidity(specimen: Specimen, k: int) -> dict[str, Any]:
+def _rigidity(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
     """Eq. 1, the turning of single directions, and how many of them are worth looking at."""
-    S = specimen.source.S
+    S = analyzed.source.S
     numbers: dict[str, Any] = {"n": len(S), "k": k, "degenerate": float(degenerate(S)[:k].double().mean())}
-    for name, after in specimen.after.items():
+    for name, after in analyzed.after.items():
         numbers[f"rho2_{name}"] = spectral_change(S, after.S)
-        kept = kept_directions(specimen.source, after)
+        kept = kept_directions(analyzed.source, after)
         for place, window in windows(len(S), _width(len(S))).items():
             numbers[f"kept_{place}_{name}"] = float(kept[window].mean())
-    if specimen.both is not None and specimen.layer.target is not None:
-        numbers["rho2_both"] = spectral_change(specimen.layer.target.S, specimen.both.S)
+    if analyzed.both is not None and analyzed.layer.target is not None:
+        numbers["rho2_both"] = spectral_change(analyzed.layer.target.S, analyzed.both.S)
     return numbers
 
 
-def _clusters(specimen: Specimen, routing: _Routing, settings: CasaSettings) -> dict[str, Any]:
+def _clusters(analyzed: AnalyzedLayer, routing: _Routings, settings: CasaSettings) -> dict[str, Any]:
     """Predicted (Eq. 4) against observed clusters, for each update by its own routing; stability over tau."""
     k, S = routing.k, routing.S[: routing.k]
     sizes = cluster_sizes(routing.labels)
     numbers: dict[str, Any] = {"clusters": len(sizes), "largest_cluster": int(sizes.max()) / k}
-    for name, after in specimen.after.items():
+    for name, after in analyzed.after.items():
         predicted = singular_clusters(routing.block(name), S, tau=settings.tau, eps=settings.eps)
-        observed = observed_clusters(specimen.source, after, k)
+        observed = observed_clusters(analyzed.source, after, k)
         sizes = cluster_sizes(observed)
         numbers |= {f"observed_{name}": len(sizes), f"observed_largest_{name}": int(sizes.max()) / k}
         numbers[f"agreement_{name}"] = adjusted_rand_index(predicted, observed)
@@ -185,14 +187,14 @@ def _clusters(specimen: Specimen, routing: _Routing, settings: CasaSettings) -> 
     return numbers
 
 
-def _routing(specimen: Specimen, routing: _Routing) -> dict[str, Any]:
+def _routing(analyzed: AnalyzedLayer, routing: _Routings) -> dict[str, Any]:
     """Concentration and coherence of both updates, as senders and as receivers.
 
     By the predicted clusters of the LoRA, which LoRA and drift share, and by each update's own observed ones, which the
     paper's §3.3 and its footnote 1 speak of.
     """
     numbers: dict[str, Any] = {}
-    observed = {name: observed_clusters(specimen.source, after, routing.k) for name, after in specimen.after.items()}
+    observed = {name: observed_clusters(analyzed.source, after, routing.k) for name, after in analyzed.after.items()}
     for side, name, strength, C in routing.sides():
         own = observed[name]
         numbers |= {
@@ -213,7 +215,7 @@ def _routing(specimen: Specimen, routing: _Routing) -> dict[str, Any]:
     return numbers
 
 
-def _interference(routing: _Routing) -> dict[str, Any]:
+def _interference(routing: _Routings) -> dict[str, Any]:
     found = interference(routing.block("lora"), routing.block("drift"), routing.labels)
     head = head_interference(routing.block("lora"), routing.block("drift"))
     return {
@@ -236,11 +238,11 @@ def _intervention(decisions: Decisions, settings: CasaSettings) -> dict[str, Any
     }
 
 
-def _intruders(specimen: Specimen, k: int) -> dict[str, Any]:
+def _intruders(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
     """Both sides' intruders; the authors' script looks at the left side only, and that is `intruders_`."""
     numbers: dict[str, Any] = {}
-    source = specimen.source
-    for name, after in specimen.after.items():
+    source = analyzed.source
+    for name, after in analyzed.after.items():
         left = intruders(source.U, after.U, after.S, k)
         right = intruders(source.Vh.mT, after.Vh.mT, after.S, k)
         numbers |= {
@@ -253,20 +255,20 @@ def _intruders(specimen: Specimen, k: int) -> dict[str, Any]:
     return numbers
 
 
-def _norms(specimen: Specimen, by_casa: Update) -> dict[str, Any]:
+def _norms(analyzed: AnalyzedLayer, by_casa: Update) -> dict[str, Any]:
     """Sizes of the transferred updates before truncation, over ‖W_s‖, as ProLoRA's Fig. 8 plots them."""
-    weight = norm(specimen.source.S)
-    moved = {"casa": by_casa, "prolora": prolora(specimen.layer, replace(PROLORA, phi_min=0.0))}
+    weight = norm(analyzed.source.S)
+    moved = {"casa": by_casa, "prolora": prolora(analyzed.layer, replace(PROLORA, phi_min=0.0))}
     return {f"norm_{name}": update.norm() / weight if weight else None for name, update in moved.items()}
 
 
-def _curves(specimen: Specimen, routing: _Routing, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
+def _curves(analyzed: AnalyzedLayer, routing: _Routings, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
     """What the figures of a detailed layer draw; maps and windows in 8 bits."""
     n, k = len(routing.S), routing.k
     curves = {"S": routing.S, "labels": routing.labels}
-    pairs = {name: (specimen.source, after) for name, after in specimen.after.items()}
-    if specimen.both is not None and specimen.layer.target is not None:
-        pairs["both"] = (specimen.layer.target, specimen.both)
+    pairs = {name: (analyzed.source, after) for name, after in analyzed.after.items()}
+    if analyzed.both is not None and analyzed.layer.target is not None:
+        pairs["both"] = (analyzed.layer.target, analyzed.both)
     for name, (before, after) in pairs.items():
         curves[f"S_{name}"] = after.S
         for place, window in windows(n, _width(n)).items():
@@ -275,8 +277,8 @@ def _curves(specimen: Specimen, routing: _Routing, decisions: Decisions, tall: b
                 (before.Vh[window] @ after.Vh[window].mT).abs(),
             )
             curves |= {f"mixing_U_{name}_{place}": _bytes(left), f"mixing_V_{name}_{place}": _bytes(right)}
-    for name, after in specimen.after.items():
-        curves[f"observed_{name}"] = observed_clusters(specimen.source, after, k)
+    for name, after in analyzed.after.items():
+        curves[f"observed_{name}"] = observed_clusters(analyzed.source, after, k)
     for side, name, strength, C in routing.sides():
         curves[f"energy_{side}_{name}"] = spread.rms_energy(strength, routing.labels)
         curves[f"coherence_{side}_{name}"] = spread.pattern_coherence(C, routing.labels)
@@ -285,7 +287,7 @@ def _curves(specimen: Specimen, routing: _Routing, decisions: Decisions, tall: b
     return {name: value.cpu().contiguous() for name, value in curves.items()}
 
 
-def _maps(routing: _Routing, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
+def _maps(routing: _Routings, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
     """Block maps over the leading directions, in the order of their clusters."""
     k, labels = routing.k, routing.labels
     lora, drift = routing.block("lora"), routing.block("drift")

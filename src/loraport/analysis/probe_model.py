@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraport.analysis.inputs import exact_factors
 from loraport.analysis.probes import OverActivate, Probe, no_lora
-from loraport.analysis.survey import surveyed
+from loraport.analysis.survey import shared_layers
 from loraport.compute import find_device, layer_generator
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.lora.provenance import own_header
@@ -60,7 +60,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """A finished probe."""
 
     output: str
@@ -95,7 +95,7 @@ class Probed:
 
 
 @dataclass
-class _Maker:
+class _WeightWriter:
     """Makes the weights one after the other, and counts."""
 
     config: ProbeConfig
@@ -138,7 +138,7 @@ class _Maker:
         return exact_factors(name, found, W_s)
 
 
-def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
+def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> ProbeResult:
     """Write the target with its drift's parts taken or disturbed: same names, dtypes, shards and index.
 
     Raises InputError for what cannot be read or probed, OutputError for what cannot be written.
@@ -158,7 +158,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
     bases = BasisSource(BasisCache(config.cache), find_device(config.device))
-    maker = _Maker(config, target, LayerSource(source, target, bases, config.force_drift), lora)
+    maker = _WeightWriter(config, target, LayerSource(source, target, bases, config.force_drift), lora)
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}
     write_model(
@@ -166,7 +166,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> Probed:
     )
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None
-    return Probed(config.output, settings, len(maker.made), len(maker.untouched), share, left_out, unused)
+    return ProbeResult(config.output, settings, len(maker.made), len(maker.untouched), share, left_out, unused)
 
 
 def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, 
 
 def _chosen(patterns: Sequence[str], source: Checkpoint, target: Checkpoint) -> tuple[str, ...]:
     """The layers that both models have alike and that fit a pattern."""
-    names, _ = surveyed(source, target)
+    names, _ = shared_layers(source, target)
     chosen = tuple(name for name in names if not patterns or any(matches(name, one) for one in patterns))
     if not chosen:
         raise SettingsError(f"no layer of {target.where} fits, or the source has none alike; nothing to probe")

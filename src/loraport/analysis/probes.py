@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loraport.analysis.measures.probes import (
+from loraport.analysis.measures.drift_parts import (
     block_noise,
     dominant_drift,
     leading_routing,

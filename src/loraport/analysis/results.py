@@ -40,7 +40,7 @@ class LayerView:
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """CASA over a grid of settings: a row for each layer and point of the grid."""
 
     knobs: tuple[str, ...]
@@ -70,7 +70,7 @@ class Analysis:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_rss_bytes: int = 0
-    swept: tuple[Swept, ...] = ()
+    sweeps: tuple[SweepResult, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All numbers, without the curves."""
@@ -80,7 +80,7 @@ class Analysis:
             "layers": [layer.row() for layer in self.layers],
             "left_out": [list(pair) for pair in self.left_out],
             "notes": list(self.notes),
-            "sweeps": [sweep.as_json() for sweep in self.swept],
+            "sweeps": [sweep.as_json() for sweep in self.sweeps],
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
         }

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from loraport._version import __version__
-from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
-from loraport.analysis.layer_sample import stratified
-from loraport.analysis.layer_statistics import Specimen, look
+from loraport.analysis.inputs import AnalysisInputs, AnalyzeConfig, choose_layers
+from loraport.analysis.layer_sample import sample_layers
+from loraport.analysis.layer_statistics import AnalyzedLayer, layer_statistics
 from loraport.analysis.results import Analysis, LayerView
-from loraport.analysis.survey import LayerDrift, Survey, layer_drift, surveyed
-from loraport.analysis.sweep import Grid, swept
+from loraport.analysis.survey import LayerDrift, Survey, layer_drift, shared_layers
+from loraport.analysis.sweep import Grid, run_sweeps
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.files.names.blocks import layer_depth, layer_kind
@@ -35,31 +35,31 @@ SURVEY, LAYERS = "comparing the models", "analysing"
 def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Progress = NO_PROGRESS) -> Analysis:
     """Look at every chosen layer of a LoRA, its source and its target; a killed analysis goes on where it was.
 
-    With grids, CASA is swept over its settings as well, as `sweep` does.
+    With grids, CASA is run_sweeps over its settings as well, as `sweep` does.
     Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
     """
     start = time.perf_counter()
-    bench = Bench.open(config)
-    jobs, left_out = chosen(bench.ready, config)
-    detailed = stratified([job.name for job in jobs], config.detail)
-    with Partial(Path(config.output), bench.identity(config)) as partial:
-        for note in bench.ready.plan.warnings:
+    inputs = AnalysisInputs.open(config)
+    jobs, left_out = choose_layers(inputs.prepared, config)
+    detailed = sample_layers([job.name for job in jobs], config.detail)
+    with Partial(Path(config.output), inputs.identity(config)) as partial:
+        for note in inputs.prepared.plan.warnings:
             progress.note(note)
-        survey = _survey(bench, partial, progress)
-        layers, curves, empty = _views(bench, config, jobs, detailed, partial, progress)
+        survey = _survey(inputs, partial, progress)
+        layers, curves, empty = _views(inputs, config, jobs, detailed, partial, progress)
         jobs = tuple(job for job in jobs if job.name not in empty)
-        sweeps = swept(bench, config, jobs, grids, partial, progress)
-    notes = (*bench.ready.plan.warnings, *_copied(layers), *bench.bases.cache.notes)
+        sweeps = run_sweeps(inputs, config, jobs, grids, partial, progress)
+    notes = (*inputs.prepared.plan.warnings, *_copied(layers), *inputs.bases.cache.notes)
     return Analysis(
-        _facts(config, bench.ready), layers, survey, curves, (*left_out, *empty.items()), notes,
+        _facts(config, inputs.prepared), layers, survey, curves, (*left_out, *empty.items()), notes,
         time.perf_counter() - start, peak_rss_bytes(), sweeps,
     )  # fmt: skip
 
 
-def _survey(bench: Bench, partial: Partial, progress: Progress) -> Survey:
+def _survey(inputs: AnalysisInputs, partial: Partial, progress: Progress) -> Survey:
     """The drift of every layer that both models have, from an earlier start where it is there."""
-    source, target = bench.whole
-    names, empty = surveyed(source, target)
+    source, target = inputs.whole
+    names, empty = shared_layers(source, target)
     found = []
     for number, name in enumerate(names, 1):
         earlier = partial.get(f"survey {name}")
@@ -74,7 +74,7 @@ def _survey(bench: Bench, partial: Partial, progress: Progress) -> Survey:
 
 
 def _views(
-    bench: Bench,
+    inputs: AnalysisInputs,
     config: AnalyzeConfig,
     jobs: Sequence[LayerJob],
     detailed: Sequence[str],
@@ -102,11 +102,11 @@ def _views(
             todo.append(job)
         else:
             keep(job, LayerView(**{**earlier.facts, "shape": tuple(earlier.facts["shape"])}), earlier.tensors)
-    for job, weights in bench.weights(todo):
+    for job, weights in inputs.weights(todo):
         if not weights.W_s.any() or (weights.W_t is not None and not weights.W_t.any()):
             empty[job.name] = NO_SPECTRUM
             continue
-        view, tensors = _view(bench, job, weights, config.casa, job.name in detailed)
+        view, tensors = _view(inputs, job, weights, config.casa, job.name in detailed)
         partial.put(job.name, tensors, asdict(view))
         keep(job, view, tensors)
     if not rows:
@@ -115,22 +115,22 @@ def _views(
 
 
 def _view(
-    bench: Bench, job: LayerJob, weights: LayerWeights, settings: CasaSettings, detail: bool
+    inputs: AnalysisInputs, job: LayerJob, weights: LayerWeights, settings: CasaSettings, detail: bool
 ) -> tuple[LayerView, Mapping[str, Tensor]]:
     start = time.perf_counter()
-    layer = bench.layer(job, weights)
+    layer = inputs.layer(job, weights)
     D_lora = layer.lora.dense()
-    with_lora = decompose(weights.W_s.to(bench.device) + D_lora)
+    with_lora = decompose(weights.W_s.to(inputs.device) + D_lora)
     both = None
     if detail and weights.W_t is not None:
-        both = decompose(weights.W_t.to(bench.device) + D_lora)
+        both = decompose(weights.W_t.to(inputs.device) + D_lora)
     del D_lora
-    seen = look(Specimen(layer, with_lora, both), settings, detail=detail)
-    name, size = job.name, seen.numbers["weight_norm"]
+    shown = layer_statistics(AnalyzedLayer(layer, with_lora, both), settings, detail=detail)
+    name, size = job.name, shown.numbers["weight_norm"]
     measured = weights.facts.drift / size if size else None
-    numbers = {**seen.numbers, "drift": measured, "copied": weights.is_rounding}
+    numbers = {**shown.numbers, "drift": measured, "copied": weights.is_rounding}
     seconds = time.perf_counter() - start
-    return LayerView(name, layer_kind(name), layer_depth(name), job.shape, job.rank, numbers, seconds), seen.curves
+    return LayerView(name, layer_kind(name), layer_depth(name), job.shape, job.rank, numbers, seconds), shown.curves
 
 
 def _copied(layers: Sequence[LayerView]) -> list[str]:

@@ -110,7 +110,7 @@ class Survey:
         }
 
 
-def surveyed(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
+def shared_layers(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
     """The layers to read, and the survey without them: what lacks a partner or has another shape there."""
     theirs = set(target.layers)
     away = _away(source) | (_away(target) if isinstance(target, Checkpoint) else set())

@@ -9,8 +9,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from loraport.analysis.inputs import AnalyzeConfig, Bench, chosen
-from loraport.analysis.results import Swept
+from loraport.analysis.inputs import AnalysisInputs, AnalyzeConfig, choose_layers
+from loraport.analysis.results import SweepResult
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.names.blocks import layer_depth, layer_kind
@@ -70,33 +70,33 @@ class Grid:
         return found
 
 
-def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Progress = NO_PROGRESS) -> tuple[Swept, ...]:
-    """CASA at every point of each grid, for every chosen layer; a killed sweep goes on where it was.
+def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Progress = NO_PROGRESS) -> tuple[SweepResult, ...]:
+    """CASA at every point of each grid, for every choose_layers layer; a killed sweep goes on where it was.
 
     Each row has the layer, the point, the shares restored and arbitrated, what the written rank (twice the LoRA's)
     keeps, and the distance of the effective routing to that of source + LoRA, over ‖D_lora‖: before truncation
     (`distance`: ‖W_t + D' − W_s − D_lora‖ / ‖D_lora‖) and as written (`distance_written`).
     """
-    bench = Bench.open(config)
-    jobs, _ = chosen(bench.ready, config)
-    with Partial(Path(config.output), bench.identity(config)) as partial:
-        return swept(bench, config, jobs, grids, partial, progress)
+    inputs = AnalysisInputs.open(config)
+    jobs, _ = choose_layers(inputs.prepared, config)
+    with Partial(Path(config.output), inputs.identity(config)) as partial:
+        return run_sweeps(inputs, config, jobs, grids, partial, progress)
 
 
-def swept(
-    bench: Bench,
+def run_sweeps(
+    inputs: AnalysisInputs,
     config: AnalyzeConfig,
     jobs: Sequence[LayerJob],
     grids: Sequence[Grid],
     partial: Partial,
     progress: Progress,
-) -> tuple[Swept, ...]:
+) -> tuple[SweepResult, ...]:
     """The rows of every grid, layer by layer, those of an earlier start read back.
 
     A layer whose drift is within rounding has none: a transfer copies the LoRA there, at every point.
     """
     points = [grid.settings(config.casa) for grid in grids]
-    rank = common_rank(bench.ready.config, bench.ready.plan)
+    rank = common_rank(inputs.prepared.config, inputs.prepared.plan)
     found: dict[str, list[list[dict[str, Any]]]] = {}
     mark = f"sweep {[grid.values for grid in grids]}"
     for job in jobs:
@@ -105,15 +105,15 @@ def swept(
             found[job.name] = earlier.facts["grids"]
     todo = [job for job in jobs if job.name not in found]
     done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
-    for job, weights in bench.weights(todo, target=False):
-        layer = None if weights.is_rounding else bench.layer(job, weights)
+    for job, weights in inputs.weights(todo, target=False):
+        layer = None if weights.is_rounding else inputs.layer(job, weights)
         grid_rows = [[] if layer is None else list(layer_rows(layer, job, some, rank)) for some in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         found[job.name] = grid_rows
         done += job.cost
         progress.advance(SWEEPING, done, total)
     return tuple(
-        Swept(tuple(grid.values), tuple(row for job in jobs for row in found[job.name][number]))
+        SweepResult(tuple(grid.values), tuple(row for job in jobs for row in found[job.name][number]))
         for number, grid in enumerate(grids)
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from loraport.analysis.layer_statistics import TAUS
-from loraport.analysis.results import Analysis, Swept
+from loraport.analysis.results import Analysis, SweepResult
 from loraport.reports import plots, plots_layer, plots_sweep
 from loraport.reports.figures import Figure, Row
 
@@ -152,9 +152,9 @@ OUTCOMES = {
 }
 
 
-def sweep_figures(swept: Sequence[Swept]) -> Iterator[FigureSpec]:
+def sweep_figures(sweeps: Sequence[SweepResult]) -> Iterator[FigureSpec]:
     """Yield a figure for each setting of each grid."""
-    for number, sweep in enumerate(swept, 1):
+    for number, sweep in enumerate(sweeps, 1):
         for knob in sweep.knobs:
             yield FigureSpec(
                 f"sweep-{number}-{knob}", f"{knob}",

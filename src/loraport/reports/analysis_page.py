@@ -39,7 +39,7 @@ def write_analysis(analysis: Analysis, folder: Path | str, *, progress: Progress
     tables = {
         "layers.csv": [layer.row() for layer in analysis.layers],
         "survey.csv": analysis.survey.as_json()["layers"],
-        "sweep.csv": [row for sweep in analysis.swept for row in sweep.table()],
+        "sweep.csv": [row for sweep in analysis.sweeps for row in sweep.table()],
     }
     write_whole(place / FILES[0], (json_text(analysis.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
     for name, rows in tables.items():
@@ -88,7 +88,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _draw(analysis: Analysis, folder: Path, progress: Progress) -> dict[str | None, list[tuple[FigureSpec, str]]]:
     """Write every figure as SVG and PNG. Returns them by layer, each with its SVG as an address that needs no file."""
-    figures = [*all_figures(analysis), *(("sweep", spec) for spec in sweep_figures(analysis.swept))]
+    figures = [*all_figures(analysis), *(("sweep", spec) for spec in sweep_figures(analysis.sweeps))]
     sections: dict[str | None, list[tuple[FigureSpec, str]]] = {}
     for number, (layer, spec) in enumerate(figures, 1):
         figure = spec.draw()

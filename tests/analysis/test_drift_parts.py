@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraport.analysis.measures.probes import (
+from loraport.analysis.measures.drift_parts import (
     block_noise,
     densest_blocks,
     dominant_drift,
