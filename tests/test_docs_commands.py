@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import typer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
