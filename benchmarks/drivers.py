@@ -37,7 +37,8 @@ def scipy_driver(driver: str) -> Callable[[Tensor], Factors]:
     def decompose(W: Tensor) -> Factors:
         from scipy.linalg import svd
 
-        return tuple(torch.from_numpy(X) for X in svd(W.numpy(), full_matrices=False, lapack_driver=driver))
+        U, S, Vh = map(torch.from_numpy, svd(W.numpy(), full_matrices=False, lapack_driver=driver))
+        return U, S, Vh
 
     return decompose
 

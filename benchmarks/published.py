@@ -49,7 +49,7 @@ def svd(folder: Path, device: str) -> None:
 def cfft(folder: Path, device: str, published: Path) -> None:
     """The drift in those bases, against the source as their rounded factors give it back, in bfloat16, pickled."""
     sys.path.insert(0, str(published))
-    from utils import load_results  # the checkout's
+    from utils import load_results  # type: ignore[import-not-found]  # the checkout's
 
     bases = load_results(str(folder / "published-svd.pkl"), device="cpu")
     found = {}
@@ -64,7 +64,7 @@ def cfft(folder: Path, device: str, published: Path) -> None:
 def transfer(folder: Path, device: str, published: Path, lora: str, settings: dict[str, float]) -> None:
     """Their command line, its `.cuda()` mapped to the device."""
     if device == "cpu":
-        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
     sys.path.insert(0, str(published))
     sys.argv = [
         "run_lora_transfer.py", "--lora-path", str(folder / lora),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,6 +77,11 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     return turned(torch.nn.functional.pad(right, (0, 0, 0, shape[0] - shape[1])), g).contiguous()
 
 
+def drifted_weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The same after the drift, in bfloat16."""
+    return drifted(name, weight(name, shape)).bfloat16()
+
+
 def drifted(name: str, W: Tensor) -> Tensor:
     """The weight after a full-rank drift that is denser in some directions than in others."""
     X = torch.randn(W.shape, generator=generator(name, 1))
@@ -94,14 +100,12 @@ def write_models(folder: Path, config: dict[str, int], blocks: int) -> None:
     weight_map = {}
     for number, half in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
         file = f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors"
-        pending = {n: Pending(torch.float32, table[n], lambda n=n: weight(n, table[n])) for n in half}
+        pending = {n: Pending(torch.float32, table[n], partial(weight, n, table[n])) for n in half}
         save_safetensors(source / file, pending, {"format": "pt"})
         weight_map.update(dict.fromkeys(half, file))
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (source / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    pending = {
-        n: Pending(torch.bfloat16, s, lambda n=n, s=s: drifted(n, weight(n, s)).bfloat16()) for n, s in table.items()
-    }
+    pending = {n: Pending(torch.bfloat16, s, partial(drifted_weight, n, s)) for n, s in table.items()}
     save_safetensors(target / "diffusion_pytorch_model.safetensors", pending, {"format": "pt"})
 
 

@@ -162,7 +162,8 @@ def _starred(texts: list[str], parameters: list[inspect.Parameter]) -> list[str]
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    kind = parameter.kind
+    stars = "*" if kind is parameter.VAR_POSITIONAL else "**" if kind is parameter.VAR_KEYWORD else ""
     text = f"{stars}{parameter.name}"
     if parameter.annotation is not parameter.empty:
         text += f": {_annotation(parameter.annotation)}"
@@ -171,7 +172,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
     default = parameter.default
     if dataclasses.is_dataclass(default) and default == _plain(type(default)):
         return f"{text} = {type(default).__name__}()"
-    if type(default).__repr__ is object.__repr__ or repr(default).startswith("<"):
+    if type(default).__repr__ is object.__repr__ or repr(default).startswith("<"):  # type: ignore[comparison-overlap]
         return f"{text} = ..."
     return f"{text} = {default!r}"
 

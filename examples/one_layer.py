@@ -38,6 +38,7 @@ def by_hand(folder: Path) -> None:
     target = loraport.open_checkpoint(folder / "distilled.safetensors")
     lora = loraport.read_lora(folder / "style.safetensors").updates[LAYER]
     W_s = source.read_weight(LAYER)
+    assert isinstance(lora, loraport.LowRank)  # what we wrote: not a LoHa, LoKr, DoRA or whole difference
     layer = loraport.Layer(lora, target.read_weight(LAYER) - W_s, loraport.decompose(W_s))
     for name in ("direct", "direct:1.15", "undo:0.25", "rollback", "casa"):
         update = loraport.find_recipe(name)(layer).dense()

@@ -212,7 +212,8 @@ def sdxl_and_pruned() -> tuple[Any, Any, dict[str, str]]:
     target = unet(3, **wide, **PRUNED, reverse_transformer_layers_per_block=[[2, 2, 4], [2, 1, 1], 1])
     mine, theirs = source.state_dict(), target.state_dict()
     inner = re.compile(r"(.*transformer_blocks)\.(\d+)\.(.*)")
-    origin, state = {}, {}
+    origin: dict[str, str] = {}
+    state: dict[str, Any] = {}
     for name, tensor in theirs.items():
         old, found = name, inner.fullmatch(name)
         if found:

@@ -35,7 +35,8 @@ def _archive(
         with zipfile.ZipFile(folder / "first.pt") as before, zipfile.ZipFile(folder / "m.pt", "w") as after:
             for name in [*before.namelist(), *([f"first/{repeat}"] if repeat else [])]:
                 method = zipfile.ZIP_DEFLATED if squeezed(name) else zipfile.ZIP_STORED
-                with warnings.catch_warnings(action="ignore"):  # of a member that stands twice
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a member that stands twice
                     after.writestr(zipfile.ZipInfo(name), change(name, before.read(name)), method)
         return folder / "m.pt"
 

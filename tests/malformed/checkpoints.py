@@ -189,9 +189,11 @@ def _note(text: str) -> torch.Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def _gguf(kind: str = "Q8_0", cut: int | None = None, **fields: list[int]) -> Callable[[Path], Path]:
+def _gguf(
+    kind: str = "Q8_0", cut: int | None = None, fields: dict[str, list[int]] | None = None
+) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        path = tiny.write_gguf(folder / "m.gguf", tiny.tiny_state(dim=32, ffn=64), kind, notes=fields)
+        path = tiny.write_gguf(folder / "m.gguf", tiny.tiny_state(dim=32, ffn=64), kind, notes=fields or {})
         content = path.read_bytes()
         path.write_bytes(content[:cut])
         return path
@@ -222,7 +224,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
         "is stored as IQ4_NL, which is not read; read are F32, F16, BF16, Q4_0",
     ),
     "GGUF of nvfp4": (_gguf("NVFP4"), "is stored as NVFP4, which is not read"),
-    "GGUF with a wrong shape": (_gguf(**{WEIGHT: [64, 31]}), "has a size that does not fit its shape"),
+    "GGUF with a wrong shape": (_gguf(fields={WEIGHT: [64, 31]}), "has a size that does not fit its shape"),
     "unknown kind": (_file(b"x", "m.onnx"), r"of no kind that is read; give one of \.safetensors"),
     "truncated data": (_cut(0.7), "is truncated: the header describes .* download it again"),
     "truncated header": (_cut(0.01), "is truncated: .* its header alone"),
