@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "": {"spectral", "methods", "files.models", "files.lora", "store", "inputs", "transfers", "analysis"},
     "reports": {"files.disk", "files.names", "transfers", "analysis"},
-    "console": {"files.models", "inputs", "transfers"},
+    "console": {"files.models", "inputs", "transfers", "merge", "convert", "analysis"},
     "cli": {
         *(
             "",

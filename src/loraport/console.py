@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress and messages on stderr, results on stdout."""
+"""Print what a person sees in the terminal: progress and messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from loraport.plain_json import json_text
 from loraport.printable import printable, raw_stream
 
 if TYPE_CHECKING:
+    from loraport.analysis.probe_model import ProbeResult
+    from loraport.convert import Conversion
     from loraport.files.models.hub import Download
     from loraport.inputs.plan import Plan
+    from loraport.merge import Merge
     from loraport.transfers.results import BatchResult, TransferResult
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -76,7 +79,7 @@ class Terminal:
 
 
 def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
-    """Names and values: one JSON object, or two columns."""
+    """Print names and values: one JSON object, or two columns."""
     if json:
         sys.stdout.write(json_text(facts, indent=2, ensure_ascii=False) + "\n")
         return
@@ -87,7 +90,7 @@ def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
 
 
 def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, str]], *, json: bool, quiet: bool) -> None:
-    """Scores or a calibration: JSON, or a line each on stdout with the notes on stderr."""
+    """Print scores or a calibration: JSON, or a line each on stdout with the notes on stderr."""
     if json:
         print_facts(facts, json=True)
         return
@@ -100,7 +103,7 @@ def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, str]], *, 
 def print_outcome(
     facts: Mapping[str, Any], words: Mapping[str, str], *, json: bool, quiet: bool, verbose: bool
 ) -> None:
-    """What a command did: JSON, or words on stdout, with notes and what was dropped on stderr."""
+    """Print what a command did: JSON, or words on stdout, with notes and what was dropped on stderr."""
     if json:
         print_facts(facts, json=True)
         return
@@ -112,9 +115,9 @@ def print_outcome(
 
 
 def print_dropped(dropped: Iterable[Sequence[str]], *, verbose: bool, where: str = "") -> None:
-    """Keys that are lost: a line on stderr for each reason, with two of its keys; `verbose` gives each key a line.
+    """Print the lost keys: a line on stderr for each reason, with two of its keys; `verbose` gives each key a line.
 
-    Reasons that differ in their numbers alone count as one, told as it is of the first key.
+    Reasons that differ in their numbers alone count as one, printed as it is for the first key.
     """
     groups: dict[str, list[tuple[str, str]]] = {}
     for key, reason in dropped:
@@ -126,6 +129,39 @@ def print_dropped(dropped: Iterable[Sequence[str]], *, verbose: bool, where: str
         print(f"loraport: {where}dropped {keys}: {reason}", file=sys.stderr)
 
 
+def conversion_words(result: Conversion) -> dict[str, str]:
+    """Return what a conversion did, for people."""
+    return {
+        "wrote": result.output,
+        "format": f"{result.format}, {result.dtype}, {result.layers} layers, rank {result.rank}",
+        "keys": str(result.keys).replace("transferred", "converted"),
+    }
+
+
+def merge_words(result: Merge) -> dict[str, str]:
+    """Return what a merge did, for people."""
+    return {
+        "wrote": result.output,
+        "tensors": f"{result.changed} changed, {result.parameters - result.changed} copied bit by bit",
+        "LoRAs": ", ".join(f"{one['lora']} at strength {one['strength']:g}" for one in result.loras),
+        "keys": str(result.keys),
+    }
+
+
+def probe_words(result: ProbeResult) -> dict[str, str]:
+    """Return what a probe did, for people."""
+    share = "there is no drift" if result.changed is None else f"{result.changed:.1%} of the drift's energy"
+    words = {
+        "wrote": result.output,
+        "layers": f"{result.layers} changed, {result.untouched} looked at and left, "
+        f"{len(result.left_out)} not looked at",
+        "change": share,
+    }
+    if result.unused:
+        words["LoRA"] = f"{len(result.unused)} of its layers play no part, {result.unused[0]} for one"
+    return words
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items()) or "none"
@@ -135,7 +171,7 @@ def _plain(value: Any) -> str:
 
 
 def print_plans(plans: Mapping[str, Plan], *, json: bool) -> None:
-    """What a run would do, layer by layer; of several (by output), each under its output's name."""
+    """Print what a run would do, layer by layer; of several (by output), each under its output's name."""
     if json:
         rows = {output: _plan_rows(plan) for output, plan in plans.items()}
         several = {"runs": [{"output": output, **row} for output, row in rows.items()]}
@@ -152,7 +188,7 @@ def _size(count: int) -> str:
 
 
 def print_downloads(missing: Sequence[Download], *, json: bool) -> None:
-    """What would be fetched, in place of a plan that needs it."""
+    """Print what would be downloaded, in place of a plan that needs it."""
     total = sum(one.bytes for one in missing)
     if json:
         rows = [{"model": one.where, "files": len(one.files), "bytes": one.bytes} for one in missing]
@@ -186,7 +222,7 @@ def _print_plan(plan: Plan) -> None:
 def print_transfers(
     batch: BatchResult, *, json: bool, quiet: bool, verbose: bool, more: Mapping[str, str] | None = None
 ) -> None:
-    """The results in a few honest lines each, with `more` of a single one's, or as JSON."""
+    """Print the results in a few lines each, with `more` lines about a single one, or as JSON."""
     if json:
         print_facts(batch.as_json(), json=True)
         return
@@ -205,7 +241,7 @@ def print_transfers(
 
 
 def _comparison(batch: BatchResult) -> list[list[str]]:
-    """A row a file: what a reader compares, medians over layers."""
+    """Return a row for each file: what a reader compares, medians over layers."""
     rows = [["wrote", "layers", "rank", "size", "cosine", "kept", "seconds"]]
     for result in batch.runs:
         done = [layer for layer in result.layers if layer.status == "transferred"]
@@ -215,8 +251,8 @@ def _comparison(batch: BatchResult) -> list[list[str]]:
                 result.output,
                 f"{len(done)} of {len(result.layers)}",
                 _span(layer.rank_out for layer in done) if done else "–",
-                _middle(sizes),
-                _middle(layer.cosine for layer in done),
+                _median(sizes),
+                _median(layer.cosine for layer in done),
                 _percent(result.kept_correction) if result.kept_correction is not None else "–",
                 f"{result.seconds['total']:.1f}",
             ]
@@ -242,17 +278,17 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "layers": ", ".join(f"{number} {status}" for status, number in count.items())
         + (f", {unknown} not in the source, so copied untransferred" if unknown else ""),
         "keys": str(result.keys),
-        "sizes": f"of the weights' norm, medians: drift {_middle(layer.drift for layer in done)}, "
-        f"LoRA {_middle(layer.lora for layer in done)}, result {_middle(layer.update for layer in done)}; "
-        f"cosine of LoRA and result {_middle(layer.cosine for layer in done)}",
+        "sizes": f"of the weights' norm, medians: drift {_median(layer.drift for layer in done)}, "
+        f"LoRA {_median(layer.lora for layer in done)}, result {_median(layer.update for layer in done)}; "
+        f"cosine of LoRA and result {_median(layer.cosine for layer in done)}",
         "kept": f"{_percent(result.kept_energy)} of the update's energy, "
         f"{_percent(result.kept_correction)} of what the method changed{_more_rank(result.kept_correction)}",
-        "clusters": f"the largest holds {_middle(layer.largest_cluster for layer in done)} of the leading directions",
-        "decisions": f"of the routing entries, medians: drift taken back from {_middle(x.restored for x in done)}, "
-        f"left alone {_middle(x.preserved for x in done)}",
-        "subspaces": f"of source and target share {_middle(layer.overlap for layer in result.layers)} in the median, "
-        f"unrelated ones would share {_middle(layer.overlap_random for layer in result.layers)}",
-        "rounding": f"to the written dtype changes an update by {_middle(x.rounding for x in done)} in the median",
+        "clusters": f"the largest holds {_median(layer.largest_cluster for layer in done)} of the leading directions",
+        "decisions": f"of the routing entries, medians: drift taken back from {_median(x.restored for x in done)}, "
+        f"left alone {_median(x.preserved for x in done)}",
+        "subspaces": f"of source and target share {_median(layer.overlap for layer in result.layers)} in the median, "
+        f"unrelated ones would share {_median(layer.overlap_random for layer in result.layers)}",
+        "rounding": f"to the written dtype changes an update by {_median(x.rounding for x in done)} in the median",
         "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
     }
     absent = {
@@ -266,7 +302,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
 
 
 def _more_rank(kept: float | None) -> str:
-    """What to do where truncation threw most of the method's work away."""
+    """Return what to do if truncation threw most of the method's work away."""
     return "; a higher --rank, or --as diff, keeps more" if kept is not None and kept < 0.5 else ""
 
 
@@ -277,7 +313,7 @@ def _span(values: Iterable[int | None]) -> str:
     return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
-def _middle(values: Iterable[float | None]) -> str:
+def _median(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
     return _percent(statistics.median(known)) if known else "unknown"
 

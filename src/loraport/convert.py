@@ -1,4 +1,4 @@
-"""A LoRA written in another dialect: the same updates under other names, every key of the input accounted for."""
+"""Write a LoRA in another format: the same updates under other names, every key of the input accounted for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.method_input import as_factors
 
 _GUESSED_PREFIX = (
-    "nothing tells which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
+    "nothing says which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
     "lora_te1_ for SDXL; ComfyUI and diffusers read both"
 )
 
@@ -51,7 +51,7 @@ class Conversion:
     rank: int
     layers: int
     keys: KeyAccount
-    """Factors, those of text encoders too, under `transferred`, biases and differences under `copied`."""
+    """Factors, those of text encoders too, under `transferred`; biases and differences under `copied`."""
     notes: tuple[str, ...]
 
     @property
@@ -60,16 +60,8 @@ class Conversion:
         return bool(self.keys.dropped)
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints."""
+        """Return the one object that `--json` prints."""
         return {**vars(self), "keys": self.keys.as_json(), "notes": list(self.notes)}
-
-    def words(self) -> dict[str, str]:
-        """The same for people."""
-        return {
-            "wrote": self.output,
-            "format": f"{self.format}, {self.dtype}, {self.layers} layers, rank {self.rank}",
-            "keys": str(self.keys).replace("transferred", "converted"),
-        }
 
 
 def convert(
@@ -86,12 +78,11 @@ def convert(
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
 
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
-    Full differences become factors in a file that has nothing else, where a `rank` is named; beside factors they are
+    Full differences become factors in a file that has nothing else, if a `rank` is named; beside factors they are
     copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
-    those that their names tell. `each` is told a line about every layer. `lora_part`: which of several
-    LoRAs in the file.
-    Ranks are padded with zeros to the largest; what is no factor keeps its dtype.
-    Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError where nothing
+    those that follow from their names. `each` gets a line about every layer. `lora_part`: which of several LoRAs in the
+    file. Ranks are padded with zeros to the largest; what is not a factor keeps its dtype.
+    Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError if nothing
     has a place in the format, OutputError for a place that cannot be written.
     """
     if to not in FORMATS:
@@ -143,7 +134,7 @@ def convert(
 
 
 def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, LowRank]:
-    """Every layer as B·A: a LoRA's own factors, other adapters' at the rule's rank, on the weights of `source`.
+    """Return every layer as B·A: a LoRA's own factors, other adapters' at the rule's rank, on the weights of `source`.
 
     Raises SettingsError for a DoRA without a source, MismatchError for a source that it does not belong to.
     """
@@ -180,7 +171,7 @@ def _needs_source(lora: Lora, kind: str) -> str:
 
 
 def own_dtype(lora: Lora) -> str:
-    """The smallest of fp32, bf16 and fp16 that holds every factor of the input as it is stored; bf16 for fp8."""
+    """Return the smallest of fp32, bf16 and fp16 that holds every stored factor of the input exactly; bf16 for fp8."""
     stored = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
     dtypes = [torch.bfloat16 if dtype in FP8 else dtype for dtype in stored]
     widest = functools.reduce(torch.promote_types, dtypes)
@@ -212,7 +203,7 @@ def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) ->
 
 
 def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
-    """What other adapters lost as factors of limited rank."""
+    """Return a note on what other adapters lost as factors of limited rank."""
     lost = {name: low.lost_energy for name, low in layers.items() if low.lost_energy > 1e-7}
     if not lost:
         return []
@@ -225,7 +216,7 @@ def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
 
 
 def _rounding_note(lora: Lora, chosen: str, asked: str | None) -> list[str]:
-    """Folding a scale that is no power of two into 16-bit factors rounds them once."""
+    """Return a note if a scale that is not a power of two is folded into 16-bit factors, which rounds them once."""
     if asked is not None or chosen == "fp32" or all(_exact(layer.scale) for layer in lora.layers.values()):
         return []
     return [f"alpha / rank is folded into the factors, which rounds them once to {chosen}; --dtype fp32 keeps them"]
@@ -236,7 +227,7 @@ def _exact(scale: float) -> bool:
 
 
 def _kohya_notes(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
-    """What was added for diffusers, or why it would refuse the file all the same."""
+    """Return notes on what was added for diffusers, or why it would refuse the file all the same."""
     notes = []
     added = len(filled(layers)) - len(layers)
     if added:

@@ -1,4 +1,4 @@
-"""LoRAs baked into a checkpoint, for inference code that loads none."""
+"""Add LoRAs to the weights of a model, for inference code that cannot load them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Ingredient:
     adds: Additions
 
     def provenance(self) -> dict[str, Any]:
-        """What the written file says of it."""
+        """Return what the written file says of it."""
         return {"lora": self.lora.path.name, "sha256": self.lora.sha256, "strength": self.strength}
 
 
@@ -65,17 +65,8 @@ class Merge:
         return bool(self.keys.dropped)
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints."""
+        """Return the one object that `--json` prints."""
         return {**vars(self), "loras": list(self.loras), "keys": self.keys.as_json(), "notes": list(self.notes)}
-
-    def words(self) -> dict[str, str]:
-        """The same for people."""
-        return {
-            "wrote": self.output,
-            "tensors": f"{self.changed} changed, {self.parameters - self.changed} copied bit by bit",
-            "LoRAs": ", ".join(f"{one['lora']} at strength {one['strength']:g}" for one in self.loras),
-            "keys": str(self.keys),
-        }
 
 
 def merge(
@@ -98,12 +89,12 @@ def merge(
     check_output_path(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
     parts = [_ingredient(text, model, lora_part) for text in loras]
     check_output_path(Path(output), model, [one.lora.path for one in parts])
-    found: dict[str, list[Addition]] = {}
+    terms: dict[str, list[Addition]] = {}
     for one in parts:
-        for name, some in one.adds.by_parameter.items():
-            found.setdefault(name, []).extend(some)
-    _refuse_codes(model, found)
-    changed = {name: partial(summed, model, name, some) for name, some in found.items()}
+        for name, added in one.adds.by_parameter.items():
+            terms.setdefault(name, []).extend(added)
+    _refuse_quantized(model, terms)
+    changed = {name: partial(summed, model, name, added) for name, added in terms.items()}
     write_model(Path(output), model, changed, _metadata(model, parts), counter(progress, "merging", model.bytes))
     return Merge(
         output,
@@ -116,8 +107,8 @@ def merge(
     )
 
 
-def _refuse_codes(model: Checkpoint, changed: Container[str]) -> None:
-    """Raises InputError where a parameter is stored as codes that would change, or that cannot be copied."""
+def _refuse_quantized(model: Checkpoint, changed: Container[str]) -> None:
+    """Raise InputError if a parameter is stored in a quantized format and would change, or cannot be copied."""
     for stored, pieces in model.stored.values():
         if stored.quantization is None:
             continue
@@ -129,14 +120,15 @@ def _refuse_codes(model: Checkpoint, changed: Container[str]) -> None:
 
 
 def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
-    """A parameter with everything added to it, in its own dtype; the sum is made in float32, or float64 as stored.
+    """Return a parameter with everything added to it, in its own dtype; summed in float32, or float64 if stored so.
 
-    Raises InputError where the parameter is of no kind that can be added to, or the sum does not fit its dtype.
+    Raises InputError if nothing can be added to the parameter, or the sum does not fit its dtype.
     """
     stored = model.tensor(name)
     if not stored.dtype.is_floating_point or stored.dtype.itemsize == 1:
         raise InputError(f"{model.where}: {name} is stored as {stored.dtype}, to which nothing can be added exactly")
-    own = any(term.needs_weight for term in terms)  # they look at the weight as it was before
+    # a DoRA is relative to the weight before anything is added to it: that one is kept apart
+    own = any(term.needs_weight for term in terms)
     W = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=own).contiguous()
     for term in terms:
         term.add_to(W, stored)
@@ -170,7 +162,7 @@ def _earlier(model: Checkpoint) -> list[Any]:
 
 
 def _notes_on(parts: Sequence[Ingredient]) -> list[str]:
-    """What was found in the LoRAs; each is named where there are several."""
+    """Return the LoRAs' notes; each names its LoRA if there are several."""
     return [note if len(parts) == 1 else f"{part.lora.path.name}: {note}" for part in parts for note in part.lora.notes]
 
 

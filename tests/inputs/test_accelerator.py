@@ -167,8 +167,8 @@ def test_wrong_targets_are_one_message(family, accelerator):
         (f"source+{accelerator}*fast", SettingsError, "'fast' is no strength"),
         (f"source+{accelerator}.gone", InputError, "gone does not exist"),
         (f"source+{big}", MismatchError, "made for another model"),
-        (f"+{accelerator}", SettingsError, "lacks a half"),
-        ("source+", SettingsError, "lacks a half"),
+        (f"+{accelerator}", SettingsError, "is missing the model or the accelerator"),
+        ("source+", SettingsError, "is missing the model or the accelerator"),
         (f"{family.folder}/no-model+{accelerator}", InputError, "no-model does not exist"),
         (f"source+{family.source}", InputError, "model checkpoint, not a LoRA"),
     ):

@@ -245,7 +245,7 @@ def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
         transfer_many(configs(family, ["casa", "core"], [family.lora, str(twin)]))
     first, second = configs(family, ["casa"])
     elsewhere = replace(second, target=family.source)
-    with pytest.raises(SettingsError, match="one pass has one target"):
+    with pytest.raises(SettingsError, match="all transfers in one pass must have the same target"):
         transfer_many([first, elsewhere])
     with pytest.raises(SettingsError, match="nothing to transfer"):
         transfer_many([])

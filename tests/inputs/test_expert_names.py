@@ -69,7 +69,7 @@ def test_other_words_mean_no_expert(here, name):
     found = experts([file], *MODELS)
     assert [expert.lora for expert in found] == [file, file]
     assert all("serves both experts" in expert.notes[0] for expert in found)
-    with pytest.raises(SettingsError, match="shows no two experts"):
+    with pytest.raises(SettingsError, match="no high-noise and low-noise experts found"):
         both(file)
 
 
@@ -79,7 +79,7 @@ def test_a_twin_is_taken_only_if_it_is_there(here):
     assert {expert.lora for expert in found} == {"ink_HIGH.safetensors"}
     assert {expert.target for expert in found} == {"source+fast_high_noise.safetensors"}
     assert ["serves both" in note for note in found[1].notes] == [True, True]
-    with pytest.raises(SettingsError, match="shows no two experts"):
+    with pytest.raises(SettingsError, match="no high-noise and low-noise experts found"):
         both("ink_HIGH.safetensors")
 
 
@@ -91,7 +91,7 @@ def test_folders_count_only_where_they_say_nothing_else(here):
     assert both("low/same.gguf") == ("high/same.gguf", "low/same.gguf")
     assert both("HighNoise") == ("HighNoise", "LowNoise")
     here("high_noise_only/b.gguf", "low_noise_only/b.gguf")
-    with pytest.raises(SettingsError, match="shows no two experts"):
+    with pytest.raises(SettingsError, match="no high-noise and low-noise experts found"):
         both("high_noise_only/b.gguf")
     here("pipe/transformer/model.safetensors", "pipe/transformer_2/model.safetensors")
     assert both("pipe/transformer_2/model.safetensors")[0] == "pipe/transformer/model.safetensors"
@@ -140,7 +140,7 @@ def test_a_repository_tells_by_its_listing(monkeypatch):
         assert both(place) == ("a/two:transformer", "a/two:transformer_2")
     assert both("a/Wan-LowNoise") == ("a/Wan-HighNoise", "a/Wan-LowNoise")
     for place in ("a/one:transformer", "a/one", "a/Wan-high"):
-        with pytest.raises(SettingsError, match="shows no two experts"):
+        with pytest.raises(SettingsError, match="no high-noise and low-noise experts found"):
             both(place)
     assert [expert.lora for expert in experts(["a/files"], *MODELS)] == [
         "a/files:s_HIGH.safetensors",

@@ -118,7 +118,7 @@ def test_places():
     assert both("lightx2v-wan2.2-i2v-a14b-high")[1] == "lightx2v-wan2.2-i2v-a14b-low"
     assert both("Wan-AI/Wan2.2-T2V-A14B:high_noise_model")[1] == "Wan-AI/Wan2.2-T2V-A14B:low_noise_model"
     assert both("Wan-AI/Wan2.2-T2V-A14B-Diffusers:transformer")[1] == "Wan-AI/Wan2.2-T2V-A14B-Diffusers:transformer_2"
-    with pytest.raises(SettingsError, match="shows no two experts"):
+    with pytest.raises(SettingsError, match="no high-noise and low-noise experts found"):
         both("wan2.1-t2v-14b")
     with pytest.raises(SettingsError, match="the first LoRA is the high-noise expert's"):
         experts(["a_low_noise.safetensors", "a_high_noise.safetensors"], "wan2.2-t2v-a14b", "wan2.2-t2v-a14b")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
 from loraport.cli import app
+from loraport.console import probe_words
 from loraport.errors import InputError, MismatchError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.accelerator import open_target
@@ -159,6 +160,6 @@ def test_a_probe_says_which_layers_of_its_lora_play_no_part(family):
         )  # fmt: skip
         result = probe(config)
         assert result.unused == unused if unused else len(result.unused) == 11
-        assert "patch_embedding" in result.words()["LoRA"] or len(result.unused) == 11
+        assert "patch_embedding" in probe_words(result)["LoRA"] or len(result.unused) == 11
     with pytest.raises(MismatchError, match=r"no layer of .* fits one that is probed"):
         probe(replace(config, layers=("head.*",), output=str(family.folder / "no.safetensors")))

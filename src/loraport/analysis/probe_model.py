@@ -79,20 +79,6 @@ class ProbeResult:
         """The one object that `--json` prints."""
         return {**vars(self), "left_out": list(self.left_out), "unused": list(self.unused)}
 
-    def words(self) -> dict[str, str]:
-        """The same for people."""
-        share = "there is no drift" if self.changed is None else f"{self.changed:.1%} of the drift's energy"
-        return {
-            "wrote": self.output,
-            "layers": f"{self.layers} changed, {self.untouched} looked at and left, {len(self.left_out)} not looked at",
-            "change": share,
-            **(
-                {"LoRA": f"{len(self.unused)} of its layers play no part, {self.unused[0]} for one"}
-                if self.unused
-                else {}
-            ),
-        }
-
 
 @dataclass
 class _WeightWriter:

@@ -48,7 +48,7 @@ def convert(
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
-    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
+    console.print_outcome(result.as_json(), console.conversion_words(result), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
 
@@ -78,7 +78,7 @@ def merge(
 
     with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
         result = run(model, loras, output, part=part, lora_part=lora_part, progress=terminal)
-    console.print_outcome(result.as_json(), result.words(), json=json, quiet=quiet, verbose=verbose)
+    console.print_outcome(result.as_json(), console.merge_words(result), json=json, quiet=quiet, verbose=verbose)
     raise typer.Exit(3 if result.lost else 0)
 
 

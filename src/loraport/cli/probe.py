@@ -158,4 +158,4 @@ def _run(config: ProbeConfig, json: bool, quiet: bool, verbose: bool) -> None:
     if json:
         console.print_facts(result.as_json(), json=True)
     elif not quiet:
-        console.print_facts(result.words(), json=False)
+        console.print_facts(console.probe_words(result), json=False)

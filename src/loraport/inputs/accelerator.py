@@ -49,7 +49,7 @@ class Accelerated:
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """What messages call it."""
         return f"{self.model.where}+{self.accelerator.path.name}"
 
     @property
@@ -64,12 +64,12 @@ class Accelerated:
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """The model's names outside its family's table; the source tells its own."""
+        """The model's names outside its family's table; empty on the source, which has notes of its own."""
         return () if self.on_source else self.model.extra
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """The codes that the model is stored in; the source tells its own."""
+        """The quantized formats that the model is stored in; empty on the source, which has notes of its own."""
         return () if self.on_source else self.model.quantized
 
     @property
@@ -82,44 +82,44 @@ class Accelerated:
         return self.model.shape(name)
 
     def read_drift(self, layer: str, source: Weight) -> tuple[Drift, str]:
-        """The layer's drift in float32, and a hash of the weight that model and accelerator make together.
+        """Return the layer's drift in float32, and a hash of the weight that model and accelerator make together.
 
-        On the source it is strength · B·A, nothing is subtracted, and no rounding lies under it; on another model
-        W_m − W_s is added to it. Where the accelerator leaves the layer alone, the hash is that of the model's weight.
+        On the source it is strength · B·A: nothing is subtracted, so it has no rounding error. On another model
+        W_m − W_s is added to it. If the accelerator leaves the layer alone, the hash is that of the model's weight.
         """
         terms = self.weights.get(layer, ())
         if self.on_source:
-            found, model_hash, W = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint, source.matrix
+            drift, model_hash, W = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint, source.matrix
         else:
             model = self.model.read(layer)
             model_hash = model.fingerprint
             own = any(term.needs_weight for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
-            found = drift_between(source, model, in_place=True)
+            drift = drift_between(source, model, in_place=True)
         for term in terms:
-            term.add_to(found.matrix, W)
-        return found, self._hash(model_hash) if terms else model_hash
+            term.add_to(drift.matrix, W)
+        return drift, self._hash(model_hash) if terms else model_hash
 
     def notes(self, layers: Container[str], count: int) -> list[str]:
-        """What the user should know before the transfer of a LoRA with `count` layers."""
+        """Return what the user should know before the transfer of a LoRA with `count` layers."""
         name = self.accelerator.path.name
-        found = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
-        found += [f"{name}: {note}" for note in self.accelerator.notes]
+        notes = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
+        notes += [f"{name}: {note}" for note in self.accelerator.notes]
         touched = sum(layer in layers for layer in self.weights)
         if self.on_source and touched < count:
-            found.append(
+            notes.append(
                 f"{name} leaves {count - touched} of the LoRA's {count} layers alone: their drift is zero, so direct "
                 "reuse is exact there"
             )
         if self.dropped:
-            found.append(
+            notes.append(
                 f"{len(self.dropped)} keys of {name} have no place in {self.model.where}, so they are not in the "
                 f"drift: {self.dropped[0][0]}, for one ({self.dropped[0][1]})"
             )
-        return found
+        return notes
 
     def provenance(self) -> dict[str, str]:
-        """What a written file says of its target."""
+        """Return what a written file says of its target."""
         return {
             "target": f"{Path(self.model.where).name}+{self.accelerator.path.name}",
             "accelerator": self.accelerator.path.name,
@@ -144,12 +144,12 @@ def open_target(
     layers: Collection[str] | None = None,
     lora_part: str | None = None,
 ) -> Target:
-    """A target: a model (of which `layers` will be read), or a model with an accelerator.
+    """Open a target: a model (of which `layers` will be read), or a model with an accelerator.
 
-    `lora_part`: which of several LoRAs in the accelerator's file, where there are several.
+    `lora_part`: which of several LoRAs in the accelerator's file, if there are several.
 
-    Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for a
-    strength that is no number.
+    Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for an
+    invalid strength.
     """
     pair = split_target(text)
     if pair is None:
@@ -159,18 +159,18 @@ def open_target(
     model = source if on_source else open_model(pair[0], part=part)
     several = lora_part is not None and parts_in(place)
     accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
-    found = additions(accelerator, strength, model)
+    adds = additions(accelerator, strength, model)
     weights = {
-        name.removesuffix(".weight"): some for name, some in found.by_parameter.items() if name.endswith(".weight")
+        name.removesuffix(".weight"): terms for name, terms in adds.by_parameter.items() if name.endswith(".weight")
     }
-    return Accelerated(model, accelerator, strength, on_source, weights, found.keys.dropped)
+    return Accelerated(model, accelerator, strength, on_source, weights, adds.keys.dropped)
 
 
 def split_target(text: str) -> tuple[str, str] | None:
-    """(MODEL, ACCELERATOR[*STRENGTH]); None where it is one place: without a plus sign, or a path that exists.
+    """Return (MODEL, ACCELERATOR[*STRENGTH]); None for a single model: without a plus sign, or a path that exists.
 
-    Of several plus signs the one between two places that exist divides. Raises SettingsError where a half is empty, and
-    for several accelerators.
+    Of several plus signs the one between two existing paths divides. Raises SettingsError if a half is empty, and for
+    several accelerators.
     """
     if "+" not in text or expand_home(text).exists():
         return None
@@ -182,12 +182,15 @@ def split_target(text: str) -> tuple[str, str] | None:
     _refuse_several(text)
     chosen = (both or known or cuts)[0]
     if not all(chosen):
-        raise SettingsError(f"{text!r} lacks a half: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
+        raise SettingsError(
+            f"{text!r} is missing the model or the accelerator: write MODEL+ACCELERATOR.safetensors, or "
+            "source+ACCELERATOR"
+        )
     return chosen
 
 
 def _refuse_several(text: str) -> None:
-    """Raises SettingsError for a target that names more than one accelerator, all of them there."""
+    """Raise SettingsError for a target that names more than one accelerator, all of them existing."""
     model, *beside = text.split("+")
     places = [one if _exists(one) else one.rpartition("*")[0] for one in beside]
     if len(places) > 1 and (model == SOURCE or model in PRESETS or _exists(model)) and all(map(_exists, places)):
@@ -198,7 +201,7 @@ def _refuse_several(text: str) -> None:
 
 
 def target_places(text: str) -> tuple[str, ...]:
-    """The places that a target names, without a strength."""
+    """Return the places that a target names, without a strength."""
     pair = split_target(text)
     return (text,) if pair is None else (pair[0], with_strength(pair[1])[0])
 

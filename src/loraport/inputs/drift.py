@@ -1,4 +1,4 @@
-"""The drift of a layer from two files, and how much of it rounding alone would make.
+"""Measure the drift of a layer between two files, and how much of it rounding alone would make.
 
 Which of two differences is the drift of a 16-bit target from a 32-bit source, W_t − W_s or W_t − round(W_s), depends on
 where its training began. From W_s itself, the first holds one rounding error and the second two; from the rounded W_s
@@ -9,9 +9,9 @@ it is the other way round. The files tell: the drift's share along e = round(W_s
 is 1 where training began at the rounded weights, or hardly moved them, and 0 where it began at the finer ones. The rest
 of the drift disturbs that: c has a standard deviation of ‖D‖ / (‖e‖·√N) over N entries, 0.8 for an fp16 target of
 640 × 640 that drifted by a tenth. So the source is rounded first only where c lies above a half by more than three of
-them; where the files do not tell, it is left as it is. Measured in docs/lab-log.md ("Rounding the source first, or
-not"): the better of the two wherever the drift is more than noise, up to √2 apart, and exactly zero for a weight that
-was only rounded.
+them; if the files do not decide it, the source is left as it is. Measured in docs/lab-log.md ("Rounding the source
+first, or not"): the better of the two wherever the drift is more than noise, up to √2 apart, and exactly zero for a
+weight that was only rounded.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from loraport.files.models.checkpoint import Weight
 from loraport.spectral.kernels import energy, in_pieces, inner, norm
 
 TIMES_FLOOR = 2.0
-"""A drift within so many floors is taken for rounding."""
-
+"""A drift of at most this many floors is taken for rounding."""
 
 SURE = 3.0
-"""Standard deviations by which the files must tell that training began at the rounded weights."""
+"""Standard deviations by which the files must show that training began at the rounded weights."""
 _TOO_FEW = 64
-"""Entries of a layer that is too small to tell: of so few the deviation itself is only guessed."""
+"""Entries of a layer that is too small to decide: of so few the deviation itself is a guess."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """D_fft, and the floor under it: the expected norm of the coarser file's rounding error."""
+    """D_fft, and its floor: the expected norm of the coarser file's rounding error."""
 
     matrix: Tensor
     floor: float
@@ -64,7 +63,7 @@ def drift_between(source: Weight, target: Weight, *, in_place: bool = False) -> 
 
 
 def _coarser(source: Weight, target: Weight) -> float:
-    """Expected rounding error of the coarser file; of two plain dtypes the wider one need not be looked at."""
+    """Return the expected rounding error of the coarser file; of two plain dtypes only that one is looked at."""
     fine, coarse = source.precision, target.precision
     if fine is None or coarse is None:
         return max(source.rounding, target.rounding)

@@ -1,4 +1,4 @@
-"""Which of two experts a file's name means: high and low as words in it, in whatever spelling, and the other's name.
+"""Tell from a file's name which of two experts it is (high or low as a word, in any spelling), and the other's name.
 
 Published pairs are called `wan2.2_high_noise_14B` and `..._low_noise_...`, `Lightning_HIGH_fp16`, `T2V-HighNoise-Q4`,
 `style-high-v2`, `Seko-V1-H`. A word counts, never letters inside one: `slow_noise` and `Highlight` mean no expert.
@@ -39,14 +39,14 @@ class Mark:
         return HIGH if self.text[0] in "hH" else LOW
 
     def turned(self) -> str:
-        """The other word, in the same case."""
+        """Return the other word, in the same case."""
         other = _OTHER[self.text.lower()]
         return other.upper() if self.text.isupper() else other.capitalize() if self.text[0].isupper() else other
 
 
 def marks(name: str) -> list[Mark]:
-    """All places in a name that say high or low, from left to right."""
-    found = []
+    """Return all places in a name that say high or low, from left to right."""
+    of_name = []
     for match in _WORDS.finditer(name):
         text = match["word"] or match["letter"]
         start, end, after = match.start(), match.end(), name[match.end() : match.end() + 1]
@@ -61,38 +61,38 @@ def marks(name: str) -> list[Mark]:
         else:
             strength = WORD if not name[end : end + 1].isalpha() else WEAK if joined else 0
         if strength:
-            found.append(Mark(start, text, strength))
-    return found
+            of_name.append(Mark(start, text, strength))
+    return of_name
 
 
 def side_of(name: str, least: int = WEAK) -> str | None:
-    """The expert that a name's surest marks agree on; None where they do not, or are less sure than `least`."""
-    found = marks(name)
-    best = max((mark.strength for mark in found), default=0)
-    sides = {mark.side for mark in found if mark.strength == best}
+    """Return the expert that a name's surest marks agree on; None if they do not, or are less sure than `least`."""
+    of_name = marks(name)
+    best = max((mark.strength for mark in of_name), default=0)
+    sides = {mark.side for mark in of_name if mark.strength == best}
     return sides.pop() if best >= least and len(sides) == 1 else None
 
 
-def turned(name: str, some: Sequence[Mark]) -> str:
-    """The name with the other word at these marks."""
-    for mark in sorted(some, key=lambda mark: -mark.start):
+def turned(name: str, at: Sequence[Mark]) -> str:
+    """Return the name with the other word at these marks."""
+    for mark in sorted(at, key=lambda mark: -mark.start):
         name = name[: mark.start] + mark.turned() + name[mark.start + len(mark.text) :]
     return name
 
 
 def partners(name: str) -> Iterator[tuple[str, str]]:
-    """(the expert that this name means, what the other's would be called), the likeliest first."""
+    """Yield (the expert that this name means, what the other's would be called), the likeliest first."""
     if name in _PARTNERS:
         yield HIGH if name in FOLDERS else LOW, _PARTNERS[name]
-    found = sorted(marks(name), key=lambda mark: (-mark.strength, -mark.start))
-    for side in dict.fromkeys(mark.side for mark in found):
-        yield side, turned(name, [mark for mark in found if mark.side == side])
-    for mark in found:
+    of_name = sorted(marks(name), key=lambda mark: (-mark.strength, -mark.start))
+    for side in dict.fromkeys(mark.side for mark in of_name):
+        yield side, turned(name, [mark for mark in of_name if mark.side == side])
+    for mark in of_name:
         yield mark.side, turned(name, [mark])
 
 
 def partner_paths(parts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(the expert that this path means, where the other's would lie), the likeliest first.
+    """Yield (the expert that this path means, where the other's would lie), the likeliest first.
 
     The last name counts, and a folder only where its whole name says nothing else (`HighNoise/X-HighNoise.gguf`).
     """
@@ -113,15 +113,15 @@ def partner_paths(parts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def name_for(name: str, side: str) -> str:
-    """What an expert's output is called: the name with its word in it, or behind it where it has none.
+    """Return the name of an expert's output: the name with its word in it, or behind it if it has none.
 
     `out-high_noise.safetensors` of `out.safetensors`, `out_LOW.safetensors` of `out_HIGH.safetensors`.
     """
     suffix = ".safetensors" if name.endswith(".safetensors") else ""
     stem = name.removesuffix(suffix)
-    found = marks(stem)
-    best = max((mark.strength for mark in found), default=0)
-    last = [mark for mark in found if mark.strength == best]
+    of_stem = marks(stem)
+    best = max((mark.strength for mark in of_stem), default=0)
+    last = [mark for mark in of_stem if mark.strength == best]
     # A lone "low" or letter is often another word (low poly, size L): a name is changed only where it surely means one.
     sure = best == NOISE or any(mark.side == HIGH or mark.text == "LOW" for mark in last)
     if best == WEAK:

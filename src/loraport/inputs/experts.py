@@ -1,4 +1,4 @@
-"""Models of two experts (Wan 2.2 A14B): the places that one place stands for, and a run for each.
+"""Find the two experts of a model (Wan 2.2 A14B): which files one name stands for, and what each run takes.
 
 diffusers keeps the high-noise expert in `transformer/`, the low-noise one in `transformer_2/`. Wan's own repositories
 and LightX2V's have folders `high_noise_model/` and `low_noise_model/`; others say high and low in their files' names.
@@ -28,7 +28,7 @@ Places = tuple[str, str]
 
 @dataclass(frozen=True)
 class Expert:
-    """One of the two: its models, the LoRA that is moved from one to the other, and what was guessed from names."""
+    """One of the two: its models, its LoRA, and what was guessed from names."""
 
     name: str
     lora: str
@@ -42,19 +42,19 @@ class Expert:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """What messages call it."""
         return EXPERTS[self.name == LOW]
 
     def named(self, output: str) -> str:
-        """An output's name with the expert's in it: `style-high_noise.safetensors` of `style.safetensors`."""
+        """Return an output's name with the expert's in it: `style-high_noise.safetensors` of `style.safetensors`."""
         path = Path(output)
         return str(path.with_name(name_for(path.name, self.name)))
 
 
 def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Expert]:
-    """Both experts of a pair of models. One LoRA is for both, unless the other expert's lies beside it.
+    """Return both experts of a pair of models. One LoRA is for both, unless the other expert's lies beside it.
 
-    Raises SettingsError for a model that shows no two experts, for more than two LoRAs, and for two in the wrong order.
+    Raises SettingsError for a model without two experts, for more than two LoRAs, and for two in the wrong order.
     """
     if len(loras) > 2:
         raise SettingsError(
@@ -62,49 +62,50 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
         )
     if len(loras) == 2:
         _check_order(*loras)
-    found = (loras[0], loras[1]) if len(loras) == 2 else _one_or_twins(loras[0])
+    adapters = (loras[0], loras[1]) if len(loras) == 2 else _one_or_twins(loras[0])
     sources, targets, beside = both(source), *_targets(target)
-    guessed = [*([(loras[0], found)] if len(loras) == 1 else []), *beside]
+    guessed = [*([(loras[0], adapters)] if len(loras) == 1 else []), *beside]
     notes = [tuple(_guess(given, pair, at) for given, pair in guessed if pair[at] != given or pair[0] == pair[1])
              for at in (0, 1)]  # fmt: skip
-    own, of_accelerator = _parts(found), _parts(beside[0][1]) if beside else (None, None)
+    own, of_accelerator = _parts(adapters), _parts(beside[0][1]) if beside else (None, None)
     return (
-        Expert(HIGH, found[0], sources[0], targets[0], notes[0], own[0], of_accelerator[0]),
-        Expert(LOW, found[1], sources[1], targets[1], notes[1], own[1], of_accelerator[1]),
+        Expert(HIGH, adapters[0], sources[0], targets[0], notes[0], own[0], of_accelerator[0]),
+        Expert(LOW, adapters[1], sources[1], targets[1], notes[1], own[1], of_accelerator[1]),
     )
 
 
 def _parts(pair: Places) -> tuple[str, str] | tuple[None, None]:
-    """Each expert's part of one file that holds both; nothing to choose where they have a file each."""
+    """Return each expert's part of one file that holds both; None if they have a file each."""
     one = pair[0] == pair[1] and expand_home(pair[0]).exists()
     return (one and expert_parts(pair[0])) or (None, None)
 
 
 def both(model: str) -> Places:
-    """The places of the two experts: a folder or repository with both inside, a preset's name, or one expert's place.
+    """Return the places of both experts of a folder or repository with both inside, a preset, or one expert's place.
 
-    Of one place the other's is the same with the other word in its name, if that exists. Raises SettingsError where
-    none of this is so.
+    The other place is the same with the other word in its name, if that exists. Raises SettingsError if nothing of this
+    is found.
     """
     if f"{model}-high" in PRESETS:
         return f"{model}-high", f"{model}-low"
     if found := _inside(model) or _twins(model):
         return found
     raise SettingsError(
-        f"{model} shows no two experts; give a folder or a repository with transformer/ and transformer_2/, or with "
+        f"no high-noise and low-noise experts found in {model}; give a folder or a repository with transformer/ and "
+        "transformer_2/, or with "
         f"{HIGH}_model/ and {LOW}_model/, a preset's name such as wan2.2-t2v-a14b, or one expert's place whose name "
         "says high or low (high_noise, HIGH, HighNoise, -H at its end) with the other's beside it"
     )
 
 
 def _check_order(first: str, second: str) -> None:
-    """Raise SettingsError where names say that two LoRAs are given low first."""
+    """Raise SettingsError if names say that two LoRAs are given low first."""
     twins = _twins(first)
     swapped = twins == (second, first) if twins else False
-    says = [side_of(_name(place), WORD) for place in (first, second)]
-    weak = [side_of(_name(place)) for place in (first, second)]
+    by_word = [side_of(_name(place), WORD) for place in (first, second)]
+    by_letter = [side_of(_name(place)) for place in (first, second)]
     right = twins == (first, second)
-    if not right and (swapped or says[0] == LOW or says[1] == HIGH or weak == [LOW, HIGH]):
+    if not right and (swapped or by_word[0] == LOW or by_word[1] == HIGH or by_letter == [LOW, HIGH]):
         raise SettingsError(
             f"the first LoRA is the high-noise expert's, the second the low-noise one's, but these names say "
             f"otherwise: give {second} {first}, or rename them"
@@ -112,7 +113,7 @@ def _check_order(first: str, second: str) -> None:
 
 
 def _targets(target: str) -> tuple[Places, list[tuple[str, Places]]]:
-    """The same for a target, and (the accelerator as given, each expert's), one for both where it has no twin."""
+    """Return the same for a target, and (accelerator as given, each expert's), one for both if it has no twin."""
     pair = split_target(target)
     if pair is None:
         return both(target), []
@@ -128,19 +129,19 @@ def _one_or_twins(lora: str) -> Places:
 
 
 def _guess(given: str, pair: Places, at: int) -> str:
-    """What to say where names decided which file an expert takes."""
+    """Return the note where names decided which file an expert takes."""
     name = _name(given)
     if part := _parts(pair)[at]:
         return f"{part} of {name} is taken for the {EXPERTS[at]}"
     if pair[0] != pair[1]:
         why = f"it goes with {name} by its name" if given in pair else f"so its name says in {given}"
         return f"{pair[at]} is taken for the {EXPERTS[at]}: {why}"
-    said = "its name tells of none" if side_of(name) is None else "no file beside it has its name with the other word"
-    return f"{name} serves both experts: {said}"
+    why = "its name names neither" if side_of(name) is None else "no file beside it has its name with the other word"
+    return f"{name} serves both experts: {why}"
 
 
 def _inside(place: str) -> Places | None:
-    """Both experts inside a folder or repository: the usual folders, or the one pair of names that say high and low."""
+    """Return both experts in a folder or repository: the usual folders, or the one pair of names with high and low."""
     folder = expand_home(place)
     if folder.is_dir():
         entries, join = [entry.name for entry in folder.iterdir() if entry.is_dir() or _is_weights(entry.name)], "/"
@@ -163,7 +164,7 @@ def _inside(place: str) -> Places | None:
 
 
 def _twins(place: str) -> Places | None:
-    """A place and the other expert's, which exists, the high-noise one first."""
+    """Return a place and the other expert's, if that exists, the high-noise one first."""
     preset, dash, noise = place.rpartition("-")
     if place in PRESETS:
         return (f"{preset}-high", f"{preset}-low") if dash and noise in ("high", "low") else None
@@ -178,23 +179,23 @@ def _twins(place: str) -> Places | None:
         )
     files = listing(repo)
 
-    def there(parts: tuple[str, ...]) -> str | None:
+    def in_repository(parts: tuple[str, ...]) -> str | None:
         path = "/".join(parts)
         known = files is None or any(file == path or file.startswith(f"{path}/") for file in files)
         return f"{repo}:{path}" if known else None
 
-    return _twin_among(place, tuple(inside.strip("/").split("/")), there)
+    return _twin_among(place, tuple(inside.strip("/").split("/")), in_repository)
 
 
-def _twin_among(place: str, parts: Sequence[str], there: Callable[[tuple[str, ...]], str | None]) -> Places | None:
+def _twin_among(place: str, parts: Sequence[str], find: Callable[[tuple[str, ...]], str | None]) -> Places | None:
     for side, other in partner_paths(parts):
-        if found := there(other):
-            return (place, found) if side == HIGH else (found, place)
+        if twin := find(other):
+            return (place, twin) if side == HIGH else (twin, place)
     return None
 
 
 def _on_disk(path: Path) -> str | None:
-    """The path as it lies here, in whatever case its name is written."""
+    """Return the path as it is on disk, in whatever case its name is written; None if it does not exist."""
     known = expand_home(path)
     if known.exists():
         return str(path)
@@ -204,7 +205,7 @@ def _on_disk(path: Path) -> str | None:
 
 
 def _name(place: str) -> str:
-    """The last name of a path, or of what a Hub id names."""
+    """Return the last name of a path, or of what a Hub id names."""
     return Path(place.rpartition(":")[2]).name
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA carries beside its factors (full differences, biases, norms), held against its target."""
+"""Check what a LoRA carries beside its factors (full differences, biases, norms) against its target."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from loraport.inputs.accelerator import Target
 
 
 def fitted(lora: Lora, target: Target) -> Lora:
-    """The LoRA without the extras that the target has no place for; they are listed as dropped.
+    """Return the LoRA without the extras that the target has no place for; they are listed as dropped.
 
-    Kernels are written as the target has them: its file may not tell one (LoHa and LoKr store convolutions as
+    Kernels are written as the target has them: the LoRA's file may lack one (LoHa and LoKr store convolutions as
     matrices), and a kernel of ones and none are the same. Raises InputError for extras that are not finite.
     """
     parsed = [lora.parse(key) for key in lora.extras]
@@ -31,7 +31,7 @@ def fitted(lora: Lora, target: Target) -> Lora:
 
 
 def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -> str:
-    """Why an extra cannot be added to the target; "" where it can, or nobody knows what it is added to."""
+    """Return why an extra cannot be added to the target; "" if it can, or if it is unknown what it is added to."""
     if key.text_encoder or not key.part:
         return ""
     if key.part in WHOLE:

@@ -1,4 +1,4 @@
-"""Before the work: inputs opened, layers paired, outputs checked. Nothing is computed and nothing written."""
+"""Open the inputs of transfers, pair their layers, check their outputs: all that can be refused before the work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Prepared:
     target: Target
     plan: Plan
     pairing: Pairing | None = None
-    """Where layers were paired by similarity: the source and the LoRA have the names of the target's layers."""
+    """Set if layers were paired by similarity: the source and the LoRA have the names of the target's layers then."""
 
 
 def prepare(config: TransferConfig) -> Prepared:
@@ -55,10 +55,10 @@ def prepare(config: TransferConfig) -> Prepared:
 
 
 def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[Prepared, ...]:
-    """The same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
+    """Do the same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
-    Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError where their models, device
-    or cache differ, or two would write the same file.
+    Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError if their models, device or
+    cache differ, or two would write the same file.
     """
     if not configs:
         raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
@@ -67,36 +67,38 @@ def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROG
     places = list(dict.fromkeys(config.lora for config in configs))
     loras = {}
     for place in places:
-        with _naming(place, len(places) > 1):
+        with _errors_name(place, len(places) > 1):
             loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1, part=first.lora_part)
-    layers = None if split_target(first.target) else touched(loras.values())
+    layers = None if split_target(first.target) else touched_layers(loras.values())
     source = open_model(first.source, part=first.source_part, layers=layers)
-    target = open_target(first.target, source, part=first.target_part, layers=layers, lora_part=_of_accelerator(first))
+    target = open_target(
+        first.target, source, part=first.target_part, layers=layers, lora_part=_accelerator_part(first)
+    )
     pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
     if pairing is not None:
         loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
     loras = {place: fitted(as_differences(lora, source), target) for place, lora in loras.items()}
     ready = []
     for config in configs:
-        with _naming(config.lora, len(places) > 1):
+        with _errors_name(config.lora, len(places) > 1):
             ready.append(_paired(config, loras[config.lora], source, target, pairing))
     return tuple(ready)
 
 
-def _of_accelerator(config: TransferConfig) -> str | None:
+def _accelerator_part(config: TransferConfig) -> str | None:
     return config.accelerator_part or config.lora_part
 
 
 def _by_similarity(
     config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, progress: Progress
 ) -> tuple[Pairing | None, Checkpoint, Target]:
-    """The pairing of models of different depth, if there is one, and both models with all the layers it needs."""
+    """Return the pairing of models of different depth, if any, and both models with all the layers that it needs."""
     layers = {layer for lora in loras for layer in lora.layers}
     roles = {layer_role(layer) for layer in layers}
     wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
     if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
         source = open_model(config.source, part=config.source_part)
-        target = open_target(config.target, source, part=config.target_part, lora_part=_of_accelerator(config))
+        target = open_target(config.target, source, part=config.target_part, lora_part=_accelerator_part(config))
     bases = BasisSource(BasisCache(config.cache), find_device(config.device))
     pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, progress)
     return pairing, source if pairing is None else pairing.source_view(source), target
@@ -105,14 +107,14 @@ def _by_similarity(
 def _paired(
     config: TransferConfig, lora: Lora, source: Checkpoint, target: Target, pairing: Pairing | None
 ) -> Prepared:
-    """The run with its plan. The counter-drift part has the transferred layers alone: all else is in the adapter."""
+    """Return a run with its plan. The counter-drift part has the transferred layers alone: the adapter has all else."""
     plan = make_plan(
         lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
     )
     dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
-    told = (*carried_note(lora, dialect, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata))
-    plan = replace(plan, warnings=(*plan.warnings, *told))
-    plan = replace(plan, warnings=(*plan.warnings, *_idle(config, lora, plan)))
+    notes = [*carried_note(lora, dialect, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata)]
+    notes += _idle_settings(config, lora, plan)
+    plan = replace(plan, warnings=(*plan.warnings, *notes))
     if pairing is not None:
         jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)
         plan = replace(plan, jobs=jobs, warnings=(*pairing.notes(), *plan.warnings))
@@ -122,29 +124,29 @@ def _paired(
     return Prepared(config, lora, source, target, plan, pairing)
 
 
-def _idle(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
-    """Settings that do nothing for this LoRA, and an earlier output that does not belong to this one."""
-    found = []
+def _idle_settings(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
+    """Return notes on settings without effect for this LoRA, and on an earlier output that is not of this one."""
+    notes = []
     if config.dora != "effective" and not any(job.kind == "DoRA" for job in plan.jobs):
-        found.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
+        notes.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
     if config.transfer_diffs and not any(key.endswith(".diff") for layer in lora.layers.values() for key in layer.keys):
-        found.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
+        notes.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
     beside = counter_drift_place(config.output)
     if config.part == "whole" and os.path.exists(beside):
-        found.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
-    return found
+        notes.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
+    return notes
 
 
-def touched(loras: Iterable[Lora]) -> set[str] | None:
-    """The layers that LoRAs or their extras belong to; None where some have names that only the models can tell."""
-    found: set[str] = set()
+def touched_layers(loras: Iterable[Lora]) -> set[str] | None:
+    """Return the layers that LoRAs or their extras belong to; None if some have names that only the models resolve."""
+    touched: set[str] = set()
     for lora in loras:
         parsed = [lora.parse(key) for key in lora.extras]
         if lora.unresolved or any(one.unresolved for one in parsed):
             return None
         names = [(name, one.bare) for one in parsed if not one.text_encoder for name, _ in one.pieces]
-        found |= {*lora.layers, *(name.rpartition(".")[0] if bare else name for name, bare in names)}
-    return found
+        touched |= {*lora.layers, *(name.rpartition(".")[0] if bare else name for name, bare in names)}
+    return touched
 
 
 def common_rank(config: TransferConfig, plan: Plan) -> int:
@@ -164,13 +166,13 @@ def check_outputs(batch: Sequence[Prepared]) -> None:
     """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
     loras = list(dict.fromkeys(ready.config.lora for ready in batch))
     for ready in batch:
-        with _naming(ready.config.lora, len(loras) > 1):
+        with _errors_name(ready.config.lora, len(loras) > 1):
             _check_output(ready, loras)
     check_free_space({Path(ready.config.output): _least_bytes(ready) for ready in batch})
 
 
 def _least_bytes(ready: Prepared) -> int:
-    """What a file of dense differences has at least; the ranks of factors, and what a filter leaves, come out later."""
+    """Return the least size of a file of dense differences; that of factors depends on ranks that are not known yet."""
     config = ready.config
     if not config.as_diff or config.method.startswith("prolora"):
         return 0
@@ -204,38 +206,38 @@ def run_identity(ready: Prepared, device: torch.device, work: str, models: Itera
     return json.dumps([work, rank, __version__, torch.__version__, str(device), ready.lora.sha256, beside, files])
 
 
-_OF_A_PASS = (
+_SHARED_SETTINGS = (
     *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "device", "cache"),
     *("transfer_diffs", "force_drift"),
 )
-"""The settings that all runs of one pass share."""
+"""The settings that all runs in one pass share."""
 
 
 def _check_together(configs: Sequence[TransferConfig]) -> None:
     first = configs[0]
     for config in configs[1:]:
-        for name in _OF_A_PASS:
-            mine, theirs = getattr(first, name), getattr(config, name)
-            if mine != theirs:
+        for name in _SHARED_SETTINGS:
+            values = getattr(first, name), getattr(config, name)
+            if values[0] != values[1]:
                 raise SettingsError(
-                    f"one pass has one {name.replace('_', ' ')}, but there are {mine!r} and {theirs!r}; run them one "
-                    "after the other"
+                    f"all transfers in one pass must have the same {name.replace('_', ' ')}; got {values[0]!r} and "
+                    f"{values[1]!r}: run them one after the other"
                 )
-    taken: dict[str, TransferConfig] = {}
+    by_output: dict[str, TransferConfig] = {}
     for config in configs:
         place = str(Path(config.output).absolute()).casefold()
-        if place in taken:
-            other = taken[place]
+        if place in by_output:
+            other = by_output[place]
             raise SettingsError(
                 f"{other.lora} by {other.method} and {config.lora} by {config.method} would both be written to "
                 f"{config.output}; rename one LoRA, or give each method once"
             )
-        taken[place] = config
+        by_output[place] = config
 
 
 @contextmanager
-def _naming(lora: str, several: bool) -> Iterator[None]:
-    """Errors say which of several LoRAs they are about."""
+def _errors_name(lora: str, several: bool) -> Iterator[None]:
+    """Make errors say which of several LoRAs they are about."""
     try:
         yield
     except LoraportError as error:

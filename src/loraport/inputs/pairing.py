@@ -41,7 +41,7 @@ class Group:
     similarity: tuple[tuple[float, ...], ...]
 
     def best(self, target: str) -> tuple[str, float]:
-        """The most similar source layer of a target layer; of equal ones the first."""
+        """Return the most similar source layer of a target layer; of equal ones the first."""
         column = [row[self.targets.index(target)] for row in self.similarity]
         place = max(range(len(column)), key=column.__getitem__)
         return self.sources[place], column[place]
@@ -49,39 +49,39 @@ class Group:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which source layer each target layer takes after, by similarity."""
+    """Which source layer each target layer corresponds to, by similarity."""
 
     groups: tuple[Group, ...]
     least: float = LEAST
     alone: tuple[str, ...] = ()
-    """Target layers of which the source has none of the same role and shape."""
+    """Target layers of a role and shape that no source layer has."""
 
     @property
     def pairs(self) -> dict[str, tuple[str, float]]:
         """Target layer -> its source layer and their similarity, where it is high enough."""
-        return {target: found for target, found in self._best() if found[1] >= self.least}
+        return {target: best for target, best in self._best() if best[1] >= self.least}
 
     @property
     def moved(self) -> int:
-        """How many target layers take after a source layer of another name."""
+        """How many target layers correspond to a source layer of another name."""
         return sum(target != origin for target, (origin, _) in self.pairs.items())
 
     @property
     def unmatched(self) -> dict[str, tuple[str, float]]:
-        """Target layers that no source layer is like, with the best there was."""
-        return {target: found for target, found in self._best() if found[1] < self.least}
+        """Target layers that no source layer is similar enough to, with the best one."""
+        return {target: best for target, best in self._best() if best[1] < self.least}
 
     def _best(self) -> Iterator[tuple[str, tuple[str, float]]]:
         return ((target, group.best(target)) for group in self.groups for target in group.targets)
 
     def source_view(self, source: Checkpoint) -> Checkpoint:
-        """The source with its layers under the names of the target layers that take after them."""
+        """Return the source with its layers under the names of the target layers that correspond to them."""
         return source.renamed({f"{target}.weight": f"{origin}.weight" for target, (origin, _) in self.pairs.items()})
 
     def of(self, lora: Lora, where: str) -> Lora:
-        """The LoRA with its layers under the names of the target layers that take after theirs.
+        """Return the LoRA with its layers under the names of the target layers that correspond to theirs.
 
-        Layers that no target layer takes after are dropped with the reason, and so are differences and biases.
+        Layers without a target layer are dropped with the reason, and so are differences and biases.
         """
         names = {target: origin for target, (origin, _) in self.pairs.items() if origin in lora.layers}
         if not names:
@@ -105,31 +105,31 @@ class Pairing:
         )
 
     def reason(self, target: str) -> str | None:
-        """For people: the source layer that a target layer takes after."""
+        """Return which source layer a target layer corresponds to, in words."""
         origin, phi = self.pairs.get(target, ("", 0.0))
         return f"from {origin}, similarity {phi:.2f}" if origin else None
 
     def notes(self) -> list[str]:
-        """What the user should know before the run."""
-        found = [
+        """Return what the user should know before the run."""
+        notes = [
             f"the models differ in depth: {len(self.pairs)} target layers are paired by similarity, {self.moved} of "
             "them with a layer of another name (--pairing name pairs by name)"
         ]
         if self.unmatched:
             listed = [f"{target} ({phi:.2f} with {origin})" for target, (origin, phi) in self.unmatched.items()]
-            found.append(
+            notes.append(
                 f"{len(listed)} target layers are like no source layer (similarity below {self.least:g}) and get "
                 f"nothing: {', '.join(listed)}"
             )
         if self.alone:
-            found.append(
+            notes.append(
                 f"of {len(self.alone)} target layers the source has none of the same role and shape, so they get "
                 f"nothing: {', '.join(self.alone)}"
             )
-        return found
+        return notes
 
     def as_json(self) -> dict[str, Any]:
-        """For reports: every pair, what has none, and the similarities."""
+        """Return every pair, the layers without one, and the similarities."""
         return {
             "least": self.least,
             "pairs": [[target, origin, phi] for target, (origin, phi) in self.pairs.items()],
@@ -148,9 +148,9 @@ def find_pairing(
     bases: BasisSource,
     progress: Progress,
 ) -> Pairing | None:
-    """The pairing by similarity; None where layers go by name: as asked, or because the models have the same layers.
+    """Return the pairing by similarity; None if layers are paired by name, as asked or because their names agree.
 
-    Raises SettingsError for an unknown mode, a threshold that is none, and targets with an accelerator.
+    Raises SettingsError for an unknown mode, an invalid threshold, and targets with an accelerator.
     """
     if mode not in PAIRINGS:
         raise unknown_name("pairing", mode, PAIRINGS)
@@ -173,58 +173,60 @@ def find_pairing(
     def basis(model: Checkpoint, layer: str) -> Basis:
         nonlocal done
         weight = model.read(layer)
-        found = leading(bases.basis(weight.matrix, weight.fingerprint), SUBSPACE)
+        directions = leading(bases.basis(weight.matrix, weight.fingerprint), SUBSPACE)
         done += 1
         progress.advance("comparing layers", done, total)
-        return found
+        return directions
 
     groups = []
     for role, shape, sources, targets in together:
-        known = [basis(source, layer) for layer in sources]
-        columns = [[similarity(one, other) for one in known] for other in (basis(target, layer) for layer in targets)]
+        of_source = [basis(source, layer) for layer in sources]
+        columns = [
+            [similarity(one, other) for one in of_source] for other in (basis(target, layer) for layer in targets)
+        ]
         rows = tuple(tuple(column[place] for column in columns) for place in range(len(sources)))
         groups.append(Group(role, shape, tuple(sources), tuple(targets), rows))
-    found = Pairing(tuple(groups), least, alone)
-    if mode == "auto" and found.pairs and not found.moved:
-        _refuse_a_part(roles, source, target)
+    pairing = Pairing(tuple(groups), least, alone)
+    if mode == "auto" and pairing.pairs and not pairing.moved:
+        _refuse_incomplete(roles, source, target)
         return None
-    return found
+    return pairing
 
 
 def comparable(
     roles: set[str], source: Checkpoint, target: Target
 ) -> tuple[list[tuple[str, tuple[int, ...], list[str], list[str]]], tuple[str, ...]]:
-    """(role, shape, source layers, target layers) of all that can be compared; target layers that no source layer can.
+    """Return (role, shape, source layers, target layers) of what can be compared, and the target layers that cannot.
 
-    Names and shapes alone are looked at.
+    Only names and shapes are looked at.
     """
-    mine, theirs = _by_role(source, roles), _by_role(target, roles)
-    together = [(*group, mine[group], theirs[group]) for group in sorted(mine.keys() & theirs.keys())]
-    alone = [layer for group in sorted(theirs.keys() - mine.keys()) for layer in theirs[group]]
+    sources, targets = _by_role(source, roles), _by_role(target, roles)
+    together = [(*group, sources[group], targets[group]) for group in sorted(sources.keys() & targets.keys())]
+    alone = [layer for group in sorted(targets.keys() - sources.keys()) for layer in targets[group]]
     return together, tuple(alone)
 
 
 def differ_in_depth(roles: set[str], source: Checkpoint, target: Target) -> bool:
-    """Whether both models have layers of some of these roles, and not the same ones."""
-    mine, theirs = _names_by_role(source, roles), _names_by_role(target, roles)
-    return any(mine[role] != theirs[role] for role in mine.keys() & theirs.keys())
+    """Return whether both models have layers of some of these roles, and not the same ones."""
+    sources, targets = _names_by_role(source, roles), _names_by_role(target, roles)
+    return any(sources[role] != targets[role] for role in sources.keys() & targets.keys())
 
 
-def _refuse_a_part(roles: set[str], source: Checkpoint, target: Target) -> None:
-    """Raise MismatchError where one of two models that agree layer by layer lacks whole blocks of the other.
+def _refuse_incomplete(roles: set[str], source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError if one of two models that agree layer by layer lacks whole blocks of the other.
 
-    Taking blocks out of a model renames those behind them. Where none has another name, blocks are not there: the file
-    is a shard, or broke off. A few layers that are not there, in blocks that are, are no such thing.
+    Taking blocks out of a model renames those behind them. If none has another name, blocks are missing: the file is a
+    shard, or incomplete. A few missing layers in blocks that are there do not count.
     """
     blocks = [
         {block for names in _names_by_role(model, roles).values() for layer in names if (block := layer_block(layer))}
         for model in (source, target)
     ]
     models: tuple[Target, ...] = (source, target)
-    for model, mine, theirs in zip(models, blocks, reversed(blocks), strict=True):
-        if missing := theirs - mine:
+    for model, own, others in zip(models, blocks, reversed(blocks), strict=True):
+        if missing := others - own:
             raise MismatchError(
-                f"{model.where} lacks {len(missing)} of the other model's {len(theirs)} blocks and has the others "
+                f"{model.where} lacks {len(missing)} of the other model's {len(others)} blocks and has the others "
                 "under their own names: it is a part of a model (a shard, or a download that broke off), not a model "
                 "of another depth; give the folder with all of its files, or --pairing name if blocks were cut off its "
                 "end"

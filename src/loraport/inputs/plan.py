@@ -1,4 +1,4 @@
-"""What a run will do: each LoRA layer paired with its source and target weights, or set aside with the reason."""
+"""Plan a run: pair each layer of the LoRA with its source and target weights, or say why not."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from loraport.inputs.config import matches
 Action = Literal["transfer", "copy", "drop"]
 
 NO_DRIFT = "source and target have the same weights: the drift is zero, so direct reuse is exact"
-"""Said before the work where the files are the same, and after it where only their contents are."""
+"""Noted before the work if the files are the same, and after it if only their contents are."""
 
 
 @dataclass(frozen=True)
 class LayerJob:
-    """One layer of the LoRA and what will become of it."""
+    """One layer of the LoRA and what will be done with it."""
 
     name: str
     action: Action
@@ -35,9 +35,9 @@ class LayerJob:
     kind: str = "LoRA"
     """LoRA, LoHa, LoKr, DoRA or difference."""
     aim: int = 0
-    """The rank that it is written at where none is asked for; 0 takes what other layers have."""
+    """The rank that it is written at if none is asked for; 0 takes what other layers have."""
     drift_unknown: bool = False
-    """Whether it is copied because the source has no such layer, and not because the user asked for it."""
+    """Whether it is copied because the source has no such layer, which the user did not ask for."""
 
     @property
     def cost(self) -> int:
@@ -53,7 +53,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def of(self, action: Action) -> tuple[LayerJob, ...]:
-        """The jobs of one kind."""
+        """Return the jobs of one kind."""
         return tuple(job for job in self.jobs if job.action == action)
 
 
@@ -71,7 +71,7 @@ def make_plan(
     A layer that the user excludes is copied as it is. Of the others, one that the target lacks or has in another shape
     is dropped (nothing could load it), and one that only the source lacks is copied, since its drift is unknown: both
     are losses that the user did not ask for.
-    Raises MismatchError where nothing matches, or most layers have another shape: then it is another model;
+    Raises MismatchError if nothing matches, or most layers have another shape: then it is another model;
     SettingsError for a pattern that fits no layer.
     """
     _check_patterns(lora, [*include, *exclude])
@@ -116,7 +116,7 @@ def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: b
 
 
 def _misfit(name: str, shape: tuple[int, int], lora: Lora, model: Target) -> str:
-    """Why an update of a shape cannot be added to the weight of a layer that the model has; "" where it can."""
+    """Return why an update of a shape cannot be added to the weight of a layer that the model has; "" if it can."""
     weight = model.shape(f"{name}.weight")
     matrix, kernel = (weight[0], prod(weight[1:])), lora.layers[name].kernel
     if shape == matrix and len(weight) > 1 and (kernel is None or same_kernel(kernel, weight[2:])):
@@ -125,17 +125,17 @@ def _misfit(name: str, shape: tuple[int, int], lora: Lora, model: Target) -> str
 
 
 def _check_most(jobs: Sequence[LayerJob], lora: Lora, source: Checkpoint, target: Target) -> None:
-    """Raise MismatchError where half of the layers or more have another shape: then it is another model."""
+    """Raise MismatchError if half of the layers or more have another shape: then it is another model."""
     models: tuple[Target, ...] = (target, source)
-    here = [job for job in jobs if f"{job.name}.weight" in target]
-    found = [
+    in_target = [job for job in jobs if f"{job.name}.weight" in target]
+    misfits = [
         (job.name, wrong)
-        for job in here
+        for job in in_target
         for wrong in [_misfit(job.name, job.shape, lora, model) for model in models if f"{job.name}.weight" in model]
         if wrong
     ]
-    if found and 2 * len({name for name, _ in found}) >= len(here):
-        name, wrong = found[0]
+    if misfits and 2 * len({name for name, _ in misfits}) >= len(in_target):
+        name, wrong = misfits[0]
         raise MismatchError(
             f"layer {name}: {wrong}; this LoRA was made for another model (size): give the models that it belongs to"
         )
@@ -155,42 +155,42 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
 
 
 def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[LayerJob]) -> list[str]:
-    found = list(lora.notes)
+    notes = list(lora.notes)
     if set(source.paths) == set(target.paths) and source.part == target.part:
-        found.append(NO_DRIFT)
+        notes.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
-    found += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
-    exact = isinstance(target, Accelerated) and target.on_source  # its drift is no difference of two files
+    notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
+    exact = isinstance(target, Accelerated) and target.on_source  # its drift is not a difference of two files
     for model in models:
         if model.extra:
-            found.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
+            notes.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
         if model.quantized and not exact:
-            found.append(
+            notes.append(
                 f"{model.where} is stored as {', '.join(model.quantized)}: what such rounding alone would make of the "
                 "drift is compared with it, layer by layer"
             )
     if unknown := [job.name for job in jobs if job.drift_unknown]:
-        found.append(
+        notes.append(
             f"{len(unknown)} of the LoRA's {len(jobs)} layers are in {target.where}, but not in {source.where} under "
             f"these names and in this shape: {_some(unknown)}; their drift is unknown, so they are copied, not "
             "transferred"
         )
     if forced := [job.name for job in jobs if job.action == "copy" and _misfit(job.name, job.shape, lora, target)]:
-        found.append(
+        notes.append(
             f"{_some(forced)}: excluded, so copied as asked, but of another shape than in {target.where}: loaders may "
             "refuse the file for it"
         )
     known = {*source, *source.absent, *(f"{name}.weight" for name in lora.layers)}
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
-        found.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
+        notes.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
     if isinstance(target, Accelerated):
-        found += target.notes(lora.layers, len(lora.layers))
-    found += _kinds(lora)
-    return found
+        notes += target.notes(lora.layers, len(lora.layers))
+    notes += _kinds(lora)
+    return notes
 
 
 def _kinds(lora: Lora) -> list[str]:
-    """What the output is where the input is no plain LoRA."""
+    """Return a note on what is written if the input is not a plain LoRA."""
     counts = Counter(adapter_kind(update) for update in lora.updates.values())
     others = ", ".join(f"{count} layers are {kind}" for kind, count in sorted(counts.items()) if kind != "LoRA")
     dora = ", of a DoRA what --dora says: all that it adds to the source's weights, or its factors"
