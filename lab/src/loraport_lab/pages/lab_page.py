@@ -1,14 +1,12 @@
 """The lab as a page: what was found in sentences, the tables, the figures, the clips."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
-from loraport.reports.rendering import render
+from loraport.reports.rendering import csv_text, render
 from loraport_lab.bench.run import CellResult, LabResult
 from loraport_lab.pages.lab_calibration import calibration_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
@@ -38,7 +36,7 @@ LAB_FILES = ("lab.json", "lab.csv")
 def write_lab(facts: Mapping[str, Any], result: LabResult, folder: Path) -> Path:
     """Write the page, `lab.json`, `lab.csv` and the tables as CSV files into a folder; returns the page."""
     write_whole(folder / LAB_FILES[0], (json_text(facts, indent=1) + "\n").encode())
-    write_whole(folder / "lab.csv", csv_text(facts).encode())
+    write_whole(folder / "lab.csv", tidy_csv(facts).encode())
     (folder / "tables").mkdir(exist_ok=True)
     for name, text in table_files(facts).items():
         write_whole(folder / "tables" / name, text.encode())
@@ -63,18 +61,17 @@ def write_lab(facts: Mapping[str, Any], result: LabResult, folder: Path) -> Path
     return page
 
 
-def csv_text(facts: Mapping[str, Any]) -> str:
-    """Return the tidy table: a line per cell, row and metric."""
+def tidy_csv(facts: Mapping[str, Any]) -> str:
+    """Return the tidy table as CSV: a line for each cell, row and metric."""
     columns = ("mean", "low", "high", "change", "change_low", "change_high")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["student", "adapter", "discriminating", "tuned", "row", "group", "metric", *columns])
-    for cell in facts["cells"]:
-        place = [cell["student"], cell["adapter"], cell["discriminating"], cell["tuned"]]
-        for row in cell["rows"]:
-            for metric, value in row["metrics"].items():
-                writer.writerow([*place, row["name"], row["group"], metric, *(value[key] for key in columns)])
-    return buffer.getvalue()
+    lines = [
+        [cell["student"], cell["adapter"], cell["discriminating"], cell["tuned"], row["name"], row["group"], metric]
+        + [value[column] for column in columns]
+        for cell in facts["cells"]
+        for row in cell["rows"]
+        for metric, value in row["metrics"].items()
+    ]
+    return csv_text(["student", "adapter", "discriminating", "tuned", "row", "group", "metric", *columns], lines)
 
 
 def findings(facts: Mapping[str, Any]) -> list[str]:

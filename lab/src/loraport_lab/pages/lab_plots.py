@@ -1,6 +1,5 @@
 """The lab's figures: SVG, as data addresses that a page can hold."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,27 +7,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from loraport.reports.rendering import data_address
+from loraport.reports.figures import STYLE, address
 
 INK, SOFT, MARK = "#1b1e24", "#5d6470", "#2f5fd0"
 PALETTE = ("#2f5fd0", "#c2571a", "#3b8f5a", "#8a4fbf")
-STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "loraport", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
-    "xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False,
-    "font.family": "sans-serif", "axes.titlesize": 9.5,
-}  # fmt: skip
 LIMIT = 2.0  # dB at which the heat map's colours end
 
 
-def address(figure: Figure) -> str:
-    """Return the figure as a data address; the same figure gives the same text."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return data_address("svg+xml", buffer.getvalue())
-
-
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), facecolor="white")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -39,6 +26,7 @@ def change_map(facts: Mapping[str, Any], names: Sequence[str]) -> str:
     with matplotlib.rc_context(STYLE):
         figure = _figure(1.8 + 0.46 * len(cells), 1.4 + 0.27 * len(names))
         axes = figure.add_subplot()
+        axes.grid(visible=False)
         axes.imshow(values, cmap="RdBu", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             colour = "white" if abs(value) > 0.7 * LIMIT else INK
@@ -61,7 +49,7 @@ def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
     """
     points = sorted(((row["psnr"]["change"], row["effect"]["change"], row) for row in pooled), key=lambda at: at[1])
     with matplotlib.rc_context(STYLE):
-        figure = _figure(8.4, 4.8)
+        figure = Figure(figsize=(8.4, 4.8))  # with places of its own, not laid out
         axes = figure.add_axes((0.09, 0.11, 0.55, 0.85))
         axes.axhline(0, color="#dfe2e8", zorder=0)
         axes.axvline(0, color="#dfe2e8", zorder=0)
@@ -107,7 +95,6 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
             axes.set_xlabel("only drift above quantile   |   its peaks")
             axes.set_title(f"{label} against direct")
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        figure.tight_layout()
         return address(figure)
 
 
@@ -160,5 +147,4 @@ def ranks(facts: Mapping[str, Any]) -> str | None:
                 )
             axes.set_title(f"{label} against direct")
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        figure.tight_layout()
         return address(figure)

@@ -1,10 +1,9 @@
 """The lab's tables as CSV files; those of the whole lab lie in `lab/results/`, and the documentation shows them."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loraport.reports.rendering import csv_text
 from loraport_lab.pages.lab_calibration import calibration_tables
 
 STUDIES = {"rank": "ranks", "sensitivity": "dials", "probe": "probes"}
@@ -29,10 +28,7 @@ def table_files(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _csv(table: Lines) -> str:
     """Minus signs are hyphens here, as programs that read numbers want them."""
-    head, lines = table
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([head, *lines])
-    return buffer.getvalue().replace("−", "-")
+    return csv_text(*table).replace("−", "-")
 
 
 def _admission(facts: Mapping[str, Any]) -> Lines:
