@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import LoraportError, SettingsError
+from loraport.sampling.providers import known_place
 from tests import tiny
 from tests.transfers.models import make_family, make_rounded_family
 
@@ -27,7 +28,7 @@ def transfer(family, *words, output="out.safetensors", target=None):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--sampling", "nonsense=1"],
+        ["--frames", "9"],
         ["--guard-clips", "32"],
         ["--calibrated"],
         ["--pairing", "name", "--pair-min", "0.8"],
@@ -62,6 +63,38 @@ def test_a_preset_is_casas_alone(family):
     assert transfer(family, "--method", "core", output="alone.safetensors").exit_code == 0
     one, other = (load_file(family.folder / name) for name in ("both/lora-core.safetensors", "alone.safetensors"))
     assert all((one[key] == other[key]).all() for key in other)
+
+
+def choose(family, *words):
+    common = ["choose", *words, "--lora", "toy:noir", "--source", "toy:base", "--target", "toy:one-step", "--no-cache"]
+    return CliRunner().invoke(app, [*common, "-o", str(family.folder / "out")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["casa", "--frames", "9"], "frames would do nothing here: the embedded family"),
+        (["casa", "--pairing", "name", "--pair-min", "0.8"], "--pair-min would do nothing here"),
+        (["casa", "--dry-run", "--report", "page.html"], "--report would do nothing here"),
+        (["core", "--tau", "2"], "--tau is a setting of CASA and means nothing to 'direct' or 'core'"),
+        (["direct"], "direct reuse has no rival"),
+        (["none"], "'none' cannot be kept"),
+        (["cassa"], "candidate 'cassa' is not a file, nor one of: casa, direct"),
+        (["casa", "undo", "casa"], "candidate 'casa' is given twice"),
+        ([f"{known_place('toy:noir')}*0.5"], "is chosen at strength 1"),
+        (["undo:much"], "'much' is not a number"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else None,
+)
+def test_what_cannot_be_chosen_from_is_refused(family, words, message):
+    done = choose(family, *words)
+    assert isinstance(done.exception, LoraportError) and message in str(done.exception)
+    assert not list(family.folder.glob("out*"))
+
+
+def test_a_dry_run_of_choose_says_how_many_passes(family):
+    done = choose(family, "casa", "calibrated", "--dry-run", "--clips", "8")
+    assert done.exit_code == 0 and "would sample 8 clips" in done.stdout and not list(family.folder.glob("out*"))
 
 
 @pytest.mark.parametrize(
@@ -119,5 +152,5 @@ def test_a_dry_run_of_the_guard_refuses_what_the_guard_refuses(family):
     toy = ["transfer", "toy:noir", "--source", "toy:base", "--target", "toy:one-step", "--no-cache", "--dry-run"]
     done = CliRunner().invoke(app, [*toy, "--method", "auto", "-o", str(family.folder / "toy")])
     assert done.exit_code == 0 and "the guard would sample 32 clips" in done.stdout and "to transfer" in done.stdout
-    done = CliRunner().invoke(app, [*toy, "--guard", "--sampling", "frames=9", "-o", str(family.folder / "t")])
+    done = CliRunner().invoke(app, [*toy, "--guard", "--frames", "9", "-o", str(family.folder / "t")])
     assert isinstance(done.exception, SettingsError) and "frames would do nothing here" in str(done.exception)

@@ -7,15 +7,21 @@ from typing import Annotated
 import typer
 
 from loraport.cli.existing import keep_foreign
-from loraport.cli.options import Json, Overwrite, Quiet, Verbose, folder_path
+from loraport.cli.expansion import with_options
+from loraport.cli.help import GroupedCommand
+from loraport.cli.options import MessageOptions, Overwrite, folder_path
 
 app = typer.Typer(
     name="lab", help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True
 )
 
 
-@app.command("run", epilog="Example: loraport lab run -o lab-results --cells one-step/noir --cells causal")
+@app.command(
+    "run", cls=GroupedCommand, epilog="Example: loraport lab run -o lab-results --cells one-step/noir --cells causal"
+)
+@with_options
 def run(
+    messages: MessageOptions,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FOLDER", help="Where page and tables go.")
     ] = "lab-results",
@@ -31,9 +37,6 @@ def run(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, a core each.")] = 2,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Measure every method on every student and adapter, and write a page, a JSON and a CSV; a second run goes on."""
     from loraport import console
@@ -45,7 +48,7 @@ def run(
 
     folder = folder_path(output)
     keep_foreign(folder, LAB_FILES, overwrite)
-    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+    with messages.terminal() as terminal:
         home = expand_home(family) if family else FAMILY
         result = run_lab(
             folder, family=home, cells=cells or (), clips=clips, calibration=calibration, jobs=jobs,
@@ -53,4 +56,4 @@ def run(
         )  # fmt: skip
     facts = lab_facts(result)
     page = write_lab(facts, result, folder)
-    console.print_facts({**facts, "page": str(page)} if json else lab_words(facts, page), json=json)
+    console.print_facts({**facts, "page": str(page)} if messages.json else lab_words(facts, page), json=messages.json)

@@ -1,20 +1,23 @@
-"""`transfer --guard` and `--method auto`: what is kept, and that file, JSON and page say so."""
+"""`choose`, and `transfer --guard` and `--method auto` that it was: what is kept, and file, JSON and page say so."""
 
 import json
+import shlex
 
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from loraport.cli import app
+from loraport.errors import OutputError
 from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.recipes import chosen_recipes
-from loraport.sampling.choice.guarded_transfer import guarded_transfer
+from loraport.sampling.choice.choose import Candidates
+from loraport.sampling.choice.choose import choose as choose_one
 from loraport.transfers.run import transfer_many
 from loraport_lab.family.pair import EmbeddedPair
 
@@ -32,6 +35,62 @@ def run(family, lora, out, *more):
     places = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step")]
     words = ["transfer", str(lora), *places, "-o", str(out), "--guard-clips", "8", "--dtype", "fp32", *more]
     return CliRunner().invoke(app, words)
+
+
+def choose(family, lora, out, *words):
+    places = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step")]
+    return CliRunner().invoke(
+        app, ["choose", *words, "--lora", str(lora), *places, "-o", str(out), "--clips", "8", "--dtype", "fp32"]
+    )
+
+
+@pytest.mark.slow
+def test_choose_keeps_what_transfer_guard_kept(family, lora, tmp_path):
+    """The same bytes; the alias says on stderr which command it is now, and that command works as it is typed."""
+    out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    done = choose(family, lora, out, "direct:0.05", "undo:0.25", "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    facts = json.loads(done.stdout)
+    assert {"output", "kept", "reason", "scores", "passes", "transfer"} <= set(facts)
+    assert {row["candidate"] for row in facts["scores"]} == {"direct", "direct:0.05", "undo:0.25"}
+    assert facts["transfer"]["method"] == facts["kept"] and facts["transfer"]["output"] == facts["output"] == str(out)
+    alias = run(family, lora, again, "--method", "direct:0.05,undo:0.25", "--guard")
+    assert alias.exit_code == 0 and again.read_bytes() == out.read_bytes()
+    told = alias.stderr[alias.stderr.index("loraport choose direct:0.05") :].split(", with")[0]
+    repeated = CliRunner().invoke(app, [*shlex.split(told)[1:], "--dtype", "fp32", "--dry-run"])
+    assert repeated.exit_code == 0, (repeated.output, repeated.exception)
+    assert "is a command of its own now" not in run(family, lora, again, "--method", "auto", "--dry-run", "-q").stderr
+
+
+@pytest.mark.slow
+def test_a_file_that_is_better_is_kept_as_it_is(family, lora, tmp_path):
+    """Of a LoRA at a twentieth of its strength, the file with the LoRA itself is surely closer than direct reuse."""
+    weak, out = tmp_path / "weak.safetensors", tmp_path / "out.safetensors"
+    tensors = {key: tensor * (0.05 if "lora_B" in key else 1) for key, tensor in load_file(lora).items()}
+    save_file(tensors, weak, {"author": "me"})
+    done = choose(family, lora, out, str(weak), "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["kept"] == "direct"  # the negation
+    page = tmp_path / "page.html"
+    better = repaired(family, lora, tmp_path)
+    done = choose(family, lora, out, str(better), str(weak), "--overwrite", "--report", str(page))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert f"kept {better}" in done.stdout and load_file(out).keys() == load_file(better).keys()
+    assert all((tensor == load_file(better)[key]).all() for key, tensor in load_file(out).items())
+    assert json.loads(read_lora(out).metadata["loraport.guard"])["kept"] == str(better)
+    assert "page is about a transfer" in done.stderr and not page.exists()
+    refused = choose(family, lora, better, str(better))
+    assert isinstance(refused.exception, OutputError) and better.is_file()
+    folder = choose(family, lora, tmp_path / "folder", str(better), "--format", "peft")
+    assert "which is a folder in PEFT's format" in str(folder.exception)
+
+
+def repaired(family, lora, folder):
+    """A file that direct reuse loses against: calibrated on this student."""
+    out = folder / "better.safetensors"
+    places = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step"), "-o", str(out)]
+    done = CliRunner().invoke(app, ["calibrate", str(lora), *places, "--clips", "16", "--dtype", "fp32"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return out
 
 
 @pytest.mark.slow
@@ -79,8 +138,8 @@ def test_auto_tries_them_all_and_a_calibrated_one(family, lora, tmp_path):
     ("more", "message"),
     [
         (["--as", "diff", "--guard"], "leave out --as diff"),
-        (["--guard", "--sampling", "colour=3"], "unknown sampling key"),
-        (["--guard", "--sampling", "frames=x"], "target-steps=3"),
+        (["--guard", "--split"], "without --split"),
+        (["--guard", "--method", "direct"], "direct reuse has no rival"),
     ],
 )
 def test_what_cannot_be_guarded_is_refused_and_nothing_stays(more, message, family, lora, tmp_path):
@@ -100,7 +159,7 @@ def test_what_a_kill_has_left_is_used_and_removed_and_what_is_not_ours_is_left_a
     configs = one_or_many(TransferConfig(*places), places[:1], chosen_recipes(["direct", "direct:0.05"]))
     pair = EmbeddedPair("one-step", family)
     with pytest.raises(KeyboardInterrupt):
-        guarded_transfer(configs, str(out), pair, killed, clips=2)
+        choose_one(Candidates(configs, str(out), clips=2), pair, killed)
     assert len(list(waiting.iterdir())) == 3 and not out.exists()
     done = run(family, lora, out, "--method", "direct:0.1", "--guard")  # another method: the first run's list is kept
     assert done.exit_code == 0, (done.output, done.exception)

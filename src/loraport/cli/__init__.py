@@ -5,26 +5,42 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, ClassVar, NoReturn
 
 import typer
 
 from loraport._version import __version__
-from loraport.cli import analyze, cache, files, presets, probe, score, transfer
+from loraport.cli import analyze, cache, choose, files, probe, score, transfer
 from loraport.cli.annex import add_commands
+from loraport.cli.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
 from loraport.printable import protect
 
+
+class Program(GroupedCommands):
+    """The program's commands under their headings."""
+
+    headings: ClassVar[dict[str, tuple[str, ...]]] = {
+        "Start here": ("inspect", "transfer"),
+        "Judge by sampling": ("choose", "score", "calibrate"),
+        "Look into the weights": ("analyze", "probe"),
+        "Files and models": ("convert", "merge", "presets", "cache"),
+        "Embedded family (package loraport-lab)": ("demo", "lab"),
+    }
+
+
 app = typer.Typer(
-    help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.",
+    cls=Program,
+    help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.\n\n"
+    "Start with inspect, then transfer; each command has --help with an example.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, score, analyze, files, presets):
+for group in (transfer, choose, score, analyze, files):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")

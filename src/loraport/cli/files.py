@@ -1,4 +1,4 @@
-"""`convert`, `merge` and `inspect`: what is done with files alone."""
+"""`convert`, `merge`, `inspect` and `presets`: what is done with files alone, or with names."""
 
 from __future__ import annotations
 
@@ -7,66 +7,95 @@ from typing import Annotated
 import typer
 
 from loraport.cli.existing import keep_existing
-from loraport.cli.options import (
-    MODEL_FORMS,
-    Json,
-    Lora,
-    LoraPart,
-    Output,
-    Overwrite,
-    Part,
-    Quiet,
-    Verbose,
-)
+from loraport.cli.expansion import with_options
+from loraport.cli.help import GroupedCommand
+from loraport.cli.options import FILES, MODEL_FORMS, OUTPUT, Lora, LoraPart, MessageOptions, Output, Overwrite, Part
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: loraport convert style.safetensors --to comfy -o style-comfy.safetensors")
+@app.command(
+    cls=GroupedCommand, epilog="Example: loraport convert style.safetensors --to comfy -o style-comfy.safetensors"
+)
+@with_options
 def convert(
     lora: Lora,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="comfy, diffusers, peft, kohya or tencent.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="FORMAT", help="comfy, diffusers, peft, kohya or tencent.", rich_help_panel=OUTPUT),
+    ],
     output: Output,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the input's own by default.")] = None,
+    messages: MessageOptions,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="fp32, bf16 or fp16.", show_default="the input's own", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     rank: Annotated[
-        str, typer.Option(help="auto (exact, LoHa and the like up to 128), full, a number, or a share of energy.")
+        str,
+        typer.Option(
+            metavar="RANK",
+            help="auto (exact, LoHa and the like up to 128), full, a number, or a share of energy.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "auto",
     source: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it."),
+        typer.Option(
+            metavar="MODEL",
+            help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it.",
+            rich_help_panel=FILES,
+        ),
     ] = None,
     lora_part: LoraPart = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
     keep_existing([output], [lora, source], overwrite)
     from loraport import console
     from loraport.convert import convert as run
 
-    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+    with messages.terminal() as terminal:
         result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
-    console.print_outcome(result.as_json(), console.conversion_words(result), json=json, quiet=quiet, verbose=verbose)
+    console.print_outcome(
+        result.as_json(),
+        console.conversion_words(result),
+        json=messages.json,
+        quiet=messages.quiet,
+        verbose=messages.verbose,
+    )
     raise typer.Exit(3 if result.lost else 0)
 
 
-@app.command(epilog="Example: loraport merge fastwan/ 'style-fastwan.safetensors*0.8' -o fastwan-style/")
+@app.command(
+    cls=GroupedCommand, epilog="Example: loraport merge fastwan/ 'style-fastwan.safetensors*0.8' -o fastwan-style/"
+)
+@with_options
 def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The checkpoint: {MODEL_FORMS}.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=f"The checkpoint: {MODEL_FORMS}.", rich_help_panel=FILES)
+    ],
     loras: Annotated[
-        list[str], typer.Argument(metavar="LORA...", help="LoRAs of this model; 'LORA*0.8' (quoted) sets a strength.")
+        list[str],
+        typer.Argument(
+            metavar="LORA...", help="LoRAs of this model; 'LORA*0.8' (quoted) sets a strength.", rich_help_panel=FILES
+        ),
     ],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="OUT", help="A .safetensors file; a folder where MODEL is one.")
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A .safetensors file; a folder where MODEL is one.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
+    messages: MessageOptions,
     part: Part = None,
     lora_part: LoraPart = None,
     overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
     from loraport.files.additions import with_strength
@@ -76,26 +105,47 @@ def merge(
     from loraport import console
     from loraport.merge import merge as run
 
-    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+    with messages.terminal() as terminal:
         result = run(model, loras, output, part=part, lora_part=lora_part, progress=terminal)
-    console.print_outcome(result.as_json(), console.merge_words(result), json=json, quiet=quiet, verbose=verbose)
+    console.print_outcome(
+        result.as_json(),
+        console.merge_words(result),
+        json=messages.json,
+        quiet=messages.quiet,
+        verbose=messages.verbose,
+    )
     raise typer.Exit(3 if result.lost else 0)
 
 
-@app.command(epilog="Example: loraport inspect style.safetensors")
+@app.command(cls=GroupedCommand, epilog="Example: loraport inspect style.safetensors")
+@with_options
 def inspect(
-    place: Annotated[str, typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.")],
+    place: Annotated[
+        str,
+        typer.Argument(metavar="FILE|MODEL", help="A LoRA or a model, as transfer takes them.", rich_help_panel=FILES),
+    ],
+    messages: MessageOptions,
     part: Part = None,
     lora_part: LoraPart = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
     from loraport.files.inspect import describe, in_ten_lines
     from loraport.files.models.presets import location as known_place
 
-    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+    with messages.terminal() as terminal:
         facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)
-    console.print_facts(facts if json else in_ten_lines(facts), json=json)
+    console.print_facts(facts if messages.json else in_ten_lines(facts), json=messages.json)
+
+
+@app.command(cls=GroupedCommand, epilog="Example: loraport presets --json")
+@with_options
+def presets(messages: MessageOptions) -> None:
+    """List the models known by name: where each is on the Hub, what it was distilled from, what is unverified."""
+    from loraport import console
+    from loraport.files.models.presets import PRESETS
+
+    if messages.json:
+        console.print_facts({"presets": [preset.as_json() for preset in PRESETS.values()]}, json=True)
+    else:
+        console.print_facts({name: preset.words() for name, preset in PRESETS.items()}, json=False)

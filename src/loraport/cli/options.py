@@ -1,182 +1,282 @@
-"""What commands share: their arguments and options, and the places and parts that they check before the work."""
+"""The options that commands share, as dataclasses, and what is checked about them before the work."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from loraport.cli.expansion import SettingFlags
 from loraport.errors import OutputError, SettingsError
+from loraport.methods.settings import Changes
 
+if TYPE_CHECKING:
+    from loraport.console import Terminal
+    from loraport.inputs.config import RankRule, TransferConfig
+    from loraport.transfers.results import BatchResult
+
+FILES, METHOD, OUTPUT, MACHINE = "Files", "Method and layers", "Output", "Machine"
+"""Headings of `--help`."""
 MODEL_FORMS = (
     "a safetensors or GGUF file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, a Hub id, or a name "
     "from `loraport presets`"
 )
 
-Lora = Annotated[str, typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.")]
+Lora = Annotated[
+    str,
+    typer.Argument(metavar="LORA", help="A safetensors file, a PEFT folder, or a Hub id.", rich_help_panel=FILES),
+]
 Loras = Annotated[
-    list[str], typer.Argument(metavar="LORA...", help="Safetensors files, PEFT folders, or Hub ids; one or several.")
+    list[str],
+    typer.Argument(
+        metavar="LORA...", help="Safetensors files, PEFT folders, or Hub ids; one or several.", rich_help_panel=FILES
+    ),
 ]
 Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
 Target = Annotated[
     str,
     typer.Option(
         metavar="MODEL",
-        help="The distilled model that it shall run on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model "
-        "with an accelerator LoRA (its strength 1 if none is given), where MODEL may be the word source.",
+        help="The distilled model to run it on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model with an "
+        "accelerator LoRA (strength 1 if none is given), where MODEL may be the word source.",
     ),
 ]
-_PART = "of a .pt file which entry (generator; generator_ema is preferred), of a pipeline which folder (transformer_2)"
-SourcePart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the source, {_PART}.")]
-TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Of the target, {_PART}.")]
-Part = Annotated[str | None, typer.Option(metavar="NAME", help=f"O{_PART[1:]}.")]
+_PART = "an entry of a .pt file (generator; default generator_ema) or a subfolder of a pipeline (transformer_2)"
+SourcePart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which part of the source: {_PART}.")]
+TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help="Which part of the target, likewise.")]
+Part = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"Which part of the model: {_PART}.", rich_help_panel=FILES)
+]
 LoraPart = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Which of several LoRAs in one file: transformer_2, or an adapter.")
-]
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which of several LoRAs in one file: transformer_2, or an adapter's name.",
+        rich_help_panel=FILES,
+    ),
+]  # fmt: skip
 Output = Annotated[
-    str, typer.Option("-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.")
-]
+    str,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="The new LoRA: a .safetensors file, or a folder for peft.",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
 OutputOrFolder = Annotated[
     str,
     typer.Option(
         "-o",
         "--output",
         metavar="OUT",
-        help="The new LoRA: a .safetensors file, or a folder for peft. With several LoRAs or methods, a folder for "
-        "LORA-METHOD.safetensors each (style-casa.safetensors; a colon becomes a dash: style-direct-1.15.safetensors).",
+        help="The new LoRA: a .safetensors file, or a folder for peft. With several LoRAs or methods, a folder that "
+        "gets LORA-METHOD.safetensors of each (style-casa.safetensors, style-direct-1.15.safetensors).",
+        rich_help_panel=OUTPUT,
     ),
 ]
-Methods = Annotated[
+FormatName = Annotated[
     str,
     typer.Option(
-        "--method",
-        metavar="METHOD[,METHOD...]",
-        help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
-        "lora-x, rollback, restore-only or arbitrate-only; several of them, with commas; or auto: the guard chooses.",
+        metavar="FORMAT", help="same (as the input), comfy, diffusers, peft, kohya or tencent.", rich_help_panel=OUTPUT
     ),
 ]
-Method = Annotated[
-    str,
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="fp32, bf16 or fp16.", rich_help_panel=OUTPUT)]
+ForceDrift = Annotated[
+    bool,
     typer.Option(
-        help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], prolora, "
-        "lora-x, rollback, restore-only or arbitrate-only."
+        "--force-drift", help="Also transfer layers whose drift is within rounding error.", rich_help_panel=METHOD
     ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.", rich_help_panel=OUTPUT)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a result that is already there.", rich_help_panel=OUTPUT)
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="CASA's settings: paper (the default) or published-code; flags win over it.")
-]
-Tau = Annotated[float | None, typer.Option(help="Predicted rotation that joins two directions (Eq. 4).")]
-Eps = Annotated[float | None, typer.Option(help="Added to the gap of two singular values (Eq. 4); 1e-6.")]
-EpsContext = Annotated[
-    float | None, typer.Option(help="Added to the product of norms in the context of an entry (Eq. 11); 1e-8.")
-]
-QDom = Annotated[float | None, typer.Option(help="Quantile from which on a cluster dominates (Eq. 5-6).")]
-QAct = Annotated[float | None, typer.Option(help="Quantile of risk above which an entry is arbitrated (Eq. 13).")]
-Energy = Annotated[float | None, typer.Option(help="Share of energy of the leading directions (Eq. 3).")]
-Restore = Annotated[float | None, typer.Option(help="How much of the weak drift is taken back, 0 to 1 (Eq. 8).")]
-Arbitrate = Annotated[bool | None, typer.Option("--arbitrate/--no-arbitrate", help="Arbitrate risky entries (Eq. 14).")]
-Subspace = Annotated[
-    str | None, typer.Option(help="ProLoRA, LoRA-X: a weight's kept directions, energy:0.99, rank:320 or exact.")
-]
-NullSpace = Annotated[
-    bool | None, typer.Option("--null-space/--no-null-space", help="ProLoRA: move what lies outside of them too.")
-]
-CrossTerms = Annotated[
-    bool | None, typer.Option("--cross-terms/--no-cross-terms", help="ProLoRA: keep the mixed blocks that it drops.")
-]
-Pairing = Annotated[
-    str,
-    typer.Option(
-        help="Which source layer each target layer takes after: name, similarity (of singular subspaces), or auto: "
-        "similarity where the models differ in depth."
-    ),
-]
-PairMin = Annotated[float, typer.Option(help="Least similarity of a pair, 0 to 1.")]
-PhiMin = Annotated[
-    float | None, typer.Option(help="ProLoRA: layers whose subspaces overlap less get no adapter; 0 keeps all.")
-]
-Split = Annotated[
-    bool,
-    typer.Option(
-        "--split",
-        help="Two files that add up: what is left of the LoRA in OUT, what is taken back of the drift in "
-        "OUT-counter-drift.",
-    ),
-]
-Experts = Annotated[
-    bool,
-    typer.Option(
-        "--experts",
-        help="Both experts of Wan 2.2 A14B, each with its own: OUT-high_noise and OUT-low_noise. One LoRA is for both, "
-        "unless its name says high or low (HIGH, high_noise, HighNoise, -H) and the other one's lies beside it; two "
-        "are the high-noise and the low-noise one's. MODEL: a folder or repository with both, wan2.2-t2v-a14b, or one "
-        "expert's place whose name says so.",
-    ),
-]
-Guard = Annotated[
-    bool, typer.Option("--guard", help="Sample both models, and keep direct reuse unless the result is surely closer.")
-]
-GuardClips = Annotated[
-    int, typer.Option("--guard-clips", min=2, help="Clips that the guard draws; 8 at least to be sure of anything.")
-]
-Calibrated = Annotated[bool, typer.Option("--calibrated", help="With the guard: let a calibrated adapter compete too.")]
-SamplingFlags = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sampling",
-        metavar="KEY=VALUE",
-        help="With the guard, how pipelines are sampled: the options of score, as in --sampling target-steps=3.",
-    ),
-]
-Rank = Annotated[
     str | None,
-    typer.Option(help="auto (exact, or twice the LoRA's), source, full, a number, or a share of energy such as 0.95."),
-]
-FormatName = Annotated[str, typer.Option(help="same (as the input), comfy, diffusers, peft, kohya or tencent.")]
-As = Annotated[str, typer.Option("--as", help="lora, or diff: dense .diff keys, lossless and large.")]
-Dora = Annotated[
-    str,
     typer.Option(
-        help="What of a DoRA is transferred: effective, all that it adds to the source's weights; or magnitude, its "
-        "factors, and magnitudes rescaled to the target's rows."
+        metavar="NAME", help="CASA's settings: paper or published-code; single settings win over it.",
+        show_default="paper",
     ),
-]
-TransferDiffs = Annotated[
-    bool, typer.Option("--transfer-diffs", help="Transfer full differences (.diff) of matrices too; else copy them.")
-]
-Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Include = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only layers that fit; copy the others.")
-]
-Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy layers that fit as they are.")]
-ForceDrift = Annotated[
-    bool, typer.Option("--force-drift", help="Transfer layers whose drift is within twice what rounding makes, too.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Seed of the randomised factorisation.")]
+]  # fmt: skip
+Seed = Annotated[int, typer.Option(metavar="INT", help="Seed of everything random.", rich_help_panel=MACHINE)]
 CacheDir = Annotated[
-    str | None, typer.Option("--cache", metavar="DIR", help="Folder of the bases; the user's cache by default.")
+    str | None,
+    typer.Option("--cache", metavar="DIR", help="Folder of the cache.", show_default="the user's cache folder"),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no bases on disk.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
-Report = Annotated[str | None, typer.Option(metavar="OUT.html", help="Also write a page about the transfer.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there already.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="A line for every layer.")]
 
 
-def cache_folder(folder: str | None, no_cache: bool) -> str | None:
-    """Return the folder of the cache, or None with --no-cache."""
+@dataclass(frozen=True)
+class ModelOptions:
+    """The two models."""
+
+    heading: ClassVar[str] = FILES
+    source: Source
+    target: Target
+    source_part: SourcePart = None
+    target_part: TargetPart = None
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """A preset, and the settings of all methods."""
+
+    heading: ClassVar[str] = METHOD
+    preset: Preset = None
+    changes: Annotated[Changes, SettingFlags()] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Which layers are transferred, and what of them."""
+
+    heading: ClassVar[str] = METHOD
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Transfer only matching layers; copy the others.")
+    ] = None
+    exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Copy matching layers as they are.")] = (
+        None
+    )
+    force_drift: ForceDrift = False
+    pairing: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="How layers of source and target are paired: by name, by similarity (of singular subspaces), or auto: "
+            "by similarity where the models differ in depth.",
+        ),
+    ] = "auto"
+    pair_min: Annotated[float, typer.Option(metavar="NUMBER", help="Least similarity of a pair, 0 to 1.")] = 0.8
+    dora: Annotated[
+        str,
+        typer.Option(
+            metavar="READING",
+            help="What of a DoRA is transferred: effective, all that it adds to the source's weights; or magnitude: "
+            "its factors, with the magnitudes rescaled to the target's rows.",
+        ),
+    ] = "effective"
+    transfer_diffs: Annotated[
+        bool,
+        typer.Option("--transfer-diffs", help="Also transfer full differences (.diff) of matrices; else copy them."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """How the new LoRA is written."""
+
+    heading: ClassVar[str] = OUTPUT
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANK", help="auto (exact where the method is, else twice the LoRA's), source, full, a number, or "
+            "a share of the energy such as 0.95.",
+            show_default="auto, published-code: 32",
+        ),
+    ] = None  # fmt: skip
+    format: FormatName = "same"
+    dtype: Dtype = "bf16"
+    dry_run: DryRun = False
+    overwrite: Overwrite = False
+    report: Annotated[str | None, typer.Option(metavar="OUT.html", help="Also write a page about the transfer.")] = None
+
+    def rank_rule(self) -> RankRule | None:
+        """Return the rule that was typed; None leaves it to the presets. Raises SettingsError for none of the rules."""
+        from loraport.inputs.config import RankRule
+
+        return None if self.rank is None else RankRule.parse(self.rank)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where it runs, and what it keeps for the next time."""
+
+    heading: ClassVar[str] = MACHINE
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    cache: CacheDir = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no singular bases or samples on disk.")] = False
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the cache; None with --no-cache. Raises SettingsError where both are given."""
+        if self.no_cache and self.cache is not None:
+            raise SettingsError("--cache and --no-cache contradict each other; give one of them")
+        return None if self.no_cache else cache_folder(self.cache)
+
+
+@dataclass(frozen=True)
+class RunOptions(DeviceOptions):
+    """The same with a seed."""
+
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class MessageOptions:
+    """What is printed."""
+
+    heading: ClassVar[str] = "Messages"
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")] = (
+        False
+    )
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing on stderr but errors.")] = False
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more, such as a line for every layer.")] = (
+        False
+    )
+
+    def terminal(self) -> Terminal:
+        """Return what shows progress and messages."""
+        from loraport.console import Terminal
+
+        return Terminal(quiet=self.quiet, verbose=self.verbose)
+
+
+def transfer_config(
+    lora: str,
+    output: str,
+    models: ModelOptions,
+    layers: LayerOptions,
+    result: ResultOptions,
+    run: RunOptions,
+    *,
+    lora_part: str | None = None,
+    form: str = "lora",
+) -> TransferConfig:
+    """Return the configuration of a transfer by its options, without a method. Raises SettingsError for bad values."""
+    from loraport.inputs.config import TransferConfig, chosen_format, chosen_output
+
+    return TransferConfig(
+        lora, models.source, models.target, output,
+        source_part=models.source_part, target_part=models.target_part, lora_part=lora_part,
+        format=chosen_format(result.format), as_diff=chosen_output(form) == "diff", dora=layers.dora,
+        transfer_diffs=layers.transfer_diffs, dtype=result.dtype, include=tuple(layers.include or ()),
+        exclude=tuple(layers.exclude or ()), force_drift=layers.force_drift, pairing=layers.pairing,
+        pair_min=layers.pair_min, device=run.device, seed=run.seed, cache=run.folder,
+    )  # fmt: skip
+
+
+def write_report(batch: BatchResult, page: Path, messages: MessageOptions) -> None:
+    """Write the page of a finished transfer. Raises OutputError, which says that the LoRA is written all the same."""
+    from loraport.reports.transfer_page import write_transfer_page
+
+    try:
+        lacking = write_transfer_page(batch, page)
+    except (OutputError, OSError) as error:
+        outputs = ", ".join(run.output for run in batch.runs)
+        raise OutputError(f"{outputs} is written and whole, but the page about it is not: {error}") from error
+    for sentence in lacking:
+        messages.terminal().note(sentence)
+
+
+def cache_folder(named: str | None) -> str:
+    """Return the folder of the cache: the named one, else the user's."""
     from loraport.store.cache_folder import default_folder
 
-    if no_cache and folder is not None:
-        raise SettingsError("--cache and --no-cache contradict each other; give one of them")
-    return None if no_cache else folder or str(default_folder())
+    return named or str(default_folder())
 
 
 def refuse_idle(context: typer.Context, idle: Mapping[str, str]) -> None:
@@ -196,7 +296,7 @@ def need(*modules: str, extra: str) -> None:
 
 
 def page_path(place: str) -> Path:
-    """Where a page will go; refused before the work where it could not be written after it."""
+    """Return where a page will go. Raises OutputError, before the work, where it could not be written after it."""
     path = Path(os.path.expanduser(place))
     if path.suffix != ".html" or not path.parent.is_dir():
         raise OutputError(f"{place} cannot be a page: name an .html file in a folder that exists")
@@ -204,7 +304,7 @@ def page_path(place: str) -> Path:
 
 
 def folder_path(place: str) -> Path:
-    """The folder, made if it is not there. Raises OutputError where it cannot be."""
+    """Return the folder, made if it is not there. Raises OutputError where it cannot be."""
     folder = Path(os.path.expanduser(place))
     try:
         folder.mkdir(parents=True, exist_ok=True)

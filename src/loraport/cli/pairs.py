@@ -1,17 +1,14 @@
-"""Which pair of models a source and a target mean, for commands that sample from them."""
+"""The options of commands that sample two models, and the pair of models that they mean."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.options import need
+from loraport.cli.options import FILES, need
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.sampling.providers import known_place, owner_of
 
@@ -19,66 +16,67 @@ if TYPE_CHECKING:
     from loraport.sampling.pair import Pair
 
 SAMPLED = "a diffusers pipeline (folder or Hub id), or toy:base and toy:STUDENT of the embedded family, or its folders"
-SampledSource = Annotated[
-    str, typer.Option("--source", metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")
+SAMPLING = "Sampling"
+Clips = Annotated[
+    int,
+    typer.Option(
+        min=2, metavar="INT", help="How many clips are drawn for each purpose; at least 8 to be sure of anything.",
+        rich_help_panel=SAMPLING,
+    ),
+]  # fmt: skip
+Adapter = Annotated[
+    str,
+    typer.Option("--lora", metavar="LORA", help="The adapter, as it was trained on the source.", rich_help_panel=FILES),
 ]
-SampledTarget = Annotated[str, typer.Option("--target", metavar="MODEL", help="The distilled model, likewise.")]
-Clips = Annotated[int, typer.Option(min=2, help="How many clips are drawn for each purpose.")]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The flags that say how pipelines are sampled; the embedded family has its own ways."""
+class SampledModels:
+    """Two models that can be sampled."""
 
+    heading: ClassVar[str] = FILES
+    source: Annotated[str, typer.Option(metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")]
+    target: Annotated[str, typer.Option(metavar="MODEL", help="The distilled model, likewise.")]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How pipelines are sampled; the embedded family has its own ways."""
+
+    heading: ClassVar[str] = "Sampling of pipelines (the embedded family has its own settings)"
     prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Pipelines: prompts, one a line; a built-in list without it.")
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts, one a line.", show_default="a built-in list"),
     ] = None
-    frames: Annotated[int, typer.Option(min=1, help="Pipelines: frames of a clip.")] = 17
-    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Pipelines: size of a clip in pixels.")] = "256x448"
-    source_steps: Annotated[int, typer.Option(min=1, help="Pipelines: steps of the source.")] = 30
-    source_guidance: Annotated[float, typer.Option(help="Pipelines: guidance of the source.")] = 5.0
+    frames: Annotated[int, typer.Option(min=1, metavar="INT", help="Frames of a clip.")] = 17
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Size of a clip in pixels.")] = "256x448"
+    source_steps: Annotated[int, typer.Option(min=1, metavar="INT", help="Steps of the source.")] = 30
+    source_guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Guidance of the source.")] = 5.0
     target_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Pipelines: steps of the target; 4, or as many as its own timesteps (FastWan's 3)."),
-    ] = None
+        typer.Option(
+            min=1, metavar="INT", help="Steps of the target.",
+            show_default="4, or as many as its own timesteps: FastWan's 3",
+        ),
+    ] = None  # fmt: skip
     target_timesteps: Annotated[
         str | None,
         typer.Option(
-            metavar="T,T,...",
-            help="Pipelines that re-noise: the timesteps at which the target looks, of 1000; "
-            "FastWan's are 1000,757,522.",
+            metavar="T,T,...", help="Of a target that adds noise again at each step: its timesteps, of 1000; FastWan's "
+            "are 1000,757,522.",
+            show_default="the scheduler's own",
         ),
-    ] = None
-    target_guidance: Annotated[float, typer.Option(help="Pipelines: guidance of the target; 1 is none.")] = 1.0
-    batch: Annotated[int, typer.Option(min=1, help="Pipelines: clips sampled at once.")] = 1
-    offload: Annotated[bool, typer.Option("--offload", help="Pipelines: keep on the device only what computes.")] = (
-        False
-    )
+    ] = None  # fmt: skip
+    target_guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Guidance of the target; 1 is none.")] = 1.0
+    batch: Annotated[int, typer.Option(min=1, metavar="INT", help="Clips sampled at once.")] = 1
+    offload: Annotated[bool, typer.Option("--offload", help="Keep only what computes on the device.")] = False
 
 
-BY_DEFAULT = Sampling()
+BY_DEFAULT = SamplingOptions()
 
 
-def sampled(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each field of its parameter `sampling`, in that one's place."""
-    own = inspect.signature(command, eval_str=True)
-    flags = inspect.signature(Sampling, eval_str=True).parameters
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        sampling = Sampling(**{name: given.pop(name) for name in flags})
-        command(**given, sampling=sampling)
-
-    shown: list[inspect.Parameter] = []
-    for name, parameter in own.parameters.items():
-        shown += flags.values() if name == "sampling" else [parameter]
-    run.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    return run
-
-
-def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair:
-    """The pair, each model's weights opened when it is first sampled.
+def open_pair(source: str, target: str, sampling: SamplingOptions, device: str) -> Pair:
+    """Return the pair, each model's weights opened when it is first sampled.
 
     Raises InputError where the two cannot be sampled.
     """
@@ -94,7 +92,7 @@ def open_pair(source: str, target: str, sampling: Sampling, device: str) -> Pair
     return _pipelines(_repository(source), _repository(target), sampling, device)
 
 
-def _refuse_sampling(sampling: Sampling) -> None:
+def _refuse_sampling(sampling: SamplingOptions) -> None:
     """Raise SettingsError for flags of pipelines beside the embedded family, which would not look at them."""
     if given := [field.name for field in fields(sampling) if getattr(sampling, field.name) != field.default]:
         words = ", ".join(name.replace("_", "-") for name in given)
@@ -102,20 +100,20 @@ def _refuse_sampling(sampling: Sampling) -> None:
 
 
 def _repository(text: str) -> str:
-    """The whole pipeline that a preset's transformer lies in; any other place as it is."""
+    """Return the whole pipeline that a preset's transformer lies in; any other place as it is."""
     from loraport.files.models.presets import location
 
     return location(text).removesuffix(":transformer")
 
 
-def _pipelines(source: str, target: str, sampling: Sampling, device: str) -> Pair:
+def _pipelines(source: str, target: str, sampling: SamplingOptions, device: str) -> Pair:
     from loraport.compute import find_device
     from loraport.sampling.prompts import read_prompts
     from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 
     height, _, width = sampling.size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise InputError(f"size {sampling.size!r} is not HEIGHTxWIDTH, 256x448 for one")
+        raise InputError(f"size {sampling.size!r} is not HEIGHTxWIDTH, such as 256x448")
     settings = PipelineSettings(
         prompts=read_prompts(sampling.prompts), frames=sampling.frames, height=int(height), width=int(width),
         source_steps=sampling.source_steps, source_guidance=sampling.source_guidance,
@@ -130,4 +128,4 @@ def _numbers(text: str | None) -> tuple[float, ...]:
     try:
         return () if text is None else tuple(float(word) for word in text.split(","))
     except ValueError as error:
-        raise SettingsError(f"target timesteps {text!r} are no numbers; write 1000,757,522 for one") from error
+        raise SettingsError(f"target timesteps {text!r} are not numbers; write for example 1000,757,522") from error

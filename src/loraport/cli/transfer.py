@@ -1,278 +1,278 @@
-"""`transfer`."""
+"""`transfer`, and `transfer --guard`, which has become `choose`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from loraport.cli.choose import candidates_of, choose_and_tell, input_places, tell_plan
 from loraport.cli.existing import earlier_transfers, keep_existing
-from loraport.cli.guard import AUTO, GuardFlags, guarded_options, plan_guarded, run_guarded, write_report
+from loraport.cli.expansion import HIDDEN, with_options
+from loraport.cli.help import GroupedCommand
 from loraport.cli.options import (
-    Arbitrate,
-    As,
-    CacheDir,
-    Calibrated,
-    CrossTerms,
-    Device,
-    Dora,
-    DryRun,
-    Dtype,
-    Energy,
-    Eps,
-    EpsContext,
-    Exclude,
-    Experts,
-    ForceDrift,
-    FormatName,
-    Guard,
-    GuardClips,
-    Include,
-    Json,
+    METHOD,
+    LayerOptions,
     LoraPart,
     Loras,
-    Methods,
-    NoCache,
-    NullSpace,
+    MessageOptions,
+    ModelOptions,
     OutputOrFolder,
-    Overwrite,
-    Pairing,
-    PairMin,
-    PhiMin,
-    Preset,
-    QAct,
-    QDom,
-    Quiet,
-    Rank,
-    Report,
-    Restore,
-    SamplingFlags,
-    Seed,
-    Source,
-    SourcePart,
-    Split,
-    Subspace,
-    Target,
-    TargetPart,
-    Tau,
-    TransferDiffs,
-    Verbose,
-    cache_folder,
+    ResultOptions,
+    RunOptions,
+    SettingOptions,
     page_path,
     refuse_idle,
+    transfer_config,
+    write_report,
 )
+from loraport.cli.pairs import SamplingOptions
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
     from loraport.files.models.hub import Download
     from loraport.inputs.config import TransferConfig
+    from loraport.methods.recipes import Recipe
     from loraport.transfers.passes import Pass
 
 app = typer.Typer()
+AUTO = "auto"
 
-_OF_METHODS = (
-    *("tau", "eps", "eps_context", "q_dom", "q_act", "energy", "restore", "arbitrate"),
-    *("subspace", "null_space", "cross_terms", "phi_min"),
+
+@dataclass(frozen=True)
+class TransferModels(ModelOptions):
+    """The two models, which may have two experts each."""
+
+    lora_part: LoraPart = None
+    experts: Annotated[
+        bool,
+        typer.Option(
+            "--experts",
+            help="Transfer for both experts of Wan 2.2 A14B, to OUT-high_noise and OUT-low_noise. Two LoRAs are the "
+            "high-noise and the low-noise one's; one LoRA is for both, unless its name says high or low (HIGH, "
+            "high_noise, HighNoise, -H) and the other one's lies beside it. MODEL: a folder or repository with both, "
+            "wan2.2-t2v-a14b, or one expert's file whose name says so.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """By which method, with which settings."""
+
+    heading: ClassVar[str] = METHOD
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD[,METHOD...]",
+            help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], "
+            "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. To choose one "
+            "by sampling: loraport choose.",
+        ),
+    ] = "casa"
+    settings: SettingOptions = SettingOptions()  # noqa: RUF009  # a frozen value
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Return the methods with their settings. Raises SettingsError for what none of them knows."""
+        from loraport.inputs.batch import method_list
+        from loraport.inputs.recipes import chosen_recipes
+
+        return chosen_recipes(method_list(self.method), self.settings.preset, self.settings.changes)
+
+
+@dataclass(frozen=True)
+class OutputOptions(ResultOptions):
+    """Where the new LoRA goes, and in which form."""
+
+    as_: Annotated[
+        str, typer.Option("--as", metavar="FORM", help="lora, or diff: dense .diff keys, lossless and large.")
+    ] = "lora"
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Write two files that add up: what is left of the LoRA to OUT, what is taken back of the drift to "
+            "OUT-counter-drift.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    """What has become `loraport choose`."""
+
+    guard: Annotated[bool, typer.Option("--guard")] = False
+    guard_clips: Annotated[int, typer.Option("--guard-clips", min=2)] = 32
+    calibrated: Annotated[bool, typer.Option("--calibrated")] = False
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+_OF_CHOOSE = (
+    *("guard_clips", "calibrated"),
+    *(field.name for field in fields(SamplingOptions)),
 )
-"""The options that are settings of some method."""
-_PLAIN = (
-    *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "dtype", "force_drift"),
-    *("dora", "transfer_diffs", "split", "pairing", "pair_min", "device", "seed"),
-)
-"""The options that go into the configuration as they are."""
+"""Options of GuardOptions that do nothing without --guard."""
 
 
 @app.command(
+    cls=GroupedCommand,
     epilog="Example: loraport transfer style.safetensors --source wan2.1-t2v-1.3b --target fastwan2.1-t2v-1.3b "
-    "-o style-fastwan.safetensors"
+    "-o style-fastwan.safetensors",
 )
+@with_options
 def transfer(
     context: typer.Context,
     loras: Loras,
-    source: Source,
-    target: Target,
+    models: TransferModels,
+    method: MethodOptions,
+    layers: LayerOptions,
     output: OutputOrFolder,
-    source_part: SourcePart = None,
-    target_part: TargetPart = None,
-    lora_part: LoraPart = None,
-    method: Methods = "casa",
-    preset: Preset = None,
-    tau: Tau = None,
-    eps: Eps = None,
-    eps_context: EpsContext = None,
-    q_dom: QDom = None,
-    q_act: QAct = None,
-    energy: Energy = None,
-    restore: Restore = None,
-    arbitrate: Arbitrate = None,
-    subspace: Subspace = None,
-    null_space: NullSpace = None,
-    cross_terms: CrossTerms = None,
-    phi_min: PhiMin = None,
-    split: Split = False,
-    experts: Experts = False,
-    rank: Rank = None,
-    format: FormatName = "same",
-    as_: As = "lora",
-    dora: Dora = "effective",
-    transfer_diffs: TransferDiffs = False,
-    dtype: Dtype = "bf16",
-    include: Include = None,
-    exclude: Exclude = None,
-    force_drift: ForceDrift = False,
-    pairing: Pairing = "auto",
-    pair_min: PairMin = 0.8,
-    device: Device = "auto",
-    seed: Seed = 0,
-    cache: CacheDir = None,
-    no_cache: NoCache = False,
-    dry_run: DryRun = False,
-    report: Report = None,
-    guard: Guard = False,
-    guard_clips: GuardClips = 32,
-    calibrated: Calibrated = False,
-    sampling: SamplingFlags = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    result: OutputOptions,
+    run: RunOptions,
+    guard: Annotated[GuardOptions, HIDDEN],
+    messages: MessageOptions,
 ) -> None:
     """Transfer LoRAs from the model that they were trained on to a distilled variant of it.
 
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
-    given = dict(locals()) | _places(loras, source, target, output)
-    refuse_idle(context, _idle(given))
-    page = None if report is None else page_path(report)
-    if guard or method == AUTO:
-        _guard(given, page)
+    loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
+    models = replace(models, source=known_place(models.source), target=known_place(models.target))
+    is_guarded = guard.guard or method.method == AUTO
+    refuse_idle(context, _idle(models, layers, result, is_guarded))
+    page = None if result.report is None else page_path(result.report)
+    if is_guarded:
+        _choose_instead(loras, models, method, layers, output, result, run, guard, messages)
         return
-    _run(_passes(given), page, given)
-
-
-def _guard(given: Mapping[str, Any], page: Path | None) -> None:
-    """Run the guard, or say what it would do, and leave with what to tell the shell."""
-    asked = GuardFlags(given["output"], given["guard_clips"], given["calibrated"], tuple(given["sampling"] or ()))
-    tried = _configs(guarded_options(dict(given)))
-    if given["dry_run"]:
-        plan_guarded(tried, asked, json=given["json"])
-        return
-    keep_existing([given["output"], page], _inputs(given), given["overwrite"])
-    raise typer.Exit(
-        run_guarded(tried, asked, page, json=given["json"], quiet=given["quiet"], verbose=given["verbose"])
+    template = transfer_config(
+        loras[0], output, models, layers, result, run, lora_part=models.lora_part, form=result.as_
     )
+    _run(_passes(template, loras, method.recipes(), models, result), page, result, messages)
 
 
-def _idle(given: Mapping[str, Any]) -> dict[str, str]:
-    """Options that do nothing beside the others, with the reason."""
+def _idle(models: TransferModels, layers: LayerOptions, result: OutputOptions, is_guarded: bool) -> dict[str, str]:
+    """Return the options that do nothing beside the others, with the reason."""
     from loraport.inputs.accelerator import SOURCE, split_target
 
-    found: dict[str, str] = {}
-    if not given["guard"] and given["method"] != AUTO:
-        found |= dict.fromkeys(("guard_clips", "calibrated", "sampling"), "it belongs to --guard and --method auto")
-    if given["pairing"] == "name":
-        found["pair_min"] = "it belongs to pairing by similarity"
-    if given["dry_run"]:
-        found["report"] = "a dry run has nothing to report"
-    if given["as_"] == "diff":
-        if given["rank"] not in ("full", "auto"):
-            found["rank"] = "dense differences have no rank"
-        if given["format"] not in ("same", "comfy"):
-            found["format"] = "dense differences are written for ComfyUI"
-    if (pair := split_target(given["target"])) and pair[0] == SOURCE:
-        found["target_part"] = "the target's model is the source, of which --source-part is taken"
-    return found
+    idle: dict[str, str] = {}
+    if not is_guarded:
+        idle |= dict.fromkeys(_OF_CHOOSE, "it belongs to `loraport choose`")
+    if layers.pairing == "name":
+        idle["pair_min"] = "it belongs to pairing by similarity"
+    if result.dry_run:
+        idle["report"] = "a dry run has nothing to report"
+    if result.as_ == "diff":
+        if result.rank not in ("full", "auto"):
+            idle["rank"] = "dense differences have no rank"
+        if result.format not in ("same", "comfy"):
+            idle["format"] = "dense differences are written for ComfyUI"
+    if (pair := split_target(models.target)) and pair[0] == SOURCE:
+        idle["target_part"] = "the target's model is the source, of which --source-part is taken"
+    return idle
 
 
-def _places(loras: list[str], source: str, target: str, output: str) -> dict[str, Any]:
-    """Inputs, with those of the embedded family by their paths, and output."""
-    return {
-        "loras": [known_place(lora) for lora in loras],
-        "source": known_place(source),
-        "target": known_place(target),
-        "output": os.path.expanduser(output),
-        "accelerator_part": None,
-    }
+def _choose_instead(
+    loras: Sequence[str],
+    models: TransferModels,
+    method: MethodOptions,
+    layers: LayerOptions,
+    output: str,
+    result: OutputOptions,
+    run: RunOptions,
+    guard: GuardOptions,
+    messages: MessageOptions,
+) -> None:
+    """Do what --guard and --method auto did, and say which command does it now."""
+    from loraport.errors import SettingsError
+    from loraport.sampling.choice.choose import CALIBRATED
+    from loraport.sampling.choice.guard import AUTO_METHODS
+
+    if len(loras) > 1 or result.split or models.experts:
+        raise SettingsError(
+            "one adapter is chosen for one LoRA in one piece on one model; run it for each, without --split and "
+            "--experts"
+        )
+    named = [] if method.method == AUTO else [name.strip() for name in method.method.split(",")]
+    words = [*(named or AUTO_METHODS), CALIBRATED] if guard.calibrated else named
+    if not messages.quiet:
+        typed = ["choose", *words, "--lora", loras[0], "--source", models.source, "--target", models.target]
+        print(
+            f"loraport: {'--guard' if guard.guard else '--method auto'} is a command of its own now: loraport "
+            f"{shlex.join([*typed, '-o', output])} --clips {guard.guard_clips}, with the other options as they are",
+            file=sys.stderr,
+        )
+    template = transfer_config(
+        loras[0], output, models, layers, result, run, lora_part=models.lora_part, form=result.as_
+    )
+    candidates = candidates_of(words, template, method.settings, result, guard.guard_clips)
+    if result.dry_run:
+        tell_plan(candidates, guard.sampling, messages)
+    else:
+        choose_and_tell(candidates, guard.sampling, result, messages, as_transfer=True)
 
 
-def _inputs(given: Mapping[str, Any]) -> list[str]:
-    """What no output may take the place of."""
-    from loraport.inputs.accelerator import target_places
-
-    return [*given["loras"], given["source"], *target_places(given["target"])]
-
-
-def _run(passes: Sequence[Pass], page: Path | None, given: Mapping[str, Any]) -> None:
+def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messages: MessageOptions) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
     from loraport.transfers.passes import prepare_passes, transfer_passes
 
-    dry_run, json, quiet, verbose = (given[name] for name in ("dry_run", "json", "quiet", "verbose"))
-    places = [one.output for some in passes for one in some.configs]
-    again = earlier_transfers(places, given["overwrite"] or dry_run)
+    configs = [config for one in passes for config in one.configs]
+    places, forgiving = [config.output for config in configs], result.overwrite or result.dry_run
+    again = earlier_transfers(places, forgiving)
     others = [page, *(place for place in places if Path(place) not in again)]
-    keep_existing(others, _inputs(given), given["overwrite"] or dry_run)
-    if dry_run and (missing := _downloads(passes)):
-        console.print_downloads(missing, json=json)
+    keep_existing(others, input_places(configs), forgiving)
+    if result.dry_run and (missing := _downloads(configs)):
+        console.print_downloads(missing, json=messages.json)
         return
-    if dry_run:
+    if result.dry_run:
         plans = {ready.config.output: ready.plan for runs in prepare_passes(passes) for ready in runs}
-        console.print_plans(plans, json=json)
+        console.print_plans(plans, json=messages.json)
         return
-    with console.Terminal(quiet=quiet, verbose=verbose) as terminal:
+    with messages.terminal() as terminal:
         for place in again:
             terminal.note(f"{place}, an earlier transfer, is replaced")
         batch = transfer_passes(passes, progress=terminal)
     if page is not None:
-        write_report(batch, page, quiet=quiet)
-    console.print_transfers(batch, json=json, quiet=quiet, verbose=verbose)
+        write_report(batch, page, messages)
+    console.print_transfers(batch, json=messages.json, quiet=messages.quiet, verbose=messages.verbose)
     raise typer.Exit(3 if batch.lost else 0)
 
 
-def _downloads(passes: Sequence[Pass]) -> tuple[Download, ...]:
-    """What of the models would have to be fetched before a plan can be made."""
+def _downloads(configs: Sequence[TransferConfig]) -> tuple[Download, ...]:
+    """Return what of the models would have to be fetched before a plan can be made."""
     from loraport.files.models.presets import downloads
     from loraport.inputs.accelerator import SOURCE, split_target
 
-    configs = [config for one in passes for config in one.configs]
     targets = [split_target(config.target) for config in configs]
     models = [pair[0] if pair else config.target for pair, config in zip(targets, configs, strict=True)]
     return downloads(model for model in (*(config.source for config in configs), *models) if model != SOURCE)
 
 
-def _passes(given: dict[str, Any]) -> tuple[Pass, ...]:
-    """The runs of the command; of either expert, with its name in their outputs."""
+def _passes(
+    template: TransferConfig, loras: Sequence[str], recipes: Sequence[Recipe], models: TransferModels,
+    result: OutputOptions,
+) -> tuple[Pass, ...]:  # fmt: skip
+    """Return the runs of the command; of either expert, with its name in their outputs."""
+    from loraport.inputs.batch import one_or_many
     from loraport.inputs.experts import experts
     from loraport.transfers.passes import Pass
 
-    if not given["experts"]:
-        return (Pass(_configs(given)),)
-    found = []
-    for expert in experts(given["loras"], given["source"], given["target"]):
-        own = {**given, "loras": [expert.lora], "source": expert.source, "target": expert.target}
-        own |= {"lora_part": expert.lora_part or given["lora_part"], "accelerator_part": expert.accelerator_part}
-        configs = tuple(replace(config, output=expert.named(config.output)) for config in _configs(own))
-        found.append(Pass(configs, expert.title, expert.notes))
-    return tuple(found)
-
-
-def _configs(given: dict[str, Any]) -> tuple[TransferConfig, ...]:
-    """The runs that the command's options make, by their names."""
-    from loraport.inputs.batch import method_list, one_or_many
-    from loraport.inputs.config import RankRule, TransferConfig, chosen_format, chosen_output
-    from loraport.inputs.recipes import chosen_recipes
-
-    changes = {name: given[name] for name in _OF_METHODS if given[name] is not None}
-    recipes = chosen_recipes(method_list(given["method"]), given["preset"], changes)
-    template = TransferConfig(
-        given["loras"][0], output=given["output"], **{name: given[name] for name in _PLAIN if name != "split"},
-        include=tuple(given["include"] or ()), exclude=tuple(given["exclude"] or ()),
-        format=chosen_format(given["format"]),
-        as_diff=chosen_output(given["as_"]) == "diff", cache=cache_folder(given["cache"], given["no_cache"]),
-    )  # fmt: skip
-    rank = None if given["rank"] is None else RankRule.parse(given["rank"])
-    return one_or_many(template, given["loras"], recipes, rank=rank, split=given["split"])
+    rank = result.rank_rule()
+    if not models.experts:
+        return (Pass(one_or_many(template, loras, recipes, rank=rank, split=result.split)),)
+    passes = []
+    for expert in experts(loras, models.source, models.target):
+        own = replace(
+            template, lora=expert.lora, source=expert.source, target=expert.target,
+            lora_part=expert.lora_part or models.lora_part, accelerator_part=expert.accelerator_part,
+        )  # fmt: skip
+        configs = one_or_many(own, [expert.lora], recipes, rank=rank, split=result.split)
+        named = tuple(replace(config, output=expert.named(config.output)) for config in configs)
+        passes.append(Pass(named, expert.title, expert.notes))
+    return tuple(passes)

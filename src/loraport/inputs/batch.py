@@ -25,15 +25,17 @@ def one_or_many(
     *,
     rank: RankRule | None = None,
     split: bool = False,
+    in_folder: bool = False,
 ) -> tuple[TransferConfig, ...]:
     """Return the runs of one command: each LoRA by each recipe, in two parts where `split`.
 
     `template` has everything else. One LoRA by one method is written to its output; of several, that is a folder with
     a file `LORA-METHOD.safetensors` each (a folder `LORA-METHOD` in PEFT's format), where a colon in the method becomes
-    a dash. The counter-drift of a split goes beside it, with `-counter-drift` behind its name. `rank` None takes the
-    rank of each recipe's preset. Raises OutputError where the folder is a file, and as TransferConfig does.
+    a dash; `in_folder` makes it one for a single run, too. The counter-drift of a split goes beside it, with
+    `-counter-drift` behind its name. `rank` None takes the rank of each recipe's preset. Raises OutputError where the
+    folder is a file, and as TransferConfig does.
     """
-    output, several = template.output, len(loras) * len(recipes) > 1
+    output, several = template.output, in_folder or len(loras) * len(recipes) > 1
     if several and expand_home(output).exists() and not expand_home(output).is_dir():
         raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
     if several and Path(output).suffix == ".safetensors":

@@ -16,11 +16,12 @@ from loraport.files.lora.provenance import made_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.plain_json import json_text
+from loraport.sampling.choice.guard import DIRECT
 from loraport.sampling.hooks import scale_updates
 from loraport.sampling.pair import Pair, Updates
 from loraport.spectral.low_rank import LowRank
 
-NONE, DIRECT = "none", "direct"
+NONE = "none"
 
 
 def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,13 @@ from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.gains import GROUPINGS
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes, solve_bytes
 from loraport.sampling.choice.candidates import (
-    DIRECT,
     NONE,
     check_place,
     read_adapter,
     read_candidate,
     write_calibrated,
 )
-from loraport.sampling.choice.guard import Verdict, decide
+from loraport.sampling.choice.guard import DIRECT, Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair
 from loraport.sampling.pass_counter import PassCounter
@@ -28,17 +27,6 @@ from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import Score, judged_clips, score, score_passes
 
 Table = tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """What to score, on how many clips, and where samples are kept."""
-
-    candidates: tuple[str, ...]
-    lora: str
-    clips: int
-    seed: int
-    cache: str | None
 
 
 @dataclass(frozen=True)
@@ -84,29 +72,37 @@ class CommandResult:
 
 
 def run_score(
-    pair: Pair, request: ScoreRequest, *, progress: Progress = NO_PROGRESS, dry_run: bool = False
+    pair: Pair,
+    lora: str,
+    candidates: Sequence[str],
+    *,
+    clips: int,
+    seed: int,
+    cache: str | None,
+    progress: Progress = NO_PROGRESS,
+    dry_run: bool = False,
 ) -> CommandResult:
-    """Scores of the candidates on clips drawn for judging."""
+    """Score the candidates on clips drawn for judging; samples are kept in the folder `cache`."""
     began = time.perf_counter()
-    _, direct, notes = read_adapter(request.lora, pair)
-    read = {text: read_candidate(text, direct, pair) for text in dict.fromkeys((DIRECT, *request.candidates))}
-    planned = score_passes(pair, request.clips, len(read))
+    _, direct, notes = read_adapter(lora, pair)
+    read = {text: read_candidate(text, direct, pair) for text in dict.fromkeys((DIRECT, *candidates))}
+    planned = score_passes(pair, clips, len(read))
     if dry_run:
-        words = (("would take", f"{planned} passes for {request.clips} clips"), NOTHING_WRITTEN)
-        return CommandResult(_planned(pair, {"passes": planned, "clips": request.clips}), (_sampled(pair), *words))
+        words = (("would take", f"{planned} passes for {clips} clips"), NOTHING_WRITTEN)
+        return CommandResult(_planned(pair, {"passes": planned, "clips": clips}), (_sampled(pair), *words))
     counter = PassCounter(planned, progress)
-    store = SampleStore(request.cache)
-    effect = EndEffect(pair, direct, judged_clips(request.clips, request.seed), store, counter)
+    store = SampleStore(cache)
+    effect = EndEffect(pair, direct, judged_clips(clips, seed), store, counter)
     rows = score(effect, direct, {text: updates for text, (updates, _) in read.items()})
     facts = {
-        "clips": request.clips,
+        "clips": clips,
         "prompts": len(set(pair.prompts(effect.clips))),
         "scores": [row.as_json() for row in rows],
         "target_sampler": pair.sampler.as_json(),
         "notes": [*pair.notes, *notes, *(note for _, more in read.values() for note in more)],
         **_spent(counter, began),
     }
-    counted = f"{request.clips}, of {facts['prompts']} prompts"
+    counted = f"{clips}, of {facts['prompts']} prompts"
     return CommandResult(facts, (("clips", counted), _sampled(pair), *score_table(rows)))
 
 
