@@ -271,7 +271,7 @@ def test_samples_are_listed_verified_and_cleared_with_the_bases_and_nothing_else
     store = SampleStore(tmp_path / "cache")
     store.recall("one", lambda: {"end": torch.ones(3)})
     store.recall("two", lambda: {"end": torch.zeros(3)})
-    [(first, size), (second, _)] = store.list()
+    (first, size), (second, _) = ((file.path, file.bytes) for file in store.list())
     mine = first.with_name("notes.txt")
     mine.write_text("mine")
     at = ["--cache", tmp_path / "cache", "--json"]
