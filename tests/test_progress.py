@@ -12,7 +12,7 @@ from loraport.console import Terminal
 from loraport.merge import merge
 from loraport.progress import NO_PROGRESS, NoProgress, Progress
 from loraport.store.bases import BasisCache
-from loraport.transfers.passes import Labelled, Pass, transfer_passes
+from loraport.transfers.passes import LabelledProgress, Pass, transfer_passes
 from loraport.transfers.run import TRANSFERRING, transfer, transfer_many
 from tests.progress import Reports
 from tests.transfers.models import make_family
@@ -23,7 +23,7 @@ def family(tmp_path_factory):
     return make_family(tmp_path_factory.mktemp("family"))
 
 
-@pytest.mark.parametrize("kind", [NoProgress, Terminal, Labelled, Reports])
+@pytest.mark.parametrize("kind", [NoProgress, Terminal, LabelledProgress, Reports])
 def test_whoever_listens_hears_the_same_words(kind):
     for name, member in vars(Progress).items():
         if inspect.isfunction(member) and not name.startswith("_"):

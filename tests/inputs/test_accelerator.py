@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.models.checkpoint import Weight, open_checkpoint
-from loraport.inputs.accelerator import Accelerated, open_target, split_target
+from loraport.inputs.accelerator import AcceleratedModel, open_target, split_target
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.merge import merge
@@ -118,7 +118,7 @@ def test_differences_and_what_has_no_place(family, factors, accelerator):
     extras = {f"{head}{ALONE}.diff": torch.full((24, 40), 0.25), f"{head}blocks.7.ffn.0.diff": torch.ones(40, 24)}
     save_file(load_file(accelerator) | extras, accelerator)
     target = open_target(f"source+{accelerator}*2", open_checkpoint(family.source))
-    assert isinstance(target, Accelerated)
+    assert isinstance(target, AcceleratedModel)
     found, _ = target.read_drift(ALONE, Weight(torch.zeros(24, 40), "hash", torch.float32))
     assert torch.equal(found.matrix, torch.full((24, 40), 0.5))
     notes = target.notes(family.factors, 20)

@@ -18,7 +18,7 @@ from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk import ownership
 from loraport.files.disk.ownership import HOST
 from loraport.transfers import run as execute
-from loraport.transfers.journal import Partial
+from loraport.transfers.journal import PartialFolder
 from loraport.transfers.run import transfer, transfer_many
 from tests.transfers.models import make_family
 
@@ -48,7 +48,7 @@ def owned(folder: Path, process: int, host: str = HOST) -> Path:
 
 def test_a_second_run_on_the_same_output_is_refused_with_the_firsts_name(family):
     with (
-        Partial(Path(family.config().output), "some run"),
+        PartialFolder(Path(family.config().output), "some run"),
         pytest.raises(OutputError, match=rf"out\.safetensors is being made by another run \(process {os.getpid()} on "),
     ):
         transfer(family.config())

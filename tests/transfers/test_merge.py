@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.additions import with_strength
 from loraport.files.models.checkpoint import open_checkpoint
-from loraport.inputs.accelerator import Accelerated, open_target
+from loraport.inputs.accelerator import AcceleratedModel, open_target
 from loraport.merge import MERGED, merge
 from loraport.transfers.run import transfer
 from tests import tiny
@@ -237,7 +237,7 @@ def test_one_tensor_is_in_memory_at_a_time(kind, family, tmp_path, monkeypatch):
     merge(str(place), [str(lora)], str(tmp_path / "o.safetensors"))
     assert len(most) > len(family.source_state) and max(most) <= (5 if kind == "factors" else 3)
     target = open_target(f"source+{lora}", open_checkpoint(str(place)))
-    assert isinstance(target, Accelerated) and len(target.weights) == len(family.factors)
+    assert isinstance(target, AcceleratedModel) and len(target.weights) == len(family.factors)
     assert len([one for one in alive if one() is not None]) <= 2
 
 

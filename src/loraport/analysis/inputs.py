@@ -18,7 +18,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import is_local, open_model
 from loraport.inputs.accelerator import Target
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import Prepared, prepare, run_identity
+from loraport.inputs.open import TransferInputs, prepare, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
@@ -70,7 +70,7 @@ class AnalyzeConfig:
 class AnalysisInputs:
     """The opened inputs and the builder of their layers."""
 
-    prepared: Prepared
+    prepared: TransferInputs
     source: LayerSource
 
     @classmethod
@@ -132,7 +132,7 @@ def transfer_config(config: AnalyzeConfig) -> TransferConfig:
 
 
 def choose_layers(
-    prepared: Prepared, config: AnalyzeConfig
+    prepared: TransferInputs, config: AnalyzeConfig
 ) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
     """The layers to look at, and the LoRA's others with the reason."""
     jobs = prepared.plan.of("transfer")

@@ -20,12 +20,12 @@ from loraport.analysis.sweep import Grid, run_sweeps
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.files.names.blocks import layer_depth, layer_kind
-from loraport.inputs.open import Prepared
+from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.basis import decompose
-from loraport.transfers.journal import Partial
+from loraport.transfers.journal import PartialFolder
 from loraport.transfers.layer_source import LayerWeights
 
 NO_SPECTRUM = "its weight is all zero in one of the models: it has no singular directions to look at"
@@ -42,7 +42,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
     inputs = AnalysisInputs.open(config)
     jobs, left_out = choose_layers(inputs.prepared, config)
     detailed = sample_layers([job.name for job in jobs], config.detail)
-    with Partial(Path(config.output), inputs.identity(config)) as partial:
+    with PartialFolder(Path(config.output), inputs.identity(config)) as partial:
         for note in inputs.prepared.plan.warnings:
             progress.note(note)
         survey = _survey(inputs, partial, progress)
@@ -56,7 +56,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
     )  # fmt: skip
 
 
-def _survey(inputs: AnalysisInputs, partial: Partial, progress: Progress) -> Survey:
+def _survey(inputs: AnalysisInputs, partial: PartialFolder, progress: Progress) -> Survey:
     """The drift of every layer that both models have, from an earlier start where it is there."""
     source, target = inputs.whole
     names, empty = shared_layers(source, target)
@@ -78,7 +78,7 @@ def _views(
     config: AnalyzeConfig,
     jobs: Sequence[LayerJob],
     detailed: Sequence[str],
-    partial: Partial,
+    partial: PartialFolder,
     progress: Progress,
 ) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]], dict[str, str]]:
     """Every layer's row in the jobs' order, the curves of the detailed ones, and which layers have nothing to show."""
@@ -144,7 +144,7 @@ def _copied(layers: Sequence[LayerView]) -> list[str]:
     ]
 
 
-def _facts(config: AnalyzeConfig, ready: Prepared) -> dict[str, Any]:
+def _facts(config: AnalyzeConfig, ready: TransferInputs) -> dict[str, Any]:
     return {
         "lora": ready.lora.path.name,
         "source": Path(config.source).name,

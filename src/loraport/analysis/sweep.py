@@ -21,7 +21,7 @@ from loraport.methods.layer import Layer
 from loraport.methods.settings import CasaSettings
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.kernels import norm
-from loraport.transfers.journal import Partial
+from loraport.transfers.journal import PartialFolder
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"
@@ -79,7 +79,7 @@ def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Progress = 
     """
     inputs = AnalysisInputs.open(config)
     jobs, _ = choose_layers(inputs.prepared, config)
-    with Partial(Path(config.output), inputs.identity(config)) as partial:
+    with PartialFolder(Path(config.output), inputs.identity(config)) as partial:
         return run_sweeps(inputs, config, jobs, grids, partial, progress)
 
 
@@ -88,7 +88,7 @@ def run_sweeps(
     config: AnalyzeConfig,
     jobs: Sequence[LayerJob],
     grids: Sequence[Grid],
-    partial: Partial,
+    partial: PartialFolder,
     progress: Progress,
 ) -> tuple[SweepResult, ...]:
     """The rows of every grid, layer by layer, those of an earlier start read back.

@@ -29,7 +29,7 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class Accelerated:
+class AcceleratedModel:
     """A model with an accelerator beside it, as a target of a transfer: names and shapes are the model's."""
 
     model: Checkpoint
@@ -133,7 +133,7 @@ class Accelerated:
         return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
-Target = Checkpoint | Accelerated
+Target = Checkpoint | AcceleratedModel
 
 
 def open_target(
@@ -163,7 +163,7 @@ def open_target(
     weights = {
         name.removesuffix(".weight"): terms for name, terms in adds.by_parameter.items() if name.endswith(".weight")
     }
-    return Accelerated(model, accelerator, strength, on_source, weights, adds.keys.dropped)
+    return AcceleratedModel(model, accelerator, strength, on_source, weights, adds.keys.dropped)
 
 
 def split_target(text: str) -> tuple[str, str] | None:

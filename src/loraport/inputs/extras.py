@@ -12,7 +12,7 @@ from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.inputs.accelerator import Target
 
 
-def fitted(lora: Lora, target: Target) -> Lora:
+def fit_extras(lora: Lora, target: Target) -> Lora:
     """Return the LoRA without the extras that the target has no place for; they are listed as dropped.
 
     Kernels are written as the target has them: the LoRA's file may lack one (LoHa and LoKr store convolutions as

@@ -25,10 +25,10 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
 from loraport.files.names.blocks import layer_role
 from loraport.files.whole_weights import as_differences, carried_note
-from loraport.inputs.accelerator import Accelerated, Target, open_target, split_target, target_places
+from loraport.inputs.accelerator import AcceleratedModel, Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.extras import fitted
+from loraport.inputs.extras import fit_extras
 from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
 from loraport.inputs.plan import Plan, make_plan
 from loraport.progress import NO_PROGRESS, Progress
@@ -37,7 +37,7 @@ from loraport.store.basis_source import BasisSource
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TransferInputs:
     """The opened inputs of a run and its plan."""
 
     config: TransferConfig
@@ -49,12 +49,12 @@ class Prepared:
     """Set if layers were paired by similarity: the source and the LoRA have the names of the target's layers then."""
 
 
-def prepare(config: TransferConfig) -> Prepared:
+def prepare(config: TransferConfig) -> TransferInputs:
     """Read the LoRA, open both models (headers only), pair their layers. Raises InputError for whatever is wrong."""
     return prepare_many([config])[0]
 
 
-def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[Prepared, ...]:
+def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[TransferInputs, ...]:
     """Do the same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
     Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError if their models, device or
@@ -77,12 +77,12 @@ def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROG
     pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
     if pairing is not None:
         loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
-    loras = {place: fitted(as_differences(lora, source), target) for place, lora in loras.items()}
-    ready = []
+    loras = {place: fit_extras(as_differences(lora, source), target) for place, lora in loras.items()}
+    batch = []
     for config in configs:
         with _errors_name(config.lora, len(places) > 1):
-            ready.append(_paired(config, loras[config.lora], source, target, pairing))
-    return tuple(ready)
+            batch.append(_paired(config, loras[config.lora], source, target, pairing))
+    return tuple(batch)
 
 
 def _accelerator_part(config: TransferConfig) -> str | None:
@@ -106,7 +106,7 @@ def _by_similarity(
 
 def _paired(
     config: TransferConfig, lora: Lora, source: Checkpoint, target: Target, pairing: Pairing | None
-) -> Prepared:
+) -> TransferInputs:
     """Return a run with its plan. The counter-drift part has the transferred layers alone: the adapter has all else."""
     plan = make_plan(
         lora, source, target, include=config.include, exclude=config.exclude, reuses=config.method == "direct"
@@ -121,7 +121,7 @@ def _paired(
     if config.part == "counter-drift":
         plan = replace(plan, jobs=plan.of("transfer"))
         lora = replace(lora, extras={}, dropped=(), encoders={})
-    return Prepared(config, lora, source, target, plan, pairing)
+    return TransferInputs(config, lora, source, target, plan, pairing)
 
 
 def _idle_settings(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
@@ -162,27 +162,27 @@ def auto_rank(own: int, *, low_rank: bool) -> int:
     return own if low_rank else 2 * own
 
 
-def check_outputs(batch: Sequence[Prepared]) -> None:
+def check_outputs(batch: Sequence[TransferInputs]) -> None:
     """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
-    loras = list(dict.fromkeys(ready.config.lora for ready in batch))
-    for ready in batch:
-        with _errors_name(ready.config.lora, len(loras) > 1):
-            _check_output(ready, loras)
-    check_free_space({Path(ready.config.output): _least_bytes(ready) for ready in batch})
+    loras = list(dict.fromkeys(inputs.config.lora for inputs in batch))
+    for inputs in batch:
+        with _errors_name(inputs.config.lora, len(loras) > 1):
+            _check_output(inputs, loras)
+    check_free_space({Path(inputs.config.output): _least_bytes(inputs) for inputs in batch})
 
 
-def _least_bytes(ready: Prepared) -> int:
+def _least_bytes(inputs: TransferInputs) -> int:
     """Return the least size of a file of dense differences; that of factors depends on ranks that are not known yet."""
-    config = ready.config
+    config = inputs.config
     if not config.as_diff or config.method.startswith("prolora"):
         return 0
-    nameless = without_name(ready.lora, output_dialect(ready.lora, "comfy"))
-    jobs = (job for job in ready.plan.jobs if job.action != "drop" and job.name not in nameless)
+    nameless = without_name(inputs.lora, output_dialect(inputs.lora, "comfy"))
+    jobs = (job for job in inputs.plan.jobs if job.action != "drop" and job.name not in nameless)
     return sum(math.prod(job.shape) for job in jobs) * (4 if config.dtype == "fp32" else 2)
 
 
-def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
-    config, lora, output = ready.config, ready.lora, Path(ready.config.output)
+def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
+    config, lora, output = inputs.config, inputs.lora, Path(inputs.config.output)
     dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
     check_form(output, not config.as_diff and dialect.folder)
     nameless = without_name(lora, dialect)
@@ -190,20 +190,22 @@ def _check_output(ready: Prepared, loras: Sequence[str]) -> None:
         layer, reason = next(iter(nameless.items()))
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
     named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
-    protect_inputs(output, (*named, *ready.source.paths, *ready.target.paths))
+    protect_inputs(output, (*named, *inputs.source.paths, *inputs.target.paths))
 
 
-def run_identity(ready: Prepared, device: torch.device, work: str, models: Iterable[Checkpoint | Target] = ()) -> str:
+def run_identity(
+    inputs: TransferInputs, device: torch.device, work: str, models: Iterable[Checkpoint | Target] = ()
+) -> str:
     """Return what makes an unfinished run the same work: settings (`work`), program, inputs as they lie on the disk.
 
     Which layers are left out is no part of it: what is done of the others stays good. `models`: those that are read, if
     they are not the two that were opened for the LoRA.
     """
-    paths = {path for model in tuple(models) or (ready.source, ready.target) for path in model.paths}
+    paths = {path for model in tuple(models) or (inputs.source, inputs.target) for path in model.paths}
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    beside = ready.target.accelerator.sha256 if isinstance(ready.target, Accelerated) else None
-    rank = common_rank(ready.config, ready.plan)
-    return json.dumps([work, rank, __version__, torch.__version__, str(device), ready.lora.sha256, beside, files])
+    beside = inputs.target.accelerator.sha256 if isinstance(inputs.target, AcceleratedModel) else None
+    rank = common_rank(inputs.config, inputs.plan)
+    return json.dumps([work, rank, __version__, torch.__version__, str(device), inputs.lora.sha256, beside, files])
 
 
 _SHARED_SETTINGS = (

@@ -17,7 +17,7 @@ from loraport.errors import MismatchError, SettingsError, unknown_name
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.blocks import layer_block, layer_role
-from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.methods.subspace import leading, similarity
 from loraport.progress import Progress
 from loraport.spectral.basis import Basis
@@ -161,7 +161,7 @@ def find_pairing(
     roles = {layer_role(layer) for layer in lora_layers}
     if mode == "auto" and not differ_in_depth(roles, source, target):
         return None
-    if isinstance(target, Accelerated):
+    if isinstance(target, AcceleratedModel):
         raise SettingsError(
             f"{target.where} and {source.where} differ in depth, and layers are paired by similarity between two "
             "models; bake the accelerator into its model first (loraport merge), or pair by name (--pairing name)"
@@ -243,7 +243,7 @@ def _by_role(model: Target, roles: set[str]) -> dict[tuple[str, tuple[int, ...]]
 
 def _names_by_role(model: Target, roles: set[str]) -> dict[str, set[str]]:
     """Role -> its layers, those in shards that were not opened among them."""
-    inner = model.model if isinstance(model, Accelerated) else model
+    inner = model.model if isinstance(model, AcceleratedModel) else model
     found: dict[str, set[str]] = {}
     for name in (*inner, *inner.absent):
         layer = name.removesuffix(".weight")

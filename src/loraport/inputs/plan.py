@@ -14,7 +14,7 @@ from loraport.files.additions import nothing_fits
 from loraport.files.lora.kernels import same_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.inputs.config import matches
 
 Action = Literal["transfer", "copy", "drop"]
@@ -150,7 +150,7 @@ def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
 
 def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
     missing_in: Target = target if not any(f"{name}.weight" in target for name in lora.layers) else source
-    family = missing_in.model.family if isinstance(missing_in, Accelerated) else missing_in.family
+    family = missing_in.model.family if isinstance(missing_in, AcceleratedModel) else missing_in.family
     return nothing_fits(lora, missing_in.where, missing_in.layers, family)
 
 
@@ -159,8 +159,8 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
     if set(source.paths) == set(target.paths) and source.part == target.part:
         notes.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
-    notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, Accelerated) else target).notes])
-    exact = isinstance(target, Accelerated) and target.on_source  # its drift is not a difference of two files
+    notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, AcceleratedModel) else target).notes])
+    exact = isinstance(target, AcceleratedModel) and target.on_source  # its drift is not a difference of two files
     for model in models:
         if model.extra:
             notes.append(f"{model.where} has tensors outside its family's table, left alone: {_some(model.extra)}")
@@ -183,7 +183,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
     known = {*source, *source.absent, *(f"{name}.weight" for name in lora.layers)}
     if gates := [layer for layer in target.layers if f"{layer}.weight" not in known]:
         notes.append(f"{target.where} has layers that the source lacks, left alone: {_some(gates)}")
-    if isinstance(target, Accelerated):
+    if isinstance(target, AcceleratedModel):
         notes += target.notes(lora.layers, len(lora.layers))
     notes += _kinds(lora)
     return notes

@@ -24,13 +24,13 @@ from loraport.spectral.low_rank import LowRank
 from loraport.store.keyed import Entry, KeyedStore
 from loraport.transfers.results import LayerResult
 
-P = TypeVar("P", bound="Partial")
+P = TypeVar("P", bound="PartialFolder")
 _LAYER = re.compile(r"[0-9a-f]{16}\.safetensors")
 _LOCK = "lock"
 _OURS = re.compile(rf"{_LAYER.pattern}|{_LOCK}|{TEMPORARY.pattern}")
 
 
-class Partial:
+class PartialFolder:
     """The folder `OUT.partial` of one run: a file a layer, each marked with the run that it belongs to."""
 
     def __init__(self, output: Path, run: str) -> None:
@@ -118,7 +118,7 @@ def _key(name: str) -> str:
     return text_digest(name)[:16]
 
 
-class Journal(Partial):
+class Journal(PartialFolder):
     """The finished layers of a transfer, rounded to the output's dtype."""
 
     def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from loraport.compute import find_device
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.inputs.accelerator import Accelerated, Target
+from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.inputs.config import Part
 from loraport.inputs.drift import drift_between, within_floor
-from loraport.inputs.open import Prepared
+from loraport.inputs.open import TransferInputs
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer, Parts, Update
 from loraport.methods.recipes import Recipe
@@ -69,7 +69,7 @@ def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: 
     before = source.read(name)
     W_s = before.matrix
     weight = norm(W_s)
-    if isinstance(target, Accelerated):
+    if isinstance(target, AcceleratedModel):
         drift, target_hash = target.read_drift(name, before)
         W_t = W_s + drift.matrix if keep_target else None
     else:
@@ -93,11 +93,11 @@ class LayerSource:
     """Whether a drift within rounding counts as one."""
 
     @classmethod
-    def open(cls, ready: Prepared) -> LayerSource:
+    def open(cls, inputs: TransferInputs) -> LayerSource:
         """Return the builder of a prepared run, with its cache and its device."""
-        config = ready.config
+        config = inputs.config
         bases = BasisSource(BasisCache(config.cache), find_device(config.device))
-        return cls(ready.source, ready.target, bases, config.force_drift)
+        return cls(inputs.source, inputs.target, bases, config.force_drift)
 
     def read(self, name: str, *, keep_weights: bool = False, with_target: bool = False) -> LayerWeights:
         """Read a layer's weights; the rest is made when it is first asked for, perhaps on another thread.

@@ -16,9 +16,9 @@ from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.provenance import made_from
 from loraport.files.lora.write import WrittenLora, write_diff, write_lora
-from loraport.inputs.accelerator import Accelerated
+from loraport.inputs.accelerator import AcceleratedModel
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import Prepared, common_rank
+from loraport.inputs.open import TransferInputs, common_rank
 from loraport.inputs.plan import NO_DRIFT, LayerJob
 from loraport.methods.settings import ProloraSettings
 from loraport.plain_json import json_text
@@ -35,14 +35,14 @@ PART_NOTES = {
 STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
 
 
-def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
+def write(inputs: TransferInputs, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
     """Assemble the output from the journal and from what is copied."""
-    config, lora, dtype = ready.config, ready.lora, TORCH_DTYPES[ready.config.dtype]
+    config, lora, dtype = inputs.config, inputs.lora, TORCH_DTYPES[inputs.config.dtype]
     status = {layer.name: layer.status for layer in layers if layer.status != "skipped"}
-    provenance = _provenance(ready, layers)
+    provenance = _provenance(inputs, layers)
 
     def update(name: str) -> LowRank | Tensor:
-        return journal.finished(name) if status[name] == "transferred" else copied(ready, name)
+        return journal.finished(name) if status[name] == "transferred" else copied_factors(inputs, name)
 
     def dense(name: str) -> Tensor:
         value = update(name)
@@ -51,35 +51,35 @@ def write(ready: Prepared, journal: Journal, layers: Iterable[LayerResult]) -> W
     if config.as_diff:
         pending = {name: Pending(dtype, lora.updates[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
         return write_diff(
-            config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(ready)
+            config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(inputs)
         )  # fmt: skip
     updates = {name: value for name in status if isinstance(value := update(name), LowRank)}
     return write_lora(
         config.output, updates, lora,
         format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
-        encoders=_encoders(ready),
+        encoders=_encoders(inputs),
     )  # fmt: skip
 
 
-def _encoders(ready: Prepared) -> dict[str, LowRank]:
+def _encoders(inputs: TransferInputs) -> dict[str, LowRank]:
     """Return the layers of text encoders that are not factors yet; the others are carried through."""
-    return encoder_factors(ready.lora, ready.config.rank, ready.source, plain=False)
+    return encoder_factors(inputs.lora, inputs.config.rank, inputs.source, plain=False)
 
 
-def copied(ready: Prepared, name: str) -> LowRank:
+def copied_factors(inputs: TransferInputs, name: str) -> LowRank:
     """Return the factors of a layer that is not transferred; of a DoRA what it adds to W_s, else to W_t."""
-    config, update, W = ready.config, ready.lora.updates[name], None
+    config, update, W = inputs.config, inputs.lora.updates[name], None
     if needs_weight(update):
-        model = ready.source if f"{name}.weight" in ready.source else ready.target
-        W = (model.model if isinstance(model, Accelerated) else model).read(name).matrix
+        model = inputs.source if f"{name}.weight" in inputs.source else inputs.target
+        W = (model.model if isinstance(model, AcceleratedModel) else model).read(name).matrix
     rule = RankRule("full") if config.as_diff else config.rank
-    return as_factors(update, W, rule, common_rank(config, ready.plan), layer_generator(config.seed, name))
+    return as_factors(update, W, rule, common_rank(config, inputs.plan), layer_generator(config.seed, name))
 
 
-def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]) -> KeyAccount:
+def key_account(inputs: TransferInputs, written: WrittenLora, layers: Iterable[LayerResult]) -> KeyAccount:
     """Return where each key of the input went; what is dropped has the plan's reason or the method's."""
-    keys = {name: layer.keys for name, layer in ready.lora.layers.items()}
-    dropped = [*ready.lora.dropped, *written.dropped]
+    keys = {name: layer.keys for name, layer in inputs.lora.layers.items()}
+    dropped = [*inputs.lora.dropped, *written.dropped]
     dropped += [(key, row.reason or "") for row in layers if row.status == "skipped" for key in keys[row.name]]
     used = {key for row in layers if row.status != "skipped" for key in keys[row.name]}
     dropped = [(key, reason) for key, reason in dropped if key not in used or (key, reason) in written.dropped]
@@ -90,18 +90,18 @@ def account(ready: Prepared, written: WrittenLora, layers: Iterable[LayerResult]
     return KeyAccount.of(dropped, transferred=by_status["transferred"], copied=copied)
 
 
-def all_layers(ready: Prepared, results: dict[str, LayerResult]) -> tuple[LayerResult, ...]:
+def rows_of_all_layers(inputs: TransferInputs, results: dict[str, LayerResult]) -> tuple[LayerResult, ...]:
     """Return the rows of all layers in the LoRA's order.
 
     Raises SettingsError if the method's own filter took every layer: there would be nothing to write.
     """
-    layers = tuple(results.get(job.name) or _untouched(job) for job in ready.plan.jobs)
+    layers = tuple(results.get(job.name) or _row_of_job(job) for job in inputs.plan.jobs)
     if layers and all(layer.status == "skipped" for layer in layers):
         raise SettingsError(f"the method gives no layer an adapter; {layers[0].name}, for one: {layers[0].reason}")
     return layers
 
 
-def _untouched(job: LayerJob) -> LayerResult:
+def _row_of_job(job: LayerJob) -> LayerResult:
     rank_out = job.rank if job.action == "copy" and job.kind == "LoRA" else None
     status: Any = STATUS[job.action]
     return LayerResult(job.name, status, job.reason, job.shape, job.rank, rank_out, kind=job.kind,
@@ -139,21 +139,21 @@ def _percent(share: float | None) -> str:
     return f"{100 * (share or 0):.2g} %"
 
 
-def _provenance(ready: Prepared, layers: Iterable[LayerResult]) -> dict[str, str]:
+def _provenance(inputs: TransferInputs, layers: Iterable[LayerResult]) -> dict[str, str]:
     """Return what the written file says about itself; names without their folders, contents by hash."""
-    layers, config = list(layers), ready.config
+    layers, config = list(layers), inputs.config
     values = {
-        **made_from(ready.lora, config.method),
+        **made_from(inputs.lora, config.method),
         "settings": json_text(config.recorded_settings(), sort_keys=True),
         "source": Path(config.source).name,
         "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
         "target": Path(config.target).name,
         "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
     }
-    if ready.pairing is not None:
-        values["pairing"] = json_text({target: origin for target, (origin, _) in ready.pairing.pairs.items()})
-    if isinstance(ready.target, Accelerated):
-        values |= ready.target.provenance()
+    if inputs.pairing is not None:
+        values["pairing"] = json_text({target: origin for target, (origin, _) in inputs.pairing.pairs.items()})
+    if isinstance(inputs.target, AcceleratedModel):
+        values |= inputs.target.provenance()
     if config.part != "whole":
         values |= {"part": config.part, "note": PART_NOTES[config.part]}
     elif any(layer.correction for layer in layers) or config.method == "core":

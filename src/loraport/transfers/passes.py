@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import Prepared, check_outputs, prepare_many
+from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.transfers.results import BatchResult, joined
 from loraport.transfers.run import transfer_many
@@ -23,12 +23,12 @@ class Pass:
     """What the user should know of how its files were chosen."""
 
 
-def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
+def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[TransferInputs, ...], ...]:
     """Return the opened inputs and plans of all runs, with each pass's own notes among the plan's warnings."""
     return tuple(
         tuple(
-            replace(ready, plan=replace(ready.plan, warnings=(*one.notes, *ready.plan.warnings)))
-            for ready in prepare_many(one.configs)
+            replace(inputs, plan=replace(inputs.plan, warnings=(*one.notes, *inputs.plan.warnings)))
+            for inputs in prepare_many(one.configs)
         )
         for one in passes
     )
@@ -37,19 +37,19 @@ def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[Prepared, ...], ...]:
 def transfer_passes(passes: Sequence[Pass], *, progress: Progress = NO_PROGRESS) -> BatchResult:
     """Run `transfer_many` for several pairs of models in turn; nothing begins if any of them is refused."""
     if len(passes) > 1:  # an output of one may be an input of another
-        check_outputs([ready for one in passes for ready in prepare_many(one.configs)])
+        check_outputs([inputs for one in passes for inputs in prepare_many(one.configs)])
     for note in dict.fromkeys(note for one in passes for note in one.notes):
         progress.note(note)
     batches = []
     for one in passes:
-        batch = transfer_many(one.configs, progress=Labelled(progress, one.name) if one.name else progress)
+        batch = transfer_many(one.configs, progress=LabelledProgress(progress, one.name) if one.name else progress)
         runs = tuple(replace(run, warnings=(*one.notes, *run.warnings)) for run in batch.runs)
         batches.append(replace(batch, runs=runs))
     return joined(batches)
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledProgress:
     """Puts the name of a pass in front of every report."""
 
     progress: Progress

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from loraport.files.adapters.casting import fitted, rounding_loss
-from loraport.inputs.open import Prepared
+from loraport.inputs.open import TransferInputs
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import LayerResult
 
@@ -19,11 +19,11 @@ CLOSE = 1e-4
 """Share of a layer's entries on the threshold of arbitration from which on the user is told."""
 
 
-def with_rounding(ready: Prepared, layers: Iterable[LayerResult], dtype: torch.dtype) -> tuple[LayerResult, ...]:
+def with_rounding(inputs: TransferInputs, layers: Iterable[LayerResult], dtype: torch.dtype) -> tuple[LayerResult, ...]:
     """Return the rows, with what rounding costs the layers that are plain copies."""
     rows = []
     for row in layers:
-        update = ready.lora.updates.get(row.name)
+        update = inputs.lora.updates.get(row.name)
         if row.status == "copied" and row.rounding is None and isinstance(update, LowRank):
             row = replace(row, rounding=rounding_loss(fitted(update, dtype), dtype))
         rows.append(row)

@@ -12,14 +12,14 @@ from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.files.adapters.updates import needs_weight
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import Prepared, check_outputs, common_rank, prepare_many, run_identity
+from loraport.inputs.open import TransferInputs, check_outputs, common_rank, prepare_many, run_identity
 from loraport.inputs.plan import LayerJob
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.store.basis_source import BasisSource
 from loraport.transfers.journal import Journal
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
-from loraport.transfers.output import account, all_layers, closing_notes, write
+from loraport.transfers.output import closing_notes, key_account, rows_of_all_layers, write
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
@@ -30,7 +30,7 @@ TRANSFERRING = "transferring"
 class Run:
     """One LoRA by one method, with what is finished of it."""
 
-    ready: Prepared
+    inputs: TransferInputs
     transfer_layer: LayerTransfer
     journal: Journal
     label: str
@@ -58,11 +58,11 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     check_outputs(batch)
     layers = LayerSource.open(batch[0])
     bases = layers.bases
-    runs = [_new_run(ready, bases, several=len(batch) > 1) for ready in batch]
+    runs = [_new_run(inputs, bases, several=len(batch) > 1) for inputs in batch]
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.journal)
-        report_notes(progress, [(run.label, run.ready.plan.warnings) for run in runs])
+        report_notes(progress, [(run.label, run.inputs.plan.warnings) for run in runs])
         transfer_layers(runs, layers, progress)
         computed = time.perf_counter()
         written, refused = _write_all(runs, bases)
@@ -80,7 +80,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
     Raises InputError for layers that cannot be used when all others are done, and at once for an unreadable file.
     """
     todo: dict[str, list[tuple[Run, LayerJob]]] = {}
-    jobs = [(run, job) for run in runs for job in run.ready.plan.of("transfer")]
+    jobs = [(run, job) for run in runs for job in run.inputs.plan.of("transfer")]
     report = counter(progress, TRANSFERRING, sum(job.cost for _, job in jobs))
     for run, job in jobs:
         earlier = run.journal.recall(job.name)
@@ -93,7 +93,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
     refused: dict[str, InputError] = {}
 
     def read(name: str) -> LayerWeights | InputError:
-        kept = any(needs_weight(run.ready.lora.updates[name]) for run, _ in todo[name])
+        kept = any(needs_weight(run.inputs.lora.updates[name]) for run, _ in todo[name])
         with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
         try:
             return layers.read(name, keep_weights=kept, with_target=with_target)
@@ -110,7 +110,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
         for run, job in todo[name]:
             try:
                 with layers.bases.watch.stage("transfer"):
-                    written, result = run.transfer_layer(job, run.ready.lora.updates[name], weights)
+                    written, result = run.transfer_layer(job, run.inputs.lora.updates[name], weights)
             except InputError as error:
                 refused.setdefault(name, error)
                 continue
@@ -139,11 +139,11 @@ def _refusal(refused: dict[str, InputError]) -> InputError:
 
 
 def report_notes(
-    progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[Prepared] = ()
+    progress: Progress, notes: Iterable[tuple[str, Sequence[str]]], already: Sequence[TransferInputs] = ()
 ) -> None:
     """Report each note once: as it is if all runs have it, else behind the names of those that have it."""
     notes = list(notes)
-    known = {note for ready in already for note in ready.plan.warnings}
+    known = {note for inputs in already for note in inputs.plan.warnings}
     labels: dict[str, list[str]] = {}
     for label, own in notes:
         for note in own:
@@ -153,23 +153,23 @@ def report_notes(
         progress.note(note if len(of) == len(notes) else f"{', '.join(of)}: {note}")
 
 
-def _new_run(ready: Prepared, bases: BasisSource, *, several: bool) -> Run:
-    config = ready.config
+def _new_run(inputs: TransferInputs, bases: BasisSource, *, several: bool) -> Run:
+    config = inputs.config
     return Run(
-        ready,
+        inputs,
         LayerTransfer(
             config.recipe,
             config.rank,
-            common_rank(config, ready.plan),
+            common_rank(config, inputs.plan),
             config.as_diff,
             config.seed,
-            ready.lora.sha256,
+            inputs.lora.sha256,
             config.part,
             config.dora,
             TORCH_DTYPES[config.dtype],
         ),
         Journal(
-            Path(config.output), run_identity(ready, bases.device, config.fingerprint()), TORCH_DTYPES[config.dtype]
+            Path(config.output), run_identity(inputs, bases.device, config.fingerprint()), TORCH_DTYPES[config.dtype]
         ),
         Path(config.output).name if several else "",
     )
@@ -192,16 +192,16 @@ def _write_all(
             if len(refused) == len(runs) - 1:
                 raise
             run.journal.keep_after_success = True
-            refused.append((run.ready.config.output, str(error)))
+            refused.append((run.inputs.config.output, str(error)))
     return written, refused
 
 
 def _write_one(run: Run, bases: BasisSource) -> TransferResult:
     """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
     start = time.perf_counter()
-    ready, config = run.ready, run.ready.config
-    layers = with_rounding(ready, all_layers(ready, run.results), TORCH_DTYPES[config.dtype])
-    written = write(ready, run.journal, layers)
+    inputs, config = run.inputs, run.inputs.config
+    layers = with_rounding(inputs, rows_of_all_layers(inputs, run.results), TORCH_DTYPES[config.dtype])
+    written = write(inputs, run.journal, layers)
     notes = [*bases.cache.notes]
     notes += closing_notes(config, run.results.values())
     notes += precision_notes(layers, config.dtype)
@@ -211,10 +211,10 @@ def _write_one(run: Run, bases: BasisSource) -> TransferResult:
         method=config.method,
         settings=config.recorded_settings(),
         layers=layers,
-        keys=account(ready, written, layers),
-        warnings=(*ready.plan.warnings, *(note for note in notes if note not in ready.plan.warnings)),
+        keys=key_account(inputs, written, layers),
+        warnings=(*inputs.plan.warnings, *(note for note in notes if note not in inputs.plan.warnings)),
         seconds={"total": own + end, "layers": own, "write": end},
         peak_rss_bytes=peak_rss_bytes(),
         lora=config.lora,
-        pairing=None if ready.pairing is None else ready.pairing.as_json(),
+        pairing=None if inputs.pairing is None else inputs.pairing.as_json(),
     )

@@ -15,7 +15,7 @@ from loraport.errors import InputError
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import Prepared, prepare
+from loraport.inputs.open import TransferInputs, prepare
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.spectral.low_rank import LowRank
@@ -114,7 +114,7 @@ class Material:
         return adapter_updates(self.cell.adapter.name, self.family)
 
     @lazy_property
-    def ready(self) -> Prepared:
+    def ready(self) -> TransferInputs:
         """The opened files and their plan."""
         places = (str(adapter_path(self.cell.adapter.name, self.family)), str(self.family / BASE.name))
         return prepare(
