@@ -105,7 +105,7 @@ LAB: dict[str, set[str]] = {
     "training": {"family"},
     "bench": {"", "family", "training"},
     "demo": {"family", "training"},
-    "pages": {"bench", "demo"},
+    "pages": {"family", "bench", "demo"},
     "cli_demo": {"family", "demo", "pages"},
     "cli_lab": {"family", "bench", "pages"},
 }

@@ -101,8 +101,8 @@ def _sample(column: Column, prompts: Tensor, noise: Tensor, family: Path) -> Ten
     if column.adapter is not None:
         attach(model, column.adapter)
     if column.model == "base":
-        portions = [sample_base(model, *some) for some in in_portions([prompts, noise])]
+        portions = [sample_base(model, *portion) for portion in in_portions([prompts, noise])]
     else:
         student = find_student(column.model)
-        portions = [sample_student(model, student, *some) for some in in_portions([prompts, noise])]
+        portions = [sample_student(model, student, *portion) for portion in in_portions([prompts, noise])]
     return torch.cat(portions)

@@ -77,8 +77,8 @@ def test_page_shows_every_column_prompt_layer_and_reason_and_escapes_them(page):
         (19, 70, "is ahead of"),
         (17, 50, "is below"),
         (17, 60, "is below"),
-        (17, 70, "gains style over Student + direct and pays with fidelity"),
-        (19, 50, "gains fidelity over Student + direct and pays with style"),
+        (17, 70, "gains effect over Student + direct and pays with fidelity"),
+        (19, 50, "gains fidelity over Student + direct and pays with effect"),
         (18, 60, "cannot be told apart"),
     ],
 )

@@ -54,7 +54,7 @@ class Row:
     use: AdapterUse = AS_TRAINED
     against: str = "direct"
     account: Callable[[Material], Mapping[str, object]] | None = None
-    """What is to be told of how the updates came about."""
+    """Facts on how the updates came about, for the result."""
 
     @property
     def has_end(self) -> bool:

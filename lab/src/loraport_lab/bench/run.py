@@ -91,8 +91,8 @@ def run_lab(
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     with workers(jobs) as submit:
         done, total = 0, len(first) + len(sessions)
-        for work, some in ((_make_references, first), (_make_rows, sessions)):
-            for future in as_completed([submit(work, session) for session in some]):
+        for work, members in ((_make_references, first), (_make_rows, sessions)):
+            for future in as_completed([submit(work, session) for session in members]):
                 done += 1
                 progress.advance(f"lab, last done {future.result()}", done, total)
     return LabResult(

@@ -16,12 +16,12 @@ LEAST_LEAD = 2.0
 """Standard errors by which the oracle has to lead direct reuse before there is a gap to close."""
 
 
-def gap_closed(ours: Tensor, direct: Tensor, oracle: Tensor, prompts: Sequence[str]) -> Interval | None:
+def gap_closed(values: Tensor, direct: Tensor, oracle: Tensor, prompts: Sequence[str]) -> Interval | None:
     """Return (m − direct) / (oracle − direct) of means over clips: 0 is direct reuse, 1 the adapter trained there.
 
     None where the oracle is not ahead of direct reuse by two standard errors: there is no gap to close.
     """
-    return pooled_gap([ours - direct], [oracle - direct], prompts)
+    return pooled_gap([values - direct], [oracle - direct], prompts)
 
 
 def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor], prompts: Sequence[str]) -> Interval | None:
@@ -39,19 +39,19 @@ def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor], prompts: Sequenc
     return ratio_interval(gain, gap, prompts)
 
 
-def frechet_distance(ours: Tensor, theirs: Tensor) -> float:
+def frechet_distance(features: Tensor, others: Tensor) -> float:
     """Return ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½) between two sets of features [n, d] (Heusel et al. 2017).
 
     Biased upwards for few samples: compare only values of equal n.
     """
     # by hand: torchmetrics and pytorch-fid, which have it, come with the Inception network whose features they compare
-    first, second = (features.double().numpy() for features in (ours, theirs))
+    first, second = (sample.double().numpy() for sample in (features, others))
     spreads = np.cov(first.T), np.cov(second.T)
     # the root of a product of two covariances has real eigenvalues; what is imaginary in it is rounding
     shared = np.real(sqrtm(spreads[0] @ spreads[1]))
     return float(np.square(first.mean(0) - second.mean(0)).sum() + np.trace(spreads[0] + spreads[1] - 2 * shared))
 
 
-def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
     """Return Spearman's rank correlation, with mean ranks for ties."""
-    return float(spearmanr(ours, theirs).statistic)
+    return float(spearmanr(values, others).statistic)

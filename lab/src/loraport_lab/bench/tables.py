@@ -93,7 +93,7 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
     contents = [
         mean_interval(content(c.rows[name].values) - content(c.rows["direct"].values), c.prompts) for c in cells
     ]
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "name": name,
         "group": cells[0].rows[name].group,
         "cells": len(fair),
@@ -103,15 +103,15 @@ def _pooled_row(name: str, cells: Sequence[CellResult], fair: Sequence[CellResul
         gains = [c.rows[name].values[metric] - c.rows["direct"].values[metric] for c in fair]
         gaps = [c.rows["oracle"].values[metric] - c.rows["direct"].values[metric] for c in fair]
         gap = pooled_gap(gains, gaps, cells[0].prompts)
-        found[f"gap_{metric}"] = None if gap is None else {**_numbers(gap, "value"), "cells": len(fair)}
+        facts[f"gap_{metric}"] = None if gap is None else {**_numbers(gap, "value"), "cells": len(fair)}
     for label, intervals in (("psnr", changes), ("effect", effects), ("content", contents)):
-        found[label] = {
+        facts[label] = {
             "change": sum(i.value for i in intervals) / len(intervals),
             "worst": min(i.value for i in intervals),
             "better": sum(i.sign > 0 for i in intervals),
             "worse": sum(i.sign < 0 for i in intervals),
         }
-    return found
+    return facts
 
 
 def _change(cell: CellResult, row: str, metric: str) -> Interval:

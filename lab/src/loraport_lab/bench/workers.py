@@ -25,7 +25,7 @@ def workers(jobs: int) -> Iterator[Submit]:
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
     def submit(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        with _deaf():  # a process is started here, and keeps what its parent ignores
+        with _ignoring_interrupts():  # a process is started here, and keeps what its parent ignores
             return pool.submit(work, *arguments)
 
     try:
@@ -39,8 +39,8 @@ def workers(jobs: int) -> Iterator[Submit]:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignores Ctrl-C, which a terminal sends to all processes; elsewhere than in the main thread nothing changes."""
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, which a terminal sends to all processes; elsewhere than in the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -61,8 +61,8 @@ class EmbeddedPair:
         return prompts_in_words(clips)
 
     def layers(self) -> Mapping[str, tuple[int, int]]:
-        found = linear_layers(self.model)
-        return {name: (module.out_features, module.in_features) for name, module in found.items()}
+        layers = linear_layers(self.model)
+        return {name: (module.out_features, module.in_features) for name, module in layers.items()}
 
     @torch.no_grad()
     def source(self, clips: Clips, updates: Updates) -> Chain:
@@ -142,10 +142,10 @@ def is_embedded(place: Path) -> bool:
     if not config.is_file():
         return False
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        own = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return all(found.get(key) == (list(value) if isinstance(value, tuple) else value) for key, value in CONFIG.items())
+    return all(own.get(key) == (list(value) if isinstance(value, tuple) else value) for key, value in CONFIG.items())
 
 
 def open_embedded(source: Path, target: Path) -> EmbeddedPair:
@@ -157,7 +157,7 @@ def open_embedded(source: Path, target: Path) -> EmbeddedPair:
     name, family = target.name.removesuffix(".safetensors"), source.resolve().parent
     if name not in STUDENTS or target.resolve() != student_path(name, family).resolve() or source.name != BASE.name:
         raise MismatchError(
-            f"{target} is no student beside {source}: how a tiny model is sampled follows from its place in its "
+            f"{target} is not a student beside {source}: how a tiny model is sampled follows from its place in its "
             f"family, FAMILY/base and FAMILY/students/NAME with NAME one of {', '.join(STUDENTS)}"
         )
     return EmbeddedPair(name, family)

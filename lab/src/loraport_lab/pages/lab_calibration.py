@@ -68,17 +68,17 @@ def _before_and_after(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping
 def _harm(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
     lines = []
     for name in (*FITTED, *CHOSEN):
-        having = [(cell, own) for cell, own in zip(cells, rows, strict=True) if name in own]
-        if not having:
+        measured = [(cell, own) for cell, own in zip(cells, rows, strict=True) if name in own]
+        if not measured:
             continue
-        kept = sum(own[name]["chosen"] == "direct" for _, own in having)
-        line = [f"`{name}`", str(len(having)), str(kept) if name in CHOSEN else "–"]
+        kept = sum(own[name]["chosen"] == "direct" for _, own in measured)
+        line = [f"`{name}`", str(len(measured)), str(kept) if name in CHOSEN else "–"]
         for metric, unit, digits in HARM:
-            values = [(cell["name"], own[name]["metrics"][metric]) for cell, own in having]
+            values = [(cell["name"], own[name]["metrics"][metric]) for cell, own in measured]
             better = sum(value["change_low"] > 0 for _, value in values)
             worse = [(place, value["change"]) for place, value in values if value["change_high"] < 0]
-            told = ", ".join(f"{place} {_signed(change, digits)} {unit}" for place, change in worse)
-            line.append(f"{better} / {len(worse)}" + (f" ({told})" if worse else ""))
+            losses = ", ".join(f"{place} {_signed(change, digits)} {unit}" for place, change in worse)
+            line.append(f"{better} / {len(worse)}" + (f" ({losses})" if worse else ""))
         lines.append(tuple(line))
     return Table(
         "harm",

@@ -8,6 +8,7 @@ from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import csv_text, render
 from loraport_lab.bench.run import CellResult, LabResult
+from loraport_lab.family.measure import METRICS, MORE_METRICS
 from loraport_lab.pages.lab_calibration import calibration_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
 from loraport_lab.pages.lab_tables import table_files
@@ -27,6 +28,8 @@ SENTENCE_ROWS = (
 )
 DIALS = ("q_dom", "q_act", "tau", "restore")
 DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
+TITLES = {"content": "Content, %"} | {m.key: f"{m.title}, {m.unit}" for m in (*METRICS, *MORE_METRICS)}
+"""{a metric: its heading}."""
 
 
 LAB_FILES = ("lab.json", "lab.csv")
@@ -132,7 +135,7 @@ def _details(cell: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [row["name"] + chosen, *values, f"{row['frechet']:.2f}", _percent(gap["psnr"]), _percent(gap["effect"])]
         )
-    return metrics, lines
+    return [TITLES[name] for name in metrics], lines
 
 
 def _value(value: Mapping[str, float] | None, metric: str) -> str:

@@ -36,9 +36,9 @@ def column_of(demo: DemoResult, role: Role) -> ColumnResult | None:
     return next((column for column in demo.columns if column.role == role), None)
 
 
-def compare(ours: ColumnResult, theirs: ColumnResult, key: str) -> Estimate:
-    """Return how much higher our values are, clip by clip."""
-    return estimate(ours.values[key] - theirs.values[key])
+def compare(column: ColumnResult, other: ColumnResult, key: str) -> Estimate:
+    """Return how much higher the column's values are than the other's, clip by clip."""
+    return estimate(column.values[key] - other.values[key])
 
 
 _COMPARED: tuple[Role, ...] = ("reference", "direct", "transfer")
@@ -60,8 +60,8 @@ def verdict(demo: DemoResult) -> list[str]:
 
 
 def _contest(transfer: ColumnResult, direct: ColumnResult) -> str:
-    fidelity, style = compare(transfer, direct, "psnr"), compare(transfer, direct, "effect")
-    signs = {fidelity.sign, style.sign}
+    fidelity, effect = compare(transfer, direct, "psnr"), compare(transfer, direct, "effect")
+    signs = {fidelity.sign, effect.sign}
     if signs == {0}:
         headline = f"{transfer.label} and {direct.label} cannot be told apart here"
     elif signs <= {0, 1}:
@@ -69,9 +69,9 @@ def _contest(transfer: ColumnResult, direct: ColumnResult) -> str:
     elif signs <= {0, -1}:
         headline = f"{transfer.label} is below {direct.label} here: on this pair it does harm"
     else:
-        gains, costs = ("style", "fidelity") if style.sign > 0 else ("fidelity", "style")
+        gains, costs = ("effect", "fidelity") if effect.sign > 0 else ("fidelity", "effect")
         headline = f"{transfer.label} gains {gains} over {direct.label} and pays with {costs}"
-    return f"{headline}: {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
+    return f"{headline}: {_signed(fidelity, 'dB')} fidelity, {_signed(effect, 'points')} effect."
 
 
 def _loss(direct: ColumnResult, reference: ColumnResult, style: str) -> str:
@@ -79,20 +79,21 @@ def _loss(direct: ColumnResult, reference: ColumnResult, style: str) -> str:
     whole, left = estimate(reference.values["effect"]), estimate(direct.values["effect"])
     if change.sign < 0:
         return (
-            f"Putting the LoRA on the distilled student unchanged loses style: {left.mean:.0f} % of {style} is left, "
+            f"Putting the LoRA on the distilled student unchanged loses effect: {left.mean:.0f} % of {style} is left, "
             f"where the base shows {whole.mean:.0f} %."
         )
     return (
-        f"Putting the LoRA on the distilled student unchanged loses no measurable style here: {left.mean:.0f} % of "
-        f"{style}, where the base shows {whole.mean:.0f} %."
+        "Putting the LoRA on the distilled student unchanged shows no loss of effect beyond chance here: "
+        f"{left.mean:.0f} % of {style}, where the base shows {whole.mean:.0f} % "
+        f"(a change of {_signed(change, 'points')})."
     )
 
 
 def _headroom(oracle: ColumnResult, best: ColumnResult) -> str:
-    fidelity, style = compare(oracle, best, "psnr"), compare(oracle, best, "effect")
+    fidelity, effect = compare(oracle, best, "psnr"), compare(oracle, best, "effect")
     return (
         f"A LoRA trained on the student itself, with data and time, shows what is possible: against "
-        f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(style, 'points')} style."
+        f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(effect, 'points')} effect."
     )
 
 

@@ -65,15 +65,15 @@ def plan(job: TrainingJob) -> dict[str, Step]:
 
 def needed(steps: Mapping[str, Step], wanted: Iterable[str]) -> dict[str, Step]:
     """Return the wanted stages, all that come before them, and the judge. Raises SettingsError for an unknown name."""
-    found: set[str] = set()
+    names: set[str] = set()
     todo = ["judge", *wanted]
     while todo:
         name = todo.pop()
         if name not in steps:
             raise unknown_name("stage", name, steps)
-        found.add(name)
+        names.add(name)
         todo += steps[name].after
-    return {name: step for name, step in steps.items() if name in found}
+    return {name: step for name, step in steps.items() if name in names}
 
 
 def train_family(job: TrainingJob, jobs: int = 1, only: Sequence[str] = ()) -> None:
