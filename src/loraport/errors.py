@@ -1,8 +1,8 @@
-"""What can go wrong, and whose move it is.
+"""What can go wrong, and who can mend it.
 
     LoraportError
     ├── InputError              the user's file, name or setting is at fault: exit 2, nothing written
-    │   ├── FileFormatError     a file is not what its name or place says (truncated, unsafe, unknown)
+    │   ├── FileFormatError     a file is not what its name says (truncated, unsafe, unknown)
     │   ├── UnreadableError     a file cannot be read any more, or was replaced while it was read
     │   ├── MismatchError       files that are fine alone do not belong together
     │   └── SettingsError       an unknown name or a value out of range

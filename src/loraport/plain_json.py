@@ -1,4 +1,4 @@
-"""JSON as every reader takes it: the one way in which results, reports and metadata are written."""
+"""JSON that every reader accepts: how results, reports and metadata are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output and error that cannot be made to obey a file: control characters and broken text are written out."""
+"""Output that a file cannot control: control characters and broken text are shown as escapes."""
 
 from __future__ import annotations
 

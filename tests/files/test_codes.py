@@ -131,7 +131,7 @@ EDGES: dict[str, tuple[State, torch.Tensor, str]] = {
     "a scale beside bf16": (
         changed(weight=W.bfloat16(), scale_weight=torch.tensor(0.5)),
         W.bfloat16().float() / 2,
-        f"1 weights that are no codes have a scale, and are multiplied by it: {LAYER}.weight",
+        f"1 weights that are not codes have a scale, and are multiplied by it: {LAYER}.weight",
     ),
     "no scale where the file says scaled": (
         changed(weight=Q, scale_weight=None),
@@ -195,7 +195,7 @@ AMBIGUOUS = {
         changed(mark=False, weight=Q, scale_weight=None),
         "nothing says that it has none",
     ),
-    "a scale of the inputs' number": (changed(weight=Q, scale_weight=COLUMN), "no scale of a weight of shape"),
+    "a scale of the inputs' number": (changed(weight=Q, scale_weight=COLUMN), "does not fit a weight of shape"),
     "a scale of exponents": (
         changed(weight=Q, scale_weight=torch.full((), 127, dtype=torch.uint8)),
         "a scale in uint8, of which it cannot be told",

@@ -140,5 +140,5 @@ def test_a_step_distilled_model_has_a_second_time_that_is_left_alone(pair):
 def test_a_copy_of_the_whole_repository_says_which_versions_it_has(pair):
     folder, _, target, _ = pair
     place = tencent(folder / "whole", target)
-    with pytest.raises(InputError, match=f"holds its weights deeper down; name one of: {place}"):
+    with pytest.raises(InputError, match=f"has its weights in a subfolder; name one of: {place}"):
         open_checkpoint(folder / "whole")

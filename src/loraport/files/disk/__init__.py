@@ -1,1 +1,1 @@
-"""Files and folders on a disk: whole or absent, whose they are, whether they are still the same."""
+"""Files and folders on a disk: written whole or not at all, owned by one process, checked for being unchanged."""

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name whole or not at all; what killed processes left is removed.
+"""Files and folders that appear under their name whole or not at all; leftovers of killed processes are removed.
 
-The work is done under a short name in the same folder, which says whose it is and is locked for as long as its
-process lives. The next writer in that folder removes what belongs to nobody any more.
+The work is done under a temporary name in the same folder, which says whose it is and is locked for as long as its
+process lives. The next writer in that folder removes what belongs to no living process.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from loraport.files.disk.ownership import HOST_DIGEST, is_running, try_lock
 from loraport.files.disk.user_paths import check_output
 
 TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
-"""The name of what is not finished."""
+"""The name of an unfinished file or folder: short, since the final name may be as long as the system allows."""
 _DAY = 86400
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _making = threading.Lock()
-"""A name is made and locked at once, as the other threads that look for dead ones see it."""
+"""Held while a name is made and locked: between the two, another thread would take the file for a dead process's."""
 
 
 def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
-    """A file, whole or not at all; one that was there is replaced. Raises OutputError where it cannot be written."""
+    """Write a file, whole or not at all; one that was there is replaced. Raises OutputError."""
     with new_file(path, private=private) as file:
         file.write(content)
 
 
 @contextmanager
 def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its name at the end, or is removed on any error; `private`: for its owner only.
+    """Open a file to write, which takes its name at the end, or is removed on any error; `private`: for its owner only.
 
     Raises OutputError where it cannot be written; what was there before is then still there.
     """
@@ -51,7 +51,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
                 try_lock(file.fileno())
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the name is taken: a crash of the machine could else leave it empty
             if sys.platform == "win32":  # where open files cannot be moved
                 file.close()
             os.replace(temporary, place)
@@ -65,7 +65,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name at the end, or is removed on any error.
+    """Make a folder to fill, which takes its name at the end, or is removed on any error.
 
     The old and the new folder change places in one step, where the system has one. Raises OutputError as `new_file`.
     """
@@ -90,7 +90,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """Where a path leads through links, its folder free of what is dead; errors of the system as OutputError."""
+    """Give the path behind all links, its folder cleared of dead leftovers; errors of the system become OutputError."""
     try:
         place = Path(os.path.realpath(path))
         if place.is_symlink():  # still: the links go round in a circle, of which this says so
@@ -107,7 +107,7 @@ def _free_name(place: Path) -> Path:
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove what processes that are no more left unfinished in a folder. What cannot be removed stays."""
+    """Remove the unfinished files in a folder whose process has ended. What cannot be removed stays."""
     try:
         found = [(entry, match) for entry in os.scandir(folder) if (match := TEMPORARY.fullmatch(entry.name))]
     except OSError:
@@ -120,7 +120,8 @@ def remove_dead(folder: Path) -> None:
 
 def _is_dead(path: Path, host: str, process: int) -> bool:
     here, other = host == HOST_DIGEST, process != os.getpid()
-    alive = here and other and is_running(process)  # or a later program has its number, which a lock tells in time
+    # A number may have gone to a later program by now: then only the lock, which no dead process has, or age tells.
+    alive = here and other and is_running(process)
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no folders; gone, or not ours to read
@@ -135,7 +136,7 @@ def _is_dead(path: Path, host: str, process: int) -> bool:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Two folders change places: at once where the system can, else by three renames, the first undone on failure."""
+    """Swap two folders: at once where the system can, else by three renames, undone if the second fails."""
     if _swapped(new, old):
         return
     aside = new.with_name(f"{new.name}.old")
@@ -149,8 +150,8 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Whether Linux or macOS exchanged two names in one step; not every file system does, and Windows does not."""
-    import ctypes
+    """Exchange two names in one step and return whether that worked: not every file system can, and Windows cannot."""
+    import ctypes  # Python offers no exchange; with two renames a reader could find no folder in between
 
     try:
         system = ctypes.CDLL(None)
@@ -164,14 +165,14 @@ def _swapped(one: Path, other: Path) -> bool:
 
 
 def _close(file: BinaryIO | None) -> None:
-    """Close a file, of which a full disk may not take the rest."""
+    """Close a file whose last bytes a full disk may refuse."""
     if file is not None:
         with contextlib.suppress(OSError):
             file.close()
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder if it is there; never raises over the error that made it useless."""
+    """Remove a file or folder if it is there; its own failure never hides the error that made it useless."""
     try:
         _remove_once(path)
     except BaseException:  # a signal; the next one ends the program

@@ -1,4 +1,4 @@
-"""Which file a header was read from: its data has to come from the same one, unchanged, or not at all."""
+"""Which file a header was read from: its data has to come from the same file, unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraport.errors import UnreadableError
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """A file as it was when it was first opened: another one under its name, or other content, differs in something."""
+    """A file as it was when it was first opened; a file that takes its name, or other content, differs somewhere."""
 
     device: int
     inode: int
@@ -24,12 +24,12 @@ class FileIdentity:
 
     @classmethod
     def of(cls, file: IOBase) -> FileIdentity:
-        """Of an open file."""
+        """Return the identity of an open file."""
         return cls._of(os.fstat(file.fileno()))
 
     @classmethod
     def at(cls, path: Path) -> FileIdentity:
-        """Of what lies under a name. Raises OSError."""
+        """Return the identity of what lies under a name. Raises OSError."""
         return cls._of(path.stat())
 
     @classmethod
@@ -38,7 +38,7 @@ class FileIdentity:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[FileIO]:
-        """The file again, for reading without a buffer; checked before and after what is done with it.
+        """Open the file again, unbuffered; check that it is the same before and after what is done with it.
 
         Raises UnreadableError where it cannot be read, or is not the same any more.
         """
@@ -64,5 +64,5 @@ class FileIdentity:
 
     @staticmethod
     def replaced(path: Path) -> UnreadableError:
-        """The error that says so."""
+        """Return the error for a file that was replaced."""
         return UnreadableError(f"{path} was replaced while it was read; start again")

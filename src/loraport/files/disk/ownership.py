@@ -1,7 +1,7 @@
-"""Which process a file or folder on the disk belongs to: a lock that ends with the process, and its name.
+"""Which process a file or folder on the disk belongs to: a lock that ends with its process, and a name for people.
 
-Where a file system knows no locks, a process of this machine is looked for by its number, and one of another machine
-counts as alive while its sign of life is fresh.
+Where a file system has no locks, a process of this machine is looked up by its number, and one of another machine
+counts as alive while its heartbeat is fresh.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ HOST = socket.gethostname()
 HOST_DIGEST = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 """The machine's name where only a few letters have room."""
 _BEAT, _QUIET = 15.0, 120.0
-"""Seconds between signs of life, and after how many without one the owner on another machine counts as dead."""
+"""Seconds between heartbeats, and after how many without one the owner on another machine counts as dead."""
 _BYTE = 1 << 30
 """The byte that is locked on Windows, where locked bytes cannot be read: far behind the text."""
 
 
 def try_lock(handle: int) -> bool | None:
-    """Lock an open file for as long as it is open: whether nobody else had; None where there are no locks."""
+    """Lock an open file until it is closed. Return whether that worked; None where there are no locks."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -43,6 +43,8 @@ def try_lock(handle: int) -> bool | None:
         import fcntl
     except ImportError:
         return None
+    # A lock of the open file, not of a name or a number: the system takes it away however the process ends, and nothing
+    # is left to clean up. (`fcntl.lockf` would end with the first close of the file by any thread.)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -53,7 +55,7 @@ def try_lock(handle: int) -> bool | None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine lives."""
+    """Return whether a process of this machine is alive."""
     if sys.platform == "win32":
         import ctypes
 
@@ -83,12 +85,12 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """This process."""
+        """Return this process."""
         return cls(os.getpid(), HOST, time.strftime("%Y-%m-%d %H:%M:%S"))
 
     @classmethod
     def read(cls, handle: int) -> Owner | None:
-        """The owner that a lock's file names, if it names one."""
+        """Return the owner that a lock file names, or None."""
         os.lseek(handle, 0, os.SEEK_SET)
         try:
             return cls(**json.loads(os.read(handle, 4096)))
@@ -96,7 +98,7 @@ class Owner:
             return None
 
     def write(self, handle: int) -> None:
-        """Put the name into the lock's file."""
+        """Write the owner into the lock file."""
         os.lseek(handle, 0, os.SEEK_SET)
         os.truncate(handle, 0)
         os.write(handle, json.dumps(vars(self)).encode())
@@ -114,7 +116,7 @@ class Lock:
         self._end = threading.Event()
 
     def take(self, what: str) -> None:
-        """Become the owner, after a dead one too. Raises OutputError, naming `what` and who has it, OSError."""
+        """Become the owner, also after a dead one. Raises OutputError, naming `what` and who has it, OSError."""
         while self._handle is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -135,7 +137,7 @@ class Lock:
         threading.Thread(target=self._live, args=(self._handle,), name="loraport-lock", daemon=True).start()
 
     def _taken(self, handle: int, what: str) -> bool:
-        """Whether the lock is ours now; False where its file was removed meanwhile. Raises OutputError."""
+        """Return whether the lock is ours now; False where its file was removed meanwhile. Raises OutputError."""
         locked, owner = try_lock(handle), Owner.read(handle)
         if locked is False or (owner is not None and self._lives(owner, handle, locked)):
             who = "another run" if owner is None else f"another run ({owner})"
@@ -143,18 +145,18 @@ class Lock:
                 f"{what} is being made by {who}; wait for its end, or give another name (if that run is surely dead, "
                 f"remove {self.path})"
             )
-        if not self._is_there(handle):
+        if not self._is_there(handle):  # we have locked a file without a name, which keeps nobody out
             return False
         me = Owner.here()
         me.write(handle)
-        if locked is None:  # two may have come to here: the later one's name stays
+        if locked is None:  # without locks two may have come to here: the name that was written last is the owner's
             time.sleep(0.2)
             return Owner.read(handle) == me
         return True
 
     @staticmethod
     def _lives(owner: Owner, handle: int, locked: bool | None) -> bool:
-        if owner.host != HOST:
+        if owner.host != HOST:  # its process number means nothing here, and not every network disk passes locks on
             return time.time() - os.fstat(handle).st_mtime < _QUIET
         return locked is None and owner.process != os.getpid() and is_running(owner.process)
 
@@ -170,7 +172,7 @@ class Lock:
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Remove the file and let others come. Interrupted by a signal, it can be called again."""
+        """Remove the file and let others come. After an interruption by a signal it can be called again."""
         if self._handle is None:
             return
         self._end.set()

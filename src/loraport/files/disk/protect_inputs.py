@@ -1,4 +1,4 @@
-"""No result takes the place of what it is made from: one check for every command, before the work."""
+"""Refuse an output that would overwrite one of its inputs: one check for every command, before the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loraport.errors import OutputError
 from loraport.files.disk.user_paths import check_output, expand_home
 
 LONGEST = 240
-"""Bytes of a name that leave room (of 255) for the longest ending that a name beside it gets, `-counter-drift`."""
+"""Bytes of an output's name; file systems allow 255, and the longest ending that is added is `-counter-drift`."""
 
 
 def protect_inputs(output: Path | str, inputs: Iterable[Path | str | None]) -> None:
@@ -21,19 +21,19 @@ def protect_inputs(output: Path | str, inputs: Iterable[Path | str | None]) -> N
     file system tells them apart. An input that is not here (a name on the Hub, None) is passed over.
     """
     check_output(expand_home(output))
-    place = Path(os.path.realpath(expand_home(output)))
+    target = Path(os.path.realpath(expand_home(output)))
     if len(os.fsencode(Path(output).name)) > LONGEST:
         raise OutputError(f"the name {Path(output).name} has more than {LONGEST} bytes; give the result a shorter one")
-    for one in inputs:
-        real = None if one is None else Path(os.path.realpath(expand_home(one)))
+    for given in inputs:
+        real = None if given is None else Path(os.path.realpath(expand_home(given)))
         if real is None or not os.path.exists(real):
             continue
-        if _same(place, real):
+        if _same(target, real):
             raise OutputError(f"{output} is an input of this run; give the result another name")
-        if any(_same(folder, real) for folder in place.parents):
-            raise OutputError(f"{output} lies inside {one}, an input of this run; give the result another place")
-        if any(_same(place, folder) for folder in real.parents):
-            raise OutputError(f"{output} holds {one}, an input of this run; give the result another place")
+        if any(_same(folder, real) for folder in target.parents):
+            raise OutputError(f"{output} lies inside {given}, an input of this run; give the result another place")
+        if any(_same(target, folder) for folder in real.parents):
+            raise OutputError(f"{output} holds {given}, an input of this run; give the result another place")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Places as people name them: `~` for a home folder, and nothing but files and folders behind them."""
+"""Paths as users type them: `~` stands for a home folder; pipes, sockets and devices are refused."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _KINDS = {
 }
 
 
-def expand_home(place: str | Path) -> Path:
-    """The path with `~` and `~user` as their home folders; where there is no such user, or no home, as it is."""
-    return Path(os.path.expanduser(place))
+def expand_home(path: str | Path) -> Path:
+    """Return the path with `~` and `~user` as home folders; unchanged where there is no such user, or no home."""
+    return Path(os.path.expanduser(path))
 
 
-def check_input(place: Path) -> None:
-    """Raise InputError for a pipe, a socket or a device: what is read is read in several places, and again."""
-    if kind := _special(place):
-        raise InputError(f"{place} is {kind}, which cannot be read in pieces; give a file or a folder")
+def check_input(path: Path) -> None:
+    """Raise InputError for a pipe, a socket or a device: inputs are read in pieces, more than once."""
+    if kind := _special(path):
+        raise InputError(f"{path} is {kind}, which cannot be read in pieces; give a file or a folder")
 
 
-def check_output(place: Path) -> None:
+def check_output(path: Path) -> None:
     """Raise OutputError for a pipe, a socket or a device, which a result would replace."""
-    if kind := _special(place):
-        raise OutputError(f"{place} is {kind}; give the result another name")
+    if kind := _special(path):
+        raise OutputError(f"{path} is {kind}; give the result another name")
 
 
 @contextmanager
 def open_regular_file(path: Path) -> Iterator[BufferedReader]:
-    """A file to read from. Raises UnreadableError for a pipe, on which opening would wait for ever, and OSError."""
+    """Open a file to read. Raises UnreadableError for a pipe, on which opening would wait for ever, and OSError."""
     if kind := _special(path):
         raise UnreadableError(f"{path} is {kind}, where a file of weights belongs; remove it or give another place")
     with path.open("rb") as file:
         yield file
 
 
-def _special(place: Path) -> str | None:
+def _special(path: Path) -> str | None:
     try:
-        return _KINDS.get(stat.S_IFMT(os.stat(place).st_mode))
+        return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     except (OSError, ValueError):  # not there, or not to be looked at: said when it is opened
         return None

@@ -1,1 +1,1 @@
-"""One module a file format: headers first, one tensor on demand, written the same bytes for the same content."""
+"""One module per file format: headers first, one tensor on demand, the same bytes for the same content."""

@@ -1,8 +1,7 @@
 """GGUF files (llama.cpp's format, ComfyUI-GGUF's and city96's for diffusion models), a tensor dequantised on demand.
 
 The header is read by the `gguf` package, the values by its `dequantize`, some blocks at a time. The step of the grid
-under each value comes from the same function: a code with its lowest bit flipped is one step away. Only types with an
-even grid are read, so that this holds.
+under each value comes from the same function, so no scale of any type is decoded here.
 """
 
 from __future__ import annotations
@@ -37,7 +36,10 @@ CODES = {
     "Q5_K": (48, 176, 0x11),
     "Q6_K": (0, 128, 0x11),
 }
-"""The quantised types that are read: where ggml-common.h puts their codes."""
+"""The quantised types that are read: where ggml-common.h puts their codes, of which 1, 2 or 4 share a byte.
+
+All have an even grid: within a block (or a part of it) the values are scale · code + offset.
+"""
 
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 """ComfyUI-GGUF's note on a tensor that was reshaped to fit the blocks."""
@@ -48,7 +50,7 @@ _AT_ONCE = 1 << 22
 
 
 def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]:
-    """The tensors of a GGUF file by name, and the digest of its header; no tensor data is read.
+    """Return the tensors of a GGUF file by name, and the digest of its header; no tensor data is read.
 
     `files` is how many are read together; a part of a larger set than that is refused.
     Raises InputError where the `gguf` package is missing, FileFormatError for damaged files and for types that are not
@@ -99,6 +101,8 @@ class _Blocks:
         steps = np.empty_like(values)
         count = max(1, _AT_ONCE // size)
         for here in (slice(start, start + count) for start in range(0, len(blocks), count)):
+            # With the lowest bit of every code flipped, each value becomes its neighbour on the grid, above or below:
+            # the distance is the step, whatever the scales are, which stand outside of these bytes.
             flipped = blocks[here].copy()
             flipped[:, first:last] ^= mask
             with np.errstate(all="ignore"):  # a damaged scale is not finite: whoever uses the weight is told
@@ -108,14 +112,14 @@ class _Blocks:
 
 
 def _shape_of(one: Any) -> tuple[int, ...]:
-    """The shape in the file; GGML counts dimensions from the last."""
+    """Return the shape in the file; GGML counts dimensions from the last."""
     return tuple(int(size) for size in reversed(one.shape.tolist()))
 
 
 def _stored(
     gguf: Any, path: Path, identity: FileIdentity, reader: Any, one: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> StoredTensor:
-    """One tensor: a plain one in its dtype, a quantised one as float32; `shapes` are those of all tensors."""
+    """Return one tensor: a plain one in its dtype, a quantised one as float32; `shapes` are those of all tensors."""
     kind, name = one.tensor_type, str(one.name)
     shape = shapes[name]
     if kind.name not in PLAIN and kind.name not in CODES:
@@ -136,7 +140,7 @@ def _stored(
 
 
 def _number(reader: Any, name: str) -> int:
-    """A field that holds one number; 0 where it is not there."""
+    """Return a field that holds one number; 0 where it is not there."""
     field = reader.get_field(name)
     return 0 if field is None else int(field.parts[field.data[0]][0])
 
@@ -147,7 +151,7 @@ def _original_shape(reader: Any, name: str) -> tuple[int, ...] | None:
 
 
 def _unfolded(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The shape of a 3-D convolution whose outputs and inputs were written as one of GGUF's four dimensions.
+    """Return the shape of a 3-D convolution whose first two dimensions were written as one of GGUF's four.
 
     Its bias tells how many outputs there are. None for any other tensor.
     """
@@ -165,7 +169,11 @@ def _library(path: Path) -> Any:
 
 
 def _checked_reader(gguf: Any) -> Any:
-    """The package's reader, which does not look where a file ends: a truncated list would keep it busy for ever."""
+    """Return the package's reader with a check of bounds.
+
+    It does not look where a file ends: numpy cuts the slice, and a truncated list would keep it busy for ever. `_get`
+    is private to the package; tests with truncated files show it where a version no longer calls it.
+    """
 
     class Checked(gguf.GGUFReader):  # type: ignore[misc]
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:

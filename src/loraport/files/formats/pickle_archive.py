@@ -1,4 +1,4 @@
-"""The zip archive around a PyTorch pickle, checked before any of it is believed: what is mapped has to be the tensors.
+"""Checks of the zip archive around a PyTorch pickle, made before it is loaded: what is mapped has to be the tensors.
 
 PyTorch maps a member's bytes without asking whether they are compressed, and reads the small members whole, however
 large their header says they are. So every member has to be stored as it is, lie where both of its headers say, inside
@@ -24,12 +24,12 @@ _MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 1
 _PAGE = 4096
-_MAKER_OF_MEMORY = b"bytearray"
+_ALLOCATOR = b"bytearray"
 """The one function of weights-only loading that allocates what a number says; no table of tensors needs it."""
 
 
 def members_of(path: Path) -> dict[int, int] | None:
-    """First byte -> size of each member with a tensor's data; None where the file is no zip archive.
+    """Return first byte -> size of each member with a tensor's data; None where the file is not a zip archive.
 
     Raises FileFormatError for members that are compressed, encrypted, repeated, overlapping, misplaced or too long.
     """
@@ -51,10 +51,12 @@ def members_of(path: Path) -> dict[int, int] | None:
 
 
 def check_mapping(path: Path, storages: Mapping[int, int], members: Mapping[int, int]) -> None:
-    """Checks that mapped storages (address -> bytes) are exactly members of the file that is mapped.
+    """Check that mapped storages (address -> bytes) are exactly members of the file that is mapped.
 
     Raises FileFormatError where they are not: the pickle says another length than the archive, or another place.
     """
+    # PyTorch does not tell where it mapped the file. Any member as long as the first storage could be that storage, if
+    # it has the same place in a page, since files are mapped by pages: one of these has to explain all the others.
     address, size = next(iter(storages.items()), (0, 0))
     for first in (first for first, length in members.items() if length == size and (address - first) % _PAGE == 0):
         start = address - first
@@ -65,7 +67,7 @@ def check_mapping(path: Path, storages: Mapping[int, int], members: Mapping[int,
 
 
 def _first_byte(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin, by its local header, which has to say what the directory says."""
+    """Return where a member's bytes begin, by its local header, which has to say what the directory says."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise FileFormatError(
             f"{path} was compressed ({entry.filename} is), and a PyTorch file holds its tensors as they are, to be "
@@ -83,7 +85,7 @@ def _first_byte(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def _check_cover(path: Path, places: list[tuple[int, zipfile.ZipInfo]], size: int) -> None:
-    """No name stands twice, no member reaches into another or beyond the file, and none but tensors' data is long."""
+    """Check that names are unique, members lie apart and inside the file, and only tensors' data is long."""
     seen: set[str] = set()
     end = 0
     for first, entry in sorted(places, key=lambda pair: pair[0]):
@@ -101,12 +103,12 @@ def _check_cover(path: Path, places: list[tuple[int, zipfile.ZipInfo]], size: in
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap | bytes:
-    """The bytes of a whole file; an empty one cannot be mapped."""
+    """Return the bytes of a whole file; an empty one cannot be mapped."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.seek(0, io.SEEK_END) else b""
 
 
 def _check_pickle(path: Path, content: mmap.mmap | bytes) -> None:
-    if content.find(_MAKER_OF_MEMORY) >= 0:
+    if content.find(_ALLOCATOR) >= 0:
         raise FileFormatError(
             f"{path} holds more than tensors (bytearray), which could ask for any amount of memory; in the program "
             "that wrote it, save the tensors alone as safetensors"
@@ -114,7 +116,7 @@ def _check_pickle(path: Path, content: mmap.mmap | bytes) -> None:
 
 
 def _is_data(entry: zipfile.ZipInfo) -> bool:
-    """Whether a member is the data of a storage: `NAME/data/0`."""
+    """Return whether a member is the data of a storage: `NAME/data/0`."""
     return entry.filename.partition("/")[2].startswith("data/")
 
 

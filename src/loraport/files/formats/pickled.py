@@ -32,7 +32,7 @@ _LONGEST_FIELD = 1000
 def read_pickle(
     path: Path, part: str | None, wanted: Callable[[Iterable[str]], bool] | None = None
 ) -> tuple[dict[str, StoredTensor], str | None, tuple[str, ...], dict[str, str]]:
-    """The tensors of one part of a pickle, its name (None where the file itself is the table), the parts left, fields.
+    """Return the tensors of one part of a pickle, its name (None for the file itself), the parts left, and fields.
 
     The fields are the numbers and texts that stand in the file beside all tensors, by the names on the way to them.
 
@@ -64,7 +64,7 @@ def read_pickle(
 
 
 def _check_plain(path: Path, key: str, value: Tensor) -> None:
-    """Raises FileFormatError for a tensor of another class or layout, and for one that repeats a few values for ever.
+    """Raise FileFormatError for a tensor of another class or layout, or one that repeats a few values endlessly.
 
     A view of stride 0 of four bytes can announce terabytes.
     """
@@ -81,8 +81,8 @@ def _check_plain(path: Path, key: str, value: Tensor) -> None:
 
 
 def _fresh(mapped: Tensor, path: Path, identity: FileIdentity) -> Tensor:
-    # before: pages beyond the end of a file that became shorter are a crash; by the class: a pickle can give a tensor
-    # attributes of any name
+    # Checked before, since reading pages beyond the end of a file that became shorter ends the process. Methods are
+    # taken from the class, since a pickle can give a tensor attributes of any name.
     identity.check(path)
     fresh = torch.clone(Tensor.detach(mapped), memory_format=torch.contiguous_format)
     identity.check(path)
@@ -90,7 +90,7 @@ def _fresh(mapped: Tensor, path: Path, identity: FileIdentity) -> Tensor:
 
 
 def _load(path: Path, mapped: bool) -> Any:
-    """What the pickle holds; before torch 1.6 files were no zip archives, and there is nothing to map."""
+    """Return what the pickle holds. Before torch 1.6 files were not zip archives, and there is nothing to map."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -107,9 +107,7 @@ def _load(path: Path, mapped: bool) -> Any:
 def _unsafe(path: Path, message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Cc]lass ([\w.]+)", message)
     if not found:
-        return (
-            f"{path} is no PyTorch file that can be loaded safely; it is damaged or of another kind: download it again"
-        )
+        return f"{path} cannot be loaded safely as a PyTorch file; it is damaged or of another kind: download it again"
     return (
         f"{path} holds more than tensors ({found[1]}), and loading that could run any code, so it is not done; "
         "in the program that wrote it, save the tensors alone as safetensors"
@@ -147,7 +145,7 @@ def _part_of(
 
 
 def _tables(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
-    """Every table of tensors in a file by the names on the way to it, shallow ones first; "" is the file itself."""
+    """Return every table of tensors by the names on the way to it, shallow ones first; "" is the file itself."""
     found: dict[str, dict[Any, Any]] = {}
     seen: set[int] = set()
     level = {"": content}
@@ -164,7 +162,7 @@ def _tables(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
 
 
 def _fields(content: dict[Any, Any]) -> dict[str, str]:
-    """The numbers and texts in a file beside its tensors, not those of a trainer's state or of long lists."""
+    """Return the numbers and texts beside the tensors, without those of a trainer's state or of long lists."""
     found: dict[str, str] = {}
     seen: set[int] = set()
     level = {"": content}

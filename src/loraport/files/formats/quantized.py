@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what is q · scale is read layer by layer; everything else is refused by name.
+"""Quantised checkpoints: weights of the form q · scale are read layer by layer; other forms are refused by name.
 
 Read are plain fp8 casts (no scale), ComfyUI's older layout (`scaled_fp8` and `X.scale_weight`), its newer one
 (`X.weight_scale` with `X.comfy_quant` or a note in the header), musubi's rows and blocks, LightX2V's `X.weight_scale` a
@@ -67,7 +67,7 @@ class NetworkTensors:
 
 
 def decode(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, str]] = ()) -> NetworkTensors:
-    """The tensors of one network without what only says how they are stored, codes as the values that they mean.
+    """Return the tensors of one network with codes as the values they mean, without what only describes the storage.
 
     `headers` are the metadata of the files. Raises FileFormatError for other kinds of quantisation, and for a scale
     that is double or of another shape, or missing without anything that says why.
@@ -86,10 +86,10 @@ def decode(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, st
 def refuse_codes(
     stored: Mapping[str, StoredTensor], found: tuple[Family, Naming] | None, known: Container[str]
 ) -> None:
-    """Raises FileFormatError where a layer of the family's table has other tensors and no weight, or only its codes.
+    """Raise FileFormatError where a layer of the family's table has other tensors and no weight, or only its codes.
 
     `stored` is by name without prefixes, `known` all names, those in shards that were not read included. A LoRA's
-    factors under a layer's name are no codes: that such a file is no model is said elsewhere.
+    factors under a layer's name are not codes: that such a file is not a model is said elsewhere.
     """
     for name, tensor in stored.items():
         if found and found[0].is_bare(name, found[1]):
@@ -110,7 +110,7 @@ def refuse_codes(
 
 
 def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str, ...], str]:
-    """The canonical layers under whose stored name a tensor stands, and what follows it: `weight`, `weight._data`."""
+    """Return the canonical layers under whose stored name a tensor stands, and the rest: `weight`, `weight._data`."""
     layer = name
     while found and (layer := layer.rpartition(".")[0]):
         if pieces := found[0].pieces(layer, found[1]):
@@ -128,7 +128,7 @@ def _of_lora(name: str) -> bool:
 
 
 def foreign_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of a network that is not read, marked where they are codes, so that nothing is added to them."""
+    """Return the tensors of a network that is not read, marked where they are codes: nothing can be added to those."""
 
     def marked(key: str, tensor: StoredTensor) -> StoredTensor:
         layer = key.removesuffix(".weight")
@@ -146,9 +146,9 @@ def foreign_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
 
 
 def refuse_scaled(stored: Mapping[str, StoredTensor]) -> None:
-    """Raises FileFormatError where tensors are codes that need a scale: for files in which no layout of them is known.
+    """Raise FileFormatError for codes that need a scale, in a file of a kind for which no layout of them is known.
 
-    Plain fp8, each value standing for itself, is no code.
+    Plain fp8, where each value stands for itself, needs none.
     """
     for key, tensor in stored.items():
         _refuse(key, tensor)
@@ -160,7 +160,7 @@ def refuse_scaled(stored: Mapping[str, StoredTensor]) -> None:
 
 
 def cast_up(stored: StoredTensor) -> StoredTensor:
-    """Plain fp8 as bf16, which holds every value of it; any other tensor as it is."""
+    """Return plain fp8 as bf16, which holds every value of it; any other tensor as it is."""
     if stored.dtype not in FP8:
         return stored
     return replace(stored, dtype=torch.bfloat16, read=lambda: stored.read().bfloat16())
@@ -180,21 +180,21 @@ class _Reading:
         self.without: list[str] = []
         """fp8 weights that have no scale, beside others that have one."""
         self.wide: list[str] = []
-        """Weights that are no codes and have a scale all the same."""
+        """Weights that are not codes and have a scale all the same."""
 
     def notes(self) -> Iterator[str]:
-        """What was assumed."""
+        """Yield what was assumed."""
         for names, text in (
             (self.without, "no scale, and 1 is taken"),
             (self.wide, "a scale, and are multiplied by it"),
         ):
             if names:
-                kind = "fp8 weights have" if names is self.without else "weights that are no codes have"
+                kind = "fp8 weights have" if names is self.without else "weights that are not codes have"
                 path = self.stored[names[0]].path
                 yield f"{path}: {len(names)} {kind} {text}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
     def tensor(self, key: str) -> tuple[str, StoredTensor] | None:
-        """The key and the reading of a parameter; None for what only says how another is stored."""
+        """Return the key and the reading of a parameter; None for what only says how another is stored."""
         if found := self.codes.get(key):
             layer, layout = found
             return f"{layer}.weight", self._codes(
@@ -205,7 +205,7 @@ class _Reading:
         return key, self._plain(self.stored[key])
 
     def _plain(self, tensor: StoredTensor) -> StoredTensor:
-        """A tensor as it is, or the reading of one in fp8 or with a scale beside it."""
+        """Return a tensor as it is, or the reading of one in fp8 or with a scale beside it."""
         layer, _, leaf = tensor.key.rpartition(".")
         scales = [
             self.stored[f"{layer}.{name}"]
@@ -228,7 +228,7 @@ class _Reading:
         return self._codes(tensor.key, tensor, scales[0] if scales else None)
 
     def _wide(self, tensor: StoredTensor, scale: StoredTensor) -> StoredTensor:
-        """A weight of floats with a scale: as it is where that is 1, and else multiplied."""
+        """Return a weight of floats with a scale: as it is where that is 1, and else multiplied."""
         granularity(tensor, scale)
         if bool((scale.read().float() == 1).all()):
             return tensor
@@ -244,7 +244,7 @@ class _Reading:
 
 
 def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple[str, _Layout]]]:
-    """The keys of codes that stand under names of their own, each with its layer and layout."""
+    """Yield the keys of codes that stand under names of their own, each with its layer and layout."""
     for key, tensor in stored.items():
         for layout in _LAYOUTS:
             layer = key.removesuffix(layout.codes)
@@ -261,13 +261,13 @@ def _refuse(key: str, tensor: StoredTensor) -> None:
 
 
 def codes_not_read(tensor: StoredTensor) -> FileFormatError:
-    """The refusal of a layer of which only codes are there."""
+    """Return the error for a layer of which only codes are there."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return FileFormatError(f"{tensor.path}: {tensor.key!r} is stored as {kind}, in codes that are not read; {NOT_READ}")
 
 
 def _noted(header: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> Iterator[str]:
-    """The layers of this network that a header has a note on. Raises FileFormatError for formats that are not read."""
+    """Yield the layers of this network that the header has a note on. Raises FileFormatError for unknown formats."""
     text = header.get("_quantization_metadata")
     if text is None:
         return
@@ -285,7 +285,7 @@ def _noted(header: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> Ite
 
 
 def _ends_of(layer: str) -> Iterator[str]:
-    """A layer's name with more and more taken off before it: notes leave out prefixes."""
+    """Yield a layer's name with more and more taken off its front: notes leave out prefixes."""
     while layer:
         yield layer
         layer = layer.partition(".")[2]
@@ -297,7 +297,7 @@ def _check_note(key: str, tensor: StoredTensor) -> None:
             raise ValueError
         format = json.loads(tensor.read().view(torch.uint8).numpy().tobytes())["format"]
     except (ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
-        raise FileFormatError(f"{tensor.path}: {key!r} is no note on quantisation that can be read") from error
+        raise FileFormatError(f"{tensor.path}: {key!r} is not a readable note on quantisation") from error
     _check_format(f"{tensor.path}: {key}", format)
 
 

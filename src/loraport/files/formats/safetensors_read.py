@@ -1,8 +1,12 @@
-"""Safetensors files read by their headers: names, dtypes, shapes and places now, the bytes of one tensor on demand.
+"""Safetensors files: what the header says, checked entry by entry, and the bytes of one tensor on demand.
 
-The header is checked here, entry by entry, before a byte of data is believed: eight bytes of length, JSON, and offsets
-that cover the rest of the file without gap or overlap. Data is read with plain reads into fresh memory, not through a
-mapping: no pages accumulate in the process, however many layers pass through it.
+A file is eight bytes of length, a header in JSON, and data that the header's offsets cover without gap or overlap. Data
+is read with plain reads into fresh memory.
+
+Why not by the library's `safe_open`: it maps the file and tells no offsets. One handle keeps what was read in memory
+(136 MB of a file of 154 MB, here 2), a handle per tensor parses the header again (1.8 s for 1000 tensors, here 0.06),
+and a file that becomes shorter meanwhile ends the process, where a read reports that it was replaced. Its messages name
+neither the key nor the remedy. It opens a file of 1000 tensors in 1.3 ms, this module in 8.5.
 """
 
 from __future__ import annotations
@@ -97,9 +101,9 @@ class SafetensorsFile:
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """The header of a safetensors file, checked against the file's size; no tensor data is read.
+    """Return what the header of a safetensors file says, checked against the file's size; no tensor data is read.
 
-    Raises FileFormatError for what is no safetensors file, a truncated or overlong one, contradicting entries, and
+    Raises FileFormatError for what is not a safetensors file, a truncated or overlong one, contradicting entries, and
     dtypes that are not read.
     """
     with open_regular_file(path) as file:
@@ -107,7 +111,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a small file, and its metadata, through one opening: the file may be replaced meanwhile.
+    """Return all tensors of a small file and its metadata, through one opening: it may be replaced meanwhile.
 
     Raises as `read_safetensors`, and UnreadableError as the reading of a tensor does.
     """
@@ -151,7 +155,7 @@ class ByteReader:
             return self.of(file)
 
     def of(self, file: BufferedReader | FileIO) -> Tensor:
-        """The same from the open file."""
+        """Read the same from the open file."""
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
         view, filled = buffer.numpy().data, 0
         file.seek(self.offset)
@@ -164,7 +168,7 @@ class ByteReader:
 
 
 def _raw_header(path: Path, file: BufferedReader, size: int) -> bytes:
-    """The JSON bytes of the header."""
+    """Return the JSON bytes of the header."""
     start = file.read(32)
     length = int.from_bytes(start[:8], "little")
     if start[8:9] not in (b"{", b"") or size < 8:
@@ -173,8 +177,8 @@ def _raw_header(path: Path, file: BufferedReader, size: int) -> bytes:
         raise FileFormatError(f"{path} {kind}")
     if length > LONGEST_HEADER:
         raise FileFormatError(
-            f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or no "
-            "safetensors file: download it again"
+            f"{path} announces a header of {length} bytes, more than any real one has; it is damaged or not "
+            "a safetensors file: download it again"
         )
     if 8 + length > size:
         raise FileFormatError(
@@ -201,12 +205,12 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
         try:
             key.encode()
         except UnicodeEncodeError as error:  # a lone surrogate, which no text and no file of ours can hold
-            raise FileFormatError(f"{path}: the key {key!r} is no valid text; download the file again") from error
+            raise FileFormatError(f"{path}: the key {key!r} is not valid text; download the file again") from error
     return header
 
 
 def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    """(dtype, shape, first byte, byte after the last) of one tensor, each of the right kind."""
+    """Return (dtype, shape, first byte, byte after the last) of one tensor, each checked."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise FileFormatError(
             f"{path}: the header's entry for {key!r} lacks a dtype, shape or offsets; download it again"
@@ -231,7 +235,7 @@ def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ..
 
 
 def check_name(path: Path, key: str) -> None:
-    """Raises FileFormatError for a tensor's name that is longer than any real one."""
+    """Raise FileFormatError for a tensor's name that is longer than any real one."""
     if len(key) > LONGEST_NAME:
         raise FileFormatError(
             f"{path}: the name {key[:40]!r}… has {len(key)} characters; more than {LONGEST_NAME} are not read"
@@ -243,7 +247,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _check_cover(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], room: int) -> None:
-    """The entries lie end to end and fill the data section exactly."""
+    """Check that the entries lie end to end and fill the data section exactly."""
     position = 0
     for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:

@@ -1,6 +1,7 @@
 """Safetensors files written whole or not at all, one tensor in memory at a time, the same bytes for the same content.
 
-The header is written here: the library orders metadata differently from process to process.
+The header is written here: the library (0.8.0) orders several entries of metadata differently from process to process,
+and wants all tensors in memory at once.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ class Pending:
 
     @classmethod
     def of(cls, tensor: Tensor) -> Pending:
-        """A tensor that is there already."""
+        """Return a tensor that is there already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @classmethod
     def copy_of(cls, stored: StoredTensor) -> Pending:
-        """A tensor of another file as it is there."""
+        """Return a tensor of another file as it is there."""
         return cls(stored.dtype, stored.shape, stored.read)
 
 
 def data_bytes(tensors: Mapping[str, Pending]) -> int:
-    """The bytes of the tensors' data."""
+    """Return the bytes of the tensors' data."""
     return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors.values())
 
 
 def save_safetensors(
     path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], *, private: bool = False
 ) -> None:
-    """Writes a safetensors file: sorted keys and metadata, no time stamps, complete under its name or absent.
+    """Write a safetensors file: sorted keys and metadata, no time stamps, complete under its name or absent.
 
     `private`: for its owner only. Raises OutputError where it has no room, or cannot be written; a file that was there
     before is then still there.
@@ -65,7 +66,7 @@ def save_safetensors(
 
 
 def save_folder(path: Path, write: Callable[[Path], None], owned: frozenset[str]) -> None:
-    """Lets `write` fill a folder, which appears when complete; a folder with only `owned` files is replaced.
+    """Let `write` fill a folder, which appears when complete; a folder with only `owned` files is replaced.
 
     Raises OutputError where it cannot be written, or where something else is in the way.
     """
@@ -88,7 +89,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapp
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
-    """The bytes of a safetensors file. Larger elements come first: all lie aligned."""
+    """Write the bytes of a safetensors file. Larger elements come first, so that all lie aligned."""
     order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
@@ -101,7 +102,7 @@ def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str
             "data_offsets": [position, end],
         }
         position = end
-    # A name that is no valid text (a file whose name is not UTF-8) is kept as far as it can be read.
+    # A name that is not valid text (a file whose name is not UTF-8) is kept as far as it can be read.
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
     raw += b" " * (-len(raw) % 8)
     file.write(len(raw).to_bytes(8, "little") + raw)

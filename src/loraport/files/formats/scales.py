@@ -1,4 +1,4 @@
-"""Codes and their scale: W = q · scale, whatever the codes are, and the step of the grid under every value.
+"""Weights stored as codes with scales: W = q · scale, and the step of the grid under every value.
 
 A scale stands for the whole layer, a row, a column, a stretch of a row, or a square of 128 × 128.
 """
@@ -31,12 +31,14 @@ class ScaledCodes:
     def __call__(self) -> tuple[Tensor, Tensor]:
         codes = self.codes.read()
         values = codes.float()
+        # the step between codes: 1 for whole numbers, for fp8 that of its own uneven grid; both grow with the scale
         step = step_of(values, codes.dtype) if codes.dtype.is_floating_point else torch.ones_like(values)
         if self.scale is None:
             return values, step
         scale = self.scale.read().float()
         if not bool(torch.isfinite(scale).all()) or bool((scale < 0).any()):
             raise self._no_scales("NaN, infinite or negative values")
+        # a scale may be 0 where all of its codes are; elsewhere it would turn weights into zeros
         live = None if bool((scale > 0).all()) else values != 0
         stretch = granularity(self.codes, self.scale)
         _spread(scale, values, stretch)
@@ -48,12 +50,12 @@ class ScaledCodes:
     def _no_scales(self, what: str) -> FileFormatError:
         scale = self.scale or self.codes
         return FileFormatError(
-            f"{scale.path}: {scale.key!r} holds {what}, no scales of {self.codes.key!r}; use another file"
+            f"{scale.path}: {scale.key!r} holds {what}, not valid scales of {self.codes.key!r}; use another file"
         )
 
 
 def granularity(codes: StoredTensor, scale: StoredTensor) -> str:
-    """What one scale stands for. Raises FileFormatError for what fits no known layout, or more than one."""
+    """Return what one scale stands for. Raises FileFormatError where the shapes fit no known layout, or several."""
     shape = scale.shape
     rows, columns = (codes.shape[0], math.prod(codes.shape[1:])) if codes.shape else (0, 0)
     if not scale.dtype.is_floating_point:
@@ -75,12 +77,12 @@ def granularity(codes: StoredTensor, scale: StoredTensor) -> str:
     if shape == (math.ceil(rows / SQUARE), math.ceil(columns / SQUARE)):
         return A_SQUARE
     raise FileFormatError(
-        f"{scale.path}: {scale.key!r} has shape {shape}, no scale of a weight of shape {codes.shape}; {NOT_READ}"
+        f"{scale.path}: {scale.key!r} has shape {shape}, which does not fit a weight of shape {codes.shape}; {NOT_READ}"
     )
 
 
 def _spread(scale: Tensor, values: Tensor, stretch: str) -> None:
-    """values · scale in place, each scale over what it stands for, which is `granularity`'s word."""
+    """Multiply values by their scale in place, each scale over what it stands for, which is `granularity`'s word."""
     matrix = values.view(values.shape[0], -1) if values.dim() else values
     if stretch == LAYER:
         values.mul_(scale.reshape(()))

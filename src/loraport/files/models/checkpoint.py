@@ -1,4 +1,4 @@
-"""A model on disk, read-only and lazy: names, shapes and dtypes now, one tensor on demand, whatever its files are."""
+"""A read-only, lazy view of a model on disk, in any format that is read: headers at once, one tensor on demand."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Checkpoint:
         return name in self._parameters
 
     def names(self) -> tuple[str, ...]:
-        """The canonical parameter names, in the order of the files."""
+        """Return the canonical parameter names, in the order of the files."""
         return tuple(self._parameters)
 
     @property
@@ -120,15 +120,15 @@ class Checkpoint:
         return sum(stored.dtype.itemsize * _count(stored.shape) for stored in self._parameters.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a parameter, from the header."""
+        """Return the shape of a parameter, from the header."""
         return self._find(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of a parameter, from the header; float32 for a quantised one."""
+        """Return the stored dtype of a parameter, from the header; float32 for a quantised one."""
         return self._find(name).dtype
 
     def format(self, name: str) -> str:
-        """How a parameter is stored, for people: its dtype, or the name of its codes."""
+        """Return how a parameter is stored, for people: its dtype, or the name of its codes."""
         stored = self._find(name)
         return str(stored.dtype).removeprefix("torch.") if stored.quantization is None else stored.quantization.format
 
@@ -140,26 +140,26 @@ class Checkpoint:
         return tuple(format for format, _ in counts.most_common())
 
     def key(self, name: str) -> str:
-        """The key under which a parameter stands in its file."""
+        """Return the key under which a parameter stands in its file."""
         return self._find(name).key
 
     def path(self, name: str) -> Path:
-        """The file in which a parameter stands."""
+        """Return the file in which a parameter stands."""
         return self._find(name).path
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter as it is stored, in fresh CPU memory; of a quantised one the values."""
+        """Return a parameter as it is stored, in fresh CPU memory; of a quantised one the values."""
         return self._find(name).read()
 
     def read_weight(self, layer: str) -> Float[Tensor, "out in"]:
-        """The weight of a layer as a float32 matrix; a convolution's kernel becomes out × (in · kernel positions).
+        """Return a layer's weight as a float32 matrix; a convolution's kernel becomes out × (in · kernel positions).
 
         Raises InputError where the layer has no such weight, or the weight holds NaN or infinite values.
         """
         return self.read(layer).matrix
 
     def read(self, layer: str) -> Weight:
-        """The weight of a layer as `read_weight` gives it, with its `fingerprint`, from one reading of the file."""
+        """Return the weight of a layer as `read_weight` does, with its `fingerprint`, from one reading of the file."""
         stored = self._find(f"{layer}.weight")
         if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
             raise InputError(
@@ -174,25 +174,25 @@ class Checkpoint:
         return Weight(W, _fingerprint(tensor), stored.dtype, step)
 
     def fingerprint(self, name: str) -> str:
-        """BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
+        """Return BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
 
         Of a quantised one the float32 values are hashed: another scale is another content.
         """
         return _fingerprint(self.tensor(name))
 
     def identity(self) -> str:
-        """SHA-256 over what the headers say (names, shapes, dtypes, places) and the files' sizes, in milliseconds.
+        """Return the SHA-256 of what headers say (names, shapes, dtypes, offsets) and of file sizes, in milliseconds.
 
         Not a hash of the contents: two trainings saved by the same program share it. `fingerprint` is one.
         """
         return self.digest
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """The same files with some parameters under further names: new name -> the one that it has here."""
+        """Return the same files with some parameters under further names: new name -> the one that it has here."""
         return replace(self, aliases={**self.aliases, **{new: self._find(old) for new, old in names.items()}})
 
     def divided(self, parts: Mapping[str, tuple[Piece, ...]]) -> Checkpoint:
-        """The same files with what stands under some keys taken apart otherwise: key -> the parameters in it."""
+        """Return the same files with the tensors under some keys divided otherwise: key -> the parameters in it."""
         stored, others = dict(self.stored), set(self.others)
         for key, pieces in parts.items():
             tensor, before = stored[key]
@@ -232,7 +232,7 @@ def _opened(where: str, place: Path, part: str | None, needed: ShardFilter | Non
 
 
 def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
-    """The shards that hold parameters of some layers; all of them where none of the layers is found by its name."""
+    """Return the shards that hold parameters of some layers; all shards where none of the layers is found."""
     names = find_network(weight_map, part).names
     found = detect_naming(names.values())
     shards: set[str] = set()
@@ -256,7 +256,7 @@ def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
 
 
 def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
-    """The checkpoint with its keys translated to canonical names."""
+    """Return the checkpoint with its keys translated to canonical names."""
     first = files.paths[0]
     if not files.tensors:
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
@@ -305,7 +305,7 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
 
 
 def _of_parts(files: ModelFiles, network: Network) -> Iterator[str]:
-    """Which of several networks in a file was taken."""
+    """Yield which of several networks in a file was taken."""
     for taken, left in ((files.part, files.left), (network.part, network.others)):
         if left:
             yield (
@@ -317,7 +317,7 @@ def _of_parts(files: ModelFiles, network: Network) -> Iterator[str]:
 def _canonical(
     names: Iterable[str],
 ) -> tuple[dict[str, tuple[Piece, ...]], tuple[Family, Naming] | None]:
-    """Each name without prefixes -> the parameters it holds, () where no table has it; and the family and spelling.
+    """Return each bare name -> the parameters it holds, () where no table has it; and the family and naming.
 
     A fused copy beside the layers that it was made of holds nothing: those are what is loaded.
     """
@@ -334,12 +334,12 @@ def _canonical(
 
 
 def _names_of(name: str, names: Mapping[str, tuple[Piece, ...]]) -> tuple[str, ...]:
-    """The canonical names of what one stored parameter holds; its own where no table has it."""
+    """Return the canonical names of what one stored parameter holds; its own where no table has it."""
     return tuple(canonical for canonical, _ in names[name]) or (name,)
 
 
 def _common_prefix(stripped: Mapping[str, str]) -> str:
-    """What most keys carry before their name, wrappers left out."""
+    """Return what most keys carry before their name, wrappers left out."""
     counts: Counter[str] = Counter()
     for key, name in stripped.items():
         counts[without_wrappers(key).removesuffix(name)] += 1

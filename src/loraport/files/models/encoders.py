@@ -12,7 +12,7 @@ ENCODERS = (FIRST, SECOND)
 
 
 def with_encoders(model: Checkpoint) -> Checkpoint:
-    """The model with the parameters of its text encoders under their canonical names, as far as they are CLIP's."""
+    """Return the model with its text encoders' parameters under canonical names, as far as they are CLIP's."""
     alone = _alone(model)
     parts: dict[str, tuple[Piece, ...]] = {}
     for key, (tensor, [(name, rows), *others]) in model.stored.items():
@@ -25,19 +25,19 @@ def with_encoders(model: Checkpoint) -> Checkpoint:
 
 
 def held_encoders(model: Checkpoint) -> tuple[str, ...]:
-    """Which encoders such a model holds."""
+    """Return which encoders such a model holds."""
     held = {encoder_of(name) for name in model}
     return tuple(encoder for encoder in ENCODERS if encoder in held)
 
 
 def pipeline_folder(model: Checkpoint, encoder: str) -> Path | None:
-    """The folder of an encoder in the pipeline whose network this is; None where there is none."""
+    """Return the folder of an encoder in the pipeline whose network this is; None where there is none."""
     folder = model.paths[0].parent.parent / encoder
     return folder if folder.is_dir() and (folder.parent / "model_index.json").is_file() else None
 
 
 def _alone(model: Checkpoint) -> str:
-    """The encoder that a file of transformers is, by its folder's name or its own; empty where it is a network."""
+    """Return which encoder a file of transformers is, by its folder's name or its own; empty where it is a network."""
     if model.family is not None or not any(own_parameters(name, FIRST) for name in model if ".self_attn." in name):
         return ""
     path = model.paths[0]

@@ -22,13 +22,13 @@ _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]
 
 
 def looks_like_hub_id(where: str) -> bool:
-    """Whether a string that is no path can name a Hub model; `folder/name.safetensors` is a missing file instead."""
+    """Return whether a string that is not a path can name a Hub model; `folder/name.safetensors` is a missing file."""
     match = _HUB_ID.fullmatch(where)
     return match is not None and not match["repo"].lower().endswith((*WEIGHTS, ".json"))
 
 
 def fetch(where: str, needed: ShardFilter | None = None) -> Path:
-    """The local file or folder of a Hub model, downloaded where it is not in the cache yet.
+    """Return the local file or folder of a Hub model, downloaded where it is not in the cache yet.
 
     Of shards with an index only those that are `needed` are fetched, where that is given: the index comes first. A
     broken connection is taken up again where it broke; after a kill, finished files are there and a half one begins
@@ -62,7 +62,7 @@ class Download:
 
 
 def to_download(where: str) -> Download | None:
-    """What of a model on the Hub is not here yet, all its shards counted; None where that cannot be asked, or offline.
+    """Return what of a model on the Hub is not here yet, with all shards; None offline and where it cannot be asked.
 
     Only the repository's listing is read. Raises InputError where it holds no model, or several and none is named.
     """
@@ -83,7 +83,7 @@ def to_download(where: str) -> Download | None:
 
 
 def listing(where: str) -> tuple[str, ...] | None:
-    """The names of all files of a repository, `org/repo` or `org/repo@revision`; offline, of those that are here.
+    """Return the names of a repository's files, `org/repo` or `org/repo@revision`; offline, of those that are here.
 
     None where nobody can be asked: no client, no network and no local copy, or no such repository.
     """
@@ -109,7 +109,7 @@ PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", 
 
 
 def fetch_pipeline(where: str) -> Path:
-    """The local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`, without its VAE.
+    """Return the local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`, without its VAE.
 
     Raises InputError as `fetch` does.
     """
@@ -124,7 +124,7 @@ def fetch_pipeline(where: str) -> Path:
 
 
 def fetch_lora(where: str) -> Path:
-    """The local file of a LoRA on the Hub, fetched with PEFT's configuration beside it and nothing else.
+    """Return the local file of a LoRA on the Hub, fetched with PEFT's configuration beside it and nothing else.
 
     `org/repo:file` picks a file; a folder or a repository has to hold one LoRA. Raises InputError as `fetch` does.
     """
@@ -135,7 +135,7 @@ def fetch_lora(where: str) -> Path:
 
 
 def _parsed(where: str) -> tuple[Any, str, str | None, str]:
-    """(the Hub's client, repository, revision, folder or file inside) of a Hub id."""
+    """Return (the Hub's client, repository, revision, folder or file inside) of a Hub id."""
     try:
         import huggingface_hub as hub
     except ImportError as error:
@@ -144,7 +144,7 @@ def _parsed(where: str) -> tuple[Any, str, str | None, str]:
         ) from error
     match = _HUB_ID.fullmatch(where)
     if match is None:
-        raise InputError(f"{where!r} is no Hub id; write org/repo, org/repo@revision or org/repo:folder")
+        raise InputError(f"{where!r} is not a valid Hub id; write org/repo, org/repo@revision or org/repo:folder")
     repo, revision, inside = match["repo"], match["revision"], (match["inside"] or "").strip("/")
     if ".." in inside.split("/"):
         raise InputError(f"{where!r} leaves the repository; name a folder or file inside it")
@@ -154,7 +154,7 @@ def _parsed(where: str) -> tuple[Any, str, str | None, str]:
 def _snapshot(
     hub: Any, repo: str, revision: str | None, where: str, choose: Callable[[list[str]], Iterable[str]]
 ) -> Path:
-    """The folder of a repository with the files that are chosen from its listing; offline, with those that it has."""
+    """Return a repository's folder with the files that are chosen from its listing; offline, with those that it has."""
     from huggingface_hub import constants  # the package itself does not offer it in every version
 
     try:
@@ -176,7 +176,7 @@ def _snapshot(
 
 
 def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
-    """What the cache holds of a repository; newer clients refuse a copy that lacks some file, but name its folder."""
+    """Return what the cache holds of a repository; newer clients refuse an incomplete copy, but name its folder."""
     try:
         return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
     except Exception as error:
@@ -187,7 +187,7 @@ def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
 
 
 def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
-    """The files of a model to download; ambiguity is refused before a byte is fetched."""
+    """Return the files of a model to download; ambiguity is refused before a byte is fetched."""
     if inside.lower().endswith(WEIGHTS) or index_of(inside.rpartition("/")[2]):
         folder, _, name = inside.rpartition("/")
         start = f"{folder}/" if folder else ""
@@ -208,7 +208,7 @@ def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
 
 
 def _lora_file(files: list[str], repo: str, inside: str, where: str, kind: str = "") -> str:
-    """The one LoRA among a repository's files: the named one, PEFT's, or the only safetensors file of the folder."""
+    """Return the one LoRA among a repository's files: the named one, PEFT's, or the folder's only safetensors file."""
     loras = [file for file in files if file.endswith(SAFETENSORS)]
     if inside in loras:
         return inside
@@ -226,13 +226,13 @@ def _lora_file(files: list[str], repo: str, inside: str, where: str, kind: str =
 
 
 def _beside(file: str) -> tuple[str, str]:
-    """A LoRA's file, and the configuration that PEFT puts into the same folder."""
+    """Return a LoRA's file, and the configuration that PEFT puts into the same folder."""
     folder, slash, _ = file.rpartition("/")
     return file, f"{folder}{slash}{CONFIG_NAME}"
 
 
 def _stem_mates(index: str, siblings: list[str]) -> tuple[str, ...]:
-    """An index, and all the shards that can be its own, of whatever count."""
+    """Return an index, and all the shards that can be its own, of whatever count."""
     found = index_of(index)
     files = [name for name in siblings if found and "/" not in name and name.lower().endswith(found.endings)]
     own = [name for one in sets_among(files) if found and one.stem == found.stem for name in one.wanted]

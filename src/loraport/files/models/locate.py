@@ -1,4 +1,4 @@
-"""Which files a model's place means: a file, a set of shards, or a folder with a transformer inside.
+"""Which files a model's path means: a file, a set of shards, or a folder with a transformer inside.
 
 The choice is made on names alone, so that it is the same for a folder on disk and for a listing of the Hub.
 """
@@ -66,7 +66,7 @@ class ModelPaths:
 
 
 def find_files(where: Path, inner: str | None = None, needed: ShardFilter | None = None) -> ModelPaths:
-    """The files that hold the model at an existing path; `inner` names a folder inside it.
+    """Return the files that hold the model at an existing path; `inner` names a folder inside it.
 
     Of shards with an index only those that are `needed` count, where that is given.
 
@@ -89,14 +89,14 @@ def find_files(where: Path, inner: str | None = None, needed: ShardFilter | None
         if not deeper:
             raise
         listed = ", ".join(map(str, deeper[:5])) + (", …" if len(deeper) > 5 else "")
-        raise InputError(f"{root} holds its weights deeper down; name one of: {listed}") from error
+        raise InputError(f"{root} has its weights in a subfolder; name one of: {listed}") from error
     if place.index is not None:
         return ModelPaths(_indexed(root / place.folder / place.index, needed), place.notes)
     return ModelPaths(tuple(root / place.folder / name for name in place.names), place.notes)
 
 
 def choose(listing: Iterable[str], where: str, join: str = "/") -> FileChoice:
-    """The one model among the files of a folder, given as names relative to it.
+    """Return the one model among the files of a folder, given as names relative to it.
 
     Weights in the folder itself count, or those of one inner folder such as `transformer/`; in a diffusers pipeline
     (a folder with `model_index.json`) only the inner ones do. Safetensors files come before all others. `join` stands
@@ -129,13 +129,13 @@ def _without_weights(names: list[str], where: str) -> str:
 
 
 def _kind(name: str) -> int:
-    """0 for safetensors files and their indexes, which come first; 1 for others."""
+    """Return 0 for safetensors files and their indexes, which come first; 1 for others."""
     index = index_of(name)
     return int(index.endings != SAFETENSORS) if index else int(not name.lower().endswith(SAFETENSORS))
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file's name is that of weights or of an index; what macOS leaves beside each file (`._x`) is not."""
+    """Return whether a name is that of weights or an index; what macOS leaves beside each file (`._x`) is not."""
     if name.startswith(".") or _OF_TRAINING.fullmatch(name):
         return False
     return name.lower().endswith(WEIGHTS) or index_of(name) is not None
@@ -148,7 +148,7 @@ def _weights(names: Iterable[str], folder: str) -> list[str]:
 
 
 def _one_set(names: list[str], folder: str, where: str) -> FileChoice:
-    """The single file, the complete set of shards or the index among the weights of one folder."""
+    """Return the single file, the complete set of shards or the index among the weights of one folder."""
     first = [name for name in names if _kind(name) == min(map(_kind, names))]
     indexes = [name for name in first if index_of(name)]
     files = [name for name in first if not index_of(name)]
@@ -167,7 +167,7 @@ def _one_set(names: list[str], folder: str, where: str) -> FileChoice:
 
 
 def _whole(sets: list[ShardSet], where: str) -> tuple[ShardSet, tuple[str, ...]]:
-    """The one set of which nothing is missing, and a note where another of its name is broken."""
+    """Return the one set of which nothing is missing, and a note where another of its name is broken."""
     whole = [one for one in sets if not one.missing]
     broken = [one for one in sets if one.missing]
     if len(whole) == 1 and all(one.stem == whole[0].stem for one in broken):
@@ -185,7 +185,7 @@ def _several(where: str, names: list[str]) -> InputError:
 
 
 def shard_set(name: str, siblings: Iterable[str], where: str) -> tuple[str, ...]:
-    """All the files of the set that one file's name announces, in order; any other name stands for itself."""
+    """Return all the files of the set that one file's name announces, in order; any other name stands for itself."""
     found = set_of(name, siblings)
     if found.missing:
         raise _lacking(found, where)
@@ -199,7 +199,7 @@ def _lacking(one: ShardSet, where: str) -> FileFormatError:
 
 
 def read_index(path: Path) -> Mapping[str, str]:
-    """Tensor name -> shard of an index file. Shards are plain file names beside the index; nothing else is followed."""
+    """Return tensor name -> shard of an index. Shards are plain file names beside it; nothing else is followed."""
     try:
         if path.stat().st_size > _LONGEST_INDEX:
             raise ValueError("it is too long for an index")
@@ -215,7 +215,7 @@ def read_index(path: Path) -> Mapping[str, str]:
         if Path(name).name != name or "\\" in name or "\0" in name or not name.lower().endswith(endings):
             kind = "safetensors" if endings == SAFETENSORS else endings[-1]
             raise FileFormatError(
-                f"{path} names {shard!r}, which is no {kind} file in the same folder; nothing else is followed: "
+                f"{path} names {shard!r}, which is not a {kind} file in the same folder; nothing else is followed: "
                 "mend the index"
             )
     return {key: plain[shard] for key, shard in weight_map.items()}
@@ -227,12 +227,12 @@ def _bytes(index: Path) -> bytes:
 
 
 def _in_this_folder(shard: str) -> str:
-    """A name without `./` before it."""
+    """Return a name without `./` before it."""
     return posixpath.normpath(shard) if shard.startswith("./") and ".." not in shard else shard
 
 
 def indexes_beside(paths: tuple[Path, ...], *, partly: bool = False) -> list[Path]:
-    """The indexes that describe this very set of shards, or a larger one that holds it."""
+    """Return the indexes that describe this very set of shards, or a larger one that holds it."""
     indexes = sorted(path for path in paths[0].parent.iterdir() if is_weights(path.name) and index_of(path.name))
     names = {path.name for path in paths}
     listed = {index: set(read_index(index).values()) for index in indexes}
@@ -240,7 +240,7 @@ def indexes_beside(paths: tuple[Path, ...], *, partly: bool = False) -> list[Pat
 
 
 def _files_with(path: Path, needed: ShardFilter | None) -> ModelPaths:
-    """What a named file stands for: itself, the set whose part it is, or what it lists."""
+    """Return what a named file stands for: itself, the set whose part it is, or what it lists."""
     if index_of(path.name):
         return ModelPaths(_indexed(path, needed))
     siblings = [entry.name for entry in path.parent.iterdir() if is_weights(entry.name)]
@@ -269,7 +269,7 @@ def _indexed(index: Path, needed: ShardFilter | None) -> tuple[Path, ...]:
 
 
 def _snapshot(folder: Path) -> Path:
-    """The current snapshot of a repository in the Hub's cache, where its top folder is given; else the folder.
+    """Return the current snapshot of a repository in the Hub's cache, where its top folder is given; else the folder.
 
     Raises InputError where there are several and none is the current one.
     """

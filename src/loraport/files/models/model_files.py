@@ -1,4 +1,4 @@
-"""What the files of one model hold together, by the keys that stand in them, whatever kind the files are of."""
+"""The tensors of all files of one model, by their keys in the files, whatever format the files have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelFiles:
 def read_files(
     paths: tuple[Path, ...], part: str | None, some: bool, wanted: Callable[[Iterable[str]], bool] | None = None
 ) -> ModelFiles:
-    """All tensors of a set of files; `part` is the entry to take of a pickle, `some` whether shards may be left out.
+    """Return all tensors of some files; `part` is the entry to take of a pickle, `some` whether shards may be left out.
 
     `wanted` tells by their keys which entries of a pickle are meant.
 
@@ -76,7 +76,7 @@ def read_files(
 
 
 def _kind(path: Path) -> str:
-    """The ending that a file should have: of a renamed one what its first bytes say, if that is safe to read."""
+    """Return the ending that a file should have: of a renamed one what its first bytes say, if that is safe to read."""
     check_input(path)
     ending = path.suffix.lower()
     if ending in WEIGHTS and ending not in PICKLES:
@@ -86,12 +86,12 @@ def _kind(path: Path) -> str:
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return SAFETENSORS[0]
     if ending not in WEIGHTS:
-        raise FileFormatError(f"{path} is of no kind that is read; give one of {', '.join(WEIGHTS)}")
+        raise FileFormatError(f"{path} is of a kind that is not read; give one of {', '.join(WEIGHTS)}")
     return GGUF if start.startswith(b"GGUF") else ending
 
 
 def _absent(paths: tuple[Path, ...], tensors: dict[str, StoredTensor], some: bool) -> tuple[str, ...]:
-    """The keys that an index lists in shards left out. Raises FileFormatError where it contradicts the files."""
+    """Return the keys that an index lists in shards left out. Raises FileFormatError where it contradicts the files."""
     here = {path.name for path in paths}
     absent: tuple[str, ...] = ()
     for index in indexes_beside(paths, partly=some):

@@ -35,14 +35,14 @@ class Network:
     start: str = ""
     """What stands before most of the names."""
     beside: tuple[str, ...] = ()
-    """Keys of other networks, which are no parts: text encoders, autoencoders."""
+    """Keys of other networks, which are not parts: text encoders, autoencoders."""
     part: str | None = None
     """The part that was taken, where there are several or one was asked for."""
     others: tuple[str, ...] = ()
     """The parts that were not."""
 
     def name(self, key: str) -> str:
-        """The name of a key, of one that is made of others too."""
+        """Return the name of a key, also of one that is made of several."""
         return self.names.get(key) or _known(without_wrappers(key).removeprefix(self.start))
 
 
@@ -55,7 +55,7 @@ class _Start:
 
 
 def find_network(keys: Iterable[str], part: str | None = None) -> Network:
-    """The network among the keys of a file; `part` names one of several.
+    """Return the network among the keys of a file; `part` names one of several.
 
     Raises InputError for a part that is not there, and where there are several and none has a usual name; MismatchError
     where two keys would become one.
@@ -90,13 +90,13 @@ def find_network(keys: Iterable[str], part: str | None = None) -> Network:
 
 
 def are_of_network(keys: Iterable[str]) -> bool:
-    """Whether keys are mostly those of a network of a known family."""
+    """Return whether keys are mostly those of a network of a known family."""
     known = [_start_of(without_wrappers(key)) is not None for key in keys]
     return bool(known) and 2 * sum(known) >= len(known)
 
 
 def _starts(bare: dict[str, str]) -> dict[str, _Start]:
-    """What stands before names that a table has -> the keys behind it; the shortest that leaves such a name."""
+    """Return what stands before names that a table has -> the keys behind it; the shortest that leaves such a name."""
     found: dict[str, _Start] = {}
     for key, name in bare.items():
         if (start := _start_of(name)) is not None:
@@ -118,7 +118,7 @@ def _start_of(name: str) -> str | None:
 
 
 def _known(name: str) -> str:
-    """A name without `module` inside it, where a table has it so."""
+    """Return a name without `module` inside it, where a table has it so."""
     if "module." not in name or is_parameter(name):
         return name
     inner = without_modules(name)
@@ -126,17 +126,17 @@ def _known(name: str) -> str:
 
 
 def _again(start: _Start, taken: _Start) -> bool:
-    """Whether these are the same names once more: another copy of the network, not a further piece of it."""
+    """Return whether these are mostly the same names: another copy of the network, not a further piece of it."""
     return 2 * len(start.rests & taken.rests) >= len(start.rests)
 
 
 def _belongs(name: str, start: _Start, taken: _Start) -> bool:
-    """Whether keys behind another start are a piece of the network: a usual start or none, and names of its own."""
+    """Return whether keys behind a start are a piece of the network: a usual start or none, and names of its own."""
     return known_start(f"{name}x") == name and not (start.rests & taken.rests)
 
 
 def _preferred(whole: dict[str, _Start]) -> str:
-    """The network that is meant: the largest, or of several copies the one whose name comes first in PARTS."""
+    """Return the network that is meant: the largest, or of several copies the one whose name comes first in PARTS."""
     first = max(whole, key=lambda name: len(whole[name].keys))
     copies = [first, *(name for name in whole if name != first and _again(whole[name], whole[first]))]
     ranks = {name: _rank(name) for name in copies}
@@ -148,7 +148,7 @@ def _preferred(whole: dict[str, _Start]) -> str:
 
 
 def _rank(start: str) -> tuple[int, ...]:
-    """Where a start's words come in the order of usual names; none at all before names that are not usual."""
+    """Return where a start's words come in the order of usual names; an empty start comes before unusual ones."""
     if start.startswith(OTHER_NETWORKS):
         return (len(PARTS) + 2,)
     known = sorted(PARTS.index(word) for word in start.split(".") if word in PARTS)
@@ -156,7 +156,7 @@ def _rank(start: str) -> tuple[int, ...]:
 
 
 def _asked(part: str, whole: dict[str, _Start], bare: dict[str, str]) -> str:
-    """The start of a part by its name. Raises InputError where no keys stand behind it."""
+    """Return the start of a part by its name. Raises InputError where no keys stand behind it."""
     exact = [start for start in whole if start == f"{part}."]
     fitting = exact or [start for start in whole if f".{part}." in f".{start}"]
     if len(fitting) > 1:
@@ -170,12 +170,12 @@ def _asked(part: str, whole: dict[str, _Start], bare: dict[str, str]) -> str:
 
 
 def _labels(starts: list[str]) -> list[str]:
-    """Short names of parts: the first word of each start where that tells them apart."""
+    """Return short names of parts: the first word of each start where that tells them apart."""
     first = [start.partition(".")[0] for start in starts]
     return first if len(set(first)) == len(first) else [start.removesuffix(".") for start in starts]
 
 
 def _of_no_family(keys: list[str]) -> Network:
-    """A file none of whose names is in a table: everything is the network, but what is known to be another."""
+    """Return a network of all keys but those of known other networks, for a file none of whose names is in a table."""
     beside = tuple(key for key in keys if key.startswith(OTHER_NETWORKS))
     return Network(strip_prefixes([key for key in keys if key not in beside]), beside=beside)

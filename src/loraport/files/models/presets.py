@@ -44,11 +44,11 @@ class Preset:
         return f"{self.repo}{revision}{f':{self.inside}' if self.inside else ''}"
 
     def as_json(self) -> dict[str, Any]:
-        """The row of `presets --json`."""
+        """Return the row of `presets --json`."""
         return {**asdict(self), "where": self.where}
 
     def words(self) -> str:
-        """The row for people: the id, then what is to be known."""
+        """Return the row for people: the id, then what is to be known."""
         lines = [f"{self.where}  ({self.family}{f', distilled from {self.base}' if self.base else ''})", self.notes]
         lines += [f"not verified: {self.unverified}"] if self.unverified else []
         if self.revision is None:
@@ -143,7 +143,7 @@ PRESETS = {preset.name: preset for preset in _ALL}
 
 
 def location(text: str) -> str:
-    """The Hub id behind a preset's name; any other text as it is.
+    """Return the Hub id behind a preset's name; any other text as it is.
 
     Raises SettingsError where a file or folder here has the name of a preset: neither is taken silently.
     """
@@ -158,12 +158,12 @@ def location(text: str) -> str:
 
 
 def is_local(text: str) -> bool:
-    """Whether a model lies here, so that reading more of it downloads nothing."""
+    """Return whether a model lies here, so that reading more of it downloads nothing."""
     return Path(location(text)).exists()
 
 
 def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
-    """What opening models would fetch from the Hub: those that lie here, or in the cache, or on no Hub are left out."""
+    """Return what opening models would fetch from the Hub; those that lie here or in the cache are left out."""
     found = []
     for where in dict.fromkeys(location(text) for text in texts):
         if not expand_home(where).exists() and looks_like_hub_id(where):
@@ -173,5 +173,5 @@ def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
 
 
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
-    """A model by a preset's name or by its place. Raises what `location` and `open_checkpoint` raise."""
+    """Open a model by a preset's name or by its location. Raises what `location` and `open_checkpoint` raise."""
     return open_checkpoint(location(text), part=part, layers=layers)

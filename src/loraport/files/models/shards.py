@@ -1,4 +1,4 @@
-"""Sets of files that are one model together, told by names: numbered shards, a file a block, and their indexes.
+"""Sets of files that make one model together, known by their names: numbered shards, a file a block, and their indexes.
 
 A set is its name without the number: what stands before it, the count, and the ending. Two saves of one model into the
 same folder are two sets.
@@ -52,7 +52,7 @@ class IndexName:
 
 
 def announced_shards(name: str) -> tuple[str, ...]:
-    """The names of a whole set, where a file's name says that it is one of several; () where it does not."""
+    """Return the names of a whole set, where a file's name says that it is one of several; () where it does not."""
     found = _SHARD.fullmatch(name)
     if not found or not name.lower().endswith(WEIGHTS) or int(found["number"]) > int(found["count"]):
         return ()
@@ -60,14 +60,14 @@ def announced_shards(name: str) -> tuple[str, ...]:
 
 
 def _numbered(shard: re.Match[str], first: int) -> tuple[str, ...]:
-    """All the names of a set whose numbers begin with `first`."""
+    """Return all the names of a set whose numbers begin with `first`."""
     width, count = len(shard["number"]), shard["count"]
     numbers = range(first, first + int(count))
     return tuple(f"{shard['before']}{number:0{width}d}{shard['of']}{count}{shard['after']}" for number in numbers)
 
 
 def set_of(name: str, siblings: Iterable[str]) -> ShardSet:
-    """The set that a file belongs to among those beside it; a file that is in none is a set of its own."""
+    """Return the set that a file belongs to among those beside it; a file that is in none is a set of its own."""
     present = {*siblings, name}
     wanted, shown = announced_shards(name), name
     if wanted and (found := _SHARD.fullmatch(name)):
@@ -85,13 +85,13 @@ def set_of(name: str, siblings: Iterable[str]) -> ShardSet:
 
 
 def sets_among(names: Iterable[str]) -> list[ShardSet]:
-    """All the sets that files of one folder make."""
+    """Return all the sets that files of one folder make."""
     names = list(names)
     return list({found.name: found for found in (set_of(name, names) for name in names)}.values())
 
 
 def index_of(name: str) -> IndexName | None:
-    """What an index's name says; None for any other file: `X.safetensors.index.json`, `X.bin.index.fp16.json`."""
+    """Read an index's name, `X.safetensors.index.json` or `X.bin.index.fp16.json`; return None for any other file."""
     found = _INDEX.fullmatch(name)
     if found is None:
         return None
@@ -100,7 +100,7 @@ def index_of(name: str) -> IndexName | None:
 
 
 def _stem(name: str) -> str:
-    """A file's name without its ending and, where it is a shard, without the numbers: `model.fp16`."""
+    """Return a file's name without its ending and, where it is a shard, without the numbers: `model.fp16`."""
     ending = next((ending for ending in WEIGHTS if name.lower().endswith(ending)), "")
     found = _SHARD.fullmatch(name)
     if not found:

@@ -1,4 +1,4 @@
-"""A checkpoint written again with some of its tensors changed: same names, dtypes, shards and index, one at a time.
+"""Write a checkpoint again with some tensors changed: same names, dtypes, shards and index, one tensor at a time.
 
 A single file becomes a file, a folder a folder: the one with the weights, so of a diffusers pipeline its transformer,
 with the `config.json` beside them. What a pickle held is written as safetensors under its keys of the chosen part.
@@ -40,12 +40,12 @@ STALE = ("sshs_", "modelspec.hash")
 
 
 def is_folder(model: Checkpoint) -> bool:
-    """Whether a model was given as a folder or a set of shards, and will be written as a folder."""
+    """Return whether a model was given as a folder or a set of shards, and will be written as a folder."""
     return len(model.paths) > 1 or not model.where.endswith(model.paths[0].name)
 
 
 def check_output_path(output: Path, model: Checkpoint, others: Iterable[Path | str | None] = ()) -> None:
-    """Raises OutputError, before any work, for a path that the model could not be written to.
+    """Raise OutputError, before any work, for a path that the model cannot be written to.
 
     That is, too, where it would replace the model or one of the `others` that the result is made of.
     """
@@ -70,7 +70,7 @@ def write_model(
     metadata: Mapping[str, str],
     written: Callable[[int], None] = lambda size: None,
 ) -> None:
-    """The model with some parameters (by canonical name) made anew, in memory one at a time, whole or not at all.
+    """Write the model with some parameters (by canonical name) replaced, one in memory at a time, whole or not at all.
 
     All others are copied bit by bit. `written` is told the bytes of each tensor when its turn comes.
     Raises OutputError where it cannot be written, and whatever the making of a parameter raises.
@@ -98,7 +98,7 @@ def write_model(
 
 
 def _replaceable(output: Path, model: Checkpoint) -> frozenset[str]:
-    """The files that would be written, where what lies in the folder now is an earlier result of ours; else none."""
+    """Return the files that would be written, if what is in the folder now is an earlier result of ours; else none."""
     found = [entry for entry in output.iterdir() if entry.suffix in SAFETENSORS] if output.is_dir() else []
     try:
         ours = all(VERSION in read_safetensors(entry).metadata for entry in found)
@@ -111,7 +111,7 @@ def _replaceable(output: Path, model: Checkpoint) -> frozenset[str]:
 
 
 def _copied(path: Path, model: Checkpoint, written: Callable[[int], None]) -> dict[str, Pending]:
-    """Every tensor of a file as it stands there: codes with their scales, which `stored` has as the values."""
+    """Return every tensor of a file as it stands there: codes with their scales, which `stored` has as the values."""
     if path.suffix.lower() in SAFETENSORS:
         raw = read_safetensors(path).tensors
     else:
@@ -120,12 +120,12 @@ def _copied(path: Path, model: Checkpoint, written: Callable[[int], None]) -> di
 
 
 def _written_name(name: str) -> str:
-    """What a file of the model is called in the result: what is written is safetensors."""
+    """Return the name of a file of the model in the result: what is written is safetensors."""
     return name if name.endswith(SAFETENSORS) else f"{Path(name).stem}.safetensors"
 
 
 def _copy_index(index: Path, folder: Path) -> None:
-    """An index of safetensors files as it is; another one with the names of what is written."""
+    """Copy an index of safetensors files; write any other one with the names of what is written."""
     named = index_of(index.name)
     if named is None or named.endings == SAFETENSORS:
         shutil.copyfile(index, folder / index.name)
@@ -136,7 +136,7 @@ def _copy_index(index: Path, folder: Path) -> None:
 
 
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:
-    """A stored tensor out of the parameters that it holds, some of them made anew."""
+    """Return a stored tensor put together from the parameters that it holds, some of them replaced."""
     made = {rows.part: changed[name]() if name in changed else model.tensor(name) for name, rows in pieces}
     return assembled(made, pieces[0][1])
 
@@ -154,6 +154,6 @@ def _pending(stored: StoredTensor, make: Callable[[], Tensor], written: Callable
 
 
 def _metadata(path: Path, ours: Mapping[str, str]) -> dict[str, str]:
-    """What the input's header says and still holds, and ours."""
+    """Return what the input's header says and still holds, and our own entries."""
     theirs = read_safetensors(path).metadata if path.suffix.lower() in SAFETENSORS else {}
     return {"format": "pt"} | {key: value for key, value in theirs.items() if not key.startswith(STALE)} | dict(ours)

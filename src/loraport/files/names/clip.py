@@ -83,7 +83,7 @@ _HOMES: Mapping[str, tuple[str, Naming]] = {
 
 
 def encoder_prefix(name: str, *, in_peft: bool = False) -> str | None:
-    """What stands before the layer in a LoRA's key of a text encoder of any kind; None for keys of the network.
+    """Return what stands before the layer in a LoRA's key of any text encoder; None for keys of the network.
 
     It may be nothing at all, where an adapter is of the first encoder alone: a model by itself, as in PEFT.
     """
@@ -94,7 +94,7 @@ def encoder_prefix(name: str, *, in_peft: bool = False) -> str | None:
 
 
 def encoder_layer(prefix: str, module: str) -> str | None:
-    """The canonical name of a LoRA's module behind such a prefix; None where it is no layer of CLIP's."""
+    """Return the canonical name of a LoRA's module behind such a prefix; None where it is not a layer of CLIP."""
     encoder = _PREFIXES.get(prefix) if prefix else FIRST
     if encoder is None:
         return None
@@ -105,17 +105,17 @@ def encoder_layer(prefix: str, module: str) -> str | None:
 
 
 def is_named(prefix: str) -> bool:
-    """Whether what stands before the layer says which encoder it is of; PEFT's adapter of one does not."""
+    """Return whether a prefix says which encoder it is of; that of PEFT's adapter of one encoder does not."""
     return any(one in prefix for one in _PREFIXES)
 
 
 def encoder_of(layer: str) -> str:
-    """The encoder of a canonical layer."""
+    """Return the encoder of a canonical layer."""
     return layer.partition(".")[0]
 
 
 def spelled_encoder(layer: str, flat: bool, numbered: bool, comfy: bool) -> tuple[str, str]:
-    """(prefix, module) of a canonical layer in LoRA files of kohya's kind (`flat`), else diffusers'.
+    """Return (prefix, module) of a canonical layer in LoRA files of kohya's kind (`flat`), else diffusers'.
 
     `numbered`: kohya's prefix counts the encoders, as for SDXL. ComfyUI reads the matrices of the blocks by diffusers'
     names, and all others by its own alone.
@@ -129,7 +129,7 @@ def spelled_encoder(layer: str, flat: bool, numbered: bool, comfy: bool) -> tupl
 
 
 def encoder_parameters(key: str) -> tuple[Piece, ...]:
-    """The canonical parameters that a key of a single file holds, and where in it; () where it is of no encoder."""
+    """Return the canonical parameters in a key of a single file, and their rows; () for other networks' keys."""
     for prefix, (encoder, naming) in _HOMES.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
@@ -139,11 +139,11 @@ def encoder_parameters(key: str) -> tuple[Piece, ...]:
 
 
 def own_parameters(name: str, encoder: str) -> tuple[Piece, ...]:
-    """The same for a file that holds nothing but one encoder, in transformers' names."""
+    """Return the same for a file that holds nothing but one encoder, in transformers' names."""
     pieces = CLIP.parameter_pieces(_full(name, "text_model."), "diffusers")
     return tuple((f"{encoder}.{canonical}", rows.named(name)) for canonical, rows in pieces)
 
 
 def _full(name: str, start: str) -> str:
-    """Transformers has no `text_model` in front since version 5, nor have some single files."""
+    """Return a name with `text_model` in front: transformers has none since version 5, nor have some single files."""
     return name if name.startswith((start, "text_projection")) else f"{start}{name}"

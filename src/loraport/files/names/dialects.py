@@ -48,9 +48,9 @@ _NO_COMPONENTS = ("base_model", "model", "module")
 
 SCALES = (".alpha", ".lora_alpha", ".lora_rank")
 ADDITIONS = (".diff", ".diff_b", ".diff_m", ".w_norm", ".b_norm", ".lora_B.bias", ".lora_up.bias")
-"""Full differences and biases: they are no product of factors, and are carried through."""
+"""Full differences and biases: they are not products of factors, and are carried through."""
 PARAMETER_DIFF = ".PARAMETER.diff"
-"""The difference of a parameter that is no `.weight`, by its full name as in ComfyUI: `blocks.0.modulation.diff`."""
+"""The difference of a parameter that is not a `.weight`, by its full name as in ComfyUI: `blocks.0.modulation.diff`."""
 
 WHOLE = (".weight", ".bias")
 """Weights as they stand in a model, beside the factors: no differences. PEFT's wrappers may stand before the ending."""
@@ -110,21 +110,21 @@ class Dialect:
         return known.get(self.prefix, self.prefix)
 
     def example(self, layer: str = "blocks.0.self_attn.q") -> str:
-        """The key of A for one layer."""
+        """Return the key of A for one layer."""
         return self.key(layer, self.pair[0])
 
     def rows(self, layer: str) -> RowSlice:
-        """The module in which a canonical layer stands, and where; names outside the tables stay as they are."""
+        """Return the module that holds a canonical layer, and its rows; names outside the tables stay as they are."""
         rows = FAMILIES[self.family].rows(layer, self.naming) if self.family and self.naming else None
         return rows or RowSlice(layer)
 
     def module(self, layer: str) -> str:
-        """The module's name as this dialect writes it, without prefix."""
+        """Return the module's name as this dialect writes it, without prefix."""
         spelled = self.rows(layer).name
         return flattened(spelled) if self.flat else spelled
 
     def key(self, layer: str, suffix: str) -> str:
-        """The key of one part of a layer's module."""
+        """Return the key of one part of a layer's module."""
         module = self.module(layer)
         if self.processor:
             attention, _, projection = module.removesuffix(".0").rpartition(".")
@@ -147,7 +147,7 @@ class LoraKey:
     bare: bool = False
     """Whether it adds to a parameter outside all layers (`blocks.0.modulation`), which `layer` then names."""
     by_name: bool = False
-    """Whether it is spelled by the full name of a parameter that is no `.weight`."""
+    """Whether it is spelled by the full name of a parameter that is not a `.weight`."""
     wrapped: bool = False
     """Whether names of wrappers (`_orig_mod`) stood in it; they are in no name here but `key`."""
     clip: bool = False
@@ -196,7 +196,7 @@ class LoraKey:
 # Reading a file and describing it ask for the same keys several times over.
 @lru_cache(maxsize=1 << 16)
 def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
-    """A key of a LoRA file taken apart: every ending, every prefix; what is in no table keeps its own name.
+    """Take a key of a LoRA file apart: every ending, every prefix; what is in no table keeps its own name.
 
     `family` is the file's, where it is known: few names are in the tables of several, and they are read as its own.
     `start` is a prefix in no list, as `unlisted_start` finds it.
@@ -233,7 +233,7 @@ def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
 
 
 def unlisted_start(keys: Iterable[LoraKey]) -> str:
-    """What stands before the layers, where it is in no list; "" where the tables know the names, or cannot tell."""
+    """Return the start before the layers that is in no list; "" where the tables know the names, or cannot tell."""
     stems = {without_wrappers(_split_suffix(key.key)[0]): key for key in keys if not key.text_encoder}
     if 2 * sum(key.dialect.family is not None for key in stems.values()) >= len(stems):
         return ""
@@ -261,7 +261,7 @@ _LEAVES = {"weight": ".diff", "bias": ".diff_b"}
 
 
 def _of_parameter(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
-    """A difference spelled by a parameter's name: `X.bias.diff`, `X.query_norm.scale.diff`, `blocks.0.modulation.diff`.
+    """Read a difference by a parameter's name: `X.bias.diff`, `X.query_norm.scale.diff`, `blocks.0.modulation.diff`.
 
     LightX2V spells the last `blocks.0.diff_m`, which is the same thing.
     """
@@ -284,7 +284,7 @@ def _unknown(name: str) -> tuple[Piece, ...]:
 
 
 def _split_suffix(key: str) -> tuple[str, str, Pair]:
-    """(what stands before the ending, the part it names, the pair of endings it belongs to)."""
+    """Return (what stands before the ending, the part it names, the pair of endings it belongs to)."""
     for pair in PAIRS:
         for part, suffix in zip("AB", pair, strict=True):
             if key.endswith(suffix):
@@ -304,19 +304,19 @@ def _split_suffix(key: str) -> tuple[str, str, Pair]:
 
 
 def says_lora(key: str) -> bool:
-    """Whether a key calls itself a LoRA's, whatever its ending: no key of a model does."""
+    """Return whether a key calls itself a LoRA's, whatever its ending: no key of a model does."""
     return "lora" in key.lower()
 
 
 def are_of_lora(keys: Iterable[str]) -> bool:
-    """Whether keys are those of a LoRA or a kin of it, read or not, and not a model's: half of them or more."""
+    """Return whether at least half of the keys are those of an adapter, read or not, and none is a wrapped model's."""
     keys = list(keys)
     count = sum(_split_suffix(key)[1] not in ("", *WHOLE) or bool(refused_kind(key)) or says_lora(key) for key in keys)
     return 0 < count >= len(keys) / 2 and not any(".base_layer." in key for key in keys)
 
 
 def refused_kind(key: str) -> str | None:
-    """What a key holds that this version does not read, or None."""
+    """Return what a key holds that is not read, or None."""
     return next((kind for pattern, kind in REFUSED.items() if pattern.fullmatch(key)), None)
 
 
@@ -326,7 +326,7 @@ _OF_COMFYUI = frozenset({"diffusion_model.", "model.diffusion_model.", "lora_une
 
 
 def no_name(layer: str, was: Dialect, becomes: Dialect) -> str:
-    """Why a layer has no name in another dialect, for people; "" where it has one.
+    """Return why a layer has no name in another dialect, for people; "" where it has one.
 
     A name in no table goes along only where both dialects name modules as the same model does.
     """
@@ -352,7 +352,7 @@ def _same_modules(was: Dialect, becomes: Dialect) -> bool:
 
 
 def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> Dialect:
-    """The dialect that most of the given factors are written in, and the table and naming that have most of them.
+    """Return the dialect of most of the given factors, and the table and naming that have most of them.
 
     Of several tables that have as many, the one of which a published model has one of the layers' `widths`: the double
     blocks of both HunyuanVideos, and much of the U-Nets, are called alike.
@@ -371,7 +371,7 @@ def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> D
 
 
 def _of_network(key: LoraKey) -> Dialect:
-    """The dialect in which the writer of a text encoder's key writes the network's."""
+    """Return the dialect in which the writer of a text encoder's key writes the network's."""
     if not key.text_encoder:
         return key.dialect
     if key.prefix.startswith("lora_te"):

@@ -1,4 +1,4 @@
-"""One table of layer names per model family, a module each; every direction between spellings is derived from it."""
+"""All families: a table of layer names each, from which every direction between spellings is derived."""
 
 from __future__ import annotations
 

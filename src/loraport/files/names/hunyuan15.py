@@ -19,7 +19,7 @@ def _part(name: str, part: int) -> RowSlice:
 
 
 def _attention(canonical: tuple[str, str, str], stream: str) -> tuple[Row, ...]:
-    """q, k and v of one stream: apart in the original, one matrix elsewhere."""
+    """Return q, k and v of one stream: apart in the original, one matrix elsewhere."""
     block = "double_blocks.{}"
     return tuple(
         (

@@ -1,4 +1,4 @@
-"""Names looked up in the tables of all families: which layer a key means, and what stands before it in a file."""
+"""Look-ups of names in the tables of all families: which layer a key means, and what stands before it in a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NameMatch:
 
 
 def find_layer(name: str, *, flat: bool = False, prefer: str | None = None) -> NameMatch | None:
-    """A stored layer in the first table that has it, dotted or flattened by kohya's trainers; None where none has.
+    """Find a stored layer in the first table that has it, dotted or flattened by kohya's trainers; else None.
 
     `prefer` is the family to look in first: `proj_out` is a layer of several.
     Flattened names are looked up among the flattened templates: underscores are ambiguous (`self_attn`, `k_img`) and
@@ -52,7 +52,7 @@ def find_layer(name: str, *, flat: bool = False, prefer: str | None = None) -> N
 
 
 def find_parameter(name: str, *, prefer: str | None = None) -> NameMatch | None:
-    """A stored parameter (`blocks.0.modulation`, `….query_norm.scale`, `….q.bias`) in the first table that has it."""
+    """Find a stored parameter (`blocks.0.modulation`, `….query_norm.scale`, `….q.bias`) in the first table with it."""
     for family in sorted(FAMILIES.values(), key=lambda family: family.name != prefer):
         for naming in family.namings:
             if pieces := family.parameter_pieces(name, naming):
@@ -61,7 +61,7 @@ def find_parameter(name: str, *, prefer: str | None = None) -> NameMatch | None:
 
 
 def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming]]:
-    """Every table and naming that has a stored layer of this name."""
+    """Yield every table and naming that has a stored layer of this name."""
     if "{}" in name:
         return
     found = {pair for template, _ in templates_of(name, flat=flat) for pair in _index(flat).get(template, ())}
@@ -70,30 +70,30 @@ def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming
 
 
 def is_known(canonical: str) -> bool:
-    """Whether a layer name is the canonical one of some family."""
+    """Return whether a layer name is the canonical one of some family."""
     return any(family.rows(canonical, family.namings[0]) for family in FAMILIES.values())
 
 
 def canonical_layer(name: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The canonical name of a layer spelled in `naming`; None where the table does not have it, or has more in it."""
+    """Return the canonical name of a layer spelled in `naming`; None where the table has none, or several in it."""
     pieces = family.pieces(name, naming)
     return pieces[0][0] if len(pieces) == 1 else None
 
 
 def layer_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The stored layer of a naming in which a canonical one stands; None where the table does not have it."""
+    """Return the stored layer of a naming in which a canonical one stands, or None."""
     rows = family.rows(canonical, naming)
     return rows.name if rows else None
 
 
 def parameter_in(canonical: str, naming: Naming, family: Family = WAN) -> str | None:
-    """The stored parameter of a naming in which a canonical one stands; None where the table does not have it."""
+    """Return the stored parameter of a naming in which a canonical one stands, or None."""
     rows = family.parameter_rows(canonical, naming)
     return rows.name if rows else None
 
 
 def detect_naming(names: Iterable[str]) -> tuple[Family, Naming] | None:
-    """The family and spelling that most parameter names are in, prefixes already stripped; None where none is known."""
+    """Return the family and naming of most parameter names, whose prefixes are stripped; None where none is known."""
     hits: Counter[tuple[str, Naming]] = Counter()
     for name in names:
         layer = name.rpartition(".")[0]
@@ -108,14 +108,14 @@ def detect_naming(names: Iterable[str]) -> tuple[Family, Naming] | None:
 
 
 def is_parameter(name: str) -> bool:
-    """Whether some table has a parameter of this name."""
+    """Return whether some table has a parameter of this name."""
     return next(spellings(name.rpartition(".")[0]), None) is not None or any(
         template in _bare_index() for template, _ in templates_of(name)
     )
 
 
 def strip_prefixes(keys: Iterable[str]) -> dict[str, str]:
-    """Each key of a base checkpoint -> its name without what wrappers and containers put before or inside it.
+    """Return each key of a base checkpoint -> its name without what wrappers and containers put before or inside it.
 
     Known prefixes go from the front, repeatedly, where more than a few keys share them; wrapper names go wherever they
     stand; then an unknown start goes where `find_start` finds one.
@@ -138,12 +138,12 @@ def strip_prefixes(keys: Iterable[str]) -> dict[str, str]:
 
 
 def known_start(name: str) -> str:
-    """All the known prefixes that a name begins with."""
+    """Return all the known prefixes that a name begins with."""
     return "".join(_chain(name))
 
 
 def without_wrappers(name: str) -> str:
-    """A dotted name without the parts that are wrappers' names, or a flattened one likewise."""
+    """Return a dotted name without the parts that are wrappers' names, or a flattened one likewise."""
     if not any(wrapper in name for wrapper in WRAPPERS):
         return name
     if "." in name:
@@ -154,12 +154,12 @@ def without_wrappers(name: str) -> str:
 
 
 def without_modules(name: str) -> str:
-    """A dotted name without `module`, an attribute of wrappers; only to be believed where a table has the rest."""
+    """Return a dotted name without `module`, an attribute of wrappers; only right where a table has the rest."""
     return ".".join(part for part in name.split(".") if part != "module")
 
 
 def find_start(names: Iterable[str], known: Callable[[str], bool], separator: str = ".") -> str:
-    """The start in no list whose removal puts most names into a table; "" where more are in one as they stand.
+    """Return the unlisted start whose removal puts most names into a table; "" where more are in one as they stand.
 
     `known` says whether a name is in a table. There is none where two starts that exclude each other do nearly as well
     (two networks in one file), nor before another network's layers.
@@ -186,7 +186,7 @@ def find_start(names: Iterable[str], known: Callable[[str], bool], separator: st
 
 
 def _chain(name: str) -> tuple[str, ...]:
-    """The known prefixes that a name begins with, one behind the other."""
+    """Return the known prefixes that a name begins with, one behind the other."""
     found: list[str] = []
     at = 0
     while match := _KNOWN_START.match(name, at):
@@ -196,7 +196,7 @@ def _chain(name: str) -> tuple[str, ...]:
 
 
 def _shared(chains: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    """Chain of known prefixes -> how many of them are shared by more than a few keys, or by all."""
+    """Return chain of known prefixes -> how many of them are shared by more than a few keys, or by all."""
     total = sum(chains.values())
     stripped = dict.fromkeys(chains, 0)
     while True:
@@ -213,7 +213,7 @@ def _shared(chains: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
 
 @cache
 def _index(flat: bool) -> dict[str, set[tuple[str, Naming]]]:
-    """Template of a stored layer -> the families and namings that have it."""
+    """Return template of a stored layer -> the families and namings that have it."""
     index: dict[str, set[tuple[str, Naming]]] = {}
     for family in FAMILIES.values():
         for naming in family.namings:
@@ -224,7 +224,7 @@ def _index(flat: bool) -> dict[str, set[tuple[str, Naming]]]:
 
 @cache
 def _bare_index() -> dict[str, set[tuple[str, Naming]]]:
-    """The same for parameters that belong to no layer."""
+    """Return the same for parameters that belong to no layer."""
     index: dict[str, set[tuple[str, Naming]]] = {}
     for family in FAMILIES.values():
         for naming in family.namings:

@@ -1,4 +1,4 @@
-"""What a table of names is: the layers of one architecture in every spelling, and where each stands in a stored file.
+"""Tables of names: the layers of one architecture in every spelling, and which rows of a stored tensor are whose.
 
 Canonical names are those of a family's first naming. Matching is anchored: a name is in the table as a whole or not at
 all. What is not in the table keeps its name.
@@ -23,7 +23,7 @@ NAMINGS: tuple[Naming, ...] = get_args(Naming)
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Where a layer stands in a stored one: all of it, one or more of several equal blocks of rows, or halves swapped.
+    """The rows of a stored layer that are one layer's: all, one or more of several equal blocks, or two swapped halves.
 
     Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes.
     """
@@ -42,21 +42,21 @@ class RowSlice:
         return self.of == 1 and not self.swapped and not self.transposed
 
     def named(self, name: str) -> RowSlice:
-        """The same rows of another stored layer."""
+        """Return the same rows of another stored layer."""
         return replace(self, name=name)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a stored tensor has rows that can be divided so."""
+        """Return whether a stored tensor of this shape can be divided so."""
         if self.transposed:
             return len(shape) == 2
         return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of) == 0)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The layer's shape in a stored tensor of that shape."""
+        """Return the layer's shape in a stored tensor of that shape."""
         return stored[::-1] if self.transposed else (self.own_rows(stored[0]), *stored[1:])
 
     def take(self, stored: Tensor) -> Tensor:
-        """The layer's rows out of the stored ones."""
+        """Return the layer's rows out of the stored ones."""
         if self.transposed:
             return stored.mT
         if self.swapped:
@@ -65,16 +65,16 @@ class RowSlice:
         return stored if self.of == 1 else stored[self.part * size : (self.part + self.span) * size]
 
     def own_rows(self, stored: int) -> int:
-        """How many of the stored rows are the layer's."""
+        """Return how many of the stored rows are the layer's."""
         return stored // self.of * self.span
 
     def stored_rows(self, own: int) -> int:
-        """How many rows the stored layer has, if this layer has so many."""
+        """Return how many rows the stored layer has, if this layer has so many."""
         return own // self.span * self.of
 
 
 def halves_swapped(stored: Tensor) -> Tensor:
-    """The rows with their two halves exchanged; done twice, nothing has happened."""
+    """Return the rows with their two halves exchanged; twice is not at all."""
     first, second = stored.chunk(2)
     return torch.cat([second, first])
 
@@ -117,11 +117,11 @@ class Family:
         return self.namings[0]
 
     def pieces(self, name: str, naming: Naming, *, flat: bool = False) -> tuple[Piece, ...]:
-        """The layers that a stored layer holds, in the order of its rows; () where the table does not have it."""
+        """Return the layers that a stored layer holds, in the order of its rows; () where the table has none."""
         return _look_up(name, self._stored(naming, flat), flat)
 
     def parameter_pieces(self, name: str, naming: Naming) -> tuple[Piece, ...]:
-        """The parameters (`….q.weight`, `….modulation`) that a stored one holds."""
+        """Return the parameters (`….q.weight`, `….modulation`) that a stored one holds."""
         if bare := _look_up(name, self._stored(naming, False, bare=True), False):
             return bare
         layer, _, leaf = name.rpartition(".")
@@ -129,12 +129,12 @@ class Family:
         return tuple((f"{canonical}.{leaf}", rows.named(name)) for canonical, rows in pieces)
 
     def rows(self, canonical: str, naming: Naming) -> RowSlice | None:
-        """Where a canonical layer stands in a naming; None where that has no such layer."""
+        """Return where a canonical layer stands in a naming; None where that has no such layer."""
         found = _look_up(canonical, self._spelled(naming), False)
         return found[0][1] if found else None
 
     def parameter_rows(self, canonical: str, naming: Naming) -> RowSlice | None:
-        """Where a canonical parameter stands in a naming."""
+        """Return where a canonical parameter stands in a naming."""
         if bare := _look_up(canonical, self._spelled(naming, bare=True), False):
             return bare[0][1]
         layer, _, leaf = canonical.rpartition(".")
@@ -142,24 +142,24 @@ class Family:
         return None if rows is None else rows.named(f"{rows.name}.{leaf}")
 
     def is_bare(self, name: str, naming: Naming) -> bool:
-        """Whether a stored parameter is in the table by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
+        """Return whether the table has a parameter by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
         return bool(_look_up(name, self._stored(naming, False, bare=True), False))
 
     def kernel(self, canonical: str) -> tuple[int, ...]:
-        """The kernel of a layer in this table, as its name tells it; () for a linear layer."""
+        """Return the kernel of a layer in this table, as its name tells it; () for a linear layer."""
         return next((kernel for ending, kernel in self.kernels if f".{canonical}".endswith(f".{ending}")), ())
 
     def is_fused(self, parameter: str, naming: Naming) -> bool:
-        """Whether a stored parameter is of a module that takes the place of several of the naming's own."""
+        """Return whether a stored parameter is of a module that takes the place of several of the naming's own."""
         layer = parameter.rpartition(".")[0]
         return any((naming, template) in self._copies for template, _ in templates_of(layer))
 
     def templates(self, naming: Naming, flat: bool = False) -> Iterator[str]:
-        """Every stored layer of a naming, as a template."""
+        """Iterate over every stored layer of a naming, as a template."""
         return iter(self._stored(naming, flat))
 
     def bare_templates(self, naming: Naming) -> Iterator[str]:
-        """Every stored parameter of a naming that belongs to no layer."""
+        """Iterate over every stored parameter of a naming that belongs to no layer."""
         return iter(self._stored(naming, False, bare=True))
 
     def _stored(self, naming: Naming, flat: bool, bare: bool = False) -> Mapping[str, tuple[Piece, ...]]:
@@ -203,7 +203,7 @@ class Family:
 
 
 def flattened(name: str) -> str:
-    """A layer name as kohya's trainers write it: dots become underscores. The way back is a look-up, never a guess."""
+    """Return a layer name as kohya's trainers write it: dots become underscores. The way back is a look-up."""
     return name.replace(".", "_")
 
 
@@ -212,7 +212,7 @@ _FLAT_NUMBER = re.compile(r"(?<![^_])(0|[1-9]\d*)(?![^_])")
 
 
 def templates_of(name: str, *, flat: bool = False) -> Iterator[tuple[str, str]]:
-    """(template, block number) of a name: as it stands, and with each of its numbers taken for the block's."""
+    """Yield (template, block number) of a name: as it stands, and with each of its numbers taken for the block's."""
     yield name, ""
     for number in (_FLAT_NUMBER if flat else _NUMBER).finditer(name):
         yield f"{name[: number.start()]}{{}}{name[number.end() :]}", number[1]

@@ -46,13 +46,13 @@ def _resnet(diffusers: str, original: str) -> tuple[Row, ...]:
 
 
 def _attention(diffusers: str, original: str, blocks: str) -> tuple[Row, ...]:
-    """One spatial transformer; `blocks` is `{}` for any number of blocks inside, or 0 for one."""
+    """Return one spatial transformer; `blocks` is `{}` for any number of blocks inside, or 0 for one."""
     inner = (f"transformer_blocks.{blocks}.{layer}" for layer in _INNER)
     return tuple((f"{diffusers}.{layer}", f"{original}.{layer}") for layer in (*_OUTER, *inner))
 
 
 def _fused(rows: Iterable[Row]) -> Iterator[tuple[Naming, str, RowSlice]]:
-    """What diffusers' `fuse_qkv_projections` makes of the attention layers of a table."""
+    """Yield what diffusers' `fuse_qkv_projections` makes of the attention layers of a table."""
     for mine, _ in rows:
         block, _, layer = str(mine).rpartition(".to_")
         letters, module = ("qkv", "to_qkv") if block.endswith(".attn1") else ("kv", "to_kv")
@@ -61,7 +61,7 @@ def _fused(rows: Iterable[Row]) -> Iterator[tuple[Naming, str, RowSlice]]:
 
 
 def _rows(levels: int, down: Container[int], up: Container[int], blocks: str) -> tuple[Row, ...]:
-    """A U-Net with attention on the given levels of either way."""
+    """Return a U-Net with attention on the given levels of either way."""
     rows: list[Row] = [*_ENDS]
     for level in range(levels):
         for layer in range(2):

@@ -36,12 +36,12 @@ _IN_BLOCK = (
 
 
 def _same(*names: str) -> tuple[Row, ...]:
-    """Layers that the original and diffusers call alike."""
+    """Return layers that the original and diffusers call alike."""
     return tuple((name, name, None) for name in names)
 
 
 def _original(*names: str) -> tuple[Row, ...]:
-    """Layers of models that diffusers has no class for."""
+    """Return layers of models that diffusers has no class for."""
     return tuple((name, None, None) for name in names)
 
 
@@ -114,7 +114,7 @@ _HUMO = _original(
 
 
 def _fused(block: str) -> list[tuple[str, RowSlice]]:
-    """(canonical name, rows) of what diffusers' `fuse_qkv_projections` makes of one kind of blocks."""
+    """Return (canonical name, rows) of what diffusers' `fuse_qkv_projections` makes of one kind of blocks."""
     self_attention, cross = f"{block}.attn1.to_qkv", f"{block}.attn2"
     return [
         *((f"{block}.self_attn.{letter}", RowSlice(self_attention, part, 3)) for part, letter in enumerate("qkv")),
