@@ -12,6 +12,9 @@ from loraport.cli import app
 from loraport.cli.pairs import known_place
 from loraport.errors import SettingsError
 from loraport.files.lora.read import read_lora
+from loraport.sampling.choice.commands import score_table
+from loraport.sampling.score import Score
+from loraport.sampling.statistics import Interval
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 
 PAIR = ["--source", "toy:base", "--target"]
@@ -21,6 +24,35 @@ def said(*words: str) -> str:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, (done.output, done.exception)
     return done.stdout
+
+
+def score_row(label: str, error: float, **numbers) -> Score:
+    share = Interval(error, error - 0.1, error + 0.1)
+    facts = dict.fromkeys(("left", "against_direct", "of_direct"), share) | {"better": 3, "worse": 29, "p": 4.7e-10}
+    return Score(label, Interval(error, 0, 1), **(facts | numbers))
+
+
+def test_scores_stand_in_columns_that_fit_a_terminal():
+    table = score_table((score_row("direct", 1.0), score_row("direct:1.15", 0.123456), score_row("none", 3.86)))
+    lines = [f"{label:<20}  {text}" for label, text in table[:-1]]
+    assert {len(line) for line in lines} == {len(lines[0])} and len(lines[0]) <= 80
+    assert table[1][1].split() == ["1", "100", "%", "–", "–", "–", "–"], "direct is not compared with itself"
+    assert table[2][1].split() == ["0.123", "12", "%", "12", "%", "2–22", "%", "3", "of", "32", "4.7e-10"]
+    assert max(len(line) for line in table[-1][1].splitlines()) < 72
+
+
+def test_a_candidate_is_shown_by_its_file_unless_two_have_one_name():
+    long = "a/rather/long/folder/of/adapters"
+    apart = score_table((score_row(f"{long}/a.safetensors", 1.0), score_row(f"{long}/b.safetensors", 1.0)))
+    assert [label for label, _ in apart[1:3]] == ["a.safetensors", "b.safetensors"]
+    alike = score_table((score_row(f"{long}/x/a.safetensors", 1.0), score_row(f"{long}/y/a.safetensors", 1.0)))
+    assert [label for label, _ in alike[1:3]] == [f"{long}/x/a.safetensors", f"{long}/y/a.safetensors"]
+
+
+def test_an_interval_of_one_clip_is_open():
+    open_share = Interval(0.5, float("-inf"), float("inf"))
+    table = score_table((score_row("none", 0.5, of_direct=open_share),))
+    assert "open" in table[1][1] and "inf" not in table[1][1]
 
 
 def test_every_name_of_the_family_is_a_place_and_others_are_not():
@@ -54,6 +86,8 @@ def test_a_score_says_on_how_many_clips_of_which_sampler(tmp_path):
     words = ["score", "none", "--lora", "toy:retro", *PAIR, "toy:one-step", "--clips", "2", "--no-cache"]
     lines = said(*words).splitlines()
     assert lines[0].split() == ["clips", "2,", "of", "2", "prompts"]
-    assert lines[1].startswith("target  sampled by euler, 1 step at noise levels 1 (timesteps 1000)")
-    assert [line.split()[0] for line in lines[2:]] == ["direct", "none"]
+    name, text = lines[1].split(maxsplit=1)
+    assert name == "target" and text.startswith("sampled by euler, 1 step at noise levels 1 (timesteps 1000)")
+    assert [line.split()[0] for line in lines[2:6]] == ["candidate", "direct", "none", "columns"]
+    assert lines[2].split()[1:] == ["end", "error", "missed", "of", "direct", "95", "%", "lower", "in", "p"]
     assert "passes" in said(*words, "--dry-run")

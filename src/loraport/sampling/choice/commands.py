@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loraport.compute import TORCH_DTYPES, peak_rss_bytes
@@ -147,21 +149,37 @@ def _sentence(verdict: Verdict) -> str:
     return f"{verdict.kept}: {verdict.reason}"
 
 
+HEADINGS = ("end error", "missed", "of direct", "95 %", "lower in", "p")
+COLUMNS = """missed: of the adapter's effect, what is missing or wrong
+of direct: the end error as a share of direct reuse's, and its interval
+lower in: so many clips; p: of the sign test"""
+WIDEST_LABEL = 20
+"""Of a candidate in the table; a longer path is shown by its last part."""
+
+
 def score_table(rows: tuple[Score, ...]) -> Table:
-    """Scores in words, a line each."""
-    return tuple((row.label, _in_words(row)) for row in rows)
+    """Return a line for each score below a heading, in columns that fit into 80 letters, and what the columns mean."""
+    lines = [HEADINGS, *map(_cells, rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(HEADINGS))]
+    texts = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    labels = ("candidate", *_labels([row.label for row in rows]))
+    return (*zip(labels, texts, strict=True), ("columns", COLUMNS))
 
 
-def _in_words(row: Score) -> str:
-    missed = "" if row.left is None else f", {100 * row.left.value:.0f} % of the effect missed"
+def _cells(row: Score) -> tuple[str, ...]:
+    missed = "–" if row.left is None else f"{100 * row.left.value:.0f} %"
+    error = f"{row.error.value:.3g}"
     if row.label == DIRECT or row.of_direct is None:
-        return f"end error {row.error.value:.3g}{missed}"
-    share = row.of_direct
-    return (
-        f"end error {row.error.value:.3g}{missed}; {100 * share.value:.0f} % of direct's "
-        f"({100 * share.low:.0f} to {100 * share.high:.0f}), lower in {row.better} of {row.better + row.worse} clips, "
-        f"sign test p = {row.p:.2g}"
-    )
+        return error, missed, "–", "–", "–", "–"
+    share, clips = row.of_direct, row.better + row.worse
+    # of one clip alone the interval is open
+    interval = f"{100 * share.low:.0f}–{100 * share.high:.0f} %" if math.isfinite(share.high) else "open"
+    return error, missed, f"{100 * share.value:.0f} %", interval, f"{row.better} of {clips}", f"{row.p:.2g}"
+
+
+def _labels(candidates: list[str]) -> list[str]:
+    short = [label if len(label) <= WIDEST_LABEL else Path(label).name for label in candidates]
+    return short if len({*short}) == len(short) else candidates
 
 
 NOTHING_WRITTEN = ("written", "nothing")
