@@ -56,7 +56,8 @@ def in_parallel(
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < AT_A_TIME:
-        yield from (work(job, inputs) for job, inputs in read_ahead(jobs, read))
+        for job, inputs in read_ahead(jobs, read):
+            yield work(job, inputs)
         return
 
     def do(job: Job) -> Done:
