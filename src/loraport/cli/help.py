@@ -7,11 +7,25 @@ from typing import Any, ClassVar
 from typer.core import TyperCommand, TyperGroup
 
 MESSAGES = "Messages"
+_WHOLE = "\u2011"
+"""Stands for a hyphen while lines are broken, so that option and model names stay in one piece."""
 _KINDS = {"<float>": "NUMBER", "<int>": "INT", "<str>": "TEXT"}
 
 
 class GroupedCommand(TyperCommand):
     """A command whose options stand under the headings that they name."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write everything, with hyphens back in place."""
+        super().format_help(ctx, formatter)
+        formatter.buffer = [text.replace(_WHOLE, "-") for text in formatter.buffer]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the example."""
+        if self.epilog:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(self.epilog.replace("-", _WHOLE))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return arguments as they are typed, and then that there are options."""
@@ -54,7 +68,7 @@ class GroupedCommands(TyperGroup):
 def _spelled(param: Any, ctx: Any) -> str:
     if param.param_type_name == "argument":
         return str(param.metavar or param.name.upper())
-    names = ", ".join(param.opts)
+    names = ", ".join(sorted(param.opts, key=lambda name: name.startswith("--")))
     if param.secondary_opts:
         names += f" / {', '.join(param.secondary_opts)}"
     return names if param.is_flag else f"{names} {param.metavar or _KINDS.get(param.display_type(ctx), 'VALUE')}"
@@ -63,7 +77,7 @@ def _spelled(param: Any, ctx: Any) -> str:
 def _explained(param: Any) -> str:
     """The help of an option, and in brackets its default or that it is required."""
     note = "required" if param.required else default_text(param)
-    return f"{param.help or ''}{f' [{note}]' if note else ''}"
+    return f"{param.help or ''}{f' [{note}]' if note else ''}".replace("-", _WHOLE)
 
 
 def default_text(param: Any) -> str:
