@@ -142,9 +142,11 @@ def transfer(
 
     Several LoRAs, or several methods, go through the layers together, and the weights are read once.
     """
+    is_guarded = guard.guard or method.method == AUTO
+    if is_guarded and not messages.quiet:
+        _say_what_to_type(loras[0], models, method.method, output, guard)
     loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
     models = replace(models, source=known_place(models.source), target=known_place(models.target))
-    is_guarded = guard.guard or method.method == AUTO
     refuse_idle(context, _idle(models, layers, result, is_guarded))
     page = None if result.report is None else page_path(result.report)
     if is_guarded:
@@ -188,25 +190,15 @@ def _choose_instead(
     guard: GuardOptions,
     messages: MessageOptions,
 ) -> None:
-    """Do what --guard and --method auto did, and say which command does it now."""
+    """Do what --guard and --method auto did."""
     from loraport.errors import SettingsError
-    from loraport.sampling.choice.choose import CALIBRATED
-    from loraport.sampling.choice.guard import AUTO_METHODS
 
     if len(loras) > 1 or result.split or models.experts:
         raise SettingsError(
             "one adapter is chosen for one LoRA in one piece on one model; run it for each, without --split and "
             "--experts"
         )
-    named = [] if method.method == AUTO else [name.strip() for name in method.method.split(",")]
-    words = [*(named or AUTO_METHODS), CALIBRATED] if guard.calibrated else named
-    if not messages.quiet:
-        typed = ["choose", *words, "--lora", loras[0], "--source", models.source, "--target", models.target]
-        print(
-            f"loraport: {'--guard' if guard.guard else '--method auto'} is a command of its own now: loraport "
-            f"{shlex.join([*typed, '-o', output])} --clips {guard.guard_clips}, with the other options as they are",
-            file=sys.stderr,
-        )
+    words = _candidates(method.method, guard)
     template = transfer_config(
         loras[0], output, models, layers, result, run, lora_part=models.lora_part, form=result.as_
     )
@@ -215,6 +207,26 @@ def _choose_instead(
         tell_plan(candidates, guard.sampling, messages)
     else:
         choose_and_tell(candidates, guard.sampling, result, messages, as_transfer=True)
+
+
+def _say_what_to_type(lora: str, models: ModelOptions, method: str, output: str, guard: GuardOptions) -> None:
+    """Say which command does this now."""
+    words = [*_candidates(method, guard), "--lora", lora, "--source", models.source, "--target", models.target]
+    print(
+        f"loraport: {'--guard' if guard.guard else '--method auto'} is a command of its own now: loraport "
+        f"{shlex.join(['choose', *words, '-o', output])} --clips {guard.guard_clips}, with the other options as they "
+        "are",
+        file=sys.stderr,
+    )
+
+
+def _candidates(method: str, guard: GuardOptions) -> list[str]:
+    """Return the candidates as `choose` takes them; none stands for the usual ones."""
+    from loraport.sampling.choice.choose import CALIBRATED
+    from loraport.sampling.choice.guard import AUTO_METHODS
+
+    named = [] if method == AUTO else [name.strip() for name in method.split(",")]
+    return [*(named or AUTO_METHODS), CALIBRATED] if guard.calibrated else named
 
 
 def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messages: MessageOptions) -> None:
