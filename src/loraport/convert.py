@@ -19,13 +19,13 @@ from loraport.files.conversion_kernels import with_kernels
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.quantized import FP8
 from loraport.files.inspect import layer_lines
-from loraport.files.lora.encoders import guessed_prefix
-from loraport.files.lora.extras import respelled
+from loraport.files.lora.encoders import prefix_is_guessed
+from loraport.files.lora.extras import respell_extras
 from loraport.files.lora.key_account import KeyAccount
-from loraport.files.lora.kohya import filled, missing_layers, outside_layers
+from loraport.files.lora.kohya import missing_layers, outside_layers, with_missing_layers
 from loraport.files.lora.provenance import converted_from
 from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.write import FORMATS, WrittenLora, check_form, output_dialect, without_name, write_lora
+from loraport.files.lora.write import FORMATS, WrittenLora, check_form, nameless_layers, output_dialect, write_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
 from loraport.files.names.families import WAN
@@ -103,9 +103,9 @@ def convert(
         for line in layer_lines(lora):
             each(line)
     dialect = output_dialect(lora, to)
-    nameless = without_name(lora, dialect)
+    nameless = nameless_layers(lora, dialect)
     kept = [layer for layer in lora.layers if layer not in nameless]
-    if not kept and not respelled(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
+    if not kept and not respell_extras(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora, nameless)}")
     chosen = dtype or own_dtype(lora)
     _check_output(Path(output), lora, dialect.folder, source)
@@ -123,7 +123,7 @@ def convert(
     of_wan = lora.dialect.family in (WAN.name, None)
     notes = (
         *lora.notes,
-        *([_GUESSED_PREFIX] if guessed_prefix(lora, dialect) else []),
+        *([_GUESSED_PREFIX] if prefix_is_guessed(lora, dialect) else []),
         *carried_note(lora, dialect, "are of no layer that is known"),
         *_loss_note(lora, {**layers, **encoders}),
         *_rounding_note(lora, chosen, dtype),
@@ -229,7 +229,7 @@ def _exact(scale: float) -> bool:
 def _kohya_notes(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:
     """Return notes on what was added for diffusers, or why it would refuse the file all the same."""
     notes = []
-    added = len(filled(layers)) - len(layers)
+    added = len(with_missing_layers(layers)) - len(layers)
     if added:
         notes.append(f"{added} layers of zeros were added, without which diffusers refuses kohya files of Wan")
     elif missing := missing_layers(layers):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
-from loraport.files.additions import Addition, Additions, additions, with_strength
+from loraport.files.additions import Addition, Additions, additions, split_strength
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import OWN_PREFIX
 from loraport.files.lora.key_account import KeyAccount
@@ -86,7 +86,7 @@ def merge(
         raise SettingsError("there is no LoRA to merge; give at least one")
     output = os.path.expanduser(output)
     model = with_encoders(open_model(model_place, part=part))
-    check_output_path(Path(output), model, [model_place, *(with_strength(text)[0] for text in loras)])
+    check_output_path(Path(output), model, [model_place, *(split_strength(text)[0] for text in loras)])
     parts = [_ingredient(text, model, lora_part) for text in loras]
     check_output_path(Path(output), model, [one.lora.path for one in parts])
     terms: dict[str, list[Addition]] = {}
@@ -139,7 +139,7 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
 
 
 def _ingredient(text: str, model: Checkpoint, part: str | None) -> Ingredient:
-    place, strength = with_strength(text)
+    place, strength = split_strength(text)
     lora = as_differences(read_lora(place, dense=True, keep=False, part=part), model)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.inspect import describe, summary_lines
 from loraport.files.loaders.table import LOADERS
 from tests.dialects import CASES, write
 
@@ -69,7 +69,7 @@ def test_who_takes_it(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["g4", "g5", "g3-patterns", "g9-processor"])
 def test_ten_lines(case: str, tmp_path: Path) -> None:
     facts = describe(str(write(CASES[case], tmp_path).path))
-    lines = in_ten_lines(facts)
+    lines = summary_lines(facts)
     assert len(lines) == 10 and all("\n" not in str(line) for line in lines.values())
     named = " ".join(str(lines[name]) for name in ("taken by", "partly by", "not by"))
     assert all(loader.name in named for loader in LOADERS if "wan" in loader.spellings)
@@ -79,8 +79,8 @@ def test_ten_lines(case: str, tmp_path: Path) -> None:
 def test_unknown_names_have_no_verdicts_and_models_keep_their_facts(tmp_path: Path) -> None:
     save_file({f"some.thing{part}": tensor for part, tensor in AB.items()}, tmp_path / "x.safetensors")
     facts = describe(str(tmp_path / "x.safetensors"))
-    assert facts["loaders"] == [] and in_ten_lines({"kind": "model"}) == {"kind": "model"}
-    assert "none of the loaders" in in_ten_lines(facts)["taken by"]
+    assert facts["loaders"] == [] and summary_lines({"kind": "model"}) == {"kind": "model"}
+    assert "none of the loaders" in summary_lines(facts)["taken by"]
 
 
 def test_the_page_about_formats_names_every_loader() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.convert import convert
 from loraport.errors import LoraportError, SettingsError
-from loraport.files.inspect import describe, in_ten_lines, layer_lines
+from loraport.files.inspect import describe, layer_lines, summary_lines
 from loraport.files.lora.read import read_lora
 from tests.families import unet
 
@@ -229,7 +229,7 @@ def test_inspect_tells_of_text_encoders(family, written, tmp_path):
         facts = describe(str(tmp_path / f"{name}.safetensors"))
         wanted = {part: sum(of == part for of, _ in deltas) for part in PARTS[family[0]][1:]}
         assert facts["kind"] == "LoRA" and facts["encoders"] == wanted and "refused" not in facts
-        assert in_ten_lines(facts)["text encoders"].startswith(f"{wanted['text_encoder']} layers of text_encoder")
+        assert summary_lines(facts)["text encoders"].startswith(f"{wanted['text_encoder']} layers of text_encoder")
         assert sum(
             "text_model" in line for line in layer_lines(read_lora(tmp_path / f"{name}.safetensors", dense=True))
         ) == sum(wanted.values())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.convert import convert
-from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.inspect import describe, summary_lines
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import Lora, read_lora
@@ -163,9 +163,9 @@ def test_an_alpha_tensor_overrules_a_configuration_aloud(tmp_path: Path) -> None
 
 def test_inspect_says_where_the_scale_comes_from(tmp_path: Path) -> None:
     path = stored(tmp_path / "x.safetensors", {"alpha": "8"})
-    lines = in_ten_lines(describe(str(path)))
+    lines = summary_lines(describe(str(path)))
     assert lines["scale"] == "1 (no alpha anywhere)" and "alpha in the header is 8" in lines["note"][0]
-    assert "note" not in in_ten_lines(describe(str(stored(path, {}))))
+    assert "note" not in summary_lines(describe(str(stored(path, {}))))
 
 
 @pytest.mark.parametrize("inner", ["module.", "base_model.model.", "_orig_mod.module."])

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.convert import convert
-from loraport.files.inspect import describe, in_ten_lines
-from loraport.files.lora.header import for_people, lasting
+from loraport.files.inspect import describe, summary_lines
+from loraport.files.lora.header import lasting_fields, shown_fields
 from loraport.inputs.config import TransferConfig
 from loraport.transfers.run import transfer
 from tests import tiny
@@ -69,7 +69,7 @@ def style(tmp_path: Path) -> Path:
 
 
 def test_fields_about_the_lora_stay_and_those_about_a_file_go() -> None:
-    assert lasting(STAYS | GOES) == STAYS
+    assert lasting_fields(STAYS | GOES) == STAYS
 
 
 @pytest.mark.parametrize("to", ["kohya", "diffusers", "peft"])
@@ -92,7 +92,7 @@ def test_transfer_carries_them_and_says_where_it_belongs(style: Path, dense: boo
     assert STAYS.items() <= header(out).items()
     if dense:
         return
-    lines = in_ten_lines(describe(str(out)))
+    lines = summary_lines(describe(str(out)))
     assert lines["trigger words"] == "ink style, ink" and lines["title"] == "Ink" and lines["licence"] == "CC-BY-4.0"
     assert lines["transfers"] == "direct from m.safetensors to m.safetensors+fast.safetensors"
     assert lines["load it"] == "beside fast.safetensors at strength 0.5: the accelerator is not in this file"
@@ -100,7 +100,7 @@ def test_transfer_carries_them_and_says_where_it_belongs(style: Path, dense: boo
 
 
 def test_people_see_what_they_look_for() -> None:
-    assert for_people(STAYS | GOES) == {
+    assert shown_fields(STAYS | GOES) == {
         "title": "Ink",
         "author": "Ada",
         "licence": "CC-BY-4.0",
@@ -108,7 +108,7 @@ def test_people_see_what_they_look_for() -> None:
         "trained on": "wan2.1, wan2.1_t2v_14B.safetensors",
         "tags": "ink style (12), a cat (4)",
     }
-    assert for_people({}) == {} and for_people({"ss_tag_frequency": "[", "modelspec.title": " "}) == {}
+    assert shown_fields({}) == {} and shown_fields({"ss_tag_frequency": "[", "modelspec.title": " "}) == {}
 
 
 ODD = {
@@ -121,9 +121,9 @@ ODD = {
 
 @pytest.mark.parametrize("metadata", ODD.values(), ids=ODD)
 def test_odd_fields_do_no_harm(metadata: dict[str, str]) -> None:
-    shown = for_people(metadata)
+    shown = shown_fields(metadata)
     assert all(text.isprintable() and len(text) < 1000 for text in shown.values())
-    assert lasting(metadata) == metadata
+    assert lasting_fields(metadata) == metadata
 
 
 def test_pefts_base_model_has_its_place_until_a_transfer(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_pefts_base_model_has_its_place_until_a_transfer(tmp_path: Path) -> None
     convert(str(tmp_path / "in"), "peft", str(tmp_path / "again"))
     written = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "Wan-AI/Wan2.1-T2V-14B"
-    assert in_ten_lines(describe(str(tmp_path / "again")))["trained on"] == "Wan-AI/Wan2.1-T2V-14B"
+    assert summary_lines(describe(str(tmp_path / "again")))["trained on"] == "Wan-AI/Wan2.1-T2V-14B"
     models = [str(tiny.write_original(tmp_path / f"{seed}.safetensors", tiny.tiny_state(seed))) for seed in (0, 1)]
     transfer(TransferConfig(str(tmp_path / "again"), *models, str(tmp_path / "moved"), method="direct"))
     written = json.loads((tmp_path / "moved" / "adapter_config.json").read_text())

@@ -1,7 +1,7 @@
 """Every key counts once, and a file that is made of another says so."""
 
 from loraport.files.lora.key_account import KeyAccount
-from loraport.files.lora.provenance import made_from, transfers
+from loraport.files.lora.provenance import made_from, transfer_steps
 from loraport.files.lora.read import read_lora
 from tests.transfers.models import make_family
 
@@ -31,8 +31,8 @@ def test_whatever_is_made_of_a_lora_names_the_transfers_before(tmp_path):
     """Also a calibrated one: the chain does not end where no method of transfer stands."""
     lora = read_lora(make_family(tmp_path, blocks=1).lora)
     first = made_from(lora, "calibrated")
-    assert transfers({f"loraport.{name}": text for name, text in first.items()})[0]["lora_sha256"] == lora.sha256
+    assert transfer_steps({f"loraport.{name}": text for name, text in first.items()})[0]["lora_sha256"] == lora.sha256
     assert "earlier" not in first
     lora.metadata.update({"loraport.method": "casa", "loraport.lora": "style.safetensors"})
     second = {f"loraport.{name}": text for name, text in made_from(lora, "calibrated").items()}
-    assert [step["method"] for step in transfers(second)] == ["casa", "calibrated"]
+    assert [step["method"] for step in transfer_steps(second)] == ["casa", "calibrated"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraport.convert import convert
 from loraport.errors import FileFormatError, InputError
-from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import open_checkpoint
 from tests.dialects import CASES, SHAPES, Written, factors, write
@@ -211,7 +211,7 @@ def test_a_file_of_full_differences_is_told_as_what_it_is(tmp_path: Path) -> Non
     assert facts["family"] == "wan, width 24"
     takes = {one["loader"]: one["takes"] for one in facts["loaders"]}
     assert takes["ComfyUI"] == "yes" and takes["Krea"] == "no"
-    assert in_ten_lines(facts)["layers"] == "20 (difference)"
+    assert summary_lines(facts)["layers"] == "20 (difference)"
     with pytest.raises(FileFormatError, match=r"transfer --transfer-diffs moves .* convert --rank 64 makes factors"):
         read_lora(path)
     assert len(read_lora(path, diffs=True).layers) == 20

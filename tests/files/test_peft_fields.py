@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loraport.convert import convert
 from loraport.errors import FileFormatError, InputError, MismatchError, SettingsError
 from loraport.files.adapters.residual import Residual
-from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
 from loraport.merge import merge
@@ -143,7 +143,7 @@ def test_patterns_name_modules_as_the_wrapped_model_has_them(wrapper: str, start
 
 def test_without_the_model_it_is_said_and_refused(tmp_path: Path) -> None:
     trained(tmp_path / "adapter", init_lora_weights="pissa")
-    facts = in_ten_lines(describe(str(tmp_path / "adapter")))
+    facts = summary_lines(describe(str(tmp_path / "adapter")))
     assert "PiSSA" in facts["layers"] and "init_lora_weights says PiSSA" in facts["note"][0]
     with pytest.raises(SettingsError, match=r"is a PiSSA, whose update depends on the weights.*--source"):
         convert(str(tmp_path / "adapter"), "comfy", str(tmp_path / "o.safetensors"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loraport.convert import convert
 from loraport.errors import FileFormatError, InputError, SettingsError
-from loraport.files.inspect import describe, in_ten_lines
+from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
 from loraport.merge import merge
@@ -127,7 +127,7 @@ def test_a_network_of_its_own_is_carried_through_and_listed(posed: str, models: 
     merged = merge(models[0], [posed], str(tmp_path / "m.safetensors"))
     assert merged.keys.counts["merged"] == 20 and len(merged.keys.dropped) == 2
     assert "a whole weight of a network that" in merged.keys.dropped[0][1]
-    assert "2 of them whole weights, dwpose_embedding.0.bias" in in_ten_lines(describe(posed))["beside"]
+    assert "2 of them whole weights, dwpose_embedding.0.bias" in summary_lines(describe(posed))["beside"]
 
 
 def test_a_whole_weight_of_another_size_is_set_aside(models: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from loraport.cli import app
 from loraport.convert import convert
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.inspect import describe
-from loraport.files.lora.parts import expert_parts, parts_in
+from loraport.files.lora.parts import expert_parts, lora_parts_in
 from loraport.files.lora.read import read_lora
 from loraport.files.names.lookup import layer_in
 from loraport.merge import merge
@@ -107,14 +107,14 @@ ONE = {
 @pytest.mark.parametrize("tensors", ONE.values(), ids=ONE)
 def test_one_lora_is_one_however_it_is_spelled(tensors: dict[str, Tensor], tmp_path: Path) -> None:
     path = written(tmp_path / "x.safetensors", tensors)
-    assert parts_in(path) == [] and expert_parts(path) is None and holds(path, 0)
+    assert lora_parts_in(path) == [] and expert_parts(path) is None and holds(path, 0)
     with pytest.raises(SettingsError, match="one LoRA, of no parts"):
         read_lora(path, part="transformer_3")
 
 
 def test_one_layer_given_twice_is_a_fault_and_not_a_second_lora(tmp_path: Path) -> None:
     path = written(tmp_path / "x.safetensors", keys(0, "diffusion_model.") | keys(1, "generator.", only="ffn.0"))
-    assert parts_in(path) == ["diffusion_model", "generator"]
+    assert lora_parts_in(path) == ["diffusion_model", "generator"]
     mixed = keys(0, "diffusion_model.") | keys(1, "generator.", only="ffn.2")
     mixed |= {f"generator.blocks.{n}.ffn.2{ending}": torch.ones(2, 2) for n in (3, 4, 5) for ending in AB}
     with pytest.raises(MismatchError, match=r"are the same part of layer 'blocks\.0\.ffn\.2'"):

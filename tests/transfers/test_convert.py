@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.convert import convert
 from loraport.errors import InputError, MismatchError, OutputError, SettingsError
-from loraport.files.lora.kohya import FFN_SIZES, KOHYA_BLOCK, filled, is_complete, missing_layers
+from loraport.files.lora.kohya import FFN_SIZES, KOHYA_BLOCK, is_complete, missing_layers, with_missing_layers
 from loraport.files.lora.read import read_lora
 from loraport.spectral.low_rank import LowRank
 from tests.dialects import CASES, FORMATS, SHAPES, write
@@ -159,12 +159,12 @@ def test_kohya_files_are_filled_up_so_that_diffusers_takes_them(lora, tmp_path, 
 def test_the_published_widths_tell_the_inner_size(lora, tmp_path):
     """Attention alone of a real model is filled up; of an unknown width it is left as it is."""
     q = {f"blocks.0.{layer}": LowRank(torch.zeros(1536, 1), torch.zeros(1, 1536)) for layer in KOHYA_BLOCK[:8]}
-    assert filled(q)["blocks.0.ffn.0"].shape == (FFN_SIZES[1536], 1536) == (8960, 1536)
-    assert filled(q)["blocks.0.ffn.2"].shape == (1536, 8960)
+    assert with_missing_layers(q)["blocks.0.ffn.0"].shape == (FFN_SIZES[1536], 1536) == (8960, 1536)
+    assert with_missing_layers(q)["blocks.0.ffn.2"].shape == (1536, 8960)
     narrow = {name: LowRank(torch.zeros(24, 1), torch.zeros(1, 24)) for name in q}
-    assert filled(narrow) == narrow and missing_layers(narrow) == ["blocks.0.ffn.0", "blocks.0.ffn.2"]
+    assert with_missing_layers(narrow) == narrow and missing_layers(narrow) == ["blocks.0.ffn.0", "blocks.0.ffn.2"]
     image = q | {f"blocks.0.cross_attn.{x}_img": low for x, low in zip("kv", q.values(), strict=False)}
-    assert is_complete(filled(image)) and is_complete(filled(q)) and not is_complete(q)
+    assert is_complete(with_missing_layers(image)) and is_complete(with_missing_layers(q)) and not is_complete(q)
 
 
 def test_metadata_is_ours_and_what_stays_true(lora, tmp_path):

@@ -290,15 +290,17 @@ def test_what_half_precision_cannot_hold_is_said(run, tmp_path):
 
 
 def test_factors_that_fit_are_left_as_they_are():
-    from loraport.files.adapters.casting import fitted, rounding_loss
+    from loraport.files.adapters.casting import balanced, rounding_loss
     from loraport.spectral.low_rank import LowRank
 
     B, A = torch.randn(6, 2, generator=generator(1)), torch.randn(2, 5, generator=generator(2))
     low = LowRank(0.01 * B, A)
-    assert fitted(low, torch.float16) is low and 0 < rounding_loss(low, torch.float16) < 1e-3
+    assert balanced(low, torch.float16) is low and 0 < rounding_loss(low, torch.float16) < 1e-3
     tiny = LowRank(1e-8 * B, A)
-    assert fitted(tiny, torch.bfloat16) is tiny and fitted(tiny, torch.float16) is not tiny
-    assert torch.equal(fitted(tiny, torch.float16).dense(), tiny.dense()), "powers of two change no product"
-    assert rounding_loss(tiny, torch.float16) > 0.5 and rounding_loss(fitted(tiny, torch.float16), torch.float16) < 1e-3
-    padded = fitted(tiny.padded(4), torch.float16)
+    assert balanced(tiny, torch.bfloat16) is tiny and balanced(tiny, torch.float16) is not tiny
+    assert torch.equal(balanced(tiny, torch.float16).dense(), tiny.dense()), "powers of two change no product"
+    assert (
+        rounding_loss(tiny, torch.float16) > 0.5 and rounding_loss(balanced(tiny, torch.float16), torch.float16) < 1e-3
+    )
+    padded = balanced(tiny.padded(4), torch.float16)
     assert torch.equal(padded.dense(), tiny.dense()) and rounding_loss(padded.scaled(0.0), torch.float16) is None

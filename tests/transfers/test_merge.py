@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
-from loraport.files.additions import with_strength
+from loraport.files.additions import split_strength
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.accelerator import AcceleratedModel, open_target
 from loraport.merge import MERGED, merge
@@ -244,15 +244,15 @@ def test_one_tensor_is_in_memory_at_a_time(kind, family, tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["x*", "x*much", "x*nan", "x*inf", "*2"])
 def test_bad_strengths(text):
     with pytest.raises(SettingsError, match=r"is no strength; write LORA\*0\.8"):
-        with_strength(text)
+        split_strength(text)
 
 
 def test_strengths_and_paths_with_a_star(tmp_path):
     (tmp_path / "we*2").touch()
-    assert with_strength(str(tmp_path / "we*2")) == (str(tmp_path / "we*2"), 1.0)
-    assert with_strength(str(tmp_path / "we*2*-.5")) == (str(tmp_path / "we*2"), -0.5)
-    assert with_strength("a.safetensors") == ("a.safetensors", 1.0)
-    assert with_strength("org/repo:x.safetensors*1e-1") == ("org/repo:x.safetensors", 0.1)
+    assert split_strength(str(tmp_path / "we*2")) == (str(tmp_path / "we*2"), 1.0)
+    assert split_strength(str(tmp_path / "we*2*-.5")) == (str(tmp_path / "we*2"), -0.5)
+    assert split_strength("a.safetensors") == ("a.safetensors", 1.0)
+    assert split_strength("org/repo:x.safetensors*1e-1") == ("org/repo:x.safetensors", 0.1)
 
 
 def test_wrong_usage_is_one_message_and_writes_nothing(family, tmp_path):

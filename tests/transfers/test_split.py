@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from loraport.convert import convert
 from loraport.errors import SettingsError
 from loraport.files.inspect import describe
-from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfers
+from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfer_steps
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
 from loraport.inputs.recipes import chosen_recipes
@@ -120,15 +120,15 @@ def test_methods_without_parts_are_refused_by_name(family, method):
 
 def test_a_chain_of_transfers_is_kept_told_and_warned_of(family):
     first = transfer(family.config("first.safetensors"))
-    assert transfers(metadata(family.lora)) == [] and "loraport.earlier" not in metadata(first.output)
+    assert transfer_steps(metadata(family.lora)) == [] and "loraport.earlier" not in metadata(first.output)
     assert not any("transferred before" in note for note in first.warnings)
     kohya = str(family.folder / "kohya.safetensors")
     convert(first.output, "kohya", kohya)  # another dialect keeps the history
     back = {"source": family.target, "target": family.source}
     second = transfer(family.config("second.safetensors", lora=kohya, method="core", **back))
     third = transfer(family.config("third.safetensors", lora=second.output, method="direct"))
-    assert [step["method"] for step in transfers(metadata(third.output))] == ["casa", "core", "direct"]
-    assert transfers(metadata(third.output))[0]["lora"] == "lora.safetensors"
+    assert [step["method"] for step in transfer_steps(metadata(third.output))] == ["casa", "core", "direct"]
+    assert transfer_steps(metadata(third.output))[0]["lora"] == "lora.safetensors"
     (warning,) = (note for note in second.warnings if "transferred" in note)
     assert "kohya.safetensors has been transferred before (casa from source.safetensors to target)" in warning
     assert "Table 8" in warning and "start from lora.safetensors where you can" in warning
@@ -146,7 +146,7 @@ def test_a_chain_never_grows_without_end():
     for number in range(3 * MOST_STEPS):
         own = {"method": f"m{number}", "source": "a", "target": "b", "lora": f"{number}", "settings": "x" * 10_000}
         current = {f"loraport.{key}": value for key, value in (own | earlier_field(current)).items()}
-    steps = transfers(current)
+    steps = transfer_steps(current)
     assert [step["method"] for step in steps] == [f"m{n}" for n in range(2 * MOST_STEPS, 3 * MOST_STEPS)]
     assert steps[0]["left_out"] == str(2 * MOST_STEPS) and not any("left_out" in step for step in steps[1:])
     assert len(earlier_field(current)["earlier"]) < MOST_STEPS * 300
@@ -159,7 +159,7 @@ def test_a_chain_never_grows_without_end():
      json.dumps([{"method": "m" * (LONGEST + 1)}])],
 )  # fmt: skip
 def test_a_chain_that_somebody_made_up_is_left_out(text):
-    assert transfers({"loraport.earlier": text}) == []
+    assert transfer_steps({"loraport.earlier": text}) == []
     good = {"loraport.earlier": '[{"method": "casa", "secret": "x", "left_out": "many"}]', "loraport.method": "core"}
-    assert transfers(good) == [{"method": "casa", "left_out": "many"}, {"method": "core"}]
+    assert transfer_steps(good) == [{"method": "casa", "left_out": "many"}, {"method": "core"}]
     assert "2 times before" in accumulated_loss("x", good)[0]

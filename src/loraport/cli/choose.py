@@ -114,12 +114,12 @@ def candidates_of(
 
 def _check_file(name: str, known: Sequence[str]) -> None:
     """Raise SettingsError for a word that is not a candidate."""
-    from loraport.files.additions import with_strength
+    from loraport.files.additions import split_strength
     from loraport.files.disk.user_paths import expand_home
 
     if name == "none":
         raise SettingsError("'none' cannot be kept; loraport score says how far it is")
-    path = with_strength(name)[0]
+    path = split_strength(name)[0]
     if not expand_home(path).exists() and "/" not in path:
         raise SettingsError(f"candidate {name!r} is not a file, nor one of: {', '.join(known)}")
 

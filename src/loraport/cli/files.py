@@ -98,9 +98,9 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
-    from loraport.files.additions import with_strength
+    from loraport.files.additions import split_strength
 
-    adapters = [with_strength(text)[0] for text in loras]
+    adapters = [split_strength(text)[0] for text in loras]
     keep_existing([output], [model, *adapters], overwrite, holding="*.safetensors")
     from loraport import console
     from loraport.merge import merge as run
@@ -130,7 +130,7 @@ def inspect(
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
-    from loraport.files.inspect import describe, in_ten_lines
+    from loraport.files.inspect import describe
     from loraport.files.models.presets import location as known_place
 
     with messages.terminal() as terminal:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import InputError, MismatchError, SettingsError
-from loraport.files.adapters.fused import view
+from loraport.files.adapters.fused import layer_rows
 from loraport.files.adapters.updates import LayerUpdate, exact_update, needs_weight
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import StoredTensor
@@ -37,7 +37,7 @@ PARAMETERS = {
 """The ending of an extra key -> the parameter of the layer that it is added to."""
 
 
-def with_strength(text: str) -> tuple[str, float]:
+def split_strength(text: str) -> tuple[str, float]:
     """(place, strength) of `LORA` or `LORA*STRENGTH`; a path that exists as it stands has strength 1.
 
     Raises SettingsError for a strength that is no finite number.
@@ -120,7 +120,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
                 continue
             update, shape = given.update, model.shape(name)
             if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
-                misfits += [(key, misfit(update.shape, model, name)) for key in given.keys]
+                misfits += [(key, misfit_reason(update.shape, model, name)) for key in given.keys]
                 continue
             found.setdefault(name, []).append(Addition(given.read, strength, needs_weight(update)))
             merged.update(given.keys)
@@ -134,16 +134,16 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             if reason:
                 dropped.append((key, reason))
                 continue
-            rows = view(stored, place) if place.fits(stored.shape) else stored
+            rows = layer_rows(stored, place) if place.fits(stored.shape) else stored
             if not same_weight(rows.shape, model.shape(name)):
-                misfits.append((key, misfit(rows.shape, model, name)))
+                misfits.append((key, misfit_reason(rows.shape, model, name)))
                 continue
             check_finite(lora, key, rows)
             found.setdefault(name, []).append(Addition(rows.read, strength))
             merged.add(key)
     _check_most(lora, misfits, merged)
     if not found:
-        raise MismatchError(nothing_fits(lora, model.where, model.layers, model.family))
+        raise MismatchError(no_fit_message(lora, model.where, model.layers, model.family))
     gone = [(key, reason) for key, reason in (*dropped, *misfits) if key not in merged]
     return Additions({name: tuple(some) for name, some in found.items()}, KeyAccount.of(gone, merged=merged))
 
@@ -198,13 +198,13 @@ def _check_most(lora: Lora, misfits: Sequence[tuple[str, str]], merged: Collecti
         )
 
 
-def misfit(shape: tuple[int, ...], model: Shapes, name: str) -> str:
+def misfit_reason(shape: tuple[int, ...], model: Shapes, name: str) -> str:
     """That a tensor has another shape than the parameter that it is added to."""
     sizes = [" × ".join(map(str, one)) for one in (shape, model.shape(name))]
     return f"it is {sizes[0]}, the {name} of {model.where} {sizes[1]}"
 
 
-def nothing_fits(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
+def no_fit_message(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
     """Why no layer of a LoRA is in a model with these layers: another family, or names that nobody knows."""
     if lora.encoders and not lora.layers:
         return (

@@ -8,7 +8,7 @@ from math import prod
 
 from loraport.errors import MismatchError
 from loraport.files.adapters.updates import adapter_kind
-from loraport.files.lora.kernels import Kernel, kernel_in, named_kernel
+from loraport.files.lora.kernels import Kernel, kernel_by_name, written_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 
@@ -32,10 +32,10 @@ def _kernel(layer: str, lora: Lora, model: Checkpoint | None, flat: bool) -> Ker
                 f"layer {layer}: the LoRA is {update.shape[0]} × {update.shape[1]}, the weight in {model.where} "
                 f"{' × '.join(map(str, shape))}; give the model that this LoRA was trained on"
             )
-        return kernel_in(told, shape[2:])
-    named = named_kernel(layer, lora, flat)
+        return written_kernel(told, shape[2:])
+    named = kernel_by_name(layer, lora, flat)
     if named is not None:
-        kernel = kernel_in(told, named)
+        kernel = written_kernel(told, named)
         if update.shape[1] % prod(kernel):
             raise MismatchError(
                 f"layer {layer} is a convolution of {' × '.join(map(str, kernel))} by its name, but the LoRA has "

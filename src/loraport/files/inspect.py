@@ -14,9 +14,9 @@ from loraport.files.adapters.updates import adapter_kind
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
-from loraport.files.lora.header import for_people, lasting
+from loraport.files.lora.header import lasting_fields, shown_fields
 from loraport.files.lora.locate import local_lora, lora_keys
-from loraport.files.lora.provenance import in_words, load_beside, transfers
+from loraport.files.lora.provenance import loading_hint, step_words, transfer_steps
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.locate import find_files
@@ -117,10 +117,10 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "encoders": _counts(Counter(encoder_of(name) for name in lora.encoders)),
         "copied": len(lora.extras),
         "whole weights": sorted(one.key for one in map(lora.parse, lora.extras) if one.part in WHOLE),
-        "transfers": [in_words(step) for step in transfers(lora.metadata)],
-        "load": load_beside(lora.metadata),
-        "words": for_people(lora.metadata),
-        "header": lasting(lora.metadata),
+        "transfers": [step_words(step) for step in transfer_steps(lora.metadata)],
+        "load": loading_hint(lora.metadata),
+        "words": shown_fields(lora.metadata),
+        "header": lasting_fields(lora.metadata),
         "dropped": [f"{key}: {reason}" for key, reason in lora.dropped],
         "sha256": lora.sha256,
         "loaders": _loaders(lora),
@@ -148,7 +148,7 @@ def _loaders(lora: Lora) -> list[dict[str, Any]]:
     return [] if facts is None else [asdict(one) for one in verdicts(facts)]
 
 
-def in_ten_lines(facts: dict[str, Any]) -> dict[str, Any]:
+def summary_lines(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a LoRA for people: what it is, where its alpha came from, who takes it. Others as they are."""
     if "loaders" not in facts:
         return {name: value for name, value in facts.items() if name != "other networks" or value}

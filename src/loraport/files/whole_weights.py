@@ -12,8 +12,8 @@ from functools import partial
 from torch import Tensor
 
 from loraport.errors import MismatchError, SettingsError
-from loraport.files.additions import check_finite, misfit
-from loraport.files.lora.extras import respelled
+from loraport.files.additions import check_finite, misfit_reason
+from loraport.files.lora.extras import respell_extras
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.dialects import WHOLE, Dialect, LoraKey
@@ -43,7 +43,7 @@ def as_differences(lora: Lora, base: Checkpoint) -> Lora:
         stored = extras.pop(key.key)
         check_finite(lora, key.key, stored)
         if stored.shape != base.shape(names[0]):
-            dropped.append((key.key, misfit(stored.shape, base, names[0])))
+            dropped.append((key.key, misfit_reason(stored.shape, base, names[0])))
             continue
         difference = (stored.read().float() - base.tensor(names[0]).float()).to(stored.dtype)
         if not difference.any():
@@ -76,7 +76,7 @@ def check_without_base(lora: Lora) -> None:
 
 def carried_note(lora: Lora, dialect: Dialect, where: str) -> tuple[str, ...]:
     """What is said of whole weights that a dialect carries through as they are; `where` says why they are."""
-    kept, _ = respelled(lora, dialect, lora.layers)
+    kept, _ = respell_extras(lora, dialect, lora.layers)
     names = sorted(key.key for key in whole_weights(lora) if key.key in kept)
     if not names:
         return ()

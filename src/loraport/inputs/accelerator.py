@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from loraport.errors import SettingsError
-from loraport.files.additions import Addition, additions, with_strength
+from loraport.files.additions import Addition, additions, split_strength
 from loraport.files.disk.user_paths import expand_home
-from loraport.files.lora.parts import parts_in
+from loraport.files.lora.parts import lora_parts_in
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, Weight
 from loraport.files.models.hub import looks_like_hub_id
@@ -154,10 +154,10 @@ def open_target(
     pair = split_target(text)
     if pair is None:
         return open_model(text, part=part, layers=layers)
-    place, strength = with_strength(pair[1])
+    place, strength = split_strength(pair[1])
     on_source = pair[0] == SOURCE
     model = source if on_source else open_model(pair[0], part=part)
-    several = lora_part is not None and parts_in(place)
+    several = lora_part is not None and lora_parts_in(place)
     accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
     adds = additions(accelerator, strength, model)
     weights = {
@@ -203,7 +203,7 @@ def _refuse_several(text: str) -> None:
 def target_places(text: str) -> tuple[str, ...]:
     """Return the places that a target names, without a strength."""
     pair = split_target(text)
-    return (text,) if pair is None else (pair[0], with_strength(pair[1])[0])
+    return (text,) if pair is None else (pair[0], split_strength(pair[1])[0])
 
 
 def _exists(place: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import SettingsError
-from loraport.files.additions import with_strength
+from loraport.files.additions import split_strength
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import expert_parts
 from loraport.files.models.hub import listing, looks_like_hub_id
@@ -118,7 +118,7 @@ def _targets(target: str) -> tuple[Places, list[tuple[str, Places]]]:
     if pair is None:
         return both(target), []
     models = (SOURCE, SOURCE) if pair[0] == SOURCE else both(pair[0])
-    place, _ = with_strength(pair[1])
+    place, _ = split_strength(pair[1])
     strength = pair[1].removeprefix(place)
     beside = _one_or_twins(place)
     return (f"{models[0]}+{beside[0]}{strength}", f"{models[1]}+{beside[1]}{strength}"), [(place, beside)]

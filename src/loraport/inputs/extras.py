@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraport.files.adapters.fused import view
-from loraport.files.additions import PARAMETERS, check_finite, misfit, parameter_of
-from loraport.files.lora.kernels import kernel_in, same_weight
+from loraport.files.adapters.fused import layer_rows
+from loraport.files.additions import PARAMETERS, check_finite, misfit_reason, parameter_of
+from loraport.files.lora.kernels import same_weight, written_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.inputs.accelerator import Target
@@ -24,7 +24,7 @@ def fit_extras(lora: Lora, target: Target) -> Lora:
     extras = {key: tensor for key, tensor in lora.extras.items() if key not in reasons}
     known = {name: target.shape(f"{name}.weight")[2:] for name in lora.layers if f"{name}.weight" in target}
     with_kernels = {
-        name: replace(layer, kernel=kernel_in(layer.kernel, known[name])) if name in known else layer
+        name: replace(layer, kernel=written_kernel(layer.kernel, known[name])) if name in known else layer
         for name, layer in lora.layers.items()
     }
     return replace(lora, extras=extras, dropped=(*lora.dropped, *reasons.items()), layers=with_kernels)
@@ -47,8 +47,8 @@ def _without_place(key: LoraKey, lora: Lora, target: Target, layers: set[str]) -
     for layer, place in key.pieces:
         if names[layer] not in target:
             continue
-        rows = view(stored, place) if place.fits(stored.shape) else stored
+        rows = layer_rows(stored, place) if place.fits(stored.shape) else stored
         if not same_weight(rows.shape, target.shape(names[layer])):
-            return misfit(rows.shape, target, names[layer])
+            return misfit_reason(rows.shape, target, names[layer])
     missing = [name for name in names.values() if name not in target]
     return f"{target.where} has no {missing[0]}" if len(missing) == len(names) else ""

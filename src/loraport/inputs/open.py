@@ -20,7 +20,7 @@ from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.lora.provenance import accumulated_loss
 from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.write import check_form, output_dialect, without_name
+from loraport.files.lora.write import check_form, nameless_layers, output_dialect
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
 from loraport.files.names.blocks import layer_role
@@ -185,7 +185,7 @@ def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
     config, lora, output = inputs.config, inputs.lora, Path(inputs.config.output)
     dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
     check_form(output, not config.as_diff and dialect.folder)
-    nameless = without_name(lora, dialect)
+    nameless = nameless_layers(lora, dialect)
     if nameless and len(nameless) == len(lora.layers):
         layer, reason = next(iter(nameless.items()))
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loraport.compute import layer_generator
-from loraport.files.adapters.casting import fitted, rounding_loss
+from loraport.files.adapters.casting import balanced, rounding_loss
 from loraport.files.adapters.updates import LayerUpdate, needs_weight
 from loraport.inputs.config import Part, RankRule
 from loraport.inputs.drift import TIMES_FLOOR
@@ -55,7 +55,7 @@ class LayerTransfer:
         W_s = weights.W_s if needs_weight(adapter) else None
         inputs = method_input(adapter, W_s, self.dora, rule, self.rank, layer_generator(self.seed, job.name))
         if weights.is_rounding and recipe.reuses and self.part != "counter-drift":
-            same = fitted(inputs.lora, self.dtype)
+            same = balanced(inputs.lora, self.dtype)
             return same, replace(copied_row(job, same, weights), rounding=rounding_loss(same, self.dtype))
         layer = weights.layer(
             inputs.lora, basis=recipe.needs_basis, target=recipe.needs_target, routing=recipe.needs_routing
@@ -67,7 +67,7 @@ class LayerTransfer:
         update = inputs.finished(update, W_s, layer.drift)
         lost = inputs.lora.lost_energy
         written = self._write(update, job, lost) if update.reason is None else update.low_rank
-        written = fitted(written, self.dtype) if isinstance(written, LowRank) else written
+        written = balanced(written, self.dtype) if isinstance(written, LowRank) else written
         return written, LayerResult(
             name=job.name,
             status="transferred" if update.reason is None else "skipped",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from loraport.files.adapters.casting import fitted, rounding_loss
+from loraport.files.adapters.casting import balanced, rounding_loss
 from loraport.inputs.open import TransferInputs
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.results import LayerResult
@@ -25,7 +25,7 @@ def with_rounding(inputs: TransferInputs, layers: Iterable[LayerResult], dtype: 
     for row in layers:
         update = inputs.lora.updates.get(row.name)
         if row.status == "copied" and row.rounding is None and isinstance(update, LowRank):
-            row = replace(row, rounding=rounding_loss(fitted(update, dtype), dtype))
+            row = replace(row, rounding=rounding_loss(balanced(update, dtype), dtype))
         rows.append(row)
     return tuple(rows)
 

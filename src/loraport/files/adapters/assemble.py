@@ -25,11 +25,11 @@ LARGEST_LAYER = 2**28
 LARGEST_CORE = 2**26
 """Numbers in a core times its factor, which real files have under a million of."""
 
-Parts = Mapping[str, Tensor]
+LayerTensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class UnscaledUpdate:
     """One layer without its scale; `rank` is what alpha is divided by, None where LoKr has no factor of a rank."""
 
     update: LowRank | Product
@@ -37,7 +37,7 @@ class Assembled:
     rank: int | None
 
 
-def assemble(parts: Parts, keys: Mapping[str, LoraKey], where: str) -> Assembled:
+def assemble(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> UnscaledUpdate:
     """B·A, (B₁·A₁) ∘ (B₂·A₂) or (B₁·A₁) ⊗ (B₂·A₂) from the tensors of a layer, by the names of their parts.
 
     Raises MismatchError, naming a key, where a tensor is missing or the shapes do not fit; FileFormatError for rank 0,
@@ -118,7 +118,7 @@ def _kind(part: str) -> str:
 _NEEDED = {"LoHa": LOHA[:4], "LoRA": ("A", "B")}
 
 
-def _check_complete(parts: Parts, keys: Mapping[str, LoraKey], where: str) -> None:
+def _check_complete(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> None:
     """Every tensor of the kind is there. Raises MismatchError naming what is missing, FileFormatError for rank 0."""
     kind = next(kind for part in parts if (kind := _kind(part)))
     needed = _NEEDED.get(kind) or (*_halves(parts, "lokr_w1"), *_halves(parts, "lokr_w2"))
@@ -136,11 +136,11 @@ def _check_complete(parts: Parts, keys: Mapping[str, LoraKey], where: str) -> No
             )
 
 
-def _halves(parts: Parts, factor: str) -> tuple[str, ...]:
+def _halves(parts: LayerTensors, factor: str) -> tuple[str, ...]:
     return (factor,) if factor in parts else (f"{factor}_a", f"{factor}_b")
 
 
-def _lora(parts: Parts) -> Assembled:
+def _lora(parts: LayerTensors) -> UnscaledUpdate:
     A, B, mid = parts["A"], parts["B"], parts.get("lora_mid")
     if A.dim() < 2 or B.dim() not in (2, A.dim()) or any(size != 1 for size in B.shape[2:]):
         raise ValueError("no shapes of factors")
@@ -149,10 +149,10 @@ def _lora(parts: Parts) -> Assembled:
     up = B.flatten(1)
     if up.shape[1] != down.shape[0]:
         raise ValueError("ranks differ")
-    return Assembled(LowRank(up, down), kernel, A.shape[0])
+    return UnscaledUpdate(LowRank(up, down), kernel, A.shape[0])
 
 
-def _loha(parts: Parts) -> Assembled:
+def _loha(parts: LayerTensors) -> UnscaledUpdate:
     """(w1_a·w1_b) ∘ (w2_a·w2_b); with cores t: Σ_ij w_a[i, out]·t[i, j, …]·w_b[j, in] on either side."""
     halves: list[LowRank] = []
     kernel: tuple[int, ...] = ()
@@ -164,10 +164,10 @@ def _loha(parts: Parts) -> Assembled:
     if halves[0].shape != halves[1].shape:
         raise ValueError("shapes differ")
     _check_size(product.shape)
-    return Assembled(product, kernel, parts["hada_w1_b"].shape[0])
+    return UnscaledUpdate(product, kernel, parts["hada_w1_b"].shape[0])
 
 
-def _lokr(parts: Parts) -> Assembled:
+def _lokr(parts: LayerTensors) -> UnscaledUpdate:
     """w1 ⊗ w2, each whole or w_a·w_b, the second perhaps with a core; alpha goes with the rank of a factored side."""
     sides: list[LowRank] = []
     ranks: list[int] = []
@@ -186,7 +186,7 @@ def _lokr(parts: Parts) -> Assembled:
             ranks.append(sides[-1].rank)
     product = Product("LoKr", *sides)
     _check_size(product.shape)
-    return Assembled(product, kernel, ranks[-1] if ranks else None)
+    return UnscaledUpdate(product, kernel, ranks[-1] if ranks else None)
 
 
 def _check_size(shape: tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ USUAL_LOSS = 1e-3
 """Share of an update that fp16 loses at most where its entries are in range: a factor's entries are off by 2^-12."""
 
 
-def fitted(update: LowRank, dtype: torch.dtype) -> LowRank:
+def balanced(update: LowRank, dtype: torch.dtype) -> LowRank:
     """The update with factors that the dtype holds: as they are where they fit, else balanced column by column.
 
     fp16 holds nothing below 6e-8, and little below 6e-5: a scale of alpha / rank folded into B can take it there. The

@@ -27,7 +27,7 @@ from loraport.spectral.low_rank import LowRank
 Value = TypeVar("Value")
 
 
-def view(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
+def layer_rows(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
     """One layer's rows of a stored tensor, read when they are asked for."""
     if rows.whole:
         return stored
@@ -42,7 +42,7 @@ def _read_rows(stored: Quantization, rows: RowSlice) -> tuple[Tensor, Tensor]:
     return rows.take(values).contiguous(), rows.take(step.expand_as(values)).contiguous()
 
 
-def assembled(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
+def stored_tensor(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
     """A stored tensor out of its layers' rows, by part; the way back of `view`."""
     joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if rows.of > 1 else pieces[0]
     if rows.transposed:
@@ -50,7 +50,7 @@ def assembled(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
     return halves_swapped(joined) if rows.swapped else joined
 
 
-def taken_apart(
+def split_modules(
     table: Mapping[str, Value],
     modules: Mapping[str, tuple[Piece, ...]],
     where: Path,
@@ -70,7 +70,7 @@ def taken_apart(
     return apart
 
 
-def put_together(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:
+def join_layers(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:
     """The modules that a dialect writes, each by the name of one of its layers.
 
     Fused factors are A = [A_q; A_k; A_v] and B = diag(B_q, B_k, B_v), of three times the rank; where all layers have
@@ -102,7 +102,7 @@ def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
     return LowRank(B, first.A if shared else torch.cat([part.A for part, _ in parts]))
 
 
-def dense_together(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pending]:
+def join_dense(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pending]:
     """The same for dense updates, each made when its turn comes."""
     modules: dict[str, list[tuple[str, RowSlice]]] = {}
     for name in updates:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from loraport.files.adapters.peft_fields import CONFIG_NAME
 from loraport.files.adapters.updates import adapter_kind
 from loraport.files.lora.alpha import HEADER_FIELD
-from loraport.files.lora.kernels import named_kernel, same_kernel
+from loraport.files.lora.kernels import kernel_by_name, same_kernel
 from loraport.files.lora.kohya import is_complete
 from loraport.files.lora.read import Lora
 from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
@@ -113,7 +113,7 @@ def _names(lora: Lora) -> tuple[str, ...]:
 def _misshapen(lora: Lora) -> Iterator[str]:
     """Flat factors of convolutions, and factors with a kernel of ones for linear layers."""
     for name, layer in lora.layers.items():
-        named, told = named_kernel(name, lora), layer.kernel or ()
+        named, told = kernel_by_name(name, lora), layer.kernel or ()
         if named is not None and named != told and (not told or same_kernel(named, told)):
             yield name
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loraport.files.loaders.diffusers import Converter
+from loraport.files.loaders.diffusers_converters import Converter
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.names.dialects import ADDITIONS, PAIRS, PARAMETER_DIFF, Pair
 

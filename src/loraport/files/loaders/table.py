@@ -8,7 +8,14 @@ diffusers and PEFT themselves.
 
 from __future__ import annotations
 
-from loraport.files.loaders.diffusers import hunyuan, kohya, musubi, own, own_of_wan, wan
+from loraport.files.loaders.diffusers_converters import (
+    component_keys,
+    component_keys_of_wan,
+    hunyuan_original,
+    unet_flattened,
+    wan_flattened,
+    wan_original,
+)
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rules import Loader, Verdict, verdict
 from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
@@ -56,7 +63,7 @@ _WAN: tuple[Loader, ...] = (
         "diffusers",
         pairs=_OF_DIFFUSERS,
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
-        converter=own_of_wan,
+        converter=component_keys_of_wan,
         strict=True,
         header=True,
         extras=frozenset({".diff_b", ".lora_B.bias"}),
@@ -72,7 +79,7 @@ _WAN: tuple[Loader, ...] = (
         extras=frozenset({*ADDITIONS, PARAMETER_DIFF}),  # the converter tells which of them it takes
         mixed_ranks=_MIXED,
         strict=True,
-        converter=wan,
+        converter=wan_original,
     ),
     Loader(
         "diffusers",
@@ -84,7 +91,7 @@ _WAN: tuple[Loader, ...] = (
         mixed_ranks=_MIXED,
         complete_kohya=True,
         strict=True,
-        converter=musubi,
+        converter=wan_flattened,
     ),
     Loader(
         "musubi-tuner",
@@ -215,7 +222,7 @@ _HUNYUAN_1: tuple[Loader, ...] = (
         extras=frozenset({".lora_B.bias"}),
         mixed_ranks=_MIXED,
         strict=True,
-        converter=own,
+        converter=component_keys,
     ),
     Loader(
         "diffusers",
@@ -226,7 +233,7 @@ _HUNYUAN_1: tuple[Loader, ...] = (
         header=True,
         mixed_ranks=_MIXED,
         strict=True,
-        converter=hunyuan,
+        converter=hunyuan_original,
     ),
     Loader(
         "musubi-tuner",
@@ -267,7 +274,7 @@ _UNETS: tuple[Loader, ...] = (
         "diffusers",
         pairs=frozenset({*_OF_DIFFUSERS, PROCESSOR_PAIR}),
         kinds=frozenset({"LoRA", "DoRA of PEFT"}),
-        converter=own,
+        converter=component_keys,
         strict=True,
         header=True,
         extras=frozenset({".lora_B.bias"}),
@@ -281,7 +288,7 @@ _UNETS: tuple[Loader, ...] = (
         pairs=DOWN_UP,
         kinds=frozenset({"LoRA", "DoRA"}),
         strict=True,
-        converter=kohya,
+        converter=unet_flattened,
     ),
     Loader(
         "diffusers",
@@ -291,7 +298,7 @@ _UNETS: tuple[Loader, ...] = (
         pairs=DOWN_UP,
         kinds=frozenset({"LoRA", "DoRA"}),
         strict=True,
-        converter=kohya,
+        converter=unet_flattened,
         inside=(*_BLOCKS, "conv_", "time_embedding."),
     ),
     Loader(

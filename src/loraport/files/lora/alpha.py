@@ -102,7 +102,7 @@ NO_ALPHA = "no alpha anywhere"
 
 
 @dataclass(frozen=True)
-class NotedAlpha:
+class UnappliedAlpha:
     """An alpha in a place where the loaders of such a file do not look for it: it is told, and not applied."""
 
     place: str
@@ -127,7 +127,7 @@ class Scales:
 
     name: str
     components: Mapping[str, AdapterConfig] = field(default_factory=dict)
-    noted: tuple[NotedAlpha, ...] = ()
+    noted: tuple[UnappliedAlpha, ...] = ()
 
     def config(self, component: str) -> AdapterConfig | None:
         """The configuration that is meant for the keys of a component."""
@@ -198,17 +198,17 @@ def stored_scales(
     noted = [_noted(key, value) for key, value in _alphas_in(metadata)]
     readers = "no loader that is known reads it there"
     noted += [
-        NotedAlpha(f"{key} beside the tensors", value, readers)
+        UnappliedAlpha(f"{key} beside the tensors", value, readers)
         for key, value in (fields or {}).items()
-        if is_alpha(key)
+        if names_alpha(key)
     ]
     if beside is not None:
         readers = "PEFT reads it for keys behind base_model.model. only, and ComfyUI and diffusers do not read it"
-        noted.append(NotedAlpha(f"alpha in {beside.origin} beside it", f"{beside.alpha:g}", readers, beside))
+        noted.append(UnappliedAlpha(f"alpha in {beside.origin} beside it", f"{beside.alpha:g}", readers, beside))
     return Scales(name, noted=tuple(noted))
 
 
-def is_alpha(name: str) -> bool:
+def names_alpha(name: str) -> bool:
     """Whether a header's field names an alpha: `alpha`, `lora_alpha`, `ss_network_alpha`, `transformer.lora_alpha`."""
     return re.split(r"[._ -]", name.lower())[-1] in ("alpha", "loraalpha", "networkalpha")
 
@@ -219,7 +219,7 @@ _LONGEST_CONFIGURATION = 100_000
 
 def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
     """(field, value) of the alphas that a header holds, those inside a JSON object too."""
-    found = [(key, value) for key, value in sorted(metadata.items()) if is_alpha(key)]
+    found = [(key, value) for key, value in sorted(metadata.items()) if names_alpha(key)]
     for key, text in sorted(metadata.items()):
         if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
             continue
@@ -247,13 +247,13 @@ def _alphas_inside(fields: Any) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def _noted(key: str, value: str) -> NotedAlpha:
+def _noted(key: str, value: str) -> UnappliedAlpha:
     readers = (
         "no loader reads it there, and converters that put alpha into the factors leave it behind"
         if key.startswith("ss_")
         else "ComfyUI, diffusers and LightX2V take alpha from tensors (SGLang reads this one)"
     )
-    return NotedAlpha(f"{key} in the header", value if len(value) <= 40 else f"{value[:40]}…", readers)
+    return UnappliedAlpha(f"{key} in the header", value if len(value) <= 40 else f"{value[:40]}…", readers)
 
 
 def checked_alpha(value: float, where: str) -> float:

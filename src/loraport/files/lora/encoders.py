@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from loraport.files.adapters.updates import adapter_kind, needs_weight
+from loraport.files.adapters.factor_tensors import factor_tensors
+from loraport.files.adapters.updates import needs_weight
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.read import Lora
-from loraport.files.lora.tensors import layer_tensors, padded
 from loraport.files.names.clip import FIRST, encoder_of, spelled_encoder
 from loraport.files.names.dialects import Dialect, LoraKey, Pair
 from loraport.files.names.families import SD15
@@ -34,16 +34,6 @@ UNKNOWN = (
 )
 
 
-def encoder_forms(lora: Lora) -> dict[str, frozenset[str]]:
-    """What stands before a LoRA's keys of text encoders -> what is behind it: LoRA, LoHa, …, or `unknown` names."""
-    kinds = {key: adapter_kind(layer.update) for layer in lora.encoders.values() for key in layer.keys}
-    found: dict[str, set[str]] = {}
-    for key in map(lora.parse, lora.extras):
-        if key.text_encoder:
-            found.setdefault(key.prefix, set()).add(kinds.get(key.key, "unknown" if not key.clip else key.part))
-    return {prefix: frozenset(some) for prefix, some in found.items()}
-
-
 def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect, str]:
     """(the dialect in which a canonical layer's keys are written, its module there)."""
     prefix, module = spelled_encoder(layer, dialect.flat, _numbered(like), dialect.prefix == COMFY)
@@ -62,12 +52,12 @@ def _numbered(like: Lora) -> bool:
     return bool(like.layers) and like.dialect.family != SD15.name
 
 
-def guessed_prefix(like: Lora, dialect: Dialect) -> bool:
+def prefix_is_guessed(like: Lora, dialect: Dialect) -> bool:
     """Whether kohya's prefix of a first encoder is written that stands alone: nothing tells which model it is of."""
     return dialect.flat and not like.dialect.flat and bool(like.encoders) and not (like.layers or _numbered(like))
 
 
-def why_not(key: LoraKey, like: Lora, dialect: Dialect) -> str:
+def refusal(key: LoraKey, like: Lora, dialect: Dialect) -> str:
     """Why a key of a text encoder has no place in a dialect; empty where it has."""
     if dialect.folder:
         return IN_PEFT
@@ -76,7 +66,7 @@ def why_not(key: LoraKey, like: Lora, dialect: Dialect) -> str:
     return "" if key.clip or stays else UNKNOWN
 
 
-def stands_as_written(layer: str, like: Lora, dialect: Dialect) -> bool:
+def keeps_keys(layer: str, like: Lora, dialect: Dialect) -> bool:
     """Whether plain factors have the keys already that this dialect gives them, and a scale that it reads."""
     spelling, module = encoder_spelling(layer, like, dialect)
     keys = [like.parse(key) for key in like.encoders[layer].keys]
@@ -85,7 +75,7 @@ def stands_as_written(layer: str, like: Lora, dialect: Dialect) -> bool:
 
 
 @dataclass(frozen=True)
-class WrittenEncoders:
+class EncoderTensors:
     """The layers of text encoders in a file: the tensors, where each input key went, and what has no place."""
 
     pending: dict[str, Pending] = field(default_factory=dict)
@@ -94,21 +84,21 @@ class WrittenEncoders:
     rank: int = 0
 
 
-def written_encoders(
+def encoder_tensors(
     like: Lora, encoders: Mapping[str, LowRank], dialect: Dialect, dtype: torch.dtype, uniform_rank: bool = True
-) -> WrittenEncoders:
+) -> EncoderTensors:
     """The given layers, and the plain ones of `like` beside them: bit by bit where their keys stay, else written anew.
 
     Ranks are padded with zeros to the largest of the same encoder.
     """
-    found = WrittenEncoders()
+    found = EncoderTensors()
     anew: dict[str, LowRank] = {}
     for layer, given in like.encoders.items():
         keys, update = given.keys, encoders.get(layer) or given.update
         if dialect.folder or not isinstance(update, LowRank):
             reason = IN_PEFT if dialect.folder else NO_WEIGHT if needs_weight(update) else NO_FACTORS
             found.lost.extend((key, reason) for key in keys)
-        elif layer not in encoders and stands_as_written(layer, like, dialect):
+        elif layer not in encoders and keeps_keys(layer, like, dialect):
             found.keys.update({key: key for key in keys})
             found.pending.update({key: Pending.copy_of(like.extras[key]) for key in keys})
         else:
@@ -118,9 +108,9 @@ def written_encoders(
         ranks[encoder_of(layer)] = max(update.rank, ranks.get(encoder_of(layer), 0))
     for layer, update in anew.items():
         rank = ranks[encoder_of(layer)]
-        update = padded(update, rank) if uniform_rank else update
+        update = update.padded(rank) if uniform_rank else update
         spelling, module = encoder_spelling(layer, like, dialect)
-        tensors = layer_tensors(module, update, spelling, (), dtype, rank)
+        tensors = factor_tensors(module, update, spelling, (), dtype, rank)
         found.pending.update({key: Pending.of(tensor) for key, tensor in tensors.items()})
         down, up = (spelling.key(module, ending) for ending in spelling.pair)
         found.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoders[layer].keys})

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from loraport.files.lora.encoders import encoder_spelling, why_not
-from loraport.files.lora.read import BIASES_OF_B, Lora
+from loraport.files.lora.encoders import encoder_spelling, refusal
+from loraport.files.lora.layer_reader import BIASES_OF_B
+from loraport.files.lora.read import Lora
 from loraport.files.names.dialects import NO_NAME, WHOLE, Dialect, LoraKey, no_name
 from loraport.files.names.families import FAMILIES
 from loraport.files.names.lookup import is_known
 
 
-def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def respell_extras(
+    like: Lora, dialect: Dialect, layers: Container[str]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(key -> key in the output, [(key, reason)]) of a LoRA's extras; `layers` are those written with factors.
 
     Everything keeps its key where the dialect is the input's own, whole weights wherever a loader bears them.
@@ -24,7 +27,7 @@ def respelled(like: Lora, dialect: Dialect, layers: Container[str]) -> tuple[dic
         if key in elsewhere:
             continue
         parsed = like.parse(key)
-        reason = why_not(parsed, like, dialect) if parsed.text_encoder else ""
+        reason = refusal(parsed, like, dialect) if parsed.text_encoder else ""
         own = dialect is like.dialect or (dialect == like.dialect and not parsed.bare)
         whole = parsed.part in WHOLE and not parsed.text_encoder
         reason = reason or (_REFUSED_WHOLE if whole and not own and dialect.prefix in _STRICT else "")

@@ -43,7 +43,7 @@ _KINDS: Mapping[str, re.Pattern[str]] = {
 _TAGS = "ss_tag_frequency"
 
 
-def lasting(metadata: Mapping[str, str]) -> dict[str, str]:
+def lasting_fields(metadata: Mapping[str, str]) -> dict[str, str]:
     """The fields that stay true of the LoRA in another file; what this program wrote is not among them."""
     return {key: value for key, value in metadata.items() if not key.startswith(OWN_PREFIX) and _is_lasting(key, value)}
 
@@ -67,10 +67,10 @@ def _json_object(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def for_people(metadata: Mapping[str, str]) -> dict[str, str]:
+def shown_fields(metadata: Mapping[str, str]) -> dict[str, str]:
     """Title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
     found = {}
-    kept = lasting(metadata)
+    kept = lasting_fields(metadata)
     for kind, names in _KINDS.items():
         values = (value.strip() for key, value in sorted(kept.items()) if names.fullmatch(key.lower()[:_SHOWN]))
         if texts := list(dict.fromkeys(value for value in values if value not in ("", "None"))):

@@ -27,12 +27,12 @@ def same_weight(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return one[:2] == other[:2] and same_kernel(one[2:], other[2:])
 
 
-def kernel_in(told: Kernel | None, held: Kernel) -> Kernel:
+def written_kernel(told: Kernel | None, held: Kernel) -> Kernel:
     """The kernel to write for a weight that has `held`: what the file tells of it, unless that is the same matrix."""
     return held if told is None or same_kernel(told, held) else told
 
 
-def named_kernel(layer: str, lora: Lora, flat: bool = False) -> Kernel | None:
+def kernel_by_name(layer: str, lora: Lora, flat: bool = False) -> Kernel | None:
     """What the family's table says of a layer; None where it does not have it. `flat`: for kohya's loaders."""
     family = FAMILIES.get(lora.dialect.family or "")
     if family is None or family.rows(layer, family.canonical) is None:

@@ -52,7 +52,7 @@ def _of_images(names: Iterable[str]) -> bool:
     return inside.issuperset(IMAGE)
 
 
-def filled(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+def with_missing_layers(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
     """The layers, and zeros of rank 1 for those that diffusers would miss.
 
     As they are, where the size of a missing one is told neither by other layers nor by a published model, or where

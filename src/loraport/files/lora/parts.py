@@ -34,13 +34,13 @@ class LoraPart:
         return f"{self.component}.{self.adapter}" if self.adapter else self.component
 
 
-def part_of(key: LoraKey) -> LoraPart:
+def lora_part(key: LoraKey) -> LoraPart:
     """The LoRA that a key says it is of; one without an adapter's name has "" there."""
     adapter = _ADAPTER.fullmatch(key.key)
     return LoraPart(key.component, adapter[1] if adapter else "")
 
 
-def part_names(keys: Sequence[LoraKey]) -> list[str]:
+def lora_part_names(keys: Sequence[LoraKey]) -> list[str]:
     """The names of the LoRAs in a file, where there are several; none where there is one.
 
     Several are: layers given twice (most of the smaller one), adapters of two names, both experts. Other mixtures are
@@ -57,12 +57,12 @@ def part_names(keys: Sequence[LoraKey]) -> list[str]:
     return sorted(adapters) if len(components) == 1 and "" not in adapters else [one.label for one in found]
 
 
-def chosen_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
+def keys_of_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
     """The keys of one LoRA of a file, its text encoders', and those that belong to none (other networks).
 
     Raises MismatchError, with the names, where there are several and none is chosen; SettingsError for an unknown one.
     """
-    names = part_names(keys)
+    names = lora_part_names(keys)
     if name is None:
         if names:
             raise MismatchError(f"{path} holds {len(names)} LoRAs: {_listed(names)}; choose one with --lora-part NAME")
@@ -74,11 +74,11 @@ def chosen_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraK
         held = _listed(names) if names else "one LoRA, of no parts; leave out --lora-part"
         raise SettingsError(f"{path} has no LoRA {name!r}: it holds {held}")
     kept = [key for key in keys if _belongs(key, factors.get(key), mine, every)]
-    return chosen_part(path, kept, None)
+    return keys_of_part(path, kept, None)
 
 
 def _factors(keys: Sequence[LoraKey]) -> dict[LoraKey, LoraPart]:
-    return {key: part_of(key) for key in keys if not key.text_encoder and key.part in ("A", "B", *VARIANTS)}
+    return {key: lora_part(key) for key in keys if not key.text_encoder and key.part in ("A", "B", *VARIANTS)}
 
 
 def _given_twice(factors: Mapping[LoraKey, LoraPart]) -> bool:
@@ -92,7 +92,7 @@ def _belongs(key: LoraKey, of: LoraPart | None, mine: set[LoraPart], every: set[
     """Whether a key is of the chosen parts, or of none: scales, biases, text encoders may carry no adapter's name."""
     if of is not None:
         return of in mine
-    one, components = part_of(key), {part.component for part in mine}
+    one, components = lora_part(key), {part.component for part in mine}
     alien = not key.text_encoder and one.component in {part.component for part in every} - components
     return not alien and (not one.adapter or one.adapter in {part.adapter for part in mine})
 
@@ -122,7 +122,7 @@ def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> l
     """What was left alone of a file, and what was taken off the names so that the tables know them."""
     notes = []
     if len(every) > len(parsed):
-        names = ", ".join(part_names(every))
+        names = ", ".join(lora_part_names(every))
         notes.append(f"the file holds {names}: {len(parsed)} of its {len(every)} keys are of the one that was chosen")
     if start:
         known = sum(key.dialect.family is not None for key in parsed)
@@ -138,12 +138,12 @@ def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> l
     return notes
 
 
-def parts_in(place: Path | str) -> list[str]:
+def lora_parts_in(place: Path | str) -> list[str]:
     """The names of the LoRAs in a file, from its header alone, where there are several."""
-    return part_names(parsed_keys(sorted(lora_keys(place)))[1])
+    return lora_part_names(parsed_keys(sorted(lora_keys(place)))[1])
 
 
 def expert_parts(place: Path | str) -> tuple[str, str] | None:
     """The names of both experts' LoRAs (high, low) in one file; None where it does not hold both."""
-    heads = {name.partition(".")[0] for name in parts_in(place)}
+    heads = {name.partition(".")[0] for name in lora_parts_in(place)}
     return next(((high, low) for high, low in EXPERT_PARTS.items() if {high, low} <= heads), None)

@@ -52,7 +52,7 @@ def _own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix(OWN_PREFIX): value for key, value in metadata.items() if key.startswith(OWN_PREFIX)}
 
 
-def transfers(metadata: Mapping[str, str]) -> list[dict[str, str]]:
+def transfer_steps(metadata: Mapping[str, str]) -> list[dict[str, str]]:
     """Return all transfers behind a LoRA, oldest first, its own last; none for a LoRA that was trained as it is."""
     own = _own_fields(metadata)
     steps = _earlier(own.get(EARLIER, "[]"))
@@ -67,17 +67,17 @@ def transfers(metadata: Mapping[str, str]) -> list[dict[str, str]]:
 
 def earlier_field(metadata: Mapping[str, str]) -> dict[str, str]:
     """What a file that is made from this LoRA says of the transfers before its own; nothing where there were none."""
-    steps = transfers(metadata)
+    steps = transfer_steps(metadata)
     return {EARLIER: json_text(steps, sort_keys=True)} if steps else {}
 
 
 def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
     """The warning before a LoRA is transferred once more; none for one that was trained as it is."""
-    steps = transfers(metadata)
+    steps = transfer_steps(metadata)
     if not steps:
         return []
     count = len(steps) + sum(_count(step) for step in steps)
-    path = ", then ".join(in_words(step) for step in steps)
+    path = ", then ".join(step_words(step) for step in steps)
     return [
         f"{name} has been transferred {'before' if count == 1 else f'{count} times before'} ({path}): each transfer "
         "loses something and the losses add up (ProLoRA's Table 8 finds a chain worse than one step); start from "
@@ -85,7 +85,7 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
     ]
 
 
-def load_beside(metadata: Mapping[str, str]) -> str | None:
+def loading_hint(metadata: Mapping[str, str]) -> str | None:
     """How a LoRA is loaded that was made for a model with an accelerator; None for one that stands alone."""
     name, strength = (metadata.get(f"{OWN_PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
     if name is None or len(name) > LONGEST:
@@ -100,7 +100,7 @@ def _plain_number(text: str | None) -> str:
         return "?"
 
 
-def in_words(step: Mapping[str, str]) -> str:
+def step_words(step: Mapping[str, str]) -> str:
     """`casa from base to student`"""
     part = f", {step['part']} part" if "part" in step else ""
     return f"{step.get('method', '?')} from {step.get('source', '?')} to {step.get('target', '?')}{part}"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from loraport.errors import OutputError, SettingsError, unknown_name
 from loraport.files.adapters.casting import cast
-from loraport.files.adapters.fused import dense_together, put_together
+from loraport.files.adapters.factor_tensors import factor_tensors
+from loraport.files.adapters.fused import join_dense, join_layers
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.formats.safetensors_write import (
     OWN_PREFIX,
@@ -30,13 +31,12 @@ from loraport.files.formats.safetensors_write import (
     write_safetensors,
 )
 from loraport.files.lora.alpha import BASE_MODEL, HEADER_FIELD
-from loraport.files.lora.encoders import written_encoders
-from loraport.files.lora.extras import respelled
-from loraport.files.lora.header import lasting
+from loraport.files.lora.encoders import encoder_tensors
+from loraport.files.lora.extras import respell_extras
+from loraport.files.lora.header import lasting_fields
 from loraport.files.lora.kernels import Kernel
-from loraport.files.lora.kohya import filled
+from loraport.files.lora.kohya import with_missing_layers
 from loraport.files.lora.read import Lora
-from loraport.files.lora.tensors import layer_tensors, padded
 from loraport.files.names.dialects import (
     KOHYA_PAIR,
     NO_NAME,
@@ -86,7 +86,7 @@ def output_dialect(like: Lora, format: str) -> Dialect:
     """
     if format == "same":
         return like.dialect
-    dialect = checked_dialect(format)
+    dialect = format_dialect(format)
     if like.dialect.family is None:
         of_component = format == "diffusers" and like.dialect.prefix in ("unet.", "transformer.")
         return replace(dialect, prefix=like.dialect.prefix) if of_component else dialect
@@ -100,7 +100,7 @@ def output_dialect(like: Lora, format: str) -> Dialect:
     return replace(dialect, prefix=prefix, naming=family.written[format], family=family.name)
 
 
-def checked_dialect(format: str) -> Dialect:
+def format_dialect(format: str) -> Dialect:
     """The dialect of a format by name. Raises SettingsError for an unknown one."""
     if format not in FORMATS:
         raise unknown_name("format", format, get_args(Format))
@@ -110,7 +110,7 @@ def checked_dialect(format: str) -> Dialect:
 def written_as_folder(keys: Iterable[str], format: str) -> bool:
     """Whether a LoRA with these keys becomes a folder in a format. Raises SettingsError for an unknown format."""
     if format != "same":
-        return checked_dialect(format).folder
+        return format_dialect(format).folder
     parsed = [parse_key(key) for key in keys]
     return majority_dialect([key for key in parsed if key.part in ("A", "B", *VARIANTS)] or parsed).folder
 
@@ -150,18 +150,18 @@ def write_lora(
     dialect = output_dialect(like, format)
     spelled, dropped = _spelled(layers, like, dialect)
     if format == "kohya":
-        spelled = filled(spelled)
+        spelled = with_missing_layers(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
     if uniform_rank:
-        spelled = {layer: padded(update, rank) for layer, update in spelled.items()}
-    modules = put_together(spelled, dialect)
+        spelled = {layer: update.padded(rank) for layer, update in spelled.items()}
+    modules = join_layers(spelled, dialect)
     tensors: dict[str, Tensor] = {}
     # diffusers applies an alpha of one layer of a U-Net to all (0.42), so there is one
     alpha = rank if dialect.family and FAMILIES[dialect.family].component == "unet" else None
     for layer, update in modules.items():
-        tensors |= layer_tensors(layer, update, dialect, _kernel(layer, like), dtype, alpha)
-    copied, lost = respelled(like, dialect, spelled)
-    beside = written_encoders(like, encoders or {}, dialect, dtype, uniform_rank)
+        tensors |= factor_tensors(layer, update, dialect, _kernel(layer, like), dtype, alpha)
+    copied, lost = respell_extras(like, dialect, spelled)
+    beside = encoder_tensors(like, encoders or {}, dialect, dtype, uniform_rank)
     metadata = _metadata(like, provenance)
     pending = {key: Pending.of(tensor) for key, tensor in tensors.items()} | beside.pending
     pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()}
@@ -197,14 +197,14 @@ def write_diff(
     dialect = output_dialect(like, "comfy")
     named, dropped = _spelled(updates, like, dialect)
     pending = {}
-    for layer, update in dense_together(named, dialect).items():
+    for layer, update in join_dense(named, dialect).items():
         pending[dialect.key(layer, ".diff")] = _dense(layer, update, _kernel(layer, like), dtype)
-    copied, lost = respelled(like, dialect, updates)
+    copied, lost = respell_extras(like, dialect, updates)
     for old, new in list(copied.items()):
         if new in pending:
             del copied[old]
             lost.append((old, f"the update of the same layer is written as {new!r}"))
-    beside = written_encoders(like, encoders or {}, dialect, dtype)
+    beside = encoder_tensors(like, encoders or {}, dialect, dtype)
     pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()} | beside.pending
     metadata = _metadata(like, provenance)
     save_safetensors(Path(path), pending, metadata)
@@ -242,10 +242,10 @@ def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None =
 
 def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str]:
     own = {f"{OWN_PREFIX}{key}": value for key, value in (provenance or {}).items()}
-    return {**lasting(like.metadata), "format": "pt", **own}
+    return {**lasting_fields(like.metadata), "format": "pt", **own}
 
 
-def without_name(like: Lora, dialect: Dialect) -> dict[str, str]:
+def nameless_layers(like: Lora, dialect: Dialect) -> dict[str, str]:
     """The layers of a LoRA that a dialect has no name for -> why."""
     reasons = {
         name: no_name(name, like.dialect, dialect) if layer.resolved or dialect.flat else NO_NAME
@@ -258,7 +258,7 @@ def _spelled(
     layers: Mapping[str, Value], like: Lora, dialect: Dialect
 ) -> tuple[dict[str, Value], list[tuple[str, str]]]:
     """The layers that the dialect has a name for, and the input keys of the others."""
-    lost = without_name(like, dialect)
+    lost = nameless_layers(like, dialect)
     dropped = [(key, lost[layer]) for layer in sorted(lost) if layer in layers for key in like.layers[layer].keys]
     return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
 

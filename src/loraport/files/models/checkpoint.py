@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.files.adapters.fused import view
+from loraport.files.adapters.fused import layer_rows
 from loraport.files.disk.user_paths import check_input, expand_home
 from loraport.files.formats.quantized import decode, foreign_tensors, layers_of, refuse_codes
 from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
@@ -87,7 +87,7 @@ class Checkpoint:
     @lazy_property
     def _parameters(self) -> dict[str, StoredTensor]:
         """Each parameter by its canonical name: its own rows of the tensor that holds it."""
-        own = {name: view(tensor, rows) for tensor, pieces in self.stored.values() for name, rows in pieces}
+        own = {name: layer_rows(tensor, rows) for tensor, pieces in self.stored.values() for name, rows in pieces}
         return own | dict(self.aliases)
 
     def __iter__(self) -> Iterator[str]:

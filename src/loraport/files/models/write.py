@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, OutputError
-from loraport.files.adapters.fused import assembled
+from loraport.files.adapters.fused import stored_tensor
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.safetensors_read import DTYPES, StoredTensor, read_safetensors
@@ -138,7 +138,7 @@ def _copy_index(index: Path, folder: Path) -> None:
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     """Return a stored tensor put together from the parameters that it holds, some of them replaced."""
     made = {rows.part: changed[name]() if name in changed else model.tensor(name) for name, rows in pieces}
-    return assembled(made, pieces[0][1])
+    return stored_tensor(made, pieces[0][1])
 
 
 def _pending(stored: StoredTensor, make: Callable[[], Tensor], written: Callable[[int], None]) -> Pending:

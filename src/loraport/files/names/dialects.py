@@ -109,10 +109,6 @@ class Dialect:
         known = {"diffusion_model.": "comfy", "transformer.": "diffusers", "unet.": "diffusers", "": "no prefix"}
         return known.get(self.prefix, self.prefix)
 
-    def example(self, layer: str = "blocks.0.self_attn.q") -> str:
-        """Return the key of A for one layer."""
-        return self.key(layer, self.pair[0])
-
     def rows(self, layer: str) -> RowSlice:
         """Return the module that holds a canonical layer, and its rows; names outside the tables stay as they are."""
         rows = FAMILIES[self.family].rows(layer, self.naming) if self.family and self.naming else None

@@ -9,7 +9,7 @@ from loraport.compute import TORCH_DTYPES
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.files.adapters.product import Product
 from loraport.files.adapters.updates import LayerUpdate, adapter_kind
-from loraport.files.additions import with_strength
+from loraport.files.additions import split_strength
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.provenance import made_from
@@ -29,7 +29,7 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
 
     Raises MismatchError where none of its layers is there.
     """
-    path, strength = with_strength(place)
+    path, strength = split_strength(place)
     lora = read_lora(path)
     known = pair.layers()
     missing = sorted(set(lora.layers) - set(known))

@@ -11,7 +11,7 @@ from typing import Any
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.additions import with_strength
+from loraport.files.additions import split_strength
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import (
@@ -158,7 +158,7 @@ def _open(candidates: Candidates, pair: Pair) -> _Opened:
 
 def _check_form(text: str, path: Path, lora: Lora, format: str) -> None:
     """Raise SettingsError for a file that could not be written to the output as it is."""
-    if with_strength(text)[1] != 1:
+    if split_strength(text)[1] != 1:
         raise SettingsError(f"{text}: a file is kept as it is, so it is chosen at strength 1; leave out the strength")
     if path.is_dir() != output_dialect(lora, format).folder:
         wanted = "a folder in PEFT's format" if not path.is_dir() else "a file"

@@ -25,16 +25,16 @@ _OUTSIDE = ("time_projection.1", "head.head", "text_embedding.0", "text_embeddin
 _OWN = ("transformer.", "transformer_2.", "unet.", "text_encoder.", "text_encoder_2.")
 
 
-def own(facts: Facts) -> Findings:
+def component_keys(facts: Facts) -> Findings:
     """Files by diffusers' own names: every key must have `lora` in it, and stand behind the name of a component."""
     raised, left = _only_lora(facts), [key for key in facts.names if not key.startswith(_OWN)]
     return raised, [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
 
 
-def own_of_wan(facts: Facts) -> Findings:
+def component_keys_of_wan(facts: Facts) -> Findings:
     """The same of Wan, where one key of another spelling makes it take the whole file as that."""
     others = [key for key in facts.names if key.startswith(("diffusion_model.", "lora_unet_"))]
-    raised, left = own(facts)
+    raised, left = component_keys(facts)
     return [f"it takes the file as one of original names, since {others[0]} is there"] if others else raised, left
 
 
@@ -43,7 +43,7 @@ def _only_lora(facts: Facts) -> list[str]:
     return [f"it refuses keys without 'lora' in them: {alien[0]}"] if alien else []
 
 
-def wan(facts: Facts) -> Findings:
+def wan_original(facts: Facts) -> Findings:
     """Files of original names behind `diffusion_model.`."""
     prefix = "diffusion_model."
     names = {key.removeprefix(prefix) for key in facts.names if key.startswith(prefix)}
@@ -77,13 +77,13 @@ def wan(facts: Facts) -> Findings:
     return raised, [f"{len(gone)} keys are left out, such as {gone[0]}"] if gone else []
 
 
-def musubi(facts: Facts) -> Findings:
+def wan_flattened(facts: Facts) -> Findings:
     """Files of flattened original names: nothing but pairs and alphas may be in them."""
     alien = [key for key in facts.names if not key.endswith((*KOHYA_PAIR, ".alpha"))]
     return ([f"it refuses what it has no name for: {alien[0]}"] if alien else []), []
 
 
-def kohya(facts: Facts) -> Findings:
+def unet_flattened(facts: Facts) -> Findings:
     """Files of flattened names for U-Nets: nothing but pairs, alphas and text encoders may be in them."""
     flat = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
     names = {key for key in facts.names if "dora_scale" not in key}
@@ -98,7 +98,7 @@ def kohya(facts: Facts) -> Findings:
     return raised, ["dora_scale is left out, so the update is another"] if dora else []
 
 
-def hunyuan(facts: Facts) -> Findings:
+def hunyuan_original(facts: Facts) -> Findings:
     """Files of HunyuanVideo's original names, which it knows by the fused image attention."""
     raised = _only_lora(facts)
     if not any("img_attn_qkv" in key for key in facts.names):

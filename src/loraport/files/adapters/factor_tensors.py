@@ -1,25 +1,16 @@
-"""The tensors of one layer's factors, as a file of some dialect and dtype holds them."""
+"""Factors as the tensors of a file: the keys of a dialect, in the dtype that is asked for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from loraport.files.adapters.casting import cast, fitted
+from loraport.files.adapters.casting import balanced, cast
 from loraport.files.names.dialects import Dialect
 from loraport.spectral.low_rank import LowRank
 
 
-def padded(update: LowRank, rank: int) -> LowRank:
-    """The same update with zeros up to a rank."""
-    extra = rank - update.rank
-    return replace(update, B=pad(update.B, (0, extra)), A=pad(update.A, (0, 0, 0, extra)))
-
-
-def layer_tensors(
+def factor_tensors(
     layer: str,
     update: LowRank,
     dialect: Dialect,
@@ -27,13 +18,14 @@ def layer_tensors(
     dtype: torch.dtype,
     alpha: int | None = None,
 ) -> dict[str, Tensor]:
-    """The keys of one layer. A kernel is unfolded again; kohya's loaders need an alpha, by default the rank: scale 1.
+    """Return the tensors of one layer by key. A kernel is unfolded again.
 
-    With another one, B holds what the scale alpha / rank takes away.
+    kohya's loaders need an alpha: by default the rank, which means scale 1; with another one, B holds what the scale
+    alpha / rank takes away.
     """
     if dialect.flat and alpha is not None and alpha != update.rank:
         update = update.scaled(update.rank / alpha)
-    update = fitted(update, dtype)
+    update = balanced(update, dtype)
     A = update.A.reshape(update.rank, -1, *kernel)
     B = update.B.reshape(-1, update.rank, *(1 for _ in kernel))
     down, up = dialect.pair
