@@ -135,7 +135,7 @@ def inspect(
 
     with messages.terminal() as terminal:
         facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)
-    console.print_facts(facts if messages.json else in_ten_lines(facts), json=messages.json)
+    console.print_facts(facts if messages.json else summary_lines(facts), json=messages.json)
 
 
 @app.command(cls=GroupedCommand, epilog="Example: loraport presets --json")

@@ -176,7 +176,7 @@ def _least_bytes(inputs: TransferInputs) -> int:
     config = inputs.config
     if not config.as_diff or config.method.startswith("prolora"):
         return 0
-    nameless = without_name(inputs.lora, output_dialect(inputs.lora, "comfy"))
+    nameless = nameless_layers(inputs.lora, output_dialect(inputs.lora, "comfy"))
     jobs = (job for job in inputs.plan.jobs if job.action != "drop" and job.name not in nameless)
     return sum(math.prod(job.shape) for job in jobs) * (4 if config.dtype == "fp32" else 2)
 

@@ -150,7 +150,7 @@ def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
 def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
     missing_in: Target = target if not any(f"{name}.weight" in target for name in lora.layers) else source
     family = missing_in.model.family if isinstance(missing_in, AcceleratedModel) else missing_in.family
-    return nothing_fits(lora, missing_in.where, missing_in.layers, family)
+    return no_fit_message(lora, missing_in.where, missing_in.layers, family)
 
 
 def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[LayerJob]) -> list[str]:
