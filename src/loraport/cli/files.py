@@ -130,7 +130,7 @@ def inspect(
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
-    from loraport.files.inspect import describe
+    from loraport.files.inspect import describe, summary_lines
     from loraport.files.models.presets import location as known_place
 
     with messages.terminal() as terminal:

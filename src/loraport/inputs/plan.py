@@ -10,6 +10,7 @@ from typing import Literal
 
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.adapters.updates import adapter_kind, aimed_rank, needs_weight
+from loraport.files.additions import no_fit_message
 from loraport.files.lora.kernels import same_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
