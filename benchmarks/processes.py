@@ -27,8 +27,8 @@ def measured(command: Sequence[str], *, threads: int, env: Mapping[str, str] | N
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **limits, **(env or {})}
     )
-    seen: dict[str, float] = {"anonymous": 0, "resident": 0, "cpu": 0.0, "read": 0, "written": 0}
-    watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), seen), daemon=True)
+    peaks: dict[str, float] = {"anonymous": 0, "resident": 0, "cpu": 0.0, "read": 0, "written": 0}
+    watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peaks), daemon=True)
     watcher.start()
     out, err = process.communicate()
     wall = time.perf_counter() - start
@@ -37,26 +37,26 @@ def measured(command: Sequence[str], *, threads: int, env: Mapping[str, str] | N
         raise FailedError(f"{' '.join(command[:4])} … ended with {process.returncode}: {err[-2000:]}")
     return {
         "wall_s": round(wall, 2),
-        "cpu_s": round(seen["cpu"], 2),
-        "peak_anonymous_bytes": int(seen["anonymous"]),
-        "peak_rss_bytes": int(seen["resident"]),
-        "bytes_read": int(seen["read"]),
-        "bytes_written": int(seen["written"]),
+        "cpu_s": round(peaks["cpu"], 2),
+        "peak_anonymous_bytes": int(peaks["anonymous"]),
+        "peak_rss_bytes": int(peaks["resident"]),
+        "bytes_read": int(peaks["read"]),
+        "bytes_written": int(peaks["written"]),
         "stdout": out,
     }
 
 
-def _watch(process: psutil.Process, seen: dict[str, float]) -> None:
+def _watch(process: psutil.Process, peaks: dict[str, float]) -> None:
     """Sample cheap counters until the process ends; full memory maps would cost more than the work itself."""
     while True:
         try:
             memory, times, io = process.memory_info(), process.cpu_times(), process.io_counters()
         except psutil.Error:
             return
-        seen["anonymous"] = max(seen["anonymous"], memory.rss - memory.shared)
-        seen["resident"] = max(seen["resident"], memory.rss)
-        seen["cpu"] = times.user + times.system
-        seen["read"], seen["written"] = io.read_chars, io.write_chars
+        peaks["anonymous"] = max(peaks["anonymous"], memory.rss - memory.shared)
+        peaks["resident"] = max(peaks["resident"], memory.rss)
+        peaks["cpu"] = times.user + times.system
+        peaks["read"], peaks["written"] = io.read_chars, io.write_chars
         time.sleep(0.05)
 
 

@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def ours(given: argparse.Namespace, name: str, *extra: str, threads: int, cache:
     row["stages"] = result.get("seconds", {})
     if loras == 1 and output.is_file() and "--dry-run" not in extra:
         row["kept_energy"] = result["kept_energy"]
-        row["median_k"] = sorted(layer["k"] or 0 for layer in result["layers"])[len(result["layers"]) // 2]
+        row["median_k"] = median(layer["k"] or 0 for layer in result["layers"])
         row["sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
     return row
 
@@ -85,8 +86,8 @@ def one_round(given: argparse.Namespace, shapes: list[tuple[int, int]], number: 
     row["warm, one thread"] = ours(given, "one", *same, threads=1)
     row["floor, one thread"] = floor(given, shapes, threads=1)
     row["direct"] = ours(given, "direct", "--method", "direct", threads=both)
-    for name, one in row.items():
-        print(number, name, json.dumps({key: one[key] for key in ("wall_s", "cpu_s") if key in one}), flush=True)
+    for name, run in row.items():
+        print(number, name, json.dumps({key: run[key] for key in ("wall_s", "cpu_s") if key in run}), flush=True)
     return row
 
 

@@ -54,8 +54,8 @@ def targets(result: Row) -> dict[str, Row]:
     for kind, target in (("products", "≤ 2"), ("stored", "–")):
         floors = [row["floor"][kind] for row in rounds]
         for key in ("wall_s", "cpu_s"):
-            found = [net(row, "warm", key) / floor[key] for row, floor in zip(rounds, floors, strict=True)]
-            rows[f"warm against the floor, {kind} ({key[:-2]})"] = (found, target)
+            times = [net(row, "warm", key) / floor[key] for row, floor in zip(rounds, floors, strict=True)]
+            rows[f"warm against the floor, {kind} ({key[:-2]})"] = (times, target)
     one, both = ([row[name]["products"]["gemm_s"] for row in rounds] for name in ("floor, one thread", "floor"))
     rows["bare products, two threads against one (wall)"] = ([a / b for a, b in zip(one, both, strict=True)], "–")
     for key in ("wall_s", "cpu_s"):
@@ -84,10 +84,10 @@ def markdown(result: Row) -> str:
         lines.append(f"| {name} | {row['target']} | {row['median']:g} | {values} |")
     lines += ["", "| run | wall s | CPU s | anonymous GB | resident GB | read GB | written GB |", "|---|" + "---|" * 6]
     for name in dict.fromkeys(name for row in result["rounds"] for name in row if not name.startswith("floor")):
-        some = [row[name] for row in result["rounds"] if name in row]
+        runs = [row[name] for row in result["rounds"] if name in row]
         sizes = ("peak_anonymous_bytes", "peak_rss_bytes", "bytes_read", "bytes_written")
-        cells = [f"{median(one[key] for one in some):.1f}" for key in ("wall_s", "cpu_s")]
-        cells += [f"{max(one[key] for one in some) / 1e9:.2f}" for key in sizes]
+        cells = [f"{median(run[key] for run in runs):.1f}" for key in ("wall_s", "cpu_s")]
+        cells += [f"{max(run[key] for run in runs) / 1e9:.2f}" for key in sizes]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *_stage_lines(result["rounds"])]
     if "growth" in result:
@@ -158,9 +158,9 @@ def _curves(axes: Any, rows: Row, label: str) -> None:
     nested = "cold" in next(iter(rows.values()))
     most = 0.0
     for name, colour in (("cold", "#357"), ("warm", "#b44")) if nested else (("warm", "#b44"),):
-        some = [row[name] if nested else row for row in rows.values()]
-        places, memory = [int(place) for place in rows], [one["peak_anonymous_bytes"] / 1e9 for one in some]
-        axes.plot(places, [one["cpu_s"] for one in some], "o-", color=colour, label=name)
+        runs = [row[name] if nested else row for row in rows.values()]
+        places, memory = [int(place) for place in rows], [run["peak_anonymous_bytes"] / 1e9 for run in runs]
+        axes.plot(places, [run["cpu_s"] for run in runs], "o-", color=colour, label=name)
         right.plot(places, memory, "x:", color=colour)
         most = max(most, *memory)
     right.set_ylim(0, 1.6 * most)

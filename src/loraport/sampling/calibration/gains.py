@@ -21,7 +21,7 @@ Grouping = Literal["type", "layer"]
 GROUPINGS: Mapping[str, Callable[[str], str]] = {"type": layer_type, "layer": str}
 STEP = 0.1  # of the differences, in units of a gain
 RIDGES = (0.01, 0.1, 1.0, 10.0)
-STRIDES = (1.0, 0.5)
+GAIN_STRIDES = (1.0, 0.5)
 ROUNDS = 2
 
 
@@ -64,7 +64,7 @@ def fit_gains(
         steps = [
             (ridge, stride)
             for ridge in (RIDGES if guarded else RIDGES[1:2])
-            for stride in (STRIDES if guarded else (1.0,))
+            for stride in (GAIN_STRIDES if guarded else (1.0,))
         ]
         trials = [_with(gains, c + stride * ridge_step(JJ, Jr, c, ridge)) for ridge, stride in steps]
         losses = [float(check.errors(trial.applied(updates)).double().mean()) for trial in trials]
@@ -123,4 +123,4 @@ def _with(gains: Gains, c: Tensor) -> Gains:
 
 def gain_passes(groups: int, fit: int, check: int, run: int) -> int:
     """Return the passes of the target: the differences, and the trials of every round."""
-    return run * (check + ROUNDS * ((1 + groups) * fit + len(RIDGES) * len(STRIDES) * check))
+    return run * (check + ROUNDS * ((1 + groups) * fit + len(RIDGES) * len(GAIN_STRIDES) * check))

@@ -19,7 +19,7 @@ from loraport.spectral.low_rank import LowRank
 
 RIDGE = 0.3
 RANK = 8
-STRIDES = (1.0, 0.5, 0.25)
+READOUT_STRIDES = (1.0, 0.5, 0.25)
 """Shares of a correction that are tried, the whole first."""
 
 
@@ -72,14 +72,14 @@ def fit_readout(
     steps = []
     for layer in layers:
         correction = _correction(fit, accepted, layer, targets, rank)
-        strides = STRIDES if guarded else STRIDES[:1]
+        strides = READOUT_STRIDES if guarded else READOUT_STRIDES[:1]
         trials = [add_updates(accepted, {layer: correction.scaled(stride)}) for stride in strides]
         errors = [float(check.errors(trial).double().mean()) for trial in trials]
         best = min(range(len(errors)), key=errors.__getitem__)
         taken = not guarded or errors[best] < error
         if taken:
             accepted, error = trials[best], errors[best]
-        steps.append(ReadoutStep(layer, STRIDES[best] if taken else 0.0, error))
+        steps.append(ReadoutStep(layer, READOUT_STRIDES[best] if taken else 0.0, error))
     return Readout(accepted, tuple(steps))
 
 
@@ -122,4 +122,4 @@ def _joined(one: Term, other: Term) -> Term:
 
 def readout_passes(layers: int, fit: int, check: int, run: int, evaluations: int) -> int:
     """Return the passes of the target: the bare evaluations, then for each layer fresh ones and the line search."""
-    return evaluations * fit + run * check + layers * (evaluations * fit + len(STRIDES) * run * check)
+    return evaluations * fit + run * check + layers * (evaluations * fit + len(READOUT_STRIDES) * run * check)
