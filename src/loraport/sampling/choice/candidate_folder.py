@@ -1,4 +1,4 @@
-"""The folder beside an output in which candidates wait for the verdict; a list in it says what in it is ours."""
+"""A temporary folder for candidates beside an output, with a list of their names, so that only ours are deleted."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ _UNFINISHED = re.compile(r"\..+\.part")
 
 
 @contextmanager
-def waiting_room(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """The folder, made, or as an earlier run has left it; removed at a good end, and where nothing has come into it.
+def candidate_folder(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Make the folder, or take it as an interrupted run has left it; remove it at the end, or where it stayed empty.
 
-    `names` are the files and folders that will be written. Raises OutputError where another run has it, or it holds
-    anything that neither this run nor the one that left it has listed; nothing is touched then.
+    `names` are the files and folders that will be written. Raises OutputError where another run uses the folder, or it
+    holds anything that neither this run nor the interrupted one has listed; nothing is touched then.
     """
-    mine = {*names, *_listed(folder)}
-    known = {LIST, LOCK, *mine, *(f"{name}.partial" for name in mine)}
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
-    foreign = sorted(name for name in found - known if not _UNFINISHED.fullmatch(name))
+    listed = {*names, *_listed(folder)}
+    known = {LIST, LOCK, *listed, *(f"{name}.partial" for name in listed)}
+    present = (
+        {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    )
+    foreign = sorted(name for name in present - known if not _UNFINISHED.fullmatch(name))
     if foreign:
         raise OutputError(f"{folder} is in the way of the candidates: {foreign[0]} is not of a transfer; move it away")
     lock = Lock(folder / LOCK)
@@ -35,10 +37,10 @@ def waiting_room(folder: Path, names: Iterable[str]) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}; choose another place") from error
     try:
-        write_whole(folder / LIST, ("\n".join(sorted(mine)) + "\n").encode())
+        write_whole(folder / LIST, ("\n".join(sorted(listed)) + "\n").encode())
         yield
     except BaseException:
-        if not any(path.name in mine or path.name.endswith(".partial") for path in folder.iterdir()):
+        if not any(path.name in listed or path.name.endswith(".partial") for path in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     else:

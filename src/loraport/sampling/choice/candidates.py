@@ -25,9 +25,9 @@ NONE = "none"
 
 
 def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tuple[str, ...]]:
-    """A LoRA with its strength (`LORA*0.8`) as updates of the pair's layers, and a note on what cannot be put on.
+    """Read a LoRA with its strength (`LORA*0.8`) as updates of the pair's layers, with notes on what was left out.
 
-    Raises MismatchError where none of its layers is there.
+    Raises MismatchError where the model has none of its layers.
     """
     path, strength = split_strength(place)
     lora = read_lora(path)
@@ -49,7 +49,7 @@ def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tupl
 
 
 def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
-    """The factors of a layer's update. Raises MismatchError where it has none, as DoRAs and full differences."""
+    """Return the factors of a layer's update. Raises MismatchError where it has none, as DoRAs and full differences."""
     if isinstance(update, Product):
         return update.low_rank()
     if not isinstance(update, LowRank):
@@ -61,9 +61,9 @@ def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
 
 
 def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, LowRank], tuple[str, ...]]:
-    """The updates that a candidate means: `none`, `direct`, `direct:1.15`, or a LoRA on the target, and notes on it.
+    """Return the updates that a candidate means (`none`, `direct`, `direct:1.15`, a LoRA on the target), and notes.
 
-    Raises SettingsError for a strength that is no number.
+    Raises SettingsError for a strength that is not a number.
     """
     if text == NONE:
         return {}, ()
@@ -72,7 +72,7 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
         try:
             return scale_updates(direct, float(number) if colon else 1.0), ()
         except ValueError as error:
-            raise SettingsError(f"{text!r}: {number!r} is no strength; write direct:1.15") from error
+            raise SettingsError(f"{text!r}: {number!r} is not a valid strength; write direct:1.15") from error
     _, updates, notes = read_adapter(text, pair)
     return updates, notes
 
@@ -82,14 +82,14 @@ def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | Non
     path = expand_home(output)
     check_form(path, output_dialect(lora, format).folder)
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder; make it first")
+        raise OutputError(f"{path.parent} is not a folder; make it first")
     protect_inputs(path, (lora.path, *inputs))
 
 
 def write_calibrated(
     path: str, updates: Mapping[str, LowRank], lora: Lora, facts: Mapping[str, Any], *, dtype: str, format: str
 ) -> WrittenLora:
-    """An adapter file with the updates, and in its metadata how they came about."""
+    """Write an adapter file with the updates, and in its metadata how they were fitted."""
     provenance = {
         **made_from(lora, "calibrated"),
         **{name: json_text(value, sort_keys=True) for name, value in facts.items()},

@@ -28,7 +28,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.plain_json import json_text
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
-from loraport.sampling.choice.candidate_folder import waiting_room
+from loraport.sampling.choice.candidate_folder import candidate_folder
 from loraport.sampling.choice.candidates import check_place, read_adapter, write_calibrated
 from loraport.sampling.choice.guard import DIRECT, Verdict, decide
 from loraport.sampling.end_error import EndEffect
@@ -119,7 +119,7 @@ def choose(
     began = perf_counter()
     opened = _open(candidates, pair)
     names = (*(Path(run.output).name for run in candidates.runs), candidates.calibrated_place.name)
-    with waiting_room(candidates.folder, names):
+    with candidate_folder(candidates.folder, names):
         batch = transfer(candidates.runs)
         return _decided(candidates, opened, batch, pair, progress, began)
 

@@ -49,7 +49,7 @@ class CalibrationRequest:
     dtype: str
 
     def settings(self) -> CalibrationSettings:
-        """The settings of the calibration. Raises SettingsError for unknown names."""
+        """Return the settings of the calibration. Raises SettingsError for unknown names."""
         if self.gains not in (*GROUPINGS, NONE):
             raise unknown_name("grouping of gains", self.gains, (*GROUPINGS, NONE))
         if self.rank not in ("auto", "source"):
@@ -59,17 +59,17 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a run found, as JSON and as a table of words."""
+    """The result of a command: facts for JSON, and a table of words for people."""
 
     facts: Mapping[str, Any]
     rows: Table
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints."""
+        """Return the one object that `--json` prints."""
         return dict(self.facts)
 
     def table(self) -> Table:
-        """For people."""
+        """Return the lines for people."""
         return self.rows
 
 
@@ -111,7 +111,7 @@ def run_score(
 def run_calibration(
     pair: Pair, request: CalibrationRequest, *, progress: Progress = NO_PROGRESS, dry_run: bool = False
 ) -> CommandResult:
-    """Calibrates, judges the result on clips of its own, and writes it, or direct reuse where that is no worse."""
+    """Calibrate, judge the result on clips of its own, and write it, or direct reuse unless it is surely better."""
     began = time.perf_counter()
     settings = request.settings()
     lora, adapter, notes = read_adapter(request.lora, pair)

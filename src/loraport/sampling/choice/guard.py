@@ -1,4 +1,4 @@
-"""The guard: of several candidates the one with the lowest END error, and direct reuse unless that is surely better."""
+"""The guard: keep the candidate with the lowest END error if it surely beats direct reuse, else direct reuse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verdict:
     clips: int
 
     def as_json(self) -> dict[str, Any]:
-        """The `guard` object of the JSON output and of the file's metadata."""
+        """Return the `guard` object of the JSON output and of the file's metadata."""
         rows = [row.as_json() for row in self.scores]
         return {"kept": self.kept, "reason": self.reason, "clips": self.clips, "scores": rows}
 
