@@ -100,10 +100,11 @@ ALLOWED: dict[str, set[str]] = {
 LAB: dict[str, set[str]] = {
     # Rooms of the annex: all of loraport's are open to it, and none of loraport's knows the annex.
     "": set(),
+    "workers": set(),
     "family": set(),
     "provider": {"family"},
-    "training": {"family"},
-    "bench": {"", "family", "training"},
+    "training": {"workers", "family"},
+    "bench": {"", "workers", "family", "training"},
     "demo": {"family", "training"},
     "pages": {"family", "bench", "demo"},
     "cli_demo": {"family", "demo", "pages"},

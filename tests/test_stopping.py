@@ -53,7 +53,7 @@ def test_workers_of_the_lab_are_ended_with_it_and_say_nothing(tmp_path):
     program = (
         "import sys, time\n"
         "from loraport.cli.stopping import Stopped, listening\n"
-        "from loraport_lab.bench.workers import workers\n"
+        "from loraport_lab.workers import workers\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        with listening(), workers(2) as submit:\n"

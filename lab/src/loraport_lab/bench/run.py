@@ -22,13 +22,13 @@ from loraport_lab.bench.evaluate import SHOWN, RowResult, Session
 from loraport_lab.bench.material import Cell, Material, all_cells
 from loraport_lab.bench.rows import Row, rows_of
 from loraport_lab.bench.store import Store
-from loraport_lab.bench.workers import workers
 from loraport_lab.family.clips import draw_prompts, render_effect, to_latents
 from loraport_lab.family.family import FAMILY
 from loraport_lab.family.judge import open_judge
 from loraport_lab.family.pair import prompts_in_words
 from loraport_lab.family.sample import as_frames
 from loraport_lab.training.fit import generator_for
+from loraport_lab.workers import workers
 
 CLIPS = 48
 REAL_CLIPS = 1024  # procedural clips with the effect, for the Fréchet distance

@@ -8,14 +8,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+from loraport.cli.stopping import Stopped, listening
 from loraport.errors import LoraportError, unknown_name
 from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, adapter_path, oracle_path, student_path
 from loraport_lab.training.fit import LossReport
@@ -29,6 +29,7 @@ from loraport_lab.training.stages import (
     train_oracle,
     train_student,
 )
+from loraport_lab.workers import workers
 
 Stage = Callable[[TrainingJob], None]
 
@@ -85,10 +86,10 @@ def train_family(job: TrainingJob, jobs: int = 1, only: Sequence[str] = ()) -> N
             step.run(job)
         return
     running: dict[Future[None], str] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with workers(jobs) as submit:
         while left or running:
             for name in [name for name, step in left.items() if _ready(step, steps)]:
-                running[pool.submit(left.pop(name).run, job)] = name
+                running[submit(left.pop(name).run, job)] = name
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
                 running.pop(finished)
                 finished.result()
@@ -98,13 +99,9 @@ def _ready(step: Step, steps: dict[str, Step]) -> bool:
     return all(steps[name].result.exists() for name in step.after)
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @dataclass
 class Printer:
-    """Prints a line every fifty steps: minutes, stage, a running mean of the loss."""
+    """Prints minutes, stage and a running mean of the loss, a line every fifty steps."""
 
     began: float
     mean: float | None = None
@@ -125,7 +122,7 @@ def training_job(
 
 def main() -> None:
     """Parse the command line and run the stages."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m loraport_lab.training.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the family; started again, it continues")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="stages side by side, a core each")
@@ -133,11 +130,14 @@ def main() -> None:
         "--only", nargs="+", default=(), metavar="STAGE", help="such as one-step/retro: that and what it needs"
     )
     arguments = parser.parse_args()
-    _one_thread()
+    torch.set_num_threads(1)
     try:
-        train_family(training_job(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
+        with listening():
+            train_family(training_job(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
     except LoraportError as error:
         parser.error(str(error))
+    except Stopped as stopped:
+        parser.exit(128 + stopped.signal, f"{parser.prog}: {stopped}\n")
 
 
 if __name__ == "__main__":

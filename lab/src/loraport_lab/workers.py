@@ -1,4 +1,4 @@
-"""Processes that work for the lab, and end with it: whoever stops the lab speaks to it alone."""
+"""Processes of the benchmark and of the training, which end with the program: a Ctrl-C is for the program alone."""
 
 from __future__ import annotations
 
