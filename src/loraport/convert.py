@@ -31,9 +31,9 @@ from loraport.files.models.presets import open_model
 from loraport.files.names.families import WAN
 from loraport.files.whole_weights import as_differences, carried_note, check_without_base
 from loraport.inputs.config import DTYPES, RankRule
-from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
+from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
-from loraport.transfers.method_input import as_factors
+from loraport.transfers.method_input import factors_at_rule
 
 _GUESSED_PREFIX = (
     "nothing says which model the text encoder is of: lora_te_ is that of Stable Diffusion 1.5, and sd-scripts wants "
@@ -143,12 +143,7 @@ def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, Lo
     layers = {}
     for name, update in lora.updates.items():
         W = _weight(name, update, lora, model) if needs_weight(update) else None
-        low = as_factors(update, W, rule, aim, layer_generator(0, name))
-        if rule.kind == "fixed" and low.rank > aim:
-            low = truncate(low, aim)
-        elif rule.kind == "energy" and isinstance(update, LowRank):
-            low = factorize_energy(low.dense(), rule.value)
-        layers[name] = low
+        layers[name] = factors_at_rule(update, W, rule, aim, layer_generator(0, name))
     return layers
 
 

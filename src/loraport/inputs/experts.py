@@ -136,7 +136,11 @@ def _guess(given: str, pair: Places, at: int) -> str:
     if pair[0] != pair[1]:
         why = f"it goes with {name} by its name" if given in pair else f"so its name says in {given}"
         return f"{pair[at]} is taken for the {EXPERTS[at]}: {why}"
-    why = "its name names neither" if side_of(name) is None else "no file beside it has its name with the other word"
+    why = (
+        "its name says neither high nor low"
+        if side_of(name) is None
+        else "no file beside it has its name with the other word"
+    )
     return f"{name} serves both experts: {why}"
 
 

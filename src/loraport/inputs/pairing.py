@@ -234,19 +234,19 @@ def _refuse_incomplete(roles: set[str], source: Checkpoint, target: Target) -> N
 
 
 def _by_role(model: Target, roles: set[str]) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    layers: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for layer in model.layers:
         if (role := layer_role(layer)) in roles:
-            found.setdefault((role, model.shape(f"{layer}.weight")), []).append(layer)
-    return found
+            layers.setdefault((role, model.shape(f"{layer}.weight")), []).append(layer)
+    return layers
 
 
 def _names_by_role(model: Target, roles: set[str]) -> dict[str, set[str]]:
-    """Role -> its layers, those in shards that were not opened among them."""
+    """Return role -> its layers, including those in shards that were not opened."""
     inner = model.model if isinstance(model, AcceleratedModel) else model
-    found: dict[str, set[str]] = {}
+    layers: dict[str, set[str]] = {}
     for name in (*inner, *inner.absent):
         layer = name.removesuffix(".weight")
         if layer != name and (role := layer_role(layer)) in roles:
-            found.setdefault(role, set()).add(layer)
-    return found
+            layers.setdefault(role, set()).add(layer)
+    return layers

@@ -24,13 +24,13 @@ class BasisSource:
     device: torch.device
 
     @lazy_property
-    def watch(self) -> Stopwatch:
+    def stopwatch(self) -> Stopwatch:
         """How long each stage takes of the run that uses these bases."""
         return Stopwatch(self.device)
 
     def basis(self, W: Tensor, fingerprint: str) -> Basis:
         """Return the basis of a weight, which has this fingerprint."""
-        with self.watch.stage("basis"):
+        with self.stopwatch.stage("basis"):
             return self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), half_basis).basis
 
     def routing(self, key: str, layer: Layer) -> Routing:

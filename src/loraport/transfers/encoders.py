@@ -15,8 +15,8 @@ from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.encoders import held_encoders, pipeline_folder, with_encoders
 from loraport.files.names.clip import encoder_of
 from loraport.inputs.config import RankRule
-from loraport.spectral.low_rank import LowRank, factorize_energy, truncate
-from loraport.transfers.method_input import as_factors
+from loraport.spectral.low_rank import LowRank
+from loraport.transfers.method_input import factors_at_rule
 
 EncoderWeights = Callable[[str], Tensor | None]
 """Layer of a text encoder -> its weight, or None if no file at hand has it."""
@@ -30,8 +30,8 @@ def encoder_weights(model: Checkpoint) -> EncoderWeights:
         encoder = encoder_of(layer)
         if encoder not in opened:
             opened[encoder] = _holding(model, encoder)
-        found = opened[encoder]
-        return found.read(layer).matrix if found is not None and f"{layer}.weight" in found else None
+        holder = opened[encoder]
+        return holder.read(layer).matrix if holder is not None and f"{layer}.weight" in holder else None
 
     return weight
 
@@ -56,7 +56,7 @@ def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, pla
     updates = Updates(lora.encoders)
     for layer, update in updates.items():
         own[encoder_of(layer)] = max(own.get(encoder_of(layer), 0), aimed_rank(update))
-    found = {}
+    factors = {}
     for layer, update in updates.items():
         W = weights(layer) if weights is not None and needs_weight(update) else None
         if (isinstance(update, LowRank) and not plain) or (needs_weight(update) and W is None):
@@ -67,8 +67,5 @@ def encoder_factors(lora: Lora, rule: RankRule, model: Checkpoint | None, *, pla
                 f"{W.shape[1]}; give the model that this LoRA was trained on"
             )
         aim = int(rule.value) if rule.kind == "fixed" else own[encoder_of(layer)]
-        low = as_factors(update, W, rule, aim, layer_generator(0, layer))
-        if rule.kind == "energy" and isinstance(update, LowRank):
-            low = factorize_energy(low.dense(), rule.value)
-        found[layer] = truncate(low, aim) if rule.kind == "fixed" and low.rank > aim else low
-    return found
+        factors[layer] = factors_at_rule(update, W, rule, aim, layer_generator(0, layer))
+    return factors

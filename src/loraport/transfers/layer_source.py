@@ -104,7 +104,7 @@ class LayerSource:
 
         `with_target`: W_t is needed, not only the drift. `keep_weights`: the weights are needed beside their bases.
         """
-        with self.bases.watch.stage("read"):
+        with self.bases.stopwatch.stage("read"):
             weights = read_weights(name, self.source, self.target, keep_target=with_target)
         return LayerWeights(weights, self.bases, keep_weights=keep_weights, force_drift=self.force_drift)
 
@@ -163,7 +163,7 @@ class LayerWeights:
         """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
         no_lora = LowRank(self.drift[:, :0], self.drift[:0])
         layer = Layer(no_lora, self.drift, self.basis)
-        with self._bases.watch.stage("routing"):
+        with self._bases.stopwatch.stage("routing"):
             if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
                 return layer.routing()
             made_of = f"{self.facts.source_hash} {self.facts.target_hash} {self.facts.source_rounded}"

@@ -70,6 +70,18 @@ def as_factors(update: LayerUpdate, W: Tensor | None, rule: RankRule, rank: int,
     return factorize(exact, min(rank, *exact.shape), generator=generator)
 
 
+def factors_at_rule(
+    adapter: LayerUpdate, W: Tensor | None, rule: RankRule, rank: int, generator: torch.Generator
+) -> LowRank:
+    """Return an adapter on the weight W as factors to be written: at the rule's rank, a plain LoRA too."""
+    factors = as_factors(adapter, W, rule, rank, generator)
+    if rule.kind == "fixed" and factors.rank > rank:
+        return truncate(factors, rank)
+    if rule.kind == "energy" and isinstance(adapter, LowRank):
+        return factorize_energy(factors.dense(), rule.value)
+    return factors
+
+
 def _times_unit(D: Tensor) -> LowRank:
     unit = torch.eye(min(D.shape), dtype=D.dtype, device=D.device)
     return LowRank(D, unit) if D.shape[1] <= D.shape[0] else LowRank(unit, D)

@@ -16,7 +16,7 @@ MATTERS = 0.01
 """Share of an update that rounding to the output's dtype may change without a note: bf16 changes 0.2 %."""
 
 CLOSE = 1e-4
-"""Share of a layer's entries on the threshold of arbitration from which on the user is told."""
+"""Share of a layer's entries on the threshold of arbitration from which on the user gets a note."""
 
 
 def with_rounding(inputs: TransferInputs, layers: Iterable[LayerResult], dtype: torch.dtype) -> tuple[LayerResult, ...]:

@@ -69,7 +69,7 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     report_notes(progress, [(run.label, result.warnings) for run, result in written], already=batch)
     end = time.perf_counter()
     in_layers = sum(row.seconds for run in runs for row in run.results.values())
-    seconds = {"total": end - start, "layers": in_layers, **bases.watch.seconds, "write": end - computed}
+    seconds = {"total": end - start, "layers": in_layers, **bases.stopwatch.seconds, "write": end - computed}
     results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in written]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
@@ -109,7 +109,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
         results = []
         for run, job in todo[name]:
             try:
-                with layers.bases.watch.stage("transfer"):
+                with layers.bases.stopwatch.stage("transfer"):
                     written, result = run.transfer_layer(job, run.inputs.lora.updates[name], weights)
             except InputError as error:
                 refused.setdefault(name, error)
