@@ -21,6 +21,7 @@ sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of
 
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
+from loraport.cli.help import default_text  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
 BEGIN, END = "<!-- modules: made by `make docs` from their docstrings -->", "<!-- end of modules -->"
@@ -93,8 +94,8 @@ def _spelled(param: Any) -> str:
 
 
 def _default(param: Any) -> str:
-    shown = isinstance(param.default, str | int | float) and not param.is_flag and param.default is not False
-    return f" Default: `{param.default}`." if shown and not param.required else ""
+    text = "" if param.required else default_text(param)
+    return f" Default: `{text.removeprefix('default: ')}`." if text else ""
 
 
 def _cell(text: str | None) -> str:

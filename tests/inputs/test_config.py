@@ -1,6 +1,7 @@
 """Settings: presets, flags that win over them, and refusals that say what to write."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,16 @@ def test_a_config_takes_the_settings_of_its_method_alone():
     assert TransferConfig(**GIVEN).recipe.settings == PAPER and replace(config, method="casa", settings=None)
     with pytest.raises(SettingsError, match="method 'casa' takes CasaSettings, not ProloraSettings"):
         replace(config, method="casa")
+
+
+def test_a_config_takes_paths_and_a_rank_as_text_and_is_checked_when_it_is_made():
+    config = TransferConfig(Path("l"), Path("s"), Path("t"), Path("~/o"), rank="32")
+    assert (config.lora, config.source, config.target) == ("l", "s", "t") and config.rank == RankRule("fixed", 32)
+    assert config.output == str(Path("~/o").expanduser())
+    assert config.fingerprint() == TransferConfig("l", "s", "t", "o", rank=RankRule.parse("32")).fingerprint()
+    for wrong, message in ({"format": "coomfy"}, "unknown format 'coomfy'"), ({"rank": "much"}, "is none of: auto"):
+        with pytest.raises(SettingsError, match=message):
+            TransferConfig(**GIVEN, **wrong)
 
 
 def test_the_settings_in_the_report_are_those_of_the_method():

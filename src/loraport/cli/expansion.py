@@ -27,6 +27,7 @@ from typer.models import ParameterInfo
 from loraport.methods.settings import CASA_PRESETS, KINDS, AnySettings, CasaSettings, FlaggedSetting, flagged_settings
 
 HIDDEN: Final = "hidden"
+_METAVARS: dict[type, str] = {float: "NUMBER", int: "INT", str: "TEXT"}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,7 +84,13 @@ class SettingFlags:
 def _option(row: FlaggedSetting, group: str) -> Any:
     name = row.option.removeprefix("--")
     spelled = f"--{name}/--no-{name}" if row.type is bool else row.option
-    return typer.Option(spelled, help=row.flag.help, show_default=default_of(row), rich_help_panel=group)
+    return typer.Option(
+        spelled,
+        metavar=_METAVARS.get(row.type),
+        help=row.flag.help,
+        show_default=default_of(row),
+        rich_help_panel=group,
+    )
 
 
 def default_of(row: FlaggedSetting) -> str:

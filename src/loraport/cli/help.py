@@ -9,7 +9,6 @@ from typer.core import TyperCommand, TyperGroup
 MESSAGES = "Messages"
 _WHOLE = "\u2011"
 """Stands for a hyphen while lines are broken, so that option and model names stay in one piece."""
-_KINDS = {"<float>": "NUMBER", "<int>": "INT", "<str>": "TEXT"}
 
 
 class GroupedCommand(TyperCommand):
@@ -71,7 +70,7 @@ def _spelled(param: Any, ctx: Any) -> str:
     names = ", ".join(sorted(param.opts, key=lambda name: name.startswith("--")))
     if param.secondary_opts:
         names += f" / {', '.join(param.secondary_opts)}"
-    return names if param.is_flag else f"{names} {param.metavar or _KINDS.get(param.display_type(ctx), 'VALUE')}"
+    return names if param.is_flag else f"{names} {param.metavar or param.name.rstrip('_').upper()}"
 
 
 def _explained(param: Any) -> str:

@@ -1,4 +1,4 @@
-"""Several LoRAs, several methods, an update in two: which runs these are, and how each output is called."""
+"""The runs of one command: several LoRAs, several methods, an update in two files; and the name of each output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraport.inputs.config import Part, RankRule, TransferConfig
 from loraport.methods.recipes import Recipe
 
 COUNTER_DRIFT = "-counter-drift"
-"""Behind the name of the other output."""
+"""Added to the name of the second output."""
 
 
 def one_or_many(
@@ -54,7 +54,7 @@ def one_or_many(
 
 
 def output_name(lora: str, method: str) -> str:
-    """`style-casa` of `loras/style.safetensors` by `casa`; of a Hub id its file's name, or the repository's."""
+    """Return `style-casa` for `loras/style.safetensors` and `casa`; of a Hub id, its file or repository counts."""
     path = expand_home(lora)
     file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
     name = (
@@ -68,7 +68,7 @@ def output_name(lora: str, method: str) -> str:
 
 
 def method_list(text: str) -> tuple[str, ...]:
-    """The methods of `casa,prolora,direct:1.15`. Raises SettingsError for one that is given twice, or not at all."""
+    """Return the methods in `casa,prolora,direct:1.15`. Raises SettingsError for an empty or repeated one."""
     names = tuple(name.strip() for name in text.split(","))
     for number, name in enumerate(names):
         if not name:
@@ -79,13 +79,13 @@ def method_list(text: str) -> tuple[str, ...]:
 
 
 def _in_parts(config: TransferConfig) -> list[TransferConfig]:
-    """The runs that write both parts of one update."""
+    """Return the runs that write both parts of one update."""
     parts: dict[Part, str] = {"adapter": config.output, "counter-drift": str(counter_drift_place(config.output))}
     return [replace(config, part=part, output=place) for part, place in parts.items()]
 
 
 def counter_drift_place(output: str) -> Path:
-    """Where the other output of a split goes: beside the first, with `-counter-drift` behind its name."""
+    """Return where the second output of a split goes: beside the first, with `-counter-drift` added to its name."""
     path = Path(output)
     suffix = path.suffix if path.suffix == ".safetensors" else ""
     return path.with_name(path.name.removesuffix(suffix) + COUNTER_DRIFT + suffix)

@@ -1,4 +1,4 @@
-"""The settings of one run: one frozen tree, checked when it is made, saved with every result."""
+"""The configuration of one transfer: checked when it is made, and recorded in every result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.lora.write import Format
@@ -23,10 +23,10 @@ DORA_READINGS = ("effective", "magnitude")
 
 @dataclass(frozen=True)
 class RankRule:
-    """How many ranks the result may have.
+    """Which rank the result has.
 
-    auto: the LoRA's own where the method is exact at it, else twice that; source: the LoRA's own; full: whatever it
-    takes, exactly; fixed: `value` ranks; energy: as many as hold the share `value` of the update's energy.
+    auto: the LoRA's own where the method is exact at it, else twice that; source: the LoRA's own; full: as many as
+    the update has, exactly; fixed: `value`; energy: as many as hold the share `value` of the update's energy.
     """
 
     kind: Literal["auto", "source", "full", "fixed", "energy"] = "auto"
@@ -34,7 +34,7 @@ class RankRule:
 
     @classmethod
     def parse(cls, text: str) -> RankRule:
-        """The rule behind `auto`, `source`, `full`, a whole number from 1 on, or a share of energy in (0, 1)."""
+        """Return the rule for `auto`, `source`, `full`, a whole number from 1 on, or a share of energy in (0, 1)."""
         if text in ("auto", "source", "full"):
             return cls(text)  # type: ignore[arg-type]
         try:
@@ -68,19 +68,19 @@ _PARTS = ("source_part", "target_part", "lora_part", "accelerator_part")
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """Everything that decides what a transfer writes."""
+    """Everything that decides what a transfer writes. Paths may be `Path`s, and the rank its text (`"32"`)."""
 
     lora: str
     source: str
     target: str
     output: str
     source_part: str | None = None
-    """Which entry of a .pt file, or folder of a pipeline; the usual one by default."""
+    """Which entry of a .pt file, or subfolder of a pipeline; None takes the usual one."""
     target_part: str | None = None
     lora_part: str | None = None
     """Which of several LoRAs in one file."""
     accelerator_part: str | None = None
-    """The same of a target's accelerator, where it is not the LoRA's."""
+    """Which LoRA in the file of the target's accelerator, where that is not `lora_part`."""
     method: str = "casa"
     """A method by its name, with a value where it takes one: direct:1.15."""
     settings: AnySettings | None = None
@@ -89,27 +89,34 @@ class TransferConfig:
     format: Format = "same"
     as_diff: bool = False
     dora: str = "effective"
-    """What of a DoRA the method gets: all that it adds to the weight, or its factors, magnitudes put back after it."""
+    """effective: the method gets all that a DoRA adds to the weight; magnitude: its factors, and the magnitudes are put
+    back afterwards."""
     transfer_diffs: bool = False
-    """Whether full differences of matrices are transferred like any update, and not copied."""
+    """Whether full differences of matrices are transferred like any other update, instead of copied."""
     dtype: str = "bf16"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     force_drift: bool = False
-    """Work with drifts within twice what rounding makes, too."""
+    """Whether drift within rounding error counts, too."""
     pairing: str = "auto"
-    """name; similarity; auto: similarity where the models have layers of the same roles, but not the same ones."""
+    """name; similarity; auto: similarity where the models have layers of the same roles in different numbers."""
     pair_min: float = 0.8
     """Least similarity of a pair (ProLoRA's threshold)."""
     device: str = "auto"
     seed: int = 0
     cache: str | None = None
-    """Folder of the bases; None keeps none."""
+    """Folder of the cache of bases; None keeps nothing."""
     part: Part = "whole"
-    """The whole update, or one of two files that add up to it: what is left of the LoRA, what is taken of the drift."""
+    """The whole update, or one of two that add up to it: what is left of the LoRA, what is taken back of the drift."""
 
     def __post_init__(self) -> None:
+        for name in ("lora", "source", "target", "output"):
+            object.__setattr__(self, name, os.fspath(getattr(self, name)))
         object.__setattr__(self, "output", os.path.expanduser(self.output))
+        if isinstance(self.rank, str):
+            object.__setattr__(self, "rank", RankRule.parse(self.rank))
+        if self.format not in FORMATS:
+            raise unknown_name("format", self.format, FORMATS)
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         if self.dora not in DORA_READINGS:
@@ -122,11 +129,11 @@ class TransferConfig:
         if self.part != "whole":
             recipe.check_parts()
             if self.dora == "magnitude":
-                raise SettingsError("a DoRA with its magnitudes is no sum of two parts; leave out --split or --dora")
+                raise SettingsError("a DoRA with its magnitudes is not a sum of two parts; leave out --split or --dora")
 
     @property
     def recipe(self) -> Recipe:
-        """The method with its settings."""
+        """The method with its settings. Raises SettingsError for settings that are not of the method's class."""
         return find_recipe(self.method, self.settings)
 
     def recorded_settings(self) -> dict[str, Any]:
@@ -152,19 +159,19 @@ class TransferConfig:
 
 
 def chosen_format(text: str) -> Format:
-    """The format by its name. Raises SettingsError for an unknown one."""
-    return next((known for known in FORMATS if known == text), None) or _refuse("format", text, FORMATS)
+    """Return the format of this name. Raises SettingsError for an unknown one."""
+    if text not in FORMATS:
+        raise unknown_name("format", text, FORMATS)
+    return text
 
 
 def chosen_output(text: str) -> Output:
-    """Factors or dense differences, by name. Raises SettingsError for anything else."""
-    return next((known for known in OUTPUTS if known == text), None) or _refuse("kind of output", text, OUTPUTS)
-
-
-def _refuse(kind: str, text: str, known: tuple[str, ...]) -> NoReturn:
-    raise unknown_name(kind, text, known)
+    """Return `lora` (factors) or `diff` (dense differences). Raises SettingsError for anything else."""
+    if text not in OUTPUTS:
+        raise unknown_name("kind of output", text, OUTPUTS)
+    return text
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a layer name fits a pattern: `*` and `?` as in a shell; a plain word fits anywhere in the name."""
+    """Return whether a layer name fits a pattern: `*` and `?` as in a shell; a plain word fits anywhere in the name."""
     return fnmatch.fnmatchcase(name, pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
