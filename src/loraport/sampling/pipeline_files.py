@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loraport.digests import text_digest
 from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import open_checkpoint
@@ -131,4 +131,4 @@ def identity(folder: Path) -> str:
     """Return a text that changes with any file of a pipeline: a hash of names, sizes and times, not of contents."""
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return "pipeline " + hashlib.sha256("\n".join([str(folder.resolve()), *lines]).encode()).hexdigest()
+    return "pipeline " + text_digest(str(folder.resolve()), *lines)

@@ -1,7 +1,8 @@
 """Tensors and facts on disk, by key: one safetensors file an entry, whole or absent, checked when it is read back.
 
 Four stores stand on it, which differ in what they do about an entry that cannot be used or written: the cache of bases
-(`bases`), the samples, the journal of a transfer, and the parts of a lab run.
+(`bases`), the samples, the journal of a transfer, and the parts of a lab run. Libraries for caches keep values
+in a database or as pickles, for one program; an entry here has up to gigabytes, and any reader of safetensors opens it.
 """
 
 from __future__ import annotations

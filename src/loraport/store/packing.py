@@ -11,13 +11,13 @@ run reads anyway (`HalfBasis`). An entry has a third to a half of the bytes of a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.digests import text_digest
 from loraport.spectral.basis import Basis, HalfBasis, count_strong
 from loraport.spectral.kernels import EXACT_UP_TO, energy, times_few
 
@@ -144,5 +144,5 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
 
 def random_vectors(key: str, n: int) -> Float[Tensor, "n 2"]:
     """Return two random vectors, the same for the same key."""
-    seed = int.from_bytes(hashlib.sha256(f"check {key}".encode()).digest()[:7], "big")
+    seed = int(text_digest(f"check {key}")[:14], 16)
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))

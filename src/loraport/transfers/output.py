@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from loraport.compute import TORCH_DTYPES, layer_generator
+from loraport.digests import text_digest
 from loraport.errors import SettingsError
 from loraport.files.adapters.updates import needs_weight
 from loraport.files.formats.safetensors_write import Pending
@@ -164,4 +164,4 @@ def _provenance(inputs: TransferInputs, layers: Iterable[LayerResult]) -> dict[s
 def _combined(hashes: Iterable[tuple[str, str | None]]) -> str:
     """Return one hash over the contents of the weights that were read, the same in whatever files they lie."""
     lines = sorted(f"{name} {digest}" for name, digest in hashes if digest is not None)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return text_digest(*lines)

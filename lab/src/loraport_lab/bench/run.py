@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import loraport
 import loraport_lab
+from loraport.digests import text_digest
 from loraport.errors import SettingsError
 from loraport.progress import NO_PROGRESS, Progress
 from loraport_lab.bench.admission import Admission
@@ -98,7 +98,7 @@ def run_lab(
     return LabResult(
         tuple(map(collect, sessions)),
         clips,
-        digest_of([session.store.made_from for session in sessions]),
+        text_digest(*(session.store.made_from for session in sessions)),
         sessions[0].evaluation.prompts,
     )
 
@@ -159,9 +159,4 @@ def code_digest() -> str:
         for room in rooms
         for path in sorted((package / room).rglob("*.py"))
     ]
-    return digest_of([torch.__version__, *(path.read_text(encoding="utf-8") for path in files)])
-
-
-def digest_of(texts: Sequence[str]) -> str:
-    """One hash over several texts."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return text_digest(torch.__version__, *(path.read_text(encoding="utf-8") for path in files))

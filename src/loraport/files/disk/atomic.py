@@ -43,8 +43,8 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
     Raises OutputError where it cannot be written; what was there before is then still there.
     """
-    with _writing(path) as place:
-        temporary, file = _free_name(place), None
+    with _writing(path) as target:
+        temporary, file = _free_name(target), None
         try:  # a signal may come from here on
             with _making:
                 file = open(os.open(temporary, _CREATE, 0o600 if private else 0o666), "wb")
@@ -54,7 +54,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # before the name is taken: a crash of the machine could else leave it empty
             if sys.platform == "win32":  # where open files cannot be moved
                 file.close()
-            os.replace(temporary, place)
+            os.replace(temporary, target)
         except BaseException:
             _close(file)
             _remove(temporary)
@@ -69,8 +69,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     The old and the new folder change places in one step, where the system has one. Raises OutputError as `new_file`.
     """
-    with _writing(path) as place:
-        temporary, handle = _free_name(place), None
+    with _writing(path) as target:
+        temporary, handle = _free_name(target), None
         try:  # a signal may come from here on
             with _making:
                 temporary.mkdir()
@@ -78,10 +78,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if handle is not None:
                     try_lock(handle)
             yield temporary
-            if place.is_dir():
-                _exchange(temporary, place)
+            if target.is_dir():
+                _exchange(temporary, target)
             else:
-                os.replace(temporary, place)
+                os.replace(temporary, target)
         finally:
             _remove(temporary)
             if handle is not None:
@@ -92,47 +92,47 @@ def new_folder(path: Path) -> Iterator[Path]:
 def _writing(path: Path) -> Iterator[Path]:
     """Give the path behind all links, its folder cleared of dead leftovers; errors of the system become OutputError."""
     try:
-        place = Path(os.path.realpath(path))
-        if place.is_symlink():  # still: the links go round in a circle, of which this says so
-            place.stat()
-        check_output(place)
-        remove_dead(place.parent)
-        yield place
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():  # still: the links go round in a circle, of which this says so
+            target.stat()
+        check_output(target)
+        remove_dead(target.parent)
+        yield target
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
 
 
-def _free_name(place: Path) -> Path:
-    return place.with_name(f".loraport-{HOST_DIGEST}-{os.getpid()}-{secrets.token_hex(4)}.part")
+def _free_name(target: Path) -> Path:
+    return target.with_name(f".loraport-{HOST_DIGEST}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def remove_dead(folder: Path) -> None:
     """Remove the unfinished files in a folder whose process has ended. What cannot be removed stays."""
     try:
-        found = [(entry, match) for entry in os.scandir(folder) if (match := TEMPORARY.fullmatch(entry.name))]
+        leftovers = [(entry, match) for entry in os.scandir(folder) if (match := TEMPORARY.fullmatch(entry.name))]
     except OSError:
         return
-    for entry, match in found:
+    for entry, match in leftovers:
         with _making:
             if _is_dead(Path(entry.path), match["host"], int(match["process"])):
                 _remove(Path(entry.path))
 
 
 def _is_dead(path: Path, host: str, process: int) -> bool:
-    here, other = host == HOST_DIGEST, process != os.getpid()
+    this_machine, other_process = host == HOST_DIGEST, process != os.getpid()
     # A number may have gone to a later program by now: then only the lock, which no dead process has, or age tells.
-    alive = here and other and is_running(process)
+    alive = this_machine and other_process and is_running(process)
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no folders; gone, or not ours to read
-        return here and other and not alive and path.is_dir()
+        return this_machine and other_process and not alive and path.is_dir()
     try:
         locked, age = try_lock(handle), time.time() - os.fstat(handle).st_mtime
     finally:
         os.close(handle)
     if locked is None:
-        return here and other and not alive
-    return locked and ((here and not alive) or age > _DAY)
+        return this_machine and other_process and not alive
+    return locked and ((this_machine and not alive) or age > _DAY)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -157,10 +157,10 @@ def _swapped(one: Path, other: Path) -> bool:
         system = ctypes.CDLL(None)
     except (TypeError, OSError):
         return False
-    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
+    cwd, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
     names = os.fsencode(one), os.fsencode(other)
     if hasattr(system, "renameat2"):
-        return bool(system.renameat2(here, names[0], here, names[1], exchange) == 0)
+        return bool(system.renameat2(cwd, names[0], cwd, names[1], exchange) == 0)
     return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
 
 

@@ -6,7 +6,6 @@ under each value comes from the same function, so no scale of any type is decode
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraport.digests import text_digest
 from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.formats.safetensors_read import ByteReader, Quantization, StoredTensor
@@ -77,7 +77,7 @@ def read_gguf(path: Path, files: int = 1) -> tuple[dict[str, StoredTensor], str]
             f"under the names that they were split into, …-00001-of-{parts:05d}.gguf and so on"
         )
     lines = [f"{one.name} {one.tensor_type} {one.shape.tolist()} {one.data_offset}" for one in reader.tensors]
-    digest = hashlib.sha256("\n".join([*lines, str(identity.size)]).encode()).hexdigest()
+    digest = text_digest(*lines, str(identity.size))
     return tensors, digest
 
 
@@ -100,37 +100,37 @@ class _Blocks:
         values = np.empty((len(blocks), size), np.float32)
         steps = np.empty_like(values)
         count = max(1, _AT_ONCE // size)
-        for here in (slice(start, start + count) for start in range(0, len(blocks), count)):
+        for rows in (slice(start, start + count) for start in range(0, len(blocks), count)):
             # With the lowest bit of every code flipped, each value becomes its neighbour on the grid, above or below:
             # the distance is the step, whatever the scales are, which stand outside of these bytes.
-            flipped = blocks[here].copy()
+            flipped = blocks[rows].copy()
             flipped[:, first:last] ^= mask
             with np.errstate(all="ignore"):  # a damaged scale is not finite: whoever uses the weight is told
-                values[here] = dequantize(blocks[here], self.kind)
-                steps[here] = np.abs(dequantize(flipped, self.kind) - values[here])
+                values[rows] = dequantize(blocks[rows], self.kind)
+                steps[rows] = np.abs(dequantize(flipped, self.kind) - values[rows])
         return torch.from_numpy(values).view(self.shape), torch.from_numpy(steps).view(self.shape)
 
 
-def _shape_of(one: Any) -> tuple[int, ...]:
+def _shape_of(tensor: Any) -> tuple[int, ...]:
     """Return the shape in the file; GGML counts dimensions from the last."""
-    return tuple(int(size) for size in reversed(one.shape.tolist()))
+    return tuple(int(size) for size in reversed(tensor.shape.tolist()))
 
 
 def _stored(
-    gguf: Any, path: Path, identity: FileIdentity, reader: Any, one: Any, shapes: Mapping[str, tuple[int, ...]]
+    gguf: Any, path: Path, identity: FileIdentity, reader: Any, tensor: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> StoredTensor:
     """Return one tensor: a plain one in its dtype, a quantised one as float32; `shapes` are those of all tensors."""
-    kind, name = one.tensor_type, str(one.name)
+    kind, name = tensor.tensor_type, str(tensor.name)
     shape = shapes[name]
     if kind.name not in PLAIN and kind.name not in CODES:
         known = ", ".join((*PLAIN, *CODES))
         raise FileFormatError(f"{path}: {name!r} is stored as {kind.name}, which is not read; read are {known}")
     size, width = gguf.GGML_QUANT_SIZES[kind]
     original = _original_shape(reader, name) or _unfolded(shape, shapes.get(f"{name.removesuffix('.weight')}.bias"))
-    if int(one.n_bytes) * size != math.prod(shape) * width or math.prod(original or shape) != math.prod(shape):
+    if int(tensor.n_bytes) * size != math.prod(shape) * width or math.prod(original or shape) != math.prod(shape):
         raise FileFormatError(f"{path}: {name!r} has a size that does not fit its shape; download the file again")
     shape = original or shape
-    offset, nbytes = int(one.data_offset), int(one.n_bytes)
+    offset, nbytes = int(tensor.data_offset), int(tensor.n_bytes)
     if kind.name in PLAIN:
         dtype = PLAIN[kind.name]
         return StoredTensor(name, path, dtype, shape, ByteReader(path, offset, nbytes, dtype, shape, identity))
@@ -147,7 +147,7 @@ def _number(reader: Any, name: str) -> int:
 
 def _original_shape(reader: Any, name: str) -> tuple[int, ...] | None:
     field = reader.get_field(ORIGINAL_SHAPE + name)
-    return None if field is None else tuple(int(field.parts[place][0]) for place in field.data)
+    return None if field is None else tuple(int(field.parts[index][0]) for index in field.data)
 
 
 def _unfolded(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, ...] | None:

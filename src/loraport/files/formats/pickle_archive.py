@@ -86,10 +86,10 @@ def _first_byte(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 def _check_cover(path: Path, places: list[tuple[int, zipfile.ZipInfo]], size: int) -> None:
     """Check that names are unique, members lie apart and inside the file, and only tensors' data is long."""
-    seen: set[str] = set()
+    names: set[str] = set()
     end = 0
     for first, entry in sorted(places, key=lambda pair: pair[0]):
-        if entry.filename in seen:
+        if entry.filename in names:
             raise _damaged(path, f"{entry.filename!r} stands twice in its archive")
         if entry.header_offset < end or first + entry.file_size > size:
             raise _damaged(path, f"{entry.filename!r} overlaps another member or the file's end")
@@ -98,7 +98,7 @@ def _check_cover(path: Path, places: list[tuple[int, zipfile.ZipInfo]], size: in
                 f"{path}: {entry.filename!r} has {entry.file_size} bytes, and at most {LONGEST_MEMBER} are read of a "
                 "member that holds no tensor; save the tensors alone as safetensors"
             )
-        seen.add(entry.filename)
+        names.add(entry.filename)
         end = first + entry.file_size
 
 

@@ -105,11 +105,11 @@ def _load(path: Path, mapped: bool) -> Any:
 
 
 def _unsafe(path: Path, message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Cc]lass ([\w.]+)", message)
-    if not found:
+    match = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"[Cc]lass ([\w.]+)", message)
+    if not match:
         return f"{path} cannot be loaded safely as a PyTorch file; it is damaged or of another kind: download it again"
     return (
-        f"{path} holds more than tensors ({found[1]}), and loading that could run any code, so it is not done; "
+        f"{path} holds more than tensors ({match[1]}), and loading that could run any code, so it is not done; "
         "in the program that wrote it, save the tensors alone as safetensors"
     )
 
@@ -146,38 +146,38 @@ def _part_of(
 
 def _tables(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
     """Return every table of tensors by the names on the way to it, shallow ones first; "" is the file itself."""
-    found: dict[str, dict[Any, Any]] = {}
-    seen: set[int] = set()
+    tables: dict[str, dict[Any, Any]] = {}
+    visited: set[int] = set()
     level = {"": content}
     for _ in range(_DEEPEST_PART):
-        found |= {name: table for name, table in level.items() if _is_table(table)}
-        seen.update(map(id, level.values()))
+        tables |= {name: table for name, table in level.items() if _is_table(table)}
+        visited.update(map(id, level.values()))
         level = {
             f"{name}.{key}".lstrip("."): value
             for name, table in level.items()
             for key, value in dict.items(table)
-            if isinstance(value, dict) and id(value) not in seen
+            if isinstance(value, dict) and id(value) not in visited
         }
-    return found
+    return tables
 
 
 def _fields(content: dict[Any, Any]) -> dict[str, str]:
     """Return the numbers and texts beside the tensors, without those of a trainer's state or of long lists."""
-    found: dict[str, str] = {}
-    seen: set[int] = set()
+    fields: dict[str, str] = {}
+    visited: set[int] = set()
     level = {"": content}
     for _ in range(_DEEPEST_PART):
-        seen.update(map(id, level.values()))
+        visited.update(map(id, level.values()))
         items = [
             (f"{start}.{key}".lstrip("."), value) for start, table in level.items() for key, value in dict.items(table)
         ]
-        found |= {name: str(value)[:_LONGEST_FIELD] for name, value in items if type(value) in (int, float, str)}
+        fields |= {name: str(value)[:_LONGEST_FIELD] for name, value in items if type(value) in (int, float, str)}
         level = {
             name: value
             for name, value in items
-            if isinstance(value, dict) and id(value) not in seen and not name.startswith(_NO_PARTS)
+            if isinstance(value, dict) and id(value) not in visited and not name.startswith(_NO_PARTS)
         }
-    return found
+    return fields
 
 
 def _is_table(value: Any) -> bool:

@@ -84,7 +84,7 @@ def decode(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, st
 
 
 def refuse_codes(
-    stored: Mapping[str, StoredTensor], found: tuple[Family, Naming] | None, known: Container[str]
+    stored: Mapping[str, StoredTensor], spelling: tuple[Family, Naming] | None, known: Container[str]
 ) -> None:
     """Raise FileFormatError where a layer of the family's table has other tensors and no weight, or only its codes.
 
@@ -92,9 +92,9 @@ def refuse_codes(
     factors under a layer's name are not codes: that such a file is not a model is said elsewhere.
     """
     for name, tensor in stored.items():
-        if found and found[0].is_bare(name, found[1]):
+        if spelling and spelling[0].is_bare(name, spelling[1]):
             continue  # ComfyUI calls the weight of some norms `scale`
-        layers, leaf = layers_of(name, found)
+        layers, leaf = layers_of(name, spelling)
         layer = name.removesuffix(f".{leaf}")
         if not layers or leaf in ("weight", "bias") or _of_lora(name):
             continue
@@ -109,11 +109,11 @@ def refuse_codes(
             )
 
 
-def layers_of(name: str, found: tuple[Family, Naming] | None) -> tuple[tuple[str, ...], str]:
+def layers_of(name: str, spelling: tuple[Family, Naming] | None) -> tuple[tuple[str, ...], str]:
     """Return the canonical layers under whose stored name a tensor stands, and the rest: `weight`, `weight._data`."""
     layer = name
-    while found and (layer := layer.rpartition(".")[0]):
-        if pieces := found[0].pieces(layer, found[1]):
+    while spelling and (layer := layer.rpartition(".")[0]):
+        if pieces := spelling[0].pieces(layer, spelling[1]):
             return tuple(canonical for canonical, _ in pieces), name.removeprefix(f"{layer}.")
     return (), ""
 

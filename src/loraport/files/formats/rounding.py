@@ -54,6 +54,6 @@ def narrowest(values: Float[Tensor, "out in"], dtype: torch.dtype) -> torch.dtyp
         return dtype
     for narrow in (torch.bfloat16, torch.float16):
         # one row first: it settles nearly every matrix
-        if all(torch.equal(some, some.to(narrow).to(some.dtype)) for some in (values[:1], values)):
+        if all(torch.equal(part, part.to(narrow).to(part.dtype)) for part in (values[:1], values)):
             return narrow if values.any() else dtype
     return torch.float32

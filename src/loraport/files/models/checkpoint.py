@@ -216,16 +216,16 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
     Raises InputError and FileFormatError, each with the file's name.
     """
     needed = None if layers is None else partial(_shards_of, layers=frozenset(layers), part=part)
-    place = _on_disk(where, needed)
+    path = _on_disk(where, needed)
     try:
-        return _opened(str(where), place, part, needed)
+        return _opened(str(where), path, part, needed)
     except OSError as error:
-        raise InputError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
-def _opened(where: str, place: Path, part: str | None, needed: ShardFilter | None) -> Checkpoint:
-    inner = part if part is not None and place.is_dir() and (place / part).is_dir() else None
-    files = find_files(place, inner, needed)
+def _opened(where: str, path: Path, part: str | None, needed: ShardFilter | None) -> Checkpoint:
+    inner = part if part is not None and path.is_dir() and (path / part).is_dir() else None
+    files = find_files(path, inner, needed)
     part = part if inner is None else None
     read = read_files(files.paths, part, needed is not None, are_of_network)
     return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
@@ -234,20 +234,20 @@ def _opened(where: str, place: Path, part: str | None, needed: ShardFilter | Non
 def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
     """Return the shards that hold parameters of some layers; all shards where none of the layers is found."""
     names = find_network(weight_map, part).names
-    found = detect_naming(names.values())
+    spelling = detect_naming(names.values())
     shards: set[str] = set()
     for key, name in names.items():
-        holds, leaf = layers_of(name, found)
+        holds, leaf = layers_of(name, spelling)
         if leaf != "bias" and not layers.isdisjoint(holds):
             shards.add(weight_map[key])
     return shards or set(weight_map.values())
 
 
 def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
-    place = expand_home(where)
-    if place.exists():
-        check_input(place)
-        return place
+    path = expand_home(where)
+    if path.exists():
+        check_input(path)
+        return path
     from loraport.files.models.hub import fetch, looks_like_hub_id
 
     if isinstance(where, str) and looks_like_hub_id(where):
@@ -275,8 +275,8 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
         raise
     except InputError as error:
         raise InputError(f"{first}: {error}") from error
-    names, found = _canonical(stripped.values())
-    refuse_codes({stripped[key]: tensor for key, tensor in own.tensors.items()}, found, set(network.names.values()))
+    names, spelling = _canonical(stripped.values())
+    refuse_codes({stripped[key]: tensor for key, tensor in own.tensors.items()}, spelling, set(network.names.values()))
     holders: dict[str, StoredTensor] = {}
     stored: dict[str, tuple[StoredTensor, tuple[Piece, ...]]] = {}
     extra = []
@@ -296,7 +296,7 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     beside = {key: tensor for key, tensor in beside.items() if key not in holders}
     stored |= {key: (tensor, ((key, RowSlice(key)),)) for key, tensor in beside.items()}
     absent = frozenset(name for key in files.absent if key in stripped for name in _names_of(stripped[key], names))
-    family, naming = found or (None, UNKNOWN_NAMING)
+    family, naming = spelling or (None, UNKNOWN_NAMING)
     return Checkpoint(
         where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
         files.digest, stored, family, frozenset(beside),
@@ -322,15 +322,15 @@ def _canonical(
     A fused copy beside the layers that it was made of holds nothing: those are what is loaded.
     """
     names = list(names)
-    found = detect_naming(names)
-    if found is None:
+    spelling = detect_naming(names)
+    if spelling is None:
         return dict.fromkeys(names, ()), None
-    family, naming = found
+    family, naming = spelling
     pieces = {name: family.parameter_pieces(name, naming) for name in names}
-    copies = {name for name, some in pieces.items() if len(some) > 1 and family.is_fused(name, naming)}
-    own = {canonical for name, some in pieces.items() if name not in copies for canonical, _ in some}
+    copies = {name for name, held in pieces.items() if len(held) > 1 and family.is_fused(name, naming)}
+    own = {canonical for name, held in pieces.items() if name not in copies for canonical, _ in held}
     beside = {name for name in copies if not own.isdisjoint(canonical for canonical, _ in pieces[name])}
-    return {name: () if name in beside else some for name, some in pieces.items()}, found
+    return {name: () if name in beside else held for name, held in pieces.items()}, spelling
 
 
 def _names_of(name: str, names: Mapping[str, tuple[Piece, ...]]) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Download:
 
 
 def to_download(where: str) -> Download | None:
-    """Return what of a model on the Hub is not here yet, with all shards; None offline and where it cannot be asked.
+    """Return what of a model on the Hub is not cached yet, with all shards; None offline and where it cannot be asked.
 
     Only the repository's listing is read. Raises InputError where it holds no model, or several and none is named.
     """
@@ -77,8 +77,8 @@ def to_download(where: str) -> Download | None:
     except Exception:  # as in _snapshot: the client raises many kinds, and fetching says what is wrong
         return None
     wanted = [name for name in _wanted(list(sizes), repo, inside, where) if name in sizes]
-    here = {name for name in wanted if isinstance(hub.try_to_load_from_cache(repo, name, revision=revision), str)}
-    files = tuple(name for name in wanted if name not in here)
+    cached = {name for name in wanted if isinstance(hub.try_to_load_from_cache(repo, name, revision=revision), str)}
+    files = tuple(name for name in wanted if name not in cached)
     return Download(where, files, sum(sizes[name] for name in files))
 
 
@@ -199,11 +199,11 @@ def _wanted(files: list[str], repo: str, inside: str, where: str) -> list[str]:
         start = f"{inside}/" if inside else ""
         if not any(file.startswith(start) for file in files):
             raise InputError(f"{repo} has no folder {inside!r}; its weights: {', '.join(_weights(files)) or 'none'}")
-        place = choose(
+        choice = choose(
             [file.removeprefix(start) for file in files if file.startswith(start)], where, "/" if inside else ":"
         )
-        start += f"{place.folder}/" if place.folder else ""
-        chosen = (*place.names, *([place.index] if place.index else []))
+        start += f"{choice.folder}/" if choice.folder else ""
+        chosen = (*choice.names, *([choice.index] if choice.index else []))
     return [start + name for name in chosen] + [start + "config.json", "model_index.json"]
 
 
@@ -213,16 +213,16 @@ def _lora_file(files: list[str], repo: str, inside: str, where: str, kind: str =
     if inside in loras:
         return inside
     start = f"{inside}/" if inside else ""
-    here = [file for file in loras if file.startswith(start) and "/" not in file.removeprefix(start)]
-    if start + WEIGHTS_NAME in here:
+    inside_folder = [file for file in loras if file.startswith(start) and "/" not in file.removeprefix(start)]
+    if start + WEIGHTS_NAME in inside_folder:
         return start + WEIGHTS_NAME
-    if len(here) > 1:
-        shown = ", ".join(f"{repo}:{file}" for file in here[:8]) + (", …" if len(here) > 8 else "")
-        raise InputError(f"{where} holds {len(here)} safetensors files; name one of: {shown}")
-    if not here:
+    if len(inside_folder) > 1:
+        shown = ", ".join(f"{repo}:{file}" for file in inside_folder[:8]) + (", …" if len(inside_folder) > 8 else "")
+        raise InputError(f"{where} holds {len(inside_folder)} safetensors files; name one of: {shown}")
+    if not inside_folder:
         known = ", ".join(loras[:20]) or "none"
         raise InputError(f"{kind}{repo} has no LoRA {f'at {inside!r}' if inside else 'at its top'}; its files: {known}")
-    return here[0]
+    return inside_folder[0]
 
 
 def _beside(file: str) -> tuple[str, str]:

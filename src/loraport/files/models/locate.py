@@ -82,17 +82,17 @@ def find_files(where: Path, inner: str | None = None, needed: ShardFilter | None
         if folder in listing and (root / folder).is_dir():
             listing += [f"{folder}/{entry.name}" for entry in (root / folder).iterdir()]
     try:
-        place = choose(listing, str(root))
+        choice = choose(listing, str(root))
     except FileFormatError as error:
-        found = (path for path in root.glob("*/*/*") if is_weights(path.name))
-        deeper = sorted({path.parent for path in found})
+        paths = (path for path in root.glob("*/*/*") if is_weights(path.name))
+        deeper = sorted({path.parent for path in paths})
         if not deeper:
             raise
         listed = ", ".join(map(str, deeper[:5])) + (", …" if len(deeper) > 5 else "")
         raise InputError(f"{root} has its weights in a subfolder; name one of: {listed}") from error
-    if place.index is not None:
-        return ModelPaths(_indexed(root / place.folder / place.index, needed), place.notes)
-    return ModelPaths(tuple(root / place.folder / name for name in place.names), place.notes)
+    if choice.index is not None:
+        return ModelPaths(_indexed(root / choice.folder / choice.index, needed), choice.notes)
+    return ModelPaths(tuple(root / choice.folder / name for name in choice.names), choice.notes)
 
 
 def choose(listing: Iterable[str], where: str, join: str = "/") -> FileChoice:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loraport.digests import text_digest
 from loraport.errors import FileFormatError
 from loraport.files.disk.user_paths import check_input
 from loraport.files.formats.gguf import read_gguf
@@ -71,7 +71,7 @@ def read_files(
             raise FileFormatError(f"{key!r} stands both in {tensors[key].path} and in {path}; remove one of them")
         tensors |= found
     absent = _absent(paths, tensors, some) if some or len(paths) > 1 else ()
-    digest = lines[0] if len(lines) == 1 and kinds[paths[0]] == GGUF else _digest(lines)
+    digest = lines[0] if len(lines) == 1 and kinds[paths[0]] == GGUF else text_digest(*lines)
     return ModelFiles(paths, tensors, tuple(headers), digest, taken, left, absent, tuple(notes), fields)
 
 
@@ -101,7 +101,3 @@ def _absent(paths: tuple[Path, ...], tensors: dict[str, StoredTensor], some: boo
             elif key not in tensors or tensors[key].path.name != shard:
                 raise FileFormatError(f"{index} says that {key!r} is in {shard}, but it is not; download both again")
     return absent
-
-
-def _digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()

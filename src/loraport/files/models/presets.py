@@ -164,12 +164,13 @@ def is_local(text: str) -> bool:
 
 def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
     """Return what opening models would fetch from the Hub; those that lie here or in the cache are left out."""
-    found = []
+    missing = []
     for where in dict.fromkeys(location(text) for text in texts):
         if not expand_home(where).exists() and looks_like_hub_id(where):
-            one = to_download(where)
-            found += [one] if one is not None and any(name.lower().endswith(WEIGHTS) for name in one.files) else []
-    return tuple(found)
+            download = to_download(where)
+            if download is not None and any(name.lower().endswith(WEIGHTS) for name in download.files):
+                missing.append(download)
+    return tuple(missing)
 
 
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:

@@ -1,4 +1,8 @@
-"""All families: a table of layer names each, from which every direction between spellings is derived."""
+"""All families: a table of layer names each, from which every direction between spellings is derived.
+
+The converters of diffusers are not used: they are private, go one way, and need the whole file and the package. Tests
+compare these tables with them.
+"""
 
 from __future__ import annotations
 
