@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from loraport._version import __version__
 from loraport.errors import OutputError
 from loraport.files.lora.key_account import KeyAccount
 from loraport.reports import transfer_page
@@ -44,6 +45,15 @@ def test_everything_is_there_and_escaped_and_nothing_is_fetched(page):
         assert text in html
     assert "<b>" not in html and not foreign_addresses(html) and "http" not in html
     assert foreign_addresses('<img src="https://elsewhere/x.png"><a href="#here">') == ["https://elsewhere/x.png"]
+
+
+def test_the_page_names_its_inputs_and_the_version(tmp_path):
+    named = replace(RESULT, lora="style.safetensors", source="wan/", target="source+fast.safetensors*0.8")
+    write_transfer_page(named, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    for fact, value in (("LoRA", named.lora), ("Source", "wan/"), ("Target", named.target)):
+        assert f"<dt>{fact}</dt><dd>{value}</dd>" in html
+    assert f"<dt>Made by</dt><dd>loraport {__version__}</dd>" in html
 
 
 def test_sentences_follow_the_numbers():

@@ -159,7 +159,7 @@ def _decisions(done: Sequence[LayerResult]) -> list[str]:
 
 def _facts(result: TransferResult) -> dict[str, str]:
     return {
-        **({"LoRA": result.lora} if result.lora else {}),
+        **({"LoRA": result.lora, "Source": result.source, "Target": result.target} if result.lora else {}),
         "Output": result.output,
         "Method": result.method,
         "Settings": in_words(result.settings),

@@ -101,6 +101,9 @@ class TransferResult:
     peak_rss_bytes: int = 0
     lora: str = ""
     """The input, as it was named."""
+    source: str = ""
+    """Its model, as it was named; `target` likewise."""
+    target: str = ""
     pairing: Mapping[str, Any] | None = None
     """Where layers were paired by similarity: the pairs, what has none, the similarities."""
 

@@ -216,5 +216,7 @@ def _write_one(run: Run, bases: BasisSource) -> TransferResult:
         seconds={"total": own + end, "layers": own, "write": end},
         peak_rss_bytes=peak_rss_bytes(),
         lora=config.lora,
+        source=config.source,
+        target=config.target,
         pairing=None if inputs.pairing is None else inputs.pairing.as_json(),
     )
