@@ -92,7 +92,7 @@ def test_the_survey_knows_relatives_twins_and_strangers(family, tmp_path):
     far = survey(tiny.drifted(source) | {"blocks.1.ffn.2.weight": 3 * source["blocks.1.ffn.2.weight"]})
     assert far.outliers() == ("blocks.1.ffn.2",)
     stranger = survey(tiny.tiny_state(99))
-    assert "hardly the target's base" in stranger.verdict()
+    assert "probably not the target's base" in stranger.verdict()
     assert max(layer.cosine for layer in stranger.layers) < 0.3 and min(layer.cosine for layer in far.layers) > 0.9
 
 

@@ -1,4 +1,4 @@
-"""One layer under the microscope: whichever way round, and with a meeting of LoRA and drift that is planted."""
+"""Statistics of one layer: whichever way round, and with a meeting of LoRA and drift that is planted."""
 
 from dataclasses import replace
 

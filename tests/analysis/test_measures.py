@@ -1,4 +1,4 @@
-"""The microscope's statistics: each agrees with index loops, finds what was planted, and does not where it was not."""
+"""The statistics of an analysis: each agrees with index loops, finds what was planted, and only that."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What an analysis works on: its settings, the opened inputs, the bases, the layers that are looked at."""
+"""What an analysis works on: its settings, the opened inputs, and the layers that it looks at."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AnalyzeConfig:
             raise SettingsError(f"detail is {self.detail}, but it must be 0 or more")
 
     def fingerprint(self) -> str:
-        """The same text for the same work on each layer; which layers are looked at is no part of it."""
+        """Return the same text for the same work on each layer, whichever layers are looked at."""
         same = replace(self, output="", cache="", layers=(), sample=None, detail=0)
         return json.dumps(asdict(same), sort_keys=True)
 
@@ -75,7 +75,7 @@ class AnalysisInputs:
 
     @classmethod
     def open(cls, config: AnalyzeConfig) -> AnalysisInputs:
-        """Headers only; nothing is computed yet. Raises InputError."""
+        """Open the inputs: headers only, nothing is computed yet. Raises InputError."""
         prepared = prepare(transfer_config(config))
         return cls(prepared, LayerSource.open(prepared))
 
@@ -100,16 +100,16 @@ class AnalysisInputs:
         return source, target
 
     def identity(self, config: AnalyzeConfig) -> str:
-        """What makes finished layers of an earlier start the same work."""
+        """Return what an earlier, interrupted start must share for its finished layers to count."""
         return run_identity(self.prepared, self.device, config.fingerprint(), self.whole)
 
     def layer(self, job: LayerJob, weights: LayerWeights) -> Layer:
-        """One layer as a transfer sees it, with the basis of its source and, where W_t was read, of its target."""
+        """Return one layer as a transfer sees it, with the basis of its source and, if W_t was read, of its target."""
         lora = exact_factors(job.name, self.prepared.lora.updates[job.name], weights.W_s)
         return weights.layer(lora, target=weights.W_t is not None)
 
     def weights(self, jobs: Sequence[LayerJob], *, target: bool = True) -> Iterator[tuple[LayerJob, LayerWeights]]:
-        """Each job with its weights, the next ones read meanwhile."""
+        """Yield each job with its weights, while the next ones are read."""
 
         def read(job: LayerJob) -> LayerWeights:
             return self.source.read(job.name, keep_weights=True, with_target=target)
@@ -118,12 +118,12 @@ class AnalysisInputs:
 
 
 def exact_factors(name: str, update: LayerUpdate, W_s: Tensor) -> LowRank:
-    """Any adapter as factors of whatever rank it takes; of a DoRA all that it adds to the source's weight."""
+    """Return any adapter as factors of whatever rank it takes; of a DoRA all that it adds to the source's weight."""
     return as_factors(update, W_s, RankRule("full"), 0, layer_generator(0, name))
 
 
 def transfer_config(config: AnalyzeConfig) -> TransferConfig:
-    """The transfer that would be made of the same inputs, for its plan."""
+    """Return the transfer that would be made of the same inputs, for its plan."""
     return TransferConfig(
         config.lora, config.source, config.target, config.output, source_part=config.source_part,
         target_part=config.target_part, lora_part=config.lora_part, include=config.layers,
@@ -134,7 +134,7 @@ def transfer_config(config: AnalyzeConfig) -> TransferConfig:
 def choose_layers(
     prepared: TransferInputs, config: AnalyzeConfig
 ) -> tuple[tuple[LayerJob, ...], tuple[tuple[str, str], ...]]:
-    """The layers to look at, and the LoRA's others with the reason."""
+    """Return the layers to look at, and the LoRA's others with the reason."""
     jobs = prepared.plan.of("transfer")
     if not jobs:
         raise SettingsError("no layer is left to look at; give other patterns, or none")

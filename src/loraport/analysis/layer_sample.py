@@ -9,7 +9,7 @@ from loraport.files.names.blocks import layer_depth, layer_kind
 
 
 def sample_layers(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """At most `count` layers, the same ones every time: evenly over the kinds, and in each kind evenly over depth.
+    """Return at most `count` layers, the same ones every time: evenly over kinds, and in each kind evenly over depth.
 
     Every kind gets its turn before any gets a second; the kinds are shifted against each other, so that few layers
     still see many depths. The answer keeps the order of the names.
@@ -18,8 +18,8 @@ def sample_layers(names: Sequence[str], count: int) -> tuple[str, ...]:
     for name in sorted(names, key=lambda name: (layer_depth(name) is None, layer_depth(name) or 0)):
         kinds.setdefault(layer_kind(name), []).append(name)
     if 0 < count < len(kinds):
-        some = [list(kinds)[(2 * i + 1) * len(kinds) // (2 * count)] for i in range(count)]
-        kinds = {kind: kinds[kind] for kind in some}
+        spread = [list(kinds)[(2 * i + 1) * len(kinds) // (2 * count)] for i in range(count)]
+        kinds = {kind: kinds[kind] for kind in spread}
     quota = dict.fromkeys(kinds, 0)
     left = min(count, len(names))
     while left:

@@ -1,4 +1,4 @@
-"""One layer under the microscope: every number and every curve of the paper's analysis (CASA, arXiv 2605.01929, §3)."""
+"""Every number and every curve of the paper's analysis of one layer (CASA, arXiv 2605.01929, §3)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class AnalyzedLayer:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What the microscope shows of one layer: numbers for the table, curves for figures (detailed layers only)."""
+    """What is measured of one layer: numbers for the table, curves for figures (detailed layers only)."""
 
     numbers: Mapping[str, float | int | None]
     curves: Mapping[str, Tensor]
@@ -78,7 +78,7 @@ class LayerStatistics:
 def layer_statistics(
     analyzed: AnalyzedLayer, settings: CasaSettings = PAPER, *, detail: bool = False
 ) -> LayerStatistics:
-    """Every statistic of one layer; senders are inputs and receivers outputs, whatever its shape.
+    """Return every statistic of one layer; senders are inputs and receivers outputs, whatever its shape.
 
     The clusters are those that CASA's predicted rotation makes of the LoRA, for LoRA and drift alike, so that the two
     can be compared block by block.
@@ -131,11 +131,11 @@ class _Routings:
         return len(self.labels)
 
     def block(self, name: str) -> Float[Tensor, "k k"]:
-        """The routing among the leading directions."""
+        """Return the routing among the leading directions."""
         return self.C[name][: self.k, : self.k]
 
     def sides(self) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-        """(side, update, strengths, the routing with that side's members as columns)."""
+        """Yield side, update, strengths, and the routing with that side's members as columns."""
         for name, C in self.C.items():
             yield "send", name, self.send[name], C[:, : self.k]
             yield "receive", name, self.receive[name], C.mT[:, : self.k]
@@ -153,7 +153,7 @@ def _sizes(analyzed: AnalyzedLayer) -> dict[str, Any]:
 
 
 def _rigidity(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
-    """Eq. 1, the turning of single directions, and how many of them are worth looking at."""
+    """Return Eq. 1, the turning of single directions, and how many of them are worth looking at."""
     S = analyzed.source.S
     numbers: dict[str, Any] = {"n": len(S), "k": k, "degenerate": float(degenerate(S)[:k].double().mean())}
     for name, after in analyzed.after.items():
@@ -167,7 +167,7 @@ def _rigidity(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
 
 
 def _clusters(analyzed: AnalyzedLayer, routing: _Routings, settings: CasaSettings) -> dict[str, Any]:
-    """Predicted (Eq. 4) against observed clusters, for each update by its own routing; stability over tau."""
+    """Return predicted (Eq. 4) against observed clusters, for each update by its own routing; stability over tau."""
     k, S = routing.k, routing.S[: routing.k]
     sizes = cluster_sizes(routing.labels)
     numbers: dict[str, Any] = {"clusters": len(sizes), "largest_cluster": int(sizes.max()) / k}
@@ -188,7 +188,7 @@ def _clusters(analyzed: AnalyzedLayer, routing: _Routings, settings: CasaSetting
 
 
 def _routing(analyzed: AnalyzedLayer, routing: _Routings) -> dict[str, Any]:
-    """Concentration and coherence of both updates, as senders and as receivers.
+    """Return concentration and coherence of both updates, as senders and as receivers.
 
     By the predicted clusters of the LoRA, which LoRA and drift share, and by each update's own observed ones, which the
     paper's §3.3 and its footnote 1 speak of.
@@ -227,7 +227,7 @@ def _interference(routing: _Routings) -> dict[str, Any]:
 
 
 def _intervention(decisions: Decisions, settings: CasaSettings) -> dict[str, Any]:
-    """Shares of CASA's three decisions, over all entries and over the blocks of the leading directions."""
+    """Return the shares of CASA's three decisions, over all entries and over the blocks of the leading directions."""
     facts, k, labels = decisions.facts(settings), len(decisions.labels), decisions.labels
     blocks = majority(decisions.arbitrated[:k, :k], labels)
     share = {"restored": facts["restored"], "arbitrated": facts["arbitrated"] / decisions.C_lora.numel()}
@@ -239,7 +239,7 @@ def _intervention(decisions: Decisions, settings: CasaSettings) -> dict[str, Any
 
 
 def _intruders(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
-    """Both sides' intruders; the authors' script looks at the left side only, and that is `intruders_`."""
+    """Return both sides' intruders; the authors' script looks at the left side only, and that is `intruders_`."""
     numbers: dict[str, Any] = {}
     source = analyzed.source
     for name, after in analyzed.after.items():
@@ -256,14 +256,14 @@ def _intruders(analyzed: AnalyzedLayer, k: int) -> dict[str, Any]:
 
 
 def _norms(analyzed: AnalyzedLayer, by_casa: Update) -> dict[str, Any]:
-    """Sizes of the transferred updates before truncation, over ‖W_s‖, as ProLoRA's Fig. 8 plots them."""
+    """Return the sizes of the transferred updates before truncation, over ‖W_s‖, as ProLoRA's Fig. 8 plots them."""
     weight = norm(analyzed.source.S)
     moved = {"casa": by_casa, "prolora": prolora(analyzed.layer, replace(PROLORA, phi_min=0.0))}
     return {f"norm_{name}": update.norm() / weight if weight else None for name, update in moved.items()}
 
 
 def _curves(analyzed: AnalyzedLayer, routing: _Routings, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
-    """What the figures of a detailed layer draw; maps and windows in 8 bits."""
+    """Return what the figures of a detailed layer draw; maps and windows in 8 bits."""
     n, k = len(routing.S), routing.k
     curves = {"S": routing.S, "labels": routing.labels}
     pairs = {name: (analyzed.source, after) for name, after in analyzed.after.items()}
@@ -288,7 +288,7 @@ def _curves(analyzed: AnalyzedLayer, routing: _Routings, decisions: Decisions, t
 
 
 def _maps(routing: _Routings, decisions: Decisions, tall: bool) -> dict[str, Tensor]:
-    """Block maps over the leading directions, in the order of their clusters."""
+    """Return block maps over the leading directions, in the order of their clusters."""
     k, labels = routing.k, routing.labels
     lora, drift = routing.block("lora"), routing.block("drift")
     arbitrated, restored = decisions.arbitrated[:k, :k], decisions.restored[:k, :k]
@@ -308,7 +308,7 @@ def _maps(routing: _Routings, decisions: Decisions, tall: bool) -> dict[str, Ten
 
 
 def _shrunk(X: Float[Tensor, "k k"], averaged: bool) -> Float[Tensor, "a a"]:
-    """A matrix as a map of at most MAP × MAP cells: averages, or the entry in the middle where those mean nothing."""
+    """Return a matrix as a map of at most MAP × MAP cells: averages, or middle entries where averages mean nothing."""
     k = X.shape[0]
     if k <= MAP:
         return X.float()
@@ -327,5 +327,5 @@ def _width(n: int) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """NaN, where a statistic has nothing to look at, is an absent value."""
+    """Return None for NaN, which a statistic gives that has nothing to look at."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -76,7 +76,7 @@ class ProbeResult:
     """Layers of the LoRA that join no directions: they are not probed, or of another shape there."""
 
     def as_json(self) -> dict[str, Any]:
-        """The one object that `--json` prints."""
+        """Return the one object that `--json` prints."""
         return {**vars(self), "left_out": list(self.left_out), "unused": list(self.unused)}
 
 
@@ -94,7 +94,7 @@ class _WeightWriter:
     untouched: list[str] = field(default_factory=list)
 
     def __call__(self, name: str) -> Tensor:
-        """The layer's weight as it will be stored; the target's own bits where nothing is added."""
+        """Return the layer's weight as it will be stored; the target's own bits where nothing is added."""
         stored = self.target.tensor(f"{name}.weight")
         weights = self.layers.read(name, keep_weights=True, with_target=True)
         if not weights.drift.any() or weights.W_t is None:
@@ -156,7 +156,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> ProbeResu
 
 
 def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, ...]:
-    """The LoRA's layers that do not go with a probed one. Raises MismatchError where none does."""
+    """Return the LoRA's layers that do not go with a probed one. Raises MismatchError where none does."""
     shapes = {name: target.shape(f"{name}.weight") for name in names if name in lora.layers}
     fit = {name for name, shape in shapes.items() if lora.updates[name].shape == (shape[0], math.prod(shape[1:]))}
     if not fit:
@@ -168,7 +168,7 @@ def _unused(lora: Lora, names: Sequence[str], target: Checkpoint) -> tuple[str, 
 
 
 def _chosen(patterns: Sequence[str], source: Checkpoint, target: Checkpoint) -> tuple[str, ...]:
-    """The layers that both models have alike and that fit a pattern."""
+    """Return the layers that both models have alike and that fit a pattern."""
     names, _ = shared_layers(source, target)
     chosen = tuple(name for name in names if not patterns or any(matches(name, one) for one in patterns))
     if not chosen:

@@ -33,7 +33,7 @@ class LayerView:
         return (constructive + destructive) * lora * drift
 
     def row(self) -> dict[str, Any]:
-        """The tidy table's row."""
+        """Return the tidy table's row."""
         out, inn = self.shape
         start = {"layer": self.name, "kind": self.kind, "depth": self.depth, "out": out, "in": inn, "rank": self.rank}
         return {**start, **self.numbers, "interference": self.interference, "seconds": self.seconds}
@@ -47,11 +47,11 @@ class SweepResult:
     rows: tuple[Mapping[str, Any], ...]
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows, each with the name of its grid."""
+        """Return the rows, each with the name of its grid."""
         return [{"sweep": ",".join(self.knobs), **row} for row in self.rows]
 
     def as_json(self) -> dict[str, Any]:
-        """For analysis.json."""
+        """Return what analysis.json holds of it."""
         return {"knobs": list(self.knobs), "rows": [dict(row) for row in self.rows]}
 
 
@@ -73,7 +73,7 @@ class Analysis:
     sweeps: tuple[SweepResult, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """All numbers, without the curves."""
+        """Return all numbers, without the curves."""
         return {
             **self.facts,
             "survey": self.survey.as_json(),

@@ -33,7 +33,7 @@ SURVEY, LAYERS = "comparing the models", "analysing"
 
 
 def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Progress = NO_PROGRESS) -> Analysis:
-    """Look at every chosen layer of a LoRA, its source and its target; a killed analysis goes on where it was.
+    """Look at every chosen layer of a LoRA, its source and its target; an interrupted analysis resumes.
 
     With grids, CASA is run_sweeps over its settings as well, as `sweep` does.
     Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
@@ -57,10 +57,10 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
 
 
 def _survey(inputs: AnalysisInputs, partial: PartialFolder, progress: Progress) -> Survey:
-    """The drift of every layer that both models have, from an earlier start where it is there."""
+    """Return the drift of every layer that both models have, read back where an earlier start kept it."""
     source, target = inputs.whole
     names, empty = shared_layers(source, target)
-    found = []
+    drifts = []
     for number, name in enumerate(names, 1):
         earlier = partial.get(f"survey {name}")
         if earlier is None:
@@ -68,9 +68,9 @@ def _survey(inputs: AnalysisInputs, partial: PartialFolder, progress: Progress) 
             partial.put(f"survey {name}", {}, asdict(drift))
         else:
             drift = LayerDrift(**earlier.facts)
-        found.append(drift)
+        drifts.append(drift)
         progress.advance(SURVEY, number, len(names))
-    return replace(empty, layers=tuple(found))
+    return replace(empty, layers=tuple(drifts))
 
 
 def _views(
@@ -81,7 +81,7 @@ def _views(
     partial: PartialFolder,
     progress: Progress,
 ) -> tuple[tuple[LayerView, ...], dict[str, Mapping[str, Tensor]], dict[str, str]]:
-    """Every layer's row in the jobs' order, the curves of the detailed ones, and which layers have nothing to show."""
+    """Return the layers' rows in the jobs' order, curves of the detailed ones, and which have nothing to show."""
     rows: dict[str, LayerView] = {}
     curves: dict[str, Mapping[str, Tensor]] = {}
     empty: dict[str, str] = {}

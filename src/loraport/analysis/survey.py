@@ -1,4 +1,4 @@
-"""Is this source really the target's base? Every layer's drift, against what rounding costs."""
+"""Tell whether a source is really the target's base: every layer's drift, against what rounding makes of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loraport.spectral.kernels import at_least_zero, inner
 from loraport.transfers.layer_source import read_weights
 
 UNRELATED = 0.7
-"""Median ‖D_fft‖ / ‖W_s‖ above which the models are hardly relatives: independent weights of equal size drift by √2."""
+"""Median ‖D_fft‖ / ‖W_s‖ above which models are probably unrelated: independent weights of one size drift by √2."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Survey:
 
     @property
     def rounding(self) -> tuple[str, ...]:
-        """Layers that are not identical, but whose drift is not told from rounding."""
+        """Layers that are not identical, but whose drift cannot be told from rounding."""
         return tuple(layer.name for layer in self.layers if not layer.identical and layer.above_rounding is False)
 
     def median(self) -> float | None:
-        """The middle drift of the layers that moved; None where none did."""
+        """Return the median drift of the layers that moved; None where none did."""
         moved = [layer.drift for layer in self.layers if layer.drift]
         return statistics.median(moved) if moved else None
 
     def outliers(self) -> tuple[str, ...]:
-        """Layers whose drift is far from the others': by a factor of 2 and 3.5 robust deviations of the logarithm."""
+        """Return layers whose drift is far off: by a factor of 2 and by 3.5 robust deviations of the logarithm."""
         logs = {layer.name: math.log(layer.drift) for layer in self.layers if layer.drift}
         if len(logs) < 5:
             return ()
@@ -79,7 +79,7 @@ class Survey:
         return tuple(name for name, value in logs.items() if abs(value - middle) > far)
 
     def verdict(self) -> str:
-        """One sentence: relatives, the same model, or strangers."""
+        """Return one sentence: relatives, the same model, or strangers."""
         median = self.median()
         if not self.layers:
             return "The two models have no layer in common."
@@ -87,15 +87,15 @@ class Survey:
             return "Source and target have the same weights: there is no drift to look at."
         if median > UNRELATED:
             return (
-                "This source is hardly the target's base: in the middle layer the weights differ by "
-                f"{100 * median:.0f} % of their norm. Nothing below means anything for such a pair."
+                "This source is probably not the target's base model: in the median layer the weights differ by "
+                f"{100 * median:.0f} % of their norm. The rest of this report means nothing for such a pair."
             )
         return (
-            f"The target is a relative of this source: in the middle layer the weights differ by {100 * median:.1f} %."
+            f"The target is a relative of this source: in the median layer the weights differ by {100 * median:.1f} %."
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For analysis.json."""
+        """Return what analysis.json holds of it."""
         return {
             "verdict": self.verdict(),
             "identical": self.identical,
@@ -111,28 +111,28 @@ class Survey:
 
 
 def shared_layers(source: Checkpoint, target: Target) -> tuple[tuple[str, ...], Survey]:
-    """The layers to read, and the survey without them: what lacks a partner or has another shape there."""
-    theirs = set(target.layers)
+    """Return the layers that both models have in one shape, and a survey that counts the others."""
+    in_target = set(target.layers)
     away = _away(source) | (_away(target) if isinstance(target, Checkpoint) else set())
-    both = [name for name in source.layers if name in theirs]
+    both = [name for name in source.layers if name in in_target]
     fit = [name for name in both if source.shape(f"{name}.weight") == target.shape(f"{name}.weight")]
-    alone = [{*mine} - {*both} - away for mine in (source.layers, theirs)]
+    alone = [{*one} - {*both} - away for one in (source.layers, in_target)]
     return tuple(fit), Survey((), len(alone[0]), len(alone[1]), len(both) - len(fit), len(away))
 
 
 def _away(model: Checkpoint) -> set[str]:
-    """What has a weight in shards that were not opened; which of these weights are matrices is not known."""
+    """Return what has a weight in shards that were not opened; which of these weights are matrices is not known."""
     return {name.removesuffix(".weight") for name in model.absent if name.endswith(".weight")}
 
 
 def drifts(names: Sequence[str], source: Checkpoint, target: Target) -> Iterator[LayerDrift]:
-    """The drift of each layer, one in memory at a time."""
+    """Yield the drift of each layer, one in memory at a time."""
     for name in names:
         yield layer_drift(name, source, target)
 
 
 def layer_drift(name: str, source: Checkpoint, target: Target) -> LayerDrift:
-    """How far one layer moved, from the original weights."""
+    """Return how far one layer moved, from the original weights."""
     weights = read_weights(name, source, target)
     W_s, D = weights.W_s, weights.drift
     size, moved = weights.facts.weight, weights.facts.drift

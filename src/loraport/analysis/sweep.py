@@ -1,4 +1,4 @@
-"""CASA over grids of its settings: the bases are made once, and what comes out is told in numbers of weights."""
+"""Apply CASA over grids of its settings, the bases made once, and report weight statistics for every point."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from loraport.transfers.journal import PartialFolder
 
 KNOBS = ("tau", "q_dom", "q_act", "energy", "restore")
 SWEEPING = "sweeping"
-MOST = 1000
-"""Points of one grid; more is a slip of the pen."""
+MOST_POINTS = 1000
+"""Of one grid; more are almost certainly a typing error."""
 
 
 @dataclass(frozen=True)
@@ -37,41 +37,41 @@ class Grid:
 
     @classmethod
     def parse(cls, text: str) -> Grid:
-        """`q_dom=0.3:0.7:0.05` (from, to, step, both ends included), `tau=0.5/1/2`, several joined by commas.
+        """Read `q_dom=0.3:0.7:0.05` (from, to, step, both ends included), `tau=0.5/1/2`, several joined by commas.
 
         Raises SettingsError for an unknown setting, or values that cannot be read.
         """
         values: dict[str, tuple[float, ...]] = {}
         for part in text.split(","):
-            name, equals, given = (piece.strip() for piece in part.partition("="))
+            name, equals, listed = (piece.strip() for piece in part.partition("="))
             name = name.replace("-", "_")
             if name not in KNOBS:
                 raise unknown_name("setting to sweep", name, KNOBS)
             if not equals or name in values:
                 raise SettingsError(f"sweep {text!r}: write each setting once, as {name}=0.3:0.7:0.05 or {name}=0.5/1")
-            values[name] = _values(given)
+            values[name] = _values(listed)
         grid = cls(values)
-        if len(grid.points()) > MOST:
-            raise SettingsError(f"sweep {text!r} has {len(grid.points())} points; {MOST} at most")
+        if len(grid.points()) > MOST_POINTS:
+            raise SettingsError(f"sweep {text!r} has {len(grid.points())} points; {MOST_POINTS} at most")
         return grid
 
     def points(self) -> list[dict[str, float]]:
-        """Every combination, the last setting running fastest."""
+        """Return every combination, the last setting running fastest."""
         return [dict(zip(self.values, point, strict=True)) for point in itertools.product(*self.values.values())]
 
     def settings(self, start: CasaSettings) -> list[tuple[dict[str, float], CasaSettings]]:
-        """Each point with the settings it makes of the others. Raises SettingsError for a value out of range."""
-        found = []
+        """Return each point with the settings it makes of the others. Raises SettingsError for a value out of range."""
+        chosen = []
         for point in self.points():
-            given: dict[str, Any] = dict(point)
-            if "energy" in given:
-                given["energy_rectangular"] = given["energy"]
-            found.append((point, replace(start, **given)))
-        return found
+            changes: dict[str, Any] = dict(point)
+            if "energy" in changes:
+                changes["energy_rectangular"] = changes["energy"]
+            chosen.append((point, replace(start, **changes)))
+        return chosen
 
 
 def sweep(config: AnalyzeConfig, grids: Sequence[Grid], *, progress: Progress = NO_PROGRESS) -> tuple[SweepResult, ...]:
-    """CASA at every point of each grid, for every choose_layers layer; a killed sweep goes on where it was.
+    """Apply CASA at every point of each grid to every chosen layer; an interrupted sweep resumes.
 
     Each row has the layer, the point, the shares restored and arbitrated, what the written rank (twice the LoRA's)
     keeps, and the distance of the effective routing to that of source + LoRA, over ‖D_lora‖: before truncation
@@ -91,29 +91,29 @@ def run_sweeps(
     partial: PartialFolder,
     progress: Progress,
 ) -> tuple[SweepResult, ...]:
-    """The rows of every grid, layer by layer, those of an earlier start read back.
+    """Return the rows of every grid, layer by layer, those of an earlier start read back.
 
     A layer whose drift is within rounding has none: a transfer copies the LoRA there, at every point.
     """
     points = [grid.settings(config.casa) for grid in grids]
     rank = common_rank(inputs.prepared.config, inputs.prepared.plan)
-    found: dict[str, list[list[dict[str, Any]]]] = {}
+    rows: dict[str, list[list[dict[str, Any]]]] = {}
     mark = f"sweep {[grid.values for grid in grids]}"
     for job in jobs:
         earlier = partial.get(f"{mark} {job.name}")
         if earlier is not None:
-            found[job.name] = earlier.facts["grids"]
-    todo = [job for job in jobs if job.name not in found]
-    done, total = sum(job.cost for job in jobs if job.name in found), sum(job.cost for job in jobs)
+            rows[job.name] = earlier.facts["grids"]
+    todo = [job for job in jobs if job.name not in rows]
+    done, total = sum(job.cost for job in jobs if job.name in rows), sum(job.cost for job in jobs)
     for job, weights in inputs.weights(todo, target=False):
         layer = None if weights.is_rounding else inputs.layer(job, weights)
-        grid_rows = [[] if layer is None else list(layer_rows(layer, job, some, rank)) for some in points]
+        grid_rows = [[] if layer is None else list(layer_rows(layer, job, of_grid, rank)) for of_grid in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
-        found[job.name] = grid_rows
+        rows[job.name] = grid_rows
         done += job.cost
         progress.advance(SWEEPING, done, total)
     return tuple(
-        SweepResult(tuple(grid.values), tuple(row for job in jobs for row in found[job.name][number]))
+        SweepResult(tuple(grid.values), tuple(row for job in jobs for row in rows[job.name][number]))
         for number, grid in enumerate(grids)
     )
 
@@ -121,7 +121,7 @@ def run_sweeps(
 def layer_rows(
     layer: Layer, job: LayerJob, points: Sequence[tuple[dict[str, float], CasaSettings]], rank: int
 ) -> Iterator[dict[str, Any]]:
-    """A row a point of one layer, truncated in coordinates of its basis where that is cheaper, as a transfer is."""
+    """Yield a row for each point, truncated in coordinates of the basis where that is cheaper, as a transfer is."""
     upright = layer if layer.drift.shape[0] >= layer.drift.shape[1] else layer.transposed()
     size = layer.lora.norm()
     for point, settings in points:
@@ -144,7 +144,7 @@ def layer_rows(
 
 
 def _values(text: str) -> tuple[float, ...]:
-    """`a:b:step` or `a/b/c`; decimal steps are exact, so that 0.3:0.7:0.05 ends at 0.7."""
+    """Return the values of `a:b:step` or `a/b/c`; decimal steps are exact, so that 0.3:0.7:0.05 ends at 0.7."""
     try:
         if ":" not in text:
             return tuple(float(one) for one in text.split("/"))
@@ -152,6 +152,6 @@ def _values(text: str) -> tuple[float, ...]:
         if step <= 0 or last < first or not (last - first).is_finite():
             raise ValueError
         count = int((last - first) / step) + 1
-        return tuple(float(first + i * step) for i in range(min(count, MOST + 1)))
+        return tuple(float(first + i * step) for i in range(min(count, MOST_POINTS + 1)))
     except (ValueError, InvalidOperation):
-        raise SettingsError(f"{text!r} is no list of values: write 0.3:0.7:0.05 (from:to:step) or 0.5/1/2") from None
+        raise SettingsError(f"{text!r} is not a list of values: write 0.3:0.7:0.05 (from:to:step) or 0.5/1/2") from None

@@ -11,17 +11,17 @@ from loraport.spectral.kernels import norm
 
 
 def undo(layer: Layer, settings: UndoSettings = UNDO) -> Update:
-    """Uniform undo: D' = D_lora − β·D_fft, the same share of the drift in every direction."""
+    """Return uniform undo: D' = D_lora − β·D_fft, the same share of the drift in every direction."""
     return Update(layer.lora, -settings.amount * layer.drift)
 
 
 def undo_parts(layer: Layer, settings: UndoSettings = UNDO) -> Parts:
-    """Uniform undo in two: D_lora as it is, and −β·D_fft."""
+    """Return uniform undo in two: D_lora as it is, and −β·D_fft."""
     return Parts(Update(layer.lora), Update(layer.lora.scaled(0.0), -settings.amount * layer.drift))
 
 
 def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
-    """Uniform undo of as much energy as CASA restores: β = restore · ‖(I − P_U)·D_fft·(I − P_V)‖ / ‖D_fft‖."""
+    """Return undo of as much energy as CASA restores: β = restore · ‖(I − P_U)·D_fft·(I − P_V)‖ / ‖D_fft‖."""
     restored = restore_only(layer, settings)
     size = norm(layer.drift)
     beta = restored.change_norm() / size if size else 0.0
@@ -29,14 +29,14 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 
 def undo_matched_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
-    """Matched undo in two: D_lora as it is, and −β·D_fft."""
+    """Return matched undo in two: D_lora as it is, and −β·D_fft."""
     whole = undo_matched(layer, settings)
     facts = whole.facts
     return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.change, facts))
 
 
 def direct_matched(layer: Layer, transferred: Update) -> Update:
-    """Direct reuse at the size of another method's update: λ = ‖D'‖ / ‖D_lora‖ before truncation.
+    """Return the LoRA at the size of another method's update: λ = ‖D'‖ / ‖D_lora‖ before truncation.
 
     The control of every method that shrinks or grows the LoRA. A zero LoRA stays zero; a layer to which the other
     method gives no adapter gets none here.
@@ -49,32 +49,32 @@ def direct_matched(layer: Layer, transferred: Update) -> Update:
 
 
 def rollback(layer: Layer, settings: CasaSettings = PAPER) -> Update:
-    """CASA's masks, the LoRA set to zero: D' = −restore·(I − P_U)·D_fft·(I − P_V): the target rolled back, no style."""
+    """Return what CASA restores, without the LoRA: D' = −restore·(I − P_U)·D_fft·(I − P_V), the target rolled back."""
     restored = restore_only(layer, settings)
     return replace(restored, low_rank=layer.lora.scaled(0.0), lora_routing=None)
 
 
 def rollback_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
-    """Rollback in two: it is counter-drift alone, and its adapter is zero."""
+    """Return rollback in two: it is counter-drift alone, and its adapter is zero."""
     whole = rollback(layer, settings)
     return Parts(Update(whole.low_rank, None, whole.facts), whole)
 
 
 def restore_only(layer: Layer, settings: CasaSettings = PAPER) -> Update:
-    """CASA without arbitration (Table 2)."""
+    """Return CASA without arbitration (Table 2)."""
     return casa(layer, replace(settings, arbitrate=False))
 
 
 def restore_only_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
-    """Restoration in two: D_lora as it is, and −restore·(I − P_U)·D_fft·(I − P_V)."""
+    """Return restoration in two: D_lora as it is, and −restore·(I − P_U)·D_fft·(I − P_V)."""
     return casa_parts(layer, replace(settings, arbitrate=False))
 
 
 def arbitrate_only(layer: Layer, settings: CasaSettings = PAPER) -> Update:
-    """CASA without restoration (Table 2)."""
+    """Return CASA without restoration (Table 2)."""
     return casa(layer, replace(settings, restore=0.0))
 
 
 def arbitrate_only_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
-    """Arbitration in two: the LoRA's entries that lose are removed, the drift's entries that lose are taken back."""
+    """Return arbitration in two: the LoRA without the entries that lose, and minus the drift's entries that lose."""
     return casa_parts(layer, replace(settings, restore=0.0))

@@ -13,7 +13,7 @@ from loraport.spectral.projections import on_span, span_of
 
 
 def core(layer: Layer, settings: CoreSettings = CORE) -> Update:
-    """The LoRA's update without the drift between its own input and output subspaces (ours).
+    """Return the LoRA's update without the drift between its own input and output subspaces (ours).
 
     D' = D_lora − P_B·D_fft·P_A, with P_B, P_A the projectors on the columns of B and the rows of A;
     as factors: B' = B and A' = A − B⁺·D_fft·P_A
@@ -36,14 +36,14 @@ def core(layer: Layer, settings: CoreSettings = CORE) -> Update:
 
 
 def core_parts(layer: Layer, settings: CoreSettings = CORE) -> Parts:
-    """Core undo in two: D_lora as it is, and −P_B·D_fft·P_A, exactly at the LoRA's own rank."""
+    """Return core undo in two: D_lora as it is, and −P_B·D_fft·P_A, exactly at the LoRA's own rank."""
     left, seen, share = _between(layer)
     taken = LowRank(-left.U, seen).padded(layer.lora.rank)
     return Parts(Update(layer.lora, None, {"amount": share}), Update(taken, None, {"amount": share}))
 
 
 def _between(layer: Layer) -> tuple[Basis, Tensor, float]:
-    """(span(B), the rows of P_B·D_fft·P_A in that basis, their share of the drift's norm)."""
+    """Return span(B), the rows of P_B·D_fft·P_A in that basis, and their share of the drift's norm."""
     left, right = span_of(layer.lora.B), span_of(layer.lora.A.mT)
     seen = on_span((left.U.mT @ layer.drift).mT, right.U).mT
     size = norm(layer.drift)

@@ -7,5 +7,5 @@ from loraport.methods.settings import DIRECT, DirectSettings
 
 
 def direct(layer: Layer, settings: DirectSettings = DIRECT) -> Update:
-    """The LoRA's own update times λ: D' = λ·B·A. Exact at the LoRA's own rank; the weights are not looked at."""
+    """Return the LoRA's own update times λ: D' = λ·B·A, exact at its own rank; the weights are not looked at."""
     return Update(layer.lora if settings.amount == 1 else layer.lora.scaled(settings.amount))

@@ -14,7 +14,7 @@ SEED = 0
 
 
 def drift_orthogonal(layer: Layer, settings: DriftOrthogonalSettings = DRIFT_ORTHOGONAL) -> Update:
-    """The LoRA's update made orthogonal to the drift's k leading directions on both sides (ours).
+    """Return the LoRA's update made orthogonal to the drift's k leading directions on both sides (ours).
 
     D' = (I − U_k·U_kᵀ)·D_lora·(I − V_k·V_kᵀ), with U_k, V_k the top singular vectors of D_fft
 

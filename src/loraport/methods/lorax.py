@@ -10,7 +10,7 @@ from loraport.spectral.projections import projected
 
 
 def lorax(layer: Layer, settings: LoraxSettings = LORAX) -> Update:
-    """The LoRA's update projected onto the target's leading singular directions (LoRA-X's third equation).
+    """Return the LoRA's update projected onto the target's leading singular directions (LoRA-X's third equation).
 
     D' = P_t·D_lora·Q_t, with P_t = U_k·U_kᵀ and Q_t = V_k·V_kᵀ from the target weight: B' = P_t·B, A' = A·Q_t
 

@@ -12,7 +12,7 @@ from loraport.spectral.projections import off_span, on_span, projected, projecte
 
 
 def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
-    """Two blocks of the LoRA's update, projected from the source's spaces onto the target's (ProLoRA's Eq. 3).
+    """Return two blocks of the LoRA's update, projected from the source's spaces onto the target's (ProLoRA's Eq. 3).
 
     D' = P_t·P_s·D_lora·Q_s·Q_t + P_t'·P_s'·D_lora·Q_s'·Q_t', with P = U_k·U_kᵀ, Q = V_k·V_kᵀ and X' = I − X
     without null space: the first block alone; with cross terms: (P_t·P_s + P_t'·P_s')·D_lora·(Q_s·Q_t + Q_s'·Q_t')
@@ -40,7 +40,7 @@ def prolora(layer: Layer, settings: ProloraSettings = PROLORA) -> Update:
 
 
 def _moved(lora: LowRank, source: Basis, target: Basis, settings: ProloraSettings) -> LowRank:
-    """The LoRA's factors, projected as the settings want."""
+    """Return the LoRA's factors, projected as the settings ask."""
     if settings.cross_terms:
         B = on_span(on_span(lora.B, source.U), target.U) + off_span(off_span(lora.B, source.U), target.U)
         V_s, V_t, A = source.Vh.mT, target.Vh.mT, lora.A.mT

@@ -101,15 +101,15 @@ class Recipe:
     """The rank of the result that its preset asks for; None leaves it to the run."""
 
     def __call__(self, layer: Layer) -> Update:
-        """The layer's new update."""
+        """Return the layer's new update."""
         return self.method.rule(layer, self.matched(layer) if self.matched else self.settings)
 
     def parts(self, layer: Layer) -> Parts:
-        """The layer's new update in two. Raises as `check_parts`."""
+        """Return the layer's new update in two. Raises as `check_parts`."""
         return self.check_parts()(layer, self.settings)
 
     def check_parts(self) -> Callable[[Layer, Any], Parts]:
-        """The rule that gives the update in two. Raises SettingsError for a method that takes no drift back."""
+        """Return the rule that gives the update in two. Raises SettingsError for a method that takes no drift back."""
         if self.method.parts is None:
             known = ", ".join(name for name, method in METHODS.items() if method.parts)
             raise SettingsError(

@@ -10,7 +10,7 @@ from loraport.spectral.projections import numerical_rank, overlap
 
 
 def subspace_rank(basis: Basis, rule: str) -> int:
-    """k of a weight: the directions that hold a share of ΣS², a fixed number of them, or all above rounding."""
+    """Return k of a weight: the directions that hold a share of ΣS², a fixed number, or all above rounding."""
     kind, value = parse_subspace(rule)
     if kind == "energy":
         return energy_rank(basis.S, value)
@@ -20,13 +20,13 @@ def subspace_rank(basis: Basis, rule: str) -> int:
 
 
 def leading(basis: Basis, rule: str) -> SingularBasis:
-    """The directions of a basis that the rule keeps."""
+    """Return the directions of a basis that the rule keeps."""
     k = subspace_rank(basis, rule)
     return SingularBasis(basis.U[:, :k], basis.S[:k], basis.Vh[:k])
 
 
 def without_spectrum(lora: LowRank, **weights: Basis) -> Update | None:
-    """The LoRA as it is where one of these weights is all zero: it has no subspace to project on. Else None."""
+    """Return the LoRA as it is where one of these weights is all zero and has no subspace to project on; else None."""
     empty = [name for name, basis in weights.items() if not len(basis.S) or float(basis.S[0]) == 0]
     if not empty:
         return None
@@ -35,5 +35,5 @@ def without_spectrum(lora: LowRank, **weights: Basis) -> Update | None:
 
 
 def similarity(one: Basis, other: Basis) -> float:
-    """Φ of two subspaces, the smaller of left and right: min(Φ(U, U'), Φ(V, V')), from 0 to 1."""
+    """Return Φ of two subspaces, the smaller of left and right: min(Φ(U, U'), Φ(V, V')), from 0 to 1."""
     return min(overlap(one.U, other.U), overlap(one.Vh.mT, other.Vh.mT))

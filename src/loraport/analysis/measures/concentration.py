@@ -15,14 +15,14 @@ from loraport.spectral.routing import block_sums
 
 
 def cluster_energy(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
-    """Energy of each cluster as sender (or receiver): the sum of its members' squared strengths, in float64."""
+    """Return each cluster's energy as sender (or receiver): the sum of its members' squared strengths, in float64."""
     sizes = torch.bincount(labels)
     squares = strength[: len(labels)].double().square()
     return torch.zeros(len(sizes), dtype=torch.float64, device=strength.device).index_add_(0, labels, squares)
 
 
 def rms_energy(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
-    """RMS strength of each cluster's members over the RMS of all k of them (paper §3.3): 1 everywhere means even.
+    """Return the RMS strength of each cluster's members over that of all k (paper §3.3): 1 everywhere means even.
 
     E(m) = √(mean_{i∈m} strength_i²) / √(mean_{i≤k} strength_i²). By what the paper normalises is not on record; the
     layer's own RMS makes a LoRA and a drift of any size comparable. 1 for an update that is zero here.
@@ -36,7 +36,7 @@ def rms_energy(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Floa
 
 
 def block_energy(C: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:
-    """RMS entry of each block (receiving cluster, sending cluster), over the RMS entry of the whole; 1 means even."""
+    """Return the RMS entry of each block (receiving, sending cluster) over that of the whole; 1 means even."""
     sizes = torch.bincount(labels).double()
     squares = block_sums(C.square(), labels)
     total = squares.sum()
@@ -46,7 +46,7 @@ def block_energy(C: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Te
 
 
 def gini(values: Float[Tensor, " m"]) -> float:
-    """Gini coefficient of non-negative values: 0 where all are equal, towards 1 where one holds everything.
+    """Return the Gini coefficient of non-negative values: 0 where all are equal, towards 1 where one holds everything.
 
     G = Σ_i (2i − m − 1)·x_i / (m·Σx), x ascending; 0 for nothing.
     """
@@ -58,14 +58,14 @@ def gini(values: Float[Tensor, " m"]) -> float:
 
 
 def top_share(energy: Float[Tensor, " m"], share: float = 0.1) -> float:
-    """Share of the energy in the strongest tenth of the clusters (at least one); 0 for nothing."""
+    """Return the share of the energy in the strongest tenth of the clusters (at least one); 0 for nothing."""
     count = max(1, math.ceil(share * len(energy)))
     total = float(energy.sum())
     return float(energy.sort(descending=True).values[:count].sum()) / total if total else 0.0
 
 
 def head_share(strength: Float[Tensor, " n"], share: float = 0.1) -> float:
-    """Share of the energy in the first tenth of all n directions, however they cluster; evenly spread it is a tenth."""
+    """Return the share of the energy in the first tenth of all n directions; a tenth where it is spread evenly."""
     count = max(1, math.ceil(share * len(strength)))
     squares = strength.double().square()
     total = float(squares.sum())
@@ -73,7 +73,7 @@ def head_share(strength: Float[Tensor, " n"], share: float = 0.1) -> float:
 
 
 def pattern_coherence(C: Float[Tensor, "n k"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
-    """How alike the members of a cluster route: the mean |cosine| of their columns, over pairs; NaN for single members.
+    """Return how alike a cluster's members route: the mean |cosine| of their columns; NaN for single members.
 
     The paper defines its pattern coherence only by name. We take the columns of C with their signs and the cosine
     without: joint sign flips of (u_i, v_i) must not matter. Compare with `chance_coherence`.
@@ -85,12 +85,12 @@ def pattern_coherence(C: Float[Tensor, "n k"], labels: Int[Tensor, " k"]) -> Flo
 
 
 def chance_coherence(C: Float[Tensor, "n k"]) -> float:
-    """Mean |cosine| over all pairs of the k columns: what a random cluster of them would show; NaN for one column."""
+    """Return the mean |cosine| over all pairs of the k columns, as a random cluster shows it; NaN for one column."""
     return float(pattern_coherence(C, torch.zeros(C.shape[1], dtype=torch.long, device=C.device))[0])
 
 
 def variation(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
-    """Coefficient of variation of the members' strengths, standard deviation over mean; NaN for single members.
+    """Return standard deviation over mean of the members' strengths, for each cluster; NaN for single members.
 
     0 where all members of a cluster send alike; the deviation is that of the cluster itself, not a sample's.
     """
@@ -102,6 +102,6 @@ def variation(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float
 
 
 def _cosines(C: Float[Tensor, "n k"]) -> Float[Tensor, "k k"]:
-    """|cosine| of every pair of columns; 0 with a zero column."""
+    """Return |cosine| of every pair of columns; 0 with a zero column."""
     unit = torch.nn.functional.normalize(C.double(), dim=0, eps=1e-300)
     return (unit.mT @ unit).abs()

@@ -29,12 +29,12 @@ class Interference:
 def overlap(
     C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"]
 ) -> Float[Tensor, "m m"]:
-    """Where both updates route much: the product of their normalised RMS energies per block (paper §3.4); even is 1."""
+    """Return where both updates route much: the product of their RMS energies per block (paper §3.4); even is 1."""
     return block_energy(C_lora, labels) * block_energy(C_fft, labels)
 
 
 def interference(C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Interference:
-    """Constructive and destructive mass of a layer: Σ over blocks of the positive and of the negative ⟨C_lora, C_fft⟩.
+    """Return constructive and destructive mass: Σ over blocks of the positive and of the negative ⟨C_lora, C_fft⟩.
 
     Blocks, not entries: inside a block single directions may turn freely. The chance level takes a block's inner
     product as normal with variance Σ (C_lora·C_fft)², and as a single coin flip where the block is one entry.
@@ -63,6 +63,6 @@ def head_interference(C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"],
 
 
 def majority(mask: Bool[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Bool[Tensor, "m m"]:
-    """Blocks of which more than half of the entries are marked, as the paper's map of interventions counts them."""
+    """Return the blocks of which more than half of the entries are marked, as the paper's map of interventions does."""
     sizes = torch.bincount(labels).double()
     return block_sums(mask.double(), labels) > sizes[:, None] * sizes[None, :] / 2

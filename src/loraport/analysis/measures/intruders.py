@@ -33,7 +33,7 @@ def intruders(
     leading: int = LEADING,
     unlike: float = UNLIKE,
 ) -> Intruders:
-    """Directions y_j among the leading ones after, with max_i |cos(y_j, x_i)| < unlike over all directions before.
+    """Return the leading directions y_j after with max_i |cos(y_j, x_i)| < unlike over all directions x_i before.
 
     A square weight spans everything, so the label means "spread over many directions", not "outside": rotation inside a
     plateau of q equal singular values scores 1/√q and is counted too. The companion tells the two apart:

@@ -14,19 +14,19 @@ MIXED = 0.2
 
 
 def mixing(X: Float[Tensor, "rows n"], X_after: Float[Tensor, "rows m"]) -> Float[Tensor, "n m"]:
-    """|cosine| of each direction before (row) with each one after (column): |XᵀX'|; signs are arbitrary."""
+    """Return |cosine| of each direction before (row) with each one after (column): |XᵀX'|; signs are arbitrary."""
     return (X.mT @ X_after).abs()
 
 
 def windows(n: int, width: int) -> dict[str, slice]:
-    """A head, a middle and a tail window of equal width, at most the whole: the first, central and last directions."""
+    """Return head, middle and tail windows of equal width, at most the whole: first, central and last directions."""
     width = min(width, n)
     middle = (n - width) // 2
     return {"head": slice(0, width), "middle": slice(middle, middle + width), "tail": slice(n - width, n)}
 
 
 def kept_directions(basis: Basis, after: Basis) -> Float[Tensor, " n"]:
-    """|cosine| of each direction with the one of the same rank after the update, the mean of left and right.
+    """Return |cosine| of each direction with the one of the same rank after, the mean of left and right.
 
     1 where nothing turns; small in the tail of any full-rank update, since neighbours there lie closer than it reaches.
     """
@@ -36,7 +36,7 @@ def kept_directions(basis: Basis, after: Basis) -> Float[Tensor, " n"]:
 
 
 def observed_clusters(basis: Basis, after: Basis, k: int, *, mixed: float = MIXED) -> Int[Tensor, " k"]:
-    """Clusters by observed mixing among the k leading directions (footnote 1).
+    """Return the clusters by observed mixing among the k leading directions (footnote 1).
 
     i and j are connected where |u_iᵀu'_j| or |v_iᵀv'_j| exceeds 0.2, in either order; clusters are the connected
     components, numbered by their first member. The footnote names the cosine and the threshold; that either side
@@ -49,7 +49,7 @@ def observed_clusters(basis: Basis, after: Basis, k: int, *, mixed: float = MIXE
 
 
 def adjusted_rand_index(labels: Int[Tensor, " k"], others: Int[Tensor, " k"]) -> float:
-    """Agreement of two clusterings (Hubert & Arabie 1985): 1 the same, 0 what chance gives at these cluster sizes.
+    """Return the agreement of two clusterings (Hubert & Arabie 1985): 1 the same, 0 what chance gives at these sizes.
 
     ARI = (Σ C(n_ij, 2) − expected) / (½(Σ C(a_i, 2) + Σ C(b_j, 2)) − expected). Two clusterings that leave nothing to
     chance, all in one cluster or each alone in both, agree by 1.

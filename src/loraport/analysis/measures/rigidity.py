@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def spectral_change(S: Float[Tensor, " n"], S_after: Float[Tensor, " n"]) -> float:
-    """Relative change of the spectrum (Eq. 1): ρ₂ = ‖S' − S‖₂ / ‖S‖₂, both in descending order; 0 for a zero weight.
+    """Return the relative change of the spectrum (Eq. 1): ρ₂ = ‖S' − S‖₂ / ‖S‖₂, both descending; 0 for a zero weight.
 
     By Mirsky's theorem ρ₂ ≤ ‖D‖_F / ‖W‖_F: a small ρ₂ means rigidity only where it is small beside that bound.
     """
@@ -18,7 +18,7 @@ def spectral_change(S: Float[Tensor, " n"], S_after: Float[Tensor, " n"]) -> flo
 
 
 def relative_gaps(S: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Distance of a singular value to its nearest neighbour, as a share of itself; ∞ for a lone one, 0 for a zero."""
+    """Return each singular value's distance to its nearest neighbour over itself; ∞ for a lone one, 0 for a zero."""
     exact = S.double()
     steps = (exact[:-1] - exact[1:]).abs()
     edge = torch.full((1,), torch.inf, dtype=steps.dtype, device=S.device)
@@ -27,5 +27,5 @@ def relative_gaps(S: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def degenerate(S: Float[Tensor, " n"], *, gap: float = 1e-3) -> Bool[Tensor, " n"]:
-    """Directions whose relative gap is below the given one: single vectors that another machine may turn freely."""
+    """Return the directions whose relative gap is below the given one: another machine may turn these freely."""
     return relative_gaps(S) < gap
