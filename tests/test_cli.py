@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
 
     monkeypatch.setattr(saving, "_write", full)
     code, _, err = run(*arguments(family))
-    assert code == 2 and "No space left on device" in err and "20 finished layers wait in" in err
+    assert code == 2 and "No space left on device" in err and "20 finished layers are kept in" in err
     assert not (family.folder / "out.safetensors").exists() and not list(family.folder.glob(".*.part"))
 
 

@@ -129,7 +129,7 @@ def test_a_full_disk_at_the_end_keeps_every_finished_layer(family, monkeypatch):
 
     monkeypatch.setattr(execute, "write", full)
     count = len(family.factors)
-    with pytest.raises(OutputError, match=rf"No space left.*; {count} finished layers wait in .*\.partial"):
+    with pytest.raises(OutputError, match=rf"No space left.*; {count} finished layers are kept in .*\.partial"):
         transfer(family.config())
     monkeypatch.setattr(execute, "write", real)
     monkeypatch.setattr(execute.LayerTransfer, "__call__", None)  # nothing is done again
@@ -159,7 +159,9 @@ def test_a_layer_that_is_not_finite_is_told_when_all_others_are_done_and_can_be_
     state = load_file(weights)
     state[f"{bad}.weight"][0, 0] = float("nan")
     save_file(state, weights)
-    with pytest.raises(InputError, match=rf"{bad}.*--exclude {bad}; {len(family.factors) - 1} finished layers wait in"):
+    with pytest.raises(
+        InputError, match=rf"{bad}.*--exclude {bad}; {len(family.factors) - 1} finished layers are kept in"
+    ):
         transfer(family.config())
     monkeypatch.setattr(execute.LayerTransfer, "__call__", None)
     result = transfer(family.config(exclude=(bad,)))
@@ -177,7 +179,9 @@ def test_a_file_that_cannot_be_read_any_more_ends_the_run_at_once(family):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute.LayerTransfer, "__call__", and_then_gone)
-        with pytest.raises(LoraportError, match=r"source\.safetensors cannot be read: .*; \d finished layers wait in"):
+        with pytest.raises(
+            LoraportError, match=r"source\.safetensors cannot be read: .*; \d finished layers are kept in"
+        ):
             transfer(family.config())
     assert len(read) < 4
 

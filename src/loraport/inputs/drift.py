@@ -49,12 +49,12 @@ class Drift:
 
 
 def within_floor(norm: float, floor: float) -> bool:
-    """0 < norm ≤ 2 · floor."""
+    """Return whether 0 < norm ≤ 2 · floor."""
     return 0 < norm <= TIMES_FLOOR * floor
 
 
 def drift_between(source: Weight, target: Weight, *, in_place: bool = False) -> Drift:
-    """W_t − W_s, or W_t − round(W_s) where the files say so; `in_place` writes it over the target's matrix."""
+    """Return W_t − W_s, or W_t − round(W_s) if the files show that; `in_place` writes it over the target's matrix."""
     W_s, W_t = source.matrix, target.matrix
     floor = _coarser(source, target)
     rounded = _rounded_start(source, target)
@@ -71,7 +71,7 @@ def _coarser(source: Weight, target: Weight) -> float:
 
 
 def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
-    """round(W_s) where the target's training began there, else None."""
+    """Return round(W_s) if the target's training began there, else None."""
     fine, coarse = source.precision, target.precision
     if fine is None or coarse is None or torch.finfo(coarse).eps <= torch.finfo(fine).eps:
         return None

@@ -1,4 +1,4 @@
-"""Models of different depth: each target layer takes its LoRA from the source layer that is most like it.
+"""Pair the layers of models of different depth: each target layer with the source layer that is most similar to it.
 
 SSD-1B is an SDXL with blocks taken out and the rest trained on, so its block i need not be SDXL's block i. Layers are
 compared within one role (the name without block numbers) and one shape, by the overlap Φ of their leading singular

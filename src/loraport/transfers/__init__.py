@@ -1,1 +1,1 @@
-"""THE FEATURE: layer by layer, the new update and what happened to it, into a file."""
+"""Transfer LoRAs between models: layer by layer, each with its new update and its row in the report, into a file."""

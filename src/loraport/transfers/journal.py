@@ -82,7 +82,8 @@ class PartialFolder:
             self.remove()
         elif isinstance(error, LoraportError) and ".partial" not in str(error):
             error.args = (
-                f"{error}; {finished} finished layers wait in {self.folder}, and the same command goes on from there",
+                f"{error}; {finished} finished layers are kept in {self.folder}, and the same command resumes with the "
+                "others",
             )
         self._lock.release()
 

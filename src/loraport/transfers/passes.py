@@ -1,4 +1,4 @@
-"""Transfers between several pairs of models in turn, such as the two experts of one model."""
+"""Run transfers between several pairs of models in turn, such as the two experts of one model."""
 
 from __future__ import annotations
 

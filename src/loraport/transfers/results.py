@@ -21,9 +21,11 @@ class LayerResult:
     name: str
     status: Status
     reason: str | None
+    """Why it was copied or skipped, or a note on what the method did"""
     shape: tuple[int, int]
     rank_in: int
     rank_out: int | None
+    """None for a dense difference, and for a layer that is not written"""
     drift: float | None = None
     """‖D_fft‖ / ‖W_s‖"""
     floor: float | None = None
@@ -37,14 +39,19 @@ class LayerResult:
     correction: float | None = None
     """‖D' − D_lora‖ / ‖W_s‖ before truncation, where the method adds a dense part"""
     cosine: float | None = None
-    """Of D' and D_lora"""
+    """Cosine of D' and D_lora"""
     kept_energy: float | None = None
+    """Share of the update's energy that the written rank keeps"""
     kept_correction: float | None = None
+    """Share of the correction that the written rank keeps, where the method adds one"""
     rounding: float | None = None
     """‖written − D'‖ / ‖D'‖: what rounding to the output's dtype alone changes of the layer"""
     k: int | None = None
+    """Leading directions of W_s (Eq. 3), or directions of a projection's subspace"""
     clusters: int | None = None
+    """Clusters of leading directions (Eq. 4)"""
     largest_cluster: float | None = None
+    """Share of the leading directions in the largest cluster"""
     restored: float | None = None
     """Share of the n × n routing entries from which CASA takes the drift back, n = min(shape)"""
     arbitrated: int | None = None
@@ -66,7 +73,9 @@ class LayerResult:
     drift_unknown: bool = False
     """Whether it was copied because the source has no such layer, which the user did not ask for"""
     source_hash: str | None = None
+    """BLAKE2b of W_s, whatever file it lies in"""
     target_hash: str | None = None
+    """The same of W_t"""
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
