@@ -22,8 +22,9 @@ from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import with_encoders
-from loraport.files.models.locate import INNER_FOLDERS, SAFETENSORS
+from loraport.files.models.locate import INNER_FOLDERS
 from loraport.files.models.presets import open_model
+from loraport.files.models.shards import SAFETENSORS
 from loraport.files.models.write import check_output_path, is_folder, write_model
 from loraport.files.whole_weights import as_differences
 from loraport.progress import NO_PROGRESS, Progress, counter

@@ -10,7 +10,7 @@ from loraport.errors import OutputError, SettingsError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
-from loraport.files.models.locate import PICKLES, SAFETENSORS
+from loraport.files.models.shards import PICKLES, SAFETENSORS
 from loraport.inputs.config import Part, RankRule, TransferConfig
 from loraport.methods.recipes import Recipe
 

@@ -16,8 +16,9 @@ from loraport.files.disk.user_paths import check_input, expand_home
 from loraport.files.formats.quantized import refuse_scaled
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
-from loraport.files.models.locate import GGUF, INDEX, PICKLES, SAFETENSORS, announced_shards, is_weights, read_index
+from loraport.files.models.locate import INDEX, is_weights, read_index
 from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, announced_shards
 from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
 from loraport.files.names.lookup import without_wrappers
 

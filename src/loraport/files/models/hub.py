@@ -15,8 +15,8 @@ from typing import Any
 
 from loraport.errors import InputError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.models.locate import SAFETENSORS, ShardFilter, choose, read_index, shard_set
-from loraport.files.models.shards import WEIGHTS, index_of, sets_among
+from loraport.files.models.locate import ShardFilter, choose, read_index, shard_set
+from loraport.files.models.shards import SAFETENSORS, WEIGHTS, index_of, sets_among
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
 

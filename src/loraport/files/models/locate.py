@@ -15,18 +15,13 @@ from pathlib import Path
 from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.user_paths import open_regular_file
 from loraport.files.models.shards import (
-    GGUF,
-    PICKLES,
     SAFETENSORS,
     WEIGHTS,
     ShardSet,
-    announced_shards,
     index_of,
     set_of,
     sets_among,
 )
-
-__all__ = ["GGUF", "PICKLES", "SAFETENSORS", "announced_shards"]
 
 INDEX = ".safetensors.index.json"
 INNER_FOLDERS = ("transformer", "unet", "transformer_2", "high_noise_model", "low_noise_model")

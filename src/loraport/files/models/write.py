@@ -28,8 +28,8 @@ from loraport.files.formats.safetensors_write import (
     write_safetensors,
 )
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.models.locate import INDEX, SAFETENSORS, indexes_beside, read_index
-from loraport.files.models.shards import index_of
+from loraport.files.models.locate import INDEX, indexes_beside, read_index
+from loraport.files.models.shards import SAFETENSORS, index_of
 from loraport.files.names.families import Piece
 
 CONFIG = "config.json"

@@ -216,7 +216,7 @@ def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
     flat = unlisted if unlisted.endswith("_") else next((one for one in _FLAT_PREFIXES if plain.startswith(one)), "")
     if flat:
         dialect = Dialect(flat, None, KOHYA_PAIR if part in VARIANTS else pair, flat=True, family=family)
-        found = _located(key, flat, plain.removeprefix(flat), part, dialect)
+        found = _layer_key(key, flat, plain.removeprefix(flat), part, dialect)
     else:
         prefix = unlisted or known_start(plain)
         attention, processor, projection = plain.removeprefix(prefix).rpartition(".processor.")
@@ -224,7 +224,7 @@ def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
         if processor and projection == "to_out":
             module += ".0"
         dialect = Dialect(prefix, None, pair, processor=bool(processor), family=family)
-        found = _located(key, prefix, module, part, dialect)
+        found = _layer_key(key, prefix, module, part, dialect)
     return found if plain == stem else replace(found, wrapped=True)
 
 
@@ -238,15 +238,15 @@ def unlisted_start(keys: Iterable[LoraKey]) -> str:
     return dotted or find_start(flat, lambda name: find_layer(name, flat=True) is not None, "_")
 
 
-def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
+def _layer_key(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
     found: NameMatch | None = find_layer(module, flat=dialect.flat, prefer=dialect.family)
     if found is None and f"{module}.".count("module."):
         found = find_layer(without_modules(module), prefer=dialect.family)
         if found is not None:
             own = without_modules(module)
-            return replace(_located(key, prefix, own, part, dialect), wrapped=True)
+            return replace(_layer_key(key, prefix, own, part, dialect), wrapped=True)
     if found is None and part in (".diff", ".diff_m") and not dialect.flat:
-        return _of_parameter(key, prefix, module, part, dialect)
+        return _parameter_key(key, prefix, module, part, dialect)
     if found is None:
         return LoraKey(key, prefix, module, _unknown(module), part, replace(dialect, family=None))
     dialect = replace(dialect, naming=found.naming, family=found.family.name)
@@ -256,7 +256,7 @@ def _located(key: str, prefix: str, module: str, part: str, dialect: Dialect) ->
 _LEAVES = {"weight": ".diff", "bias": ".diff_b"}
 
 
-def _of_parameter(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
+def _parameter_key(key: str, prefix: str, module: str, part: str, dialect: Dialect) -> LoraKey:
     """Read a difference by a parameter's name: `X.bias.diff`, `X.query_norm.scale.diff`, `blocks.0.modulation.diff`.
 
     LightX2V spells the last `blocks.0.diff_m`, which is the same thing.

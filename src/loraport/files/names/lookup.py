@@ -45,10 +45,11 @@ def find_layer(name: str, *, flat: bool = False, prefer: str | None = None) -> N
     Flattened names are looked up among the flattened templates: underscores are ambiguous (`self_attn`, `k_img`) and
     are never turned back.
     """
-    found = sorted(spellings(name, flat=flat), key=lambda pair: pair[0].name != prefer)
-    for family, naming in found[:1]:
-        return NameMatch(family, naming, family.pieces(name, naming, flat=flat))
-    return None
+    matches = sorted(spellings(name, flat=flat), key=lambda pair: pair[0].name != prefer)
+    if not matches:
+        return None
+    family, naming = matches[0]
+    return NameMatch(family, naming, family.pieces(name, naming, flat=flat))
 
 
 def find_parameter(name: str, *, prefer: str | None = None) -> NameMatch | None:
