@@ -21,7 +21,7 @@ sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of
 
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
-from loraport.cli.help import default_text  # noqa: E402
+from loraport.cli.help import MESSAGES, default_text  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
 BEGIN, END = "<!-- modules: made by `make docs` from their docstrings -->", "<!-- end of modules -->"
@@ -61,16 +61,14 @@ def _section(words: tuple[str, ...], command: Any) -> str:
     shown += [f"{p.opts[0]} {_metavar(p)}" for p in options if p.required]
     usage = " ".join([*words, *shown, "[OPTIONS]"])
     groups: dict[str, list[str]] = {}
-    for p in arguments:
-        row = f"| `{_cell(_argument(p))}` | {_cell(p.help)} |"
-        groups.setdefault(getattr(p, "rich_help_panel", None) or "", []).append(row)
-    for p in options:
+    for p in (*arguments, *options):
         row = f"| {_spelled(p)} | {_cell(p.help)}{_default(p)} |"
-        groups.setdefault(getattr(p, "rich_help_panel", None) or "", []).append(row)
+        groups.setdefault(getattr(p, "rich_help_panel", None) or MESSAGES, []).append(row)
+    if MESSAGES in groups:
+        groups[MESSAGES] = groups.pop(MESSAGES)  # at the end, as in --help
     tables = []
     for group, rows in groups.items():
-        title = f"**{group}**\n\n" if group else ""
-        tables.append(title + "\n".join(["| option | meaning |", "|---|---|", *rows]))
+        tables.append(f"**{group}**\n\n" + "\n".join(["| option | meaning |", "|---|---|", *rows]))
     example = (command.epilog or "").removeprefix("Example: ")
     help = "\n\n".join(_wrapped(part) for part in inspect.cleandoc(command.help).split("\n\n"))
     return (
@@ -85,17 +83,22 @@ def _argument(param: Any) -> str:
 
 
 def _metavar(param: Any) -> str:
-    return str(param.metavar or param.name.rstrip("_").upper())
+    numbers = {"<float>": "NUMBER", "<int>": "INT"}
+    return str(param.metavar or numbers.get(param.display_type(None)) or param.name.rstrip("_").upper())
 
 
 def _spelled(param: Any) -> str:
+    if param.param_type_name == "argument":
+        return f"`{_cell(_argument(param))}`"
     names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
     return names if param.is_flag else f"{names} `{_metavar(param)}`"
 
 
 def _default(param: Any) -> str:
-    text = "" if param.required else default_text(param)
-    return f" Default: `{text.removeprefix('default: ')}`." if text else ""
+    default = "" if param.required else default_text(param).removeprefix("default: ")
+    if not default:
+        return ""
+    return f" Default: {default}." if " " in default else f" Default: `{default}`."
 
 
 def _cell(text: str | None) -> str:

@@ -35,7 +35,8 @@ PARSED = {
 """Commands that are only parsed, to the last option and value, by their first words, with the reason."""
 
 DRY = ("choose", "score", "calibrate")
-"""Commands that sample pipelines: run with `--dry-run`, which opens them and plans. On the embedded family: run."""
+"""Commands that sample pipelines: run with `--dry-run`, which opens them and plans. Run on the embedded
+family, where few clips are asked for."""
 
 ONCE = {"analyze", "ssd-1b"}
 """Words of slow commands: a line that another page has too is run on one of them."""
@@ -61,8 +62,8 @@ def check_kind(words: list[str]) -> str:
         return words[0] if words[0] in ("make", "pip", "python") else "shell"
     if any(" ".join(words).startswith(start) for start in PARSED):
         return "parsed"
-    sampled = words[1] in DRY or words[-2:] == ["--method", "auto"]
-    return "dry" if sampled and (words[1] == "calibrate" or "toy:base" not in words) else "run"
+    small = "toy:base" in words and ("--clips" in words or words[1] == "score")
+    return "dry" if words[1] in DRY and not small else "run"
 
 
 def parse(words: list[str]) -> None:
