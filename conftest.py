@@ -1,6 +1,7 @@
 """Shapes in signatures are checked while tests run, and only then; no test touches the user's cache or the network."""
 
 import os
+from collections import Counter
 
 from jaxtyping import install_import_hook
 
@@ -25,3 +26,15 @@ def own_cache(tmp_path_factory, monkeypatch):
 def one_thread():
     """Small matrices: more threads only get in each other's way."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Of a table marked `sampled(n)` every n-th case is quick, the others are slow."""
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            table = item.nodeid.partition("[")[0]
+            if seen[table] % mark.args[0]:
+                item.add_marker("slow")
+            seen[table] += 1

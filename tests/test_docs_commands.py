@@ -186,6 +186,7 @@ def checker(inputs, tmp_path, monkeypatch, capsys):
     return Checker(folder, capsys, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_of_a_page_works(page, checker):
     if page.name == TUTORIAL:

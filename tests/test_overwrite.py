@@ -38,6 +38,7 @@ IN_A_FOLDER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transfer", "convert", "convert to a folder", "merge", "merge to a folder", "probe",
                                   "analyze"])  # fmt: skip
 def test_a_result_stays_without_the_flag_and_is_replaced_with_it(tmp_path, name):

@@ -48,6 +48,7 @@ def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code
     assert kept and "lock" not in kept and not [name for name in kept if name.endswith(".part")]
 
 
+@pytest.mark.slow
 def test_workers_of_the_lab_are_ended_with_it_and_say_nothing(tmp_path):
     """Ctrl-C in a terminal goes to all processes of the group."""
     program = (

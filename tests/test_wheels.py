@@ -71,6 +71,7 @@ def test_the_wheel_of_loraport_is_small_and_holds_the_program_alone(core):
     )
 
 
+@pytest.mark.slow
 def test_both_wheels_hold_the_licence(core, lab):
     for wheel in (core, lab):
         licence = next(name for name in contents(wheel) if name.endswith("/licenses/LICENSE"))
@@ -143,6 +144,7 @@ def three_files() -> dict[str, dict[str, torch.Tensor]]:
     return {"base": base, "distilled": distilled, "lora": {k: torch.randn(v, generator=rng) for k, v in keys.items()}}
 
 
+@pytest.mark.slow
 def test_loraport_alone_transfers_in_a_clean_environment_and_says_where_the_rest_is(core, tmp_path):
     environment = Environment(tmp_path / "environment", core)
     for name, tensors in three_files().items():

@@ -131,6 +131,7 @@ def test_a_file_that_breaks_one_rule_fails(given: Any, tmp_path: Path, format: s
 EXTRA: dict[str, Tensor] = {"diffusion_model.blocks.0.norm3.diff": torch.ones(24)}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("case", CASES)
 def test_inspect_says_what_a_loader_does(case: str, loader: str, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def happens(family: str, model: Any, path: Path, deltas: dict[str, Tensor]) -> s
     return "yes" if right else "partly" if any(D.any() for D in moved.values()) else "no"
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("family", "prefix", "naming", "pair", "alpha", "part"), CASES)
 def test_the_verdict_is_what_happens(
     family: str, prefix: str, naming: Naming, pair: Pair, alpha: str, part: str, tmp_path: Path

@@ -83,6 +83,7 @@ def completed(case: Case, written: Written) -> None:
         save_file(load_file(written.path), written.path, {"lora_adapter_metadata": header})
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("loader", ["diffusers", "PEFT"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_verdict_is_what_happens(case: str, loader: str, tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def check(family, path, deltas):
         torch.testing.assert_close(found[key], delta, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("spell", "to"), [*itertools.product(SPELLINGS, ("diffusers", "kohya"))])
 def test_every_layer_arrives_from_every_spelling(family, written, tmp_path, spell, to):
     path, deltas = written(spell)
@@ -176,6 +177,7 @@ def test_other_adapters_of_text_encoders_become_factors(family, written, tmp_pat
     check(family, tmp_path / "out.safetensors", deltas)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("spell", SPELLINGS)
 def test_there_and_back_again(family, written, tmp_path, spell):
     """By ComfyUI's spelling too, which diffusers does not read for a U-Net."""

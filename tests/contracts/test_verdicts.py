@@ -248,6 +248,7 @@ def happens(family: str, path: Path, tensors: Tensors, deltas: Tensors) -> str:
     return "no" if not moved else "yes" if right and not more else "partly"
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_the_verdict_on_diffusers_is_what_it_does(family: str, name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)

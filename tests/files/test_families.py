@@ -64,6 +64,7 @@ def test_a_foreign_checkpoint_holds_the_same_layers(tiny: Tiny, tmp_path: Path) 
         assert theirs.fingerprint(name) == mine.fingerprint(name)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "format"), IN_EVERY_FORMAT)
 def test_there_and_back_through_every_format(name: str, format: str, tmp_path: Path) -> None:
     tiny = FAMILIES[name]
@@ -82,6 +83,7 @@ def test_there_and_back_through_every_format(name: str, format: str, tmp_path: P
             assert float((got - wanted.flatten(1)).norm()) <= 1e-6 * float(wanted.norm()), layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "format"), LOADABLE)
 def test_diffusers_and_peft_merge_what_is_written_for_them(name: str, format: str, tmp_path: Path) -> None:
     """Every layer exactly, nothing else: pipelines' load_lora_weights, load_lora_adapter, PeftModel.from_pretrained."""

@@ -54,6 +54,7 @@ PAIRS = [(name, "same") for name in CASES] + [
 """Every dialect as its own and as two others, so every format of ten dialects: what is read is one thing by then."""
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("name", "format"), PAIRS)
 def test_every_dialect_goes_through_every_format(name: str, format: str, tmp_path: Path) -> None:
     case = CASES[name]

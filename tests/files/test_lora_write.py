@@ -97,6 +97,7 @@ write_lora(sys.argv[2], lora.updates, lora, provenance={f"key {i}": str(i) for i
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     written = write(CASES["g5"], tmp_path)
     lora = read_lora(written.path)

@@ -90,6 +90,7 @@ def shapes_of(model: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str) -> None:
     family, _, _, tensors, parameters = PUBLISHED[model]

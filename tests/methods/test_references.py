@@ -77,6 +77,7 @@ def expected(name: str, W_s: np.ndarray, W_t: np.ndarray, B: np.ndarray, A: np.n
     return rules[name]()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", [*SHAPES, "conv"])
 @pytest.mark.parametrize("name", [*METHODS, "direct:1.5", "drift-orthogonal:3"])
 def test_every_method_agrees_with_index_loops(name, kind):

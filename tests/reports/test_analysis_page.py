@@ -43,6 +43,7 @@ def test_the_page_refers_to_nothing_outside_itself_and_is_small(folder):
     assert html.count("<figcaption>") == len(figures) and "blocks.1.ffn.2" in html
 
 
+@pytest.mark.slow
 def test_the_table_is_tidy_and_agrees_with_the_json(folder):
     with (folder / "layers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -64,6 +65,7 @@ def with_numbers(analysis, **numbers) -> str:
     return " ".join(analysis_findings(replace(analysis, layers=layers)))
 
 
+@pytest.mark.slow
 def test_a_claim_that_holds_nowhere_is_not_said_to_hold(analysis):
     ends = [f"{key}_{side}" for key in ("gini", "head_tenth") for side in ("send", "receive")]
     less = {f"{end}_drift": 0.1 for end in ends} | {f"{end}_lora": 0.2 for end in ends}
@@ -74,6 +76,7 @@ def test_a_claim_that_holds_nowhere_is_not_said_to_hold(analysis):
     assert claim + "holds in part" in with_numbers(analysis, **{**less, "gini_send_drift": 0.3})
 
 
+@pytest.mark.slow
 def test_sentences_follow_the_numbers(analysis):
     text = " ".join(analysis_findings(analysis))
     assert "relative of this source" in text and "Layers with intruder dimensions: " in text
@@ -89,6 +92,7 @@ def test_sentences_follow_the_numbers(analysis):
     assert summary(analysis, "index.html", 2.0)["found"] == analysis_findings(analysis)
 
 
+@pytest.mark.slow
 def test_what_was_spent_on_figures_is_said(analysis, folder):
     assert "and 12.5 s for the figures" in summary(analysis, folder / "index.html", 12.5)["took"]
     assert " s for the figures, at most" in (folder / "index.html").read_text()
@@ -107,6 +111,7 @@ def test_the_same_numbers_give_the_same_figure():
     assert one == other and one != as_svg(norms(rows[1:], {"norm_casa": "CASA"}))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_said_clearly(analysis, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made"):

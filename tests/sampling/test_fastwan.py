@@ -202,6 +202,7 @@ def asked(places, adapter, tmp_path):
     return lora, ["--source", places["source"], "--target", places["fastwan"], "--no-cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "told"), [([], [1000, 757, 522]), (["--target-timesteps", "1000,500"], [1000, 500])])
 def test_the_schedule_stands_in_the_json_and_in_the_table(asked, more, told):
     lora, pair = asked

@@ -84,6 +84,7 @@ def updates(tensors) -> dict[str, torch.Tensor]:
     return {layer.removeprefix("unet."): factor[layer, "B"] @ factor[layer, "A"] for layer in layers}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_is_what_the_method_gives_for_its_matrix(pair, moved, name):
     _, source, target = pair

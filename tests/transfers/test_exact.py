@@ -54,6 +54,7 @@ def apart(got, want):
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+@pytest.mark.slow
 def test_decisions_are_those_of_double_precision_cold_warm_and_without_a_cache(run, tmp_path):
     """Sixteen bits an entry carried some across their thresholds: one small layer in twenty was off by 1 %."""
     shapes = [(48, 48)] * 30 + [(72, 40)] * 4 + [(40, 72)] * 4 + [(1, 24), (24, 1), (200, 200)]

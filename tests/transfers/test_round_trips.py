@@ -184,6 +184,7 @@ def written_as(family: str, kind: str, who: str) -> tuple[str, ...]:
     return formats if who == first else (formats[number % len(formats)],)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("family", "kind", "who"), CASES)
 def test_every_adapter_becomes_every_format(family: str, kind: str, who: str, tmp_path: Path) -> None:
     row = FAMILIES[family]

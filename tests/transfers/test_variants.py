@@ -104,6 +104,7 @@ def test_the_magnitude_reading_rescales_the_rows_of_the_target(family):
         torch.testing.assert_close((W_t + got[layer]).norm(dim=1), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("reading", ["effective", "magnitude"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_a_dora(family, method, reading):

@@ -199,6 +199,7 @@ def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
     assert direct["change"] == 0 and casa["change"] == pytest.approx(casa["mean"] - direct["mean"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tables_are_those_that_the_documentation_shows(smoke):
     """`lab/results/` has the tables of the whole lab: the same files, and the columns that do not name cells."""
     folder, facts, _ = smoke
@@ -224,6 +225,7 @@ def test_a_second_run_makes_nothing_and_writes_the_same_bytes(smoke):
     assert all(before[path] == after[path] for path in before if "parts" in path.parts)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_page_is_whole_and_silent(smoke, tmp_path):
     page = smoke[0] / "index.html"

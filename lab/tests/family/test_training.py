@@ -95,10 +95,12 @@ def test_all_stages_leave_their_files(whole):
     assert not [path for path in whole.rglob("*") if "part" in path.name]
 
 
+@pytest.mark.slow
 def test_a_second_start_does_nothing(whole):
     assert make(whole) == []
 
 
+@pytest.mark.slow
 def test_only_what_a_cell_needs_is_made(whole):
     steps = plan(TrainingJob(whole, TINY, 0, print))
     assert list(needed(steps, ["causal/swing"])) == [
@@ -145,12 +147,14 @@ def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
     assert equal(contents(tmp_path), contents(whole))
 
 
+@pytest.mark.slow
 def test_an_oracle_says_how_it_was_trained(whole):
     curves = json.loads((whole / "oracles/causal/swing.json").read_text())
     assert set(curves["held_out"]) == {"direct", "zero"}
     assert curves["start"] == min(curves["held_out"], key=lambda start: curves["held_out"][start][-1])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(whole, tmp_path):
     with pytest.raises(PulledPlugError):
         make(tmp_path, seed=1, stop_at=("judge", 1))
