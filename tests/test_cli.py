@@ -311,7 +311,7 @@ def test_merge(run, family):
     result = json.loads(run("merge", family.source, family.lora, "-o", output, "--overwrite", "--json")[1])
     assert (result["changed"], result["keys"]) == (20, {"in": 40, "merged": 40, "dropped": []})
     code, out, err = run("merge", family.source, f"{family.lora}*much", "-o", output, "--overwrite")
-    assert code == 2 and out == "" and "'much' is no strength" in err and len(err.splitlines()) == 1
+    assert code == 2 and out == "" and "'much' is not a valid strength" in err and len(err.splitlines()) == 1
     code, out, err = run(*arguments(family, target=f"source+{family.lora}*0.5"))
     assert code == 0 and "note: load the result beside lora.safetensors at strength 0.5" in err
 

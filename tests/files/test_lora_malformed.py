@@ -83,14 +83,14 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "a number as a text encoder's factor": (
         tensors() | {"text_encoder.x.lora_A.weight": torch.ones(()), "text_encoder.x.lora_B.weight": torch.ones(8)},
         MismatchError,
-        "no shapes of LoRA factors",
+        "do not have the shapes of LoRA factors",
     ),
     "an empty full difference": (tensors() | {f"{K}.diff": torch.ones(0, 4)}, FileFormatError, "holds nothing"),
-    "vector": (tensors(lora_A__weight=torch.ones(4)), MismatchError, "no shapes of LoRA factors"),
+    "vector": (tensors(lora_A__weight=torch.ones(4)), MismatchError, "do not have the shapes of LoRA factors"),
     "kernel of B": (
         tensors(lora_A__weight=torch.ones(2, 4, 3, 3), lora_B__weight=torch.ones(6, 2, 3, 3)),
         MismatchError,
-        "no shapes of LoRA factors",
+        "do not have the shapes of LoRA factors",
     ),
     "integers": (tensors(lora_A__weight=torch.ones(2, 4).long()), FileFormatError, "is stored as .*int64"),
     "two spellings": (
@@ -193,7 +193,7 @@ CONTENTS: dict[str, tuple[dict[str, Tensor], type[LoraportError], str]] = {
     "U-Net, kernel of B": (
         {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3), "unet.conv_in.lora_B.weight": torch.ones(6, 2, 3, 3)},
         MismatchError,
-        "no shapes of LoRA factors",
+        "do not have the shapes of LoRA factors",
     ),
     "U-Net, two spellings": (
         pair("unet.down_blocks.1.attentions.0.proj_in", 8) | pair("diffusion_model.input_blocks.4.1.proj_in", 8),
@@ -319,7 +319,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "alpha is infinite": ({"lora_alpha": float("inf")}, "damaged"),
     "patterns are a list": ({"alpha_pattern": ["q"]}, "not a table"),
     "a pattern's alpha": ({"alpha_pattern": {"q": None}}, "alpha_pattern of q is None"),
-    "a broken pattern": ({"alpha_pattern": {"q(": 1}}, "no regular expression"),
+    "a broken pattern": ({"alpha_pattern": {"q(": 1}}, "is not a regular expression"),
 }
 
 

@@ -143,7 +143,7 @@ def test_a_whole_weight_of_another_size_is_set_aside(models: Any, tmp_path: Path
 NOT_READ = {
     "Stand-In": ("blocks.0.self_attn.q_loras.down.weight", "a reference image alone"),
     "sd-scripts' split": ("lora_unet_blocks_0_self_attn_q.lora_down.0.weight", "divided over q, k and v"),
-    "unknown": ("blocks.0.self_attn.q.lora_sideways.weight", "looks like a LoRA's, but is spelled in no way"),
+    "unknown": ("blocks.0.self_attn.q.lora_sideways.weight", "but its spelling is not one that is read"),
 }
 
 

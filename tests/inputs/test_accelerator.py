@@ -164,7 +164,7 @@ def test_wrong_targets_are_one_message(family, accelerator):
     big = str(tiny.write_lora(family.folder / "big.safetensors", tiny.lora_factors(tiny.tiny_state(0, dim=48))))
     before = sorted(family.folder.rglob("*"))
     for target, error, message in (
-        (f"source+{accelerator}*fast", SettingsError, "'fast' is no strength"),
+        (f"source+{accelerator}*fast", SettingsError, "'fast' is not a valid strength"),
         (f"source+{accelerator}.gone", InputError, "gone does not exist"),
         (f"source+{big}", MismatchError, "made for another model"),
         (f"+{accelerator}", SettingsError, "is missing the model or the accelerator"),

@@ -243,7 +243,7 @@ def test_one_tensor_is_in_memory_at_a_time(kind, family, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["x*", "x*much", "x*nan", "x*inf", "*2"])
 def test_bad_strengths(text):
-    with pytest.raises(SettingsError, match=r"is no strength; write LORA\*0\.8"):
+    with pytest.raises(SettingsError, match=r"is not a valid strength; write LORA\*0\.8"):
         split_strength(text)
 
 
@@ -267,7 +267,7 @@ def test_wrong_usage_is_one_message_and_writes_nothing(family, tmp_path):
         (family.source, [big], "o.safetensors", MismatchError, "made for another model"),
         (family.source, [family.lora, odd], "o.safetensors", MismatchError, "no layer of .*odd"),
         (family.source, [family.source], "o.safetensors", InputError, "model checkpoint, not a LoRA"),
-        (family.source, [family.lora + "*x"], "o.safetensors", SettingsError, "is no strength"),
+        (family.source, [family.lora + "*x"], "o.safetensors", SettingsError, "is not a valid strength"),
         (family.source, [family.lora + "gone"], "o.safetensors", InputError, "does not exist"),
         (str(half), [family.lora + "*1e9"], "o.safetensors", InputError, "not finite in torch.float16"),
         (family.source, [family.lora], "o.bin", OutputError, "no .safetensors ending"),

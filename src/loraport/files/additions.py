@@ -1,4 +1,4 @@
-"""What LoRAs add to the parameters of a model: factors, full differences and biases, each with its strength."""
+"""Pair LoRAs with the parameters of a model that they add to: factors, full differences and biases, with a strength."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ PARAMETERS = {
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """(place, strength) of `LORA` or `LORA*STRENGTH`; a path that exists as it stands has strength 1.
+    """Return (place, strength) of `LORA` or `LORA*STRENGTH`; a path that exists as it stands has strength 1.
 
-    Raises SettingsError for a strength that is no finite number.
+    Raises SettingsError for a strength that is not a finite number.
     """
     place, star, number = text.rpartition("*")
     if not star or expand_home(text).exists():
@@ -50,12 +50,12 @@ def split_strength(text: str) -> tuple[str, float]:
     except ValueError:
         strength = math.nan
     if not place or not math.isfinite(strength):
-        raise SettingsError(f"{text!r}: {number!r} is no strength; write LORA*0.8, or a path that exists")
+        raise SettingsError(f"{text!r}: {number!r} is not a valid strength; write LORA*0.8, or a path that exists")
     return place, strength
 
 
 class Shapes(Protocol):
-    """What knows the shapes of a model's parameters."""
+    """A model as far as its parameters' shapes."""
 
     @property
     def where(self) -> str:
@@ -75,7 +75,7 @@ class Addition:
     """Whether it depends on the weight that it is put on, as DoRA does."""
 
     def add_to(self, X: Tensor, W: Tensor) -> None:
-        """Adds it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix.
+        """Add it to a contiguous tensor in place, in that tensor's dtype; a kernel is filled as a matrix.
 
         `W` is the weight that the adapter is put on: as it is without this and other adapters.
         """
@@ -99,7 +99,7 @@ class Additions:
 
 
 def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
-    """Pairs a LoRA with the parameters of a model. Layers known by flattened names are looked up in the model.
+    """Pair a LoRA with the parameters of a model. Layers known by flattened names are looked up in the model.
 
     What has another shape is dropped. Raises MismatchError where most layers or keys have one, or nothing fits,
     InputError for values that are not finite.
@@ -115,7 +115,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
         for layer, given in layers.items():
             name = f"{layer if given.resolved else flat.get(layer, layer)}.weight"
             if name not in model:
-                reason = _without(model, text, layer) if layers is lora.encoders else f"{model.where} has no such layer"
+                reason = _absence(model, text, layer) if layers is lora.encoders else f"{model.where} has no such layer"
                 dropped += [(key, reason) for key in given.keys]
                 continue
             update, shape = given.update, model.shape(name)
@@ -130,7 +130,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             continue
         parsed = lora.parse(key)
         for layer, place in parsed.pieces:
-            name, reason = _place(parsed, layer, flat, model, text)
+            name, reason = _parameter(parsed, layer, flat, model, text)
             if reason:
                 dropped.append((key, reason))
                 continue
@@ -149,13 +149,13 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
 
 
 def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:
-    """The parameter that a difference of one of its key's layers is added to; `layer` may be a parameter itself."""
+    """Return the parameter that a key's difference is added to in a layer; `layer` may be a parameter itself."""
     name = layer if key.bare else f"{layer}.{PARAMETERS[key.part]}"
     return layer if name not in model and key.part == ".diff" and layer in model else name
 
 
-def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, text: str) -> tuple[str, str]:
-    """(the parameter that an extra key is added to in one layer, "") or ("", the reason why there is none)."""
+def _parameter(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint, text: str) -> tuple[str, str]:
+    """Return (the parameter that an extra key is added to in one layer, "") or ("", why there is none)."""
     if key.text_encoder and not key.clip:
         return "", "it belongs to a text encoder other than CLIP, which is not merged"
     if key.part in WHOLE and not key.text_encoder:
@@ -166,11 +166,11 @@ def _place(key: LoraKey, layer: str, flat: Mapping[str, str], model: Checkpoint,
     name = parameter_of(key, layer, model)
     if name in model:
         return name, ""
-    return "", _without(model, text, layer) if key.clip else f"{model.where} has no {name}"
+    return "", _absence(model, text, layer) if key.clip else f"{model.where} has no {name}"
 
 
-def _without(model: Checkpoint, text: str, layer: str) -> str:
-    """Why a layer of a text encoder is not added; `text` is the LoRA as it was asked for."""
+def _absence(model: Checkpoint, text: str, layer: str) -> str:
+    """Return why a layer of a text encoder is not added; `text` is the LoRA as it was asked for."""
     encoder = encoder_of(layer)
     if encoder in held_encoders(model):
         return f"the text encoder in {model.where} has no such layer"
@@ -199,13 +199,13 @@ def _check_most(lora: Lora, misfits: Sequence[tuple[str, str]], merged: Collecti
 
 
 def misfit_reason(shape: tuple[int, ...], model: Shapes, name: str) -> str:
-    """That a tensor has another shape than the parameter that it is added to."""
+    """Return the sentence that a tensor's shape is not that of the parameter that it is added to."""
     sizes = [" × ".join(map(str, one)) for one in (shape, model.shape(name))]
     return f"it is {sizes[0]}, the {name} of {model.where} {sizes[1]}"
 
 
 def no_fit_message(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:
-    """Why no layer of a LoRA is in a model with these layers: another family, or names that nobody knows."""
+    """Return why no layer of a LoRA is in a model with these layers: another family, or unknown names."""
     if lora.encoders and not lora.layers:
         return (
             f"{lora.path} is a LoRA of text encoders alone, and {where} holds none of their layers; give a single file "

@@ -1,4 +1,4 @@
-"""What a file is, in a few facts: for people who were given one, and before a transfer is trusted with it."""
+"""Describe a LoRA or a model in a few facts, for `loraport inspect`."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from loraport.files.names.families import FAMILIES, Family
 def describe(
     place: str, *, part: str | None = None, lora_part: str | None = None, each: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Facts about a LoRA or a model. A file that is sound but not read is described, with the reason under `refused`.
-    `part` is that of `open_checkpoint`, `lora_part` that of `read_lora`; `each` is told a line a layer or tensor.
+    """Return facts about a LoRA or a model; a valid file of an unsupported kind has the reason under `refused`.
 
+    `part` is that of `open_checkpoint`, `lora_part` that of `read_lora`; `each` gets a line a layer or tensor.
     Raises FileFormatError for damaged files and InputError for what does not exist.
     """
     place = _fetched(place)
     if part is not None or not looks_like_lora(place):
         if lora_part is not None:
-            raise SettingsError(f"{place} is no LoRA, so it has no part {lora_part!r} of one; leave out --lora-part")
+            raise SettingsError(f"{place} is not a LoRA, so it has no part {lora_part!r}; leave out --lora-part")
         model = open_checkpoint(place, part=part)
-        _tell(each, tensor_lines(model))
+        _call_each(each, tensor_lines(model))
         return describe_model(model)
     try:
         lora = read_lora(place, dense=True, part=lora_part)
-        _tell(each, layer_lines(lora))
+        _call_each(each, layer_lines(lora))
         return describe_lora(lora)
     except InputError as error:
         return {"kind": "LoRA", "file": place, "tensors": len(lora_keys(place)), "refused": str(error)}
 
 
 def layer_lines(lora: Lora) -> Iterator[str]:
-    """A line a layer: shape, rank, scale and where that came from."""
+    """Yield a line a layer: shape, rank, scale and where that came from."""
     for name, layer in lora.layers.items():
         update, scale = layer.update, f"scale {layer.scale:g} ({layer.scale_source})"
         out, inn = update.shape
@@ -61,13 +61,13 @@ def layer_lines(lora: Lora) -> Iterator[str]:
 
 
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
-    """A line a tensor: shape and dtype."""
+    """Yield a line a tensor: shape and dtype."""
     for name in model:
         yield f"{name}: {' × '.join(map(str, model.shape(name)))}, {model.format(name)}"
 
 
 def looks_like_lora(place: str) -> bool:
-    """Whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
+    """Return whether a path is a PEFT folder, or a file or a folder with one whose keys are a LoRA's."""
     path = expand_home(place)
     if path.is_dir() and ((path / CONFIG_NAME).is_file() or (path / WEIGHTS_NAME).is_file()):
         return True
@@ -77,14 +77,14 @@ def looks_like_lora(place: str) -> bool:
         return False
 
 
-def _tell(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:
+def _call_each(each: Callable[[str], None] | None, lines: Iterable[str]) -> None:
     if each is not None:
         for line in lines:
             each(line)
 
 
 def _fetched(place: str) -> str:
-    """The cached file of a LoRA on the Hub; every other place as it is."""
+    """Return the cached file of a LoRA on the Hub; every other place as it is."""
     from loraport.files.models.hub import fetch, looks_like_hub_id
 
     if expand_home(place).exists() or not looks_like_hub_id(place):
@@ -94,7 +94,7 @@ def _fetched(place: str) -> str:
 
 
 def describe_lora(lora: Lora) -> dict[str, Any]:
-    """Facts about a LoRA that was read; of a file without factors the layers are those of its full differences."""
+    """Return facts about a LoRA; of a file without factors the layers are those of its full differences."""
     shapes = {name: update.shape for name, update in lora.updates.items()} or _differences(lora)
     kinds = Counter(adapter_kind(update) for update in lora.updates.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
@@ -128,12 +128,12 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
 
 
 def _first_key(lora: Lora) -> str:
-    """Of its layers, else of what is beside them."""
+    """Return a key of a layer, else one of what is beside the layers."""
     return next((layer.keys[0] for layer in lora.layers.values()), next(iter(lora.extras), ""))
 
 
 def _differences(lora: Lora) -> dict[str, tuple[int, int]]:
-    """Layer -> size of the matrices among a LoRA's full differences."""
+    """Return layer -> size of the matrices among a LoRA's full differences."""
     matrices = ((lora.parse(key), tensor) for key, tensor in lora.extras.items() if len(tensor.shape) > 1)
     return {
         key.layer: (tensor.shape[0], prod(tensor.shape[1:]))
@@ -143,16 +143,16 @@ def _differences(lora: Lora) -> dict[str, tuple[int, int]]:
 
 
 def _loaders(lora: Lora) -> list[dict[str, Any]]:
-    """Who takes the file: a row a loader; none where the names belong to no family."""
+    """Return a row for each loader; none where the names belong to no known family."""
     facts = facts_of(lora)
     return [] if facts is None else [asdict(one) for one in verdicts(facts)]
 
 
 def summary_lines(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a LoRA for people: what it is, where its alpha came from, who takes it. Others as they are."""
+    """Return the facts of a LoRA for people: what it is, where its alpha came from, who takes it; others unchanged."""
     if "loaders" not in facts:
         return {name: value for name, value in facts.items() if name != "other networks" or value}
-    said = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
+    by_verdict = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
     scale = facts["scale"]
     shown = " or ".join(scale) if len(scale) <= 3 else f"{min(scale, key=float)} to {max(scale, key=float)}"
     kinds, ranks = ", ".join(facts["kinds"]), ", ".join(facts["ranks"])
@@ -171,15 +171,15 @@ def summary_lines(facts: dict[str, Any]) -> dict[str, Any]:
         "beside": f"{facts['copied']} other keys{_whole(facts['whole weights'])} are carried through, "
         f"{len(facts['dropped'])} are dropped",
         "sha256": facts["sha256"],
-        "taken by": ", ".join(one["loader"] for one in said["yes"]) or _taken_by_none(facts),
-        "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in said["partly"]),
-        "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in said["no"]),
+        "taken by": ", ".join(one["loader"] for one in by_verdict["yes"]) or _taken_by_none(facts),
+        "partly by": _by_reason((one["loader"], one["reasons"][0]) for one in by_verdict["partly"]),
+        "not by": _by_reason((one["loader"], one["reasons"][0] + _instead(one)) for one in by_verdict["no"]),
     }
     return lines | ({"dropped": facts["dropped"]} if facts["dropped"] else {})
 
 
 def _whole(keys: list[str]) -> str:
-    """Of the keys beside the factors, those that are no differences."""
+    """Say which of the keys beside the factors are whole weights."""
     return f" ({len(keys)} of them whole weights, {keys[0]}, for one)" if keys else ""
 
 
@@ -196,7 +196,7 @@ def _instead(verdict: dict[str, Any]) -> str:
 
 
 def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
-    """Loaders with the same reason together."""
+    """Return the loaders by reason, those with the same one together."""
     groups: dict[str, list[str]] = {}
     for loader, reason in pairs:
         groups.setdefault(reason, []).append(loader)
@@ -204,7 +204,7 @@ def _by_reason(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def describe_model(model: Checkpoint) -> dict[str, Any]:
-    """Facts about a model that was opened; only its headers are read."""
+    """Return facts about a model; only its headers are read."""
     shapes = {name: model.shape(name) for name in model.own}
     layers = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if len(shape) == 2}
     width, blocks = _size(layers, model.family)
@@ -237,7 +237,7 @@ def _family(family: Family | None, known: int, total: int) -> str:
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], family: Family | None) -> tuple[int | None, int]:
-    """(input width of the family's probe layer, or of its neighbours, blocks that have it)."""
+    """Return (input width of the family's probe layer, or of its neighbours, number of blocks that have it)."""
     if family is None:
         return None, 0
     probes = [shape[1] for name, shape in shapes.items() if name.endswith(family.probe)]

@@ -1,4 +1,4 @@
-"""Weights that stand whole beside a LoRA's factors: trained biases, modules_to_save, networks of their own.
+"""Handle weights that stand whole beside a LoRA's factors: trained biases, modules_to_save, networks of their own.
 
 PEFT keeps them absolute, so what they do to a model is their difference to the model's own, which is what is carried on
 (`.diff`, `.diff_b`). What no model has (UniAnimate's pose encoder) is carried as it is: its loader puts it on.
@@ -23,12 +23,12 @@ ENDINGS = {".weight": ".diff", ".bias": ".diff_b"}
 
 
 def whole_weights(lora: Lora) -> list[LoraKey]:
-    """The keys of weights that stand whole beside the factors."""
+    """Return the keys of weights that stand whole beside the factors."""
     return [one for one in map(lora.parse, lora.extras) if one.part in WHOLE and not one.text_encoder]
 
 
 def as_differences(lora: Lora, base: Checkpoint) -> Lora:
-    """The LoRA with the whole weights that its base has as differences to them; one that changes nothing is left out.
+    """Return the LoRA with its whole weights as differences to those of the base; one that changes nothing is left out.
 
     What has another shape there is dropped with the reason. Raises MismatchError for the weight of several layers,
     InputError for values that are not finite.
@@ -65,7 +65,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def check_without_base(lora: Lora) -> None:
-    """Raises SettingsError for whole weights that only a base can tell: those under names of a family's table."""
+    """Raise SettingsError for whole weights that need a base: those under names of a family's table."""
     known = [key.key for key in whole_weights(lora) if key.dialect.family is not None]
     if known:
         raise SettingsError(
@@ -75,7 +75,7 @@ def check_without_base(lora: Lora) -> None:
 
 
 def carried_note(lora: Lora, dialect: Dialect, where: str) -> tuple[str, ...]:
-    """What is said of whole weights that a dialect carries through as they are; `where` says why they are."""
+    """Return the note on whole weights that a dialect carries through as they are; `where` says why they are."""
     kept, _ = respell_extras(lora, dialect, lora.layers)
     names = sorted(key.key for key in whole_weights(lora) if key.key in kept)
     if not names:

@@ -1,6 +1,7 @@
-"""The tensors of one layer put together: LoRA, LoCon with a mid factor, LoHa, LoKr, each perhaps with DoRA's magnitude.
+"""Build one layer's update from its tensors: LoRA, LoCon with a mid factor, LoHa, LoKr, each perhaps with a magnitude.
 
-A convolution is a matrix [out, in·kernel] everywhere, as its kernel lies in memory.
+A convolution is a matrix [out, in·kernel] everywhere, as its kernel lies in memory. PEFT's `convert_to_lora` does the
+like, but needs the loaded model and a dense singular value decomposition; this is exact, from the file alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class UnscaledUpdate:
 
 
 def assemble(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> UnscaledUpdate:
-    """B·A, (B₁·A₁) ∘ (B₂·A₂) or (B₁·A₁) ⊗ (B₂·A₂) from the tensors of a layer, by the names of their parts.
+    """Return B·A, (B₁·A₁) ∘ (B₂·A₂) or (B₁·A₁) ⊗ (B₂·A₂), made of a layer's tensors by the names of their parts.
 
     Raises MismatchError, naming a key, where a tensor is missing or the shapes do not fit; FileFormatError for rank 0,
     and for sizes that no layer has, before anything of that size is made.
@@ -66,14 +67,14 @@ def assemble(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> Un
 
 
 def with_scale(update: LowRank | Product, scale: float) -> LowRank | Product:
-    """The update times a number."""
+    """Return the update times a number."""
     if isinstance(update, Product):
         return replace(update, first=update.first.scaled(scale))
     return LowRank((update.B * scale).contiguous(), update.A.contiguous())
 
 
 def adds_nothing(update: LowRank | Product) -> bool:
-    """Whether one of its factors is zero, so that all of it is: an adapter as it is before training."""
+    """Return whether one of its factors is zero, and so all of it: an adapter as it is before training."""
     halves = (update,) if isinstance(update, LowRank) else (update.first, update.second)
     return not all(half.B.any() and half.A.any() for half in halves)
 
@@ -81,7 +82,7 @@ def adds_nothing(update: LowRank | Product) -> bool:
 def with_magnitude(
     update: LowRank | Product, part: str, m: Tensor, kernel: tuple[int, ...], key: str, where: str
 ) -> Dora:
-    """The same with DoRA's magnitude: [out, 1] is by rows, [1, in] by columns (LyCORIS); PEFT's is always by rows.
+    """Return the DoRA with a magnitude: [out, 1] is by rows, [1, in] by columns (LyCORIS); PEFT's is always by rows.
 
     Raises MismatchError for any other shape.
     """
@@ -103,9 +104,11 @@ def with_start(
     key: str,
     where: str,
 ) -> Residual:
-    """An adapter of a base that its start was taken out of. Raises FileFormatError where PEFT would not make one."""
+    """Return an adapter of a changed base (PiSSA, OLoRA). Raises FileFormatError where PEFT would not make one."""
     if kernel or not isinstance(update, LowRank):
-        raise FileFormatError(f"{where}: {key!r} is no linear layer's, which alone can start as {start}; save it again")
+        raise FileFormatError(
+            f"{where}: {key!r} does not belong to a linear layer, and no other can start as {start}; save it again"
+        )
     return Residual(update, start, scale)
 
 
@@ -119,7 +122,7 @@ _NEEDED = {"LoHa": LOHA[:4], "LoRA": ("A", "B")}
 
 
 def _check_complete(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> None:
-    """Every tensor of the kind is there. Raises MismatchError naming what is missing, FileFormatError for rank 0."""
+    """Raise MismatchError naming the tensor that is missing of its kind, FileFormatError for rank 0."""
     kind = next(kind for part in parts if (kind := _kind(part)))
     needed = _NEEDED.get(kind) or (*_halves(parts, "lokr_w1"), *_halves(parts, "lokr_w2"))
     if kind == "LoHa" and {"hada_t1", "hada_t2"} & parts.keys():
@@ -153,7 +156,7 @@ def _lora(parts: LayerTensors) -> UnscaledUpdate:
 
 
 def _loha(parts: LayerTensors) -> UnscaledUpdate:
-    """(w1_a·w1_b) ∘ (w2_a·w2_b); with cores t: Σ_ij w_a[i, out]·t[i, j, …]·w_b[j, in] on either side."""
+    """Return (w1_a·w1_b) ∘ (w2_a·w2_b); with cores t: Σ_ij w_a[i, out]·t[i, j, …]·w_b[j, in] on either side."""
     halves: list[LowRank] = []
     kernel: tuple[int, ...] = ()
     for number in "12":
@@ -168,7 +171,7 @@ def _loha(parts: LayerTensors) -> UnscaledUpdate:
 
 
 def _lokr(parts: LayerTensors) -> UnscaledUpdate:
-    """w1 ⊗ w2, each whole or w_a·w_b, the second perhaps with a core; alpha goes with the rank of a factored side."""
+    """Return w1 ⊗ w2, each whole or w_a·w_b, the second perhaps with a core; alpha goes with a factored side's rank."""
     sides: list[LowRank] = []
     ranks: list[int] = []
     kernel: tuple[int, ...] = ()
@@ -190,7 +193,7 @@ def _lokr(parts: LayerTensors) -> UnscaledUpdate:
 
 
 def _check_size(shape: tuple[int, int]) -> None:
-    """Raises OverflowError for a layer that no model has."""
+    """Raise OverflowError for a layer larger than any model has."""
     if prod(shape) > LARGEST_LAYER:
         raise OverflowError(f"{shape[0]} × {shape[1]}; {LARGEST_LAYER} numbers are the most that is read")
 
@@ -205,7 +208,7 @@ def _factored(a: Tensor | None, b: Tensor | None, core: Tensor | None) -> LowRan
 
 
 def _core(core: Tensor, down: Tensor) -> Tensor:
-    """Σ_j t[i, j, …]·down[j, n] as a matrix [i, n·kernel]. Raises OverflowError where that is too large."""
+    """Return Σ_j t[i, j, …]·down[j, n] as a matrix [i, n·kernel]. Raises OverflowError where that is too large."""
     if core.dim() < 2 or core.shape[1] != down.shape[0]:
         raise ValueError("ranks differ")
     size = core.numel() // core.shape[1] * down.shape[1]
@@ -215,6 +218,6 @@ def _core(core: Tensor, down: Tensor) -> Tensor:
 
 
 def _unit_factored(W: Tensor) -> LowRank:
-    """A whole matrix as a product with the unit matrix of its shorter side."""
+    """Return a whole matrix as a product with the unit matrix of its shorter side."""
     unit = torch.eye(min(W.shape))
     return LowRank(W, unit) if W.shape[1] <= W.shape[0] else LowRank(unit, W)

@@ -1,4 +1,4 @@
-"""Updates in 16 bits: factors balanced where they would fall below what a dtype holds, and what rounding costs."""
+"""Write updates in 16 bits: balance factors that would underflow, and measure what rounding costs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ USUAL_LOSS = 1e-3
 
 
 def balanced(update: LowRank, dtype: torch.dtype) -> LowRank:
-    """The update with factors that the dtype holds: as they are where they fit, else balanced column by column.
+    """Return the update with factors that the dtype holds: unchanged where they fit, else balanced column by column.
 
     fp16 holds nothing below 6e-8, and little below 6e-5: a scale of alpha / rank folded into B can take it there. The
     balance, √(‖b‖·‖a‖) on both sides, is made by powers of two, so the product stays the same.
     """
     if dtype != torch.float16 or not update.rank or _is_held(update, dtype):
         return update
-    b, a = update.B.double().norm(dim=0), update.A.double().norm(dim=1)
+    b, a = update.B.double().norm(dim=0), update.A.double().norm(dim=1)  # in double: squares of small entries vanish
     both = (b > 0) & (a > 0)
     exponent = torch.where(both, (a / b.where(both, 1)).log2() / 2, 0).nan_to_num(0).round()
     factor = torch.exp2(exponent)
@@ -35,7 +35,7 @@ def balanced(update: LowRank, dtype: torch.dtype) -> LowRank:
 
 
 def rounding_loss(update: LowRank | Tensor, dtype: torch.dtype) -> float | None:
-    """‖rounded − exact‖ / ‖exact‖ of an update in a dtype; None of nothing, and where a value does not fit."""
+    """Return ‖rounded − exact‖ / ‖exact‖ of an update in a dtype; None if it is zero or a value overflows."""
     if isinstance(update, Tensor):
         size, lost = norm(update), norm(update.to(dtype).to(update.dtype) - update)
     else:
@@ -47,7 +47,7 @@ def rounding_loss(update: LowRank | Tensor, dtype: torch.dtype) -> float | None:
 
 
 def cast(layer: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of the layer in a dtype. Raises SettingsError where a value does not fit."""
+    """Return a tensor of the layer in a dtype. Raises SettingsError where a value does not fit."""
     found = tensor.to(dtype).contiguous()
     if torch.isfinite(found).all():
         return found

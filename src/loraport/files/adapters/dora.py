@@ -81,10 +81,11 @@ class Dora(Adapter):
         return (self._shaped(X) * factors).reshape(X.shape)
 
     def _shaped(self, X: Tensor) -> Tensor:
-        """[out, input channels, kernel], where the columns have magnitudes; else [out, in, 1]."""
+        """Return it as [out, input channels, kernel] where the columns have magnitudes, else as [out, in, 1]."""
         channels = len(self.magnitude) if self.by == "columns" else X.shape[1]
         return X.reshape(X.shape[0], channels, -1)
 
 
 def _positive(norms: Tensor) -> Tensor:
+    # a row of zeros stays a row of zeros: nothing is divided by nothing
     return norms.clamp(min=torch.finfo(norms.dtype).eps)

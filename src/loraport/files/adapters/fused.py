@@ -1,7 +1,7 @@
-"""Modules that hold several layers (q, k and v as one matrix) or hold one with its halves exchanged.
+"""Split modules that hold several layers (q, k and v as one matrix) or swapped halves, and join them again.
 
-Inside the program every layer stands alone, as it is: a singular basis of a fused matrix is not those of its parts. So
-files are taken apart when they are read and put together when they are written. Only rows move, in B and in dense
+Inside the program every layer stands alone: a singular basis of a fused matrix is not those of its parts. So modules
+are split when a file is read and joined when it is written. Only rows move, in B and in dense
 updates; A belongs to the input.
 """
 
@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 
 
 def layer_rows(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
-    """One layer's rows of a stored tensor, read when they are asked for."""
+    """Return one layer's rows of a stored tensor, read when they are asked for."""
     if rows.whole:
         return stored
     shape = rows.shape(stored.shape)
@@ -43,7 +43,7 @@ def _read_rows(stored: Quantization, rows: RowSlice) -> tuple[Tensor, Tensor]:
 
 
 def stored_tensor(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
-    """A stored tensor out of its layers' rows, by part; the way back of `view`."""
+    """Return a stored tensor made of its layers' rows, by part: the inverse of `layer_rows`."""
     joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if rows.of > 1 else pieces[0]
     if rows.transposed:
         return joined.mT.contiguous()
@@ -56,7 +56,7 @@ def split_modules(
     where: Path,
     share: Callable[[Value, RowSlice], Value] = lambda value, rows: value,
 ) -> dict[str, Value]:
-    """A table by module made one by layer; `modules` are those that are not one layer as it stands.
+    """Return a table by layer, made of one by module; `modules` are those that are not one layer as it stands.
 
     `share` gives a layer its part of a value; without it a value is every layer's. Raises MismatchError where a layer
     is given both alone and inside a module.
@@ -71,7 +71,7 @@ def split_modules(
 
 
 def join_layers(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:
-    """The modules that a dialect writes, each by the name of one of its layers.
+    """Return the modules that a dialect writes, each by the name of one of its layers.
 
     Fused factors are A = [A_q; A_k; A_v] and B = diag(B_q, B_k, B_v), of three times the rank; where all layers have
     the same A, that A and the B's on top of each other. Layers that are not there are rows of zeros.
@@ -91,9 +91,9 @@ def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
         return first
     heights = {rows.stored_rows(part.shape[0]) for part, rows in parts}
     if len(heights) > 1 or len({part.shape[1] for part, _ in parts}) > 1:
-        raise FileFormatError(f"the layers of {rows.name} have different sizes; this model is of no known family")
+        raise FileFormatError(f"the layers of {rows.name} have different sizes; this model's family is not known")
     parts = sorted(parts, key=lambda one: one[1].part)
-    shared = all(torch.equal(part.A, first.A) for part, _ in parts)
+    shared = all(torch.equal(part.A, first.A) for part, _ in parts)  # as when the module itself was trained
     B = first.B.new_zeros(heights.pop(), first.rank if shared else sum(part.rank for part, _ in parts))
     column = 0
     for part, rows in parts:
@@ -103,7 +103,7 @@ def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
 
 
 def join_dense(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pending]:
-    """The same for dense updates, each made when its turn comes."""
+    """Do the same for dense updates, each made when its turn comes."""
     modules: dict[str, list[tuple[str, RowSlice]]] = {}
     for name in updates:
         rows = dialect.rows(name)

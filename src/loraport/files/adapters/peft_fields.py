@@ -1,4 +1,4 @@
-"""Fields of a PEFT configuration that change what the factors mean, beside alpha and rank (peft 0.21, LoraConfig).
+"""The fields of a PEFT configuration that change what the factors mean, beside alpha and rank (peft 0.21, LoraConfig).
 
 Some initialisations take the adapter's own start out of the base weight when an adapter is made, and again when it is
 loaded: what they add to the weight on the disk is s·(B·A − B₀·A₀). PiSSA's and OLoRA's start follows from the weight,
@@ -47,15 +47,15 @@ _NO_UPDATES = {
     "arrow_config": "Arrow, which chooses between adapters for each token",
     "alora_invocation_tokens": "aLoRA, which works on some tokens only",
     "layer_replication": "layer replication, which gives the model other layers than the checkpoint's",
-    "target_parameters": "adapters of parameters that are no layers' weights (target_parameters)",
+    "target_parameters": "adapters of parameters other than layers' weights (target_parameters)",
 }
 """Field -> what it makes of the adapter: no update of one weight of the model."""
 
 
 def start_of(fields: Mapping[str, Any], origin: str) -> Start:
-    """What the adapter took out of its base, if that can be computed again.
+    """Return what the adapter took out of its base, if that can be computed again.
 
-    Raises FileFormatError, with what to do, for a start that cannot, and for adapters that are no updates of weights.
+    Raises FileFormatError, with what to do, for a start that cannot, and for adapters that do not update weights.
     """
     for field, meaning in _NO_UPDATES.items():
         if fields.get(field):

@@ -70,6 +70,6 @@ class Product(Adapter):
 
 
 def _kronecker(X: Tensor, Y: Tensor) -> Tensor:
-    """X ⊗ Y; `torch.kron` fails on some matrices with a side of 1."""
+    """Return X ⊗ Y; `torch.kron` fails on some matrices with a side of 1."""
     product = X[:, None, :, None] * Y[None, :, None, :]
     return product.reshape(X.shape[0] * Y.shape[0], X.shape[1] * Y.shape[1])

@@ -1,4 +1,6 @@
-"""What diffusers' converters do with the keys of a file: they take what they know, and raise for what is left over.
+"""Predict what diffusers' converters do with a file's keys: they take what they know, and raise for what is left over.
+
+The converters themselves are private functions of a heavy package, go one way and need the whole file.
 
 Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
 `_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`, `load_lora_adapter`; and run on
@@ -26,13 +28,13 @@ _OWN = ("transformer.", "transformer_2.", "unet.", "text_encoder.", "text_encode
 
 
 def component_keys(facts: Facts) -> Findings:
-    """Files by diffusers' own names: every key must have `lora` in it, and stand behind the name of a component."""
+    """Judge diffusers' own names: every key must have `lora` in it, and stand behind the name of a component."""
     raised, left = _only_lora(facts), [key for key in facts.names if not key.startswith(_OWN)]
     return raised, [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
 
 
 def component_keys_of_wan(facts: Facts) -> Findings:
-    """The same of Wan, where one key of another spelling makes it take the whole file as that."""
+    """Judge the same for Wan, where one key of another spelling makes diffusers take the whole file as that."""
     others = [key for key in facts.names if key.startswith(("diffusion_model.", "lora_unet_"))]
     raised, left = component_keys(facts)
     return [f"it takes the file as one of original names, since {others[0]} is there"] if others else raised, left
@@ -44,7 +46,7 @@ def _only_lora(facts: Facts) -> list[str]:
 
 
 def wan_original(facts: Facts) -> Findings:
-    """Files of original names behind `diffusion_model.`."""
+    """Judge Wan's original names behind `diffusion_model.`."""
     prefix = "diffusion_model."
     names = {key.removeprefix(prefix) for key in facts.names if key.startswith(prefix)}
     if others := [key for key in facts.names if not key.startswith(prefix)]:
@@ -78,13 +80,13 @@ def wan_original(facts: Facts) -> Findings:
 
 
 def wan_flattened(facts: Facts) -> Findings:
-    """Files of flattened original names: nothing but pairs and alphas may be in them."""
+    """Judge Wan's flattened names: nothing but pairs and alphas may be beside them."""
     alien = [key for key in facts.names if not key.endswith((*KOHYA_PAIR, ".alpha"))]
     return ([f"it refuses what it has no name for: {alien[0]}"] if alien else []), []
 
 
 def unet_flattened(facts: Facts) -> Findings:
-    """Files of flattened names for U-Nets: nothing but pairs, alphas and text encoders may be in them."""
+    """Judge U-Nets' flattened names: nothing but pairs, alphas and text encoders may be beside them."""
     flat = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
     names = {key for key in facts.names if "dora_scale" not in key}
     dora = len(names) < len(facts.names)
@@ -99,7 +101,7 @@ def unet_flattened(facts: Facts) -> Findings:
 
 
 def hunyuan_original(facts: Facts) -> Findings:
-    """Files of HunyuanVideo's original names, which it knows by the fused image attention."""
+    """Judge HunyuanVideo's original names, which diffusers knows by the fused image attention."""
     raised = _only_lora(facts)
     if not any("img_attn_qkv" in key for key in facts.names):
         raised.append("it knows original names by double_blocks.N.img_attn_qkv, and there is none")

@@ -1,4 +1,4 @@
-"""What decides whether a loader takes a LoRA file: how its keys are spelled, and what they hold."""
+"""Collect what decides whether a loader takes a LoRA file: how its keys are spelled, and what they hold."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Facts:
 
 
 def facts_of(lora: Lora) -> Facts | None:
-    """The facts of a file; None where its names are of no family."""
+    """Return the facts of a file; None where its names are of no known family."""
     if lora.dialect.family is None:
         return None
     keys = {name: [lora.parse(key) for key in layer.keys] for name, layer in lora.layers.items()}
@@ -111,10 +111,10 @@ def _names(lora: Lora) -> tuple[str, ...]:
 
 
 def _misshapen(lora: Lora) -> Iterator[str]:
-    """Flat factors of convolutions, and factors with a kernel of ones for linear layers."""
+    """Yield layers of flat factors for convolutions, or of factors with a kernel of ones for linear layers."""
     for name, layer in lora.layers.items():
-        named, told = kernel_by_name(name, lora), layer.kernel or ()
-        if named is not None and named != told and (not told or same_kernel(named, told)):
+        named, stored = kernel_by_name(name, lora), layer.kernel or ()
+        if named is not None and named != stored and (not stored or same_kernel(named, stored)):
             yield name
 
 

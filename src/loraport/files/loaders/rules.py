@@ -1,6 +1,6 @@
-"""Which loaders take a LoRA file: what a row of the table says of one, and the verdict on a file.
+"""Decide which loaders accept a LoRA file: what a row of the table says of a loader, and its verdict on a file.
 
-The rows are in `loader_table.py`.
+The rows are in `table.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Loader:
     """What a user should know besides."""
 
     def unknown(self, facts: Facts) -> list[str]:
-        """The layers that it does not know by their names."""
+        """Return the layers that it does not know by their names."""
         spellings = self.spellings[facts.family]
         whatever = {prefix for prefix, naming in spellings if naming == "any"}
         return [
@@ -81,7 +81,7 @@ class Verdict:
 
 
 def verdict(loader: Loader, facts: Facts) -> Verdict:
-    """no: nothing, or a refusal; partly: it loads, and something is left out or scaled wrongly; yes: all of it."""
+    """Judge a file: no is nothing or a refusal, partly leaves something out or scales it wrongly, yes is all of it."""
     if refusals := _refusals(loader, facts):
         return Verdict(loader.name, "no", tuple(refusals), loader.source, loader.format)
     losses = _losses(loader, facts)

@@ -27,7 +27,7 @@ DOWN_UP = frozenset({KOHYA_PAIR})
 
 
 def _of(families: str, *spellings: Spelling) -> dict[str, frozenset[Spelling]]:
-    """The same spellings in every one of the families."""
+    """Return the same spellings for every one of the families."""
     return {family: frozenset(spellings) for family in families.split()}
 
 
@@ -335,7 +335,7 @@ LOADERS: tuple[Loader, ...] = (
 
 
 def verdicts(facts: Facts) -> tuple[Verdict, ...]:
-    """Every loader that knows the family, and what it makes of a file."""
+    """Return the verdict of every loader that knows the family."""
     rows: dict[str, list[Loader]] = {}
     for loader in LOADERS:
         if facts.family in loader.spellings:

@@ -1,4 +1,4 @@
-"""Where a LoRA's scale is stored when no tensor holds it: PEFT's configuration, a file's header, a trainer's notes.
+"""Find a LoRA's scale where no tensor holds it: in PEFT's configuration, a file's header, a trainer's notes.
 
 The rank always comes from the tensor: files are cut and merged after their configuration was written.
 """
@@ -46,14 +46,14 @@ class AdapterConfig:
     base_model: str | None = None
 
     def scale(self, names: Sequence[str], rank: float | None) -> float:
-        """alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of one of the names."""
+        """Return alpha / r, or alpha / √r for rank-stabilised LoRA; a pattern is matched at the end of a name."""
         alpha = _chosen(self.alpha_pattern, names, self.alpha)
         rank = _chosen(self.rank_pattern, names, self.rank) if rank is None else rank
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
 def adapter_config(fields: Mapping[str, Any], origin: str) -> AdapterConfig:
-    """The configuration from its JSON fields.
+    """Read the configuration from its JSON fields.
 
     Raises FileFormatError for an adapter of another kind than LoRA, LoHa and LoKr, for fields of the wrong kind, and
     for those that make the factors something else than an update (`files.adapters.peft_fields`).
@@ -87,7 +87,7 @@ def _chosen(patterns: Mapping[str, float], names: Sequence[str], default: float)
 
 
 def parse_json_object(text: str | bytes, origin: str) -> dict[str, Any]:
-    """A JSON object. Raises FileFormatError naming `origin` for anything else."""
+    """Return a JSON object. Raises FileFormatError naming `origin` for anything else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -103,7 +103,7 @@ NO_ALPHA = "no alpha anywhere"
 
 @dataclass(frozen=True)
 class UnappliedAlpha:
-    """An alpha in a place where the loaders of such a file do not look for it: it is told, and not applied."""
+    """An alpha in a place where the loaders of such a file do not look for it: it is mentioned, and not applied."""
 
     place: str
     value: str
@@ -112,7 +112,7 @@ class UnappliedAlpha:
     config: AdapterConfig | None = None
 
     def scale(self, module: str, rank: int) -> float | None:
-        """The scale that it would mean for a layer; None where it is no number."""
+        """Return the scale that it would mean for a layer; None where it is not a number."""
         if self.config is not None:
             return self.config.scale((module,), rank)
         try:
@@ -130,18 +130,18 @@ class Scales:
     noted: tuple[UnappliedAlpha, ...] = ()
 
     def config(self, component: str) -> AdapterConfig | None:
-        """The configuration that is meant for the keys of a component."""
+        """Return the configuration that is meant for the keys of a component."""
         return self.components.get(component) or self.components.get("") or self._only_model(component)
 
     def scale(self, component: str, names: Sequence[str], rank: int | None) -> tuple[float, str]:
-        """(scale, where it came from) of a layer that no tensor gives an alpha for; rank None where it has none."""
+        """Return (scale, where it came from) of a layer without an alpha tensor; rank None where it has none."""
         config = self.config(component)
         if config is not None:
             return config.scale(names, rank), config.origin
         return 1.0, NO_ALPHA if rank is not None else "none: whole factors have the scale 1"
 
     def notes(self, unscaled: Mapping[str, int], total: int) -> list[str]:
-        """What was not applied to layers without an alpha ({module: rank}, of `total`), where it would change them."""
+        """Say which alphas were not applied to layers without one ({module: rank}, of `total`) but would matter."""
         found = []
         for one in self.noted:
             scales = [one.scale(module, rank) for module, rank in unscaled.items()]
@@ -159,7 +159,7 @@ class Scales:
         return found
 
     def _only_model(self, component: str) -> AdapterConfig | None:
-        """The one model's configuration, where a file's keys carry another prefix than its header (converted files)."""
+        """Return the only model's configuration: keys of converted files carry another prefix than the header."""
         models = [config for name, config in self.components.items() if not name.startswith("text_encoder")]
         return models[0] if len(models) == 1 and not component.startswith("text_encoder") else None
 
@@ -171,7 +171,7 @@ def stored_scales(
     beside: AdapterConfig | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> Scales:
-    """The scales from an `adapter_config.json` (if there is one) and the metadata of a header.
+    """Collect the scales from an `adapter_config.json` (if there is one) and the metadata of a header.
 
     diffusers writes each field with its component in front (`transformer.lora_alpha`), or plainly for only one.
     `beside`: a configuration in the same folder that these keys are not PEFT's own for. `fields`: what stands in a
@@ -209,7 +209,7 @@ def stored_scales(
 
 
 def names_alpha(name: str) -> bool:
-    """Whether a header's field names an alpha: `alpha`, `lora_alpha`, `ss_network_alpha`, `transformer.lora_alpha`."""
+    """Return whether a field is an alpha: `alpha`, `lora_alpha`, `ss_network_alpha`, `transformer.lora_alpha`."""
     return re.split(r"[._ -]", name.lower())[-1] in ("alpha", "loraalpha", "networkalpha")
 
 
@@ -218,7 +218,7 @@ _LONGEST_CONFIGURATION = 100_000
 
 
 def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(field, value) of the alphas that a header holds, those inside a JSON object too."""
+    """Return (field, value) of the alphas in a header, those inside a JSON object too."""
     found = [(key, value) for key, value in sorted(metadata.items()) if names_alpha(key)]
     for key, text in sorted(metadata.items()):
         if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
@@ -235,7 +235,7 @@ _INNER_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "linear_alpha")
 
 
 def _alphas_inside(fields: Any) -> list[tuple[str, str]]:
-    """(field, value) of the alphas in a JSON value, however deep; of a component's (`transformer.lora_alpha`) too."""
+    """Return (field, value) of the alphas anywhere in a JSON value; a component's (`transformer.lora_alpha`) too."""
     found, waiting = [], [fields]
     while waiting:
         value = waiting.pop()
@@ -257,7 +257,7 @@ def _noted(key: str, value: str) -> UnappliedAlpha:
 
 
 def checked_alpha(value: float, where: str) -> float:
-    """The value of an alpha. Raises InputError where it is not finite, or zero: loaders disagree on what zero means."""
+    """Return an alpha. Raises InputError where it is not finite, or zero: loaders disagree on what zero means."""
     if not math.isfinite(value):
         raise InputError(f"{where} is {value}; the LoRA is damaged")
     if value == 0:
@@ -281,7 +281,7 @@ def _pattern(text: str, origin: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise FileFormatError(f"{origin}: the pattern {text!r} is no regular expression ({error})") from error
+        raise FileFormatError(f"{origin}: the pattern {text!r} is not a regular expression ({error})") from error
     return text
 
 

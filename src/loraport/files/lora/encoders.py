@@ -1,4 +1,4 @@
-"""How a dialect writes the layers of text encoders: CLIP's by the table in `families.clip`, others not at all.
+"""Write the layers of text encoders in a dialect: CLIP's by the table in `names.clip`, others not at all.
 
 PEFT's folder is the adapter of one model, so it has none: the text encoder would be a folder of its own.
 """
@@ -23,7 +23,7 @@ COMFY = "diffusion_model."
 LINEAR_PAIR: Pair = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 """What diffusers of before PEFT reads on text encoders, whatever it reads on the network."""
 IN_PEFT = "it belongs to a text encoder, and PEFT's folder is the adapter of one model; --to diffusers writes both"
-NO_FACTORS = "it belongs to a text encoder, and is no pair of factors that could be written again"
+NO_FACTORS = "it belongs to a text encoder, and is not a pair of factors that could be written again"
 NO_WEIGHT = (
     "its update depends on the text encoder's weight, which the source does not hold; give a file or "
     "a pipeline that does"
@@ -35,7 +35,7 @@ UNKNOWN = (
 
 
 def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect, str]:
-    """(the dialect in which a canonical layer's keys are written, its module there)."""
+    """Return (the dialect in which a canonical layer's keys are written, its module there)."""
     prefix, module = spelled_encoder(layer, dialect.flat, _numbered(like), dialect.prefix == COMFY)
     old = dialect.pair[0].endswith(".down.weight") and not dialect.flat
     return replace(
@@ -44,7 +44,7 @@ def encoder_spelling(layer: str, like: Lora, dialect: Dialect) -> tuple[Dialect,
 
 
 def _numbered(like: Lora) -> bool:
-    """Whether kohya's prefixes count the encoders: everywhere but for Stable Diffusion 1.5 and 2, which have one."""
+    """Return whether kohya's prefixes number the encoders: all but Stable Diffusion 1.5's and 2's, which have one."""
     if any(encoder_of(layer) != FIRST for layer in like.encoders) or any(
         key.startswith("lora_te1_") for key in like.extras
     ):
@@ -53,12 +53,12 @@ def _numbered(like: Lora) -> bool:
 
 
 def prefix_is_guessed(like: Lora, dialect: Dialect) -> bool:
-    """Whether kohya's prefix of a first encoder is written that stands alone: nothing tells which model it is of."""
+    """Return whether kohya's prefix is a guess: of a first encoder alone, nothing tells which model it is of."""
     return dialect.flat and not like.dialect.flat and bool(like.encoders) and not (like.layers or _numbered(like))
 
 
 def refusal(key: LoraKey, like: Lora, dialect: Dialect) -> str:
-    """Why a key of a text encoder has no place in a dialect; empty where it has."""
+    """Return why a key of a text encoder has no place in a dialect; empty where it has."""
     if dialect.folder:
         return IN_PEFT
     same = (dialect.prefix, dialect.naming) == (like.dialect.prefix, like.dialect.naming)
@@ -67,7 +67,7 @@ def refusal(key: LoraKey, like: Lora, dialect: Dialect) -> str:
 
 
 def keeps_keys(layer: str, like: Lora, dialect: Dialect) -> bool:
-    """Whether plain factors have the keys already that this dialect gives them, and a scale that it reads."""
+    """Return whether plain factors have the keys already that this dialect gives them, and a scale that it reads."""
     spelling, module = encoder_spelling(layer, like, dialect)
     keys = [like.parse(key) for key in like.encoders[layer].keys]
     wanted = {"A": spelling.pair[0], "B": spelling.pair[1]} | ({".alpha": ".alpha"} if dialect.flat else {})
@@ -87,7 +87,7 @@ class EncoderTensors:
 def encoder_tensors(
     like: Lora, encoders: Mapping[str, LowRank], dialect: Dialect, dtype: torch.dtype, uniform_rank: bool = True
 ) -> EncoderTensors:
-    """The given layers, and the plain ones of `like` beside them: bit by bit where their keys stay, else written anew.
+    """Return tensors of the given layers, and of the plain ones of `like`: bit by bit where their keys stay, else anew.
 
     Ranks are padded with zeros to the largest of the same encoder.
     """

@@ -1,4 +1,4 @@
-"""Keys of a LoRA that are no factors, in the spelling of another dialect: where each goes, or why it cannot."""
+"""Respell the keys of a LoRA that are not factors for another dialect, or say why one has no place there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from loraport.files.names.lookup import is_known
 def respell_extras(
     like: Lora, dialect: Dialect, layers: Container[str]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """(key -> key in the output, [(key, reason)]) of a LoRA's extras; `layers` are those written with factors.
+    """Return (key -> key in the output, [(key, reason)]) of the extras; `layers` are those written with factors.
 
     Everything keeps its key where the dialect is the input's own, whole weights wherever a loader bears them.
-    Factors of text encoders are not here, but in `lora_encoders`.
+    Factors of text encoders are not here, but in `encoders`.
     """
     kept: dict[str, str] = {}
     lost: list[tuple[str, str]] = []
@@ -39,7 +39,7 @@ def respell_extras(
             new = spelling.key(name, suffix)
         else:
             suffix, reason = _suffix(parsed, dialect, layers)
-            reason = reason or _lost_place(parsed, like.dialect, dialect)
+            reason = reason or _misplaced(parsed, like.dialect, dialect)
             new = _by_name(parsed, dialect) or dialect.key(parsed.layer, suffix)
         if reason:
             lost.append((key, reason))
@@ -53,8 +53,8 @@ _STRICT = ("transformer.", "unet.")
 _REFUSED_WHOLE = "a whole weight, beside which diffusers refuses the file"
 
 
-def _lost_place(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
-    """Why a difference has no place in this dialect, whatever its ending; "" where it has one."""
+def _misplaced(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
+    """Return why a difference has no place in this dialect, whatever its ending; "" where it has one."""
     if not key.bare:
         for name, _ in key.pieces:
             if reason := no_name(name, was, dialect):
@@ -65,7 +65,7 @@ def _lost_place(key: LoraKey, was: Dialect, dialect: Dialect) -> str:
 
 
 def _by_name(key: LoraKey, dialect: Dialect) -> str | None:
-    """The key as ComfyUI reads it, where the parameter is none of a layer's `.weight` there; else None."""
+    """Return the key as ComfyUI reads it, where the parameter is not a layer's `.weight` there; else None."""
     if dialect.prefix != "diffusion_model." or key.part not in (".diff", ".w_norm"):
         return None
     parameter = key.layer if key.bare else f"{key.layer}.weight"
@@ -76,7 +76,7 @@ def _by_name(key: LoraKey, dialect: Dialect) -> str | None:
 
 
 def _suffix(key: LoraKey, dialect: Dialect, layers: Container[str]) -> tuple[str, str]:
-    """(the ending in this dialect, "") or ("", the reason why there is none)."""
+    """Return (the ending in this dialect, "") or ("", the reason why there is none)."""
     if key.part == "":
         return "", "an unknown ending, which has no counterpart in another format"
     if key.unresolved and not dialect.flat:

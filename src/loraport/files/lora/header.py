@@ -1,4 +1,4 @@
-"""What a trainer's header says of a LoRA that stays true when its updates are moved, respelled or cut.
+"""Keep what a trainer's header says of a LoRA that stays true when its updates are moved, respelled or cut.
 
 Title, author, licence, trigger words, tags, base model, how it was trained: all that is about the LoRA. What is about
 the bytes of one file (hashes, dtypes), the sizes and scales of its factors, or the spelling of its keys is left out.
@@ -44,7 +44,7 @@ _TAGS = "ss_tag_frequency"
 
 
 def lasting_fields(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The fields that stay true of the LoRA in another file; what this program wrote is not among them."""
+    """Return the fields that stay true of the LoRA in another file; what this program wrote is not among them."""
     return {key: value for key, value in metadata.items() if not key.startswith(OWN_PREFIX) and _is_lasting(key, value)}
 
 
@@ -68,7 +68,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def shown_fields(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
+    """Return title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
     found = {}
     kept = lasting_fields(metadata)
     for kind, names in _KINDS.items():
@@ -81,7 +81,7 @@ def shown_fields(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tags(text: str) -> Counter[str]:
-    """How often each tag was used, over all folders of the training set."""
+    """Count how often each tag was used, over all folders of the training set."""
     try:
         folders = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What diffusers asks of a kohya file of Wan: every layer of every block from 0 on, with its alpha, and no other.
+"""Complete a kohya file of Wan for diffusers, which wants every layer of every block from 0 on, and no other.
 
 Its converter takes the names of all ten layers out of the file block by block and raises KeyError for the first that is
 missing, ValueError for what is left (diffusers 0.42, `_convert_musubi_wan_lora_to_diffusers`). ComfyUI and
@@ -26,7 +26,7 @@ IMAGE = ("cross_attn.k_img", "cross_attn.v_img")
 
 
 def missing_layers(layers: Iterable[str]) -> list[str]:
-    """The layers that diffusers would miss; none for a file without layers in blocks."""
+    """Return the layers that diffusers would miss; none for a file without layers in blocks."""
     present = set(layers)
     numbers = [layer_depth(name) or 0 for name in present if kind_in_blocks(name)]
     block = (*KOHYA_BLOCK, *IMAGE) if _of_images(present) else KOHYA_BLOCK
@@ -35,14 +35,14 @@ def missing_layers(layers: Iterable[str]) -> list[str]:
 
 
 def outside_layers(layers: Iterable[str]) -> list[str]:
-    """The layers that it has no place for."""
+    """Return the layers that diffusers has no place for."""
     names = list(layers)
     allowed = (*KOHYA_BLOCK, *IMAGE) if _of_images(names) else KOHYA_BLOCK
     return [name for name in names if not kind_in_blocks(name) or kind_in_blocks(name) not in allowed]
 
 
 def is_complete(layers: Iterable[str]) -> bool:
-    """Whether diffusers takes a file with these layers."""
+    """Return whether diffusers takes a file with these layers."""
     names = list(layers)
     return not missing_layers(names) and not outside_layers(names)
 
@@ -53,10 +53,10 @@ def _of_images(names: Iterable[str]) -> bool:
 
 
 def with_missing_layers(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """The layers, and zeros of rank 1 for those that diffusers would miss.
+    """Return the layers, and zeros of rank 1 for those that diffusers would miss.
 
-    As they are, where the size of a missing one is told neither by other layers nor by a published model, or where
-    diffusers would refuse the file even so.
+    Unchanged if the size of a missing layer cannot be inferred from other layers or a published model, or if diffusers
+    would refuse the file even so.
     """
     missing = [] if outside_layers(layers) else missing_layers(layers)
     shapes = _shapes(layers)
@@ -66,7 +66,7 @@ def with_missing_layers(layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
 
 
 def _shapes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:
-    """Layer inside a block -> its size, as another block or the width tells it."""
+    """Return layer inside a block -> its size, as another block or the width implies."""
     known = {inside: low.shape for name, low in layers.items() if (inside := kind_in_blocks(name))}
     down = known["ffn.2"][::-1] if "ffn.2" in known else None
     ffn = known.get("ffn.0", down)

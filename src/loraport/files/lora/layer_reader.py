@@ -56,7 +56,7 @@ class LayerReader:
         """Modules whose factors multiply to zero."""
 
     def notes(self, encoders: Container[str]) -> list[str]:
-        """What was not applied of the scales that the file holds for the network."""
+        """Say which of the file's scales for the network were not applied, and what else is odd of its layers."""
         of_network = [origin for layer, (_, origin) in self.scales.items() if layer not in encoders]
         asked = [origin for origin in of_network if not origin.startswith("none")]
         found = self.stored.notes(self.unscaled, len(asked))
@@ -79,7 +79,7 @@ class LayerReader:
         return found
 
     def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LoraLayer:
-        """The layer with its scale in the update; a convolution's kernel is flattened behind `in`, and noted."""
+        """Read a layer, its scale folded into the update; of a convolution the kernel is flattened behind `in`."""
         if not parts.keys().isdisjoint("AB"):
             self.check_pair(parts)
         tensors = {part: self.factor(key.key) for part, key in parts.items() if part not in SCALES}
@@ -104,7 +104,7 @@ class LayerReader:
         scale: float,
         magnitudes: Mapping[str, Tensor],
     ) -> LayerUpdate:
-        """The update with its scale, PEFT's start and DoRA's magnitude."""
+        """Return the update with its scale, PEFT's start and DoRA's magnitude."""
         update = with_scale(assembled.update, scale)
         if start := self.start_of(parts):
             return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
@@ -118,12 +118,12 @@ class LayerReader:
         return with_magnitude(update, part, m, assembled.kernel, parts[part].key, str(self.path))
 
     def start_of(self, parts: Mapping[str, LoraKey]) -> Start:
-        """What PEFT took out of the base for this adapter."""
+        """Return what PEFT took out of the base for this adapter."""
         config = self.stored.config(_component(parts))
         return "" if config is None else config.start
 
     def full(self, key: LoraKey, others: Callable[[], LoraLayer] | None) -> LoraLayer:
-        """A full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
+        """Read a full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
         beside = None if others is None else others()
         self.factor(key.key)
         stored = self.tensors[key.key].read()
@@ -145,7 +145,7 @@ class LayerReader:
         )
 
     def check_pair(self, parts: Mapping[str, LoraKey]) -> None:
-        """Raises MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
+        """Raise MismatchError where a half is missing or the two do not fit, FileFormatError for rank 0."""
         for part, other in ("AB", "BA"):
             if part not in parts:
                 raise MismatchError(
@@ -154,14 +154,14 @@ class LayerReader:
         a, b = parts["A"].key, parts["B"].key
         A, B = self.tensors[a].shape, self.tensors[b].shape
         if len(A) < 2 or len(B) != len(A) or any(size != 1 for size in B[2:]):
-            raise MismatchError(f"{self.path}: {a!r} {A} and {b!r} {B} have no shapes of LoRA factors")
+            raise MismatchError(f"{self.path}: {a!r} {A} and {b!r} {B} do not have the shapes of LoRA factors")
         if A[0] != B[1]:
             raise MismatchError(f"{self.path}: {a!r} has rank {A[0]}, but {b!r} has rank {B[1]}; save the LoRA again")
         if 0 in A or 0 in B:
             raise FileFormatError(f"{self.path}: {a!r} {A} and {b!r} {B} hold nothing (rank 0); remove the layer")
 
     def factor(self, key: str) -> Tensor:
-        """A tensor in float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
+        """Read a tensor as float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
         if self.tensors[key].dtype not in FLOATS:
             raise FileFormatError(f"{self.path}: {key!r} is stored as {self.tensors[key].dtype}, not as real numbers")
         tensor = self.tensors[key].read().float()
@@ -170,7 +170,7 @@ class LayerReader:
         return tensor
 
     def scale_of(self, parts: Mapping[str, LoraKey], rank: int | None) -> tuple[float, str]:
-        """(scale, where it came from): an alpha tensor, the configuration, or nothing.
+        """Return (scale, where it came from): an alpha tensor, the configuration, or nothing.
 
         `rank` None: LoKr with both factors whole. LyCORIS and ComfyUI then have the scale 1 whatever alpha says (some
         trainers write a huge one), PEFT the alpha and rank of its configuration.
@@ -188,14 +188,14 @@ class LayerReader:
         return scale, origin
 
     def alpha(self, key: str) -> float:
-        """The number in an alpha tensor."""
+        """Read the number in an alpha tensor."""
         tensor = self.tensors[key].read()
         if tensor.numel() != 1:
             raise FileFormatError(f"{self.path}: {key!r} has shape {tuple(tensor.shape)}, but an alpha is one number")
         return checked_alpha(float(tensor), f"{self.path}: {key!r}")
 
     def extras(self, keys: Iterable[LoraKey]) -> dict[str, StoredTensor]:
-        """What is carried through as it is, but for scales that no tensor holds.
+        """Return what is carried through as it is, but for scales that no tensor holds.
 
         Those are folded into biases and text encoders too: what is written has no configuration that could hold them.
         """

@@ -1,4 +1,4 @@
-"""Where a LoRA lies on disk: a file, a set of shards, or a folder with weights and perhaps a configuration."""
+"""Find and open a LoRA on disk: a file, a set of shards, or a folder with weights and perhaps a configuration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LoraFiles:
 
 
 def open_lora(place: Path | str, entry: str | None = None) -> LoraFiles:
-    """The files behind a path, a file or a folder with one LoRA, or behind a Hub id (a text only).
+    """Open the files behind a path, a file or a folder with one LoRA, or behind a Hub id (a text only).
 
     `entry`: the one of several LoRAs in a pickle to take, if it has one of this name.
     Pickles are read weights only: code in them is never run.
@@ -85,7 +85,7 @@ def open_lora(place: Path | str, entry: str | None = None) -> LoraFiles:
 
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:
-    """The keys of a LoRA, from its header alone. Raises as `open_lora`."""
+    """Return the keys of a LoRA, from its header alone. Raises as `open_lora`."""
     path = local_lora(place)
     try:
         return tuple(_contents(_weights_at(path)).tensors)
@@ -94,7 +94,7 @@ def lora_keys(place: Path | str) -> tuple[str, ...]:
 
 
 def local_lora(place: Path | str) -> Path:
-    """A path as it is, the local copy of a Hub id that is no path here. Raises InputError as the Hub does."""
+    """Return a path as it is, or the local copy of a Hub id that is not a path. Raises InputError as the Hub does."""
     from loraport.files.models.hub import fetch_lora, looks_like_hub_id
 
     path = expand_home(place)
@@ -105,7 +105,7 @@ def local_lora(place: Path | str) -> Path:
 
 
 def _weights_at(path: Path) -> tuple[Path, ...]:
-    """The files of a local LoRA: one, or all the shards of a set."""
+    """Return the files of a local LoRA: one, or all the shards of a set."""
     if path.is_dir() and (whole := _whole_set(path)):
         return whole
     weights = _weights_in(path) if path.is_dir() else path
@@ -129,14 +129,14 @@ def _weights_at(path: Path) -> tuple[Path, ...]:
 
 
 def _whole_set(folder: Path) -> tuple[Path, ...]:
-    """The shards of a set, where a folder holds nothing but all of them and no index."""
+    """Return the shards of a set, where a folder holds nothing but all of them and no index."""
     names = sorted(entry.name for entry in folder.iterdir() if is_weights(entry.name) and entry.is_file())
     whole = set(announced_shards(names[0])) if names else set()
     return tuple(folder / name for name in names) if len(names) > 1 and whole == set(names) else ()
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights in a folder: PEFT's, the index of the only set of shards, the only safetensors file or pickle."""
+    """Return a folder's weights: PEFT's, the index of the only set of shards, the only safetensors file or pickle."""
     for name in _OF_PEFT:
         if (folder / name).is_file():
             return folder / name
@@ -154,7 +154,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _contents(weights: tuple[Path, ...], entry: str | None = None) -> ModelFiles:
-    """The tensors of all files and the notes in their headers; of a pickle that has an entry of this name, that one."""
+    """Read the tensors of all files and their headers; of a pickle that has an entry of this name, that one."""
     if entry is not None and weights[0].suffix.lower() in PICKLES:
         try:
             return read_files(weights, entry, False, are_of_lora)
@@ -164,14 +164,14 @@ def _contents(weights: tuple[Path, ...], entry: str | None = None) -> ModelFiles
 
 
 def _config_beside(config: Path) -> AdapterConfig | None:
-    """PEFT's configuration, where there is one."""
+    """Read PEFT's configuration, where there is one."""
     if not config.is_file():
         return None
     return adapter_config(parse_json_object(config.read_bytes(), str(config)), CONFIG_NAME)
 
 
 def _foreign_config(config: Path) -> AdapterConfig | None:
-    """The same beside weights that are not PEFT's own; one that cannot be read does not concern them."""
+    """Read it beside weights that are not PEFT's own; one that cannot be read does not concern them."""
     try:
         return _config_beside(config)
     except FileFormatError:

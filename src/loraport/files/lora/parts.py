@@ -1,4 +1,4 @@
-"""The keys of a file read as names; of several LoRAs in one file (two experts, two adapters) the one that is meant."""
+"""Parse the keys of a file, and choose one of several LoRAs in it (two experts, two adapters)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class LoraPart:
 
 
 def lora_part(key: LoraKey) -> LoraPart:
-    """The LoRA that a key says it is of; one without an adapter's name has "" there."""
+    """Return the LoRA that a key belongs to; one without an adapter's name has "" there."""
     adapter = _ADAPTER.fullmatch(key.key)
     return LoraPart(key.component, adapter[1] if adapter else "")
 
 
 def lora_part_names(keys: Sequence[LoraKey]) -> list[str]:
-    """The names of the LoRAs in a file, where there are several; none where there is one.
+    """Return the names of the LoRAs in a file, where there are several; none where there is one.
 
     Several are: layers given twice (most of the smaller one), adapters of two names, both experts. Other mixtures are
     one LoRA.
@@ -58,7 +58,7 @@ def lora_part_names(keys: Sequence[LoraKey]) -> list[str]:
 
 
 def keys_of_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
-    """The keys of one LoRA of a file, its text encoders', and those that belong to none (other networks).
+    """Return the keys of one LoRA of a file, its text encoders', and those that belong to none (other networks).
 
     Raises MismatchError, with the names, where there are several and none is chosen; SettingsError for an unknown one.
     """
@@ -82,14 +82,14 @@ def _factors(keys: Sequence[LoraKey]) -> dict[LoraKey, LoraPart]:
 
 
 def _given_twice(factors: Mapping[LoraKey, LoraPart]) -> bool:
-    """Whether most tensors of the smallest part are in another one, too: those are no mixed spellings of one LoRA."""
+    """Return whether most tensors of the smallest part are in another one, too: then these are several LoRAs."""
     sizes, first = Counter(factors.values()), dict[tuple[str, str], LoraPart]()
     again = sum(first.setdefault((key.layer, key.part), part) != part for key, part in factors.items())
     return 2 * again >= min(sizes.values(), default=0) > 0
 
 
 def _belongs(key: LoraKey, of: LoraPart | None, mine: set[LoraPart], every: set[LoraPart]) -> bool:
-    """Whether a key is of the chosen parts, or of none: scales, biases, text encoders may carry no adapter's name."""
+    """Return whether a key is of the chosen parts, or of none: scales, biases, text encoders may name no adapter."""
     if of is not None:
         return of in mine
     one, components = lora_part(key), {part.component for part in mine}
@@ -102,14 +102,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def input_widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
-    """The widths of the layers' inputs, text encoders left out."""
+    """Return the widths of the layers' inputs, text encoders left out."""
     keys = [key for key in map(parse_key, tensors) if key.part in ("A", "hada_w1_b") and not key.text_encoder]
     downs = [tensors[key.key].shape for key in keys]
     return frozenset(shape[1] for shape in downs if len(shape) > 1)
 
 
 def parsed_keys(keys: list[str], widths: Collection[int] = ()) -> tuple[str, list[LoraKey]]:
-    """(what stands before the layers where it is in no list, the keys read as names of the file's own family)."""
+    """Return (a start of the names that is in no list, or "", the keys read as names of the file's own family)."""
     first = [parse_key(key) for key in keys]
     start = unlisted_start(first)
     if start:
@@ -119,7 +119,7 @@ def parsed_keys(keys: list[str], widths: Collection[int] = ()) -> tuple[str, lis
 
 
 def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> list[str]:
-    """What was left alone of a file, and what was taken off the names so that the tables know them."""
+    """Say what was left alone of a file, and what was taken off the names so that the tables know them."""
     notes = []
     if len(every) > len(parsed):
         names = ", ".join(lora_part_names(every))
@@ -139,11 +139,11 @@ def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> l
 
 
 def lora_parts_in(place: Path | str) -> list[str]:
-    """The names of the LoRAs in a file, from its header alone, where there are several."""
+    """Return the names of the LoRAs in a file, from its header alone, where there are several."""
     return lora_part_names(parsed_keys(sorted(lora_keys(place)))[1])
 
 
 def expert_parts(place: Path | str) -> tuple[str, str] | None:
-    """The names of both experts' LoRAs (high, low) in one file; None where it does not hold both."""
+    """Return the names of both experts' LoRAs (high, low) in one file; None where it does not hold both."""
     heads = {name.partition(".")[0] for name in lora_parts_in(place)}
     return next(((high, low) for high, low in EXPERT_PARTS.items() if {high, low} <= heads), None)

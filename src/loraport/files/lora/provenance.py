@@ -1,4 +1,4 @@
-"""What a written file says of how it was made, and what that tells about a LoRA that is read: its earlier transfers.
+"""Say in a written file how it was made, and read from one the transfers that a LoRA went through.
 
 A file's own transfer stands in `loraport.method`, `loraport.source` and so on; those before it in `loraport.earlier`, a
 JSON list of the same fields, oldest first. Files may be made by anybody: what is not of this form is left out.
@@ -66,13 +66,13 @@ def transfer_steps(metadata: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def earlier_field(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a file that is made from this LoRA says of the transfers before its own; nothing where there were none."""
+    """Return what a file made from this LoRA says of the transfers before its own; nothing where there were none."""
     steps = transfer_steps(metadata)
     return {EARLIER: json_text(steps, sort_keys=True)} if steps else {}
 
 
 def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
-    """The warning before a LoRA is transferred once more; none for one that was trained as it is."""
+    """Return the warning before a LoRA is transferred once more; none for one that was trained as it is."""
     steps = transfer_steps(metadata)
     if not steps:
         return []
@@ -86,7 +86,7 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
 
 
 def loading_hint(metadata: Mapping[str, str]) -> str | None:
-    """How a LoRA is loaded that was made for a model with an accelerator; None for one that stands alone."""
+    """Say how to load a LoRA that was made for a model with an accelerator; None for any other."""
     name, strength = (metadata.get(f"{OWN_PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
     if name is None or len(name) > LONGEST:
         return None
@@ -101,7 +101,7 @@ def _plain_number(text: str | None) -> str:
 
 
 def step_words(step: Mapping[str, str]) -> str:
-    """`casa from base to student`"""
+    """Return `casa from base to student`."""
     part = f", {step['part']} part" if "part" in step else ""
     return f"{step.get('method', '?')} from {step.get('source', '?')} to {step.get('target', '?')}{part}"
 
@@ -116,7 +116,7 @@ def _earlier(text: str) -> list[dict[str, str]]:
 
 
 def _step(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The known fields of one transfer, if they are texts of a sensible length."""
+    """Return the known fields of one transfer, if they are texts of a sensible length."""
     known = ((name, fields.get(name)) for name in FIELDS)
     return {name: value for name, value in known if isinstance(value, str) and len(value) <= LONGEST}
 

@@ -54,7 +54,7 @@ class Lora:
     notes: tuple[str, ...] = ()
     """What a user should know of how it was read: an alpha that was not applied, say."""
     start: str = ""
-    """What stands before the layers' names, where it is in no list and the tables told it."""
+    """What stands before the layers' names, where no list has it and it was inferred from the tables."""
     encoders: Mapping[str, LoraLayer] = field(default_factory=dict)
     """Layers of text encoders whose names are known (`names.clip`); their keys are among the extras too."""
 
@@ -74,20 +74,20 @@ class Lora:
         return frozenset(key for layer in self.encoders.values() for key in layer.keys)
 
     def parse(self, key: str) -> LoraKey:
-        """One of its keys taken apart."""
+        """Parse one of its keys."""
         return _of_folder(parse_key(key, self.dialect.family, self.start), self.path)
 
 
 def read_lora(
     path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True, part: str | None = None
 ) -> Lora:
-    """The LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
+    """Read the LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
     `keep` off: the updates are checked now, and read again when they are asked for.
-    `part`: which of several LoRAs in one file (`lora_parts`).
-    Raises FileFormatError for what is no safetensors file, no LoRA, or a kind of adapter that is not read (OFT, GLoRA,
+    `part`: which of several LoRAs in one file (`lora.parts`).
+    Raises FileFormatError for what is not a safetensors file, not a LoRA, or an adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
     """
@@ -140,7 +140,7 @@ def read_lora(
 
 
 def _of_folder(key: LoraKey, path: Path) -> LoraKey:
-    """PEFT's adapter of one text encoder does not say of which, but the folder that it lies in does."""
+    """Name the encoder of PEFT's adapter of one, which does not say of which it is; the folder that it lies in does."""
     if not key.clip or is_named(key.prefix) or SECOND not in (path.name, path.parent.name):
         return key
     name = f"{SECOND}.{key.layer.partition('.')[2]}"
@@ -148,7 +148,7 @@ def _of_folder(key: LoraKey, path: Path) -> LoraKey:
 
 
 def _other_entries(files: LoraFiles) -> list[str]:
-    """What is said where a pickle holds LoRAs beside the one that was taken."""
+    """Say that a pickle holds LoRAs beside the one that was taken."""
     if not files.other_entries:
         return []
     taken, others = files.entry or "its own table", ", ".join(files.other_entries[:8])
@@ -156,24 +156,24 @@ def _other_entries(files: LoraFiles) -> list[str]:
 
 
 def _rows(make: Callable[[], LoraLayer], rows: RowSlice, path: Path) -> LoraLayer:
-    """One layer out of a module that holds several."""
+    """Read one layer out of a module that holds several."""
     module = make()
     return module.with_update(rows_of_update(module.update, rows, path))
 
 
 def _makers(reader: LayerReader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LoraLayer]]:
-    """Layer -> how it is read, for all that are more than a scale."""
+    """Return layer -> how it is read, for all that are more than a scale."""
     return {layer: partial(reader.layer, layer, parts) for layer, parts in groups.items() if parts.keys() - SCALES}
 
 
 def _scales_alone(groups: Iterable[Mapping[str, LoraKey]]) -> list[tuple[str, str]]:
-    """The keys of layers that have an alpha and nothing else."""
+    """Return the keys of layers that have an alpha and nothing else, with the reason."""
     alone = (parts for parts in groups if not parts.keys() - SCALES)
     return [(key.key, "an alpha without factors") for parts in alone for key in parts.values()]
 
 
 def _by_layer(path: Path, keys: Iterable[LoraKey]) -> dict[str, dict[str, LoraKey]]:
-    """Layer -> part -> key, for factors and scales. Raises MismatchError where two keys give the same part."""
+    """Return layer -> part -> key, for factors and scales. Raises MismatchError where two keys give the same part."""
     groups: dict[str, dict[str, LoraKey]] = {}
     for key in keys:
         if key.part not in ("A", "B", *VARIANTS, *SCALES):

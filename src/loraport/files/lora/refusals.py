@@ -1,4 +1,4 @@
-"""Files that are no LoRA that is read: what they are instead, said before anything is."""
+"""Refuse files that are not LoRAs, and adapters that are not read, saying what they are instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loraport.files.names.dialects import ADDITIONS, WHOLE, LoraKey, refused_kin
 
 
 def refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
-    """Raises FileFormatError for the tensors of an adapter of a kind that is not read."""
+    """Raise FileFormatError for the tensors of an adapter of a kind that is not read."""
     for key in keys:
         kind = None if key.text_encoder else refused_kind(key.key)
         if kind:
@@ -20,7 +20,7 @@ def refuse_unread(path: Path, keys: Iterable[LoraKey]) -> None:
 def refuse_without_layers(
     path: Path, keys: list[LoraKey], all_factors: list[LoraKey], dense: bool, diffs: bool
 ) -> None:
-    """Raises FileFormatError where there is nothing to read: what the file is instead.
+    """Raise FileFormatError where there is nothing to read, saying what the file is instead.
 
     `dense`: text encoders or full differences alone will do; `diffs`: full differences
     of matrices alone.
@@ -30,7 +30,7 @@ def refuse_without_layers(
         return
     full = [key.key for key in keys if key.part in WHOLE and not key.text_encoder]
     if unread := [key.key for key in keys if key.part == "" and says_lora(key.key)]:
-        raise FileFormatError(f"{path}: {unread[0]!r} looks like a LoRA's, but is spelled in no way that is read")
+        raise FileFormatError(f"{path}: {unread[0]!r} looks like a LoRA's, but its spelling is not one that is read")
     if full and not all_factors:
         raise FileFormatError(f"{path} is a model checkpoint, not a LoRA: it holds whole weights such as {full[0]!r}")
     differences = [key.part for key in keys if key.part in ADDITIONS and not key.text_encoder]

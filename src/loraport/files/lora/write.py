@@ -1,4 +1,4 @@
-"""LoRA files written for the loaders that will read them: the scale inside the factors, one rank, nothing stale.
+"""Write LoRA files for the loaders that will read them: the scale inside the factors, one rank, nothing stale.
 
 Written metadata is `format: pt`, what the trainer wrote and stays true (`header_words`: title, author, licence, trigger
 words; no hashes, sizes and scales), and the caller's provenance under `loraport.`. Tencent's format has PEFT's
@@ -79,7 +79,7 @@ class WrittenLora:
 
 
 def output_dialect(like: Lora, format: str) -> Dialect:
-    """The dialect that a format means for this LoRA.
+    """Return the dialect that a format means for this LoRA.
 
     Raises SettingsError for an unknown format, and for `tencent` (names without prefix, which generate.py of
     HunyuanVideo-1.5 loads) where the LoRA is of another family.
@@ -101,14 +101,14 @@ def output_dialect(like: Lora, format: str) -> Dialect:
 
 
 def format_dialect(format: str) -> Dialect:
-    """The dialect of a format by name. Raises SettingsError for an unknown one."""
+    """Return the dialect of a format by name. Raises SettingsError for an unknown one."""
     if format not in FORMATS:
         raise unknown_name("format", format, get_args(Format))
     return FORMATS[format]
 
 
 def written_as_folder(keys: Iterable[str], format: str) -> bool:
-    """Whether a LoRA with these keys becomes a folder in a format. Raises SettingsError for an unknown format."""
+    """Return whether a LoRA with these keys becomes a folder. Raises SettingsError for an unknown format."""
     if format != "same":
         return format_dialect(format).folder
     parsed = [parse_key(key) for key in keys]
@@ -141,7 +141,7 @@ def write_lora(
     uniform_rank: bool = True,
     encoders: Mapping[str, LowRank] | None = None,
 ) -> WrittenLora:
-    """Writes updates under the names of a format, with the extras of the LoRA that they come from.
+    """Write updates under the names of a format, with the extras of the LoRA that they come from.
 
     `encoders` are layers of its text encoders as factors; without, plain ones are carried through, others dropped.
     Ranks are padded with zeros to the largest, unless `uniform_rank` is off. PEFT's format makes a folder.
@@ -149,6 +149,7 @@ def write_lora(
     """
     dialect = output_dialect(like, format)
     spelled, dropped = _spelled(layers, like, dialect)
+    # before the padding: layers of zeros get the rank of the others, since old diffusers scales mixed ranks wrongly
     if format == "kohya":
         spelled = with_missing_layers(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
@@ -189,7 +190,7 @@ def write_diff(
     provenance: Mapping[str, str] | None = None,
     encoders: Mapping[str, LowRank] | None = None,
 ) -> WrittenLora:
-    """Writes dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
+    """Write dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
 
     Extras and text encoders go as in format "comfy". A convolution's update may be given as a matrix.
     Raises OutputError where nothing can be written.
@@ -213,7 +214,7 @@ def write_diff(
 
 
 def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None = None) -> dict[str, Any]:
-    """PEFT's configuration of an adapter with the scale inside its factors: alpha = rank, modules by exact name.
+    """Return PEFT's configuration of an adapter with the scale in its factors: alpha = rank, modules by exact name.
 
     `base`: the model that it was trained on and is still for; what was transferred is for another.
     """
@@ -246,7 +247,7 @@ def _metadata(like: Lora, provenance: Mapping[str, str] | None) -> dict[str, str
 
 
 def nameless_layers(like: Lora, dialect: Dialect) -> dict[str, str]:
-    """The layers of a LoRA that a dialect has no name for -> why."""
+    """Return the layers of a LoRA that a dialect has no name for -> why."""
     reasons = {
         name: no_name(name, like.dialect, dialect) if layer.resolved or dialect.flat else NO_NAME
         for name, layer in like.layers.items()
@@ -257,14 +258,14 @@ def nameless_layers(like: Lora, dialect: Dialect) -> dict[str, str]:
 def _spelled(
     layers: Mapping[str, Value], like: Lora, dialect: Dialect
 ) -> tuple[dict[str, Value], list[tuple[str, str]]]:
-    """The layers that the dialect has a name for, and the input keys of the others."""
+    """Return the layers that the dialect has a name for, and the input keys of the others."""
     lost = nameless_layers(like, dialect)
     dropped = [(key, lost[layer]) for layer in sorted(lost) if layer in layers for key in like.layers[layer].keys]
     return {layer: layers[layer] for layer in sorted(layers) if layer not in lost}, dropped
 
 
 def _kernel(layer: str, like: Lora) -> Kernel:
-    """The kernel that a layer is written with; none for a layer that the LoRA does not have."""
+    """Return the kernel that a layer is written with; none for a layer that the LoRA does not have."""
     return (like.layers[layer].kernel if layer in like.layers else None) or ()
 
 
