@@ -67,7 +67,7 @@ class Residual(Adapter):
         if rank > min(W.shape):
             raise MismatchError(f"a {self.kind} of rank {rank} cannot have started from a weight of {list(W.shape)}")
         if self.kind == "PiSSA":
-            # W·Vᵀ·V is U·S·Vᵀ of the leading directions, whatever the signs that a decomposition gives them
+            # (W·Aᵀ)·A is U·S·Vᵀ of the leading directions, whatever signs the decomposition chose
             A = decompose(W).Vh[:rank].contiguous()
             return LowRank(W @ A.mT, A)
         Q, R = torch.linalg.qr(W)
