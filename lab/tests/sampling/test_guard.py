@@ -74,7 +74,7 @@ def test_a_file_that_is_better_is_kept_as_it_is(family, lora, tmp_path):
     better = repaired(family, lora, tmp_path)
     done = choose(family, lora, out, str(better), str(weak), "--overwrite", "--report", str(page))
     assert done.exit_code == 0, (done.output, done.exception)
-    assert f"kept {better}" in done.stdout and load_file(out).keys() == load_file(better).keys()
+    assert f"{better}: " in done.stdout and load_file(out).keys() == load_file(better).keys()
     assert all((tensor == load_file(better)[key]).all() for key, tensor in load_file(out).items())
     assert json.loads(read_lora(out).metadata["loraport.guard"])["kept"] == str(better)
     assert "page is about a transfer" in done.stderr and not page.exists()

@@ -147,7 +147,7 @@ def choose_and_tell(
 ) -> None:
     """Make and judge the candidates, write the one that is kept, say so, and leave with 3 where keys were lost.
 
-    `as_transfer` prints the JSON object of `transfer --guard`.
+    `as_transfer` prints what `transfer --guard` does.
     """
     from loraport import console
     from loraport.sampling.choice.choose import choose as run
@@ -168,14 +168,13 @@ def choose_and_tell(
     batch = BatchResult((kept,), (), kept.seconds, kept.peak_rss_bytes) if kept else None
     if batch is not None and page is not None:
         write_report(batch, page, messages)
+    more = choice.in_words() if as_transfer else choice.table()
     if messages.json:
         console.print_facts(choice.as_guarded_transfer() if as_transfer else choice.as_json(), json=True)
     elif batch is not None:
-        console.print_transfers(
-            batch, json=False, quiet=messages.quiet, verbose=messages.verbose, more=choice.in_words()
-        )
+        console.print_transfers(batch, json=False, quiet=messages.quiet, verbose=messages.verbose, more=more)
     elif not messages.quiet:
-        console.print_facts({"wrote": choice.output, **choice.in_words()}, json=False)
+        console.print_facts({"wrote": choice.output, **more}, json=False)
     raise typer.Exit(3 if batch is not None and batch.lost else 0)
 
 

@@ -179,15 +179,6 @@ class LoraxSettings(AnySettings):
         parse_subspace(self.subspace)
 
 
-Settings = (
-    CasaSettings
-    | CoreSettings
-    | DirectSettings
-    | DriftOrthogonalSettings
-    | LoraxSettings
-    | ProloraSettings
-    | UndoSettings
-)
 KINDS: tuple[type[AnySettings], ...] = (
     *(CasaSettings, CoreSettings, DirectSettings, DriftOrthogonalSettings, UndoSettings),
     *(ProloraSettings, LoraxSettings),

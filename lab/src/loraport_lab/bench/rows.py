@@ -15,7 +15,7 @@ from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.compute import layer_generator
 from loraport.inputs.open import auto_rank
 from loraport.methods.recipes import METHODS, find_recipe
-from loraport.methods.settings import PAPER, PUBLISHED_CODE, ProloraSettings, Settings, changed
+from loraport.methods.settings import PAPER, PUBLISHED_CODE, AnySettings, ProloraSettings, changed
 from loraport.spectral.low_rank import truncate
 from loraport_lab.bench.material import Material
 
@@ -75,7 +75,7 @@ def oracle(material: Material) -> Mapping[str, Tensor]:
     return {name: low.dense() for name, low in material.oracle.items()}
 
 
-def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Rule:
+def transferred(method: str, *settings: AnySettings, rank: RankWish = "auto") -> Rule:
     """Return the rule of a method at a rank: auto is exact where the method is, else twice the adapter's."""
     recipe = find_recipe(method, *settings)
 
@@ -99,7 +99,7 @@ def transferred(method: str, *settings: Settings, rank: RankWish = "auto") -> Ru
     return rule
 
 
-def _row(name: str, group: Group, method: str, *settings: Settings, rank: RankWish = "auto") -> Row:
+def _row(name: str, group: Group, method: str, *settings: AnySettings, rank: RankWish = "auto") -> Row:
     key = f"{method} {settings or find_recipe(method).settings} rank {rank}"
     return Row(name, group, key, transferred(method, *settings, rank=rank))
 

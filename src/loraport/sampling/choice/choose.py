@@ -30,6 +30,7 @@ from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate, calibration_passes
 from loraport.sampling.choice.candidate_folder import candidate_folder
 from loraport.sampling.choice.candidates import check_place, read_adapter, write_calibrated
+from loraport.sampling.choice.commands import score_table
 from loraport.sampling.choice.guard import DIRECT, Verdict, decide
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.pair import Pair, Sampler, Updates
@@ -80,8 +81,14 @@ class Choice:
     """What did not compete, and what of the models was not sampled."""
     seconds: float
 
+    def table(self) -> dict[str, str]:
+        """Return what the choice adds to the lines of a transfer: what was kept, and all scores."""
+        took = f"{self.seconds:.1f} s, at most {peak_rss_bytes() / 1e9:.2f} GB of memory"  # not the transfer alone
+        kept = f"{self.verdict.kept}: {self.verdict.reason}"
+        return {"took": took, "kept": kept, "target": self.sampler.in_words()} | dict(score_table(self.verdict.scores))
+
     def in_words(self) -> dict[str, str]:
-        """Return what the choice adds to the lines of a transfer."""
+        """Return the same in two lines, for the warnings of a transfer and for `transfer --guard`."""
         return {"guard": f"kept {self.verdict.kept}: {self.verdict.reason}", "target": self.sampler.in_words()}
 
     def as_json(self) -> dict[str, Any]:
