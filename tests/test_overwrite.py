@@ -154,17 +154,17 @@ def test_a_report_that_fails_says_that_the_lora_is_written(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["transfer", "merge", "merge to a folder", "probe"])
 def test_a_result_that_has_no_room_is_refused_before_the_work(tmp_path, monkeypatch, name):
-    from loraport.files.disk import room
+    from loraport.files.disk import free_space
 
     family = make_family(tmp_path)
     words = commands(family)[name]
     words = (*words, "--as", "diff") if name == "transfer" else words
     out = tmp_path / ("out" if name in IN_A_FOLDER else "out.safetensors")
-    monkeypatch.setattr(room, "_free", lambda folder: 3000)
+    monkeypatch.setattr(free_space, "_free", lambda folder: 3000)
     with pytest.raises(OutputError, match=r"out\S* needs \S+ MB at least.*, and 0\.00 MB are free there; make room"):
         run(*words, "-o", out)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("out", "."))]
-    monkeypatch.setattr(room, "_free", lambda folder: None)  # a file system that does not say
+    monkeypatch.setattr(free_space, "_free", lambda folder: None)  # a file system that does not say
     run(*words, "-o", out)
 
 
