@@ -346,7 +346,7 @@ def test_modules_are_named_for_what_they_hold():
 
 
 OWN_FILES = {
-    *("inputs.config", "analysis.inputs", "inputs.open", "store.keyed", "training.stages"),
+    *("inputs.config", "analysis.inputs", "inputs.identity", "store.keyed", "training.stages"),
     *("files.formats.safetensors_write", "files.models.write", "files.disk.ownership", "sampling.wan_pipelines"),
 }
 """Modules whose JSON is a key, a file that only the program itself reads, or a header of integers and texts."""

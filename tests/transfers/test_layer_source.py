@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import loraport
-from loraport.inputs.open import prepare, run_identity
+from loraport.inputs.identity import run_identity
+from loraport.inputs.open import prepare
 from loraport.methods.casa import casa_parts
 from loraport.methods.recipes import find_recipe
 from loraport.spectral.basis import decompose

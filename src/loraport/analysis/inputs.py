@@ -18,7 +18,8 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import is_local, open_model
 from loraport.inputs.accelerator import Target
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import TransferInputs, prepare, run_identity
+from loraport.inputs.identity import run_identity
+from loraport.inputs.open import TransferInputs, prepare
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer

@@ -14,8 +14,8 @@ from loraport.analysis.results import SweepResult
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
 from loraport.files.names.blocks import layer_depth, layer_kind
-from loraport.inputs.open import common_rank
 from loraport.inputs.plan import LayerJob
+from loraport.inputs.rank import common_rank
 from loraport.methods.casa import decide, decided_update
 from loraport.methods.layer import Layer
 from loraport.methods.settings import CasaSettings

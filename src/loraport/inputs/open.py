@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from loraport._version import __version__
 from loraport.compute import find_device
 from loraport.errors import LoraportError, MismatchError, SettingsError
-from loraport.files.adapters.updates import LARGEST_AUTO_RANK
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.lora.provenance import accumulated_loss
@@ -25,7 +20,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
 from loraport.files.names.blocks import layer_role
 from loraport.files.whole_weights import as_differences, carried_note
-from loraport.inputs.accelerator import AcceleratedModel, Target, open_target, split_target, target_places
+from loraport.inputs.accelerator import Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fit_extras
@@ -149,19 +144,6 @@ def touched_layers(loras: Iterable[Lora]) -> set[str] | None:
     return touched
 
 
-def common_rank(config: TransferConfig, plan: Plan) -> int:
-    """Return the rank that all layers aim at: the user's, or one that follows from the largest of the LoRA's own."""
-    if config.rank.kind == "fixed":
-        return int(config.rank.value)
-    own = max((job.aim for job in plan.jobs if job.action != "drop"), default=0) or LARGEST_AUTO_RANK
-    return own if config.rank.kind == "source" else auto_rank(own, low_rank=config.recipe.method.low_rank)
-
-
-def auto_rank(own: int, *, low_rank: bool) -> int:
-    """Return the rank that `auto` stands for: the LoRA's own, and twice that for a method whose update is dense."""
-    return own if low_rank else 2 * own
-
-
 def check_outputs(batch: Sequence[TransferInputs]) -> None:
     """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
     loras = list(dict.fromkeys(inputs.config.lora for inputs in batch))
@@ -191,21 +173,6 @@ def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
     named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
     protect_inputs(output, (*named, *inputs.source.paths, *inputs.target.paths))
-
-
-def run_identity(
-    inputs: TransferInputs, device: torch.device, work: str, models: Iterable[Checkpoint | Target] = ()
-) -> str:
-    """Return what makes an unfinished run the same work: settings (`work`), program, inputs as they lie on the disk.
-
-    Which layers are left out is no part of it: what is done of the others stays good. `models`: those that are read, if
-    they are not the two that were opened for the LoRA.
-    """
-    paths = {path for model in tuple(models) or (inputs.source, inputs.target) for path in model.paths}
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    beside = inputs.target.accelerator.sha256 if isinstance(inputs.target, AcceleratedModel) else None
-    rank = common_rank(inputs.config, inputs.plan)
-    return json.dumps([work, rank, __version__, torch.__version__, str(device), inputs.lora.sha256, beside, files])
 
 
 _SHARED_SETTINGS = (

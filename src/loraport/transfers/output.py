@@ -18,8 +18,9 @@ from loraport.files.lora.provenance import made_from
 from loraport.files.lora.write import WrittenLora, write_diff, write_lora
 from loraport.inputs.accelerator import AcceleratedModel
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.open import TransferInputs, common_rank
+from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import NO_DRIFT, LayerJob
+from loraport.inputs.rank import common_rank
 from loraport.methods.settings import ProloraSettings
 from loraport.plain_json import json_text
 from loraport.spectral.low_rank import LowRank

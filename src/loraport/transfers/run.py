@@ -12,8 +12,10 @@ from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.files.adapters.updates import needs_weight
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import TransferInputs, check_outputs, common_rank, prepare_many, run_identity
+from loraport.inputs.identity import run_identity
+from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
 from loraport.inputs.plan import LayerJob
+from loraport.inputs.rank import common_rank
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.store.basis_source import BasisSource
 from loraport.transfers.journal import Journal

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraport.analysis.probes import KeepDominant, OverActivate, Probe
 from loraport.compute import layer_generator
-from loraport.inputs.open import auto_rank
+from loraport.inputs.rank import auto_rank
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, AnySettings, ProloraSettings, changed
 from loraport.spectral.low_rank import truncate
