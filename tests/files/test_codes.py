@@ -198,7 +198,7 @@ AMBIGUOUS = {
     "a scale of the inputs' number": (changed(weight=Q, scale_weight=COLUMN), "does not fit a weight of shape"),
     "a scale of exponents": (
         changed(weight=Q, scale_weight=torch.full((), 127, dtype=torch.uint8)),
-        "a scale in uint8, of which it cannot be told",
+        "a scale in uint8, whose numbers can mean several things",
     ),
     "a scale under another name": (
         changed(weight=Q, scale_weight=None, scale=torch.ones(())),

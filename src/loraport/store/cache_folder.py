@@ -47,7 +47,7 @@ def mark(folder: Path) -> None:
 def distrust(path: Path) -> str | None:
     """Return why a file or folder is not trusted: it belongs to somebody else, or others may write it. None if it is.
 
-    Where the system has no owners, nothing can be told, and everything is trusted.
+    Where the system has no owners, everything is trusted.
     """
     if not hasattr(os, "geteuid") or not path.exists():
         return None

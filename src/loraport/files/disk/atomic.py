@@ -93,7 +93,7 @@ def _writing(path: Path) -> Iterator[Path]:
     """Give the path behind all links, its folder cleared of dead leftovers; errors of the system become OutputError."""
     try:
         target = Path(os.path.realpath(path))
-        if target.is_symlink():  # still: the links go round in a circle, of which this says so
+        if target.is_symlink():  # still a link: they form a circle, and `stat` raises the error that says so
             target.stat()
         check_output(target)
         remove_dead(target.parent)

@@ -105,7 +105,7 @@ class _Blocks:
             # the distance is the step, whatever the scales are, which stand outside of these bytes.
             flipped = blocks[rows].copy()
             flipped[:, first:last] ^= mask
-            with np.errstate(all="ignore"):  # a damaged scale is not finite: whoever uses the weight is told
+            with np.errstate(all="ignore"):  # infinite values of a damaged scale are refused later
                 values[rows] = dequantize(blocks[rows], self.kind)
                 steps[rows] = np.abs(dequantize(flipped, self.kind) - values[rows])
         return torch.from_numpy(values).view(self.shape), torch.from_numpy(steps).view(self.shape)

@@ -60,7 +60,7 @@ _LONGEST_NOTE = 4096
 
 @dataclass(frozen=True)
 class NetworkTensors:
-    """The tensors of a network as what they mean, and what had to be assumed, for people."""
+    """The tensors of a network as the values they mean, and notes for people on what was assumed."""
 
     tensors: dict[str, StoredTensor]
     notes: tuple[str, ...]
@@ -261,7 +261,7 @@ def _refuse(key: str, tensor: StoredTensor) -> None:
 
 
 def codes_not_read(tensor: StoredTensor) -> FileFormatError:
-    """Return the error for a layer of which only codes are there."""
+    """Return the error for a layer that has only codes."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return FileFormatError(f"{tensor.path}: {tensor.key!r} is stored as {kind}, in codes that are not read; {NOT_READ}")
 

@@ -61,7 +61,7 @@ def granularity(codes: StoredTensor, scale: StoredTensor) -> str:
     if not scale.dtype.is_floating_point:
         kind = str(scale.dtype).removeprefix("torch.")
         raise FileFormatError(
-            f"{scale.path}: {scale.key!r} is a scale in {kind}, of which it cannot be told what the numbers mean (of "
+            f"{scale.path}: {scale.key!r} is a scale in {kind}, whose numbers can mean several things (in "
             f"some formats they are exponents); {NOT_READ}"
         )
     if math.prod(shape) == 1:

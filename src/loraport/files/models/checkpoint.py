@@ -80,7 +80,7 @@ class Checkpoint:
     others: frozenset[str] = frozenset()
     """Names of other networks in the same file, such as a text encoder: they stand there and are not the model's."""
     notes: tuple[str, ...] = ()
-    """What was passed over or assumed in reading the files, for people."""
+    """Notes for people: what was passed over or assumed in reading the files."""
     aliases: Mapping[str, StoredTensor] = field(repr=False, default_factory=dict)
     """Further names of some parameters."""
 
@@ -128,7 +128,7 @@ class Checkpoint:
         return self._find(name).dtype
 
     def format(self, name: str) -> str:
-        """Return how a parameter is stored, for people: its dtype, or the name of its codes."""
+        """Return how a parameter is stored, as people call it: its dtype, or the name of its codes."""
         stored = self._find(name)
         return str(stored.dtype).removeprefix("torch.") if stored.quantization is None else stored.quantization.format
 

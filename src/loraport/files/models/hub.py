@@ -85,7 +85,7 @@ def to_download(where: str) -> Download | None:
 def listing(where: str) -> tuple[str, ...] | None:
     """Return the names of a repository's files, `org/repo` or `org/repo@revision`; offline, of those that are here.
 
-    None where nobody can be asked: no client, no network and no local copy, or no such repository.
+    None where there is no answer: no client, no network and no local copy, or no such repository.
     """
     try:
         hub, repo, revision, _ = _parsed(where)

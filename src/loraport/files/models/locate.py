@@ -38,7 +38,7 @@ _OF_TRAINING = re.compile(
 )
 """Names of files that trainers leave beside the weights."""
 _OF_OTHERS = re.compile(r"(?i)(?<![a-z])(t5|umt5|vae|clip|text_encoder|image_encoder)(?![a-z])")
-"""What the names of text encoders and autoencoders have in them; that they lie beside a network surprises nobody."""
+"""What the names of text encoders and autoencoders have in them; their lying beside a network needs no note."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FileChoice:
     names: tuple[str, ...]
     index: str | None = None
     notes: tuple[str, ...] = ()
-    """What was passed over, for people."""
+    """Notes for people: what was passed over."""
 
 
 @dataclass(frozen=True)

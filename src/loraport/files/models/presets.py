@@ -1,4 +1,4 @@
-"""Named models: which repository of the Hub, which file or folder in it, and what of that nobody has verified here.
+"""Named models: which repository of the Hub, which file or folder in it, and what of that is not verified.
 
 Ids and file names come from the projects' own READMEs and documentation and from the Hub's public listings. No weights
 were downloaded for this table: `unverified` says what to look at when they are. Where `seen` is None, the listing
@@ -48,7 +48,7 @@ class Preset:
         return {**asdict(self), "where": self.where}
 
     def words(self) -> str:
-        """Return the row for people: the id, then what is to be known."""
+        """Return the row for people: the id, then the notes."""
         lines = [f"{self.where}  ({self.family}{f', distilled from {self.base}' if self.base else ''})", self.notes]
         lines += [f"not verified: {self.unverified}"] if self.unverified else []
         if self.revision is None:

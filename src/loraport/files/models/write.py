@@ -72,7 +72,7 @@ def write_model(
 ) -> None:
     """Write the model with some parameters (by canonical name) replaced, one in memory at a time, whole or not at all.
 
-    All others are copied bit by bit. `written` is told the bytes of each tensor when its turn comes.
+    All others are copied bit by bit. `written` is called with the bytes of each tensor in its turn.
     Raises OutputError where it cannot be written, and whatever the making of a parameter raises.
     """
     files: dict[Path, dict[str, Pending]] = {path: _copied(path, model, written) for path in model.paths}

@@ -350,7 +350,7 @@ def _same_modules(was: Dialect, becomes: Dialect) -> bool:
 def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> Dialect:
     """Return the dialect of most of the given factors, and the table and naming that have most of them.
 
-    Of several tables that have as many, the one of which a published model has one of the layers' `widths`: the double
+    Of several tables that have as many, the one with a published model that has one of the layers' `widths`: the double
     blocks of both HunyuanVideos, and much of the U-Nets, are called alike.
     """
     keys = list(keys)
