@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests import tiny
-from tests.test_cli import arguments, family  # noqa: F401
+from tests.cli.test_cli import arguments, family  # noqa: F401
 
 
 def test_flags_of_the_projections_reach_the_settings(run, family):  # noqa: F811
