@@ -216,12 +216,12 @@ def _routing(analyzed: AnalyzedLayer, routing: _Routings) -> dict[str, Any]:
 
 
 def _interference(routing: _Routings) -> dict[str, Any]:
-    found = interference(routing.block("lora"), routing.block("drift"), routing.labels)
+    mass = interference(routing.block("lora"), routing.block("drift"), routing.labels)
     head = head_interference(routing.block("lora"), routing.block("drift"))
     return {
-        "constructive": found.constructive,
-        "destructive": found.destructive,
-        "chance": found.chance,
+        "constructive": mass.constructive,
+        "destructive": mass.destructive,
+        "chance": mass.chance,
         "interference_head": head,
     }
 

@@ -118,10 +118,10 @@ class _WeightWriter:
         return "; take a smaller --mean or --var" if isinstance(self.config.probe, OverActivate) else ""
 
     def _lora(self, name: str, drift: Tensor, W_s: Tensor) -> LowRank:
-        found = None if self.lora is None else self.lora.updates.get(name)
-        if found is None or found.shape != tuple(drift.shape):
+        update = None if self.lora is None else self.lora.updates.get(name)
+        if update is None or update.shape != tuple(drift.shape):
             return no_lora((drift.shape[0], drift.shape[1]), drift)
-        return exact_factors(name, found, W_s)
+        return exact_factors(name, update, W_s)
 
 
 def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> ProbeResult:

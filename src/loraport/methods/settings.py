@@ -48,22 +48,30 @@ class CasaSettings(AnySettings):
     energy: Annotated[
         float, Flag("Share of the energy ΣS² that the leading directions hold (Eq. 3).", also="energy_rectangular")
     ] = 0.9
+    """Raise it to let weaker directions cluster and dominate; beyond it nothing does, and the drift is taken back."""
     energy_rectangular: float = 0.9
     """The same for layers that are not square; the published code takes all of their directions (1.0)."""
     tau: Annotated[
         float, Flag("Predicted rotation above which two directions join a cluster (Eq. 4); 1 to 10 give the same.")
     ] = 1.0
+    """Lower it where clusters stay single. Near 0.5 one giant cluster forms: all of it dominates, and CASA does little;
+    the report's share of the largest cluster shows that."""
     eps: Annotated[float, Flag("Added to the gap of two singular values (Eq. 4).")] = 1e-6
+    """In units of singular values; only for weights at an unusual scale."""
     eps_context: Annotated[
         float, Flag("Added to the product of norms in the context of an entry (Eq. 11); the published code's value.")
     ] = 1e-8
+    """In units of weights squared; 0 makes Eq. 11 the same at every scale."""
     q_dom: Annotated[float, Flag("Clusters at or above this quantile are dominant (Eq. 5-6).")] = 0.5
+    """Raise it to take back more of the drift, lower it to keep more: at 0 every cluster dominates."""
     q_act: Annotated[float, Flag("Entries above this quantile of risk are arbitrated (Eq. 13).", needs="arbitrate")] = (
         0.85
     )
+    """Lower it where LoRA and drift together overshoot; 1 arbitrates nothing."""
     restore: Annotated[
         float, Flag("Share of the weak drift that is taken back, 0 to 1 (Eq. 8); 0 is Table 2's ablation.")
     ] = 1.0
+    """Lower it where the target loses what it was distilled for, such as few steps."""
     arbitrate: Annotated[bool, Flag("Arbitrate risky entries (Eq. 14); without is Table 2's ablation.")] = True
     densities: Literal["whole", "block"] = "whole"
     """Norms over whole rows and columns (the paper), or inside the k × k block (the published code)."""

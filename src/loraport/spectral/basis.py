@@ -203,7 +203,7 @@ class HalfBasis(Basis):
 
 @dataclass(frozen=True)
 class TransposedBasis(Basis):
-    """The half-kept basis of a wide weight: that of its transpose, seen from the other side."""
+    """The half-kept basis of a wide weight: that of its transpose, with left and right exchanged."""
 
     upright: HalfBasis
 

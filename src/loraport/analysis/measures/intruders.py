@@ -43,7 +43,7 @@ def intruders(
     similarity = (X.mT @ tested).abs().amax(dim=0)
     inside = (X[:, :k].mT @ tested).square().sum(dim=0).clamp(max=1)
     energy = S_after[:leading].double().square()
-    found = similarity < unlike
+    is_intruder = similarity < unlike
     total = float(energy.sum())
-    share = float(energy[found].sum()) / total if total else 0.0
-    return Intruders(int(found.sum()), share, similarity, inside)
+    share = float(energy[is_intruder].sum()) / total if total else 0.0
+    return Intruders(int(is_intruder.sum()), share, similarity, inside)
