@@ -228,15 +228,15 @@ class PipelinePair:
 
 def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:
     """Return the states [n, steps + 1, …] of a trajectory at other noise levels, interpolated between its own."""
-    found = []
+    interpolated = []
     for level in wanted:
         after = next((i for i, own in enumerate(levels) if own <= level), len(levels) - 1)
         before = max(after - 1, 0)
         width = levels[before] - levels[after]
         share = (levels[before] - level) / width if width else 0.0
         share = min(max(share, 0.0), 1.0)
-        found.append((1 - share) * states[:, before] + share * states[:, after])
-    return torch.stack(found, dim=1)
+        interpolated.append((1 - share) * states[:, before] + share * states[:, after])
+    return torch.stack(interpolated, dim=1)
 
 
 def _notes(target: str, gates: int) -> tuple[str, ...]:

@@ -116,8 +116,9 @@ def _moments(fit: EndEffect, batch: Clips, styled: Chain, layer: str, evaluation
     return Term(evaluation.weight, M, a.mT @ a, residual.flatten(0, 1).double().mT @ a)
 
 
-def _joined(one: Term, other: Term) -> Term:
-    return Term(one.weight, one.M, one.C + other.C, one.R + other.R)
+def _joined(first: Term, second: Term) -> Term:
+    """Return the term of two batches together: one evaluation has the same weight and map in both."""
+    return Term(first.weight, first.M, first.C + second.C, first.R + second.R)
 
 
 def readout_passes(layers: int, fit: int, check: int, run: int, evaluations: int) -> int:
