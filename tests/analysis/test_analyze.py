@@ -171,6 +171,17 @@ def test_a_sweep_agrees_with_the_transfer_and_knows_its_ends(family):
     assert by[0.5, 1]["distance_written"] > by[0.5, 1]["distance"], "truncation keeps some of the drift"
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_sweep_truncates_to_the_rank_that_the_transfer_takes(tmp_path, kind):
+    """Of a DoRA that is not twice the rank of its factors: what it adds to the weight has more."""
+    family = make_family(tmp_path, rank=2)
+    place = MAKERS[kind](family)
+    [swept] = sweep(config(family, lora=place), [Grid.parse("q_dom=0.5")])
+    moved = {layer.name: layer for layer in transfer(family.config(lora=place)).layers}
+    for row in swept.rows:
+        assert row["kept_correction"] == pytest.approx(moved[row["layer"]].kept_correction, rel=0.05)
+
+
 @pytest.mark.parametrize("shape", [(230, 200), (200, 230)], ids=["tall", "wide"])
 def test_a_swept_layer_has_the_numbers_of_its_dense_updates(shape):
     """Truncation in coordinates of the basis against that of the dense matrix, and against one direction less."""
