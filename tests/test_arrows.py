@@ -277,11 +277,6 @@ def test_no_room_holds_more_than_fifteen_files():
     assert {str(folder.relative_to(ROOT)): count for folder, count in full.items() if count > 15} == {}
 
 
-TWICE: dict[str, set[str]] = {
-    # A room: names that two of its modules still define. To shrink to nothing; a line that is no longer true fails too.
-}
-
-
 def public_names(source: str) -> set[str]:
     """The functions, classes and values that a module defines at its top; what it imports is another's."""
     names: set[str] = set()
@@ -305,7 +300,7 @@ def test_no_public_name_is_defined_twice_in_a_room():
         names = public_names(path.read_text(encoding="utf-8")) - {"app"}  # each module of commands has its Typer
         counts.setdefault(f"{package}.{own}".rstrip("."), Counter()).update(names)
     twice = {own: {name for name, times in names.items() if times > 1} for own, names in counts.items()}
-    assert {own: names for own, names in twice.items() if names} == TWICE
+    assert {own: names for own, names in twice.items() if names} == {}
 
 
 def test_public_names_are_seen():

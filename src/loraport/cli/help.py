@@ -74,7 +74,7 @@ def _spelled(param: Any, ctx: Any) -> str:
 
 
 def _explained(param: Any) -> str:
-    """The help of an option, and in brackets its default or that it is required."""
+    """Return the help of an option, and in brackets its default or that it is required."""
     note = "required" if param.required else default_text(param)
     return f"{param.help or ''}{f' [{note}]' if note else ''}".replace("-", _WHOLE)
 

@@ -44,7 +44,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def in_one_sentence(error: OSError) -> str:
-    """What the system refused, and of which file."""
+    """Return what the system refused, and of which file."""
     places = [os.fsdecode(place) for place in (error.filename, error.filename2) if isinstance(place, (str, bytes))]
     why = error.strerror or str(error) or type(error).__name__
     if not places:

@@ -178,7 +178,7 @@ class BasisCache:
 
 
 def _incomplete(tensors: Mapping[str, Tensor]) -> str | None:
-    """What an entry lacks that its checksum does not tell: of a basis its order and shapes. `C` is a routing's."""
+    """Return what an entry lacks although its checksum is right: a part of a basis. `C` is a routing's."""
     return None if "C" in tensors or is_whole(tensors) else "it lacks parts of a basis, or has others"
 
 
