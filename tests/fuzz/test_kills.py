@@ -14,7 +14,7 @@ import torch
 
 from loraport.files.disk import atomic as replacing
 from loraport.files.formats import safetensors_write as saving
-from loraport.store import bases as cache
+from loraport.store import keyed as cache
 from tests.fuzz.kills import Counter, Death, Stage, relive, start, together, tree
 from tests.fuzz.writers import WRITERS
 
