@@ -76,7 +76,17 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfers"),
         *("sampling", "sampling.calibration"),
     },
-    "": {"spectral", "methods", "files.models", "files.lora", "store", "inputs", "transfers", "analysis"},
+    "": {
+        "spectral",
+        "methods",
+        "files.adapters",
+        "files.models",
+        "files.lora",
+        "store",
+        "inputs",
+        "transfers",
+        "analysis",
+    },
     "reports": {"files.disk", "files.names", "transfers", "analysis"},
     "console": {"files.models", "inputs", "transfers", "merge", "convert", "analysis"},
     "cli": {

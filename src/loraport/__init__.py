@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from loraport.analysis.results import Analysis
     from loraport.analysis.run import analyze
     from loraport.errors import InputError, LoraportError, OutputError
+    from loraport.files.adapters.lora_layer import LoraLayer
+    from loraport.files.lora.key_account import KeyAccount
     from loraport.files.lora.read import Lora, read_lora
     from loraport.files.lora.write import write_lora
     from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
@@ -52,9 +54,11 @@ __all__ = [
     "CasaSettings",
     "Checkpoint",
     "InputError",
+    "KeyAccount",
     "Layer",
     "LayerResult",
     "Lora",
+    "LoraLayer",
     "LoraportError",
     "LowRank",
     "OutputError",
@@ -92,6 +96,8 @@ _HOMES = {
     "spectral.basis": ("SingularBasis", "decompose"),
     "spectral.low_rank": ("LowRank", "factorize"),
     "store.bases": ("BasisCache",),
+    "files.adapters.lora_layer": ("LoraLayer",),
+    "files.lora.key_account": ("KeyAccount",),
     "files.models.checkpoint": ("Checkpoint", "open_checkpoint"),
     "files.lora.read": ("Lora", "read_lora"),
     "files.lora.write": ("write_lora",),

@@ -107,7 +107,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
     model = with_encoders(model)
     text = str(lora.path) if strength == 1 else f"{lora.path}*{strength:g}"
     flat = {flattened(layer): layer for layer in model.layers} if lora.unresolved else {}
-    found: dict[str, list[Addition]] = {}
+    by_parameter: dict[str, list[Addition]] = {}
     dropped = list(lora.dropped)
     merged: set[str] = set()
     misfits: list[tuple[str, str]] = []
@@ -122,7 +122,7 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
             if len(shape) < 2 or update.shape != (shape[0], math.prod(shape[1:])):
                 misfits += [(key, misfit_reason(update.shape, model, name)) for key in given.keys]
                 continue
-            found.setdefault(name, []).append(Addition(given.read, strength, needs_weight(update)))
+            by_parameter.setdefault(name, []).append(Addition(given.read, strength, needs_weight(update)))
             merged.update(given.keys)
     elsewhere = lora.encoder_keys
     for key, stored in lora.extras.items():
@@ -139,13 +139,13 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
                 misfits.append((key, misfit_reason(rows.shape, model, name)))
                 continue
             check_finite(lora, key, rows)
-            found.setdefault(name, []).append(Addition(rows.read, strength))
+            by_parameter.setdefault(name, []).append(Addition(rows.read, strength))
             merged.add(key)
     _check_most(lora, misfits, merged)
-    if not found:
+    if not by_parameter:
         raise MismatchError(no_fit_message(lora, model.where, model.layers, model.family))
     gone = [(key, reason) for key, reason in (*dropped, *misfits) if key not in merged]
-    return Additions({name: tuple(some) for name, some in found.items()}, KeyAccount.of(gone, merged=merged))
+    return Additions({name: tuple(some) for name, some in by_parameter.items()}, KeyAccount.of(gone, merged=merged))
 
 
 def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:
@@ -211,11 +211,11 @@ def no_fit_message(lora: Lora, where: str, layers: Sequence[str], family: Family
             f"{lora.path} is a LoRA of text encoders alone, and {where} holds none of their layers; give a single file "
             "or a pipeline's text_encoder/ that does"
         )
-    mine = next(iter(lora.layers or lora.extras), "nothing")
-    found = f"no layer of {lora.path} is in {where}: the LoRA has {mine!r}, the model {next(iter(layers), 'nothing')!r}"
+    of_lora, of_model = next(iter(lora.layers or lora.extras), "nothing"), next(iter(layers), "nothing")
+    message = f"no layer of {lora.path} is in {where}: the LoRA has {of_lora!r}, the model {of_model!r}"
     if start := find_start(lora.layers, set(layers).__contains__):
-        return f"{found}; its names are the model's behind {start!r}: save it with names that begin after that"
+        return f"{message}; its names are the model's behind {start!r}: save it with names that begin after that"
     if lora.dialect.family is not None and family is not None and lora.dialect.family != family.name:
-        return f"{found}; the LoRA was made for {lora.dialect.family}, and this is {family.name}: give its own model"
+        return f"{message}; the LoRA was made for {lora.dialect.family}, and this is {family.name}: give its own model"
     unknown = "" if lora.dialect.family is not None else ", and names like the LoRA's are in no table"
-    return f"{found}{unknown}; give the model that this LoRA belongs to"
+    return f"{message}{unknown}; give the model that this LoRA belongs to"

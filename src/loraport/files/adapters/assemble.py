@@ -45,25 +45,25 @@ def assemble(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str) -> Un
     and for sizes that no layer has, before anything of that size is made.
     """
     kinds = {kind for part in parts if (kind := _kind(part))}
-    some = f"{where}: {next(iter(keys.values())).key!r}"
+    first_key = f"{where}: {next(iter(keys.values())).key!r}"
     if len(kinds) > 1:
         raise MismatchError(
-            f"{some} belongs to a layer with tensors of {' and '.join(sorted(kinds))}; keep one of them"
+            f"{first_key} belongs to a layer with tensors of {' and '.join(sorted(kinds))}; keep one of them"
         )
     if not kinds:
-        raise MismatchError(f"{some} stands alone: a DoRA magnitude without factors")
+        raise MismatchError(f"{first_key} stands alone: a DoRA magnitude without factors")
     _check_complete(parts, keys, where)
     try:
         if "hada_w1_a" in parts:
             return _loha(parts)
         return _lokr(parts) if kinds == {"LoKr"} else _lora(parts)
     except OverflowError as error:
-        raise FileFormatError(f"{some} belongs to a layer of a size that no model has: {error}") from error
+        raise FileFormatError(f"{first_key} belongs to a layer of a size that no model has: {error}") from error
     except (RuntimeError, ValueError, IndexError) as error:
         shapes = ", ".join(
             f"{key.key.rpartition(key.module)[2]} {list(parts[part].shape)}" for part, key in keys.items()
         )
-        raise MismatchError(f"{some} and its layer's other tensors do not fit together: {shapes}") from error
+        raise MismatchError(f"{first_key} and its layer's other tensors do not fit together: {shapes}") from error
 
 
 def with_scale(update: LowRank | Product, scale: float) -> LowRank | Product:
@@ -129,9 +129,9 @@ def _check_complete(parts: LayerTensors, keys: Mapping[str, LoraKey], where: str
         needed = LOHA
     for part in needed:
         if part not in parts:
-            there = next(keys[one] for one in parts if _kind(one))
-            missing = there.counterpart if part in ("A", "B") else there.key.replace(there.part, part)
-            raise MismatchError(f"{where}: {there.key!r} stands alone; {missing!r} is missing")
+            present = next(keys[one] for one in parts if _kind(one))
+            missing = present.counterpart if part in ("A", "B") else present.key.replace(present.part, part)
+            raise MismatchError(f"{where}: {present.key!r} stands alone; {missing!r} is missing")
     for part, tensor in parts.items():
         if 0 in tensor.shape:
             raise FileFormatError(

@@ -41,17 +41,17 @@ def rounding_loss(update: LowRank | Tensor, dtype: torch.dtype) -> float | None:
     else:
         B, A = (X.to(dtype).double() for X in (update.B, update.A))
         exact_B, exact_A = update.B.double(), update.A.double()
-        apart = LowRank(torch.cat([B - exact_B, exact_B], dim=1), torch.cat([A, A - exact_A]))
-        size, lost = update.norm(), apart.norm()
+        error = LowRank(torch.cat([B - exact_B, exact_B], dim=1), torch.cat([A, A - exact_A]))
+        size, lost = update.norm(), error.norm()
     return lost / size if size and math.isfinite(lost) else None
 
 
 def cast(layer: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor of the layer in a dtype. Raises SettingsError where a value does not fit."""
-    found = tensor.to(dtype).contiguous()
-    if torch.isfinite(found).all():
-        return found
-    if torch.isnan(found).any():
+    converted = tensor.to(dtype).contiguous()
+    if torch.isfinite(converted).all():
+        return converted
+    if torch.isnan(converted).any():
         raise SettingsError(f"the update of {layer} holds NaN; the LoRA or a weight of that layer is damaged")
     remedy = "write bf16 or fp32" if dtype == torch.float16 else "the LoRA or the weights are out of scale"
     raise SettingsError(

@@ -61,13 +61,13 @@ def split_modules(
     `share` gives a layer its part of a value; without it a value is every layer's. Raises MismatchError where a layer
     is given both alone and inside a module.
     """
-    apart = {name: value for name, value in table.items() if name not in modules}
+    layers = {name: value for name, value in table.items() if name not in modules}
     for module in [name for name in table if name in modules]:
         for name, rows in modules[module]:
-            if name in apart:
+            if name in layers:
                 raise MismatchError(f"{where}: layer {name!r} is given twice, by itself and inside {rows.name!r}")
-            apart[name] = share(table[module], rows)
-    return apart
+            layers[name] = share(table[module], rows)
+    return layers
 
 
 def join_layers(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, LowRank]:
@@ -80,7 +80,7 @@ def join_layers(layers: Mapping[str, LowRank], dialect: Dialect) -> dict[str, Lo
     for name in layers:
         rows = dialect.rows(name)
         modules.setdefault(rows.name, []).append((name, rows))
-    return {some[0][0]: _module([(layers[name], rows) for name, rows in some]) for some in modules.values()}
+    return {members[0][0]: _module([(layers[name], rows) for name, rows in members]) for members in modules.values()}
 
 
 def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
@@ -109,14 +109,14 @@ def join_dense(updates: Mapping[str, Pending], dialect: Dialect) -> dict[str, Pe
         rows = dialect.rows(name)
         modules.setdefault(rows.name, []).append((name, rows))
     joined = {}
-    for some in modules.values():
-        name, rows = some[0]
+    for members in modules.values():
+        name, rows = members[0]
         first = updates[name]
         if rows.whole:
             joined[name] = first
             continue
         shape = (first.shape[0] if rows.swapped else rows.stored_rows(first.shape[0]), *first.shape[1:])
-        parts = [(updates[one], where) for one, where in some]
+        parts = [(updates[one], where) for one, where in members]
         joined[name] = Pending(first.dtype, shape, partial(_joined, parts, shape))
     return joined
 

@@ -16,6 +16,7 @@ class LoraLayer:
     """One layer of a LoRA as it was read."""
 
     read: Callable[[], LayerUpdate] = field(repr=False)
+    """Returns the update, from memory or from the file."""
     keys: tuple[str, ...]
     """The keys of the file that it was read from."""
     scale: float

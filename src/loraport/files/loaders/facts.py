@@ -128,10 +128,10 @@ def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
     factors = [key for key in keys if key.part in ("A", "B", *VARIANTS, *ADDITIONS)]
     if any(key.wrapped for key in factors):
         return frozenset()
-    found = [
+    by_key = [
         frozenset(
             (key.prefix, naming) for one, naming in spellings(key.module, flat=key.dialect.flat) if one.name == family
         )
         for key in factors
     ]
-    return frozenset.intersection(*found) if found else frozenset()
+    return frozenset.intersection(*by_key) if by_key else frozenset()

@@ -89,30 +89,30 @@ def verdict(loader: Loader, facts: Facts) -> Verdict:
 
 
 def _refusals(loader: Loader, facts: Facts) -> list[str]:
-    found = []
+    reasons = []
     if loader.folder and not facts.folder:
-        found.append("it reads a folder with adapter_config.json")
+        reasons.append("it reads a folder with adapter_config.json")
     if len(loader.unknown(facts)) == len(facts.spelled):
-        found.append(f"it does not know {facts.naming} names behind {facts.prefix or 'no prefix'}")
+        reasons.append(f"it does not know {facts.naming} names behind {facts.prefix or 'no prefix'}")
     if not facts.pairs & loader.pairs and facts.pairs:
-        found.append(f"it does not read {' and '.join(min(facts.pairs))}")
+        reasons.append(f"it does not read {' and '.join(min(facts.pairs))}")
     if alien := sorted(facts.kinds - loader.kinds):
-        found.append(f"it does not read {', '.join(alien)}")
+        reasons.append(f"it does not read {', '.join(alien)}")
     if loader.complete_kohya and facts.flat and not facts.complete:
-        found.append("it takes kohya files only with every layer of every block and its alpha, and no other layer")
+        reasons.append("it takes kohya files only with every layer of every block and its alpha, and no other layer")
     if not facts.kinds and loader.extras.isdisjoint(facts.extras):
-        found.append("it reads factors only, and this file has none")
+        reasons.append("it reads factors only, and this file has none")
     if loader.needs_alpha and facts.without_alpha:
-        found.append(f"it needs an alpha for every layer, and {facts.without_alpha} have none")
+        reasons.append(f"it needs an alpha for every layer, and {facts.without_alpha} have none")
     if loader.strict and facts.misshapen:
-        found.append(f"factors of other dimensions than the module's are refused: {facts.misshapen[0]}")
+        reasons.append(f"factors of other dimensions than the module's are refused: {facts.misshapen[0]}")
     if loader.strict and facts.mid:
-        found.append("a factor between A and B (lora_mid) is refused")
+        reasons.append("a factor between A and B (lora_mid) is refused")
     if loader.converter is not None:
-        found += loader.converter(facts)[0]
+        reasons += loader.converter(facts)[0]
     if loader.processors and not facts.processor and len(_attention(facts)) == len(facts.layers):
-        found.append(_PROCESSORS)
-    return found
+        reasons.append(_PROCESSORS)
+    return reasons
 
 
 _PROCESSORS = "it knows the dotted names of attention layers in the spelling of old processors only"
@@ -123,27 +123,27 @@ def _attention(facts: Facts) -> list[str]:
 
 
 def _losses(loader: Loader, facts: Facts) -> list[str]:
-    found = []
+    reasons = []
     if unknown := loader.unknown(facts):
-        found.append(f"{len(unknown)} of {len(facts.spelled)} layers are spelled otherwise and are left out")
+        reasons.append(f"{len(unknown)} of {len(facts.spelled)} layers are spelled otherwise and are left out")
     if facts.pairs - loader.pairs:
-        found.append("pairs with other endings are left out")
+        reasons.append("pairs with other endings are left out")
     if facts.scaled and (ignored := sorted(facts.alphas - loader.alphas)):
-        found.append(f"it ignores {', '.join(ignored)}, so the strength is wrong")
+        reasons.append(f"it ignores {', '.join(ignored)}, so the strength is wrong")
     if facts.header_scale and not loader.header:
-        found.append("it does not read the scale in the header or configuration, so the strength is wrong")
+        reasons.append("it does not read the scale in the header or configuration, so the strength is wrong")
     if facts.mixed_ranks and loader.mixed_ranks:
-        found.append(loader.mixed_ranks)
+        reasons.append(loader.mixed_ranks)
     if loader.inside and (outside := [layer for layer in facts.layers if not layer.startswith(loader.inside)]):
-        found.append(f"layers that it has no adapters for are left out: {outside[0]}, for one")
+        reasons.append(f"layers that it has no adapters for are left out: {outside[0]}, for one")
     if loader.processors and not facts.processor and _attention(facts):
-        found.append(_PROCESSORS)
+        reasons.append(_PROCESSORS)
     if facts.convolutions and not loader.convolutions:
-        found.append("convolutions are left out")
+        reasons.append("convolutions are left out")
     if loader.converter is not None:
-        found += loader.converter(facts)[1]
+        reasons += loader.converter(facts)[1]
     if lost := sorted(
         part for part in facts.extras if part in (*ADDITIONS, PARAMETER_DIFF) and part not in loader.extras
     ):
-        found.append(f"{', '.join(lost)} are left out")
-    return found
+        reasons.append(f"{', '.join(lost)} are left out")
+    return reasons

@@ -142,21 +142,21 @@ class Scales:
 
     def notes(self, unscaled: Mapping[str, int], total: int) -> list[str]:
         """Say which alphas were not applied to layers without one ({module: rank}, of `total`) but would matter."""
-        found = []
-        for one in self.noted:
-            scales = [one.scale(module, rank) for module, rank in unscaled.items()]
+        notes = []
+        for alpha in self.noted:
+            scales = [alpha.scale(module, rank) for module, rank in unscaled.items()]
             meant = sorted({f"{scale:g}" for scale in scales if scale is not None}, key=float)
             if not scales or meant == ["1"]:
                 continue
             advice = f"; if it is meant, the strength to load it at is {' to '.join(meant[:: max(1, len(meant) - 1)])}"
-            found.append(f"{one.place} is {one.value}: not applied, since {one.readers}{advice if meant else ''}")
+            notes.append(f"{alpha.place} is {alpha.value}: not applied, since {alpha.readers}{advice if meant else ''}")
         if 0 < len(unscaled) < total:
-            found.append(
+            notes.append(
                 f"{len(unscaled)} of {total} layers have no alpha where others have one, {next(iter(unscaled))} for "
                 "one: their scale is 1, as in ComfyUI and the trainers' own loaders (diffusers gives them the "
                 "commonest alpha of the file)"
             )
-        return found
+        return notes
 
     def _only_model(self, component: str) -> AdapterConfig | None:
         """Return the only model's configuration: keys of converted files carry another prefix than the header."""
@@ -219,7 +219,7 @@ _LONGEST_CONFIGURATION = 100_000
 
 def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return (field, value) of the alphas in a header, those inside a JSON object too."""
-    found = [(key, value) for key, value in sorted(metadata.items()) if names_alpha(key)]
+    alphas = [(key, value) for key, value in sorted(metadata.items()) if names_alpha(key)]
     for key, text in sorted(metadata.items()):
         if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
             continue
@@ -227,8 +227,8 @@ def _alphas_in(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
             inner = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        found += [(f"{name} of {key}", value) for name, value in _alphas_inside(inner)]
-    return [(key, value) for key, value in found if value not in ("", "None")]
+        alphas += [(f"{name} of {key}", value) for name, value in _alphas_inside(inner)]
+    return [(key, value) for key, value in alphas if value not in ("", "None")]
 
 
 _INNER_ALPHAS = ("lora_alpha", "network_alpha", "alpha", "linear_alpha")

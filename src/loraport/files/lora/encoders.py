@@ -91,16 +91,16 @@ def encoder_tensors(
 
     Ranks are padded with zeros to the largest of the same encoder.
     """
-    found = EncoderTensors()
+    written = EncoderTensors()
     anew: dict[str, LowRank] = {}
     for layer, given in like.encoders.items():
         keys, update = given.keys, encoders.get(layer) or given.update
         if dialect.folder or not isinstance(update, LowRank):
             reason = IN_PEFT if dialect.folder else NO_WEIGHT if needs_weight(update) else NO_FACTORS
-            found.lost.extend((key, reason) for key in keys)
+            written.lost.extend((key, reason) for key in keys)
         elif layer not in encoders and keeps_keys(layer, like, dialect):
-            found.keys.update({key: key for key in keys})
-            found.pending.update({key: Pending.copy_of(like.extras[key]) for key in keys})
+            written.keys.update({key: key for key in keys})
+            written.pending.update({key: Pending.copy_of(like.extras[key]) for key in keys})
         else:
             anew[layer] = update
     ranks: dict[str, int] = {}
@@ -111,7 +111,7 @@ def encoder_tensors(
         update = update.padded(rank) if uniform_rank else update
         spelling, module = encoder_spelling(layer, like, dialect)
         tensors = factor_tensors(module, update, spelling, (), dtype, rank)
-        found.pending.update({key: Pending.of(tensor) for key, tensor in tensors.items()})
+        written.pending.update({key: Pending.of(tensor) for key, tensor in tensors.items()})
         down, up = (spelling.key(module, ending) for ending in spelling.pair)
-        found.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoders[layer].keys})
-    return replace(found, rank=max(ranks.values(), default=0))
+        written.keys.update({key: down if like.parse(key).part == "A" else up for key in like.encoders[layer].keys})
+    return replace(written, rank=max(ranks.values(), default=0))

@@ -61,23 +61,23 @@ def _json_object(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{") or len(text) > _LONGEST_CONFIGURATION:
         return {}
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def shown_fields(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
-    found = {}
+    shown = {}
     kept = lasting_fields(metadata)
     for kind, names in _KINDS.items():
         values = (value.strip() for key, value in sorted(kept.items()) if names.fullmatch(key.lower()[:_SHOWN]))
         if texts := list(dict.fromkeys(value for value in values if value not in ("", "None"))):
-            found[kind] = ", ".join(_short(text) for text in texts)
+            shown[kind] = ", ".join(_short(text) for text in texts)
     if tags := _tags(kept.get(_TAGS, "")):
-        found["tags"] = ", ".join(f"{_short(tag)} ({count})" for tag, count in tags.most_common(5))
-    return found
+        shown["tags"] = ", ".join(f"{_short(tag)} ({count})" for tag, count in tags.most_common(5))
+    return shown
 
 
 def _tags(text: str) -> Counter[str]:

@@ -59,24 +59,24 @@ class LayerReader:
         """Say which of the file's scales for the network were not applied, and what else is odd of its layers."""
         of_network = [origin for layer, (_, origin) in self.scales.items() if layer not in encoders]
         asked = [origin for origin in of_network if not origin.startswith("none")]
-        found = self.stored.notes(self.unscaled, len(asked))
+        notes = self.stored.notes(self.unscaled, len(asked))
         if self.idle and self.idle == self.scales.keys():
-            found.append(
+            notes.append(
                 f"all {len(self.idle)} layers add nothing: their factors are zero, as they are before training; this "
                 "LoRA changes no weight"
             )
         if starts := sorted({start for config in self.stored.components.values() if (start := config.start)}):
-            found.append(
+            notes.append(
                 f"init_lora_weights says {starts[0]}: its factors belong to a base that their start was taken out of; "
                 "what it adds is computed from the weights of the model it was trained on, which must be the one given"
             )
         if self.overruled:
             key, origin = next(iter(self.overruled.items()))
-            found.append(
+            notes.append(
                 f"{key}, for one of {len(self.overruled)}, has another scale than the {origin} says: the tensors are "
                 "taken, as by ComfyUI and the trainers' own loaders; PEFT and diffusers take the configuration"
             )
-        return found
+        return notes
 
     def layer(self, layer: str, parts: Mapping[str, LoraKey]) -> LoraLayer:
         """Read a layer, its scale folded into the update; of a convolution the kernel is flattened behind `in`."""

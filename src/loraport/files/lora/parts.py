@@ -47,14 +47,14 @@ def lora_part_names(keys: Sequence[LoraKey]) -> list[str]:
     one LoRA.
     """
     factors = _factors(keys)
-    found = sorted(set(factors.values()))
-    components, adapters = ({getattr(one, name) for one in found} for name in ("component", "adapter"))
+    parts = sorted(set(factors.values()))
+    components, adapters = ({getattr(one, name) for one in parts} for name in ("component", "adapter"))
     both = any({high, low} <= components for high, low in EXPERT_PARTS.items())
     if not (both or len(adapters - {""}) > 1 or _given_twice(factors)):
         return []
     if len(adapters) == 1:
         return sorted(components)
-    return sorted(adapters) if len(components) == 1 and "" not in adapters else [one.label for one in found]
+    return sorted(adapters) if len(components) == 1 and "" not in adapters else [one.label for one in parts]
 
 
 def keys_of_part(path: Path, keys: list[LoraKey], name: str | None) -> list[LoraKey]:
@@ -69,11 +69,13 @@ def keys_of_part(path: Path, keys: list[LoraKey], name: str | None) -> list[Lora
         return keys
     factors = _factors(keys)
     every = set(factors.values())
-    mine = {one for one in every if one.label == name} or {one for one in every if name in (one.component, one.adapter)}
-    if not mine:
+    chosen = {one for one in every if one.label == name} or {
+        one for one in every if name in (one.component, one.adapter)
+    }
+    if not chosen:
         held = _listed(names) if names else "one LoRA, of no parts; leave out --lora-part"
         raise SettingsError(f"{path} has no LoRA {name!r}: it holds {held}")
-    kept = [key for key in keys if _belongs(key, factors.get(key), mine, every)]
+    kept = [key for key in keys if _belongs(key, factors.get(key), chosen, every)]
     return keys_of_part(path, kept, None)
 
 

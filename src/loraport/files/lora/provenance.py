@@ -111,8 +111,8 @@ def _earlier(text: str) -> list[dict[str, str]]:
         steps: Any = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    found = [_step(step) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    return [step for step in found if "method" in step]
+    transfers = [_step(step) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [step for step in transfers if "method" in step]
 
 
 def _step(fields: Mapping[str, Any]) -> dict[str, str]:
