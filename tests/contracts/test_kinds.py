@@ -84,6 +84,6 @@ def test_unknown_names_have_no_verdicts_and_models_keep_their_facts(tmp_path: Pa
 
 
 def test_the_page_about_formats_names_every_loader() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "lora-files.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "loaders.md").read_text(encoding="utf-8")
     for loader in LOADERS:
         assert loader.name in page
