@@ -94,7 +94,7 @@ def test_what_cannot_be_chosen_from_is_refused(family, words, message):
 
 def test_a_dry_run_of_choose_says_how_many_passes(family):
     done = choose(family, "casa", "calibrated", "--dry-run", "--clips", "8")
-    assert done.exit_code == 0 and "would sample 8 clips" in done.stdout and not list(family.folder.glob("out*"))
+    assert done.exit_code == 0 and "8 clips would be sampled" in done.stdout and not list(family.folder.glob("out*"))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +151,6 @@ def test_a_dry_run_of_the_guard_refuses_what_the_guard_refuses(family):
         assert isinstance(real.exception, LoraportError) and str(dry.exception) == str(real.exception)
     toy = ["transfer", "toy:noir", "--source", "toy:base", "--target", "toy:one-step", "--no-cache", "--dry-run"]
     done = CliRunner().invoke(app, [*toy, "--method", "auto", "-o", str(family.folder / "toy")])
-    assert done.exit_code == 0 and "the guard would sample 32 clips" in done.stdout and "to transfer" in done.stdout
+    assert done.exit_code == 0 and "32 clips would be sampled" in done.stdout and "to transfer" in done.stdout
     done = CliRunner().invoke(app, [*toy, "--guard", "--frames", "9", "-o", str(family.folder / "t")])
     assert isinstance(done.exception, SettingsError) and "frames would do nothing here" in str(done.exception)

@@ -113,14 +113,14 @@ def test_a_dry_run_needs_no_flag(tmp_path):
 @pytest.mark.parametrize("theirs", ["index.html", "contact-sheet.png"])
 def test_a_demo_knows_its_own_folder(tmp_path, theirs):
     (tmp_path / theirs).write_text("mine")
-    with pytest.raises(OutputError, match=f"holds {theirs}, which no such run has written; .*--overwrite"):
+    with pytest.raises(OutputError, match=f"holds {theirs}, which is not from an earlier run; .*--overwrite"):
         run("demo", "-o", tmp_path)
     assert (tmp_path / theirs).read_text() == "mine"
 
 
 def test_the_lab_knows_its_own_folder(tmp_path):
     (tmp_path / "lab.csv").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds lab\.csv, which no such run has written"):
+    with pytest.raises(OutputError, match=r"holds lab\.csv, which is not from an earlier run"):
         run("lab", "run", "-o", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Heavy modules are imported by the command that needs them."""
+"""The commands: parse, call, print. Heavy modules are imported by the command that needs them, so help is quick."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def main() -> NoReturn:
     protect()
     try:
         os.getcwd()
-    except OSError:  # libraries end the process without a word that helps
+    except OSError:  # libraries would end the process without a helpful message
         leave(2, "the working folder has been removed; change to one that is there, and give the command again")
     try:
         with listening():
             app()
     except LoraportError as error:
         leave(2, str(error))
-    except OSError as error:  # the machine says no: a closed folder, no such drive, a full table of files
+    except OSError as error:  # the system refuses: no permission, no such drive, too many open files
         leave(2, in_one_sentence(error))
     except Stopped as stopped:
         leave(128 + stopped.signal, str(stopped))

@@ -1,4 +1,4 @@
-"""`analyze`."""
+"""`analyze`: the paper's analysis of a LoRA and a distillation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LookOptions:
         int | None,
         typer.Option(
             metavar="INT",
-            help="At most so many layers, evenly over kinds and depths.",
+            help="At most this many layers, spread evenly over kinds and depths.",
             show_default="all",
         ),
     ] = None

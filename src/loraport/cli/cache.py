@@ -1,4 +1,4 @@
-"""`cache list`, `cache verify`, `cache clear`."""
+"""`cache list`, `cache verify` and `cache clear`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Which cache."""
+    """Where the cache is."""
 
     heading: ClassVar[str] = MACHINE
     cache: CacheDir = None
@@ -63,7 +63,7 @@ def cache_verify(cache: CacheOptions, messages: MessageOptions) -> None:
 @app.command("clear", cls=GroupedCommand, epilog="Example: loraport cache clear")
 @with_options
 def cache_clear(cache: CacheOptions, messages: MessageOptions) -> None:
-    """Remove all bases and samples; nothing but time is lost."""
+    """Remove all bases and samples; they are made again when needed."""
     from loraport import console
 
     (store, samples), terminal = _stores(cache.cache), messages.terminal()

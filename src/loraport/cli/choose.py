@@ -1,4 +1,4 @@
-"""`choose`: make candidates, judge them by sampling, keep one."""
+"""`choose`: make candidates, score them by sampling, keep one."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def tell_plan(candidates: Candidates, sampling: SamplingOptions, messages: Messa
 
     pair = _pair(candidates, sampling)
     passes = check_choice(candidates, pair)
-    note = f"the guard would sample {candidates.clips} clips: {passes} passes, fewer where some are in the cache"
+    note = f"{candidates.clips} clips would be sampled: {passes} passes, fewer where some are in the cache"
     plans = {ready.config.output: ready.plan for ready in prepare_passes([Pass(candidates.runs, notes=(note,))])[0]}
     console.print_plans(plans, json=messages.json)
 

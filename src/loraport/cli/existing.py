@@ -1,4 +1,4 @@
-"""What is there already is replaced only where that is asked for; before any work, by every command that writes."""
+"""Refuse, before any work, to replace what is there already, unless the user asked for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loraport.errors import OutputError
 _PAGE = "index.html"
 _OF_PEFT = "adapter_model.safetensors"
 _UNFINISHED = (".partial", ".candidates")
-"""Behind the name of a result: what an earlier start has finished of it."""
+"""Added to the name of a result: what an interrupted run has finished of it."""
 
 
 def keep_existing(
@@ -23,7 +23,7 @@ def keep_existing(
 ) -> None:
     """Refuse results that are there already, files, or folders `holding` what fits; and, always, inputs as outputs.
 
-    A run that goes on from an earlier start replaces what that start has written. Raises OutputError.
+    A run that resumes an interrupted one replaces what that has written. Raises OutputError.
     """
     from loraport.files.disk.free_space import check_writable
     from loraport.files.disk.protect_inputs import protect_inputs
@@ -41,7 +41,7 @@ def keep_existing(
 
 
 def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> list[Path]:
-    """Those of the places at which a transfer of ours has left its result: it is made again, and that is said."""
+    """Return the places that hold the result of an earlier transfer: these are made again, and that is said."""
     from loraport.errors import InputError
     from loraport.files.disk.user_paths import expand_home
     from loraport.files.formats.safetensors_read import read_safetensors
@@ -59,8 +59,9 @@ def earlier_transfers(places: Iterable[str | Path | None], overwrite: bool) -> l
 
 
 def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path | None], overwrite: bool) -> None:
-    """Refuse a folder with a page, of an earlier analysis or of somebody else, and one with other files named like
-    `ours`, the first of which every analysis of ours leaves there; and, always, an input. Raises OutputError.
+    """Refuse a folder that has a page, an input, and a folder in which files of somebody else would be replaced.
+
+    `ours`: the files that an analysis writes; the first of them marks a folder as ours. Raises OutputError.
     """
     from loraport.files.disk.protect_inputs import protect_inputs
 
@@ -71,9 +72,9 @@ def keep_analysis(folder: Path, ours: Iterable[str], inputs: Iterable[str | Path
 
 
 def keep_foreign(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
-    """Refuse a folder in which somebody else's file would be replaced: an earlier run has left the first of `ours`.
+    """Refuse a folder in which files of somebody else would be replaced. Raises OutputError.
 
-    Raises OutputError.
+    `ours`: the files that the command writes; the first of them marks a folder as ours.
     """
     mark, *others = ours
     if overwrite or os.path.isfile(folder / mark):
@@ -81,7 +82,7 @@ def keep_foreign(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
     for name in (_PAGE, *others):
         if any(folder.glob(name)):
             raise OutputError(
-                f"{folder} holds {name}, which no such run has written; name another folder, or give --overwrite to "
+                f"{folder} holds {name}, which is not from an earlier run; name another folder, or give --overwrite to "
                 "replace it"
             )
 
@@ -89,5 +90,5 @@ def keep_foreign(folder: Path, ours: Iterable[str], overwrite: bool) -> None:
 def _holds(folder: Path, pattern: str) -> bool:
     try:
         return any(entry.is_file() for entry in folder.glob(pattern))
-    except OSError:  # a closed folder: said when it is written to
+    except OSError:  # not readable: said when it is written to
         return False

@@ -1,4 +1,4 @@
-"""`score` and `calibrate`."""
+"""`score` and `calibrate`: judge adapters by sampling, and fit one to its target."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def calibrate(
         typer.Option(
             "--from",
             metavar="LORA",
-            help="Begin with this adapter on the target, not with LORA.",
+            help="Start from this adapter on the target instead of LORA.",
             rich_help_panel=FITTING,
         ),
     ] = None,
@@ -96,7 +96,11 @@ def calibrate(
     ] = "type",
     readout: Annotated[
         bool,
-        typer.Option("--readout/--no-readout", help="Correct the writing layers too.", rich_help_panel=FITTING),
+        typer.Option(
+            "--readout/--no-readout",
+            help="Also correct the layers that write to the residual stream.",
+            rich_help_panel=FITTING,
+        ),
     ] = True,
     rank: Annotated[
         str,
@@ -104,7 +108,7 @@ def calibrate(
     ] = "auto",
     budget: Annotated[
         int | None,
-        typer.Option(metavar="PASSES", help="Refuse to start what would take more.", rich_help_panel=FITTING),
+        typer.Option(metavar="PASSES", help="Refuse to start if more passes would be needed.", rich_help_panel=FITTING),
     ] = None,
     clips: Clips = 32,
     sampling: SamplingOptions = BY_DEFAULT,

@@ -1,4 +1,4 @@
-"""How the program ends before its time: by a signal, or because the machine refuses something."""
+"""How the program ends early: by a signal, or because the system refuses something."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = "nothing half-written is left; the same command goes on from what is fini
 
 
 class Stopped(BaseException):
-    """Somebody stopped the program; no Exception, so that nothing on the way takes it for a fault."""
+    """The program was stopped. Not an Exception, so that no handler on the way takes it for a fault."""
 
     def __init__(self, number: int) -> None:
         self.signal = number
@@ -44,7 +44,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def in_one_sentence(error: OSError) -> str:
-    """Return what the system refused, and of which file."""
+    """Return what the system refused, and for which file."""
     places = [os.fsdecode(place) for place in (error.filename, error.filename2) if isinstance(place, (str, bytes))]
     why = error.strerror or str(error) or type(error).__name__
     if not places:

@@ -56,14 +56,11 @@ def one_or_many(
 def output_name(lora: str, method: str) -> str:
     """Return `style-casa` for `loras/style.safetensors` and `casa`; of a Hub id, its file or repository counts."""
     path = expand_home(lora)
-    file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))
-    name = (
-        file.stem
-        if file.suffix.lower() in (*SAFETENSORS, *PICKLES)
-        else file.resolve().name
-        if path.exists()
-        else file.name
-    )
+    file = path if path.exists() else Path(lora.rpartition(":")[2].rstrip("/"))  # a file or folder in a repository
+    if file.suffix.lower() in (*SAFETENSORS, *PICKLES):
+        name = file.stem
+    else:
+        name = file.resolve().name if path.exists() else file.name  # `.` and `..` have a name of their own
     return f"{name}-{method.replace(':', '-')}"
 
 

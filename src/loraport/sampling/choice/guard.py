@@ -12,7 +12,7 @@ DIRECT = "direct"
 FEWEST = 8
 """Clips below which errors say too little of their own spread."""
 AUTO_METHODS = (DIRECT, "direct:0.85", "direct:1.15", "direct:1.3", "core", "casa")
-"""What `--method auto` chooses from; a calibrated adapter comes on top where it is allowed."""
+"""What `choose` tries where no candidate is named."""
 
 
 @dataclass(frozen=True)
