@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -25,7 +26,6 @@ from loraport.cli.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, Sampli
 from loraport.sampling.providers import known_place
 
 app = typer.Typer()
-FITTING = "Fitting"
 
 
 @app.command(
@@ -64,6 +64,29 @@ def score(
     console.print_scored(result.as_json(), result.table(), json=messages.json, quiet=messages.quiet)
 
 
+@dataclass(frozen=True)
+class FittingOptions:
+    """How an adapter is fitted."""
+
+    heading: ClassVar[str] = "Fitting"
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="LORA", help="Start from this adapter on the target instead of LORA."),
+    ] = None
+    gains: Annotated[str, typer.Option(metavar="GROUPS", help="type (a factor per kind of layer), layer, or none.")] = (
+        "type"
+    )
+    readout: Annotated[
+        bool, typer.Option("--readout/--no-readout", help="Also correct the layers that write to the residual stream.")
+    ] = True
+    rank: Annotated[str, typer.Option(metavar="RANK", help="auto (what readout adds comes on top), or source.")] = (
+        "auto"
+    )
+    budget: Annotated[
+        int | None, typer.Option(metavar="PASSES", help="Refuse to start if more passes would be needed.")
+    ] = None
+
+
 @app.command(
     cls=GroupedCommand,
     epilog="Example: loraport calibrate toy:retro --source toy:base --target toy:one-step -o calibrated.safetensors",
@@ -78,38 +101,8 @@ def calibrate(
     models: SampledModels,
     output: Output,
     run: RunOptions,
+    fitting: FittingOptions,
     messages: MessageOptions,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="LORA",
-            help="Start from this adapter on the target instead of LORA.",
-            rich_help_panel=FITTING,
-        ),
-    ] = None,
-    gains: Annotated[
-        str,
-        typer.Option(
-            metavar="GROUPS", help="type (a factor per kind of layer), layer, or none.", rich_help_panel=FITTING
-        ),
-    ] = "type",
-    readout: Annotated[
-        bool,
-        typer.Option(
-            "--readout/--no-readout",
-            help="Also correct the layers that write to the residual stream.",
-            rich_help_panel=FITTING,
-        ),
-    ] = True,
-    rank: Annotated[
-        str,
-        typer.Option(metavar="RANK", help="auto (what readout adds comes on top), or source.", rich_help_panel=FITTING),
-    ] = "auto",
-    budget: Annotated[
-        int | None,
-        typer.Option(metavar="PASSES", help="Refuse to start if more passes would be needed.", rich_help_panel=FITTING),
-    ] = None,
     clips: Clips = 32,
     sampling: SamplingOptions = BY_DEFAULT,
     format: FormatName = "same",
@@ -122,13 +115,13 @@ def calibrate(
     from loraport.inputs.accelerator import target_places
     from loraport.sampling.choice.commands import CalibrationRequest, run_calibration
 
-    refuse_idle(context, {} if readout else {"rank": "without --readout the ranks are the adapter's own"})
-    output = os.path.expanduser(output)
+    refuse_idle(context, {} if fitting.readout else {"rank": "without --readout the ranks are the adapter's own"})
+    output, start = os.path.expanduser(output), fitting.start and known_place(fitting.start)
     places = known_place(models.source), *target_places(known_place(models.target))
-    keep_existing([output], [known_place(lora), start and known_place(start), *places], overwrite or dry_run)
+    keep_existing([output], [known_place(lora), start, *places], overwrite or dry_run)
     pair = open_pair(models.source, models.target, sampling, run.device)
     request = CalibrationRequest(
-        known_place(lora), output, start and known_place(start), gains, readout, rank, budget, clips, run.seed,
+        known_place(lora), output, start, fitting.gains, fitting.readout, fitting.rank, fitting.budget, clips, run.seed,
         run.folder, format, dtype,
     )  # fmt: skip
     with messages.terminal() as terminal:
