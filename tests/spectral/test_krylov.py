@@ -93,3 +93,13 @@ def test_a_matrix_of_lower_rank_than_is_asked_for_loses_nothing(shape, rank):
     assert int((basis.S > 1e-6 * basis.S[0]).sum()) == rank
     if rank:
         assert (factorize(D, rank - 1, generator=generator(3)).dense() - D).norm() > 1e-4 * D.norm()
+
+
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_leading_directions_are_the_same_at_every_scale(exponent):
+    """Squares of such entries vanish or overflow in single precision."""
+    D = torch.randn(400, 400, generator=generator(1)) + 3
+    scale = torch.tensor(2.0**exponent)
+    usual, other = (leading_basis(X, 16, generator=generator(3)) for X in (D, D * scale))
+    assert torch.allclose(other.Vh, usual.Vh, atol=1e-5) and torch.allclose(other.S / scale, usual.S, rtol=1e-5)
+    assert (D * scale).square().sum() in (0, torch.inf), "else this test would say nothing"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from loraport.errors import InputError
 from loraport.spectral.low_rank import LowRank, cosine, factorize, factorize_energy, kept_correction, truncate
 from tests.layers import SHAPES, generator, random_weights, relative
 
@@ -14,6 +15,15 @@ def test_a_full_rank_factorisation_loses_nothing(shape):
     assert relative(full.dense(), D) < 1e-12 and full.lost_energy < 1e-12
     cut = factorize(D, min(shape) - 1, generator=generator(0))
     assert relative(cut.dense(), D) > 1e-3 and cut.lost_energy > 1e-6
+
+
+@pytest.mark.parametrize("size", [20, 300])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(size, value):
+    D = torch.randn(size, size, generator=generator(1))
+    D[3, 4] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        factorize(D, 8, generator=generator(0))
 
 
 def test_factorisation_is_deterministic_in_its_generator():

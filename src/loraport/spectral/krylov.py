@@ -7,13 +7,15 @@ taken. Every draw comes from the caller's generator, which lives on the CPU, so 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.errors import InputError
 from loraport.spectral.basis import SingularBasis, decompose
-from loraport.spectral.kernels import times_few
+from loraport.spectral.kernels import at_usual_scale, times_few
 
 KRYLOV_STEPS = 4
 """Most powers of DᵀD in the Krylov space: its polynomials of degree 9 resolve more than six power iterations do."""
@@ -28,10 +30,18 @@ OVERSAMPLING = 16
 def leading_basis(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> SingularBasis:
     """Return a singular basis whose first `rank` directions are the leading ones of D.
 
-    Exact where the Krylov space would span half of the matrix or more, and then with all directions of D.
+    Exact where the Krylov space would span half of the matrix or more, and then with all directions of D. Raises
+    InputError for NaN or infinite entries.
     """
     if is_small(D.shape, rank):
         return decompose(D)
+    if not at_usual_scale(D):
+        if not torch.isfinite(D).all():
+            raise InputError("the update holds NaN or infinite values; use undamaged files")
+        # DᵀD would vanish or overflow: the same at the scale of one, by a power of two, which rounds nothing.
+        exponent = torch.frexp(D.abs().max()).exponent
+        scaled = leading_basis(torch.ldexp(D, -exponent), rank, generator=generator)
+        return replace(scaled, S=torch.ldexp(scaled.S, exponent))
     if D.shape[0] < D.shape[1]:
         return leading_basis(D.mT, rank, generator=generator).transposed()
     drawn = torch.randn(len(D), rank + OVERSAMPLING, generator=generator, dtype=D.dtype).to(D.device)

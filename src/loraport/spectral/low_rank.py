@@ -64,11 +64,12 @@ class LowRank:
 def factorize(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> LowRank:
     """Return the best rank-r approximation of an update, √Σ on both sides, with the share of energy that it loses.
 
-    As exact as `leading_basis`; the generator is the only source of randomness.
+    As exact as `leading_basis`; the generator is the only source of randomness. Raises InputError for NaN or infinite
+    entries.
     """
     if rank < 1:
         raise SettingsError(f"rank is {rank}, but a low-rank update has at least rank 1")
-    if not at_usual_scale(D):
+    if not at_usual_scale(D) and torch.isfinite(D).all():
         # Squares would vanish or overflow: the same at the scale of one, by even powers of two, which round nothing.
         half = int(torch.frexp(D.abs().max()).exponent) // 2
         low = factorize(torch.ldexp(D, torch.tensor(-2 * half)), rank, generator=generator)
