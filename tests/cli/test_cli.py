@@ -422,8 +422,8 @@ def test_usage_errors_are_exit_2(run):
 
 
 def test_our_own_failure_is_exit_1_with_its_traceback(run, family, monkeypatch):
-    from loraport.transfers import run as execute
+    from loraport.transfers import run as running
 
-    monkeypatch.setattr(execute, "key_account", lambda *_: 1 / 0)
+    monkeypatch.setattr(running, "key_account", lambda *_: 1 / 0)
     code, _, err = run(*arguments(family))
     assert code == 1 and "ZeroDivisionError" in err and "please report" in err

@@ -143,13 +143,13 @@ def test_which_plus_sign_divides(tmp_path, monkeypatch):
 
 
 def test_a_changed_accelerator_starts_over(family, factors, accelerator, monkeypatch):
-    from loraport.transfers import run as execute
+    from loraport.transfers import run as running
 
     def stop(*_):
         raise OutputError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "write", stop)
+        patch.setattr(running, "write", stop)
         with pytest.raises(OutputError):
             transfer(family.config(target=f"source+{accelerator}", method="undo:1"))
     tiny.write_lora(Path(accelerator), {name: (2 * B, A) for name, (B, A) in factors.items()})

@@ -24,7 +24,7 @@ from loraport.methods import layer as method_layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import ProloraSettings
 from loraport.store import basis_source
-from loraport.transfers import run as execute
+from loraport.transfers import run as running
 from loraport.transfers.run import transfer, transfer_many
 from tests import tiny
 from tests.transfers.models import make_family
@@ -150,7 +150,7 @@ def test_a_lora_that_changes_on_the_way_is_noticed(family):
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(family, monkeypatch):
     many = configs(family, ["casa", "core"])
     wanted = [alone(config, family.folder) for config in many]
-    real, calls = execute.LayerTransfer.__call__, []
+    real, calls = running.LayerTransfer.__call__, []
 
     def dies(self, *rest):
         calls.append(rest[0].name)
@@ -158,7 +158,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(family, monkeypatch):
             raise KeyboardInterrupt
         return real(self, *rest)
 
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", dies)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", dies)
     done = 0
     for stop in (2, 4, 5):  # in the middle of a layer's runs, and later
         calls.clear()
@@ -176,7 +176,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(family, monkeypatch):
 def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(family, monkeypatch):
     many = configs(family, ["casa", "direct"])
     wanted = [alone(config, family.folder) for config in many]
-    real, written = execute.write, []
+    real, written = running.write, []
 
     def dies(ready, *rest):
         if len(written) == 2:
@@ -184,11 +184,11 @@ def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(
         written.append(ready.config.output)
         return real(ready, *rest)
 
-    monkeypatch.setattr(execute, "write", dies)
+    monkeypatch.setattr(running, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         transfer_many(many)
-    monkeypatch.setattr(execute, "write", real)
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
     transfer(many[2])
     assert Path(many[2].output).read_bytes() == wanted[2]
     monkeypatch.undo()
@@ -230,14 +230,14 @@ def test_one_broken_lora_stops_all_before_the_work_and_is_named(family, monkeypa
         tensors = load_file(family.lora)
         tensors["diffusion_model.blocks.0.ffn.2.lora_A.weight"][0, 0] = float("nan")
         save_file(tensors, path)
-    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(running, "transfer_layers", lambda *_: pytest.fail("work began"))
     with pytest.raises(InputError, match=r"broken\.safetensors"):
         transfer_many(configs(family, ["casa", "direct"], [family.lora, str(path)]))
     assert not (family.folder / "many").exists()
 
 
 def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
-    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(running, "transfer_layers", lambda *_: pytest.fail("work began"))
     twin = family.folder / "deeper" / "LORA.safetensors"
     twin.parent.mkdir()
     twin.write_bytes(Path(family.lora).read_bytes())
@@ -263,17 +263,17 @@ def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
 
 def test_foreign_files_in_one_journal_cost_no_other_journal_its_layers(family, monkeypatch):
     many = configs(family, ["casa", "core"])
-    real = execute.write
-    monkeypatch.setattr(execute, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.write
+    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer_many(many)
-    monkeypatch.setattr(execute, "write", real)
+    monkeypatch.setattr(running, "write", real)
     mine = Path(f"{many[2].output}.partial") / "mine.txt"
     mine.write_text("precious")
     with pytest.raises(OutputError, match="which no transfer wrote"):
         transfer_many(many)
     mine.unlink()
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(running.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
     assert len(transfer_many(many).runs) == 4
 
 

@@ -17,7 +17,7 @@ from loraport.analysis.run import analyze
 from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk import ownership
 from loraport.files.disk.ownership import HOST
-from loraport.transfers import run as execute
+from loraport.transfers import run as running
 from loraport.transfers.journal import PartialFolder
 from loraport.transfers.run import transfer, transfer_many
 from tests.transfers.models import make_family
@@ -108,13 +108,13 @@ def test_a_damaged_lock_without_an_owner_stops_nobody(family):
 
 
 def test_a_layer_that_vanishes_is_an_error_and_never_a_copy(family, monkeypatch):
-    real = execute.write
+    real = running.write
 
     def vanishes(ready, journal, layers):
         next(journal.folder.glob("*.safetensors")).unlink()
         return real(ready, journal, layers)
 
-    monkeypatch.setattr(execute, "write", vanishes)
+    monkeypatch.setattr(running, "write", vanishes)
     with pytest.raises(OutputError, match=r"has lost .* since it was finished"):
         transfer(family.config())
     assert not Path(family.config().output).exists()
@@ -122,29 +122,29 @@ def test_a_layer_that_vanishes_is_an_error_and_never_a_copy(family, monkeypatch)
 
 def test_a_full_disk_at_the_end_keeps_every_finished_layer(family, monkeypatch):
     expected = digest(transfer(family.config("alone.safetensors")).output)
-    real = execute.write
+    real = running.write
 
     def full(*_):
         raise OutputError("out.safetensors cannot be written: No space left on device")
 
-    monkeypatch.setattr(execute, "write", full)
+    monkeypatch.setattr(running, "write", full)
     count = len(family.factors)
     with pytest.raises(OutputError, match=rf"No space left.*; {count} finished layers are kept in .*\.partial"):
         transfer(family.config())
-    monkeypatch.setattr(execute, "write", real)
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", None)  # nothing is done again
+    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", None)  # nothing is done again
     assert digest(transfer(family.config()).output) == expected
 
 
 def test_of_several_outputs_what_is_written_goes_and_the_rest_waits(family, monkeypatch):
-    real = execute.write
+    real = running.write
 
     def full(ready, journal, layers):
         if ready.config.method == "casa":
             raise OutputError("no room")
         return real(ready, journal, layers)
 
-    monkeypatch.setattr(execute, "write", full)
+    monkeypatch.setattr(running, "write", full)
     configs = [family.config(f"{method}.safetensors", method=method) for method in ("casa", "direct")]
     batch = transfer_many(configs)
     assert [output for output, _ in batch.not_written] == [configs[0].output]
@@ -163,14 +163,14 @@ def test_a_layer_that_is_not_finite_is_told_when_all_others_are_done_and_can_be_
         InputError, match=rf"{bad}.*--exclude {bad}; {len(family.factors) - 1} finished layers are kept in"
     ):
         transfer(family.config())
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", None)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", None)
     result = transfer(family.config(exclude=(bad,)))
     assert [layer.name for layer in result.layers if layer.status == "copied"] == [bad]
 
 
 def test_a_file_that_cannot_be_read_any_more_ends_the_run_at_once(family):
     weights, read = family.folder / "source.safetensors", []
-    real = execute.LayerTransfer.__call__
+    real = running.LayerTransfer.__call__
 
     def and_then_gone(self, job, lora, shared):
         read.append(job.name)
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_read_any_more_ends_the_run_at_once(family):
         return real(self, job, lora, shared)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute.LayerTransfer, "__call__", and_then_gone)
+        patch.setattr(running.LayerTransfer, "__call__", and_then_gone)
         with pytest.raises(
             LoraportError, match=r"source\.safetensors cannot be read: .*; \d finished layers are kept in"
         ):

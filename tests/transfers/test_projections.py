@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule
 from loraport.methods.settings import LoraxSettings, ProloraSettings
-from loraport.transfers import run as execute
+from loraport.transfers import run as running
 from loraport.transfers.run import transfer
 from tests import reference_projections as reference
 from tests.transfers.models import deltas, make_family
@@ -131,12 +131,12 @@ def test_a_started_run_knows_its_skipped_layers(family, monkeypatch):
     settings, below = filtered(family)
     changes = {"method": "prolora", "settings": settings}
     whole = transfer(family.config("whole.safetensors", **changes))
-    real = execute.write
-    monkeypatch.setattr(execute, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.write
+    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config(**changes))
-    monkeypatch.setattr(execute, "write", real)
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
     again = transfer(family.config(**changes))
     assert again.keys == whole.keys and {row.name for row in again.layers if row.reason} == below
     first, second = load_file(whole.output), load_file(again.output)

@@ -20,7 +20,7 @@ from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.methods.recipes import METHODS
 from loraport.methods.settings import CasaSettings
-from loraport.transfers import run as execute
+from loraport.transfers import run as running
 from loraport.transfers.run import transfer
 from tests import reference, tiny
 from tests.transfers.models import deltas, make_family
@@ -118,7 +118,7 @@ def test_direct_reuse_at_a_fixed_rank_has_that_rank_and_the_same_update(family):
     same = transfer(family.config("same.safetensors", method="direct"))
     less = transfer(family.config("less.safetensors", method="direct", rank=RankRule.parse("2")))
     most = transfer(family.config("most.safetensors", method="direct", rank=RankRule.parse("200")))
-    assert [result.updates[0].rank_out for result in (more, same, less, most)] == [6, 4, 2, 24]
+    assert [result.layers[0].rank_out for result in (more, same, less, most)] == [6, 4, 2, 24]
     layer = "blocks.0.self_attn.q"
     assert torch.allclose(deltas(more.output)[layer], deltas(same.output)[layer], atol=1e-6)
     assert less.kept_energy < 0.99
@@ -144,7 +144,7 @@ def test_same_input_same_seed_same_bytes_cold_warm_and_without_a_cache(family):
 
 def test_a_started_run_goes_on_to_the_same_bytes(family, monkeypatch):
     whole = digest(transfer(family.config("whole.safetensors")).output)
-    real, calls = execute.LayerTransfer.__call__, []
+    real, calls = running.LayerTransfer.__call__, []
 
     def dies(self, job, lora, weights):
         calls.append(job.name)
@@ -152,7 +152,7 @@ def test_a_started_run_goes_on_to_the_same_bytes(family, monkeypatch):
             raise KeyboardInterrupt
         return real(self, job, lora, weights)
 
-    monkeypatch.setattr(execute.LayerTransfer, "__call__", dies)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", dies)
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config())
     assert not Path(family.config().output).exists()
@@ -166,22 +166,22 @@ def test_a_started_run_goes_on_to_the_same_bytes(family, monkeypatch):
 
 def test_leftovers_of_another_run_are_not_used(family, monkeypatch):
     expected = digest(transfer(family.config("expected.safetensors")).output)
-    real = execute.write
-    monkeypatch.setattr(execute, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.write
+    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config(method="undo:0.5"))
-    monkeypatch.setattr(execute, "write", real)
+    monkeypatch.setattr(running, "write", real)
     assert (family.folder / "out.safetensors.partial").is_dir()
     assert digest(transfer(family.config()).output) == expected
 
 
 def test_a_damaged_leftover_is_done_again(family, monkeypatch):
     expected = digest(transfer(family.config("expected.safetensors")).output)
-    real = execute.write
-    monkeypatch.setattr(execute, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.write
+    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config())
-    monkeypatch.setattr(execute, "write", real)
+    monkeypatch.setattr(running, "write", real)
     for number, path in enumerate(sorted((family.folder / "out.safetensors.partial").iterdir())[:4]):
         path.write_bytes(path.read_bytes()[: 100 * number])
     assert digest(transfer(family.config()).output) == expected
@@ -291,7 +291,7 @@ def test_provenance_is_by_content_and_names_no_folder(family):
 
 
 def test_the_output_is_checked_before_the_work(family, monkeypatch):
-    monkeypatch.setattr(execute, "transfer_layers", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(running, "transfer_layers", lambda *_: pytest.fail("work began"))
     (family.folder / "busy.safetensors.partial").mkdir()
     (family.folder / "busy.safetensors.partial" / "mine.txt").write_text("precious")
     for output, message in {
