@@ -7,10 +7,14 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-install_import_hook(
-    ["loraport.spectral", "loraport.methods", "loraport.analysis.measures", "loraport.analysis.layer_statistics"],
-    "beartype.beartype",
-)
+CHECKED = [
+    *("loraport.spectral", "loraport.methods", "loraport.analysis.measures", "loraport.analysis.layer_statistics"),
+    *("loraport.analysis.probes", "loraport.sampling.statistics", "loraport.sampling.calibration.least_squares"),
+    *("loraport.sampling.calibration.gains", "loraport.sampling.calibration.residual_writers"),
+    *("loraport.store.packing", "loraport.files.formats.rounding", "loraport.files.models.checkpoint"),
+]
+"""Rooms and modules with shapes in their signatures."""
+install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import loraport
+from conftest import CHECKED
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "numpy", "scipy", "diffusers", "transformers", "peft", "matplotlib", "jinja2", "huggingface_hub"}
@@ -93,3 +94,11 @@ def test_importing_loads_nothing_heavy_and_using_does():
     assert loaded_after("import loraport") == set()
     assert loaded_after("import loraport\nloraport.LoraportError") == set()
     assert "torch" in loaded_after("import loraport\nloraport.LowRank")
+
+
+def test_every_module_with_shapes_in_its_signatures_is_checked_while_tests_run():
+    source = ROOT / "src"
+    typed = [path for path in source.rglob("*.py") if "from jaxtyping import" in path.read_text(encoding="utf-8")]
+    names = [".".join(path.relative_to(source).with_suffix("").parts) for path in typed]
+    unchecked = [name for name in names if not any(f"{name}.".startswith(f"{room}.") for room in CHECKED)]
+    assert len(names) > 20 and unchecked == []

@@ -216,11 +216,11 @@ def test_the_schedule_stands_in_the_json_and_in_the_table(asked, more, told):
 
 def test_the_guard_tells_it_too(asked, tmp_path):
     lora, pair = asked
-    keys = [f"--sampling={key}" for key in ("frames=5", "size=32x32", "source-steps=1", "target-timesteps=1000,500")]
+    sampling = ["--frames", "5", "--size", "32x32", "--source-steps", "1", "--target-timesteps", "1000,500"]
     out, page = tmp_path / "out.safetensors", tmp_path / "page.html"
-    guard = ["--method", "direct:0.5", "--guard", "--guard-clips", "2", *keys, "--report", str(page), "--json"]
-    done = json.loads(run(["transfer", lora, *pair, "-o", str(out), *guard]).stdout)
-    assert done["target_sampler"]["times"] == [1000, 500] and any("2 gates" in note for note in done["warnings"])
+    choose = ["choose", "direct:0.5", "--lora", lora, *pair, "-o", str(out), "--clips", "2", *sampling]
+    done = json.loads(run([*choose, "--report", str(page), "--json"]).stdout)
+    assert done["target_sampler"]["times"] == [1000, 500] and any("2 gates" in note for note in done["notes"])
     assert "timesteps 1000, 500" in page.read_text()
 
 

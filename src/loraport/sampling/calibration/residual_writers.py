@@ -85,7 +85,7 @@ def recorded_pass(network: nn.Module, layer: str) -> Iterator[PassRecord]:
     def gated(module: nn.Module, args: tuple[Any, ...]) -> None:
         record.modulation = args[2].float()
 
-    def timed(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def timed(module: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         record.time = output[0].float()
 
     embedder: Any = network.condition_embedder
