@@ -289,6 +289,6 @@ def test_pefts_adapter_of_one_encoder_is_of_the_one_that_its_folder_says(folder,
     assert set(written) == {f"{stem}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
     B, A, alpha = (written[f"{stem}.{end}"] for end in ("lora_up.weight", "lora_down.weight", "alpha"))
     torch.testing.assert_close(alpha / 2 * B @ A, torch.full((5, 4), 6.0))
-    assert any("nothing tells which model" in note for note in done.notes) == (prefix == "lora_te_")
+    assert any("nothing says which model" in note for note in done.notes) == (prefix == "lora_te_")
     with pytest.raises(LoraportError, match="PEFT's folder is one network's"):
         convert(str(tmp_path / "out.safetensors"), "peft", str(tmp_path / "folder"))

@@ -18,7 +18,7 @@ from loraport.files.loaders.diffusers_converters import (
 )
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rules import Loader, Verdict, verdict
-from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, Pair
+from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, PEFT_PREFIX, Pair
 from loraport.files.names.families import FAMILIES
 
 DOTTED_PAIR: Pair = (".lora.down.weight", ".lora.up.weight")
@@ -321,7 +321,7 @@ LOADERS: tuple[Loader, ...] = (
     Loader(
         "PEFT",
         "huggingface/peft 0.21, PeftModel.from_pretrained, run on tiny models",
-        _of(" ".join(FAMILIES), ("base_model.model.", "any")),
+        _of(" ".join(FAMILIES), (PEFT_PREFIX, "any")),
         "peft",
         strict=True,
         pairs=frozenset({PEFT_PAIR}),

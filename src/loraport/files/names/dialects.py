@@ -2,6 +2,8 @@
 
 A key is prefix + module + suffix. Each key is taken apart on its own, since files mix dialects; the one that most
 factors are written in is the file's, and what is written back.
+
+diffusers' own converters are not used: they are private functions, go one way and need the whole file.
 """
 
 from __future__ import annotations
