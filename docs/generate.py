@@ -276,6 +276,7 @@ ARCHITECTURE = DOCS / "explanation" / "architecture.md"
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli_page,
     DOCS / "reference" / "library.md": library_page,
+    ARCHITECTURE: architecture_page,
 }
 
 
