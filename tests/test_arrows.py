@@ -26,7 +26,8 @@ SMALL = {
 
 ALLOWED: dict[str, set[str]] = {
     # A room (a folder or a file of the package itself): the rooms that it may import besides itself and the small ones.
-    # Read downwards: a room may only name rooms above it, so there is no circle and no arrow upwards.
+    # The lowest floor comes first: a room may only name rooms of the lines before its own, so there is no circle, and
+    # no arrow from a lower floor to a higher one.
     "spectral": set(),
     "methods": {"spectral"},
     "files.disk": set(),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from loraport.files.models.checkpoint import Weight
-from loraport.spectral.kernels import energy, in_pieces, inner, norm
+from loraport.spectral.kernels import energy, in_pieces, inner
 
 TIMES_FLOOR = 2.0
 """A drift of at most this many floors is taken for rounding."""
@@ -42,14 +42,9 @@ class Drift:
     floor: float
     source_rounded: bool = False
 
-    @property
-    def is_rounding(self) -> bool:
-        """Whether it counts as rounding, by policy: 0 < ‖D_fft‖ ≤ 2 · floor. No drift at all is no noise either."""
-        return within_floor(norm(self.matrix), self.floor)
-
 
 def within_floor(norm: float, floor: float) -> bool:
-    """Return whether 0 < norm ≤ 2 · floor."""
+    """Return whether a drift counts as rounding, by policy: 0 < norm ≤ 2 · floor. No drift at all is exact."""
     return 0 < norm <= TIMES_FLOOR * floor
 
 

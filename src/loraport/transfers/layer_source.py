@@ -112,7 +112,8 @@ class LayerSource:
 class LayerWeights:
     """One layer of both models: what follows from its weights is made once, for all LoRAs, when it is first needed.
 
-    A drift within rounding counts as none, unless it is forced: this is the one place that decides it.
+    A drift within rounding counts as none, unless it is forced: `inputs.drift.within_floor` is the rule, and this is
+    the one place that applies it to a transfer.
     """
 
     def __init__(self, weights: FileWeights, bases: BasisSource, *, keep_weights: bool, force_drift: bool) -> None:

@@ -21,7 +21,7 @@ class Intruders:
     similarity: Float[Tensor, " l"]
     """Largest |cosine| of each tested direction with any direction before."""
     inside: Float[Tensor, " l"]
-    """Share of each tested direction inside the span of the k leading ones before: low for a new direction only."""
+    """Share of each tested direction inside the span of the k leading ones before: low only if the direction is new."""
 
 
 def intruders(
@@ -36,7 +36,7 @@ def intruders(
     """Return the leading directions y_j after with max_i |cos(y_j, x_i)| < unlike over all directions x_i before.
 
     A square weight spans everything, so the label means "spread over many directions", not "outside": rotation inside a
-    plateau of q equal singular values scores 1/√q and is counted too. The companion tells the two apart:
+    plateau of q equal singular values scores 1/√q and is counted too. `inside` tells the two apart:
     inside_j = ‖X_kᵀ·y_j‖² is 1 for any rotation among the k leading directions.
     """
     tested = X_after[:, :leading]

@@ -32,7 +32,7 @@ _MARK = "scaled_fp8"
 """The tensor that says of a whole network that its weights are q · scale; where a scale is missing, it is 1."""
 _BESIDE = re.compile(rf"(.*\.)?scaled_fp8|.*\.({'|'.join(LAYER_SCALES)}|scale_input|input_scale|comfy_quant)")
 """Tensors that tell how others are stored; none is a parameter of the model."""
-_REFUSED = {
+REFUSED = {
     re.compile(r".*\.(weight_scale_2|weight_scale_inv)"): "is the second scale of an nvfp4 or block-scaled weight",
     re.compile(r".*\.pre_quant_scale"): "marks an AWQ weight",
     re.compile(
@@ -253,7 +253,7 @@ def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple
 
 
 def _refuse(key: str, tensor: StoredTensor) -> None:
-    for mark, meaning in _REFUSED.items():
+    for mark, meaning in REFUSED.items():
         if mark.fullmatch(key):
             raise FileFormatError(f"{tensor.path}: {key!r} {meaning}; {NOT_READ}")
     if not tensor.dtype.is_floating_point and key.endswith(".weight"):

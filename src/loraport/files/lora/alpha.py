@@ -1,5 +1,6 @@
 """Find a LoRA's scale where no tensor holds it: in PEFT's configuration, a file's header, a trainer's notes.
 
+`layer_reader.scale_of` comes first: a tensor, else what is found here, else 1.
 The rank always comes from the tensor: files are cut and merged after their configuration was written.
 """
 

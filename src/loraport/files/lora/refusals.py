@@ -1,4 +1,8 @@
-"""Refuse files that are not LoRAs, and adapters that are not read, saying what they are instead."""
+"""Refuse files that are not LoRAs, and adapters that are not read, saying what they are instead.
+
+Which adapters those are stands in `REFUSED` of `files.names.dialects`; which containers of codes, in
+`files.formats.quantized`.
+"""
 
 from __future__ import annotations
 
