@@ -91,8 +91,8 @@ def test_a_zero_lora_is_all_counter_drift(family):
 
 def test_a_part_alone_has_the_bytes_of_the_pair_and_the_update_is_worked_out_once(family, monkeypatch):
     module = import_module("loraport.methods.casa")
-    real, calls = module.arbitration, []
-    monkeypatch.setattr(module, "arbitration", lambda *given: calls.append(1) or real(*given))
+    real, calls = module.decide, []
+    monkeypatch.setattr(module, "decide", lambda *given: calls.append(1) or real(*given))
     both = parts(family)
     together = [Path(run.output).read_bytes() for run in transfer_many(both).runs]
     assert len(calls) == len(family.factors)
