@@ -143,7 +143,7 @@ class ShrinkSettings(AnySettings):
 
 
 def shrink(layer: Layer, settings: ShrinkSettings) -> Update:
-    return Update(layer.lora.scaled(settings.share))
+    return Update(layer.lora.scaled(settings.share), facts={"stays": settings.share})
 
 
 @pytest.fixture
@@ -166,7 +166,9 @@ def test_a_new_method_with_a_setting_touches_three_places(shrinking, tmp_path):
         return CliRunner().invoke(shrinking, [family.lora, *places, "--no-cache", "--dtype", "fp32", *words])
 
     done = run("--method", "shrink", "--share", "0.25", "--json")
-    assert done.exit_code == 0 and json.loads(done.stdout)["settings"]["share"] == 0.25
+    said = json.loads(done.stdout)
+    assert done.exit_code == 0 and said["settings"]["share"] == 0.25
+    assert {layer["stays"] for layer in said["layers"]} == {0.25}, "a fact of its own needs no field anywhere"
     assert run("--method", "direct", name="whole").exit_code == run("--method", "shrink", name="half").exit_code == 0
     whole = deltas(tmp_path / "whole.safetensors")
     for name, share in (("out", 0.25), ("half", 0.5)):

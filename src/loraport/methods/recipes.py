@@ -57,6 +57,8 @@ class Method:
     """Whether it looks at the singular basis of the source weight."""
     needs_target: bool = False
     """Whether it looks at the singular basis of the target weight."""
+    needs_routing: bool = False
+    """Whether it looks at the drift in the source's basis, which the cache keeps for tall and wide layers."""
     low_rank: bool = False
     """Whether the result has the LoRA's own rank, exactly."""
     reuses: bool = True
@@ -71,20 +73,22 @@ _RESTORES = ("arbitrate", "q_act")
 """Settings that mean nothing to methods that only restore."""
 
 METHODS = {
-    "casa": Method(casa, parts=casa_parts),
+    "casa": Method(casa, needs_routing=True, parts=casa_parts),
     "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
     "direct-matched": Method(direct_matched, low_rank=True),
     "undo": Method(undo, UndoSettings, "amount", needs_basis=False, parts=undo_parts),
-    "undo-matched": Method(undo_matched, fixed=_RESTORES, parts=undo_matched_parts),
+    "undo-matched": Method(undo_matched, needs_routing=True, fixed=_RESTORES, parts=undo_matched_parts),
     "core": Method(core, CoreSettings, needs_basis=False, low_rank=True, parts=core_parts),
     "drift-orthogonal": Method(
         drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
     ),
     "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
     "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
-    "rollback": Method(rollback, reuses=False, fixed=_RESTORES, parts=rollback_parts),
-    "restore-only": Method(restore_only, fixed=_RESTORES, parts=restore_only_parts),
-    "arbitrate-only": Method(arbitrate_only, fixed=("restore", "arbitrate"), parts=arbitrate_only_parts),
+    "rollback": Method(rollback, needs_routing=True, reuses=False, fixed=_RESTORES, parts=rollback_parts),
+    "restore-only": Method(restore_only, needs_routing=True, fixed=_RESTORES, parts=restore_only_parts),
+    "arbitrate-only": Method(
+        arbitrate_only, needs_routing=True, fixed=("restore", "arbitrate"), parts=arbitrate_only_parts
+    ),
 }
 
 
@@ -125,7 +129,7 @@ class Recipe:
     @property
     def needs_routing(self) -> bool:
         """Whether it looks at the drift in the source's basis."""
-        return isinstance(self.settings, CasaSettings)
+        return (self.matched or self).method.needs_routing
 
     @property
     def needs_basis(self) -> bool:

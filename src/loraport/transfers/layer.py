@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class LayerTransfer:
             **_of_files(weights),
             **_sizes(layer, weights, update, written, lost),
             kind=job.kind,
-            **update.facts,
+            **_of_method(update.facts),
         )
 
     def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
@@ -127,6 +128,13 @@ def _of_files(weights: LayerWeights) -> dict[str, Any]:
         "target_hash": facts.target_hash,
         "source_rounded": facts.source_rounded,
     }
+
+
+def _of_method(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's facts as fields of the result; those that have no field together, under `facts`."""
+    known = {field.name for field in fields(LayerResult)}
+    own = {name: value for name, value in facts.items() if name in known}
+    return {**own, "facts": {name: value for name, value in facts.items() if name not in known}}
 
 
 def _sizes(

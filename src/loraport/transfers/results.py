@@ -77,10 +77,13 @@ class LayerResult:
     target_hash: str | None = None
     """The same of W_t"""
     seconds: float = 0.0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What a method says of the layer that no field above is for"""
 
     def as_json(self) -> dict[str, Any]:
         """Return the layer's row in the JSON output and in pages."""
-        return asdict(self)
+        row = asdict(self)
+        return row | row.pop("facts")
 
     @property
     def preserved(self) -> float | None:
