@@ -210,5 +210,5 @@ def test_any_kind_falls_into_two_parts(family, kind):
     whole = transfer(replace(both[0], part="whole", output=str(family.folder / "whole.safetensors")))
     for layer, expected in deltas(whole.output).items():
         assert far(adapter[layer] + taken[layer], expected) < 1e-4 < 0.02 < far(adapter[layer], expected)
-    with pytest.raises(SettingsError, match="a DoRA with its magnitudes is no sum of two parts"):
+    with pytest.raises(SettingsError, match="a DoRA with its magnitudes is not a sum of two parts"):
         replace(both[0], dora="magnitude")
