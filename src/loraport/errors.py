@@ -8,12 +8,16 @@
     │   └── SettingsError       an unknown name or a value out of range
     └── OutputError             the result cannot be written (no room, no permission): exit 2, nothing half-written
 
-Every message names what is wrong, with which file or layer, and what to do next.
+Every message names what is wrong, with which file or layer, and what to do next. What a command does lose is not an
+error: it is listed, and the command ends with LOST.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+LOST = 3
+"""The exit code of a command that is done, but lost something of the input without having been asked to."""
 
 
 class LoraportError(Exception):

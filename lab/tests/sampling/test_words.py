@@ -91,3 +91,34 @@ def test_a_score_says_on_how_many_clips_of_which_sampler(tmp_path):
     assert [line.split()[0] for line in lines[2:6]] == ["candidate", "direct", "none", "columns"]
     assert lines[2].split()[1:] == ["end", "error", "missed", "of", "direct", "95", "%", "lower", "in", "p"]
     assert "passes" in said(*words, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "toy:noir"],
+        ["convert", "toy:noir", "--to", "kohya", "-o", "OUT.safetensors"],
+        ["merge", "toy:one-step", "toy:noir*0.5", "-o", "OUT"],
+        [
+            "probe",
+            "keep-dominant",
+            "--source",
+            "toy:base",
+            "--target",
+            "toy:one-step",
+            "--layers",
+            "*.0.*",
+            "-o",
+            "OUT",
+        ],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_knows_the_family_by_its_short_names(words, tmp_path):
+    placed = [word.replace("OUT", str(tmp_path / "out")) for word in words]
+    cache = ["--no-cache"] if words[0] == "probe" else []
+    done = CliRunner().invoke(app, [*placed, *cache])
+    assert done.exit_code == 0, done.output
+    nobody = [word.replace("toy:noir", "toy:nobody").replace("toy:base", "toy:nobody") for word in placed]
+    refused = CliRunner().invoke(app, [*nobody, *cache, *(["--overwrite"] if words[0] != "inspect" else [])])
+    assert isinstance(refused.exception, SettingsError) and "'nobody" in str(refused.exception)

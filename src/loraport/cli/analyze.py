@@ -25,6 +25,7 @@ from loraport.cli.options import (
     need,
 )
 from loraport.methods.settings import CasaSettings, Changes
+from loraport.sampling.providers import known_place
 
 app = typer.Typer()
 
@@ -98,16 +99,15 @@ def analyze(
     from loraport.inputs.recipes import casa_settings
     from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
 
+    lora, source, target = (known_place(place) for place in (lora, models.source, models.target))
     config = AnalyzeConfig(
-        lora, models.source, models.target, output, casa=casa_settings(casa.preset, casa.changes),
+        lora, source, target, output, casa=casa_settings(casa.preset, casa.changes),
         layers=tuple(look.layers or ()), sample=look.sample, detail=look.detail, source_part=models.source_part,
         target_part=models.target_part, lora_part=lora_part, force_drift=look.force_drift, device=run.device,
         cache=run.folder,
     )  # fmt: skip
     grids = [Grid.parse(text) for text in look.sweep or ()]
-    keep_analysis(
-        Path(config.output), FILES, (lora, models.source, *target_places(models.target), config.cache), overwrite
-    )
+    keep_analysis(Path(config.output), FILES, (lora, source, *target_places(target), config.cache), overwrite)
     folder_of(config.output)
     with messages.terminal() as terminal:
         analysis = analyze_layers(config, grids, progress=terminal)

@@ -27,7 +27,7 @@ from loraport.cli.options import (
     write_report,
 )
 from loraport.cli.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
-from loraport.errors import SettingsError
+from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def choose_and_tell(
         console.print_transfers(batch, json=False, quiet=messages.quiet, verbose=messages.verbose, more=more)
     elif not messages.quiet:
         console.print_facts({"wrote": choice.output, **more}, json=False)
-    raise typer.Exit(3 if batch is not None and batch.lost else 0)
+    raise typer.Exit(LOST if batch is not None and batch.lost else 0)
 
 
 def _pair(candidates: Candidates, sampling: SamplingOptions) -> Pair:

@@ -10,6 +10,8 @@ from loraport.cli.existing import keep_existing
 from loraport.cli.expansion import with_options
 from loraport.cli.help import GroupedCommand
 from loraport.cli.options import FILES, MODEL_FORMS, OUTPUT, Lora, LoraPart, MessageOptions, Output, Overwrite, Part
+from loraport.errors import LOST
+from loraport.sampling.providers import known_place
 
 app = typer.Typer()
 
@@ -52,6 +54,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
+    lora, source = known_place(lora), source and known_place(source)
     keep_existing([output], [lora, source], overwrite)
     from loraport import console
     from loraport.convert import convert as run
@@ -65,7 +68,7 @@ def convert(
         quiet=messages.quiet,
         verbose=messages.verbose,
     )
-    raise typer.Exit(3 if result.lost else 0)
+    raise typer.Exit(LOST if result.lost else 0)
 
 
 @app.command(
@@ -100,8 +103,9 @@ def merge(
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
     from loraport.files.additions import split_strength
 
-    adapters = [split_strength(text)[0] for text in loras]
-    keep_existing([output], [model, *adapters], overwrite, holding="*.safetensors")
+    model, adapters = known_place(model), [split_strength(text)[0] for text in loras]
+    loras = [text.replace(name, known_place(name), 1) for text, name in zip(loras, adapters, strict=True)]
+    keep_existing([output], [model, *map(known_place, adapters)], overwrite, holding="*.safetensors")
     from loraport import console
     from loraport.merge import merge as run
 
@@ -114,7 +118,7 @@ def merge(
         quiet=messages.quiet,
         verbose=messages.verbose,
     )
-    raise typer.Exit(3 if result.lost else 0)
+    raise typer.Exit(LOST if result.lost else 0)
 
 
 @app.command(cls=GroupedCommand, epilog="Example: loraport inspect style.safetensors")
@@ -131,10 +135,10 @@ def inspect(
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
     from loraport.files.inspect import describe, summary_lines
-    from loraport.files.models.presets import location as known_place
+    from loraport.files.models.presets import location
 
     with messages.terminal() as terminal:
-        facts = describe(known_place(place), part=part, lora_part=lora_part, each=terminal.detail)
+        facts = describe(location(known_place(place)), part=part, lora_part=lora_part, each=terminal.detail)
     console.print_facts(facts if messages.json else summary_lines(facts), json=messages.json)
 
 

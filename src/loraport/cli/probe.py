@@ -23,6 +23,7 @@ from loraport.cli.options import (
     TargetPart,
     refuse_idle,
 )
+from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
     from loraport.analysis.probes import Probe
@@ -180,9 +181,11 @@ def _run(
     from loraport import console
     from loraport.analysis.probe_model import ProbeConfig, probe
 
-    keep_existing([models.output], [models.source, models.target, clusters.lora], overwrite, holding="*.safetensors")
+    source, target = known_place(models.source), known_place(models.target)
+    lora = clusters.lora and known_place(clusters.lora)
+    keep_existing([models.output], [source, target, lora], overwrite, holding="*.safetensors")
     config = ProbeConfig(
-        models.source, models.target, models.output, recipe, lora=clusters.lora, layers=tuple(clusters.layers or ()),
+        source, target, models.output, recipe, lora=lora, layers=tuple(clusters.layers or ()),
         seed=seed, source_part=models.source_part, target_part=models.target_part, force_drift=clusters.force_drift,
         device=run.device, cache=run.folder,
     )  # fmt: skip

@@ -33,6 +33,7 @@ from loraport.cli.options import (
     write_report,
 )
 from loraport.cli.pairs import SamplingOptions
+from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messa
     if page is not None:
         write_report(batch, page, messages)
     console.print_transfers(batch, json=messages.json, quiet=messages.quiet, verbose=messages.verbose)
-    raise typer.Exit(3 if batch.lost else 0)
+    raise typer.Exit(LOST if batch.lost else 0)
 
 
 def _downloads(configs: Sequence[TransferConfig]) -> tuple[Download, ...]:
