@@ -29,7 +29,7 @@ def said(*words: str) -> str:
 def score_row(label: str, error: float, **numbers) -> Score:
     share = Interval(error, error - 0.1, error + 0.1)
     facts = dict.fromkeys(("left", "against_direct", "of_direct"), share) | {"better": 3, "worse": 29, "p": 4.7e-10}
-    return Score(label, Interval(error, 0, 1), **(facts | numbers))
+    return Score(label, Interval(error, 0.0, 1.0), **(facts | numbers))
 
 
 def test_scores_stand_in_columns_that_fit_a_terminal():
