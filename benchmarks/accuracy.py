@@ -22,7 +22,7 @@ from loraport.methods.layer import Layer
 from loraport.methods.settings import PUBLISHED_CODE
 from loraport.spectral.basis import SingularBasis, decompose
 from loraport.spectral.low_rank import LowRank
-from loraport.store.bases import BasisCache, basis_key
+from loraport.store.bases import BasisCache, entry_key
 
 
 def layer(m: int, n: int) -> tuple[Tensor, Tensor, LowRank]:
@@ -47,7 +47,7 @@ def doubled(X: LowRank) -> LowRank:
 def errors(m: int, n: int) -> dict[str, dict[str, float]]:
     """Relative error of D' at full rank with and without arbitration, and the energy kept at rank 32 and 64."""
     W, drift, lora = layer(m, n)
-    kept = BasisCache(None).get_or_compute(basis_key(""), W, decompose).basis
+    kept = BasisCache(None).get_or_compute(entry_key(""), W, decompose).basis
     same, own = SingularBasis(kept.U.double(), kept.S.double(), kept.Vh.double()), exact(W)
     found: dict[str, dict[str, float]] = {}
     for name, settings in (("casa", PUBLISHED_CODE), ("restore-only", replace(PUBLISHED_CODE, arbitrate=False))):

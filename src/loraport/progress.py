@@ -1,4 +1,4 @@
-"""How a long piece of work reports while it runs: one protocol for every feature, and what ignores the reports."""
+"""How long work reports while it runs: a protocol, and what ignores reports. `console.Terminal` draws the bar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives reports of a run as it goes: steps, shares of a step, and notes. Give your own to show them."""
+    """Receives reports of a run as it goes: steps, shares of a step, and notes.
+
+    Any object with these methods can be passed to a run.
+    """
 
     def step(self, text: str, done: int, total: int) -> None:
         """Report that a step begins; `done` of `total` are over."""

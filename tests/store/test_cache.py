@@ -14,11 +14,11 @@ import torch
 
 from loraport.errors import InputError
 from loraport.spectral.basis import SingularBasis, decompose
-from loraport.store.bases import BasisCache, _seal, basis_key
+from loraport.store.bases import BasisCache, _seal, entry_key
 from loraport.store.cache_folder import MARKER, default_folder
 from tests.layers import generator, relative
 
-KEY = basis_key("some fingerprint")
+KEY = entry_key("some fingerprint")
 SHAPES = {"square": (96, 96), "tall": (240, 64), "wide": (64, 240), "one column": (5, 1)}
 
 
@@ -77,7 +77,7 @@ def test_cold_warm_and_no_cache_give_the_same_bits(cache):
 
 
 def test_keys_differ_where_anything_differs():
-    keys = {basis_key("a"), basis_key("b"), basis_key("a", "thin svd on cuda")}
+    keys = {entry_key("a"), entry_key("b"), entry_key("a", "thin svd on cuda")}
     assert len(keys) == 3
     assert all(len(key) == 64 for key in keys)
 
@@ -88,7 +88,7 @@ def test_put_and_get(cache):
     assert cache.notes == ()
     again = BasisCache(cache.folder)
     assert same_bits(again.get(KEY, weight()), filled(BasisCache(None)))
-    assert again.get(basis_key("another"), weight()) is None
+    assert again.get(entry_key("another"), weight()) is None
 
 
 def test_no_folder_keeps_nothing():
@@ -110,7 +110,7 @@ DAMAGE = {
     "half of it missing": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
     "another's entry": lambda path: (
-        BasisCache(path.parents[2]).put(basis_key("other"), decompose(weight(seed=5))),
+        BasisCache(path.parents[2]).put(entry_key("other"), decompose(weight(seed=5))),
         os.replace(next(p for p in path.parents[1].rglob("*.safetensors") if p != path), path),
     ),
 }
@@ -144,8 +144,8 @@ def test_any_single_flipped_byte_is_noticed(cache):
 
 def test_list_size_and_clear(cache):
     for name in "abc":
-        cache.put(basis_key(name), decompose(weight()))
-    assert [entry.key for entry in cache.list()] == sorted(basis_key(name) for name in "abc")
+        cache.put(entry_key(name), decompose(weight()))
+    assert [entry.key for entry in cache.list()] == sorted(entry_key(name) for name in "abc")
     assert cache.total_bytes() == sum(entry.bytes for entry in cache.list()) > 0
     size = cache.total_bytes()
     assert cache.clear() == (3, size)
@@ -222,7 +222,7 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
 WRITER = """
 import sys, torch
 from loraport.spectral.basis import decompose
-from loraport.store.bases import BasisCache, basis_key
+from loraport.store.bases import BasisCache, entry_key
 torch.set_num_threads(1)
 cache, n = BasisCache(sys.argv[1]), int(sys.argv[3])
 g = torch.Generator().manual_seed(0)
@@ -230,9 +230,9 @@ W = torch.randn(n, n, generator=g)
 basis = decompose(W)
 print("ready", flush=True)
 for number in range(int(sys.argv[2])):
-    cache.put(basis_key("shared"), basis)
+    cache.put(entry_key("shared"), basis)
     assert cache.notes == ()
-    assert cache.get(basis_key("shared"), W) is not None
+    assert cache.get(entry_key("shared"), W) is not None
 """
 
 
@@ -264,7 +264,7 @@ def test_a_killed_writer_leaves_no_broken_entry(tmp_path):
         process.wait(10)
         cache = BasisCache(tmp_path / "cache")
         assert cache.verify() == ()
-        assert cache.get_or_compute(basis_key("shared"), weight((512, 512)), decompose) is not None
+        assert cache.get_or_compute(entry_key("shared"), weight((512, 512)), decompose) is not None
         cache.clear()
         assert cache.total_bytes() == 0
 

@@ -119,9 +119,9 @@ class _Routings:
         basis, lora = decisions.basis, analyzed.layer.lora if tall else analyzed.layer.lora.transposed()
         Y = (basis.Vh @ lora.A.mT).mT
         send_lora = torch.linalg.vector_norm(torch.linalg.qr(lora.B).R @ Y, dim=0)
-        send = {"lora": send_lora, "drift": decisions.drift.send}
-        receive = {"lora": torch.linalg.vector_norm(decisions.C_lora, dim=1), "drift": decisions.drift.receive}
-        C = {"lora": decisions.C_lora, "drift": decisions.drift.C}
+        send = {"lora": send_lora, "drift": decisions.drift_routing.send}
+        receive = {"lora": torch.linalg.vector_norm(decisions.C_lora, dim=1), "drift": decisions.drift_routing.receive}
+        C = {"lora": decisions.C_lora, "drift": decisions.drift_routing.C}
         if not tall:
             C, send, receive = {name: X.mT for name, X in C.items()}, receive, send
         return cls(analyzed.source.S, decisions.labels, C, send, receive)

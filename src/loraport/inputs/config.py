@@ -27,6 +27,7 @@ class RankRule:
 
     auto: the LoRA's own where the method is exact at it, else twice that; source: the LoRA's own; full: as many as
     the update has, exactly; fixed: `value`; energy: as many as hold the share `value` of the update's energy.
+    The LoRA's own is the largest of its layers' (of a difference, LoHa and the like 128 at most).
     """
 
     kind: Literal["auto", "source", "full", "fixed", "energy"] = "auto"

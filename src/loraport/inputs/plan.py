@@ -1,4 +1,4 @@
-"""Plan a run: pair each layer of the LoRA with its source and target weights, or say why not."""
+"""Plan a run from headers alone: which layers of the LoRA are transferred, copied or dropped, and why."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LayerJob:
     kind: str = "LoRA"
     """LoRA, LoHa, LoKr, DoRA or difference."""
     aim: int = 0
-    """The rank that it is written at if none is asked for; 0 takes what other layers have."""
+    """What counts as its own rank (`aimed_rank`); 0 takes what other layers have."""
     drift_unknown: bool = False
     """Whether it is copied because the source has no such layer, which the user did not ask for."""
 

@@ -1,4 +1,7 @@
-"""The rank that a result is written at, where the user leaves it to the program."""
+"""The one rank that all layers aim at: asked for, the LoRA's own, or `auto`'s (`RankRule` says what each means).
+
+Under `energy` and `full` each layer has its own, which `transfers.layer.LayerTransfer` decides from its update.
+"""
 
 from __future__ import annotations
 
@@ -16,5 +19,5 @@ def common_rank(config: TransferConfig, plan: Plan) -> int:
 
 
 def auto_rank(own: int, *, low_rank: bool) -> int:
-    """Return the rank that `auto` stands for: the LoRA's own, and twice that for a method whose update is dense."""
+    """Return the rank that `auto` stands for (`RankRule`) for a method whose update is of the LoRA's rank, or dense."""
     return own if low_rank else 2 * own

@@ -43,7 +43,8 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
     """Return the LoRA's update, restored where the drift is weak, arbitrated where both push the same way (Eq. 2–14).
 
     D_casa = D_lora − restore·(I − P_U)·D_fft·(I − P_V) − U·[K ∘ sign(C_lora) ∘ min(|C_lora|, |C_fft|)]·Vᵀ
-    with P_U, P_V the projectors on dominant receivers and senders and K the arbitrated entries.
+    with P_U, P_V the projectors on dominant receivers and senders (`dominant_receivers`, `dominant_senders`) and K the
+    arbitrated entries (`arbitrated`), all in `Decisions`.
 
     A zero LoRA does not transfer to zero: off the dominant mask the rule writes −C_fft, so a strength slider on the
     result also scales that counter-drift; `casa_parts` writes it apart. Where we differ from the paper: bases are thin,
@@ -59,38 +60,41 @@ def casa(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 def decide(layer: Layer, settings: CasaSettings = PAPER) -> Decisions:
     """Return which directions dominate and which entries are arbitrated, in a square or tall layer (Eq. 2–7, 9–13).
 
-    Thresholds are met in the precision of the drift's routing (`precision_for`): double where that is affordable, since
-    an entry that is rounded across its threshold changes the result, unlike one that is only a little off. A weight of
-    zeros has no leading direction, and so neither clusters nor anything that dominates; directions that are only
-    rounding take no part in arbitration.
+    Entries are compared with thresholds in the precision of the drift's routing (`precision_for`): double where that is
+    affordable, since an entry that is rounded across its threshold changes the result, unlike one that is only a little
+    off. A weight of zeros has no leading direction, and so neither clusters nor anything that dominates; directions
+    that are only rounding take no part in arbitration.
     """
-    drift, basis = layer.routing(), _basis_of(layer)  # Eq. 2: C_fft
-    C_fft, dtype = drift.C, drift.C.dtype
-    lora = routing_factors(LowRank(layer.lora.B.to(dtype), layer.lora.A.to(dtype)), basis)  # Eq. 2: C_lora, in factors
-    C_lora = lora.dense()
-    lora = LowRank(lora.B.to(layer.lora.B.dtype), lora.A.to(layer.lora.A.dtype))
+    drift_routing, basis = layer.routing(), _basis_of(layer)  # Eq. 2: C_fft
+    C_fft, dtype = drift_routing.C, drift_routing.C.dtype
+    factors = routing_factors(LowRank(layer.lora.B.to(dtype), layer.lora.A.to(dtype)), basis)  # Eq. 2: C_lora, factored
+    C_lora = factors.dense()
+    # Only comparisons need `dtype`: the products of these factors with the LoRA's own come later, in the LoRA's dtype.
+    lora_routing = LowRank(factors.B.to(layer.lora.B.dtype), factors.A.to(layer.lora.A.dtype))
 
     k, S = leading_directions(basis, settings), basis.S_as(torch.float64)  # Eq. 3
     labels = singular_clusters(C_lora[:k, :k].double(), S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
 
-    send, receive = _strengths(drift, k, settings)  # what Eq. 5–6 take the means of
-    senders = dominant_directions(send, labels, q_dom=settings.q_dom)  # Eq. 5–6, and the text below
-    receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
+    send, receive = _strengths(drift_routing, k, settings)  # what Eq. 5–6 take the means of
+    dominant_senders = dominant_directions(send, labels, q_dom=settings.q_dom)  # Eq. 5–6, the text below
+    dominant_receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
+    shared = (basis, labels, lora_routing, C_lora, drift_routing, dominant_senders, dominant_receivers)
     if not settings.arbitrate:
-        return Decisions(basis, labels, lora, C_lora, drift, senders, receivers, labels[:0])
+        no_entries = labels.new_empty(0)
+        return Decisions(*shared, no_entries)
 
-    candidates = risk_candidates(C_lora, C_fft, receivers, senders, basis.rank)  # Eq. 7, 9
+    candidates = risk_candidates(C_lora, C_fft, dominant_receivers, dominant_senders, basis.rank)  # Eq. 7, 9
     risk = over_activation_risk(candidates, C_lora, C_fft, labels, eps=settings.eps_context)  # Eq. 10–13
     arbitrated = risky_entries(candidates, risk, q_act=settings.q_act)  # the text below Eq. 13
     borderline = count_borderline(
         candidates, risk, C_lora, C_fft, q_act=settings.q_act, uncertainty=basis.uncertainty(dtype)
     )
-    return Decisions(basis, labels, lora, C_lora, drift, senders, receivers, arbitrated, borderline)
+    return Decisions(*shared, arbitrated, borderline)
 
 
 def decided_update(layer: Layer, decisions: Decisions, settings: CasaSettings) -> Update:
     """Return the update that the decisions about a square or tall layer lead to (Eq. 8, 14)."""
-    entries = arbitrated_part(decisions.C_lora, decisions.drift.C, decisions.arbitrated_indices)  # Eq. 14
+    entries = arbitrated_part(decisions.C_lora, decisions.drift_routing.C, decisions.arbitrated_indices)  # Eq. 14
     removal = decisions.removal(layer.drift, settings.restore, entries)  # Eq. 8
     return Update(layer.lora, removal, decisions.facts(settings), lora_routing=decisions.lora_routing)
 
@@ -110,7 +114,7 @@ def casa_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
         return casa_parts(layer.transposed(), settings).transposed()
     decisions = decide(layer, settings)
     facts, indices, routing = decisions.facts(settings), decisions.arbitrated_indices, decisions.lora_routing
-    C_lora, C_fft = (Entries(indices, entries_at(C, indices)) for C in (decisions.C_lora, decisions.drift.C))
+    C_lora, C_fft = (Entries(indices, entries_at(C, indices)) for C in (decisions.C_lora, decisions.drift_routing.C))
     lora_wins = C_lora.values.abs() > C_fft.values.abs()
     from_lora = decisions.removal(layer.drift, 0.0, C_lora.where(~lora_wins))
     from_drift = decisions.removal(layer.drift, settings.restore, C_fft.where(lora_wins))
@@ -128,12 +132,12 @@ class Decisions:
     lora_routing: LowRank
     """C_lora in factors."""
     C_lora: Float[Tensor, "n n"]
-    drift: Routing
+    drift_routing: Routing
     """C_fft, and what the drift sends and receives."""
-    senders: Bool[Tensor, " n"]
-    """The dominant ones."""
-    receivers: Bool[Tensor, " n"]
-    """The dominant ones."""
+    dominant_senders: Bool[Tensor, " n"]
+    """P_V as a mask: the right directions that it projects on."""
+    dominant_receivers: Bool[Tensor, " n"]
+    """P_U as a mask: the left directions that it projects on."""
     arbitrated_indices: Int[Tensor, " a"]
     """Flat indices of the arbitrated entries; none where arbitration is off."""
     borderline: int = 0
@@ -142,25 +146,25 @@ class Decisions:
     @property
     def restored(self) -> Bool[Tensor, "n n"]:
         """Entries off the dominant mask, from which the drift is taken back; on it, what is not arbitrated stays."""
-        return ~dominant_mask(self.receivers, self.senders)
+        return ~dominant_mask(self.dominant_receivers, self.dominant_senders)
 
     @property
     def arbitrated(self) -> Bool[Tensor, "n n"]:
-        """The arbitrated entries as a mask."""
+        """K: the arbitrated entries as a mask."""
         mask = torch.zeros_like(self.C_lora, dtype=torch.bool)
         mask.view(-1)[self.arbitrated_indices] = True
         return mask
 
     def removal(self, D_fft: Float[Tensor, "out n"], restore: float, entries: Entries) -> Removal:
         """Return what is removed: so much of the drift off the mask (Eq. 8), and single entries (Eq. 14)."""
-        drift, entries = self.drift.to(D_fft.dtype), entries.to(D_fft.dtype)
-        return Removal(D_fft, self.basis, drift, self.receivers, self.senders, restore, entries)
+        routing, entries = self.drift_routing.to(D_fft.dtype), entries.to(D_fft.dtype)
+        return Removal(D_fft, self.basis, routing, self.dominant_receivers, self.dominant_senders, restore, entries)
 
     def facts(self, settings: CasaSettings) -> dict[str, Any]:
         """Return what a report says of the layer. With `restore` 0, or without a drift, no entry is restored."""
         sizes, k = cluster_sizes(self.labels), len(self.labels)
-        weak = float((~self.receivers).double().mean() * (~self.senders).double().mean())
-        takes_back = settings.restore > 0 and bool(self.drift.send.any())
+        weak = float((~self.dominant_receivers).double().mean() * (~self.dominant_senders).double().mean())
+        takes_back = settings.restore > 0 and bool(self.drift_routing.send.any())
         return {
             "k": k,
             "clusters": len(sizes),
@@ -176,11 +180,11 @@ def leading_directions(basis: Basis, settings: CasaSettings) -> int:
     return energy_rank(basis.S_as(torch.float64), settings.energy if basis.is_square else settings.energy_rectangular)
 
 
-def _strengths(drift: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:
+def _strengths(drift_routing: Routing, k: int, settings: CasaSettings) -> tuple[Tensor, Tensor]:
     """Return how much each direction sends and receives, over the whole drift or only inside the k × k block."""
     if settings.densities == "whole":
-        return drift.send, drift.receive
-    return drift.leading(k)
+        return drift_routing.send, drift_routing.receive
+    return drift_routing.leading(k)
 
 
 def _basis_of(layer: Layer) -> Basis:

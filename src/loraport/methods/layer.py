@@ -127,8 +127,8 @@ class Update:
     def kept_correction(self, low: LowRank) -> float | None:
         """Return the share of the correction that survives truncation to these factors; None where there is none.
 
-        With T removed it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. That the factors are a projection
-        of D' would save those, but squares of the whole update hide a small correction.
+        With T removed it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. One could use that `low` is a
+        projection of D' and skip these products, but the difference of two large squares would lose a small correction.
         """
         corrected = self._corrected
         if corrected is None:

@@ -1,4 +1,4 @@
-"""The END error: how far the target's clips with some updates are from showing the adapter's effect on the source."""
+"""The end error: how far the target's clips with some updates are from showing the adapter's effect on the source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def require_finite(role: str, latents: Tensor) -> Tensor:
 class EndEffect:
     """What an adapter does to a set of clips: E* = target(z; bare) + source(z; adapter) − source(z; bare).
 
-    The target's own differences from the source stay in E*, so only the adapter's effect is asked for. The END error of
+    The target's own differences from the source stay in E*, so only the adapter's effect is asked for. The end error of
     updates d is mean ‖s(target(z; d)) − s(E*)‖² per clip, where s is the pair's `to_error_space`.
     """
 
@@ -52,7 +52,7 @@ class EndEffect:
         return float(torch.cat(moved).double().mean())
 
     def errors(self, updates: Updates, *, keep: bool = False) -> Tensor:
-        """Return the END error of each clip: [n]. `keep` puts the target's samples into the store."""
+        """Return the end error of each clip: [n]. `keep` puts the target's samples into the store."""
         errors = [
             end_error(self.pair, self._end(batch, updates) if keep else self.sample(batch, updates), wanted)
             for batch, wanted in zip(self.batches, self.wanted, strict=True)

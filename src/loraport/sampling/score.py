@@ -1,4 +1,4 @@
-"""Scores: the END error of every candidate on the same clips, compared with direct reuse of the adapter."""
+"""Scores: the end error of every candidate on the same clips, compared with direct reuse of the adapter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraport.sampling.statistics import Interval, mean_interval, ratio_interval
 
 @dataclass(frozen=True)
 class Score:
-    """The END error of one candidate."""
+    """The end error of one candidate."""
 
     label: str
     error: Interval

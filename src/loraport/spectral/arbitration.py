@@ -1,4 +1,4 @@
-"""Dominance, restoration, over-activation risk and arbitration: Eq. 5–14, one page in the paper, one page here.
+"""Dominance, over-activation risk and arbitration: Eq. 5–7 and 9–14. Restoration, Eq. 8, is in `correction`.
 
 The paper uses S twice; here `S` is the spectrum and the score of Eq. 13 is `risk`.
 """
@@ -36,16 +36,16 @@ def dominant_directions(
     return dominant
 
 
-def dominant_mask(receivers: Bool[Tensor, " n"], senders: Bool[Tensor, " n"]) -> Bool[Tensor, "n n"]:
-    """Return D, where D(i, j) = 1 iff i is in a dominant receiver or j in a dominant sender (Eq. 7)."""
-    return receivers[:, None] | senders[None, :]
+def dominant_mask(dominant_receivers: Bool[Tensor, " n"], dominant_senders: Bool[Tensor, " n"]) -> Bool[Tensor, "n n"]:
+    """Return D: 1 iff direction i belongs to a dominant receiver cluster or j to a dominant sender cluster (Eq. 7)."""
+    return dominant_receivers[:, None] | dominant_senders[None, :]
 
 
 def risk_candidates(
     C_lora: Float[Tensor, "n n"],
     C_fft: Float[Tensor, "n n"],
-    receivers: Bool[Tensor, " n"],
-    senders: Bool[Tensor, " n"],
+    dominant_receivers: Bool[Tensor, " n"],
+    dominant_senders: Bool[Tensor, " n"],
     rank: int | None = None,
 ) -> Entries:
     """Return the dominant entries in which both updates push the same way, with C_lora · C_fft of each (Eq. 7, 9).
@@ -56,7 +56,7 @@ def risk_candidates(
     if rank is not None and rank < len(product):
         product[rank:] = 0
         product[:, rank:] = 0
-    indices = positive_indices(product, receivers, senders)
+    indices = positive_indices(product, dominant_receivers, dominant_senders)
     return Entries(indices, entries_at(product, indices))
 
 
@@ -92,7 +92,8 @@ def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: floa
 
 def risk_threshold(risk: Float[Tensor, " e"], q_act: float) -> Float[Tensor, ""]:
     """Return the risk that an arbitrated entry exceeds: the value at the quantile's place in order, rounded down."""
-    # 0.85 · 20 is 16.999…: a place that is whole but for rounding counts as whole.
+    # 0.85 · 20 is 16.999…: a place that is whole but for rounding counts as whole. The share 1e-15 serves places in the
+    # thousands and millions, where doubles lie further apart than 1e-12, and 1e-12 small ones (q_act as 1 − 0.99).
     return kth_smallest(risk, int(q_act * (len(risk) - 1) * (1 + 1e-15) + 1e-12) + 1)
 
 
@@ -109,9 +110,10 @@ def count_borderline(
     q_act: float,
     uncertainty: float,
 ) -> int:
-    """Return how many candidates lie so close to the threshold that an error of the directions decides about them.
+    """Return how many entries the error of the singular directions could put on the other side of the threshold.
 
-    A direction that is off by `uncertainty` moves an entry by that share of its column's root mean square.
+    The paper has no such count. A direction that is off by `uncertainty` moves an entry of either routing by that share
+    of its column's root mean square; counted is a candidate whose risk can move so as far as the threshold.
     """
     if len(candidates) == 0:
         return 0
@@ -122,7 +124,8 @@ def count_borderline(
     for C in (C_lora, C_fft):
         error = C.index_select(1, columns).norm(dim=0) * (uncertainty / len(C) ** 0.5)
         reach += error / entries_at(C, indices).abs()
-    return max(0, int((distance <= reach * risk[near].abs()).sum()) - 1)  # the threshold is one of them itself
+    # Less one: the threshold is itself the risk of a candidate, which is thus at no distance and always counted.
+    return max(0, int((distance <= reach * risk[near].abs()).sum()) - 1)
 
 
 def arbitrated_part(

@@ -2,9 +2,9 @@
 
     T = restore·(I − P_U)·D_fft·(I − P_V) + U·M·Vᵀ
 
-P_U and P_V project on the dominant receivers' u_i and senders' v_j; M holds the single entries that arbitration
-removes. T has full rank, but all that a transfer needs of it (norms, inner products, the best factors of rank r)
-follows from n × n matrices, so no out × in matrix is formed:
+P_U and P_V project on the dominant receivers' u_i and senders' v_j (masks: `dominant_receivers`, `dominant_senders`); M
+holds the single entries that arbitration removes (`entries`). T has full rank, but all that a transfer needs of it
+(norms, inner products, the best factors of rank r) follows from n × n matrices, so no out × in matrix is formed:
 
     inside the basis:  U·C·Vᵀ with C = restore·(C_fft off the dominant mask) + M
     outside of it:     restore·(I − UUᵀ)·D_fft·(I − P_V), in tall layers only. Products with a few columns come from
@@ -33,12 +33,12 @@ class Removal:
 
     D_fft: Float[Tensor, "out n"]
     basis: Basis
-    drift: Routing
+    drift_routing: Routing
     """D_fft in the basis."""
-    receivers: Bool[Tensor, " n"]
-    """The dominant ones: nothing is restored in their rows."""
-    senders: Bool[Tensor, " n"]
-    """The dominant ones: nothing is restored in their columns."""
+    dominant_receivers: Bool[Tensor, " n"]
+    """Nothing is restored in their rows."""
+    dominant_senders: Bool[Tensor, " n"]
+    """Nothing is restored in their columns."""
     restore: float
     entries: Entries | None = None
     """M: what arbitration removes of single routing entries."""
@@ -46,13 +46,13 @@ class Removal:
     @lazy_property
     def sender_weights(self) -> Float[Tensor, " n"]:
         """What I − P_V makes of each column: `restore` where a direction sends weakly, 0 where it dominates."""
-        return self.restore * (~self.senders).to(self.D_fft.dtype)
+        return self.restore * (~self.dominant_senders).to(self.D_fft.dtype)
 
     @lazy_property
     def C(self) -> Float[Tensor, "n n"]:  # noqa: N802
         """The routing matrix of T: its part inside the basis."""
-        C = self.drift.C * self.sender_weights
-        C[self.receivers] = 0
+        C = self.drift_routing.C * self.sender_weights
+        C[self.dominant_receivers] = 0
         if self.entries is not None:
             C.view(-1).index_add_(0, self.entries.indices, self.entries.values)
         return C
@@ -67,7 +67,7 @@ class Removal:
         """‖T‖²; outside of the basis it is restore²·Σ over weak senders of ‖D_fft·v_j‖² − ‖C_fft(:, j)‖²."""
         total = energy(self.C)
         if self.is_tall:
-            total += float((self.drift.outside * self.sender_weights.double().square()).sum())
+            total += float((self.drift_routing.outside * self.sender_weights.double().square()).sum())
         return total
 
     def times(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
@@ -79,7 +79,7 @@ class Removal:
             return self.basis.lift_left(self.C @ X)
         weak = self.sender_weights[:, None] * X
         # Both products with U are one: U·(C·X − C_fft·weak).
-        inside = (self.C @ X).addmm_(self.drift.C, weak, alpha=-1)
+        inside = (self.C @ X).addmm_(self.drift_routing.C, weak, alpha=-1)
         return self.basis.lift_left(inside).add_(times_few(self.D_fft, times_few(self.basis.Vh.mT, weak)))
 
     def inner(self, low: LowRank) -> float:
@@ -88,7 +88,7 @@ class Removal:
 
     def times_outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """Return NᵀN·X for N = (I − UUᵀ)·T·V, the part outside of the basis."""
-        gram, weights = self.drift.outside_gram, self.sender_weights[:, None]
+        gram, weights = self.drift_routing.outside_gram, self.sender_weights[:, None]
         return torch.zeros_like(X) if gram is None else weights * (gram @ (weights * X))
 
     def dense(self) -> Float[Tensor, "out n"]:
@@ -96,7 +96,7 @@ class Removal:
         if not self.restore:
             return self.basis.U @ self.C @ self.basis.Vh
         weak = self.D_fft @ self.basis.Vh.mT * self.sender_weights
-        return weak.addmm_(self.basis.U, self.C - self.drift.C * self.sender_weights) @ self.basis.Vh
+        return weak.addmm_(self.basis.U, self.C - self.drift_routing.C * self.sender_weights) @ self.basis.Vh
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class CorrectedUpdate:
         if not (self.removal.is_tall and self.removal.restore):
             return None
         drifted = times_few(self.removal.basis.Vh, times_few(self.removal.D_fft.mT, self.lora.B)).mT
-        return (drifted - self.P.mT @ self.removal.drift.C) * self.removal.sender_weights
+        return (drifted - self.P.mT @ self.removal.drift_routing.C) * self.removal.sender_weights
 
     @lazy_property
     def overlap(self) -> float:

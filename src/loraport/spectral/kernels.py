@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FEW = 256
-"""Columns up to which it matters how the large matrix lies."""
+"""Most columns of X in A·X for which it matters how a large A lies in memory (`times_few`)."""
 
 ROWS = 2048
 """Rows of a matrix that are held in another precision at a time."""
@@ -29,9 +29,9 @@ USUAL = 2.0**40
 
 
 def times_few(A: Float[Tensor, "rows n"], X: Float[Tensor, "n m"]) -> Float[Tensor, "rows m"]:
-    """Return A·X, A or its transpose laid out by rows, X with few columns (or with many: then the plain product).
+    """Return A·X without letting BLAS transpose a large A; matters only when X has at most FEW columns.
 
-    BLAS must not transpose a large matrix for a small result: it takes up to twice as long for the same sums. So where
+    A or its transpose is laid out by rows. Transposing takes up to twice as long for the same sums; so where
     A is the transpose of a matrix laid out by rows, (Xᵀ·Aᵀ)ᵀ is computed, in which Aᵀ stands as it lies in memory.
     """
     return A @ X if A.is_contiguous() or X.shape[1] > FEW else (X.mT @ A.mT).mT

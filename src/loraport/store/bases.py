@@ -38,8 +38,11 @@ Check = Callable[[Mapping[str, Tensor]], str | None]
 """Returns what is wrong with the tensors of an entry, or None."""
 
 
-def basis_key(fingerprint: str, algorithm: str = "thin svd") -> str:
-    """Return the key of an entry: the fingerprint (dtype, shape, bytes) of what it is made of, and how it is made."""
+def entry_key(fingerprint: str, algorithm: str = "thin svd") -> str:
+    """Return the key of a basis or a routing: a digest of what it is made of (dtype, shape, bytes) and of how.
+
+    The empty last line ends the one before it; without it, entries that users have would be under other keys.
+    """
     return text_digest(f"loraport basis {VERSION}", algorithm, fingerprint, "")
 
 

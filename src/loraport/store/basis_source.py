@@ -12,7 +12,7 @@ from loraport.methods.layer import Layer
 from loraport.spectral.basis import Basis, half_basis
 from loraport.spectral.routing import Routing
 from loraport.stopwatch import Stopwatch
-from loraport.store.bases import BasisCache, basis_key
+from loraport.store.bases import BasisCache, entry_key
 from loraport.store.routings import pack_routing, routing_contradiction, unpack_routing
 
 
@@ -31,7 +31,7 @@ class BasisSource:
     def basis(self, W: Tensor, fingerprint: str) -> Basis:
         """Return the basis of a weight, which has this fingerprint."""
         with self.stopwatch.stage("basis"):
-            return self.cache.get_or_compute(basis_key(fingerprint), W.to(self.device), half_basis).basis
+            return self.cache.get_or_compute(entry_key(fingerprint), W.to(self.device), half_basis).basis
 
     def routing(self, key: str, layer: Layer) -> Routing:
         """Return the routing of a tall or wide layer's drift, as it reads back from the cache."""

@@ -58,7 +58,10 @@ class StoreFile:
 
 
 def by_key(key: str, tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
-    """Return the seal of an entry that says which key it is of."""
+    """Return the least seal: the key, so that a file that was renamed or copied does not pass for another entry.
+
+    A key is a digest of all that the entry's values follow from, and the stem of its file's name.
+    """
     return {"key": key}
 
 

@@ -90,6 +90,7 @@ class LayerTransfer:
             return update.dense()
         n = min(job.shape)
         if self.rule.kind == "energy":
+            # `lost` is gone already: keep the rest of what was asked for.
             return factorize_energy(update.dense(), min(1.0, self.rule.value / (1 - lost)))
         if update.is_low_rank and (self.rule.kind == "full" or update.low_rank.rank <= self.rank):
             return update.low_rank.padded(min(self.rank, n)) if self.rule.kind == "fixed" else update.low_rank

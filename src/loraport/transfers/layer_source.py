@@ -24,7 +24,7 @@ from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
-from loraport.store.bases import BasisCache, basis_key
+from loraport.store.bases import BasisCache, entry_key
 from loraport.store.basis_source import BasisSource
 
 
@@ -168,7 +168,7 @@ class LayerWeights:
             if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
                 return layer.routing()
             made_of = f"{self.facts.source_hash} {self.facts.target_hash} {self.facts.source_rounded}"
-            return self._bases.routing(basis_key(made_of, "routing"), layer)
+            return self._bases.routing(entry_key(made_of, "routing"), layer)
 
     def layer(self, lora: LowRank, *, basis: bool = True, target: bool = False, routing: bool = False) -> Layer:
         """Return what a method sees of this layer, with a LoRA, on the device."""

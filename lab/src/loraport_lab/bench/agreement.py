@@ -1,4 +1,4 @@
-"""Does the END error rank rows as other measures do? Rank correlations and signs, cell by cell."""
+"""Does the end error rank rows as other measures do? Rank correlations and signs, cell by cell."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ NEAR = 1.0
 """Rows within so many dB of direct reuse are hard to tell apart; any score can rank the others."""
 FEWEST = 4
 """The fewest rows of which a rank correlation is computed."""
+RIGHT = 100
+"""Sharpness and flicker that are the reference's: both are in percent of it."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one measure agrees with the END error: Spearman's correlation over the rows of a cell, and signs."""
+    """How one measure agrees with the end error: Spearman's correlation over the rows of a cell, and signs."""
 
     measure: str
     cells: int
@@ -33,7 +35,7 @@ class Agreement:
     near_mean: float | None
     """Over rows within 1 dB of direct reuse alone."""
     agree: int
-    """Rows surely better or worse than direct reuse by the measure, and on the same side by the END error's mean."""
+    """Rows surely better or worse than direct reuse by the measure, and on the same side by the end error's mean."""
     disagree: int
 
 
@@ -51,7 +53,7 @@ def _as_it_is(name: str) -> Measure:
 
 
 def _near_right(name: str) -> Measure:
-    return lambda values: -(values[name] - 100).abs()
+    return lambda values: -(values[name] - RIGHT).abs()
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -118,7 +120,7 @@ def _agreement_over(
 def compared_rows(cell: CellResult) -> list[RowResult]:
     """Return direct reuse and every rule on weights or samples, once each: chosen rows repeat others.
 
-    The frame's extremes would flatter any score.
+    The rest of the frame (the bare student, full undo, the oracle) lies so far out that any score ranks it right.
     """
     return [
         row
@@ -132,7 +134,7 @@ def compared_rows(cell: CellResult) -> list[RowResult]:
 def _correlation(
     rows: Sequence[RowResult], cell: CellResult, number: Callable[[RowResult, CellResult], float]
 ) -> float | None:
-    """Return Spearman's correlation of the measure with the negative END error; None where either is constant."""
+    """Return Spearman's correlation of the measure with the negative end error; None where either is constant."""
     ends = [-float(row.values["end"].double().mean()) for row in rows]
     numbers = [number(row, cell) for row in rows]
     if len(rows) < FEWEST or len(set(ends)) == 1 or len(set(numbers)) == 1:
@@ -146,6 +148,6 @@ def _signs(
     value: Measure,
     prompts: Sequence[str],
 ) -> tuple[int, int]:
-    """Return the END error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
+    """Return the end error's side of direct reuse, and the measure's, 0 where its interval holds zero."""
     gain = float((direct.values["end"] - row.values["end"]).double().mean())
     return (gain > 0) - (gain < 0), mean_interval(_value(value, row) - _value(value, direct), prompts).sign

@@ -40,7 +40,7 @@ SHOWN = 6  # clips of a row that are kept to be looked at
 class RowResult:
     """A row's result: metric -> one value a clip; texture features [clips, 48]; the first clips as frames; facts.
 
-    `end`, the END error, is measured on clips of its own. facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the
+    `end`, the end error, is measured on clips of its own. facts: size, ‖D'‖ / ‖D‖ over all layers, and chosen, the
     candidate that won on the tuning seeds or that the guard kept.
     """
 
@@ -147,17 +147,17 @@ class Session:
 
     @lazy_property
     def guard_effect(self) -> EndEffect:
-        """The END error on the clips that a guard draws."""
+        """The end error on the clips that a guard draws."""
         return self._effect(judged_clips(self._end_clips))
 
     @lazy_property
     def reported_effect(self) -> EndEffect:
-        """The END error on clips that no fit and no guard has seen."""
+        """The end error on clips that no fit and no guard has seen."""
         return self._effect(self.end_clips)
 
     @property
     def end_clips(self) -> Clips:
-        """The clips on which the END error of a row is reported."""
+        """The clips on which the end error of a row is reported."""
         return Clips("lab", 0, self._end_clips)
 
     @property
@@ -169,7 +169,7 @@ class Session:
         return EndEffect(pair, self.material.adapter, clips, SampleStore(self.material.scratch), PassCounter(1))
 
     def end_errors(self, effect: EndEffect, updates: Mapping[str, Tensor]) -> Tensor:
-        """Return the END error of each clip: [clips]."""
+        """Return the end error of each clip: [clips]."""
         model: WanTransformer3DModel = effect.pair.network()
         with added(model, updates):
             return effect.errors(NO_UPDATES)
@@ -178,7 +178,7 @@ class Session:
         return self._most_faithful(row) if row.choice == "fidelity" else self._kept_by_the_guard(row)
 
     def _kept_by_the_guard(self, row: Row) -> str:
-        """Return the candidate of the lowest END error if that is surely below direct reuse's, else direct reuse."""
+        """Return the candidate of the lowest end error if that is surely below direct reuse's, else direct reuse."""
         rules = row.candidates or {}
         errors = {name: self.end_errors(self.guard_effect, rule(self.material)) for name, rule in rules.items()}
         bare, prompts = self.end_errors(self.guard_effect, {}), self.guard_effect.pair.prompts(self.guard_effect.clips)

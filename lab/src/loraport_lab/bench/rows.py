@@ -58,7 +58,7 @@ class Row:
 
     @property
     def has_end(self) -> bool:
-        """Whether its END error is measured: on the student, and in no single study."""
+        """Whether its end error is measured: on the student, and in no single study."""
         return self.model == "student" and self.group not in SINGLE_STUDIES[:3] and self.use == AS_TRAINED
 
 

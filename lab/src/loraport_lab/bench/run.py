@@ -48,7 +48,7 @@ class CellResult:
     prompts: tuple[str, ...]
     """Of each clip that the rows' values are measured on."""
     end_prompts: tuple[str, ...]
-    """The same for the END error, which has clips of its own."""
+    """The same for the end error, which has clips of its own."""
 
     def prompts_of(self, metric: str) -> tuple[str, ...]:
         """Return the prompt of each clip behind a metric's values."""

@@ -34,9 +34,9 @@ def dominant_drift(
     """
     k = len(labels)
     C = leading_routing(D_fft, basis, k)
-    senders = dominant_directions(C.norm(dim=0), labels, q_dom=q)
-    receivers = dominant_directions(C.norm(dim=1), labels, q_dom=q)
-    return basis.U[:, :k] @ (C * dominant_mask(receivers, senders)) @ basis.Vh[:k]
+    dominant_senders = dominant_directions(C.norm(dim=0), labels, q_dom=q)
+    dominant_receivers = dominant_directions(C.norm(dim=1), labels, q_dom=q)
+    return basis.U[:, :k] @ (C * dominant_mask(dominant_receivers, dominant_senders)) @ basis.Vh[:k]
 
 
 def removed_by_dominance(
@@ -49,10 +49,10 @@ def removed_by_dominance(
     """
     if D_fft.shape[0] < D_fft.shape[1]:
         return removed_by_dominance(D_fft.mT, basis.transposed(), labels, q=q).mT
-    drift = observe(D_fft, basis)
-    senders = dominant_directions(drift.send, labels, q_dom=q)
-    receivers = dominant_directions(drift.receive, labels, q_dom=q)
-    return Removal(D_fft, basis, drift, receivers, senders, restore=1.0).dense()
+    drift_routing = observe(D_fft, basis)
+    dominant_senders = dominant_directions(drift_routing.send, labels, q_dom=q)
+    dominant_receivers = dominant_directions(drift_routing.receive, labels, q_dom=q)
+    return Removal(D_fft, basis, drift_routing, dominant_receivers, dominant_senders, restore=1.0).dense()
 
 
 def densest_blocks(C: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, top: float) -> Bool[Tensor, "m m"]:

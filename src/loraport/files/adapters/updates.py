@@ -39,7 +39,7 @@ class Adapter(ABC):
 
     @property
     def aimed_rank(self) -> int:
-        """The rank that it is written at where none is asked for."""
+        """What counts as its own rank for a rule such as `auto` (`inputs.config.RankRule`)."""
         return min(self.rank, LARGEST_AUTO_RANK, *self.shape)
 
     def dense(self) -> Tensor:
@@ -80,7 +80,7 @@ def exact_update(update: LayerUpdate, W: Tensor | None) -> LowRank | Tensor:
 
 
 def aimed_rank(update: LayerUpdate) -> int:
-    """Return the rank that it is written at where none is asked for: its own where that is exact and reasonable."""
+    """Return what counts as its own rank for a rule such as `auto`: that of its factors, or `Adapter.aimed_rank`."""
     return update.rank if isinstance(update, LowRank) else update.aimed_rank
 
 

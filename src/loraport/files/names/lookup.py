@@ -63,7 +63,7 @@ def find_parameter(name: str, *, prefer: str | None = None) -> NameMatch | None:
 
 def spellings(name: str, *, flat: bool = False) -> Iterator[tuple[Family, Naming]]:
     """Yield every table and naming that has a stored layer of this name."""
-    if "{}" in name:
+    if "{}" in name:  # a literal `{}` would match a template
         return
     found = {pair for template, _ in templates_of(name, flat=flat) for pair in _index(flat).get(template, ())}
     for family in FAMILIES.values() if found else ():

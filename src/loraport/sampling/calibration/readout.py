@@ -51,7 +51,7 @@ def fit_readout(
 ) -> Readout:
     """Correct the writing layers one after the other, last block first, each with fresh residuals from `fit`.
 
-    The stride with the lowest END error on `check` is taken where that is lower than before; unguarded, the whole step
+    The stride with the lowest end error on `check` is taken where that is lower than before; unguarded, the whole step
     always is. Raises SettingsError where the target has no evaluations, MismatchError for an unknown family.
     """
     pair = fit.pair

@@ -1,4 +1,4 @@
-"""The guard: keep the candidate with the lowest END error if it surely beats direct reuse, else direct reuse."""
+"""The guard: keep the candidate with the lowest end error if it surely beats direct reuse, else direct reuse."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Verdict:
 def decide(scores: Sequence[Score], clips: int) -> Verdict:
     """Keep the candidate of the lowest error where its paired interval against direct lies below zero, else direct.
 
-    The intervals hold for all candidates together: that any of them passes by luck has a chance of 1 in 40. Of fewer
-    than FEWEST clips nothing is called sure.
+    The two-sided 95 % intervals hold for all candidates together. Where none is really better, one passes by luck with
+    about half of the other 5 %, 1 in 40, since luck goes either way; up to 1 in 20 where one candidate gains on just
+    those clips on which another loses. Of fewer than FEWEST clips nothing is called sure.
     """
     rivals = [row for row in scores if row.label != DIRECT]
     sure = [row for row in rivals if row.surely_better and clips >= FEWEST]
