@@ -56,10 +56,42 @@ def test_choose_keeps_what_transfer_guard_kept(family, lora, tmp_path):
     assert facts["transfer"]["method"] == facts["kept"] and facts["transfer"]["output"] == facts["output"] == str(out)
     alias = run(family, lora, again, "--method", "direct:0.05,undo:0.25", "--guard")
     assert alias.exit_code == 0 and again.read_bytes() == out.read_bytes()
-    told = alias.stderr[alias.stderr.index("loraport choose direct:0.05") :].split(", with")[0]
-    repeated = CliRunner().invoke(app, [*shlex.split(told)[1:], "--dtype", "fp32", "--dry-run"])
+    told = alias.stderr[alias.stderr.index("loraport choose direct:0.05") :].splitlines()[0]
+    repeated = CliRunner().invoke(app, [*shlex.split(told)[1:], "--dry-run"])
     assert repeated.exit_code == 0, (repeated.output, repeated.exception)
     assert "is a command of its own now" not in run(family, lora, again, "--method", "auto", "--dry-run", "-q").stderr
+
+
+def test_the_line_to_type_has_the_other_options_as_they_were(family, lora, tmp_path):
+    typed = ["--no-arbitrate", "--include", "blocks.0", "--include", "ffn", "--tau", "0.5", "--dry-run"]
+    alias = run(family, lora, tmp_path / "my out.safetensors", "--guard", "--force-drift", *typed)
+    assert alias.exit_code == 0, (alias.output, alias.exception)
+    line = next(line for line in alias.stderr.splitlines() if "is a command of its own now" in line)
+    words = shlex.split(line[line.index("loraport choose casa") :])
+    for option in ("--no-arbitrate", "--include blocks.0 --include ffn", "--tau 0.5", "--dtype fp32", "--force-drift"):
+        assert f" {option} " in f"{' '.join(words)} "
+    assert not {"--guard", "--guard-clips", "--device"} & {*words} and words.count("--clips") == 1
+    pasted = CliRunner().invoke(app, words[1:])
+    assert pasted.exit_code == 0 and pasted.stdout == alias.stdout
+
+
+@pytest.mark.parametrize("command", ["choose", "score", "calibrate", "guard"])
+def test_one_of_several_loras_in_a_file_is_sampled(family, lora, tmp_path, command):
+    several, tensors = tmp_path / "several.safetensors", load_file(lora)
+    parts = {"transformer": 1.0, "transformer_2": 0.5}
+    save_file({k.replace("diffusion_model", p): t * parts[p] for p in parts for k, t in tensors.items()}, several)
+    models = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step"), "--dry-run"]
+    out = ["-o", str(tmp_path / "out.safetensors")]
+    words = {
+        "choose": ["choose", "casa", "--lora", str(several), *out],
+        "score": ["score", "direct", "--lora", str(several)],
+        "calibrate": ["calibrate", str(several), *out],
+        "guard": ["transfer", str(several), "--guard", *out],
+    }[command]
+    refused = CliRunner().invoke(app, [*words, *models])
+    assert refused.exit_code != 0 and "--lora-part" in str(refused.exception)
+    done = CliRunner().invoke(app, [*words, *models, "--lora-part", "transformer_2"])
+    assert done.exit_code == 0, (done.output, done.exception)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ SURVEY, LAYERS = "comparing the models", "analysing"
 def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Progress = NO_PROGRESS) -> Analysis:
     """Look at every chosen layer of a LoRA, its source and its target; an interrupted analysis resumes.
 
-    With grids, CASA is run_sweeps over its settings as well, as `sweep` does.
+    With grids, CASA is swept over its settings as well, as `sweep` does.
     Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
     """
     start = time.perf_counter()

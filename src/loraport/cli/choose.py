@@ -15,6 +15,7 @@ from loraport.cli.help import GroupedCommand
 from loraport.cli.options import (
     FILES,
     LayerOptions,
+    LoraPart,
     MessageOptions,
     ModelOptions,
     Output,
@@ -66,6 +67,7 @@ def choose(
     ] = None,
     clips: Clips = 32,
     sampling: SamplingOptions = BY_DEFAULT,
+    lora_part: LoraPart = None,
 ) -> None:
     """Make candidates, score them by sampling, and keep one: direct reuse, unless another is surely better.
 
@@ -74,7 +76,9 @@ def choose(
     idle = {"pair_min": "it belongs to pairing by similarity"} if layers.pairing == "name" else {}
     refuse_idle(context, idle | ({"report": "a dry run has nothing to report"} if result.dry_run else {}))
     places = ModelOptions(known_place(models.source), known_place(models.target))
-    template = transfer_config(known_place(lora), os.path.expanduser(output), places, layers, result, run)
+    template = transfer_config(
+        known_place(lora), os.path.expanduser(output), places, layers, result, run, lora_part=lora_part
+    )
     made = candidates_of(candidates or (), template, settings, result, clips)
     if result.dry_run:
         tell_plan(made, sampling, messages)

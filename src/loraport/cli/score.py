@@ -16,6 +16,7 @@ from loraport.cli.options import (
     DryRun,
     Dtype,
     FormatName,
+    LoraPart,
     MessageOptions,
     Output,
     Overwrite,
@@ -50,6 +51,7 @@ def score(
     clips: Clips = 32,
     sampling: SamplingOptions = BY_DEFAULT,
     dry_run: DryRun = False,
+    lora_part: LoraPart = None,
 ) -> None:
     """Say how far adapters on the target are from the adapter's effect on the source, by sampling both models."""
     from loraport import console
@@ -59,7 +61,7 @@ def score(
     with messages.terminal() as terminal:
         result = run_score(
             pair, known_place(lora), candidates, clips=clips, seed=run.seed, cache=run.folder, progress=terminal,
-            dry_run=dry_run,
+            lora_part=lora_part, dry_run=dry_run,
         )  # fmt: skip
     console.print_scored(result.as_json(), result.table(), json=messages.json, quiet=messages.quiet)
 
@@ -109,6 +111,7 @@ def calibrate(
     dtype: Dtype = "bf16",
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    lora_part: LoraPart = None,
 ) -> None:
     """Fit an adapter to the target by passes on random noise: gains, then readout, kept only where they surely help."""
     from loraport import console
@@ -122,7 +125,7 @@ def calibrate(
     pair = open_pair(models.source, models.target, sampling, run.device)
     request = CalibrationRequest(
         known_place(lora), output, start, fitting.gains, fitting.readout, fitting.rank, fitting.budget, clips, run.seed,
-        run.folder, format, dtype,
+        run.folder, format, dtype, lora_part,
     )  # fmt: skip
     with messages.terminal() as terminal:
         result = run_calibration(pair, request, progress=terminal, dry_run=dry_run)

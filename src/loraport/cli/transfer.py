@@ -119,6 +119,11 @@ _OF_CHOOSE = (
     *(field.name for field in fields(SamplingOptions)),
 )
 """Options of GuardOptions that do nothing without --guard."""
+_OTHER_IN_CHOOSE = (
+    *("loras", "source", "target", "output", "method", "guard", "guard_clips", "calibrated"),
+    *("as_", "split", "experts", "source_part", "target_part"),
+)
+"""Options of `transfer` that `choose` does not have, or that are spelled by hand; what is sampled has no parts."""
 
 
 @app.command(
@@ -145,7 +150,7 @@ def transfer(
     """
     is_guarded = guard.guard or method.method == AUTO
     if is_guarded and not messages.quiet:
-        _say_what_to_type(loras[0], models, method.method, output, guard)
+        _say_what_to_type(context, loras[0], models, method.method, output, guard)
     loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
     models = replace(models, source=known_place(models.source), target=known_place(models.target))
     refuse_idle(context, _idle(models, layers, result, is_guarded))
@@ -210,15 +215,32 @@ def _choose_instead(
         choose_and_tell(candidates, guard.sampling, result, messages, as_transfer=True)
 
 
-def _say_what_to_type(lora: str, models: ModelOptions, method: str, output: str, guard: GuardOptions) -> None:
+def _say_what_to_type(
+    context: typer.Context, lora: str, models: ModelOptions, method: str, output: str, guard: GuardOptions
+) -> None:
     """Say which command does this now."""
     words = [*_candidates(method, guard), "--lora", lora, "--source", models.source, "--target", models.target]
     print(
         f"loraport: {'--guard' if guard.guard else '--method auto'} is a command of its own now: loraport "
-        f"{shlex.join(['choose', *words, '-o', output])} --clips {guard.guard_clips}, with the other options as they "
-        "are",
+        f"{shlex.join(['choose', *words, '-o', output, '--clips', str(guard.guard_clips), *_same_options(context)])}",
         file=sys.stderr,
     )
+
+
+def _same_options(context: typer.Context) -> list[str]:
+    """Return the options that were typed and that `choose` takes as they are."""
+    words: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name in _OTHER_IN_CHOOSE or getattr(context.get_parameter_source(name), "name", "DEFAULT") == "DEFAULT":
+            continue
+        value = context.params[name]
+        if isinstance(value, bool):
+            words.append((option.opts if value else option.secondary_opts)[-1])
+        else:
+            for one in value if isinstance(value, (list, tuple)) else (value,):
+                words += [option.opts[-1], str(one)]
+    return words
 
 
 def _candidates(method: str, guard: GuardOptions) -> list[str]:

@@ -24,7 +24,7 @@ from loraport.files.formats.safetensors_read import ByteReader, Quantization, St
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 CODES = {
-    # type: (first byte of the codes in a block, byte after the last, mask of every code's lowest bit)
+    # each type: (first byte of the codes in a block, byte after the last, mask of every code's lowest bit)
     "Q4_0": (2, 18, 0x11),
     "Q4_1": (4, 20, 0x11),
     "Q5_0": (6, 22, 0x11),

@@ -24,13 +24,15 @@ from loraport.spectral.low_rank import LowRank
 NONE = "none"
 
 
-def read_adapter(place: str, pair: Pair) -> tuple[Lora, dict[str, LowRank], tuple[str, ...]]:
+def read_adapter(
+    place: str, pair: Pair, *, part: str | None = None
+) -> tuple[Lora, dict[str, LowRank], tuple[str, ...]]:
     """Read a LoRA with its strength (`LORA*0.8`) as updates of the pair's layers, with notes on what was left out.
 
-    Raises MismatchError where the model has none of its layers.
+    `part`: which of several LoRAs in the file. Raises MismatchError where the model has none of its layers.
     """
     path, strength = split_strength(place)
-    lora = read_lora(path)
+    lora = read_lora(path, part=part)
     known = pair.layers()
     missing = sorted(set(lora.layers) - set(known))
     updates = {name: plain(name, update, place) for name, update in lora.updates.items() if name in known}

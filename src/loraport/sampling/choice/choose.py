@@ -150,7 +150,7 @@ def _open(candidates: Candidates, pair: Pair) -> _Opened:
     first = candidates.runs[0]
     if first.as_diff:
         raise SettingsError("candidates are scored as LoRAs; leave out --as diff")
-    lora, adapter, _ = read_adapter(first.lora, pair)
+    lora, adapter, _ = read_adapter(first.lora, pair, part=first.lora_part)
     inputs = (first.lora, first.source, *target_places(first.target), first.cache, *candidates.files)
     check_place(candidates.output, lora, first.format, inputs)
     files: dict[str, tuple[Path, Updates]] = {}

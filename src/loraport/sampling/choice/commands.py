@@ -47,6 +47,7 @@ class CalibrationRequest:
     cache: str | None
     format: str
     dtype: str
+    lora_part: str | None = None
 
     def settings(self) -> CalibrationSettings:
         """Return the settings of the calibration. Raises SettingsError for unknown names."""
@@ -81,12 +82,13 @@ def run_score(
     clips: int,
     seed: int,
     cache: str | None,
+    lora_part: str | None = None,
     progress: Progress = NO_PROGRESS,
     dry_run: bool = False,
 ) -> CommandResult:
     """Score the candidates on clips drawn for judging; samples are kept in the folder `cache`."""
     began = time.perf_counter()
-    _, direct, notes = read_adapter(lora, pair)
+    _, direct, notes = read_adapter(lora, pair, part=lora_part)
     read = {text: read_candidate(text, direct, pair) for text in dict.fromkeys((DIRECT, *candidates))}
     planned = score_passes(pair, clips, len(read))
     if dry_run:
@@ -114,7 +116,7 @@ def run_calibration(
     """Calibrate, judge the result on clips of its own, and write it, or direct reuse unless it is surely better."""
     began = time.perf_counter()
     settings = request.settings()
-    lora, adapter, notes = read_adapter(request.lora, pair)
+    lora, adapter, notes = read_adapter(request.lora, pair, part=request.lora_part)
     start, more = (adapter, ()) if request.start is None else read_candidate(request.start, adapter, pair)
     if request.dtype not in TORCH_DTYPES:
         raise unknown_name("dtype", request.dtype, TORCH_DTYPES)
