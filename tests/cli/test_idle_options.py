@@ -73,7 +73,7 @@ def choose(family, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["casa", "--frames", "9"], "frames would do nothing here: the embedded family"),
+        (["casa", "--frames", "9"], "--frames would do nothing here: the embedded family"),
         (["casa", "--pairing", "name", "--pair-min", "0.8"], "--pair-min would do nothing here"),
         (["casa", "--dry-run", "--report", "page.html"], "--report would do nothing here"),
         (["core", "--tau", "2"], "--tau is a setting of CASA and means nothing to 'direct' or 'core'"),

@@ -95,7 +95,7 @@ def open_pair(source: str, target: str, sampling: SamplingOptions, device: str) 
 def _refuse_sampling(sampling: SamplingOptions) -> None:
     """Raise SettingsError for flags of pipelines beside the embedded family, which would not look at them."""
     if given := [field.name for field in fields(sampling) if getattr(sampling, field.name) != field.default]:
-        words = ", ".join(name.replace("_", "-") for name in given)
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise SettingsError(f"{words} would do nothing here: the embedded family has its own ways; leave it out")
 
 
