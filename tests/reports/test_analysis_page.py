@@ -18,6 +18,8 @@ from loraport.reports.plots import norms
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 from tests.transfers.models import make_family
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory):

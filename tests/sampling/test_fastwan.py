@@ -22,6 +22,8 @@ from loraport.spectral.low_rank import LowRank
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = PipelineSettings(("a red ball", "a cat"), frames=5, height=32, width=32, source_steps=3, batch=2)
 CLIPS = Clips("fit", 0, 2)
 

@@ -20,6 +20,8 @@ from tests import tiny
 from tests.families import canonical_parameter
 from tests.sampling.pipelines import CONFIG, tiny_transformer, write_pipeline
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"prompts": ("a red ball rolls",), "frames": 5, "height": 32, "width": 32, "source_steps": 2}
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -21,6 +21,8 @@ from loraport.transfers.run import transfer_many
 from tests.families import delta, factors, fused_by_diffusers, sdxl_and_pruned, write_pipeline
 from tests.files.test_names import shapes_of
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("diffusers")
 
 LAYERS = ("attn1.to_q", "downsamplers.0.conv", "time_embedding.linear_2")
