@@ -14,7 +14,7 @@ SITE = if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then OMP_
 	--fail-on-warning --keep-going --fresh-env --quiet docs build/docs; \
 	else echo "The site needs Python 3.11 or newer and was not built." >&2; fi
 
-.PHONY: help setup demo quick test fuzz check format lint types docs docs-check family bench clean
+.PHONY: help setup demo hero quick test fuzz check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -33,7 +33,10 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt
 
 demo: setup  ## Transfer a LoRA inside the embedded family and write a page: demo/
 	@$(PY) -m loraport demo -o demo
-	@for page in demo/*.html; do echo "Open $$(pwd -P)/$$page in a browser."; done
+
+hero: demo  ## The demo's pictures into the README and the documentation
+	@cp demo/hero.png docs/_static/demo.png
+	@cp demo/hero.webp docs/_static/demo.webp
 
 quick: setup  ## The tests that take a moment each: what one runs while editing
 	@$(TEST) -m "not slow"

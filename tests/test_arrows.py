@@ -158,7 +158,7 @@ THIRD_PARTY = {
     "console": {"rich"},
     "cli": {"typer", "rich"},
 }
-OF_THE_LAB = {"torch", "numpy", "scipy", "PIL", "safetensors", "diffusers", "peft", "matplotlib", "typer"}
+OF_THE_LAB = {"torch", "numpy", "scipy", "PIL", "safetensors", "diffusers", "peft", "matplotlib", "typer", "rich"}
 
 
 def split(path: Path) -> tuple[str, str]:

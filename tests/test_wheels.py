@@ -169,5 +169,5 @@ def test_the_demo_runs_from_the_wheels_in_a_clean_environment(core, lab, tmp_pat
     environment = Environment(tmp_path / "environment", core, lab)
     done = environment.run("demo", "-o", "demo", "--clips", "2", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"index.html", "demo.json", "contact-sheet.png"}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"index.html", "demo.json", "hero.png"}
     assert json.loads(done.stdout)["transfer"]["output"].startswith("demo/")

@@ -110,7 +110,7 @@ def test_a_dry_run_needs_no_flag(tmp_path):
     run(*words, "-o", tmp_path / "out.safetensors", "--dry-run")
 
 
-@pytest.mark.parametrize("theirs", ["index.html", "contact-sheet.png"])
+@pytest.mark.parametrize("theirs", ["index.html", "hero.png"])
 def test_a_demo_knows_its_own_folder(tmp_path, theirs):
     (tmp_path / theirs).write_text("mine")
     with pytest.raises(OutputError, match=f"holds {theirs}, which is not from an earlier run; .*--overwrite"):

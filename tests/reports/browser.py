@@ -13,11 +13,20 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: 
 
 def browser_says(path: Path, profile: Path) -> str:
     """What Chromium's console prints while it shows the page."""
+    return "\n".join(line for line in _opened(path, profile).stderr.splitlines() if "CONSOLE" in line)
+
+
+def browser_shows(path: Path, profile: Path, seconds: int = 10) -> str:
+    """The page's HTML as its scripts have left it after that long, of a clock that runs as fast as it can."""
+    return _opened(path, profile, f"--virtual-time-budget={1000 * seconds}").stdout
+
+
+def _opened(path: Path, profile: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += ["--no-first-run", f"--user-data-dir={profile}", "--enable-logging=stderr", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    command += ["--no-first-run", f"--user-data-dir={profile}", "--enable-logging=stderr", "--dump-dom", *more]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     assert "</html>" in done.stdout
-    return "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return done
 
 
 def foreign_addresses(html: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -10,8 +11,19 @@ from loraport.cli.existing import keep_foreign
 from loraport.cli.expansion import with_options
 from loraport.cli.help import GroupedCommand
 from loraport.cli.options import MessageOptions, Overwrite, folder_path
+from loraport_lab.family.family import ADAPTERS, STUDENTS
+
+STYLE, STUDENT = "noir", "one-step"
+METHOD, BESIDE = "casa", "undo:0.25"
+CLIPS = 64
+NOTHING = "none"
 
 app = typer.Typer()
+
+
+def _listed(names: Iterable[str]) -> str:
+    *some, last = names
+    return f"{', '.join(some)} or {last}"
 
 
 @app.command(cls=GroupedCommand, epilog="Example: loraport demo -o demo")
@@ -19,33 +31,43 @@ app = typer.Typer()
 def demo(
     messages: MessageOptions,
     output: Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Where the page goes.")] = "demo",
-    style: Annotated[
-        str, typer.Option(help="Which of the embedded LoRAs: noir, retro, neon, swing, noir-b or retro-b.")
-    ] = "noir",
-    student: Annotated[
-        str, typer.Option(help="On which student: one-step, one-step-b, few-step, causal, matched or accelerator.")
-    ] = "one-step",
-    method: Annotated[str, typer.Option(metavar="METHOD", help="A method of loraport transfer.")] = "casa",
-    clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = 32,
+    style: Annotated[str, typer.Option(help=f"Which of the embedded LoRAs: {_listed(ADAPTERS)}.")] = STYLE,
+    student: Annotated[str, typer.Option(help=f"On which student: {_listed(STUDENTS)}.")] = STUDENT,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="The method in question, any of loraport transfer.")
+    ] = METHOD,
+    beside: Annotated[
+        str, typer.Option(metavar="METHOD", help=f"Another one to put beside it; {NOTHING} for no such column.")
+    ] = BESIDE,
+    bare: Annotated[bool, typer.Option("--bare", help="Show the student without a LoRA, too.")] = False,
+    clips: Annotated[int, typer.Option(min=2, help="How many clips each column makes.")] = CLIPS,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts and of the noise that all columns share.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Transfer a LoRA between the embedded models, make clips with each, and write a page that compares them."""
-    from loraport import console
+    from loraport.console import print_facts
+    from loraport.errors import OutputError
     from loraport.inputs.config import TransferConfig
-    from loraport.transfers.run import transfer as run
+    from loraport.transfers.run import transfer_many
     from loraport_lab.demo import demo_columns, run_demo
     from loraport_lab.family.family import BASE, adapter_path, target_place
     from loraport_lab.pages.demo_page import DEMO_FILES, demo_facts, write_demo
+    from loraport_lab.pages.demo_terminal import print_demo
 
     folder = folder_path(output)
     keep_foreign(folder, DEMO_FILES, overwrite)
-    new = folder / f"{style}-{student}-{method.replace(':', '-')}.safetensors"
+    methods = dict.fromkeys([method] if beside == NOTHING else [method, beside])
+    files = {one: folder / f"{style}-{student}-{one.replace(':', '-')}.safetensors" for one in methods}
     inputs = str(adapter_path(style)), str(BASE), target_place(student)
     with messages.terminal() as terminal:
-        config = TransferConfig(*inputs, str(new), method=method, format="diffusers")
-        result = run(config, progress=terminal)
-        columns = demo_columns(style, new, method, student)
+        configs = [TransferConfig(*inputs, str(file), method=one, format="diffusers") for one, file in files.items()]
+        batch = transfer_many(configs, progress=terminal)
+        for lost, reason in batch.not_written:
+            raise OutputError(f"{lost} was not written, so its column cannot be made: {reason}")
+        columns = demo_columns(style, student, files, bare=bare)
         shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal)
-    page = write_demo(shown, result, folder)
-    console.print_facts(demo_facts(shown, result, page, words=not messages.json), json=messages.json)
+    page = write_demo(shown, batch.runs, folder)
+    if messages.json:
+        print_facts(demo_facts(shown, batch.runs, page), json=True)
+    else:
+        print_demo(shown, page)

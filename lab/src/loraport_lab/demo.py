@@ -1,15 +1,16 @@
 """The demo: every column samples the same prompts from the same noise, and every clip is measured."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from loraport.progress import NO_PROGRESS, Progress
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import describe, draw_prompts, from_latents
 from loraport_lab.family.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
@@ -20,7 +21,8 @@ from loraport_lab.family.sample import as_frames, draw_noise, in_portions, sampl
 from loraport_lab.training.fit import generator_for
 
 MOST_STEPS = max(len(student.steps) for student in STUDENTS.values())
-Role = Literal["reference", "student", "direct", "transfer", "oracle"]
+Role = Literal["reference", "student", "direct", "transfer", "beside", "oracle"]
+Sampler = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class ColumnResult:
     role: Role
     frames: Tensor
     values: dict[str, Tensor]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -49,30 +50,37 @@ class DemoResult:
     """All columns over the same prompts and noise; the first is the reference the others are measured against."""
 
     style: str
+    student: str
     prompts: tuple[str, ...]
     columns: tuple[ColumnResult, ...]
     metrics: tuple[Metric, ...]
     seed: int
 
 
-def demo_columns(adapter: str, transferred: Path, method: str, student: str = "one-step") -> tuple[Column, ...]:
-    """Return the columns: the reference, the student alone, with the LoRA as it is, transferred, and trained on it."""
+def demo_columns(adapter: str, student: str, transferred: dict[str, Path], *, bare: bool = False) -> list[Column]:
+    """Return the columns: the reference, the LoRA as it is, as each method moves it, and trained on the student.
+
+    `transferred` is {method: file}, the method in question first, one to put beside it second. `bare` adds the student
+    without a LoRA; the column of the trained LoRA is there where the family has one.
+    """
+    columns = [Column("base + LoRA", "reference", "base", adapter_path(adapter))]
+    if bare:
+        columns.append(Column("student alone", "student", student, None))
+    columns.append(Column("LoRA as it is", "direct", student, adapter_path(adapter)))
+    roles: tuple[Role, Role] = ("transfer", "beside")
+    for role, (method, file) in zip(roles, transferred.items(), strict=False):
+        columns.append(Column(method, role, student, file))
     oracle = oracle_path(student, adapter)
-    columns = (
-        Column("base + LoRA", "reference", "base", adapter_path(adapter)),
-        Column("student", "student", student, None),
-        Column("student + LoRA as it is", "direct", student, adapter_path(adapter)),
-        Column(f"student + {method}", "transfer", student, transferred),
-        Column("student + LoRA trained on it", "oracle", student, oracle),
-    )
-    return tuple(column for column in columns if column.role != "oracle" or oracle.exists())
+    if oracle.exists():
+        columns.append(Column("trained on the student", "oracle", student, oracle))
+    return columns
 
 
 def run_demo(
     columns: Sequence[Column],
     *,
     adapter: str,
-    clips: int = 32,
+    clips: int,
     seed: int = 0,
     family: Path = FAMILY,
     progress: Progress = NO_PROGRESS,
@@ -83,26 +91,53 @@ def run_demo(
     noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_STEPS)
     results: list[ColumnResult] = []
     reference: Tensor | None = None
-    for done, column in enumerate(columns):
-        progress.step(column.label, done, len(columns))
-        began = time.monotonic()
-        latents = _sample(column, prompts, noise, family)
+    for column, latents in zip(columns, _sample_all(columns, prompts, noise, family, progress), strict=True):
         sampled = from_latents(latents).clamp(-1, 1)
         values = measure(judge, sampled, prompts, effect, reference)
         reference = sampled if reference is None else reference
-        took = time.monotonic() - began
-        results.append(ColumnResult(column.label, column.role, as_frames(latents), values, took))
+        results.append(ColumnResult(column.label, column.role, as_frames(latents), values))
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
-    return DemoResult(effect, tuple(describe(prompt) for prompt in prompts), tuple(results), known, seed)
+    student = next((column.model for column in columns if column.model != "base"), "base")
+    return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed)
 
 
-def _sample(column: Column, prompts: Tensor, noise: Tensor, family: Path) -> Tensor:
+def _sample_all(
+    columns: Sequence[Column], prompts: Tensor, noise: Tensor, family: Path, progress: Progress
+) -> list[Tensor]:
+    """Return the latents of every column; a few clips of one column are the work of one core at a time.
+
+    A thread a core, each with a kernel of one thread: the bytes do not depend on the number of cores.
+    """
+    samplers = [_sampler(column, family) for column in columns]
+    portions = list(in_portions([prompts, noise]))
+    report = counter(progress, "making clips", len(columns) * len(portions))
+
+    def sample(index: int, portion: tuple[Tensor, ...]) -> Tensor:
+        return samplers[index](*portion)
+
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1))
+    try:
+        work = [[pool.submit(sample, index, portion) for portion in portions] for index in range(len(columns))]
+        latents = []
+        for column, parts in zip(columns, work, strict=True):
+            done = []
+            for part in parts:
+                done.append(part.result())
+                report(1, column.label)
+            latents.append(torch.cat(done))
+        return latents
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _sampler(column: Column, family: Path) -> Sampler:
+    """Open the column's model with its LoRA on it."""
     model = open_base(family) if column.model == "base" else open_student(column.model, family)
     if column.adapter is not None:
         attach(model, column.adapter)
     if column.model == "base":
-        portions = [sample_base(model, *portion) for portion in in_portions([prompts, noise])]
-    else:
-        student = find_student(column.model)
-        portions = [sample_student(model, student, *portion) for portion in in_portions([prompts, noise])]
-    return torch.cat(portions)
+        return partial(sample_base, model)
+    return partial(sample_student, model, find_student(column.model))

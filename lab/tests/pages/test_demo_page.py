@@ -1,42 +1,46 @@
-"""The page: complete in itself, silent in a browser, and its sentences follow the numbers wherever they fall."""
+"""The page: complete in itself, its clips in step, and its sentences follow the numbers wherever they fall."""
 
+import html
+import json
 import re
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from loraport_lab.demo import ColumnResult, DemoResult
+from loraport_lab.family.family import STUDENTS
 from loraport_lab.family.measure import METRICS
 from loraport_lab.pages.demo_page import write_page
-from loraport_lab.pages.pictures import write_contact_sheet
-from loraport_lab.pages.verdict import estimate, verdict
-from tests.reports.browser import browser_says, needs_chromium
+from loraport_lab.pages.demo_terminal import print_demo
+from loraport_lab.pages.hero import write_moving, write_still
+from loraport_lab.pages.verdict import standing, verdict
+from loraport_lab.pages.whiskers import draw_chart
+from tests.reports.browser import browser_says, browser_shows, foreign_addresses, needs_chromium
 
-CLIPS = 6
+CLIPS, FRAMES, HEIGHT, WIDTH = 6, 5, 20, 28
 LAYER = {"name": "blocks.0.attn1.to_q", "status": "transferred", "reason": None, "shape": [128, 128], "rank_in": 8}
 LAYER |= {"rank_out": 16, "drift": 0.25, "lora": 0.1, "update": 0.12, "kept_energy": 0.9, "kept_correction": None}
+AS_IT_IS = (18.0, 60.0)
+CASA, BESIDE, TRAINED = (18.0, 60.0), (18.4, 62.0), (22.0, 93.0)
 
 
-def column(role: str, label: str, psnr: float, style: float) -> SimpleNamespace:
-    frames = torch.randint(0, 255, (CLIPS, 8, 24, 24, 3), generator=torch.Generator().manual_seed(len(label)))
-    jitter = torch.linspace(-0.1, 0.1, CLIPS) if role == "transfer" else torch.zeros(CLIPS)
-    values = {"effect": style + jitter, "shape": torch.full((CLIPS,), 80.0)}
+def column(role: str, label: str, psnr: float, effect: float) -> ColumnResult:
+    frames = torch.randint(0, 255, (CLIPS, FRAMES, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(7))
+    jitter = torch.zeros(CLIPS) if role in ("reference", "direct") else torch.linspace(-0.1, 0.1, CLIPS)
+    values = {"effect": effect + jitter, "shape": torch.full((CLIPS,), 80.0)}
     if role != "reference":
         values["psnr"] = psnr + jitter
-    return SimpleNamespace(role=role, label=label, frames=frames.to(torch.uint8), values=values)
+    return ColumnResult(label, role, frames.to(torch.uint8), values)
 
 
-def demo(psnr: float = 18.0, style: float = 60.0) -> SimpleNamespace:
-    columns = [
-        column("reference", "Base + LoRA", 0, 95),
-        column("student", "Student", 10, 1),
-        column("direct", "Student + direct", 18, 60),
-        column("transfer", "Student + <CASA>", psnr, style),
-        column("oracle", "Student + own LoRA", 22, 93),
-    ]
+def demo(casa=CASA, beside=BESIDE, trained=TRAINED, reference=95.0) -> DemoResult:
+    columns = [column("reference", "base + LoRA", 0, reference), column("direct", "LoRA as it is", *AS_IT_IS)]
+    given = {"transfer": ("<casa>", casa), "beside": ("undo:0.25", beside), "oracle": ("trained", trained)}
+    columns += [column(role, label, *numbers) for role, (label, numbers) in given.items() if numbers is not None]
     prompts = tuple(f"red circle {i}" for i in range(CLIPS))
-    return SimpleNamespace(style="neon", prompts=prompts, columns=columns, metrics=METRICS[:4], seed=3)
+    return DemoResult("neon", next(iter(STUDENTS)), prompts, tuple(columns), METRICS[:4], seed=3)
 
 
 @pytest.fixture
@@ -48,59 +52,224 @@ def page(tmp_path):
 
 
 def test_page_refers_to_nothing_outside_itself(page):
-    html = page.read_text()
-    addresses = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s)>]+)', html)
-    assert len(addresses) >= 4 * 5
-    assert all(address.startswith("data:") for address in addresses)
-    assert "http" not in html and "@import" not in html and "<script" not in html
+    text = page.read_text()
+    assert foreign_addresses(text) == []
+    assert "http" not in text and "@import" not in text and "<script src" not in text
+    assert text.count("data:image/webp") == 4 * 5
 
 
 def test_page_shows_every_column_prompt_layer_and_reason_and_escapes_them(page):
-    html = page.read_text()
-    for text in (
-        "Student + &lt;CASA&gt;",
+    text = page.read_text()
+    for part in (
+        "&lt;casa&gt;",
         "red circle 3",
         "blocks.0.attn1.to_q",
         "128 × 128",
         "90.0\N{NO-BREAK SPACE}%",
         "casa &amp; more",
+        f"{WIDTH} × {HEIGHT} pixels",
     ):
-        assert text in html
-    assert "no such layer in the target" in html
-    assert "red circle 4" not in html and "<CASA>" not in html
-    assert html.count("data:image/png") == 4 * 5
+        assert part in text
+    assert "no such layer in the target" in text
+    assert "red circle 4" not in text and "<casa>" not in text
 
 
 @pytest.mark.parametrize(
-    ("psnr", "style", "expected"),
+    ("numbers", "expected"),
     [
-        (19, 70, "is ahead of"),
-        (17, 50, "is below"),
-        (17, 60, "is below"),
-        (17, 70, "gains effect over Student + direct and pays with fidelity"),
-        (19, 50, "gains fidelity over Student + direct and pays with effect"),
-        (18, 60, "cannot be told apart"),
+        ({"casa": (18.5, 70)}, "<casa> helps here: +0.50 ± 0.08 dB fidelity and +10.0 ± 0.1 points of effect against"),
+        ({"casa": (18.5, 60)}, "<casa> helps here: +0.50"),
+        ({"casa": (17, 50)}, "<casa> does not help here, it does harm: −1.00 ± 0.08 dB"),
+        ({"casa": (17, 60)}, "<casa> does not help here, it does harm"),
+        ({"casa": (17, 70)}, "<casa> gains effect and pays with fidelity here"),
+        ({"casa": (19, 50)}, "<casa> gains fidelity and pays with effect here"),
+        ({"casa": (18, 60)}, "<casa> makes no sure difference here: +0.00"),
     ],
 )
-def test_the_first_sentence_is_the_truth_about_the_transfer(psnr, style, expected):
-    assert expected in verdict(demo(psnr, style))[0]
+def test_the_first_sentence_is_the_truth_about_the_transfer(numbers, expected):
+    first = verdict(demo(**numbers))[0]
+    assert first.startswith(expected) and first.count(".") == len(re.findall(r"\d\.\d", first)) + 1, "one sentence"
+    assert "± is the 95 % interval" in first
 
 
-def test_the_loss_of_direct_reuse_and_the_headroom_are_said():
-    sentences = verdict(demo())
-    assert "60 % of neon is left, where the base shows 95 %" in sentences[1]
-    assert "+4.0 ± 0.0 dB" in sentences[2]
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({}, "; undo:0.25 helps: +0.40 ± 0.08 dB fidelity and +2.0 ± 0.1 points of effect."),
+        ({"beside": (17, 60)}, "; trained helps: +4.00 ± 0.08 dB"),
+        ({"beside": (19, 50)}, "; undo:0.25 gains fidelity and pays with effect, trained helps: +4.00"),
+        ({"beside": None, "trained": None}, "; no column here helps."),
+        ({"beside": (17, 60), "trained": (17, 60)}, "; no column here helps."),
+    ],
+)
+def test_where_the_transfer_does_not_help_the_column_that_does_is_named(numbers, expected):
+    assert expected in verdict(demo(casa=(17, 50), **numbers))[0]
+    assert expected not in verdict(demo(casa=(19, 70), **numbers))[0]
+
+
+def test_effect_counts_up_to_what_the_base_shows():
+    """A LoRA that is too strong on the student is not better for being stronger, nor worse for being put right."""
+    more, less = demo(casa=(18.5, 70), reference=55), demo(casa=(18.5, 57), reference=55)
+    for made in (more, less):
+        reference, direct, casa = made.columns[:3]
+        own = standing(made, casa, direct, reference)
+        assert own.effect.sign != 0 and (own.gains, own.losses) == (["fidelity"], [])
+    assert "pays with effect" in verdict(demo(casa=(18.5, 57), reference=59))[0]
+
+
+def test_the_loss_of_direct_reuse_the_rival_and_the_headroom_are_said():
+    sentences = " ".join(verdict(demo())[1:])
+    assert "60 % of neon is left, where the base shows 95 %" in sentences
+    assert "undo:0.25 against <casa>: +0.40" in sentences
+    assert "+4.00 ± 0.00 dB fidelity and +33.0 ± 0.0 points of effect against <casa>" in sentences
+    assert "no loss of effect beyond chance" in " ".join(verdict(demo(reference=60)))
 
 
 def test_of_one_clip_nothing_is_claimed():
-    assert estimate(torch.tensor([5.0])).sign == 0
-    assert estimate(torch.tensor([5.0, 5.1])).sign == 1
+    made = demo(casa=(30, 90))
+    short = [replace(one, values={key: value[:1] for key, value in one.values.items()}) for one in made.columns]
+    shown = replace(made, columns=tuple(short), prompts=made.prompts[:1])
+    assert verdict(shown)[0].startswith("<casa> makes no sure difference here: +11.90 dB")
+    assert draw_chart(shown) is not None
 
 
-def test_contact_sheet_has_a_row_for_every_column(tmp_path):
-    write_contact_sheet(demo(), tmp_path / "sheet.png", clips=3, zoom=2)
-    sheet = Image.open(tmp_path / "sheet.png")
-    assert sheet.size == (190 + 3 * (2 * 24 * 2 + 6), 5 * (24 * 2 + 6))
+def test_clips_of_one_prompt_are_no_independent_draws():
+    """Twelve clips of two prompts that disagree: sure if each counted by itself, not so by prompt."""
+    made = demo(casa=(18.5, 60))
+    values = {**made.columns[2].values, "psnr": torch.tensor([18.1, 18.1, 18.1, 18.9, 18.9, 18.9])}
+    columns = tuple(replace(one, values=values) if one.role == "transfer" else one for one in made.columns)
+    assert verdict(replace(made, columns=columns))[0].startswith("<casa> helps")
+    prompts = ("one",) * 3 + ("two",) * 3
+    assert verdict(replace(made, columns=columns, prompts=prompts))[0].startswith("<casa> makes no sure difference")
+
+
+def test_the_terminal_shows_a_small_table_and_the_verdict_last(tmp_path, capsys):
+    print_demo(demo(casa=(17, 50)), tmp_path / "index.html")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == verdict(demo(casa=(17, 50)))[0]
+    row = next(line for line in lines if line.startswith("<casa>"))
+    assert row.split() == "<casa> 17.00 −1.00 ± 0.08 50.0 −10.0 ± 0.1".split()
+    assert max(map(len, lines[:-2])) <= 80
+    assert lines[-2] == f"Open {tmp_path / 'index.html'} in a browser."
+
+
+def test_the_still_picture_has_a_column_each_and_a_row_a_prompt(tmp_path):
+    write_still(demo(), tmp_path / "few.png", rows=2, side=28)
+    write_still(demo(beside=None), tmp_path / "fewer.png", rows=3, side=28)
+    few, fewer = Image.open(tmp_path / "few.png"), Image.open(tmp_path / "fewer.png")
+    assert few.width - fewer.width == 2 * 28 + 4 + 24 and fewer.height - few.height == 20 + 24
+    assert few.getpixel((0, 0))[3] == 0 and few.getpixel((few.width // 2, 2))[3] == 255, "round corners on any ground"
+
+
+def test_the_moving_picture_has_every_frame(tmp_path):
+    write_moving(demo(), tmp_path / "hero.webp", rows=1, side=28)
+    with Image.open(tmp_path / "hero.webp") as hero:
+        assert (hero.n_frames, hero.info["loop"]) == (FRAMES, 0)
+
+
+def test_the_same_demo_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        write_page(demo(), tmp_path / f"{name}.html", layers=[LAYER], shown=1)
+        write_still(demo(), tmp_path / f"{name}.png", rows=1, side=28)
+        write_moving(demo(), tmp_path / f"{name}.webp", rows=1, side=28)
+    for ending in ("html", "png", "webp"):
+        assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
+
+
+PROBE = """
+const places = () => [...new Set([...document.querySelectorAll(".film")].filter((film) => film.offsetParent)
+  .map((film) => getComputedStyle(film).backgroundPositionX))];
+const sleep = (time) => new Promise((resolve) => setTimeout(resolve, time));
+const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const visible = () => [...document.querySelectorAll(".row.heads > *")].filter((head) => head.offsetParent).length;
+"""
+
+
+def tried(page, tmp_path, steps: str):
+    """What Chromium finds when it runs `steps`, the body of an async function that returns an object."""
+    script = (
+        f"{PROBE}(async () => {{ {steps} }})().then((found) => {{ document.title = JSON.stringify(found); }});"
+        "\n</script></body>"
+    )
+    copy = page.with_name("probed.html")
+    copy.write_text(page.read_text().replace("</script>\n</body>", f"</script><script>{script}"))
+    title = re.search(r"<title>(.*)</title>", browser_shows(copy, tmp_path / "profile"))[1]
+    return json.loads(html.unescape(title))
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_all_clips_play_in_step_and_pause(page, tmp_path):
+    found = tried(
+        page,
+        tmp_path,
+        """
+        const seen = [];
+        for (let i = 0; i < 8; i += 1) { seen.push(places()); await sleep(90); }
+        document.getElementById("play").click();
+        const paused = places(); await sleep(900); const later = places();
+        press("ArrowRight"); const next = places();
+        press(" "); await sleep(900); const again = places();
+        const before = document.getElementById("play").checked; press(" ");
+        return { seen, paused, later, next, again, before, after: document.getElementById("play").checked };
+        """,
+    )
+    assert all(len(places) == 1 for places in found["seen"]), "one frame at a time, in all clips"
+    assert len({places[0] for places in found["seen"]}) >= 3, "they play"
+    assert found["paused"] == found["later"] != found["next"] and len(found["next"]) == 1
+    assert (found["before"], found["after"]) == (True, False)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_columns_hide_and_two_are_swiped(page, tmp_path):
+    found = tried(
+        page,
+        tmp_path,
+        """
+        const all = visible();
+        document.getElementById("column-1").click(); const fewer = visible();
+        const films = [...document.querySelectorAll(".film")].filter((film) => film.offsetParent).length;
+        press("2"); const back = visible();
+        for (let i = 0; i < 5; i += 1) document.getElementById(`column-${i}`).click();
+        const last = visible();
+        press("s");
+        const pair = document.querySelector(".pair"), box = pair.getBoundingClientRect();
+        pair.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: box.left + box.width / 4 }));
+        const over = getComputedStyle(pair.children[1]).clipPath;
+        const names = [...pair.querySelectorAll(".tag")].map((tag) => tag.textContent);
+        const pairs = [...document.querySelectorAll(".pair")].filter((one) => one.offsetParent).length;
+        return { all, fewer, films, back, last, over, names, pairs, heads: visible(), places: places().length };
+        """,
+    )
+    assert (found["all"], found["fewer"], found["back"], found["films"]) == (5, 4, 5, 4 * 4)
+    assert found["last"] == 1, "one column stays"
+    assert found["over"].startswith("inset(0") and "25" in found["over"]
+    assert (found["names"], found["pairs"], found["heads"], found["places"]) == (["LoRA as it is", "<casa>"], 4, 0, 1)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_without_scripts_the_clips_still_play_in_step_and_pause(page, tmp_path):
+    whole = page.read_text()
+    page.write_text(whole[: whole.index("<script>")] + "<script>\n</script>\n</body></html>")
+    found = tried(
+        page,
+        tmp_path,
+        """
+        const demo = document.getElementById("demo"), clock = demo.getAnimations()[0], seen = [];
+        for (const time of [0, 250, 600]) { clock.currentTime = time; seen.push(places()); }
+        const running = clock.playState;
+        document.getElementById("play").click(); await sleep(50);
+        document.getElementById("column-0").click();
+        const controls = [...document.querySelectorAll(".player input, .player select")];
+        return { seen, running, paused: demo.getAnimations()[0].playState, heads: visible(),
+                 controls: controls.filter((one) => one.offsetParent).length };
+        """,
+    )
+    assert all(len(places) == 1 for places in found["seen"]) and len({places[0] for places in found["seen"]}) == 3
+    assert (found["running"], found["paused"], found["heads"]) == ("running", "paused", 4)
+    assert found["controls"] == 1 + 5, "only what works without scripts is there"
 
 
 @pytest.mark.slow

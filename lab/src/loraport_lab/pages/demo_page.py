@@ -1,19 +1,42 @@
 """The demo as a page: the clips side by side, the numbers with how to read them, the layers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import in_words, layer_table, render
+from loraport.sampling.statistics import Interval, standard_error
 from loraport.transfers.results import TransferResult
-from loraport_lab.demo import ColumnResult, DemoResult
-from loraport_lab.pages.pictures import animated_png, write_contact_sheet
-from loraport_lab.pages.verdict import Estimate, estimate, verdict
+from loraport_lab.demo import ColumnResult, DemoResult, Role
+from loraport_lab.family.family import STUDENTS
+from loraport_lab.pages.hero import write_moving, write_still
+from loraport_lab.pages.pictures import FILM_SIDE, FRAME_MILLISECONDS, GUTTER, LAST_MILLISECONDS, film
+from loraport_lab.pages.verdict import column_of, compare, mean, signed, verdict
+from loraport_lab.pages.whiskers import draw_chart
 
-DEMO_FILES = ("demo.json", "contact-sheet.png")
+DEMO_FILES = ("demo.json", "hero.png", "hero.webp")
 """What a demo leaves beside its page; the first of them before the others."""
+DIGITS = {"psnr": 2}
+NOTES: dict[Role, str] = {
+    "reference": "many steps, with guidance: what the others should match",
+    "student": "no LoRA",
+    "direct": "on the student, unchanged",
+    "transfer": "on the student, moved by weights alone",
+    "beside": "on the student, moved by weights alone",
+    "oracle": "with data and time: what is possible",
+}
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A cell of the table: a mean, and its change against the LoRA as it is."""
+
+    value: str
+    change: str = ""
+    sure: bool = False
 
 
 def write_page(
@@ -27,71 +50,104 @@ def write_page(
     """Write the page of a demo.
 
     `layers` is the transfer's per-layer table (its JSON form; missing and null values show as a dash), `facts` are
-    further lines of the header such as method and settings, `shown` is how many clips appear (all are measured).
+    further lines such as method and settings, `shown` is how many clips appear (all are measured).
     """
+    count, frames, height, width, _ = demo.columns[0].frames.shape
+    student = STUDENTS.get(demo.student)
     render(
         "demo.html.jinja",
         path,
         package="loraport_lab.pages",
         style=demo.style,
+        student=demo.student,
+        paradigm=student.paradigm if student else "",
         seed=demo.seed,
-        count=len(demo.prompts),
+        count=count,
+        size=f"{width} × {height}",
         facts=dict(facts or {}),
         verdict=verdict(demo),
-        columns=[column.label for column in demo.columns],
-        metrics=demo.metrics,
-        scores=[[_cell(column, metric.key) for metric in demo.metrics] for column in demo.columns],
-        rows=_clip_rows(demo, shown),
+        chart=draw_chart(demo),
+        columns=[_head(demo, column) for column in demo.columns],
+        metrics=[(metric, [_number(demo, column, metric.key) for column in demo.columns]) for metric in demo.metrics],
+        rows=[(demo.prompts[i], [film(column.frames[i]) for column in demo.columns]) for i in range(min(shown, count))],
+        film=_film_sizes(frames, height, width),
         **layer_table(layers),
     )
 
 
-def _clip_rows(demo: DemoResult, shown: int) -> list[tuple[str, list[str]]]:
-    count = min(shown, len(demo.prompts))
-    return [(demo.prompts[i], [animated_png(column.frames[i]) for column in demo.columns]) for i in range(count)]
+def _film_sizes(frames: int, height: int, width: int) -> dict[str, Any]:
+    """Return what the page has to know of a film to show one of its frames, and for how long."""
+    each = round(width * FILM_SIDE / max(height, width))
+    pauses = [FRAME_MILLISECONDS] * (frames - 1) + [LAST_MILLISECONDS]
+    starts = [100 * sum(pauses[:index]) / sum(pauses) for index in range(frames)]
+    return {
+        "frames": frames,
+        "ratio": f"{width} / {height}",
+        "width": each,
+        "gutter": GUTTER,
+        "tile": each + 2 * GUTTER,
+        "pause": FRAME_MILLISECONDS,
+        "last_pause": LAST_MILLISECONDS,
+        "loop": sum(pauses),
+        "starts": [f"{start:.3f}" for start in starts],
+    }
 
 
-def _cell(column: ColumnResult, key: str) -> str:
+def _head(demo: DemoResult, column: ColumnResult) -> dict[str, str]:
+    effect = f"effect {mean(column.values['effect']):.0f} %"
+    numbers = f"{mean(column.values['psnr']):.1f} dB, {effect}" if "psnr" in column.values else effect
+    return {"label": column.label, "note": NOTES[column.role], "numbers": numbers, "role": column.role}
+
+
+def _number(demo: DemoResult, column: ColumnResult, key: str) -> _Number:
     if key not in column.values:
-        return "reference" if column.role == "reference" else "–"
-    return format_estimate(estimate(column.values[key]))
+        return _Number("reference" if column.role == "reference" else "–")
+    digits = DIGITS.get(key, 1)
+    value = f"{mean(column.values[key]):.{digits}f}"
+    direct = column_of(demo, "direct")
+    if direct is None or column.role in ("reference", "direct"):
+        return _Number(value)
+    change = compare(demo, column, direct, key)
+    return _Number(value, signed(change, digits), change.sign != 0)
 
 
-def format_estimate(value: Estimate) -> str:
-    """`12.3 ± 0.4`, without the error where there is none."""
-    return f"{value.mean:.1f}" if value.error == float("inf") else f"{value.mean:.1f} ± {value.error:.1f}"
+def write_demo(demo: DemoResult, results: Sequence[TransferResult], folder: Path) -> Path:
+    """Write the demo's page, its pictures and its numbers into a folder; returns the page.
 
-
-def write_demo(demo: DemoResult, result: TransferResult, folder: Path) -> Path:
-    """Write the demo's page, its contact sheet and its numbers into a folder; returns the page."""
-    page = folder / "index.html"
-    numbers = json_text(demo_facts(demo, result, page, words=False), indent=2) + "\n"
-    write_whole(folder / DEMO_FILES[0], numbers.encode())
-    facts = {"LoRA": result.output, "Method": result.method, "Settings": in_words(result.settings)}
-    write_page(demo, page, layers=[layer.as_json() for layer in result.layers], facts=facts)
-    write_contact_sheet(demo, folder / DEMO_FILES[1])
+    `results` are the transfers, that of the method in question first.
+    """
+    page, (numbers, still, moving) = folder / "index.html", DEMO_FILES
+    write_whole(folder / numbers, (json_text(demo_facts(demo, results, page), indent=2) + "\n").encode())
+    facts = {
+        "Files": ", ".join(result.output for result in results),
+        **{f"Settings of {result.method}": in_words(result.settings) or "none" for result in results},
+    }
+    write_page(demo, page, layers=[layer.as_json() for layer in results[0].layers], facts=facts)
+    write_still(demo, folder / still)
+    write_moving(demo, folder / moving)
     return page
 
 
-def demo_facts(demo: DemoResult, result: TransferResult, page: Path, *, words: bool) -> dict[str, Any]:
-    """Return what the demo found: sentences for a terminal, or every number for a program."""
-    if words:
-        scores = {
-            column.label: ", ".join(f"{metric.title} {_cell(column, metric.key)}" for metric in demo.metrics)
-            for column in demo.columns
-        }
-        return {**scores, "found": verdict(demo), "page": page}
+def demo_facts(demo: DemoResult, results: Sequence[TransferResult], page: Path) -> dict[str, Any]:
+    """Return what the demo found, every number of it, for a program."""
+    direct = column_of(demo, "direct")
     columns = []
     for column in demo.columns:
-        values = {key: estimate(value) for key, value in column.values.items()}
-        numbers = {key: {"mean": value.mean, "standard_error": value.error} for key, value in values.items()}
+        numbers: dict[str, Any] = {}
+        for key, values in column.values.items():
+            numbers[key] = {"mean": mean(values), "standard_error": standard_error(values, demo.prompts)}
+            if direct is not None and key in direct.values:
+                change: Interval = compare(demo, column, direct, key)
+                numbers[key]["change"] = change.as_json()
         columns.append({"label": column.label, "role": column.role, **numbers})
     return {
         "page": str(page),
         "style": demo.style,
+        "student": demo.student,
         "clips": len(demo.prompts),
         "seed": demo.seed,
         "found": verdict(demo),
         "columns": columns,
-        "transfer": result.as_json(),
+        "transfer": results[0].as_json(),
+        "beside": results[1].as_json() if len(results) > 1 else None,
     }

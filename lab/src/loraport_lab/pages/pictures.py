@@ -1,17 +1,15 @@
-"""Clips as pictures: animated PNG for the page, a contact sheet for the README."""
+"""Clips as pictures: films and animations for the pages."""
 
 import io
-from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from loraport.files.disk.atomic import new_file
 from loraport.reports.rendering import data_address
-from loraport_lab.demo import DemoResult
 
 FRAME_MILLISECONDS, LAST_MILLISECONDS = 140, 500
+FILM_SIDE, GUTTER = 144, 4
+"""Of a film: pixels of a frame's longer side, and of the margin to either side of it."""
 
 
 def animated_png(frames: Tensor) -> str:
@@ -23,22 +21,30 @@ def animated_png(frames: Tensor) -> str:
     return data_address("png", buffer.getvalue())
 
 
-def write_contact_sheet(demo: DemoResult, path: Path, *, clips: int = 8, zoom: int = 3) -> None:
-    """Write a still picture: a row per column of the demo, per clip its first and last frame side by side."""
-    text_width, gap = 190, 6
-    count = min(clips, len(demo.prompts))
-    rows: list[Tensor] = []
-    for column in demo.columns:
-        pairs = [torch.cat([column.frames[i, 0], column.frames[i, -1]], dim=1) for i in range(count)]
-        large = [pair.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1) for pair in pairs]
-        space = torch.full((large[0].shape[0], gap, 3), 255, dtype=torch.uint8)
-        rows.append(torch.cat([part for pair in large for part in (pair, space)], dim=1))
-    height, width, _ = rows[0].shape
-    sheet = Image.new("RGB", (text_width + width, len(rows) * (height + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (column, row) in enumerate(zip(demo.columns, rows, strict=True)):
-        top = index * (height + gap)
-        draw.text((4, top + height // 2), column.label, fill="black", anchor="lm", font_size=15)
-        sheet.paste(Image.fromarray(row.numpy()), (text_width, top))
-    with new_file(path) as file:
-        sheet.save(file, format="PNG", optimize=True)
+def enlarged(frame: Tensor, side: int) -> Image.Image:
+    """Return one frame, uint8 [height, width, 3], drawn smoothly with its longer side that long."""
+    height, width, _ = frame.shape
+    scale = side / max(height, width)
+    return Image.fromarray(frame.numpy()).resize(
+        (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
+    )
+
+
+def film(frames: Tensor) -> str:
+    """Return the data address of one clip's frames in a row, enlarged smoothly.
+
+    Each has its edge repeated to both sides (GUTTER): a browser that scales the film mixes neighbouring pixels, and
+    without it a frame would show a trace of the next one.
+    """
+    images = [enlarged(frame, FILM_SIDE) for frame in frames]
+    width, height = images[0].size
+    tile = width + 2 * GUTTER
+    row = Image.new("RGB", (tile * len(images), height))
+    for index, image in enumerate(images):
+        left = index * tile
+        row.paste(image.crop((0, 0, 1, height)).resize((GUTTER, height)), (left, 0))
+        row.paste(image, (left + GUTTER, 0))
+        row.paste(image.crop((width - 1, 0, width, height)).resize((GUTTER, height)), (left + GUTTER + width, 0))
+    buffer = io.BytesIO()
+    row.save(buffer, format="WEBP", quality=86, method=4)
+    return data_address("webp", buffer.getvalue())

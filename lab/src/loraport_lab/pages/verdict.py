@@ -1,34 +1,52 @@
 """The demo's numbers in plain sentences, worked out from paired differences and said whichever way they fall."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from loraport.sampling.statistics import Interval, mean_interval
 from loraport_lab.demo import ColumnResult, DemoResult, Role
-
-NOTICED = 2.0  # differences smaller than this many standard errors are called no difference
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over clips and its standard error."""
+class Standing:
+    """How a column stands against the LoRA as it is, clip by clip."""
 
-    mean: float
-    error: float
+    label: str
+    fidelity: Interval
+    effect: Interval
+    effect_counts: int
+    """The sign of the effect's change as far as it matters: up to what base + LoRA shows, see `standing`."""
 
     @property
-    def sign(self) -> Literal[-1, 0, 1]:
-        """The direction, 0 where it cannot be told from chance."""
-        if abs(self.mean) <= NOTICED * self.error:
-            return 0
-        return 1 if self.mean > 0 else -1
+    def gains(self) -> list[str]:
+        """Return what is surely better."""
+        return self._named(1)
 
+    @property
+    def losses(self) -> list[str]:
+        """Return what is surely worse."""
+        return self._named(-1)
 
-def estimate(values: Tensor) -> Estimate:
-    """Return mean and standard error over clips; of a single clip the error is unknown and counts as infinite."""
-    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("inf")
-    return Estimate(float(values.mean()), error)
+    @property
+    def helps(self) -> bool:
+        """Return whether something is surely better and nothing surely worse."""
+        return bool(self.gains) and not self.losses
+
+    @property
+    def words(self) -> str:
+        """Return both changes, with their intervals."""
+        return f"{signed(self.fidelity, 2)} dB fidelity and {signed(self.effect, 1)} points of effect"
+
+    @property
+    def trade(self) -> str:
+        """Return what it does where it gains one thing and loses the other."""
+        return f"gains {' and '.join(self.gains)} and pays with {' and '.join(self.losses)}"
+
+    def _named(self, sign: int) -> list[str]:
+        return [name for name, own in (("fidelity", self.fidelity.sign), ("effect", self.effect_counts)) if own == sign]
 
 
 def column_of(demo: DemoResult, role: Role) -> ColumnResult | None:
@@ -36,68 +54,93 @@ def column_of(demo: DemoResult, role: Role) -> ColumnResult | None:
     return next((column for column in demo.columns if column.role == role), None)
 
 
-def compare(column: ColumnResult, other: ColumnResult, key: str) -> Estimate:
+def compare(demo: DemoResult, column: ColumnResult, other: ColumnResult, key: str) -> Interval:
     """Return how much higher the column's values are than the other's, clip by clip."""
-    return estimate(column.values[key] - other.values[key])
+    return mean_interval(column.values[key] - other.values[key], demo.prompts)
 
 
-_COMPARED: tuple[Role, ...] = ("reference", "direct", "transfer")
+def mean(values: Tensor) -> float:
+    """Return the mean over clips."""
+    return float(values.double().mean())
+
+
+def standing(demo: DemoResult, column: ColumnResult, direct: ColumnResult, reference: ColumnResult) -> Standing:
+    """Return how `column` stands against `direct`.
+
+    More effect than base + LoRA has is no aim. So an effect gained counts where direct reuse surely has less than base
+    + LoRA, and an effect lost where the column surely ends below base + LoRA.
+    """
+    effect = compare(demo, column, direct, "effect")
+    lacking = direct if effect.sign > 0 else column
+    counts = effect.sign if compare(demo, lacking, reference, "effect").sign < 0 else 0
+    return Standing(column.label, compare(demo, column, direct, "psnr"), effect, counts)
 
 
 def verdict(demo: DemoResult) -> list[str]:
-    """Return the findings, the most important first."""
-    reference, direct, transfer = (column_of(demo, role) for role in _COMPARED)
+    """Return the findings; the first is the verdict on the method, in one sentence."""
+    reference, direct = column_of(demo, "reference"), column_of(demo, "direct")
+    if reference is None or direct is None:
+        return []
+    transfer, beside, oracle = (column_of(demo, role) for role in ("transfer", "beside", "oracle"))
     sentences: list[str] = []
-    if transfer is not None and direct is not None:
-        sentences.append(_contest(transfer, direct))
-    if direct is not None and reference is not None:
-        sentences.append(_loss(direct, reference, demo.style))
-    oracle = column_of(demo, "oracle")
-    best = transfer or direct
-    if oracle is not None and best is not None:
-        sentences.append(_headroom(oracle, best))
+    if transfer is not None:
+        sentences.append(_judged(demo, transfer, direct, reference))
+    if transfer is not None and beside is not None:
+        rival = standing(demo, beside, transfer, reference)
+        sentences.append(f"{beside.label} against {transfer.label}: {rival.words}.")
+    sentences.append(_loss(demo, direct, reference))
+    if oracle is not None:
+        best = transfer or direct
+        headroom = standing(demo, oracle, best, reference)
+        sentences.append(
+            "A LoRA trained on the student itself, with data and time, shows what is possible: "
+            f"{headroom.words} against {best.label}."
+        )
     return sentences
 
 
-def _contest(transfer: ColumnResult, direct: ColumnResult) -> str:
-    fidelity, effect = compare(transfer, direct, "psnr"), compare(transfer, direct, "effect")
-    signs = {fidelity.sign, effect.sign}
-    if signs == {0}:
-        headline = f"{transfer.label} and {direct.label} cannot be told apart here"
-    elif signs <= {0, 1}:
-        headline = f"{transfer.label} is ahead of {direct.label} here"
-    elif signs <= {0, -1}:
-        headline = f"{transfer.label} is below {direct.label} here: on this pair it does harm"
+def _judged(demo: DemoResult, transfer: ColumnResult, direct: ColumnResult, reference: ColumnResult) -> str:
+    """Say whether the method helps, and if it does not, what does."""
+    own = standing(demo, transfer, direct, reference)
+    numbers = f"{own.words} against the LoRA as it is (± is the 95 % interval)"
+    if own.helps:
+        return f"{own.label} helps here: {numbers}."
+    if own.gains:
+        opening = f"{own.label} {own.trade} here"
+    elif own.losses:
+        opening = f"{own.label} does not help here, it does harm"
     else:
-        gains, costs = ("effect", "fidelity") if effect.sign > 0 else ("fidelity", "effect")
-        headline = f"{transfer.label} gains {gains} over {direct.label} and pays with {costs}"
-    return f"{headline}: {_signed(fidelity, 'dB')} fidelity, {_signed(effect, 'points')} effect."
+        opening = f"{own.label} makes no sure difference here"
+    others = [column_of(demo, role) for role in ("beside", "oracle")]
+    return f"{opening}: {numbers}; {_what_helps([standing(demo, one, direct, reference) for one in others if one])}."
 
 
-def _loss(direct: ColumnResult, reference: ColumnResult, style: str) -> str:
-    change = compare(direct, reference, "effect")
-    whole, left = estimate(reference.values["effect"]), estimate(direct.values["effect"])
+def _what_helps(others: Sequence[Standing]) -> str:
+    """Name the first that helps, and what those before it do by halves."""
+    by_halves: list[str] = []
+    for one in others:
+        if one.helps:
+            return f"{', '.join([*by_halves, one.label])} helps: {one.words}"
+        if one.gains:
+            by_halves.append(f"{one.label} {one.trade}")
+    return ", ".join([*by_halves, "no column here helps"])
+
+
+def _loss(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> str:
+    change = compare(demo, direct, reference, "effect")
+    whole, left = mean(reference.values["effect"]), mean(direct.values["effect"])
     if change.sign < 0:
         return (
-            f"Putting the LoRA on the distilled student unchanged loses effect: {left.mean:.0f} % of {style} is left, "
-            f"where the base shows {whole.mean:.0f} %."
+            f"Putting the LoRA on the distilled student unchanged loses effect: {left:.0f} % of {demo.style} is left, "
+            f"where the base shows {whole:.0f} %."
         )
     return (
         "Putting the LoRA on the distilled student unchanged shows no loss of effect beyond chance here: "
-        f"{left.mean:.0f} % of {style}, where the base shows {whole.mean:.0f} % "
-        f"(a change of {_signed(change, 'points')})."
+        f"{left:.0f} % of {demo.style}, where the base shows {whole:.0f} % (a change of {signed(change, 1)} points)."
     )
 
 
-def _headroom(oracle: ColumnResult, best: ColumnResult) -> str:
-    fidelity, effect = compare(oracle, best, "psnr"), compare(oracle, best, "effect")
-    return (
-        f"A LoRA trained on the student itself, with data and time, shows what is possible: against "
-        f"{best.label} {_signed(fidelity, 'dB')} fidelity, {_signed(effect, 'points')} effect."
-    )
-
-
-def _signed(value: Estimate, unit: str) -> str:
-    number = f"{value.mean:+.1f}".replace("-", "−")
-    error = f" ± {value.error:.1f}" if value.error != float("inf") else ""
-    return f"{number}{error} {unit}"
+def signed(value: Interval, digits: int) -> str:
+    """Return `+1.2 ± 0.4`; of a single clip the interval is not known, and left out."""
+    number = f"{value.value:+.{digits}f}".replace("-", "−")
+    return f"{number} ± {reach:.{digits}f}" if math.isfinite(reach := value.high - value.value) else number

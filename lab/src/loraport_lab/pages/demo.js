@@ -1,0 +1,100 @@
+(() => {
+  "use strict";
+  const find = (id) => document.getElementById(id);
+  const demo = find("demo"), play = find("play"), slider = find("frame"), where = find("where");
+  const speed = find("speed"), view = find("view"), pairs = find("pairs"), pick = [find("left"), find("right")];
+  const shown = [...demo.querySelectorAll(".chooser input")];
+  const { frames, pause, lastPause } = Object.fromEntries(Object.entries(demo.dataset).map(([name, value]) => [name, Number(value)]));
+  let frame = 0, timer = 0;
+
+  demo.classList.add("scripted");
+  demo.querySelectorAll("[hidden]").forEach((part) => { part.hidden = false; });
+
+  // One number for all clips: they cannot be on different frames.
+  const show = (next) => {
+    frame = (next + frames) % frames;
+    demo.style.setProperty("--frame", frame);
+    slider.value = frame;
+    where.value = `${frame + 1} / ${frames}`;
+  };
+  const wait = () => {
+    clearTimeout(timer);
+    if (!play.checked) return;
+    const still = frame === frames - 1 ? lastPause : pause;
+    timer = setTimeout(() => { show(frame + 1); wait(); }, still / Number(speed.value));
+  };
+  const hold = (next) => { play.checked = false; wait(); show(next); };
+
+  play.addEventListener("change", wait);
+  speed.addEventListener("change", wait);
+  slider.addEventListener("input", () => hold(Number(slider.value)));
+
+  // Swiping: the right clip lies over the left one, cut where the pointer is, in all pairs alike.
+  const films = [...demo.querySelectorAll(".clip-rows > .row:not(.heads)")].map((row) => [...row.children]);
+  const prompts = [...demo.querySelectorAll(".clip-rows > .prompt")].map((prompt) => prompt.textContent);
+  const part = (tag, name, text = "") => {
+    const made = document.createElement(tag);
+    made.className = name;
+    made.textContent = text;
+    return made;
+  };
+  const compare = () => {
+    const two = pick.map((choice) => Number(choice.value));
+    pairs.replaceChildren(...films.map((row, index) => {
+      const whole = part("div", "whole"), pair = part("div", "pair");
+      for (const column of two) {
+        const film = part("div", "film");
+        film.style.backgroundImage = row[column].style.backgroundImage;
+        pair.append(film);
+      }
+      const name = (choice) => choice.selectedOptions[0].textContent;
+      pair.append(part("div", "edge"), part("div", "tag left", name(pick[0])), part("div", "tag right", name(pick[1])));
+      whole.append(pair, part("p", "prompt", prompts[index]));
+      return whole;
+    }));
+  };
+  const swipe = (event) => {
+    const pair = event.target.closest(".pair");
+    if (!pair) return;
+    const box = pair.getBoundingClientRect();
+    const share = Math.min(1, Math.max(0, (event.clientX - box.left) / box.width));
+    demo.style.setProperty("--split", `${100 * share}%`);
+  };
+  pairs.addEventListener("pointermove", swipe);
+  pairs.addEventListener("pointerdown", swipe);
+  pick.forEach((choice) => choice.addEventListener("change", compare));
+  view.addEventListener("change", () => {
+    demo.classList.toggle("swiping", view.checked);
+    find("picks").hidden = !view.checked;
+    if (view.checked) compare();
+  });
+  find("picks").hidden = true;
+
+  // The last column stays.
+  shown.forEach((box) => box.addEventListener("change", () => {
+    if (!shown.some((other) => other.checked)) box.checked = true;
+  }));
+  if (matchMedia("(max-width: 620px)").matches) {
+    shown.forEach((box) => { box.checked = ["reference", "direct", "transfer"].includes(box.dataset.role); });
+  }
+
+  const keys = {
+    " ": () => { play.checked = !play.checked; wait(); },
+    ArrowLeft: () => hold(frame - 1),
+    ArrowRight: () => hold(frame + 1),
+    s: () => { view.click(); },
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const column = shown[Number(event.key) - 1];
+    if (event.target.closest("select, summary, a, input") && !(event.target === slider && event.key === " ")) return;
+    if (column) column.click();
+    else if (keys[event.key]) keys[event.key]();
+    else return;
+    event.preventDefault();
+  });
+
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) play.checked = false;
+  show(0);
+  wait();
+})();

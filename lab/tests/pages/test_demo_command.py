@@ -1,0 +1,52 @@
+"""`loraport demo`: what it writes and prints, whichever LoRA, student and methods it is given."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from loraport.cli import app
+from loraport_lab.cli_demo import BESIDE, METHOD, STUDENT, STYLE
+from loraport_lab.family.family import CELLS
+from loraport_lab.pages.demo_page import DEMO_FILES
+
+
+def demo(*words):
+    return CliRunner().invoke(app, ["demo", "--clips", "2", "-q", *map(str, words)])
+
+
+def test_the_demo_of_the_defaults_has_a_lora_trained_on_the_student():
+    assert (STUDENT, STYLE) in CELLS
+
+
+@pytest.mark.slow
+def test_a_demo_writes_its_files_and_every_number(tmp_path):
+    done = demo("-o", tmp_path, "--json", "--bare", "--method", "core")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts == json.loads((tmp_path / "demo.json").read_text())
+    assert [column["role"] for column in facts["columns"]] == [
+        "reference", "student", "direct", "transfer", "beside", "oracle",
+    ]  # fmt: skip
+    assert (facts["transfer"]["method"], facts["beside"]["method"]) == ("core", BESIDE)
+    change = facts["columns"][3]["psnr"]["change"]
+    assert change["low"] <= change["value"] <= change["high"]
+    assert all((tmp_path / name).stat().st_size > 0 for name in ("index.html", *DEMO_FILES))
+    assert (tmp_path / "index.html").stat().st_size < 3e6 and (tmp_path / "hero.webp").stat().st_size < 1.5e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", ["none", METHOD])
+def test_there_may_be_nothing_beside_the_method(tmp_path, beside):
+    done = demo("-o", tmp_path, "--beside", beside)
+    assert done.exit_code == 0 and done.stderr == "", done.output
+    facts = json.loads((tmp_path / "demo.json").read_text())
+    assert [column["role"] for column in facts["columns"]] == ["reference", "direct", "transfer", "oracle"]
+    assert facts["beside"] is None and done.stdout.splitlines()[-1] == facts["found"][0]
+
+
+@pytest.mark.parametrize("words", [["--style", "sepia"], ["--student", "slow"], ["--beside", "magic"]])
+def test_an_unknown_name_is_refused_before_any_work(tmp_path, words):
+    done = demo("-o", tmp_path / "out", *words)
+    assert done.exit_code != 0 and words[1] in str(done.exception or done.output)
+    assert list((tmp_path / "out").iterdir()) == []
