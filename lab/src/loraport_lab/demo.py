@@ -1,7 +1,8 @@
 """The demo: every column samples the same prompts from the same noise, and every clip is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,48 +90,58 @@ def run_demo(
     effect, judge = find_adapter(adapter).effect, open_judge(family)
     prompts = draw_prompts(clips, generator_for(seed, "demo", "prompts"))
     noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_STEPS)
-    results: list[ColumnResult] = []
-    reference: Tensor | None = None
-    for column, latents in zip(columns, _sample_all(columns, prompts, noise, family, progress), strict=True):
-        sampled = from_latents(latents).clamp(-1, 1)
-        values = measure(judge, sampled, prompts, effect, reference)
-        reference = sampled if reference is None else reference
-        results.append(ColumnResult(column.label, column.role, as_frames(latents), values))
+    with _threads() as pool:
+        latents = _sample_all(columns, prompts, noise, family, pool, progress)
+        clips_made = [from_latents(one).clamp(-1, 1) for one in latents]
+        references = [None, *clips_made[:1] * (len(columns) - 1)]
+        work = [
+            pool.submit(measure, judge, made, prompts, effect, reference)
+            for made, reference in zip(clips_made, references, strict=True)
+        ]
+        values = [one.result() for one in work]
+    results = [
+        ColumnResult(column.label, column.role, as_frames(one), numbers)
+        for column, one, numbers in zip(columns, latents, values, strict=True)
+    ]
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
     student = next((column.model for column in columns if column.model != "base"), "base")
     return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed)
 
 
-def _sample_all(
-    columns: Sequence[Column], prompts: Tensor, noise: Tensor, family: Path, progress: Progress
-) -> list[Tensor]:
-    """Return the latents of every column; a few clips of one column are the work of one core at a time.
-
-    A thread a core, each with a kernel of one thread: the bytes do not depend on the number of cores.
-    """
-    samplers = [_sampler(column, family) for column in columns]
-    portions = list(in_portions([prompts, noise]))
-    report = counter(progress, "making clips", len(columns) * len(portions))
-
-    def sample(index: int, portion: tuple[Tensor, ...]) -> Tensor:
-        return samplers[index](*portion)
-
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Lend a thread a core, each with kernels of one thread: no number depends on how many cores there are."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1))
     try:
-        work = [[pool.submit(sample, index, portion) for portion in portions] for index in range(len(columns))]
-        latents = []
-        for column, parts in zip(columns, work, strict=True):
-            done = []
-            for part in parts:
-                done.append(part.result())
-                report(1, column.label)
-            latents.append(torch.cat(done))
-        return latents
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
+
+
+def _sample_all(
+    columns: Sequence[Column],
+    prompts: Tensor,
+    noise: Tensor,
+    family: Path,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+) -> list[Tensor]:
+    """Return the latents of every column; a few clips of one column are the work of one core at a time."""
+    samplers = [_sampler(column, family) for column in columns]
+    portions = list(in_portions([prompts, noise]))
+    report = counter(progress, "making clips", len(columns) * len(portions))
+    work = [[pool.submit(sampler, *portion) for portion in portions] for sampler in samplers]
+    latents = []
+    for column, parts in zip(columns, work, strict=True):
+        done = []
+        for part in parts:
+            done.append(part.result())
+            report(1, column.label)
+        latents.append(torch.cat(done))
+    return latents
 
 
 def _sampler(column: Column, family: Path) -> Sampler:

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport_lab.cli_demo import BESIDE, METHOD, STUDENT, STYLE
-from loraport_lab.family.family import CELLS
+from loraport_lab.demo import Column, run_demo
+from loraport_lab.family.family import CELLS, adapter_path
 from loraport_lab.pages.demo_page import DEMO_FILES
 
 
@@ -17,6 +19,19 @@ def demo(*words):
 
 def test_the_demo_of_the_defaults_has_a_lora_trained_on_the_student():
     assert (STUDENT, STYLE) in CELLS
+
+
+def test_the_number_of_cores_does_not_change_a_clip():
+    """Twenty clips are two portions, which several threads take in any order."""
+    columns = [Column(name, "reference", name, adapter_path("swing")) for name in ("one-step", "matched")]
+    before, made = torch.get_num_threads(), []
+    for cores in (1, 3):
+        torch.set_num_threads(cores)
+        made.append(run_demo(columns, adapter="swing", clips=20))
+        assert torch.get_num_threads() == cores
+    torch.set_num_threads(before)
+    for one, other in zip(made[0].columns, made[1].columns, strict=True):
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.values["effect"], other.values["effect"])
 
 
 @pytest.mark.slow

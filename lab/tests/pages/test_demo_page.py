@@ -96,8 +96,11 @@ def test_the_first_sentence_is_the_truth_about_the_transfer(numbers, expected):
     ("numbers", "expected"),
     [
         ({}, "; undo:0.25 helps: +0.40 ± 0.08 dB fidelity and +2.0 ± 0.1 points of effect."),
-        ({"beside": (17, 60)}, "; trained helps: +4.00 ± 0.08 dB"),
-        ({"beside": (19, 50)}, "; undo:0.25 gains fidelity and pays with effect, trained helps: +4.00"),
+        ({"beside": (17, 60)}, "; a LoRA trained on the student helps: +4.00 ± 0.08 dB"),
+        (
+            {"beside": (19, 50)},
+            "; undo:0.25 gains fidelity and pays with effect, while a LoRA trained on the student helps: +4.00",
+        ),
         ({"beside": None, "trained": None}, "; no column here helps."),
         ({"beside": (17, 60), "trained": (17, 60)}, "; no column here helps."),
     ],

@@ -84,15 +84,21 @@
     ArrowRight: () => hold(frame + 1),
     s: () => { view.click(); },
   };
+  // A control keeps the keys that it has a use for itself.
+  const taken = (target, key) => target.closest("select, summary, a")
+    || (target.type === "checkbox" && key === " ") || (target.type === "range" && key.startsWith("Arrow"));
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || taken(event.target, event.key)) return;
     const column = shown[Number(event.key) - 1];
-    if (event.target.closest("select, summary, a, input") && !(event.target === slider && event.key === " ")) return;
     if (column) column.click();
     else if (keys[event.key]) keys[event.key]();
     else return;
     event.preventDefault();
   });
+  // After a click with the pointer (a key's click has no detail) the space bar plays and pauses again.
+  demo.querySelectorAll("input[type=checkbox]").forEach((box) => box.addEventListener("click", (event) => {
+    if (event.detail > 0) box.blur();
+  }));
 
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) play.checked = false;
   show(0);

@@ -95,7 +95,7 @@ def _film_sizes(frames: int, height: int, width: int) -> dict[str, Any]:
 
 def _head(demo: DemoResult, column: ColumnResult) -> dict[str, str]:
     effect = f"effect {mean(column.values['effect']):.0f} %"
-    numbers = f"{mean(column.values['psnr']):.1f} dB, {effect}" if "psnr" in column.values else effect
+    numbers = f"fidelity {mean(column.values['psnr']):.1f} dB, {effect}" if "psnr" in column.values else effect
     return {"label": column.label, "note": NOTES[column.role], "numbers": numbers, "role": column.role}
 
 

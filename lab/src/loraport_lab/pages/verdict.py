@@ -73,7 +73,8 @@ def standing(demo: DemoResult, column: ColumnResult, direct: ColumnResult, refer
     effect = compare(demo, column, direct, "effect")
     lacking = direct if effect.sign > 0 else column
     counts = effect.sign if compare(demo, lacking, reference, "effect").sign < 0 else 0
-    return Standing(column.label, compare(demo, column, direct, "psnr"), effect, counts)
+    label = "a LoRA trained on the student" if column.role == "oracle" else column.label
+    return Standing(label, compare(demo, column, direct, "psnr"), effect, counts)
 
 
 def verdict(demo: DemoResult) -> list[str]:
@@ -94,7 +95,7 @@ def verdict(demo: DemoResult) -> list[str]:
         headroom = standing(demo, oracle, best, reference)
         sentences.append(
             "A LoRA trained on the student itself, with data and time, shows what is possible: "
-            f"{headroom.words} against {best.label}."
+            f"{headroom.words} against {'the LoRA as it is' if best is direct else best.label}."
         )
     return sentences
 
@@ -120,10 +121,10 @@ def _what_helps(others: Sequence[Standing]) -> str:
     by_halves: list[str] = []
     for one in others:
         if one.helps:
-            return f"{', '.join([*by_halves, one.label])} helps: {one.words}"
+            return ", while ".join([*by_halves, f"{one.label} helps: {one.words}"])
         if one.gains:
             by_halves.append(f"{one.label} {one.trade}")
-    return ", ".join([*by_halves, "no column here helps"])
+    return ", and ".join([*by_halves, "no column here helps"])
 
 
 def _loss(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> str:
