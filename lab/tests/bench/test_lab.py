@@ -178,7 +178,7 @@ def test_more_clips_begin_with_other_ones_but_the_same_seeds_give_the_same():
 def smoke(tmp_path_factory):
     """The smoke cut: one cell, six clips, every row, through the command line."""
     folder = tmp_path_factory.mktemp("lab")
-    arguments = ["lab", "run", "-o", str(folder), "--cells", "one-step-b/noir", "--clips", "6", "--jobs", "1", "-q"]
+    arguments = ["lab", "run", "-o", str(folder), "--cells", "one-step/noir-b", "--clips", "6", "--jobs", "1", "-q"]
     result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return folder, json.loads(result.stdout), arguments

@@ -23,7 +23,8 @@ from loraport.store.keyed import Entry
 from loraport_lab.bench.admission import COMPARED, Admission, admit
 from loraport_lab.bench.calibration import open_pair, reference_updates
 from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNING_SEEDS, Material, SharedNoise, draw
-from loraport_lab.bench.rows import AS_TRAINED, FRAME, AdapterUse, Row, Rule
+from loraport_lab.bench.premises import premises
+from loraport_lab.bench.rows import AS_TRAINED, FRAME, AdapterUse, Row, Rule, is_studied
 from loraport_lab.bench.store import Store
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import from_latents
@@ -89,6 +90,11 @@ class Session:
         return as_clips(part.tensors["latents"])
 
     @lazy_property
+    def admission_reference(self) -> Tensor:
+        """The reference clips of the seeds on which cells are admitted."""
+        return self.reference(draw(ADMISSION_SEEDS, self.clips), ADMISSION_SEEDS)
+
+    @lazy_property
     def references(self) -> tuple[Tensor, Tensor]:
         """The reference clips of the evaluation and of the tuning seeds."""
         return self.reference(self.evaluation, EVALUATION_SEEDS), self.reference(self.tuning, TUNING_SEEDS)
@@ -100,11 +106,21 @@ class Session:
         part = self.store.get(place, key)
         shared = draw(ADMISSION_SEEDS, self.clips)
         if part is None:
-            reference = self.reference(shared, ADMISSION_SEEDS)
+            reference = self.admission_reference
             rows = {row.name: row for row in FRAME if row.name in COMPARED}
             part = Entry({name: psnr(self.clips_of(row, shared), reference) for name, row in rows.items()})
             self.store.put(place, key, part)
         return admit(part.tensors, shared.words)
+
+    @lazy_property
+    def premises(self) -> Mapping[str, Tensor]:
+        """What the method supposes of weights, drift and adapter, layer by layer."""
+        place = f"premises/{self.material.cell.name}"
+        part = self.store.get(place, "premises")
+        if part is None:
+            part = Entry(premises(self.material.layers))
+            self.store.put(place, "premises", part)
+        return part.tensors
 
     def clips_of(self, row: Row, shared: SharedNoise) -> Tensor:
         """Return clips of a row of the frame: [clips, 3, frames, size, size]."""
@@ -118,18 +134,38 @@ class Session:
 
     def run(self, row: Row) -> RowResult:
         """Return the row's result, from the store or computed now."""
-        place, key = f"rows/{self.material.cell.name}", f"{row.name}: {row.key}; {self.clips} clips"
+        place, key = f"rows/{self.material.cell.name}", f"{row.key}; {self.clips} clips"
         part = self.store.get(place, key)
         if part is None:
             part = self._make(row)
             self.store.put(place, key, part)
         values = {name.removeprefix("value."): t for name, t in part.tensors.items() if name.startswith("value.")}
+        if row.has_end and self.has_ends:
+            values["end"] = self._end(row, part.facts["chosen"])
         features, frames = part.tensors["features"], part.tensors["frames"]
         return RowResult(row.name, row.group, row.against, values, features, frames, part.facts)
 
+    @property
+    def has_ends(self) -> bool:
+        """Whether the rows' end error is measured: it costs as much as the rows themselves."""
+        return self.calibration or is_studied(self.material.cell)
+
+    def _end(self, row: Row, chosen: str | None) -> Tensor:
+        """Return the row's end errors, from the store or measured now."""
+        place, key = f"ends/{self.material.cell.name}", f"{row.key}; {self._end_clips} clips"
+        part = self.store.get(place, key)
+        if part is None:
+            part = Entry({"end": self.end_errors(self.reported_effect, self._updates(row, chosen))})
+            self.store.put(place, key, part)
+        return part.tensors["end"]
+
+    def _updates(self, row: Row, chosen: str | None) -> Mapping[str, Tensor]:
+        """Return the updates of a row, or of the candidate that was chosen for it."""
+        return (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
+
     def _make(self, row: Row) -> Entry:
         chosen = self._choose(row) if row.candidates else None
-        updates = (row.candidates[chosen] if row.candidates and chosen else row.rule)(self.material)
+        updates = self._updates(row, chosen)
         model = self.student if row.model == "student" else self.material.base()
         latents = self.sample(model, updates, self.evaluation)
         clips, judge = as_clips(latents), open_judge(self.material.family)
@@ -137,8 +173,6 @@ class Session:
         alone = row.use == AS_TRAINED
         reference = self.references[0] if alone else self.reference(self.evaluation, EVALUATION_SEEDS, row.use)
         values = measure(judge, clips, self.evaluation.prompts, effect, reference)
-        if row.has_end:
-            values["end"] = self.end_errors(self.reported_effect, updates)
         tensors = {f"value.{name}": value for name, value in values.items()}
         features = judge.style_features(clips).detach()
         account = {} if row.account is None else dict(row.account(self.material))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from loraport_lab.bench.store import Store
 from loraport_lab.family.clips import draw_prompts, render_effect, to_latents
 from loraport_lab.family.family import FAMILY
 from loraport_lab.family.judge import open_judge
+from loraport_lab.family.model import LATENT_SHAPE
 from loraport_lab.family.pair import prompts_in_words
 from loraport_lab.family.sample import as_frames
 from loraport_lab.training.fit import generator_for
@@ -49,6 +51,8 @@ class CellResult:
     """Of each clip that the rows' values are measured on."""
     end_prompts: tuple[str, ...]
     """The same for the end error, which has clips of its own."""
+    premises: Mapping[str, Tensor]
+    """One value a layer of each of the method's premises: [layers]."""
 
     def prompts_of(self, metric: str) -> tuple[str, ...]:
         """Return the prompt of each clip behind a metric's values."""
@@ -88,11 +92,12 @@ def run_lab(
     ]
     code = code_digest()
     sessions = [_session(material, folder / "parts", code, clips, calibration) for material in materials]
+    sessions_by_work = sorted(sessions, key=work, reverse=True)  # a long cell that starts last would be waited for
     first = list({session.material.cell.adapter.name: session for session in sessions}.values())
     with workers(jobs) as submit:
         done, total = 0, len(first) + len(sessions)
-        for work, members in ((_make_references, first), (_make_rows, sessions)):
-            for future in as_completed([submit(work, session) for session in members]):
+        for make, members in ((_make_references, first), (_make_rows, sessions_by_work)):
+            for future in as_completed([submit(make, session) for session in members]):
                 done += 1
                 progress.advance(f"lab, last done {future.result()}", done, total)
     return LabResult(
@@ -110,7 +115,14 @@ def _session(material: Material, folder: Path, code: str, clips: int, calibratio
 
 def all_rows(session: Session) -> tuple[Row, ...]:
     """Return the rows of a cell, the frame first."""
-    return (*rows_of(session.material), *(calibration_rows(session.material) if session.calibration else ()))
+    return (*rows_of(session.material.cell), *(calibration_rows(session.material) if session.calibration else ()))
+
+
+def work(session: Session) -> float:
+    """Return about how many evaluations of the network a clip takes in all rows; cells differ by a factor of twenty."""
+    student = session.material.cell.student
+    frames = (LATENT_SHAPE[1] + 1) / 2 if student.sampler == "streaming" else 1  # the mean of how many are seen
+    return len(all_rows(session)) * len(student.steps) * frames
 
 
 def _chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -127,12 +139,12 @@ def _fits(cell: Cell, pattern: str) -> bool:
 
 
 def _make_references(session: Session) -> str:
-    _ = session.references
+    _ = session.references, session.admission_reference
     return f"base + {session.material.cell.adapter.name}"
 
 
 def _make_rows(session: Session) -> str:
-    _ = session.admission
+    _ = session.admission, session.premises
     for row in all_rows(session):
         session.run(row)
     return session.material.cell.name
@@ -141,22 +153,38 @@ def _make_rows(session: Session) -> str:
 def collect(session: Session) -> CellResult:
     """Collect a cell's finished rows."""
     rows = {row.name: session.run(row) for row in all_rows(session)}
-    effect = session.material.cell.adapter.effect
-    rng = generator_for(0, "lab", "real", effect)
-    real = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
-    features = open_judge(session.material.family).style_features(real).detach()
+    features = _real_features(session.material.cell.adapter.effect, session.material.family)
     reference = as_frames(to_latents(session.references[0][:SHOWN]))
     prompts, end_prompts = session.evaluation.words, prompts_in_words(session.end_clips)
-    return CellResult(session.material.cell, session.admission, rows, features, reference, prompts, end_prompts)
+    return CellResult(
+        session.material.cell, session.admission, rows, features, reference, prompts, end_prompts, session.premises
+    )
+
+
+@lru_cache(maxsize=16)
+def _real_features(effect: str, family: Path) -> Tensor:
+    """Return texture features of procedural clips with the effect, which cells with the same effect share."""
+    rng = generator_for(0, "lab", "real", effect)
+    clips = render_effect(draw_prompts(REAL_CLIPS, rng), rng, effect)
+    return open_judge(family).style_features(clips).detach()
+
+
+SUMMARIES = ("agreement.py", "regret.py", "run.py", "statistics.py", "tables.py")
+"""Modules of the benchmark that only sum up what was measured: a change in them makes no part anew."""
+
+
+ROOMS = ("spectral", "methods", "analysis", "sampling")
+"""Folders of loraport that the parts depend on."""
 
 
 def code_digest() -> str:
-    """One hash over the program's code and PyTorch's version: what the numbers depend on besides files and seeds."""
+    """One hash over the program's code and PyTorch's version: what the parts depend on besides files and seeds."""
     packages = Path(loraport.__file__).parent, Path(loraport_lab.__file__).parent
     files = [
         path
-        for package, rooms in zip(packages, (("spectral", "methods", "sampling"), ("family", "bench")), strict=True)
+        for package, rooms in zip(packages, (ROOMS, ("family", "bench")), strict=True)
         for room in rooms
         for path in sorted((package / room).rglob("*.py"))
+        if not (room == "bench" and path.name in SUMMARIES)
     ]
     return text_digest(torch.__version__, *(path.read_text(encoding="utf-8") for path in files))
