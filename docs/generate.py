@@ -1,4 +1,4 @@
-"""Write the pages that are made from the program: commands, library, modules; `--check` only says which are stale."""
+"""Write the pages that are made: commands, library, modules, the lab's tables; `--check` only says which are stale."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
 from loraport.cli.help import MESSAGES, default_text  # noqa: E402
+from loraport_lab.pages.lab_results import first_family_page, results_page  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
 BEGIN, END = "<!-- modules: made by `make docs` from their docstrings -->", "<!-- end of modules -->"
@@ -273,10 +274,13 @@ def _module_sentence(path: Path) -> str:
 
 
 ARCHITECTURE = DOCS / "explanation" / "architecture.md"
+LAB_RESULTS = ROOT / "lab" / "results"
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli_page,
     DOCS / "reference" / "library.md": library_page,
     ARCHITECTURE: architecture_page,
+    DOCS / "lab" / "results.md": lambda: results_page(LAB_RESULTS),
+    DOCS / "lab" / "first-family.md": lambda: first_family_page(LAB_RESULTS),
 }
 
 

@@ -94,9 +94,10 @@ def test_the_readme_is_short_and_fits_a_terminal():
 
 
 def test_every_table_of_the_lab_is_shown_and_is_a_table():
-    files = sorted((ROOT / "lab" / "results").glob("*.csv"))
-    page = (ROOT / "docs" / "lab" / "results.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"lab/results/([\w-]+\.csv)", page)) == [path.name for path in files] != []
+    files = sorted((ROOT / "lab" / "results").rglob("*.csv"))
+    pages = [ROOT / "docs" / "lab" / name for name in ("results.md", "first-family.md")]
+    shown = [name for page in pages for name in re.findall(r":file: \.\./\.\./(.+\.csv)", page.read_text("utf-8"))]
+    assert sorted(shown) == [path.relative_to(ROOT).as_posix() for path in files] != []
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             assert len({len(line) for line in csv.reader(file)}) == 1, path.name

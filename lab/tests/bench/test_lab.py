@@ -24,9 +24,11 @@ from loraport_lab.bench.material import ADMISSION_SEEDS, EVALUATION_SEEDS, TUNIN
 from loraport_lab.bench.rows import FRAME, MAIN, Row, nothing, oracle, transferred
 from loraport_lab.bench.run import run_lab
 from loraport_lab.bench.store import Store
+from loraport_lab.bench.tables import ABLATION
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapter_path, oracle_path, target_place
 from loraport_lab.family.sample import sample_student
+from loraport_lab.pages.lab_titles import TITLES
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 
 CELL = Cell(STUDENTS["causal"], ADAPTERS["retro"])
@@ -201,18 +203,34 @@ def test_the_smoke_cut_leaves_page_json_and_csv_that_agree(smoke):
 
 @pytest.mark.slow
 def test_the_tables_are_those_that_the_documentation_shows(smoke):
-    """`lab/results/` has the tables of the whole lab: the same files, and the columns that do not name cells."""
+    """Every table has a heading; where `lab/results/` has it, it is of the same form."""
     folder, facts, _ = smoke
     shown = Path(__file__).parents[2] / "results"
-    tables = {path.name: list(csv.reader(path.open(encoding="utf-8"))) for path in (folder / "tables").iterdir()}
-    assert {"cells.csv", "rows.csv", "fidelity.csv", "effect.csv", "agreement.csv"} <= tables.keys()
+    files = [path for path in (folder / "tables").iterdir() if path.suffix == ".csv"]
+    tables = {path.stem: list(csv.reader(path.open(encoding="utf-8"))) for path in files}
+    everywhere = {"cells", "premises", "rows", "ablation", "methods", "fidelity", "effect", "content", "regret"}
+    assert tables.keys() == everywhere <= TITLES.keys(), "studies are of other cells"
     for name, lines in tables.items():
-        assert (shown / name).is_file() and len({len(line) for line in lines}) == 1
-        if name in ("cells.csv", "rows.csv", "agreement.csv"):
-            assert lines[0] == next(csv.reader((shown / name).open(encoding="utf-8")))
-    casa = next(line for line in tables["fidelity.csv"] if line[0] == "casa")[1]
+        assert len({len(line) for line in lines}) == 1
+        if name in ("cells", "rows", "premises", "regret") and (shown / f"{name}.csv").is_file():
+            assert lines[0] == next(csv.reader((shown / f"{name}.csv").open(encoding="utf-8")))
+    casa = next(line for line in tables["fidelity"] if line[0] == "casa")[1]
     change = next(row for row in facts["cells"][0]["rows"] if row["name"] == "casa")["metrics"]["psnr"]["change"]
-    assert float(casa.strip("()")) == pytest.approx(change, abs=0.06)
+    assert float(casa.strip("()*")) == pytest.approx(change, abs=0.06)
+    assert [line[0] for line in tables["ablation"][1:]] == list(ABLATION)
+
+
+@pytest.mark.slow
+def test_a_marked_change_is_sure_by_itself_and_not_every_sure_one_is_marked(smoke):
+    _, facts, _ = smoke
+    values = [value for row in facts["cells"][0]["rows"] for name, value in row["metrics"].items() if name == "psnr"]
+    tested = [value for value in values if "p_holm" in value]
+    assert len(tested) == len(FRAME) + len(MAIN) - 1, "all but direct reuse itself"
+    assert all(value["p"] <= value["p_holm"] for value in tested)
+    sure = [value for value in tested if value["change_low"] > 0 or value["change_high"] < 0]
+    assert all((value["p"] < 0.05) == (value in sure) for value in tested)
+    marked = [value for value in tested if value["p_holm"] < 0.05]
+    assert len(marked) < len(sure) and all(value in sure for value in marked)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loraport.sampling.statistics import mean_interval, ratio_interval
-from loraport_lab.bench.statistics import frechet_distance, gap_closed, pooled_gap, rank_correlation
+from loraport_lab.bench.statistics import frechet_distance, gap_closed, holm, p_value, pooled_gap, rank_correlation
 
 
 def normal(count: int, seed: int) -> torch.Tensor:
@@ -90,3 +90,45 @@ def test_frechet_distance_of_shifted_and_stretched_normals_by_hand():
 def test_rank_correlation_sees_order_and_not_size():
     assert rank_correlation([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.28, 0.3, 1.0, -0.3])
+@pytest.mark.parametrize("prompts", [names(50), tuple(str(number // 2) for number in range(50))])
+def test_a_chance_is_below_a_twentieth_where_the_interval_excludes_zero_and_nowhere_else(shift, prompts):
+    values = normal(50, 8) - normal(50, 8).mean() + shift
+    assert (p_value(values, prompts) < 0.05) == (mean_interval(values, prompts).sign != 0)
+    assert p_value(values, prompts) == pytest.approx(p_value(-values, prompts))
+
+
+def test_clips_of_one_prompt_are_no_further_evidence():
+    values = normal(10, 11) + 0.8
+    once, thrice = p_value(values, names(10)), p_value(values.repeat(3), names(10) * 3)
+    assert once == pytest.approx(thrice) and p_value(values.repeat(3), names(30)) < 0.1 * once
+
+
+def test_where_nothing_is_known_or_nothing_differs_the_chance_is_one_and_where_nothing_varies_it_is_none():
+    assert p_value(torch.zeros(5), names(5)) == p_value(torch.ones(1), names(1)) == 1
+    assert p_value(torch.ones(5), names(5)) == 0
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.03]) == [0.03]
+
+
+def test_holms_correction_is_never_more_liberal_than_none_nor_stricter_than_bonferroni():
+    chances = torch.rand(200, generator=torch.Generator().manual_seed(1)).pow(4).tolist()
+    corrected = holm(chances)
+    assert all(chance <= after <= min(1, 200 * chance) for chance, after in zip(chances, corrected, strict=True))
+    assert any(after < min(1, 200 * chance) for chance, after in zip(chances, corrected, strict=True))
+    ranked = sorted(zip(chances, corrected, strict=True))
+    assert [after for _, after in ranked] == sorted(corrected), "the order of evidence stays"
+
+
+def test_holms_correction_keeps_errors_rare_where_single_tests_do_not():
+    """Twenty tests of nothing: one of them is 'sure' in most tables, after the correction in few."""
+    generator = torch.Generator().manual_seed(2)
+    tables = torch.rand(400, 20, generator=generator).tolist()
+    alone = sum(min(table) < 0.05 for table in tables) / 400
+    together = sum(min(holm(table)) < 0.05 for table in tables) / 400
+    assert alone > 0.5 and together < 0.1

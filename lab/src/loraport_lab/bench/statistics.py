@@ -1,4 +1,4 @@
-"""What the lab adds to `loraport.sampling.statistics`: gaps closed, Fréchet distance, rank correlation."""
+"""What the lab adds to `loraport.sampling.statistics`: gaps closed, many tests at once, distances, correlations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.linalg import sqrtm
-from scipy.stats import spearmanr
 from torch import Tensor
 
-from loraport.sampling.statistics import Interval, ratio_interval, standard_error
+from loraport.sampling.statistics import Deviations, Interval, ratio_interval, standard_error
 
 LEAST_LEAD = 2.0
 """Standard errors by which the oracle has to lead direct reuse before there is a gap to close."""
@@ -39,6 +39,33 @@ def pooled_gap(gains: Sequence[Tensor], gaps: Sequence[Tensor], prompts: Sequenc
     return ratio_interval(gain, gap, prompts)
 
 
+def p_value(values: Tensor, prompts: Sequence[str]) -> float:
+    """Return the chance of a mean at least this far from zero where there is none (two-sided t); pass differences.
+
+    Clips of one prompt count as one draw, as in the intervals: below 0.05 where the 95 % interval excludes zero. Of one
+    draw alone nothing is known, so the chance is 1.
+    """
+    mean, deviations = float(values.double().mean()), Deviations.of(values, prompts)
+    if mean == 0 or deviations.freedom == 0:
+        return 1.0
+    error = deviations.standard_error
+    return 0.0 if error == 0 else float(2 * stats.t.sf(abs(mean) / error, deviations.freedom))
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Return Holm's corrected chances of many tests: below a level, with at most that chance of one error among all.
+
+    The smallest is multiplied by the number of tests, the next by one less, and none falls below the one before it; no
+    independence is needed (Holm 1979).
+    """
+    order = sorted(range(len(chances)), key=chances.__getitem__)
+    corrected, highest = [0.0] * len(chances), 0.0
+    for place, test in enumerate(order):
+        highest = max(highest, min(1.0, (len(chances) - place) * chances[test]))
+        corrected[test] = highest
+    return corrected
+
+
 def frechet_distance(features: Tensor, others: Tensor) -> float:
     """Return ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½) between two sets of features [n, d] (Heusel et al. 2017).
 
@@ -54,4 +81,4 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
     """Return Spearman's rank correlation, with mean ranks for ties."""
-    return float(spearmanr(values, others).statistic)
+    return float(stats.spearmanr(values, others).statistic)

@@ -12,11 +12,9 @@ CHANGES = (("psnr", 1), ("effect", 0), ("content", 0))
 
 @dataclass(frozen=True)
 class Table:
-    """A file's name, a heading, what to know of it, the columns and the lines."""
+    """The columns and the lines of a table, all of them texts; its name is that of its heading and of its file."""
 
     name: str
-    title: str
-    words: str
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
 
@@ -52,11 +50,6 @@ def _before_and_after(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping
         )
     return Table(
         "calibration",
-        "Calibration, before and after",
-        "Direct reuse's fidelity (dB) / effect / content (points), and the changes against it; in brackets: the "
-        "interval holds zero. End error as a share of direct reuse's, of the oracle / gains / gains and readout; gap "
-        "closed by the latter in fidelity / effect. Then what the guard kept, and what --method auto chose without and "
-        "with a calibrated candidate.",
         (
             *("cell", "direct reuse", "oracle", "gains", "gains + readout", "end error of direct's", "gap closed"),
             *("guard keeps", "auto", "auto, calibrated too"),
@@ -82,9 +75,6 @@ def _harm(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mappin
         lines.append(tuple(line))
     return Table(
         "harm",
-        "Does the guard keep from harm?",
-        "Cells that are surely better / surely worse than direct reuse (95 % interval over clips that no fit and no "
-        "guard saw); of twenty intervals without a difference one is expected to exclude zero.",
         ("row", "cells", "direct kept", *(metric for metric, _, _ in HARM)),
         tuple(lines),
     )
@@ -104,9 +94,6 @@ def _study(cells: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Mappi
         lines.append((f"`{name}`", *(_studied(own.get(name)) for _, own in chosen)))
     return Table(
         "controls",
-        "Controls, clips, strengths, stacks",
-        "Changes of fidelity (dB) / effect / content (points) against direct reuse in the same use, and the end error "
-        "as a share of direct reuse's.",
         ("row", *(cell["name"] for cell, _ in chosen)),
         tuple(lines),
     )
@@ -122,11 +109,6 @@ def _studied(row: Mapping[str, Any] | None) -> str:
 def _agreement(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "agreement",
-        "Does the end error rank rows as other measures do?",
-        "Spearman's correlation of the end error with each measure over the rows of a cell (methods, controls, fitted "
-        "rows; without the frame's extremes), mean over cells and the lowest; over rows within 1 dB of direct reuse "
-        "alone; and of the rows that a measure calls surely better or worse than direct reuse, how many the end error "
-        "puts on the same side.",
         ("measure", "cells", "mean", "lowest", "within 1 dB", "same side"),
         tuple(
             (

@@ -6,12 +6,13 @@ from typing import Any
 
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
+from loraport.reports.figures import address, as_svg
 from loraport.reports.rendering import csv_text, render
 from loraport_lab.bench.run import CellResult, LabResult
 from loraport_lab.family.measure import METRICS, MORE_METRICS
-from loraport_lab.pages.lab_calibration import calibration_tables
 from loraport_lab.pages.lab_plots import change_map, dials, partly_distilled, ranks, trade_off
-from loraport_lab.pages.lab_tables import table_files
+from loraport_lab.pages.lab_tables import lab_tables, table_files
+from loraport_lab.pages.lab_titles import TITLES
 from loraport_lab.pages.pictures import animated_png
 
 SHOWN_ROWS = ("student", "direct", "casa", "undo, swept", "oracle")
@@ -28,8 +29,10 @@ SENTENCE_ROWS = (
 )
 DIALS = ("q_dom", "q_act", "tau", "restore")
 DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
-TITLES = {"content": "Content, %"} | {m.key: f"{m.title}, {m.unit}" for m in (*METRICS, *MORE_METRICS)}
+HEADINGS = {"content": "Content, %"} | {m.key: f"{m.title}, {m.unit}" for m in (*METRICS, *MORE_METRICS)}
 """{a metric: its heading}."""
+DRAWN_BY_HAND = ("cells", "rows", "fidelity", "effect", "content")
+"""Tables that the page shows in other forms: with more columns, as a map, cell by cell."""
 
 
 LAB_FILES = ("lab.json", "lab.csv")
@@ -43,6 +46,9 @@ def write_lab(facts: Mapping[str, Any], result: LabResult, folder: Path) -> Path
     (folder / "tables").mkdir(exist_ok=True)
     for name, text in table_files(facts).items():
         write_whole(folder / "tables" / name, text.encode())
+    curves = dials(facts, DIALS)
+    if curves is not None:
+        write_whole(folder / "tables" / "dials.svg", as_svg(curves))
     page = folder / "index.html"
     names = [row["name"] for row in facts["pooled"] if row["name"] != "direct"]
     render(
@@ -56,8 +62,8 @@ def write_lab(facts: Mapping[str, Any], result: LabResult, folder: Path) -> Path
         shown=("base + LoRA", *SHOWN_ROWS),
         change_map=change_map(facts, names),
         trade_off=trade_off(facts["pooled"]),
-        tables=calibration_tables(facts),
-        dials=dials(facts, DIALS),
+        tables=[(table, TITLES[table.name]) for table in lab_tables(facts) if table.name not in DRAWN_BY_HAND],
+        dials=None if curves is None else address(curves),
         ranks=ranks(facts),
         probes=partly_distilled(facts),
     )
@@ -120,7 +126,7 @@ def pooled_cells(row: Mapping[str, Any]) -> list[str]:
         cells += [
             f"{value['change']:+.{digits}f}",
             f"{value['worst']:+.{digits}f}",
-            f"{value['better']} / {value['worse']}",
+            f"{value['better']} / {value['worse']} ({value['surely_better']} / {value['surely_worse']})",
         ]
     return cells
 
@@ -135,7 +141,7 @@ def _details(cell: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [row["name"] + chosen, *values, f"{row['frechet']:.2f}", _percent(gap["psnr"]), _percent(gap["effect"])]
         )
-    return [TITLES[name] for name in metrics], lines
+    return [HEADINGS[name] for name in metrics], lines
 
 
 def _value(value: Mapping[str, float] | None, metric: str) -> str:

@@ -72,7 +72,7 @@ def trade_off(pooled: Sequence[Mapping[str, Any]]) -> str:
 
 def partly_distilled(facts: Mapping[str, Any]) -> str | None:
     """Draw the adapter on students whose drift was thinned out, or disturbed: a line for each cell that was studied."""
-    cells = [cell for cell in facts["cells"] if any(row["group"] == "probe" for row in cell["rows"])]
+    cells = [cell for cell in facts["cells"] if any(row["group"] == "partly distilled" for row in cell["rows"])]
     if not cells:
         return None
     with matplotlib.rc_context(STYLE):
@@ -82,14 +82,10 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
         ):
             axes.axhline(0, color="#dfe2e8", zorder=0)
             for colour, cell in zip(PALETTE, cells, strict=False):
-                rows = [row for row in cell["rows"] if row["group"] == "probe"]
-                kept = [row for row in rows if row["name"].startswith("dominant")]
-                levels = [float(row["name"].split()[-1]) for row in kept]
-                axes.plot(
-                    levels, [row["metrics"][metric]["change"] for row in kept], "o-",
-                    color=colour, markersize=3, label=cell["name"],
-                )  # fmt: skip
-                disturbed = [row["metrics"][metric]["change"] for row in rows if row not in kept]
+                changes = {row["name"]: row["metrics"][metric]["change"] for row in cell["rows"]}
+                kept = {float(n.split()[-1]): value for n, value in changes.items() if n.startswith("dominant only")}
+                axes.plot(list(kept), list(kept.values()), "o-", color=colour, markersize=3, label=cell["name"])
+                disturbed = [value for name, value in changes.items() if name.startswith("peaks")]
                 axes.plot([1.15 + 0.35 * i for i in range(len(disturbed))], disturbed, "x", color=colour, markersize=5)
             axes.set_xticks([0, 0.3, 0.6, 0.9, 1.15, 1.5], ["0", "0.3", "0.6", "0.9", "×2", "×2 ± √5"])
             axes.set_xlabel("only drift above quantile   |   its peaks")
@@ -98,29 +94,36 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
         return address(figure)
 
 
-def dials(facts: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """Draw one panel a dial: the change of fidelity against direct reuse, a line for each cell that was studied."""
+def dials(facts: Mapping[str, Any], names: Sequence[str]) -> Figure | None:
+    """Draw a column a dial: changes of fidelity and of effect against direct reuse, a line for each studied cell.
+
+    After the paper's Fig. 8. None where no cell was studied.
+    """
     cells = [cell for cell in facts["cells"] if any(row["group"] == "sensitivity" for row in cell["rows"])]
     if not cells:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = _figure(2.5 * len(names), 2.6)
-        panels = figure.subplots(1, len(names), sharey=True)
-        for dial, axes in zip(names, panels, strict=True):
-            axes.axhline(0, color="#dfe2e8", zorder=0)
-            for colour, cell in zip(PALETTE, cells, strict=False):
-                points = [
-                    (float(row["name"].split()[1]), row["metrics"]["psnr"]["change"])
-                    for row in cell["rows"]
-                    if row["group"] == "sensitivity" and row["name"].split()[0] == dial
-                ]
-                axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, markersize=3, label=cell["name"])
+        figure = _figure(2.3 * len(names), 4.4)
+        grid = figure.subplots(2, len(names), sharey="row", sharex="col")
+        for line, (metric, label) in zip(
+            grid, (("psnr", "fidelity, dB against direct"), ("effect", "effect, points against direct")), strict=True
+        ):
+            for dial, axes in zip(names, line, strict=True):
+                axes.axhline(0, color="#dfe2e8", zorder=0)
+                for colour, cell in zip(PALETTE, cells, strict=False):
+                    points = sorted(
+                        (float(row["name"].split()[1]), row["metrics"][metric]["change"])
+                        for row in cell["rows"]
+                        if row["group"] == "sensitivity" and row["name"].split()[0] == dial
+                    )
+                    axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=cell["name"])
+                if dial == "tau":
+                    axes.set_xscale("log")
+            line[0].set_ylabel(label)
+        for dial, axes in zip(names, grid[0], strict=True):
             axes.set_title(dial)
-            if dial == "tau":
-                axes.set_xscale("log")
-        panels[0].set_ylabel("dB against direct")
-        panels[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return address(figure)
+        grid[0][-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return figure
 
 
 def ranks(facts: Mapping[str, Any]) -> str | None:
