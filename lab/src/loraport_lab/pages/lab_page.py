@@ -29,7 +29,7 @@ SENTENCE_ROWS = (
 )
 DIALS = ("q_dom", "q_act", "tau", "restore")
 DETAIL = ("psnr", "effect", "content", "tint", "likeness", "likeness_first", "sharpness", "flicker")
-HEADINGS = {"content": "Content, %"} | {m.key: f"{m.title}, {m.unit}" for m in (*METRICS, *MORE_METRICS)}
+METRIC_TITLES = {"content": "Content, %"} | {m.key: f"{m.title}, {m.unit}" for m in (*METRICS, *MORE_METRICS)}
 """{a metric: its heading}."""
 DRAWN_BY_HAND = ("cells", "rows", "fidelity", "effect", "content")
 """Tables that the page shows in other forms: with more columns, as a map, cell by cell."""
@@ -141,7 +141,7 @@ def _details(cell: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         lines.append(
             [row["name"] + chosen, *values, f"{row['frechet']:.2f}", _percent(gap["psnr"]), _percent(gap["effect"])]
         )
-    return [HEADINGS[name] for name in metrics], lines
+    return [METRIC_TITLES[name] for name in metrics], lines
 
 
 def _value(value: Mapping[str, float] | None, metric: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loraport_lab.pages.lab_titles import TITLES, Title
 
-WIDTH = 120
+LINE_WIDTH = 120
 FIRST, SECOND = "first-family", "second-family"
 """Folders of tables: those of the family's first edition, and those of another training of the present one."""
 FIRST_TITLES = {
@@ -83,4 +83,4 @@ def _sections(folder: Path, titles: dict[str, Title], inner: str) -> list[str]:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
