@@ -60,13 +60,16 @@ def demo(
     files = {one: folder / f"{style}-{student}-{one.replace(':', '-')}.safetensors" for one in methods}
     inputs = str(adapter_path(style)), str(BASE), target_place(student)
     with messages.terminal() as terminal:
+        terminal.step(f"moving the LoRA: {' and '.join(methods)}", 0, 3)
         configs = [TransferConfig(*inputs, str(file), method=one, format="diffusers") for one, file in files.items()]
         batch = transfer_many(configs, progress=terminal)
         for lost, reason in batch.not_written:
             raise OutputError(f"{lost} was not written, so its column cannot be made: {reason}")
         columns = demo_columns(style, student, files, bare=bare)
+        terminal.step(f"making {clips} clips in each of {len(columns)} columns", 1, 3)
         shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal)
-    page = write_demo(shown, batch.runs, folder)
+        terminal.step("writing the page", 2, 3)
+        page = write_demo(shown, batch.runs, folder)
     if messages.json:
         print_facts(demo_facts(shown, batch.runs, page), json=True)
     else:

@@ -93,9 +93,10 @@ def _film_sizes(frames: int, height: int, width: int) -> dict[str, Any]:
     }
 
 
-def _head(demo: DemoResult, column: ColumnResult) -> dict[str, str]:
-    effect = f"effect {mean(column.values['effect']):.0f} %"
-    numbers = f"fidelity {mean(column.values['psnr']):.1f} dB, {effect}" if "psnr" in column.values else effect
+def _head(demo: DemoResult, column: ColumnResult) -> dict[str, Any]:
+    numbers = [f"effect {mean(column.values['effect']):.0f} %"]
+    if "psnr" in column.values:
+        numbers.insert(0, f"fidelity {mean(column.values['psnr']):.1f} dB")
     return {"label": column.label, "note": NOTES[column.role], "numbers": numbers, "role": column.role}
 
 
