@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from loraport_lab.family.family import ADAPTERS, CELLS, FAMILY, STUDENTS, adapte
 from loraport_lab.family.sample import sample_student
 from loraport_lab.pages.lab_titles import TITLES
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
+from tests.test_arrows import imports
 
 CELL = Cell(STUDENTS["causal"], ADAPTERS["retro"])
 
@@ -104,6 +106,43 @@ def test_a_finished_row_is_not_made_again_and_other_inputs_are_another_row(tmp_p
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-2])
     assert store.get("rows/a", "key") is None, "a damaged part counts as none"
+
+
+def test_what_only_sums_up_does_not_decide_a_part():
+    """A change in a summary leaves finished parts valid, so nothing that makes parts may look into one."""
+    folder = Path(lab_run.__file__).parent
+    summaries = {f"loraport_lab.bench.{name.removesuffix('.py')}" for name in lab_run.SUMMARIES}
+    assert all((folder / name).is_file() for name in lab_run.SUMMARIES)
+    makers = [path for path in folder.glob("*.py") if path.name not in lab_run.SUMMARIES]
+    assert {"rows.py", "evaluate.py", "negative_controls.py", "premises.py"} <= {path.name for path in makers}
+    assert [path.name for path in makers if imports(path.read_text(encoding="utf-8")) & summaries] == []
+    assert imports((folder / "tables.py").read_text(encoding="utf-8")) & summaries, (
+        "the summaries do look at each other"
+    )
+
+
+def test_the_code_of_a_maker_is_in_the_digest_and_that_of_a_summary_is_not(monkeypatch):
+    before = lab_run.code_digest()
+    read, changed = Path.read_text, {"name": "tables.py"}
+
+    def edited(path, *arguments, **named):
+        return read(path, *arguments, **named) + ("# changed" if path.name == changed["name"] else "")
+
+    monkeypatch.setattr(Path, "read_text", edited)
+    assert lab_run.code_digest() == before
+    changed["name"] = "negative_controls.py"
+    assert lab_run.code_digest() != before
+
+
+def test_long_cells_come_first():
+    def work(student: str, adapter: str) -> float:
+        return lab_run.work(
+            SimpleNamespace(
+                material=SimpleNamespace(cell=Cell(STUDENTS[student], ADAPTERS[adapter])), calibration=False
+            )
+        )
+
+    assert work("few-step", "noir") > work("causal", "retro") > work("few-step", "retro") > work("one-step", "retro")
 
 
 NOISE = torch.linspace(-1, 1, 40)
