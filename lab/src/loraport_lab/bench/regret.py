@@ -16,7 +16,10 @@ Advice = Callable[[Cell], str]
 """The name of the row that is advised for a cell."""
 
 LEADING_RULE = "undo"
-"""The fixed rule that lost least on the embedded family's first edition, chosen before any later one was measured."""
+"""A quarter of uniform undo: on the family's first edition it was worse than direct reuse in the fewest cells, 2 of 24.
+
+Chosen before any later edition was measured.
+"""
 
 
 def advised(cell: Cell) -> str:
