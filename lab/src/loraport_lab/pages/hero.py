@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from loraport.errors import OutputError
 from loraport.files.disk.atomic import new_file
 from loraport_lab.demo import ColumnResult, DemoResult
 from loraport_lab.pages.pictures import FRAME_MILLISECONDS, LAST_MILLISECONDS, enlarged
@@ -53,7 +54,7 @@ def _sheet(demo: DemoResult, shown: Sequence[int], rows: int, side: int) -> Imag
     _over_the_student(draw, demo, _MARGIN + _WORDS, across)
     for index, column in enumerate(demo.columns):
         left = _MARGIN + _WORDS + index * across
-        _name(draw, demo, column, left)
+        _name(draw, demo, column, left, wide)
         for clip in range(count):
             sheet.paste(cells[clip][index], (left, _MARGIN + _HEAD + clip * down), cells[clip][index])
     for clip in range(count):
@@ -75,9 +76,11 @@ def _over_the_student(draw: ImageDraw.ImageDraw, demo: DemoResult, left: int, ac
     draw.line((start + _font(18).getlength(words) + 14, _MARGIN - 8, end, _MARGIN - 8), _EDGE, 2)
 
 
-def _name(draw: ImageDraw.ImageDraw, demo: DemoResult, column: ColumnResult, left: int) -> None:
+def _name(draw: ImageDraw.ImageDraw, demo: DemoResult, column: ColumnResult, left: int, wide: int) -> None:
     colour = _MARK if column.role in ("transfer", "beside") else _INK
-    draw.text((left, _MARGIN + 14), HEADINGS.get(column.role, column.label), colour, _font(27))
+    name = HEADINGS.get(column.role, column.label)
+    size = next((size for size in range(27, 12, -1) if _font(size).getlength(name) <= wide), 12)
+    draw.text((left, _MARGIN + 40), name, colour, _font(size), "ls")
     direct = column_of(demo, "direct")
     lines = [f"effect {mean(column.values['effect']):.0f} %"]
     if "psnr" not in column.values or direct is None:
@@ -126,5 +129,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return Pillow's own font, which is there on every machine; it has few letters beyond ASCII."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise OSError("this Pillow was built without FreeType, so no text can be drawn")
+        raise OutputError(
+            "the pictures cannot be drawn: this Pillow was built without FreeType; install it from a wheel"
+        )
     return font
