@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from loraport.sampling.statistics import Interval
 from loraport_lab.demo import ColumnResult, DemoResult
 from loraport_lab.family.family import STUDENTS
 from loraport_lab.family.measure import METRICS
 from loraport_lab.pages.demo_page import write_page
 from loraport_lab.pages.demo_terminal import print_demo
 from loraport_lab.pages.hero import write_moving, write_still
-from loraport_lab.pages.verdict import standing, verdict
+from loraport_lab.pages.verdict import signed, standing, verdict
 from loraport_lab.pages.whiskers import draw_chart
 from tests.reports.browser import browser_says, browser_shows, foreign_addresses, needs_chromium
 
@@ -134,6 +135,13 @@ def test_of_one_clip_nothing_is_claimed():
     shown = replace(made, columns=tuple(short), prompts=made.prompts[:1])
     assert verdict(shown)[0].startswith("<casa> makes no sure difference here: +11.90 dB")
     assert draw_chart(shown) is not None
+
+
+def test_no_change_has_no_minus():
+    assert (
+        signed(Interval(-0.004, -0.014, 0.006), 2) == "+0.00 ± 0.01"
+        and signed(Interval(-0.006, -1.0, 1.0), 2)[0] == "−"
+    )
 
 
 def test_clips_of_one_prompt_are_no_independent_draws():

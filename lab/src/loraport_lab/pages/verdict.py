@@ -143,5 +143,5 @@ def _loss(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> st
 
 def signed(value: Interval, digits: int) -> str:
     """Return `+1.2 ± 0.4`; of a single clip the interval is not known, and left out."""
-    number = f"{value.value:+.{digits}f}".replace("-", "−")
+    number = f"{round(value.value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: nothing is not below nothing
     return f"{number} ± {reach:.{digits}f}" if math.isfinite(reach := value.high - value.value) else number
