@@ -118,7 +118,11 @@ def test_effect_counts_up_to_what_the_base_shows():
         reference, direct, casa = made.columns[:3]
         own = standing(made, casa, direct, reference)
         assert own.effect.sign != 0 and (own.gains, own.losses) == (["fidelity"], [])
+        assert "; effect counts up to what base + LoRA shows)" in verdict(made)[0], "or +0.50 with −3.0 would look odd"
     assert "pays with effect" in verdict(demo(casa=(18.5, 57), reference=59))[0]
+    nothing = verdict(demo(casa=(18, 57), reference=55))[0]
+    assert nothing.startswith("<casa> makes no sure difference here that counts: +0.00")
+    assert "counts" not in verdict(demo(casa=(18, 60)))[0]
 
 
 def test_the_loss_of_direct_reuse_the_rival_and_the_headroom_are_said():

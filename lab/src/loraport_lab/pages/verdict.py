@@ -103,7 +103,9 @@ def verdict(demo: DemoResult) -> list[str]:
 def _judged(demo: DemoResult, transfer: ColumnResult, direct: ColumnResult, reference: ColumnResult) -> str:
     """Say whether the method helps, and if it does not, what does."""
     own = standing(demo, transfer, direct, reference)
-    numbers = f"{own.words} against the LoRA as it is (± is the 95 % interval)"
+    uncounted = own.effect.sign != own.effect_counts
+    note = "± is the 95 % interval" + ("; effect counts up to what base + LoRA shows" if uncounted else "")
+    numbers = f"{own.words} against the LoRA as it is ({note})"
     if own.helps:
         return f"{own.label} helps here: {numbers}."
     if own.gains:
@@ -111,7 +113,7 @@ def _judged(demo: DemoResult, transfer: ColumnResult, direct: ColumnResult, refe
     elif own.losses:
         opening = f"{own.label} does not help here, it does harm"
     else:
-        opening = f"{own.label} makes no sure difference here"
+        opening = f"{own.label} makes no sure difference here" + (" that counts" if uncounted else "")
     others = [column_of(demo, role) for role in ("beside", "oracle")]
     return f"{opening}: {numbers}; {_what_helps([standing(demo, one, direct, reference) for one in others if one])}."
 
