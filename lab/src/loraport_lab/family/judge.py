@@ -14,7 +14,8 @@ from loraport_lab.family.clips import ATTRIBUTES, FRAMES, MOTIONS, PATHS, STYLES
 from loraport_lab.family.family import FAMILY
 
 JUDGE_FILE = "judge.safetensors"
-_ANSWERS = [*map(len, ATTRIBUTES[:-1]), len(MOTIONS) * len(PATHS)]  # motion and path are one question
+_ANSWERS = [len(words) * (len(PATHS) if name == "motion" else 1) for name, words in ATTRIBUTES.items()]
+# motion and path are one question
 
 
 class Judge(nn.Module):
@@ -28,10 +29,10 @@ class Judge(nn.Module):
         self.style = nn.Linear(48, len(STYLES))
         self.scene = nn.Sequential(
             *(nn.Conv2d(9, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 48, 3, 2, 1), nn.SiLU()),
-            *(nn.Conv2d(48, 64, 3, 2, 1), nn.SiLU(), nn.Conv2d(64, 32, 3, padding=1), nn.SiLU(), nn.Flatten()),
-            *(nn.Linear(32 * 36, 64), nn.SiLU()),
+            *(nn.Conv2d(48, 64, 3, 2, 1), nn.SiLU(), nn.Conv2d(64, 48, 3, 2, 1), nn.SiLU(), nn.Flatten()),
+            *(nn.Linear(48 * 25, 128), nn.SiLU()),
         )
-        self.content = nn.Linear(64, sum(_ANSWERS))
+        self.content = nn.Linear(128, sum(_ANSWERS))
 
     def style_features(self, clips: Tensor) -> Tensor:
         """Texture of each clip, 48 numbers averaged over place and over every fourth frame: [n, 48]."""
@@ -44,20 +45,21 @@ class Judge(nn.Module):
         return self.style(self.style_features(clips)).softmax(1)
 
     def scene_features(self, clips: Tensor) -> Tensor:
-        """Return what is where and how it moves, from the first, the middle and the last frame: [n, 64]."""
+        """Return what is where and how it moves, from the first, the middle and the last frame: [n, 128]."""
         return self.scene(clips[:, :, [0, FRAMES // 2 - 1, FRAMES - 1]].transpose(1, 2).flatten(1, 2))
 
-    def content_scores(self, clips: Tensor) -> tuple[Tensor, ...]:
-        """Scores of every shape, colour, background and motion, and of every path: five tensors."""
-        scores = self.content(self.scene_features(clips)).split(_ANSWERS, dim=1)
-        both = scores[-1].unflatten(1, (len(MOTIONS), len(PATHS)))
-        return *scores[:-1], both.logsumexp(2), both.logsumexp(1)
+    def content_scores(self, clips: Tensor) -> dict[str, Tensor]:
+        """Return the scores of each attribute's words, and those of the paths under "path": [n, words] each."""
+        answers = self.content(self.scene_features(clips)).split(_ANSWERS, dim=1)
+        scores = dict(zip(ATTRIBUTES, answers, strict=True))
+        both = scores["motion"].unflatten(1, (len(MOTIONS), len(PATHS)))
+        return scores | {"motion": both.logsumexp(2), "path": both.logsumexp(1)}
 
     def effect_shares(self, clips: Tensor, effect: str) -> Tensor:
         """How much of an adapter's effect is in each clip, 0 to 1: [n]."""
         if effect in STYLES:
             return self.style_shares(clips)[:, list(STYLES).index(effect)]
-        return self.content_scores(clips)[-1].softmax(1)[:, PATHS.index(effect)]
+        return self.content_scores(clips)["path"].softmax(1)[:, PATHS.index(effect)]
 
 
 def _imperfect(clips: Tensor, chosen: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
@@ -104,12 +106,12 @@ def judge_loss(judge: Judge, batch: int, rng: Generator) -> Tensor:
     answer = functional.one_hot(chosen, len(STYLES)) * share[:, None]
     answer[:, 0] += 1 - share
     loss = -(answer * judge.style(judge.style_features(seen)).log_softmax(1)).sum(1).mean()
-    shown = torch.tensor([[i in visible(style) for i in range(len(ATTRIBUTES))] for style in STYLES])[chosen]
-    *scores, path = judge.content_scores(seen)
-    for attribute, score in enumerate(scores):
-        missed = functional.cross_entropy(score, prompts[:, attribute], reduction="none")
-        loss = loss + (missed * shown[:, attribute]).mean()
-    return loss + functional.cross_entropy(path, swings.long())
+    scores = judge.content_scores(seen)
+    for column, attribute in enumerate(ATTRIBUTES):
+        shown = torch.tensor([attribute in visible(style) for style in STYLES])[chosen]
+        missed = functional.cross_entropy(scores[attribute], prompts[:, column], reduction="none")
+        loss = loss + (missed * shown).mean()
+    return loss + functional.cross_entropy(scores["path"], swings.long())
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

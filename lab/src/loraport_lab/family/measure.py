@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraport_lab.family.clips import TINTS, visible
+from loraport_lab.family.clips import ATTRIBUTES, TINTS, visible
 from loraport_lab.family.judge import Judge
 
 
@@ -48,13 +48,15 @@ METRICS = (  # higher is better for all of them
         "saturates: 97 can still be visibly wrong.",
     ),
     Metric(
-        "shape", "Right shape", "%", "Clips in which a second network finds the shape asked for; guessing gives 25."
+        "shape", "Right shape", "%", "Clips in which a second network finds the shape asked for; guessing gives 17."
     ),
     Metric("colour", "Right colour", "%", "Clips in which it finds the colour asked for; guessing gives 17."),
     Metric(
-        "background", "Right background", "%", "Clips in which it finds the background asked for; guessing gives 33."
+        "background", "Right background", "%", "Clips in which it finds the background asked for; guessing gives 25."
     ),
     Metric("motion", "Right motion", "%", "Clips that move in the direction asked for; guessing gives 25."),
+    Metric("resting shape", "Right small shape", "%", "The same for the small object at rest; guessing gives 17."),
+    Metric("resting colour", "Right small colour", "%", "The same for its colour; guessing gives 17."),
 )
 MORE_METRICS = (
     Metric("likeness_first", "Likeness, first frame", "%", "The same cosine on the first frame alone."),
@@ -66,7 +68,7 @@ MORE_METRICS = (
     ),
     Metric("flicker", "Flicker", "%", "Mean step between frames, as a share of base + LoRA's: 100 is right."),
 )
-CONTENT = ("shape", "colour", "background", "motion")
+CONTENT = tuple(ATTRIBUTES)
 
 
 def psnr(clips: Tensor, reference: Tensor) -> Tensor:
@@ -101,8 +103,9 @@ def measure(judge: Judge, clips: Tensor, prompts: Tensor, effect: str, reference
     """
     scores = judge.content_scores(clips)
     values = {"effect": 100 * judge.effect_shares(clips, effect)}
-    for attribute in visible(effect):
-        values[CONTENT[attribute]] = 100.0 * (scores[attribute].argmax(1) == prompts[:, attribute])
+    for column, attribute in enumerate(ATTRIBUTES):
+        if attribute in visible(effect):
+            values[attribute] = 100.0 * (scores[attribute].argmax(1) == prompts[:, column])
     if effect in TINTS:
         values["tint"] = tint(clips, TINTS[effect])
     if reference is not None:

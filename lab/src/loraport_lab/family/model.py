@@ -5,6 +5,7 @@ It predicts the clean latents (not the velocity): a token holds more numbers tha
 unlike clips, does not compress. The velocity follows from it, see `loraport_lab.family.sample`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,34 @@ CHANNELS = 3 * TIME_FOLD * SPACE_FOLD**2
 LATENT_SHAPE = (CHANNELS, FRAMES // TIME_FOLD, SIZE // SPACE_FOLD, SIZE // SPACE_FOLD)
 TOKENS_PER_FRAME = LATENT_SHAPE[2] * LATENT_SHAPE[3] // 4  # patches of 2 × 2
 CLOCK = 1000.0  # the network counts noise levels in thousandths, as Wan does
-CONFIG = {
+HEAD = 32  # numbers of an attention head
+CONFIG = {  # what all sizes of the tiny Wan share
     "patch_size": (1, 2, 2),
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
+    "attention_head_dim": HEAD,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
     "text_dim": TEXT_WIDTH,
     "freq_dim": 64,
-    "ffn_dim": 512,
-    "num_layers": 4,
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 32,
 }
 
 
-def new_model(seed: int) -> WanTransformer3DModel:
+@dataclass(frozen=True)
+class Size:
+    """How large a network is: its width (a multiple of HEAD) and its blocks; the feed-forward is thrice as wide."""
+
+    width: int = 256
+    blocks: int = 4
+
+
+def new_model(seed: int, size: Size = Size()) -> WanTransformer3DModel:
     """Return an untrained network; the global random state is left as it was found."""
+    width = {"num_attention_heads": size.width // HEAD, "ffn_dim": 3 * size.width, "num_layers": size.blocks}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WanTransformer3DModel(**CONFIG)
+        return WanTransformer3DModel(**CONFIG, **width)
 
 
 def open_base(family: Path = FAMILY) -> WanTransformer3DModel:
@@ -87,4 +95,5 @@ def predict_clean(model: WanTransformer3DModel, noisy: Tensor, level: Tensor, te
     """
     if level.ndim == 2:
         level = level.repeat_interleave(TOKENS_PER_FRAME, dim=1)
-    return model(hidden_states=noisy, timestep=level * CLOCK, encoder_hidden_states=text, return_dict=False)[0]
+    clean: Tensor = model(hidden_states=noisy, timestep=level * CLOCK, encoder_hidden_states=text, return_dict=False)[0]
+    return clean.float()  # under autocast the network's last layer leaves bfloat16

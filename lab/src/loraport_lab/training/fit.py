@@ -56,10 +56,11 @@ def fit(
     seed: int,
     checkpoint: Path,
     progress: LossReport,
+    half: bool = False,
 ) -> None:
     """Train the parameters of `module` that require gradients; leaves their moving average in the module.
 
-    `loss` gets the step's generator. A checkpoint of the same stage is continued, bit for bit.
+    `loss` gets the step's generator; with `half` its matrix products are taken in bfloat16. A checkpoint of the same stage is continued, bit for bit.
     """
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     averaged = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -73,7 +74,9 @@ def fit(
             for name, weight in weights.items():
                 weight.copy_(saved["weights"][name])
     for step in range(start, schedule.steps):
-        value = _step(loss(generator_for(seed, stage, step)), optimizer, weights, averaged, schedule, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            missed = loss(generator_for(seed, stage, step))
+        value = _step(missed, optimizer, weights, averaged, schedule, step)
         progress(stage, step + 1, schedule.steps, value)
         if (step + 1) % schedule.save_every == 0:
             state = {"step": step + 1, "averaged": averaged, "optimizer": optimizer.state_dict()}

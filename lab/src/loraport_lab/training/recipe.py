@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loraport_lab.family.model import Size
 from loraport_lab.training.fit import Schedule
 
 
@@ -20,7 +21,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The schedules of all stages."""
+    """The size of the network and the schedules of all stages."""
 
     base: Schedule
     judge: Schedule
@@ -33,12 +34,13 @@ class Recipe:
     held_out: int  # of the styled, kept to tell when to stop
     portion: int = 64  # trajectories sampled at a time
     accelerator_rank: int = 16
+    size: Size = Size()
 
 
 _STYLE = Schedule(steps=280, rate=2e-3, batch=32)
 _LONGER = Schedule(steps=420, rate=2e-3, batch=32)
 SHIPPED = Recipe(
-    base=Schedule(steps=4200, rate=2e-3, batch=32, average=0.998, warmup=100),
+    base=Schedule(steps=4000, rate=1.2e-3, batch=32, average=0.998, warmup=150),
     judge=Schedule(steps=700, rate=2e-3, batch=64),
     students={
         "one-step": Schedule(steps=400, rate=3e-3, batch=32),

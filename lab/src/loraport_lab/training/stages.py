@@ -43,15 +43,17 @@ class TrainingJob:
     seed: int
     progress: LossReport
 
-    def learn(self, stage: str, module: nn.Module, loss: Callable[[Generator], Tensor], schedule: Schedule) -> None:
+    def learn(
+        self, stage: str, module: nn.Module, loss: Callable[[Generator], Tensor], schedule: Schedule, half: bool = True
+    ) -> None:
         """Train `module`, continuing the stage's checkpoint if there is one."""
         checkpoint = self.out / "checkpoints" / f"{stage}.pt"
-        fit(stage, module, loss, schedule, seed=self.seed, checkpoint=checkpoint, progress=self.progress)
+        fit(stage, module, loss, schedule, seed=self.seed, checkpoint=checkpoint, progress=self.progress, half=half)
 
 
 def train_base(job: TrainingJob) -> None:
     """Train the base: flow matching on plain clips from nothing."""
-    model = new_model(job.seed)
+    model = new_model(job.seed, job.recipe.size)
     job.learn("base", model, partial(_fresh_loss, model, "plain", job.recipe.base.batch), job.recipe.base)
     _save_model(model, job.out / "base")
 
@@ -61,7 +63,7 @@ def train_judge(job: TrainingJob) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         judge = Judge()
-    job.learn("judge", judge, lambda rng: judge_loss(judge, job.recipe.judge.batch, rng), job.recipe.judge)
+    job.learn("judge", judge, lambda rng: judge_loss(judge, job.recipe.judge.batch, rng), job.recipe.judge, False)
     save_judge(judge, job.out)
 
 

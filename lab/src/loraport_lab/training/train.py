@@ -5,6 +5,7 @@ Stages that do not wait for each other run side by side (`--jobs`). The measured
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,7 +131,7 @@ def main() -> None:
         "--only", nargs="+", default=(), metavar="STAGE", help="such as one-step/retro: that and what it needs"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // arguments.jobs))
     try:
         with listening():
             train_family(training_job(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
