@@ -14,17 +14,18 @@ pytest.importorskip("peft")
 from safetensors.torch import load_file
 
 from loraport.errors import SettingsError
-from loraport_lab.family.clips import draw_prompts, embed
+from loraport_lab.family.clips import draw_prompts, embed, render_effect, to_latents
 from loraport_lab.family.family import ADAPTERS, STUDENTS
-from loraport_lab.family.model import new_model, predict_clean, prepared
+from loraport_lab.family.model import Size, new_model, predict_clean, prepared
 from loraport_lab.family.sample import BASE_STEPS, draw_noise, euler_step, sample_student, student_levels, trajectory
-from loraport_lab.training.distill import KEPT, Matching, Trajectories, landing_error, regression_loss
+from loraport_lab.training.distill import KEPT, Matching, Trajectories, denoising_loss, landing_error, regression_loss
 from loraport_lab.training.fit import Schedule, fit, generator_for
 from loraport_lab.training.recipe import Recipe, Rounds
 from loraport_lab.training.stages import TrainingJob
 from loraport_lab.training.train import needed, plan, train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
+SMALL = Size(width=64, blocks=2)
 CELLS = ("causal/swing", "matched/neon", "accelerator/retro")
 ALL = (*STUDENTS, *ADAPTERS, *CELLS)
 TINY = Recipe(
@@ -38,6 +39,7 @@ TINY = Recipe(
     styled=2,
     held_out=1,
     portion=2,
+    size=SMALL,
 )
 
 
@@ -130,12 +132,12 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
         ("trajectories", 2),
         ("swing", 2),
         ("matched-matching", 1),
-        ("causal/swing/zero/0", 1),
+        ("causal/swing/0", 1),
     ]:
         with pytest.raises(PulledPlugError):
             make(tmp_path, stop_at=stop_at)
     taken = make(tmp_path)
-    assert taken and ("base", 1) not in taken and ("causal/swing/direct/0", 1) not in taken, "steps were done again"
+    assert taken and ("base", 1) not in taken and ("causal/swing/0", 1) not in taken, "steps were done again"
     assert equal(contents(tmp_path), contents(whole))
 
 
@@ -149,9 +151,8 @@ def test_stages_side_by_side_give_the_same_bytes(whole, tmp_path):
 
 @pytest.mark.slow
 def test_an_oracle_says_how_it_was_trained(whole):
-    curves = json.loads((whole / "oracles/causal/swing.json").read_text())
-    assert set(curves["held_out"]) == {"direct", "zero"}
-    assert curves["start"] == min(curves["held_out"], key=lambda start: curves["held_out"][start][-1])
+    curve = json.loads((whole / "oracles/causal/swing.json").read_text())["held_out"]
+    assert 1 <= len(curve) <= 1 + TINY.oracle.most and sorted(curve, reverse=True) == curve
 
 
 @pytest.mark.slow
@@ -196,14 +197,14 @@ def given() -> Trajectories:
     """Real trajectories, of an untrained base."""
     rng = torch.Generator().manual_seed(0)
     prompts, noise = draw_prompts(3, rng), draw_noise(3, rng)
-    states = list(trajectory(new_model(1), prompts, noise))
+    states = list(trajectory(new_model(1, SMALL), prompts, noise))
     return Trajectories(prompts, torch.stack([states[step] for step in KEPT], dim=1))
 
 
 @pytest.mark.parametrize("name", [name for name, student in STUDENTS.items() if student.sampler != "renoise"])
 def test_whoever_follows_the_trajectory_has_no_loss_and_lands_at_its_end(name, given):
     student = STUDENTS[name]
-    states, levels = given.at(student), student_levels(student)
+    states, levels = given.at(student, torch.arange(3)), student_levels(student)
 
     class Knows(torch.nn.Module):
         """From a kept state of a clip it predicts the clean latents whose step leads to the next kept state."""
@@ -229,14 +230,14 @@ def test_whoever_follows_the_trajectory_has_no_loss_and_lands_at_its_end(name, g
     assert len(given_text.flatten(1).unique(dim=0)) == 3, "prompts tell the clips apart"
     loss = regression_loss(Knows(), student, given, 8, torch.Generator().manual_seed(1))
     assert float(loss) < 1e-9 and landing_error(Knows(), student, given) < 1e-9
-    untrained = prepared(new_model(2), student)
+    untrained = prepared(new_model(2, SMALL), student)
     assert float(regression_loss(untrained, student, given, 8, torch.Generator().manual_seed(1)).detach()) > 1e-3
     assert landing_error(untrained, student, given) > 1e-3
 
 
 def test_the_students_turn_pulls_towards_the_base_and_the_critics_turn_moves_the_critic_alone(given):
     student = STUDENTS["matched"]
-    made, critic, base = (new_model(seed).requires_grad_(seed != 5) for seed in (3, 4, 5))
+    made, critic, base = (new_model(seed, SMALL).requires_grad_(seed != 5) for seed in (3, 4, 5))
     matching = Matching(student, made, critic)
     turns = {}
     for seed in range(12):
@@ -251,9 +252,31 @@ def test_the_students_turn_pulls_towards_the_base_and_the_critics_turn_moves_the
     assert all(weight.grad is None for weight in base.parameters())
 
 
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_loss_is_taken_where_the_network_is(name, given):
+    """The meta device computes nothing but refuses, as a card does, what lies elsewhere."""
+    student, away, rng = STUDENTS[name], torch.device("meta"), torch.Generator().manual_seed(0)
+    model, critic, base = (prepared(new_model(seed, SMALL), student).to(away) for seed in (1, 2, 3))
+    losses = [regression_loss(model, student, given, 4, rng)]
+    if student.sampler == "renoise":
+        matching = Matching(student, model, critic)
+        losses += [matching.loss(base, 2, torch.Generator().manual_seed(seed)) for seed in range(6)]
+    clean = to_latents(render_effect(given.prompts, rng, "noir"))
+    losses.append(denoising_loss(model, clean.to(away), embed(given.prompts), rng))
+    for loss in losses:
+        torch.autograd.backward(loss)
+        assert loss.device == away and model.proj_out.weight.device == away
+    with torch.no_grad():
+        noise = draw_noise(2, rng, len(student.steps)).to(away)
+        assert sample_student(model, student, given.prompts[:2], noise).device == away
+        assert list(trajectory(model, given.prompts[:2], noise))[-1].device == away
+    with pytest.raises(RuntimeError, match="device"):
+        torch.autograd.backward(denoising_loss(model, clean, embed(given.prompts), rng))
+
+
 def test_no_frame_of_a_streaming_student_sees_the_future():
     student = STUDENTS["causal"]
-    model, rng = prepared(new_model(6), student).eval(), torch.Generator().manual_seed(0)
+    model, rng = prepared(new_model(6, SMALL), student).eval(), torch.Generator().manual_seed(0)
     prompts, noise = draw_prompts(2, rng), draw_noise(2, rng, 2)
     other = noise.clone()
     other[:, :, :, 2:] = torch.randn(other[:, :, :, 2:].shape, generator=rng)
@@ -263,7 +286,7 @@ def test_no_frame_of_a_streaming_student_sees_the_future():
     level = torch.full((2, 4), 0.5)
     seen = [
         predict_clean(network, start[:, 0], level, embed(prompts))
-        for network in (model, new_model(6))
+        for network in (model, new_model(6, SMALL))
         for start in (noise, other)
     ]
     assert torch.allclose(seen[0][:, :, :2], seen[1][:, :, :2], atol=1e-6)

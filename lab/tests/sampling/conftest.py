@@ -11,12 +11,12 @@ def family(tmp_path_factory):
     """An untrained base, and students that are the base moved by noise."""
     pytest.importorskip("diffusers")
     from loraport_lab.family.family import student_path
-    from loraport_lab.family.model import new_model
+    from loraport_lab.family.model import Size, new_model
 
     folder = tmp_path_factory.mktemp("family")
-    new_model(0).save_pretrained(folder / "base" / "transformer")
+    new_model(0, Size(width=64)).save_pretrained(folder / "base" / "transformer")
     for name in PAIRED:
-        model, generator = new_model(0), torch.Generator().manual_seed(1)
+        model, generator = new_model(0, Size(width=64)), torch.Generator().manual_seed(1)
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.ndim == 2:
@@ -30,11 +30,11 @@ def family(tmp_path_factory):
 def adapter():
     from loraport.sampling.hooks import linear_layers
     from loraport.spectral.low_rank import LowRank
-    from loraport_lab.family.model import new_model
+    from loraport_lab.family.model import Size, new_model
 
     generator = torch.Generator().manual_seed(2)
     updates = {}
-    for name, layer in linear_layers(new_model(0)).items():
+    for name, layer in linear_layers(new_model(0, Size(width=64))).items():
         if name.startswith("blocks."):
             A = torch.randn(2, layer.in_features, generator=generator) / layer.in_features**0.5
             updates[name] = LowRank(0.2 * torch.randn(layer.out_features, 2, generator=generator), A)

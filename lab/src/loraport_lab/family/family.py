@@ -39,7 +39,6 @@ STUDENTS = {
     student.name: student
     for student in (
         Student("one-step", "regression to the ends of trajectories, one step", "euler", (0,)),
-        Student("one-step-b", "the same from another seed", "euler", (0,)),
         Student("few-step", "regression to segments of trajectories, four steps", "euler", (0, 3, 6, 8)),
         Student("causal", "frame-causal attention, frame after frame, two steps each", "streaming", (0, 6)),
         Student("matched", "distribution matching, two steps with fresh noise between them", "renoise", (0, 6)),
@@ -52,16 +51,16 @@ ADAPTERS = {
         Adapter("noir", "noir", 8, 16, 0, "noir"),
         Adapter("retro", "retro", 8, 4, 0, "retro.safetensors"),
         Adapter("neon", "neon", 16, 8, 0, "neon.safetensors"),
-        Adapter("swing", "swing", 16, 32, 0, "swing"),
+        Adapter("swing", "swing", 8, 16, 0, "swing"),
         Adapter("noir-b", "noir", 16, 16, 1, "noir-b.safetensors"),
         Adapter("retro-b", "retro", 8, 4, 1, "retro-b"),
     )
 }
 MAIN_ADAPTERS = ("noir", "retro", "neon", "swing")
 CELLS = (
-    *(("one-step", adapter) for adapter in ADAPTERS),
-    *(("one-step-b", adapter) for adapter in ("noir", "retro")),
-    *((student, adapter) for student in ("few-step", "causal", "matched", "accelerator") for adapter in MAIN_ADAPTERS),
+    *((student, adapter) for student in ("few-step", "matched", "one-step") for adapter in MAIN_ADAPTERS),
+    *((student, adapter) for student in ("causal", "accelerator") for adapter in ("noir", "swing")),
+    *((student, "noir-b") for student in ("few-step", "one-step")),
 )
 """The pairs (student, adapter) that have an oracle: the same adapter trained on the student."""
 

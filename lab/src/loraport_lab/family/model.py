@@ -78,7 +78,7 @@ class CausalAttention(WanAttnProcessor):  # type: ignore[misc]  # diffusers has 
     def __call__(self, attn: Any, hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
         """Wan's own attention with a mask; the frames' tokens come one frame after the other."""
         encoder_hidden_states, _, rotary_emb = others
-        frame = torch.arange(hidden_states.shape[1]) // TOKENS_PER_FRAME
+        frame = torch.arange(hidden_states.shape[1], device=hidden_states.device) // TOKENS_PER_FRAME
         mask = frame[:, None] >= frame[None, :]
         return super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb, **named)
 
@@ -91,9 +91,11 @@ def _open(folder: Path) -> WanTransformer3DModel:
 def predict_clean(model: WanTransformer3DModel, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
     """Return the clean latents that the network predicts from `noisy` = (1 - level) clean + level noise.
 
-    `level` in [0, 1] is one for each clip [n], or one for each frame of each clip [n, frames].
+    `level` in [0, 1] is one for each clip [n], or one for each frame of each clip [n, frames]. Where `noisy` is, there the
+    network has to be; the rest is sent there.
     """
     if level.ndim == 2:
         level = level.repeat_interleave(TOKENS_PER_FRAME, dim=1)
-    clean: Tensor = model(hidden_states=noisy, timestep=level * CLOCK, encoder_hidden_states=text, return_dict=False)[0]
+    times, words = (part.to(noisy.device) for part in (level * CLOCK, text))
+    clean: Tensor = model(hidden_states=noisy, timestep=times, encoder_hidden_states=words, return_dict=False)[0]
     return clean.float()  # under autocast the network's last layer leaves bfloat16

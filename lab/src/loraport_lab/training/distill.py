@@ -37,9 +37,10 @@ class Trajectories:
     prompts: Tensor
     states: Tensor
 
-    def at(self, student: Student) -> Tensor:
-        """Return the states at the student's levels, its end included: [n, steps + 1, …]."""
-        return self.states[:, [KEPT.index(step) for step in (*student.steps, BASE_STEPS)]]
+    def at(self, student: Student, rows: Tensor) -> Tensor:
+        """Return the states of some clips at the student's levels, its end included: [rows, steps + 1, …]."""
+        columns = [KEPT.index(step) for step in (*student.steps, BASE_STEPS)]
+        return self.states[rows[:, None], columns].float()
 
     def rows(self, start: int | None, stop: int | None) -> "Trajectories":
         """Return some of the clips."""
@@ -48,8 +49,8 @@ class Trajectories:
 
 def denoising_loss(model: Network, clean: Tensor, text: Tensor, rng: Generator) -> Tensor:
     """Return the loss of flow matching: the velocity's squared error, written in terms of the clean prediction."""
-    level = shifted(torch.rand(len(clean), generator=rng)).clamp_min(1e-3)
-    noise = draw_noise(len(clean), rng)[:, 0]
+    level = shifted(torch.rand(len(clean), generator=rng)).clamp_min(1e-3).to(clean.device)
+    noise = draw_noise(len(clean), rng)[:, 0].to(clean.device)
     missed = predict_clean(model, _mixed(clean, noise, level), level, text) - clean
     return (missed.square().mean(dim=(1, 2, 3, 4)) / level.clamp_min(WEIGHT_FLOOR) ** 2).mean()
 
@@ -58,12 +59,12 @@ def regression_loss(model: Network, student: Student, given: Trajectories, batch
     """Return how far the student lands from where the base's trajectory goes, over a random part of the way."""
     chosen = torch.randint(len(given.prompts), (batch,), generator=rng)
     loss = {"euler": _segment_loss, "streaming": _frames_loss, "renoise": _renoise_loss}[student.sampler]
-    return loss(model, student, given.at(student)[chosen], given.prompts[chosen], rng)
+    return loss(model, student, given.at(student, chosen).to(device_of(model)), given.prompts[chosen], rng)
 
 
 def _segment_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
     """From a random level in one step to the next."""
-    levels, row = student_levels(student), torch.arange(len(states))
+    levels, row = student_levels(student).to(states.device), torch.arange(len(states))
     step = torch.randint(len(student.steps), (len(states),), generator=rng)
     now, kept = levels[step], _wide(levels[step + 1] / levels[step])
     start, end = states[row, step], states[row, step + 1]
@@ -73,7 +74,7 @@ def _segment_loss(model: Network, student: Student, states: Tensor, prompts: Ten
 
 def _frames_loss(model: Network, student: Student, states: Tensor, prompts: Tensor, rng: Generator) -> Tensor:
     """Every frame from a level of its own, many of them finished, as when one frame follows the other."""
-    levels, count, frames = student_levels(student), len(states), states.shape[3]
+    levels, count, frames = student_levels(student).to(states.device), len(states), states.shape[3]
     step = torch.randint(len(student.steps), (count, frames), generator=rng)
     step = torch.where(torch.rand(count, frames, generator=rng) < CLEAN_FRAMES, len(student.steps), step)
     following = (step + 1).clamp_max(len(student.steps))
@@ -92,7 +93,7 @@ def _renoise_loss(model: Network, student: Student, states: Tensor, prompts: Ten
     step = int(torch.randint(len(student.steps), (), generator=rng))
     noisy = states[:, 0]
     if step:
-        fresh = draw_noise(len(states), rng, step)
+        fresh = draw_noise(len(states), rng, step).to(states.device)
         with torch.no_grad():
             before = run_renoise(model, prompts, torch.cat([noisy[:, None], fresh[:, 1:]], 1), _until(levels, step))
         noisy = _mixed(before, fresh[:, 0], levels[step].expand(len(states)))
@@ -115,9 +116,9 @@ class Matching(nn.Module):
                 made = self._make(prompts, rng)
             return denoising_loss(self.critic, made, embed(prompts), rng)
         made = self._make(prompts, rng)
-        level = shifted(torch.rand(batch, generator=rng)).clamp(0.02, 0.98)
+        level = shifted(torch.rand(batch, generator=rng)).clamp(0.02, 0.98).to(made.device)
         with torch.no_grad():
-            noisy = _mixed(made, draw_noise(batch, rng)[:, 0], level)
+            noisy = _mixed(made, draw_noise(batch, rng)[:, 0].to(made.device), level)
             real = predict_guided(base, noisy, level, prompts)
             seen = predict_clean(self.critic, noisy, level, embed(prompts))
             size = (made - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True).clamp_min(1e-3)
@@ -128,7 +129,7 @@ class Matching(nn.Module):
         """Sample a clip as the student does, stopped at a random step; gradients flow through that step alone."""
         levels, count = student_levels(self.kind), len(prompts)
         step = int(torch.randint(len(self.kind.steps), (), generator=rng))
-        noise = draw_noise(count, rng, len(self.kind.steps))
+        noise = draw_noise(count, rng, len(self.kind.steps)).to(device_of(self.generator))
         noisy = noise[:, 0]
         if step:
             with torch.no_grad():
@@ -141,12 +142,18 @@ def landing_error(model: Network, student: Student, given: Trajectories) -> floa
     """Return the mean squared distance between where the student's own sampling and the base's trajectory end."""
     rng = torch.Generator().manual_seed(0)
     later = draw_noise(len(given.prompts), rng, len(student.steps))[:, 1:]
-    noise = torch.cat([given.states[:, :1], later], dim=1)
+    noise = torch.cat([given.states[:, :1].float(), later], dim=1)
+    device = device_of(model)
     missed = [
-        (sample_student(model, student, prompts, start) - end).square().sum()
-        for prompts, start, end in in_portions([given.prompts, noise, given.states[:, -1]])
+        (sample_student(model, student, prompts, start.to(device)) - end.to(device)).square().sum()
+        for prompts, start, end in in_portions([given.prompts, noise, given.states[:, -1].float()])
     ]
     return float(sum(missed)) / given.states[:, -1].numel()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that holds the model's weights."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
 def _until(levels: Tensor, step: int) -> Tensor:
@@ -155,7 +162,8 @@ def _until(levels: Tensor, step: int) -> Tensor:
 
 
 def _mixed(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    return (1 - _wide(level)) * clean + _wide(level) * noise
+    share = _wide(level).to(clean.device)
+    return (1 - share) * clean + share * noise
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -63,18 +63,19 @@ def fit(
     `loss` gets the step's generator; with `half` its matrix products are taken in bfloat16. A checkpoint of the same stage is continued, bit for bit.
     """
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    device = next(iter(weights.values())).device
     averaged = {name: weight.detach().clone() for name, weight in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.0)
     start = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
         start, averaged = saved["step"], saved["averaged"]
         optimizer.load_state_dict(saved["optimizer"])
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(saved["weights"][name])
     for step in range(start, schedule.steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             missed = loss(generator_for(seed, stage, step))
         value = _step(missed, optimizer, weights, averaged, schedule, step)
         progress(stage, step + 1, schedule.steps, value)

@@ -15,8 +15,6 @@ class Rounds:
     most: int
     gain: float
     """A round that lowers the held-out error by less than this share is the last."""
-    behind: tuple[int, float] = (1, 0.1)
-    """The second start is given up where after so many rounds it is still this share above the first one's end."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,19 @@ class Recipe:
     size: Size = Size()
 
 
-_STYLE = Schedule(steps=280, rate=2e-3, batch=32)
-_LONGER = Schedule(steps=420, rate=2e-3, batch=32)
+_STYLE = Schedule(steps=240, rate=2e-3, batch=32)
+_LONGER = Schedule(steps=360, rate=2e-3, batch=32)
 SHIPPED = Recipe(
     base=Schedule(steps=4000, rate=1.2e-3, batch=32, average=0.998, warmup=150),
     judge=Schedule(steps=700, rate=2e-3, batch=64),
     students={
-        "one-step": Schedule(steps=400, rate=3e-3, batch=32),
-        "one-step-b": Schedule(steps=400, rate=3e-3, batch=32),
-        "few-step": Schedule(steps=350, rate=6e-4, batch=32),
-        "causal": Schedule(steps=450, rate=1.5e-3, batch=32),
-        "matched": Schedule(steps=150, rate=1e-3, batch=32),
+        "one-step": Schedule(steps=450, rate=4e-4, batch=32),
+        "few-step": Schedule(steps=400, rate=2.5e-5, batch=32),
+        "causal": Schedule(steps=450, rate=2e-4, batch=32),
+        "matched": Schedule(steps=150, rate=3e-5, batch=32),
         "accelerator": Schedule(steps=300, rate=2e-3, batch=32),
     },
-    matching=Schedule(steps=450, rate=5e-4, batch=32),
+    matching=Schedule(steps=360, rate=3e-5, batch=32),
     adapters={
         "noir": _STYLE,
         "retro": _STYLE,
@@ -59,8 +56,8 @@ SHIPPED = Recipe(
         "noir-b": _STYLE,
         "retro-b": _STYLE,
     },
-    oracle=Rounds(Schedule(steps=120, rate=2e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=5, gain=0.03),
-    trajectories=1024,
-    styled=384,
-    held_out=64,
+    oracle=Rounds(Schedule(steps=100, rate=1e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=4, gain=0.03),
+    trajectories=768,
+    styled=256,
+    held_out=48,
 )

@@ -115,10 +115,19 @@ class Printer:
 
 
 def training_job(
-    out: Path, *, seed: int = 0, recipe: Recipe = SHIPPED, progress: LossReport | None = None
+    out: Path,
+    *,
+    seed: int = 0,
+    recipe: Recipe = SHIPPED,
+    progress: LossReport | None = None,
+    device: torch.device | None = None,
 ) -> TrainingJob:
-    """Return the job of making a family in a folder, by the shipped recipe, with lines on stderr."""
-    return TrainingJob(out, recipe, seed, progress or Printer(time.time()))
+    """Return the job of making a family in a folder, by the shipped recipe, with lines on stderr.
+
+    Without a device it is a card where there is one, else the processor.
+    """
+    found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return TrainingJob(out, recipe, seed, progress or Printer(time.time()), device or found)
 
 
 def main() -> None:
