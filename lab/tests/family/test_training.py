@@ -90,7 +90,7 @@ def test_all_stages_leave_their_files(whole):
         *(f"{model}/transformer/diffusion_pytorch_model.safetensors" for model in models),
         "students/accelerator.safetensors",
         "judge.safetensors",
-        *(f"adapters/{name}/adapter_model.safetensors" for name in ("noir", "swing", "retro-b")),
+        *(f"adapters/{name}/adapter_model.safetensors" for name in ("noir", "swing")),
         *(f"adapters/{name}.safetensors" for name in ("retro", "neon", "noir-b")),
         *(f"oracles/{cell}.safetensors" for cell in CELLS),
     }

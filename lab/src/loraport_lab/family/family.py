@@ -53,7 +53,6 @@ ADAPTERS = {
         Adapter("neon", "neon", 16, 8, 0, "neon.safetensors"),
         Adapter("swing", "swing", 8, 16, 0, "swing"),
         Adapter("noir-b", "noir", 16, 16, 1, "noir-b.safetensors"),
-        Adapter("retro-b", "retro", 8, 4, 1, "retro-b"),
     )
 }
 MAIN_ADAPTERS = ("noir", "retro", "neon", "swing")

@@ -54,7 +54,6 @@ SHIPPED = Recipe(
         "neon": _LONGER,
         "swing": _LONGER,
         "noir-b": _STYLE,
-        "retro-b": _STYLE,
     },
     oracle=Rounds(Schedule(steps=100, rate=1e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=4, gain=0.03),
     trajectories=768,

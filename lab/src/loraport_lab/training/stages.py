@@ -25,6 +25,7 @@ from loraport_lab.training.distill import (
     Network,
     Trajectories,
     denoising_loss,
+    device_of,
     landing_error,
     regression_loss,
 )
@@ -94,9 +95,7 @@ def keep_trajectories(job: TrainingJob, adapter: Adapter | None = None) -> None:
 
 def _trajectories(job: TrainingJob, name: str) -> Trajectories:
     parts = [torch.load(file, weights_only=True) for file in sorted((job.out / "checkpoints" / name).glob("*.pt"))]
-    return Trajectories(
-        torch.cat([part["prompts"] for part in parts]), torch.cat([part["states"] for part in parts])
-    )
+    return Trajectories(torch.cat([part["prompts"] for part in parts]), torch.cat([part["states"] for part in parts]))
 
 
 def train_adapter(job: TrainingJob, adapter: Adapter) -> None:

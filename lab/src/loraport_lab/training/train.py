@@ -139,11 +139,14 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="STAGE", help="such as one-step/retro: that and what it needs"
     )
+    parser.add_argument("--device", help="cuda or cpu; without it a card where there is one")
     arguments = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // arguments.jobs))
     try:
         with listening():
-            train_family(training_job(arguments.out, seed=arguments.seed), arguments.jobs, arguments.only)
+            device = torch.device(arguments.device) if arguments.device else None
+            job = training_job(arguments.out, seed=arguments.seed, device=device)
+            train_family(job, arguments.jobs, arguments.only)
     except LoraportError as error:
         parser.error(str(error))
     except Stopped as stopped:
