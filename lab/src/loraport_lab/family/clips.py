@@ -117,11 +117,9 @@ def _textures() -> Tensor:
     In the order of GROUNDS, [grounds, 3, SIZE, SIZE].
     """
     x, y = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="xy")
-    places = torch.tensor(
-        [[4, 5], [11, 13], [16, 4], [23, 9], [31, 5], [29, 17], [6, 21], [18, 22], [13, 30], [33, 28]]
-    )
-    far = ((x[None] - places[:, 0, None, None]) ** 2 + (y[None] - places[:, 1, None, None]) ** 2).amin(0)
-    stars = 0.55 * torch.exp(-far / 0.9)
+    places = [[4, 5], [11, 13], [16, 4], [23, 9], [31, 5], [29, 17], [6, 21], [18, 22], [13, 30], [33, 28]]
+    away = torch.stack([x, y], dim=2) - torch.tensor(places)[:, None, None]
+    stars = 0.55 * torch.exp(-away.square().sum(-1).amin(0) / 0.9)
     ripples = 0.07 * torch.sin(2 * torch.pi * (y / 6 + 0.35 * torch.sin(2 * torch.pi * x / 18)))
     low = SIZE * 0.78
     sun = 0.24 * (0.5 - ((x - SIZE / 2) ** 2 + (y - low) ** 2).sqrt() + 9).clamp(0, 1) * (y < low)

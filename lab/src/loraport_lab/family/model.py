@@ -44,7 +44,10 @@ class Size:
     blocks: int = 4
 
 
-def new_model(seed: int, size: Size = Size()) -> WanTransformer3DModel:
+FAMILY_SIZE = Size()
+
+
+def new_model(seed: int, size: Size = FAMILY_SIZE) -> WanTransformer3DModel:
     """Return an untrained network; the global random state is left as it was found."""
     width = {"num_attention_heads": size.width // HEAD, "ffn_dim": 3 * size.width, "num_layers": size.blocks}
     with torch.random.fork_rng(devices=[]):
@@ -91,8 +94,8 @@ def _open(folder: Path) -> WanTransformer3DModel:
 def predict_clean(model: WanTransformer3DModel, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
     """Return the clean latents that the network predicts from `noisy` = (1 - level) clean + level noise.
 
-    `level` in [0, 1] is one for each clip [n], or one for each frame of each clip [n, frames]. Where `noisy` is, there the
-    network has to be; the rest is sent there.
+    `level` in [0, 1] is one for each clip [n], or one for each frame of each clip [n, frames]. The network
+    has to be where `noisy` is; the rest is sent there.
     """
     if level.ndim == 2:
         level = level.repeat_interleave(TOKENS_PER_FRAME, dim=1)

@@ -60,7 +60,8 @@ def fit(
 ) -> None:
     """Train the parameters of `module` that require gradients; leaves their moving average in the module.
 
-    `loss` gets the step's generator; with `half` its matrix products are taken in bfloat16. A checkpoint of the same stage is continued, bit for bit.
+    `loss` gets the step's generator; with `half` its matrix products are taken in bfloat16. A checkpoint of the same
+    stage is continued, bit for bit.
     """
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     device = next(iter(weights.values())).device

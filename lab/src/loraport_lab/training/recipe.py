@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loraport_lab.family.model import Size
+from loraport_lab.family.model import FAMILY_SIZE, Size
 from loraport_lab.training.fit import Schedule
 
 
@@ -32,7 +32,7 @@ class Recipe:
     held_out: int  # of the styled, kept to tell when to stop
     portion: int = 64  # trajectories sampled at a time
     accelerator_rank: int = 16
-    size: Size = Size()
+    size: Size = FAMILY_SIZE
 
 
 _STYLE = Schedule(steps=240, rate=2e-3, batch=32)
