@@ -5,12 +5,14 @@ but the weights and the optimizer's state, and both are in the checkpoint.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loraport.files.disk.atomic import new_file
 
@@ -76,9 +78,9 @@ def fit(
             for name, weight in weights.items():
                 weight.copy_(saved["weights"][name])
     for step in range(start, schedule.steps):
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with _arithmetic(device, half):
             missed = loss(generator_for(seed, stage, step))
-        value = _step(missed, optimizer, weights, averaged, schedule, step)
+            value = _step(missed, optimizer, weights, averaged, schedule, step)
         progress(stage, step + 1, schedule.steps, value)
         if (step + 1) % schedule.save_every == 0:
             state = {"step": step + 1, "averaged": averaged, "optimizer": optimizer.state_dict()}
@@ -86,6 +88,19 @@ def fit(
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(averaged[name])
+
+
+@contextmanager
+def _arithmetic(device: torch.device, half: bool) -> Iterator[None]:
+    """Take matrix products in bfloat16; on a processor attention as plain products, where the fused one is slow.
+
+    The backward pass of the fused attention took half of a step there.
+    """
+    with ExitStack() as contexts:
+        contexts.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+        if half and device.type == "cpu":
+            contexts.enter_context(sdpa_kernel([SDPBackend.MATH]))
+        yield
 
 
 def _step(
