@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from diffusers import WanTransformer3DModel
 from peft import PeftConfig
 from safetensors import safe_open
 
+from loraport.analysis.measures.rigidity import spectral_change
 from loraport.errors import FileFormatError, MismatchError, SettingsError
 from loraport_lab.demo import Column, run_demo
 from loraport_lab.family.adapters import attach
@@ -32,12 +34,14 @@ from loraport_lab.family.family import (
     target_place,
 )
 from loraport_lab.family.judge import open_judge
-from loraport_lab.family.measure import CONTENT, flicker, measure, psnr, sharpness, tint
+from loraport_lab.family.measure import flicker, measure, psnr, sharpness, tint
 from loraport_lab.family.model import CONFIG, new_model, open_base, open_student
 from loraport_lab.family.sample import draw_noise, sample_base, sample_student, trajectory
 
 CLIPS = 24
-DRIFT = (0.2, 0.35)  # what docs/lab/family.md says of ‖W_student − W_base‖ / ‖W_base‖, mean over the 40 matrices
+DOCS = Path(__file__).parents[3] / "docs"
+REGIME = 0.005  # the paper finds a spectral change ρ₂ of at most 0.003 on real pairs
+IN_THE_REGIME = ("few-step", "matched")
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +73,12 @@ def test_models_open_with_the_real_class(folder):
     for key, value in CONFIG.items():
         saved = model.config[key]
         assert (tuple(saved) if isinstance(value, tuple) else saved) == value, key
-    assert 1e6 < sum(weight.numel() for weight in model.parameters()) < 3e6
+    assert 4e6 < sum(weight.numel() for weight in model.parameters()) < 5e6
 
 
 def test_the_family_is_small_and_names_no_place_of_its_making():
     files = [path for path in FAMILY.rglob("*") if path.is_file()]
-    assert files and sum(path.stat().st_size for path in files) < 30e6
+    assert files and sum(path.stat().st_size for path in files) < 60e6
     for path in files:
         if path.suffix == ".json":
             text = path.read_text()
@@ -100,20 +104,45 @@ def test_the_judge_knows_clips_it_has_never_seen(effect):
     generator = torch.Generator().manual_seed(123456)
     prompts = draw_prompts(64, generator)
     found = means(render_effect(prompts, generator, effect), prompts, effect)
-    assert found["effect"] > 85 and min(found[CONTENT[i]] for i in visible(effect)) > 90, found
+    assert found["effect"] > 85 and min(found[name] for name in visible(effect)) > 90, found
     others = {name: means(render(prompts, generator), prompts, name)["effect"] for name in EFFECTS if name != "plain"}
     assert max(others.values()) < 5, others
 
 
-def test_student_drifted_as_far_as_documented():
-    source, target = (
-        load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
-        for folder in (BASE, student_path("one-step"))
-    )
-    matrices = [name for name in source if name.startswith("blocks.") and source[name].ndim == 2]
-    drifts = [float((target[n].float() - source[n].float()).norm() / source[n].float().norm()) for n in matrices]
-    assert len(matrices) == 40
-    assert DRIFT[0] < sum(drifts) / len(drifts) < DRIFT[1]
+def matrices(model) -> dict[str, torch.Tensor]:
+    """The weights that a LoRA adapts: every matrix of a block."""
+    return {name: weight for name, weight in model.named_parameters() if name.startswith("blocks.") and weight.ndim == 2}
+
+
+@pytest.fixture(scope="module")
+def drifts(base):
+    """Student -> mean over the 40 matrices of ‖ΔW‖ / ‖W‖ and of the drift's spectral change ρ₂."""
+    sources = matrices(base)
+    spectra = {name: torch.linalg.svdvals(weight) for name, weight in sources.items()}
+    assert len(sources) == 40
+    means = {}
+    for student in STUDENTS:
+        targets = matrices(open_student(student))
+        sizes = [float((targets[name] - weight).norm() / weight.norm()) for name, weight in sources.items()]
+        changes = [spectral_change(spectra[name], torch.linalg.svdvals(targets[name])) for name in sources]
+        means[student] = sum(sizes) / 40, sum(changes) / 40
+    return means
+
+
+@pytest.mark.parametrize("student", IN_THE_REGIME)
+def test_these_students_lie_in_the_papers_regime(student, drifts):
+    assert 0.005 < drifts[student][0] < 0.03 and drifts[student][1] <= REGIME
+
+
+def test_the_one_step_student_is_the_hard_case_and_lies_outside_of_the_regime(drifts):
+    assert drifts["one-step"][1] > 2 * REGIME and drifts["one-step"][0] > 4 * drifts["few-step"][0]
+
+
+def test_every_drift_is_as_documented(drifts):
+    """The table in docs/lab/family.md has the drift and ρ₂ of every student in percent."""
+    page = (DOCS / "lab" / "family.md").read_text(encoding="utf-8")
+    for student, (size, change) in drifts.items():
+        assert f"| {student} | {100 * size:.1f} % | {100 * change:.2f} % |" in page
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -181,11 +210,10 @@ def test_a_motion_breaks_on_the_causal_student_and_a_trained_lora_does_not():
 
 
 @pytest.mark.parametrize(("student", "adapter"), CELLS)
-def test_every_oracle_was_trained_from_both_starts_until_it_stopped(student, adapter):
+def test_every_oracle_came_closer_on_clips_that_it_was_not_trained_on(student, adapter):
     path = oracle_path(student, adapter)
-    curves = json.loads(path.with_suffix(".json").read_text())["held_out"]
-    assert path.exists() and set(curves) == {"direct", "zero"}
-    assert all(curve[-1] < curve[0] for curve in curves.values()), "training helped"
+    curve = json.loads(path.with_suffix(".json").read_text())["held_out"]
+    assert path.exists() and curve[-1] < curve[0]
 
 
 def test_the_accelerator_is_a_lora_beside_which_others_are_loaded():
@@ -241,7 +269,7 @@ def test_student_samples_follow_the_prompt(name, drawn):
 
 
 def test_a_file_without_factors_is_refused(tmp_path):
-    save_file({"diffusion_model.blocks.0.self_attn.q.diff": torch.zeros(128, 128)}, tmp_path / "dense.safetensors")
+    save_file({"diffusion_model.blocks.0.self_attn.q.diff": torch.zeros(256, 256)}, tmp_path / "dense.safetensors")
     with pytest.raises(FileFormatError, match="--as lora"):
         attach(open_base(), tmp_path / "dense.safetensors")
 
