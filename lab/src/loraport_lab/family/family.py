@@ -38,10 +38,10 @@ class Adapter:
 STUDENTS = {
     student.name: student
     for student in (
-        Student("one-step", "regression to the ends of trajectories, one step", "euler", (0,)),
         Student("few-step", "regression to segments of trajectories, four steps", "euler", (0, 3, 6, 8)),
-        Student("causal", "frame-causal attention, frame after frame, two steps each", "streaming", (0, 6)),
         Student("matched", "distribution matching, two steps with fresh noise between them", "renoise", (0, 6)),
+        Student("one-step", "regression to the ends of trajectories, one step", "euler", (0,)),
+        Student("causal", "frame-causal attention, frame after frame, two steps each", "streaming", (0, 6)),
         Student("accelerator", "a LoRA of rank 16 on the base, two steps", "euler", (0, 6), accelerator=True),
     )
 }
