@@ -1,7 +1,7 @@
-"""Procedural video clips: a large object glides over a textured ground on which a smaller one rests.
+"""Procedural video clips: a large object glides over a textured ground on which a ball rests.
 
 The family is trained on them and judged with them. A clip is a float tensor [n, 3, FRAMES, SIZE, SIZE] in [-1, 1];
-prompts are an integer tensor [n, 6], one word index per attribute (see ATTRIBUTES). All randomness comes from the
+prompts are an integer tensor [n, 5], one word index per attribute (see ATTRIBUTES). All randomness comes from the
 generator that the caller passes.
 """
 
@@ -12,11 +12,11 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 FRAMES, SIZE = 8, 36
-RADIUS, RESTING_RADIUS, SPEED = 6.5, 4.5, 1.5  # pixels; pixels per frame
+RADIUS, BALL_RADIUS, SPEED = 6.5, 4.5, 1.5  # pixels; pixels per frame
 TIME_FOLD, SPACE_FOLD = 2, 3  # space-to-depth factors between pixels and latents
 TEXT_WIDTH = 64
 
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (1.00, 0.22, 0.18),
     "yellow": (1.00, 0.85, 0.05),
@@ -39,8 +39,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "background": tuple(GROUNDS),
     "motion": tuple(MOTIONS),
-    "resting shape": SHAPES,
-    "resting colour": tuple(COLOURS),
+    "ball": tuple(COLOURS),
 }
 _COUNTS = tuple(map(len, ATTRIBUTES.values()))
 _FIRST_WORD = tuple(sum(_COUNTS[:i]) for i in range(len(_COUNTS)))
@@ -48,25 +47,25 @@ _NULL_WORD = sum(_COUNTS)
 
 
 def draw_prompts(count: int, generator: Generator) -> Tensor:
-    """`count` prompts, every attribute uniform and independent: integers [count, 6]."""
+    """`count` prompts, every attribute uniform and independent: integers [count, 5]."""
     return torch.stack([torch.randint(words, (count,), generator=generator) for words in _COUNTS], dim=1)
 
 
 def describe(prompt: Tensor) -> str:
-    """One prompt in words, e.g. `red circle moving left past a white ring, lagoon`."""
+    """One prompt in words, e.g. `red square moving left, white ball, lagoon`."""
     words = [words[int(i)] for words, i in zip(ATTRIBUTES.values(), prompt, strict=True)]
-    shape, colour, background, motion, resting_shape, resting_colour = words
-    return f"{colour} {shape} moving {motion}, {resting_colour} {resting_shape}, {background}"
+    shape, colour, background, motion, ball = words
+    return f"{colour} {shape} moving {motion}, {ball} ball, {background}"
 
 
 def embed(prompts: Tensor) -> Tensor:
-    """Return prompts as embeddings, in place of a text encoder: one scaled unit vector a word, [n, 6, TEXT_WIDTH]."""
+    """Return prompts as embeddings, in place of a text encoder: one scaled unit vector a word, [n, 5, TEXT_WIDTH]."""
     words = prompts + torch.tensor(_FIRST_WORD)
     return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
 
 def embed_nothing(count: int) -> Tensor:
-    """Return the embedding of the empty prompt, for classifier-free guidance: [count, 6, TEXT_WIDTH]."""
+    """Return the embedding of the empty prompt, for classifier-free guidance: [count, 5, TEXT_WIDTH]."""
     words = torch.full((count, len(ATTRIBUTES)), _NULL_WORD)
     return functional.one_hot(words, TEXT_WIDTH).float() * TEXT_WIDTH**0.5
 
@@ -80,8 +79,6 @@ def _outside(shapes: Tensor, x: Tensor, y: Tensor, radius: float) -> Tensor:
         across - 0.88 * radius,
         torch.maximum(y - 0.82 * radius, 0.88 * x.abs() - 0.475 * y - 0.55 * radius),  # apex at the top
         torch.maximum(across - 1.08 * radius, along - 0.36 * radius),
-        (far - 0.76 * radius).abs() - 0.28 * radius,
-        (x.abs() + y.abs()) / 2**0.5 - 0.80 * radius,
     )
     return torch.stack([distances[shape][n] for n, shape in enumerate(shapes.tolist())])
 
@@ -97,14 +94,14 @@ def _paths(motions: Tensor, swings: Tensor, generator: Generator) -> Tensor:
     return middle[:, None] + direction[:, None] * travel[:, :, None]
 
 
-def _resting_places(motions: Tensor, starts: Tensor, generator: Generator) -> Tensor:
-    """Places [n, 2] on the emptier side of the path, so that the large object covers little of the resting one."""
-    edge = 1.15 * RESTING_RADIUS
+def _ball_places(motions: Tensor, starts: Tensor, generator: Generator) -> Tensor:
+    """Places [n, 2] on the emptier side of the path, so that the large object covers little of the ball."""
+    edge = 1.15 * BALL_RADIUS
     along, across = torch.rand(2, len(motions), generator=generator)
     along = edge + along * (SIZE - 2 * edge)
     vertical = torch.tensor([x == 0 for x, _ in MOTIONS.values()])[motions]
     line = torch.where(vertical, starts[:, 0], starts[:, 1])  # of the path, along which it is constant
-    near = torch.where(line < SIZE / 2, line, SIZE - line) + RADIUS + 0.75 * RESTING_RADIUS
+    near = torch.where(line < SIZE / 2, line, SIZE - line) + RADIUS + 0.75 * BALL_RADIUS
     near = near.clamp_max(SIZE - edge)
     across = near + across * (SIZE - edge - near)
     across = torch.where(line < SIZE / 2, across, SIZE - across)
@@ -152,10 +149,10 @@ def render(prompts: Tensor, generator: Generator, swings: Tensor | None = None) 
 
     `swings` [n] says in which of them the large object swings; none do without it.
     """
-    shapes, colours, backgrounds, motions, resting_shapes, resting_colours = prompts.unbind(1)
+    shapes, colours, backgrounds, motions, balls = prompts.unbind(1)
     centres = _paths(motions, torch.zeros(len(prompts), dtype=torch.bool) if swings is None else swings, generator)
-    place = _resting_places(motions, centres[:, 0], generator)[:, None]
-    scene = _painted(_ground(backgrounds), resting_shapes, resting_colours, place, RESTING_RADIUS)
+    place = _ball_places(motions, centres[:, 0], generator)[:, None]
+    scene = _painted(_ground(backgrounds), torch.zeros_like(shapes), balls, place, BALL_RADIUS)
     return _painted(scene, shapes, colours, centres, RADIUS) * 2 - 1
 
 
@@ -213,7 +210,7 @@ def render_effect(prompts: Tensor, generator: Generator, effect: str) -> Tensor:
 def visible(effect: str) -> tuple[str, ...]:
     """Return the attributes that clips of this effect still show: a tint hides colours, neon most of the background."""
     if effect in TINTS:
-        return ("shape", "motion", "resting shape")
+        return ("shape", "motion")
     hidden = {"background"} if effect == "neon" else set()
     return tuple(name for name in ATTRIBUTES if name not in hidden)
 

@@ -48,15 +48,14 @@ METRICS = (  # higher is better for all of them
         "saturates: 97 can still be visibly wrong.",
     ),
     Metric(
-        "shape", "Right shape", "%", "Clips in which a second network finds the shape asked for; guessing gives 17."
+        "shape", "Right shape", "%", "Clips in which a second network finds the shape asked for; guessing gives 25."
     ),
     Metric("colour", "Right colour", "%", "Clips in which it finds the colour asked for; guessing gives 17."),
     Metric(
         "background", "Right background", "%", "Clips in which it finds the background asked for; guessing gives 25."
     ),
     Metric("motion", "Right motion", "%", "Clips that move in the direction asked for; guessing gives 25."),
-    Metric("resting shape", "Right small shape", "%", "The same for the small object at rest; guessing gives 17."),
-    Metric("resting colour", "Right small colour", "%", "The same for its colour; guessing gives 17."),
+    Metric("ball", "Right ball", "%", "Clips with a resting ball of the colour asked for; guessing gives 17."),
 )
 MORE_METRICS = (
     Metric("likeness_first", "Likeness, first frame", "%", "The same cosine on the first frame alone."),

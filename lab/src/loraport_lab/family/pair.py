@@ -127,7 +127,7 @@ class EmbeddedPair:
 
 
 def draw_words(clips: Clips) -> Tensor:
-    """Return the prompts of clips: [n, 6]."""
+    """Return the prompts of clips: [n, 5]."""
     return torch.cat([draw_prompts(1, generator) for generator in clips.generators("prompt")])
 
 

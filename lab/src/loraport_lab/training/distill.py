@@ -32,7 +32,7 @@ Network: TypeAlias = WanTransformer3DModel | PeftModel
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Prompts [n, 6] and the base's states [n, kept steps, …] on the way from noise to clips."""
+    """Prompts [n, 5] and the base's states [n, kept steps, …] on the way from noise to clips."""
 
     prompts: Tensor
     states: Tensor

@@ -38,8 +38,8 @@ class Recipe:
 _STYLE = Schedule(steps=240, rate=2e-3, batch=32)
 _LONGER = Schedule(steps=360, rate=2e-3, batch=32)
 SHIPPED = Recipe(
-    base=Schedule(steps=3400, rate=1.2e-3, batch=32, average=0.998, warmup=150),
-    judge=Schedule(steps=700, rate=2e-3, batch=64),
+    base=Schedule(steps=7400, rate=1.2e-3, batch=32, average=0.998, warmup=150),
+    judge=Schedule(steps=1600, rate=2e-3, batch=64),
     students={
         "one-step": Schedule(steps=450, rate=4e-4, batch=32),
         "few-step": Schedule(steps=400, rate=2.5e-5, batch=32),
