@@ -36,18 +36,18 @@ class Recipe:
 
 
 _STYLE = Schedule(steps=240, rate=2e-3, batch=32)
-_LONGER = Schedule(steps=360, rate=2e-3, batch=32)
+_LONGER = Schedule(steps=300, rate=2e-3, batch=32)
 SHIPPED = Recipe(
     base=Schedule(steps=7400, rate=1.2e-3, batch=32, average=0.998, warmup=150),
     judge=Schedule(steps=1600, rate=2e-3, batch=64),
     students={
-        "one-step": Schedule(steps=450, rate=4e-4, batch=32),
+        "one-step": Schedule(steps=400, rate=4e-4, batch=32),
         "few-step": Schedule(steps=400, rate=2.5e-5, batch=32),
-        "causal": Schedule(steps=450, rate=2e-4, batch=32),
+        "causal": Schedule(steps=300, rate=2e-4, batch=32),
         "matched": Schedule(steps=150, rate=3e-5, batch=32),
-        "accelerator": Schedule(steps=300, rate=2e-3, batch=32),
+        "accelerator": Schedule(steps=240, rate=2e-3, batch=32),
     },
-    matching=Schedule(steps=360, rate=3e-5, batch=32),
+    matching=Schedule(steps=300, rate=3e-5, batch=32),
     adapters={
         "noir": _STYLE,
         "retro": _STYLE,
@@ -55,7 +55,7 @@ SHIPPED = Recipe(
         "swing": _LONGER,
         "noir-b": _STYLE,
     },
-    oracle=Rounds(Schedule(steps=100, rate=1e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=4, gain=0.03),
+    oracle=Rounds(Schedule(steps=80, rate=1e-3, batch=16, average=0.97, warmup=20, fall=0.5), most=3, gain=0.03),
     trajectories=768,
     styled=256,
     held_out=48,
