@@ -199,7 +199,9 @@ def _save_model(model: WanTransformer3DModel, folder: Path) -> None:
     model.register_to_config(_name_or_path="")  # else the path it was opened from is written down
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as partial:
-        model.to("cpu", torch.float16).save_pretrained(partial / "transformer")
+        for weight in model.parameters():  # not `model.to`, which warns that some of them are better kept in float32
+            weight.data = weight.data.to("cpu", torch.float16)
+        model.save_pretrained(partial / "transformer")
 
 
 def _save_adapter(adapter: PeftModel, path: Path) -> None:
