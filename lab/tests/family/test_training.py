@@ -26,7 +26,7 @@ from loraport_lab.training.train import needed, plan, train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
 SMALL = Size(width=64, blocks=2)
-CELLS = ("causal/swing", "matched/neon", "accelerator/retro")
+CELLS = ("causal/swing", "matched/neon", "accelerator/noir")
 ALL = (*STUDENTS, *ADAPTERS, *CELLS)
 TINY = Recipe(
     base=BRIEF,
@@ -132,7 +132,7 @@ def test_killed_five_times_is_as_if_never_killed(whole, tmp_path):
         ("trajectories", 2),
         ("swing", 2),
         ("matched-matching", 1),
-        ("causal/swing/0", 1),
+        ("causal/swing/1", 1),
     ]:
         with pytest.raises(PulledPlugError):
             make(tmp_path, stop_at=stop_at)
