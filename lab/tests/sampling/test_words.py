@@ -59,7 +59,7 @@ def test_every_name_of_the_family_is_a_place_and_others_are_not():
     assert known_place("style.safetensors") == "style.safetensors"
     for name in ("base", *STUDENTS, *ADAPTERS):
         assert known_place(f"toy:{name}").removeprefix("source+").startswith("/")
-    with pytest.raises(SettingsError, match="known: base, one-step"):
+    with pytest.raises(SettingsError, match="known: base, few-step, matched"):
         known_place("toy:two-step")
 
 
