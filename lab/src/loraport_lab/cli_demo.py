@@ -13,7 +13,7 @@ from loraport.cli.help import GroupedCommand
 from loraport.cli.options import MessageOptions, Overwrite, folder_path
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 
-STYLE, STUDENT = "noir", "one-step"
+STYLE, STUDENT = "noir", "matched"
 METHOD, BESIDE = "casa", "undo:0.25"
 CLIPS = 64
 NOTHING = "none"
