@@ -33,7 +33,7 @@ from loraport_lab.pages.lab_titles import TITLES
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 from tests.test_arrows import imports
 
-CELL = Cell(STUDENTS["causal"], ADAPTERS["retro"])
+CELL = Cell(STUDENTS["causal"], ADAPTERS["noir"])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def sampled(session: Session, path) -> torch.Tensor:
 @pytest.mark.parametrize("method", ["direct", "casa", "core", "undo:0.25"])
 def test_a_row_is_what_the_transferred_file_gives(method, session, tmp_path):
     out = tmp_path / "out.safetensors"
-    places = str(adapter_path("retro")), str(FAMILY / "base"), target_place("causal")
+    places = str(adapter_path("noir")), str(FAMILY / "base"), target_place("causal")
     transfer(TransferConfig(*places, str(out), method=method, format="diffusers", dtype="fp32"))
     latents = session.sample(session.student, transferred(method)(session.material), session.evaluation)
     assert torch.allclose(as_clips(latents), sampled(session, out), atol=2e-3)
@@ -62,7 +62,7 @@ def test_a_row_is_what_the_transferred_file_gives(method, session, tmp_path):
 
 def test_the_oracles_row_is_the_oracles_file(session):
     latents = session.sample(session.student, oracle(session.material), session.evaluation)
-    assert torch.allclose(as_clips(latents), sampled(session, oracle_path("causal", "retro")), atol=2e-3)
+    assert torch.allclose(as_clips(latents), sampled(session, oracle_path("causal", "noir")), atol=2e-3)
     plain = session.sample(session.student, nothing(session.material), session.evaluation)
     assert not torch.allclose(as_clips(latents), as_clips(plain), atol=0.1)
 
@@ -142,7 +142,7 @@ def test_long_cells_come_first():
             )
         )
 
-    assert work("few-step", "noir") > work("causal", "retro") > work("few-step", "retro") > work("one-step", "retro")
+    assert work("few-step", "noir") > work("causal", "noir") > work("few-step", "retro") > work("one-step", "retro")
 
 
 NOISE = torch.linspace(-1, 1, 40)
@@ -202,11 +202,11 @@ def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):
 @pytest.mark.parametrize("calibration", [False, True])
 def test_a_family_with_missing_files_is_refused_with_the_line_that_makes_them(calibration, tmp_path):
     """With calibration also the adapters that are worn beside and whose gains are borrowed."""
-    others = " swing noir" if calibration else ""
+    others = " retro swing" if calibration else ""
     made = "train it, .*: python -m loraport_lab.training.train --out .* "
-    made += f"--only base judge causal causal/retro retro{others}$"
+    made += f"--only base judge causal causal/noir noir{others}$"
     with pytest.raises(InputError, match=f"base is missing; {made}"):
-        run_lab(tmp_path, family=tmp_path, cells=["causal/retro"], calibration=calibration)
+        run_lab(tmp_path, family=tmp_path, cells=["causal/noir"], calibration=calibration)
 
 
 def test_more_clips_begin_with_other_ones_but_the_same_seeds_give_the_same():

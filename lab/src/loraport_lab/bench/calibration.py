@@ -25,7 +25,7 @@ SETTINGS = CalibrationSettings(clips=FIT_CLIPS)
 STUDIED_CELLS = (
     *(("one-step", adapter) for adapter in ("noir", "retro", "swing")),
     ("few-step", "neon"),
-    ("causal", "retro"),
+    ("causal", "noir"),
 )
 """Where controls, strengths and stacks are measured too, and clip counts where the student has one step."""
 COUNTS = (4, 8, 32, 64)
