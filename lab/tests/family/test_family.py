@@ -111,7 +111,9 @@ def test_the_judge_knows_clips_it_has_never_seen(effect):
 
 def matrices(model) -> dict[str, torch.Tensor]:
     """The weights that a LoRA adapts: every matrix of a block."""
-    return {name: weight for name, weight in model.named_parameters() if name.startswith("blocks.") and weight.ndim == 2}
+    return {
+        name: weight for name, weight in model.named_parameters() if name.startswith("blocks.") and weight.ndim == 2
+    }
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_the_solution_is_that_of_all_residuals_written_out(problem):
 
 
 def test_the_linear_model_predicts_what_the_network_then_does(problem):
-    """On the clips of the fit, the residual falls as the normal equations say, within a quarter: the network is not linear."""
+    """On the clips of the fit the residual falls as the normal equations say, within a quarter."""
     fit, terms, rows = problem
     E = solve(terms, ridge_strength(terms, SHARE))
     before = sum(t.weight**2 * float(np.square(r).sum()) for t, (_, r) in zip(terms, rows, strict=True))
