@@ -1,0 +1,203 @@
+"""What is measured of one adapter on one student: clips of every row, and statistics of the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from loraport.analysis.measures.concentration import head_share
+from loraport.analysis.measures.rigidity import spectral_change
+from loraport.compute import layer_generator
+from loraport.files.disk.atomic import write_whole
+from loraport.inputs.rank import auto_rank
+from loraport.lazy_property import lazy_property
+from loraport.methods.casa import decide, decided_update
+from loraport.methods.layer import Layer, Update
+from loraport.methods.recipes import find_recipe
+from loraport.methods.settings import PAPER
+from loraport.spectral.kernels import norm
+from loraport.spectral.low_rank import cosine
+from loraport_lab.bench.agreement import content
+from loraport_lab.bench.evaluate import added, as_clips
+from loraport_lab.bench.material import EVALUATION_SEEDS, Cell, Material, SharedNoise, draw
+from loraport_lab.family.family import Student, oracle_path
+from loraport_lab.family.judge import open_judge
+from loraport_lab.family.measure import measure
+from loraport_lab.family.model import open_base
+from loraport_lab.family.sample import in_portions, sample_base, sample_student
+from loraport_lab.regime.points import Places, Point
+from loraport_lab.training.fit import save_whole
+
+METHODS = {
+    "direct": "direct",
+    "casa": "casa",
+    "casa, full rank": "casa",
+    "restore-only": "restore-only",
+    "arbitrate-only": "arbitrate-only",
+    "undo:0.25, rank 2r": "undo:0.25",
+    **{f"undo:{amount}": f"undo:{amount}" for amount in (0.1, 0.25, 0.5, 1)},
+    "core": "core",
+    "prolora": "prolora",
+}
+"""Row -> method. `casa`, `undo:0.25, rank 2r` and `prolora` are cut to the rank of a file, twice the LoRA's."""
+CUT = ("casa", "undo:0.25, rank 2r", "prolora")
+METRICS = ("psnr", "effect", "content")
+Updates = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One adapter at one strength on one student, in the folder of its point."""
+
+    point: Point
+    material: Material
+    strength: float
+    clips: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, point: Point, folder: Path, adapter: Cell, strength: float, clips: int, device: torch.device) -> Subject:
+        """Return the subject of a point's folder."""
+        return cls(point, Material(adapter, folder), strength, clips, device)
+
+    @property
+    def student(self) -> Student:
+        """How clips are sampled."""
+        return self.point.student
+
+    @lazy_property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every layer as a transfer sees it, with the adapter at its strength."""
+        layers = self.material.layers
+        return {name: replace(layer, lora=layer.lora.scaled(self.strength)) for name, layer in layers.items()}
+
+    @lazy_property
+    def noise(self) -> SharedNoise:
+        """Prompts and noise, the same for all subjects."""
+        return draw(EVALUATION_SEEDS, self.clips)
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether the same adapter was trained on the student; at another strength it was not."""
+        cell = self.material.cell
+        return self.strength == 1 and oracle_path(cell.student.name, cell.adapter.name, self.material.family).exists()
+
+    def rows(self) -> Iterable[tuple[str, Updates]]:
+        """Yield the rows: what is added to the student's weights."""
+        yield "student", {}
+        if self.has_oracle:
+            yield "oracle", {name: low.dense() for name, low in self.material.oracle.items()}
+        for row, method in METHODS.items():
+            yield row, transferred(method, self.layers, cut=row in CUT)
+
+    def reference(self, places: Places) -> Tensor:
+        """Return the clips of base + adapter, from the base's own sampling; kept for all students of the base."""
+        name = f"{self.point.base.name}-{self.material.cell.adapter.name}-{self.strength:g}-{self.clips}.pt"
+        file = places.references / name
+        if not file.exists():
+            model = open_base(self.material.family).to(self.device)
+            with added(model, self._on_device({name: layer.lora.dense() for name, layer in self.layers.items()})):
+                latents = [sample_base(model, *portion).cpu() for portion in self._portions()]
+            save_whole(torch.cat(latents), file)
+        return as_clips(torch.load(file, weights_only=True))
+
+    def sample(self, model: WanTransformer3DModel, updates: Updates) -> Tensor:
+        """Return clips of the student with these updates added to its weights."""
+        with added(model, self._on_device(updates)):
+            latents = [sample_student(model, self.student, *portion).cpu() for portion in self._portions()]
+        return as_clips(torch.cat(latents))
+
+    def _portions(self) -> Iterable[tuple[Tensor, ...]]:
+        return in_portions([self.noise.prompts, self.noise.noise.to(self.device)])
+
+    def _on_device(self, updates: Updates) -> Updates:
+        return {name: update.to(self.device) for name, update in updates.items()}
+
+
+def transferred(method: str, layers: Mapping[str, Layer], *, cut: bool) -> Updates:
+    """Return a method's updates, dense; where they are `cut`, at the rank that a file of it would have."""
+    recipe = find_recipe(method)
+    updates = {}
+    for name, layer in layers.items():
+        update = recipe(layer)
+        if cut and not update.is_low_rank:
+            rank = auto_rank(layer.lora.rank, low_rank=False)
+            updates[name] = update.factorized(rank, layer_generator(0, name)).dense()
+        else:
+            updates[name] = update.dense()
+    return updates
+
+
+def measure_cell(subject: Subject, places: Places, file: Path) -> None:
+    """Measure all rows and all statistics, and write them whole."""
+    reference, judge = subject.reference(places), open_judge(subject.material.family)
+    model, effect = subject.material.student().to(subject.device), subject.material.cell.adapter.effect
+    rows: dict[str, dict[str, list[float]]] = {}
+    for row, updates in subject.rows():
+        values = measure(judge, subject.sample(model, updates), subject.noise.prompts, effect, reference)
+        values["content"] = content(values)
+        rows[row] = {metric: [round(float(value), 4) for value in values[metric]] for metric in METRICS}
+    facts = {"prompts": subject.noise.words, "rows": rows, "statistics": statistics(subject.layers)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def statistics(layers: Mapping[str, Layer]) -> dict[str, float]:
+    """Return the mean over layers of each statistic of `layer_numbers`."""
+    each = [layer_numbers(layer, name) for name, layer in layers.items()]
+    return {key: sum(numbers[key] for numbers in each) / len(each) for key in each[0]}
+
+
+def layer_numbers(layer: Layer, name: str) -> dict[str, float]:
+    """Return the numbers of one layer by which the paper describes when its method applies, and what CASA does."""
+    upright = layer.transposed() if layer.is_wide else layer
+    if upright.basis is None or upright.target is None:
+        raise TypeError(f"layer {name} comes without the bases of source and target")
+    weight, drift, S = norm(upright.basis.S), norm(layer.drift), upright.basis.S
+    decisions = decide(upright)
+    update = decided_update(upright, decisions, PAPER)
+    facts = update.facts
+    return {
+        "drift": drift / weight,
+        "rho2": spectral_change(S, upright.target.S),
+        "lora": layer.lora.norm() / weight,
+        "cosine": cosine(layer.lora, layer.drift),
+        "k": facts["k"] / len(S),
+        "clusters": facts["clusters"] / max(1, facts["k"]),
+        "largest cluster": facts["largest_cluster"],
+        "drift in head": head_share(decisions.drift_routing.send),
+        "LoRA in head": head_share(_sent(upright, upright.basis.Vh)),
+        "restored": facts["restored"],
+        "arbitrated": facts["arbitrated"] / decisions.C_lora.numel(),
+        "correction": update.change_norm() / weight,
+        "kept": _kept(update, upright, name),
+    }
+
+
+def _sent(layer: Layer, Vh: Tensor) -> Tensor:
+    """Return ‖D_lora·v_j‖ of each right direction; orthonormal columns before it change no norm."""
+    return torch.linalg.vector_norm(torch.linalg.qr(layer.lora.B).R @ (layer.lora.A @ Vh.mT), dim=0)
+
+
+def _kept(update: Update, layer: Layer, name: str) -> float:
+    """Return the share of the correction that a file of twice the LoRA's rank keeps; all of it where there is none."""
+    if update.is_low_rank:
+        return 1.0
+    rank = auto_rank(layer.lora.rank, low_rank=False)
+    kept = update.kept_correction(update.factorized(rank, layer_generator(0, name)))
+    return 1.0 if kept is None else kept
+
+
+def read_cell(file: Path) -> dict[str, Any]:
+    """Return what `measure_cell` wrote."""
+    facts: dict[str, Any] = json.loads(file.read_text())
+    return facts
+
+

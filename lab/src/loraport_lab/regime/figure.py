@@ -1,0 +1,90 @@
+"""The map as a figure: the change against direct reuse over the size of the drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from loraport.reports.figures import STYLE, as_png
+from loraport.sampling.statistics import Interval
+from loraport_lab.regime.table import Line
+
+COLOURS = ("#c2571a", "#3b8f5a", "#2f5fd0", "#8a4fbf", "#5d6470", "#9a7d1e")
+MARKERS = {"few-step": "o", "one-step": "s", "matched": "^", "causal": "D", "accelerator": "P"}
+INK = "#1b1e24"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture: a row of the table and the number that is drawn of it."""
+
+    title: str
+    row: str
+    value: Callable[[Line], Interval | None]
+    unit: str
+    linear: float
+    """Where the vertical scale stops to be linear."""
+    factor: float = 1.0
+
+
+PANELS = (
+    Panel("casa: fidelity", "casa", lambda line: line.fidelity, "dB against direct", 0.5),
+    Panel("a quarter of undo: fidelity", "undo:0.25", lambda line: line.fidelity, "dB against direct", 0.5),
+    Panel("casa: effect", "casa", lambda line: line.effect, "points against direct", 5),
+    Panel("casa: gap to the oracle closed", "casa", lambda line: line.closed, "%", 50, 100.0),
+)
+
+
+def draw_map(lines: Sequence[Line]) -> bytes:
+    """Return the figure as a PNG; adapters at another strength are left out."""
+    shown = [line for line in lines if line.strength == 1 and "rho2" in line.statistics]
+    widths = sorted({line.width for line in shown})
+    colours = dict(zip(widths, COLOURS, strict=False))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 6.2), layout="constrained")
+        for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+            _draw_panel(axes, panel, [line for line in shown if line.row == panel.row], colours)
+        students = [name for name in MARKERS if any(line.student == name for line in shown)]
+        handles = [
+            *(_sign(f"{width} wide", color=colours[width]) for width in widths),
+            *(_sign(name, marker=MARKERS[name], color=INK) for name in students),
+        ]
+        if any(line.where != "here" for line in shown):
+            handles.append(_sign("measured elsewhere", color=INK, hollow=True))
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6), columnspacing=1.2)
+    return as_png(figure)
+
+
+def _sign(label: str, *, color: str, marker: str = "o", hollow: bool = False) -> Line2D:
+    return Line2D([], [], linestyle="", label=label, color=color, marker=marker, **_face(color, hollow))
+
+
+def _face(color: str, hollow: bool) -> dict[str, object]:
+    return {"markerfacecolor": "white" if hollow else color, "markersize": 5}
+
+
+def _draw_panel(axes: Axes, panel: Panel, lines: Sequence[Line], colours: dict[int, str]) -> None:
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=panel.linear, linscale=1.2)
+    axes.yaxis.set_major_formatter("{x:+g}")
+    for line in lines:
+        interval = panel.value(line)
+        if interval is None:
+            continue
+        value, low, high = (panel.factor * end for end in (interval.value, interval.low, interval.high))
+        color = colours[line.width]
+        axes.errorbar(
+            100 * line.statistics["rho2"], value, yerr=[[value - low], [high - value]], color=color,
+            marker=MARKERS.get(line.student, "o"), elinewidth=0.7, alpha=0.9 if interval.sign else 0.45,
+            **_face(color, line.where != "here"),
+        )  # fmt: skip
+    axes.set_title(panel.title, loc="left", color=INK)
+    axes.set_ylabel(panel.unit)
+    axes.set_xlabel("ρ₂ of the drift, mean over layers, %")
+    axes.xaxis.set_major_formatter("{x:g}")

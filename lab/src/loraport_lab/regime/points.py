@@ -1,0 +1,188 @@
+"""The points of the map: bases of several widths, and students that left them by several amounts.
+
+A point is a family of its own, of one student, in the folder layout that the rest of the lab reads; what it shares with
+other points is linked into its folder. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+
+from loraport_lab.family.family import ADAPTERS, STUDENTS, Adapter, Student
+from loraport_lab.family.model import Size
+from loraport_lab.training.fit import Schedule
+from loraport_lab.training.recipe import SHIPPED, Recipe, Rounds
+
+BLOCKS = 4
+ADAPTERS_USED = ("noir", "swing")
+"""A style, which touches colours alone, and a motion."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: how wide, how long trained, from which seed."""
+
+    width: int
+    steps: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A name for folders, such as `w128-t3000`."""
+        return f"w{self.width}-t{self.steps}" + (f"-seed{self.seed}" if self.seed else "")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student leaves its base: by which loss, how fast, and after how many steps one looks at it.
+
+    The rate is constant, so that a shorter training is the beginning of a longer one, and one training gives a student
+    for each number of steps.
+    """
+
+    student: str
+    rate: float
+    steps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """A name for folders, such as `few-step-1e-04`."""
+        return f"{self.student}-{self.rate:.0e}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One student: a base, a distillation, and the number of steps."""
+
+    base: Base
+    distillation: Distillation
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """`base/distillation-steps`."""
+        return f"{self.base.name}/{self.distillation.name}-t{self.steps}"
+
+    @property
+    def student(self) -> Student:
+        """How its clips are sampled."""
+        return STUDENTS[self.distillation.student]
+
+    @property
+    def before(self) -> Point | None:
+        """The point at which the same training was looked at before."""
+        earlier = [steps for steps in self.distillation.steps if steps < self.steps]
+        return replace(self, steps=max(earlier)) if earlier else None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all points share: how long adapters and oracles learn, and on how many clips all is measured."""
+
+    adapters: Schedule
+    start: int
+    """Steps of regression with which distribution matching begins."""
+    oracle: Rounds
+    warmup: int
+    batch: int
+    trajectories: int
+    styled: int
+    held_out: int
+    clips: int
+    judge: Schedule
+
+    def recipe(self, base: Base, distillation: Distillation | None = None, steps: int = 0) -> Recipe:
+        """Return the recipe of a base with its adapters, or of a student after so many steps."""
+        students, matching = {}, SHIPPED.matching
+        if distillation is not None:
+            schedule = self._constant(distillation, steps)
+            students, matching = {distillation.student: schedule}, schedule
+            if STUDENTS[distillation.student].sampler == "renoise":
+                start = replace(schedule, steps=self.start, save_every=self.start)
+                students = {distillation.student: start}
+        return Recipe(
+            base=Schedule(steps=base.steps, rate=2e-3, batch=self.batch, average=0.998, warmup=min(150, base.steps)),
+            judge=self.judge,
+            students=students,
+            matching=matching,
+            adapters=dict.fromkeys(ADAPTERS, self.adapters),
+            oracle=self.oracle,
+            trajectories=self.trajectories,
+            styled=self.styled,
+            held_out=self.held_out,
+            size=Size(base.width, BLOCKS),
+        )
+
+    def _constant(self, distillation: Distillation, steps: int) -> Schedule:
+        """Return a schedule that neither falls nor forgets to keep a checkpoint where one looks."""
+        every = gcd(*distillation.steps)
+        return Schedule(
+            steps, distillation.rate, self.batch, average=0.98, warmup=self.warmup, fall=0.0, save_every=every
+        )
+
+
+SCALE = Scale(
+    adapters=Schedule(steps=240, rate=2e-3, batch=32),
+    start=75,
+    oracle=Rounds(Schedule(steps=90, rate=1e-3, batch=16, average=0.96, warmup=15, fall=0.5), most=1, gain=0.03),
+    warmup=30,
+    batch=32,
+    trajectories=512,
+    styled=256,
+    held_out=32,
+    clips=64,
+    judge=SHIPPED.judge,
+)
+_LOOKS = (75, 300)
+_NARROW, _MIDDLE, _WIDE = Base(96, 3000), Base(128, 3000), Base(256, 4000)
+_SHORT = Base(128, 1000)
+GRID: tuple[tuple[Base, Distillation], ...] = (
+    *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4, 2e-5)),
+    *((_MIDDLE, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4, 3e-3)),
+    (_WIDE, Distillation("few-step", 1e-4, _LOOKS)),
+    (_WIDE, Distillation("one-step", 1e-4, _LOOKS)),
+    *((_NARROW, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4, 2e-5)),
+    *((_NARROW, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4, 3e-3)),
+    *((_MIDDLE, Distillation("matched", rate, _LOOKS)) for rate in (2e-5, 2e-4)),
+    *((_SHORT, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
+    (_SHORT, Distillation("one-step", 5e-4, _LOOKS)),
+    (_WIDE, Distillation("few-step", 6e-4, _LOOKS)),
+    (_WIDE, Distillation("one-step", 1e-3, _LOOKS)),
+)
+"""In the order in which they are made: what says most comes first."""
+
+
+def points_of(grid: tuple[tuple[Base, Distillation], ...]) -> list[Point]:
+    """Return the points in the order of the grid, the shorter trainings of a distillation first."""
+    return [Point(base, how, steps) for base, how in grid for steps in sorted(how.steps)]
+
+
+def adapters_used() -> tuple[Adapter, ...]:
+    """Return the adapters that are put on every student."""
+    return tuple(ADAPTERS[name] for name in ADAPTERS_USED)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything lies below one folder."""
+
+    out: Path
+
+    def base(self, base: Base) -> Path:
+        """Return the folder of a base, its adapters and their trajectories."""
+        return self.out / "bases" / base.name
+
+    def point(self, point: Point) -> Path:
+        """Return the folder of a point: a family of one student."""
+        return self.out / "points" / point.name
+
+    def cell(self, point: Point, adapter: Adapter, strength: float) -> Path:
+        """Return the file of what was measured of one adapter on one student."""
+        return self.out / "cells" / point.name / f"{adapter.name}-{strength:g}.json"
+
+    @property
+    def references(self) -> Path:
+        """The folder of what base + adapter make."""
+        return self.out / "references"

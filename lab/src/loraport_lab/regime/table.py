@@ -1,0 +1,145 @@
+"""The map as a table: a line for each point, adapter and row, with its intervals and the cell's statistics."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, tensor
+
+from loraport.sampling.statistics import Interval, mean_interval
+from loraport_lab.bench.statistics import gap_closed
+from loraport_lab.family.family import Adapter
+from loraport_lab.regime.cells import METRICS
+from loraport_lab.regime.points import BLOCKS, Point
+
+STATISTICS = (
+    *("drift", "rho2", "lora", "cosine", "k", "clusters", "largest cluster", "drift in head", "LoRA in head"),
+    *("restored", "arbitrated", "correction", "kept"),
+)
+"""The statistics of a cell, in the order of the table's columns."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row on one adapter on one student, against direct reuse of the same adapter there."""
+
+    where: str
+    """`here`, or what else measured it."""
+    width: int
+    blocks: int
+    base_steps: int
+    seed: int
+    student: str
+    rate: float | None
+    steps: int | None
+    adapter: str
+    strength: float
+    row: str
+    level: float | None
+    """Fidelity itself, in dB."""
+    fidelity: Interval | None
+    effect: Interval | None
+    content: Interval | None
+    closed: Interval | None
+    """The share of the gap in fidelity to the oracle that is closed; None where there is no such gap."""
+    statistics: Mapping[str, float]
+
+    @property
+    def cell(self) -> tuple[object, ...]:
+        """What tells cells apart."""
+        return (*self.base, self.student, self.rate, self.steps, self.adapter, self.strength)
+
+    @property
+    def base(self) -> tuple[object, ...]:
+        """What tells bases apart."""
+        return (self.where, self.width, self.blocks, self.base_steps, self.seed)
+
+
+_INTERVALS = ("fidelity", "effect", "content", "closed")
+_PLAIN = tuple(field.name for field in fields(Line) if field.name not in (*_INTERVALS, "statistics"))
+_ENDS = ("value", "low", "high")
+COLUMNS = (*_PLAIN, *(f"{name} {end}" for name in _INTERVALS for end in _ENDS), *STATISTICS)
+
+
+def lines_of(point: Point, adapter: Adapter, strength: float, facts: Mapping[str, Any]) -> list[Line]:
+    """Return a cell's lines, from what was measured of each clip."""
+    prompts = facts["prompts"]
+    rows = {
+        row: {metric: tensor(values[metric]) for metric in METRICS} for row, values in facts["rows"].items()
+    }
+    direct, oracle = rows["direct"], rows.get("oracle")
+    lines = []
+    for row, values in rows.items():
+        changes = {metric: mean_interval(values[metric] - direct[metric], prompts) for metric in METRICS}
+        closed = None
+        if oracle is not None:
+            closed = gap_closed(values["psnr"], direct["psnr"], oracle["psnr"], prompts)
+        lines.append(
+            Line(
+                "here", point.base.width, BLOCKS, point.base.steps, point.base.seed, point.student.name,
+                point.distillation.rate, point.steps, adapter.name, strength, row, _mean(values["psnr"]),
+                changes["psnr"], changes["effect"], changes["content"], closed, facts["statistics"],
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def as_csv(lines: Iterable[Line]) -> bytes:
+    """Return the table as a CSV file."""
+    target = io.StringIO()
+    writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        plain = {name: getattr(line, name) for name in _PLAIN}
+        cells = {f"{name} {end}": _end(getattr(line, name), end) for name in _INTERVALS for end in _ENDS}
+        writer.writerow({name: _text(value) for name, value in (plain | cells | dict(line.statistics)).items()})
+    return target.getvalue().encode()
+
+
+def _end(interval: Interval | None, end: str) -> float | None:
+    return None if interval is None else float(asdict(interval)[end])
+
+
+def _text(value: object) -> object:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+
+
+def read_lines(file: Path) -> list[Line]:
+    """Return the lines of a table."""
+    with file.open(newline="") as opened:
+        return [_line(record) for record in csv.DictReader(opened)]
+
+
+def _line(record: Mapping[str, str]) -> Line:
+    def number(name: str) -> float | None:
+        return float(record[name]) if record[name] else None
+
+    def whole(name: str) -> int:
+        return int(record[name])
+
+    def interval(name: str) -> Interval | None:
+        value, low, high = (number(f"{name} {end}") for end in _ENDS)
+        if value is None:
+            return None
+        return Interval(value, float("-inf") if low is None else low, float("inf") if high is None else high)
+
+    steps = int(record["steps"]) if record["steps"] else None
+    return Line(
+        record["where"], whole("width"), whole("blocks"), whole("base_steps"), whole("seed"), record["student"],
+        number("rate"), steps, record["adapter"], float(record["strength"]), record["row"], number("level"),
+        *(interval(name) for name in _INTERVALS), {key: float(record[key]) for key in STATISTICS if record[key]},
+    )  # fmt: skip
+
+
+def row_of(lines: Sequence[Line], row: str) -> list[Line]:
+    """Return the lines of one row, a cell each."""
+    return [line for line in lines if line.row == row]

@@ -1,0 +1,164 @@
+"""Points of the map are made from shared stages, looked at on the way, measured, and told apart by statistics."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from safetensors.torch import load_file
+
+from loraport.errors import SettingsError
+from loraport.sampling.statistics import Interval
+from loraport_lab.bench.material import Cell
+from loraport_lab.family.family import ADAPTERS
+from loraport_lab.regime.cells import METHODS, Subject, layer_numbers, measure_cell, read_cell
+from loraport_lab.regime.explain import explain
+from loraport_lab.regime.figure import draw_map
+from loraport_lab.regime.points import SCALE, Base, Distillation, Places, Point, points_of
+from loraport_lab.regime.run import chosen, collect, explanation_csv, make_map, write_map
+from loraport_lab.regime.stages import Workshop
+from loraport_lab.regime.table import STATISTICS, Line, as_csv, lines_of, read_lines
+from loraport_lab.training.fit import Schedule
+from loraport_lab.training.recipe import Rounds
+
+BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
+TINY = replace(
+    SCALE, adapters=BRIEF, start=1, oracle=Rounds(BRIEF, most=1, gain=0.0), warmup=1, batch=2, trajectories=3,
+    styled=3, held_out=1, clips=3, judge=BRIEF,
+)  # fmt: skip
+BASE = Base(64, 2)
+FEW, MATCHED = Distillation("few-step", 1e-3, (1, 3)), Distillation("matched", 1e-3, (1, 2))
+
+
+class PulledPlugError(Exception):
+    """Ends a training in the middle of a step."""
+
+
+def workshop(out, stop_at=None, taken=None) -> Workshop:
+    def progress(stage: str, step: int, steps: int, loss: float) -> None:
+        if taken is not None:
+            taken.append((stage, step))
+        if (stage, step) == stop_at:
+            raise PulledPlugError
+
+    return Workshop(Places(out), TINY, torch.device("cpu"), progress)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder in which the base, its adapters and the trajectories are there."""
+    folder = tmp_path_factory.mktemp("map")
+    torch.set_num_threads(1)
+    workshop(folder).make_base(BASE)
+    return folder
+
+
+def weights(folder, student):
+    return load_file(folder / "students" / student / "transformer/diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [FEW, MATCHED], ids=lambda how: how.student)
+def test_a_later_look_is_as_if_one_had_not_looked_before(out, tmp_path, how):
+    short, long = points_of(((BASE, how),))
+    shutil.copytree(out, tmp_path, symlinks=True, dirs_exist_ok=True)
+    taken = []
+    later = weights(workshop(tmp_path, taken=taken).make_student(long), how.student)
+    assert len(taken) == len(set(taken)), "a step was taken twice"
+    earlier = weights(tmp_path / "points" / short.name, how.student)
+    assert not all(torch.equal(earlier[name], later[name]) for name in later)
+    alone = Point(BASE, replace(how, steps=(max(how.steps),)), max(how.steps))
+    shutil.rmtree(tmp_path / "points")
+    once = weights(workshop(tmp_path).make_student(alone), how.student)
+    assert all(torch.equal(once[name], later[name]) for name in later)
+
+
+@pytest.mark.slow
+def test_a_killed_map_goes_on_where_it_was(out, tmp_path):
+    points = points_of(((BASE, FEW),))
+    shutil.copytree(out, tmp_path, symlinks=True, dirs_exist_ok=True)
+    with pytest.raises(PulledPlugError):
+        make_map(workshop(tmp_path, stop_at=("few-step", 2)), points)
+    taken = []
+    make_map(workshop(tmp_path, taken=taken), points)
+    assert ("few-step", 1) not in taken and ("few-step", 3) in taken
+    make_map(workshop(tmp_path, taken=(again := [])), points)
+    assert again == []
+    lines = collect(Places(tmp_path), points)
+    assert {line.row for line in lines} == {"student", "oracle", *METHODS}
+    assert {(line.steps, line.adapter) for line in lines} == {(steps, name) for steps in (1, 3) for name in ("noir", "swing")}
+    assert all(line.fidelity == Interval(0, 0, 0) for line in lines if line.row == "direct")
+    drifts = {line.steps: line.statistics["drift"] for line in lines}
+    assert 0 < drifts[1] < drifts[3]
+    write_map(lines, tmp_path)
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert as_csv(read_lines(tmp_path / "map.csv")) == as_csv(lines)
+
+
+@pytest.mark.slow
+def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out):
+    point = Point(BASE, replace(FEW, steps=(1,)), 1)
+    folder = workshop(out).make_student(point)
+    cell = Cell(point.student, ADAPTERS["noir"])
+    plain, strong = (Subject.of(point, folder, cell, amount, 3, torch.device("cpu")) for amount in (1.0, 2.0))
+    name = next(iter(plain.layers))
+    assert torch.allclose(strong.layers[name].lora.dense(), 2 * plain.layers[name].lora.dense())
+    assert not torch.equal(plain.reference(Places(out)), strong.reference(Places(out)))
+    measure_cell(strong, Places(out), out / "strong.json")
+    facts = read_cell(out / "strong.json")
+    assert "oracle" not in facts["rows"] and set(facts["statistics"]) == set(STATISTICS)
+    numbers = {amount: layer_numbers(one.layers[name], name) for amount, one in ((1, plain), (2, strong))}
+    assert numbers[2]["lora"] == pytest.approx(2 * numbers[1]["lora"]) and numbers[2]["rho2"] == numbers[1]["rho2"]
+    assert all(line.closed is None for line in lines_of(point, cell.adapter, 2.0, facts))
+    json.dumps(facts, allow_nan=False)
+
+
+def test_patterns_choose_points():
+    points = points_of(((BASE, FEW), (BASE, MATCHED)))
+    assert chosen(points, []) == points
+    assert [point.steps for point in chosen(points, ["*/few-step-*"])] == [1, 3]
+    with pytest.raises(SettingsError, match="fits no point"):
+        chosen(points, ["w999*"])
+
+
+def made_up(width: int, rho2: float, gain: float, row: str = "casa", where: str = "here") -> Line:
+    still = dict.fromkeys(STATISTICS, 0.5)
+    interval = Interval(gain, gain - 0.1, gain + 0.1)
+    return Line(
+        where, width, 4, 100, 0, "few-step", rho2, 10, "noir", 1.0, row, 20 + gain, interval, interval, interval, None,
+        still | {"rho2": rho2},
+    )  # fmt: skip
+
+
+def map_of(gain_of) -> list[Line]:
+    return [
+        made_up(width, rho2, gain_of(width, rho2))
+        for width in (64, 128, 256)
+        for rho2 in (0.001, 0.003, 0.01, 0.03, 0.1)
+    ]
+
+
+def test_what_decides_the_sign_is_found_and_what_does_not_is_not():
+    by_rho2 = {one.statistic: one for one in explain(map_of(lambda width, rho2: 1.0 if rho2 < 0.02 else -1.0), "casa")}
+    assert by_rho2["rho2"].correlation < -0.8 and by_rho2["rho2"].signs == 1.0 and by_rho2["rho2"].guess == 0.6
+    assert abs(by_rho2["width"].correlation) < 0.01 and by_rho2["width"].within is None
+    by_width = {one.statistic: one for one in explain(map_of(lambda width, rho2: width / 100 - 1), "casa")}
+    assert by_width["width"].correlation == pytest.approx(1.0)
+    assert by_width["rho2"].within is None or abs(by_width["rho2"].within) < 0.01
+    assert "drift" not in by_width, "a statistic that is the same everywhere explains nothing"
+
+
+def test_too_few_cells_explain_nothing():
+    assert explain(map_of(lambda width, rho2: rho2)[:3], "casa") == []
+    assert explanation_csv([]).decode().startswith("statistic,cells,correlation")
+
+
+def test_the_figure_takes_points_of_other_widths_and_places():
+    lines = map_of(lambda width, rho2: width / 100 - 20 * rho2)
+    more = [*lines, made_up(640, 0.002, 1.0, where="a card"), *(replace(line, row="undo:0.25") for line in lines)]
+    assert draw_map(more) != draw_map(lines) and draw_map(more) == draw_map(more)
