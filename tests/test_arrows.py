@@ -116,6 +116,7 @@ LAB: dict[str, set[str]] = {
     "provider": {"family"},
     "training": {"workers", "family"},
     "bench": {"", "workers", "family", "training"},
+    "regime": {"family", "training", "bench"},
     "demo": {"family", "training"},
     "pages": {"family", "bench", "demo"},
     "cli_demo": {"family", "demo", "pages"},

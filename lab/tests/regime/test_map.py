@@ -91,8 +91,10 @@ def test_a_killed_map_goes_on_where_it_was(out, tmp_path):
     assert again == []
     lines = collect(Places(tmp_path), points)
     assert {line.row for line in lines} == {"student", "oracle", *METHODS}
-    assert {(line.steps, line.adapter) for line in lines} == {(steps, name) for steps in (1, 3) for name in ("noir", "swing")}
-    assert all(line.fidelity == Interval(0, 0, 0) for line in lines if line.row == "direct")
+    assert {(line.steps, line.adapter) for line in lines} == {
+        (steps, name) for steps in (1, 3) for name in ("noir", "swing")
+    }
+    assert all(line.fidelity == Interval(0.0, 0.0, 0.0) for line in lines if line.row == "direct")
     drifts = {line.steps: line.statistics["drift"] for line in lines}
     assert 0 < drifts[1] < drifts[3]
     write_map(lines, tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ class Subject:
     device: torch.device
 
     @classmethod
-    def of(cls, point: Point, folder: Path, adapter: Cell, strength: float, clips: int, device: torch.device) -> Subject:
+    def of(
+        cls, point: Point, folder: Path, adapter: Cell, strength: float, clips: int, device: torch.device
+    ) -> Subject:
         """Return the subject of a point's folder."""
         return cls(point, Material(adapter, folder), strength, clips, device)
 
@@ -199,5 +201,3 @@ def read_cell(file: Path) -> dict[str, Any]:
     """Return what `measure_cell` wrote."""
     facts: dict[str, Any] = json.loads(file.read_text())
     return facts
-
-

@@ -1,4 +1,4 @@
-"""Which statistic of a cell goes with the method's gain: rank correlations, and the sign told on bases not fitted to."""
+"""Which statistic of a cell goes with the gain: rank correlations, and the sign told on bases not fitted to."""
 
 from __future__ import annotations
 

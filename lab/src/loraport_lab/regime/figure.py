@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from loraport.reports.figures import STYLE, as_png
 from loraport.sampling.statistics import Interval
-from loraport_lab.regime.table import Line
+from loraport_lab.regime.table import HERE, Line
 
 COLOURS = ("#c2571a", "#3b8f5a", "#2f5fd0", "#8a4fbf", "#5d6470", "#9a7d1e")
 MARKERS = {"few-step": "o", "one-step": "s", "matched": "^", "causal": "D", "accelerator": "P"}
@@ -54,7 +55,7 @@ def draw_map(lines: Sequence[Line]) -> bytes:
             *(_sign(f"{width} wide", color=colours[width]) for width in widths),
             *(_sign(name, marker=MARKERS[name], color=INK) for name in students),
         ]
-        if any(line.where != "here" for line in shown):
+        if any(line.where != HERE for line in shown):
             handles.append(_sign("measured elsewhere", color=INK, hollow=True))
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6), columnspacing=1.2)
     return as_png(figure)
@@ -78,11 +79,11 @@ def _draw_panel(axes: Axes, panel: Panel, lines: Sequence[Line], colours: dict[i
         if interval is None:
             continue
         value, low, high = (panel.factor * end for end in (interval.value, interval.low, interval.high))
-        color = colours[line.width]
+        known = isfinite(high - low)  # of some points elsewhere the value alone is known
         axes.errorbar(
-            100 * line.statistics["rho2"], value, yerr=[[value - low], [high - value]], color=color,
-            marker=MARKERS.get(line.student, "o"), elinewidth=0.7, alpha=0.9 if interval.sign else 0.45,
-            **_face(color, line.where != "here"),
+            100 * line.statistics["rho2"], value, yerr=[[value - low], [high - value]] if known else None,
+            color=colours[line.width], marker=MARKERS.get(line.student, "o"), elinewidth=0.7,
+            alpha=0.45 if known and not interval.sign else 0.9, **_face(colours[line.width], line.where != HERE),
         )  # fmt: skip
     axes.set_title(panel.title, loc="left", color=INK)
     axes.set_ylabel(panel.unit)

@@ -124,32 +124,32 @@ class Scale:
 
 
 SCALE = Scale(
-    adapters=Schedule(steps=240, rate=2e-3, batch=32),
-    start=75,
+    adapters=Schedule(steps=200, rate=2e-3, batch=32),
+    start=60,
     oracle=Rounds(Schedule(steps=90, rate=1e-3, batch=16, average=0.96, warmup=15, fall=0.5), most=1, gain=0.03),
     warmup=30,
     batch=32,
-    trajectories=512,
-    styled=256,
+    trajectories=384,
+    styled=192,
     held_out=32,
     clips=64,
     judge=SHIPPED.judge,
 )
-_LOOKS = (75, 300)
-_NARROW, _MIDDLE, _WIDE = Base(96, 3000), Base(128, 3000), Base(256, 4000)
+_LOOKS = (60, 240)
+_NARROW, _MIDDLE, _WIDE = Base(96, 2000), Base(128, 2000), Base(256, 3400)
 _SHORT = Base(128, 1000)
 GRID: tuple[tuple[Base, Distillation], ...] = (
-    *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4, 2e-5)),
-    *((_MIDDLE, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4, 3e-3)),
-    (_WIDE, Distillation("few-step", 1e-4, _LOOKS)),
-    (_WIDE, Distillation("one-step", 1e-4, _LOOKS)),
-    *((_NARROW, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4, 2e-5)),
-    *((_NARROW, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4, 3e-3)),
+    *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
+    *((_MIDDLE, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4)),
+    *((_WIDE, Distillation("few-step", rate, _LOOKS)) for rate in (6e-4, 1e-4)),
+    *((_WIDE, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 1e-3)),
     *((_MIDDLE, Distillation("matched", rate, _LOOKS)) for rate in (2e-5, 2e-4)),
+    *((_NARROW, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
+    *((_NARROW, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4)),
     *((_SHORT, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
     (_SHORT, Distillation("one-step", 5e-4, _LOOKS)),
-    (_WIDE, Distillation("few-step", 6e-4, _LOOKS)),
-    (_WIDE, Distillation("one-step", 1e-3, _LOOKS)),
+    (_MIDDLE, Distillation("few-step", 2e-5, _LOOKS)),
+    (_MIDDLE, Distillation("one-step", 3e-3, _LOOKS)),
 )
 """In the order in which they are made: what says most comes first."""
 

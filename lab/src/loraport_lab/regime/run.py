@@ -25,7 +25,7 @@ from loraport_lab.regime.explain import Explanation, explain
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import GRID, SCALE, Base, Distillation, Places, Point, adapters_used, points_of
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.table import Line, as_csv, lines_of, read_lines
+from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, read_lines
 from loraport_lab.training.train import Printer
 
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -42,7 +42,7 @@ def strengths_of(point: Point) -> tuple[float, ...]:
     return STRENGTHS if whole else (1.0,)
 
 
-def make_map(workshop: Workshop, points: Sequence[Point]) -> None:
+def make_map(workshop: Workshop, points: Sequence[Point], *, oracles: bool = True) -> None:
     """Make what is missing of these points, one after the other."""
     places = workshop.places
     for point in points:
@@ -51,7 +51,9 @@ def make_map(workshop: Workshop, points: Sequence[Point]) -> None:
                 file = places.cell(point, adapter, strength)
                 if file.exists():
                     continue
-                folder = workshop.make_oracle(point, adapter) if strength == 1 else workshop.make_student(point)
+                folder = workshop.make_student(point)
+                if oracles and strength == 1:
+                    workshop.make_oracle(point, adapter)
                 cell = Cell(point.student, adapter)
                 subject = Subject.of(point, folder, cell, strength, workshop.scale.clips, workshop.device)
                 began = time.time()
@@ -104,7 +106,17 @@ def main(grid: tuple[tuple[Base, Distillation], ...] = GRID) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="points, such as 'w128-*/few-step-*'")
-    parser.add_argument("--beside", nargs="+", default=(), type=Path, metavar="CSV", help="tables to show as well")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="CSV",
+        help="tables whose other places' lines are shown too",
+    )
+    parser.add_argument(
+        "--no-oracles", action="store_true", help="train no adapter on a student: the gap stays unknown"
+    )
     parser.add_argument("--table", action="store_true", help="make nothing, only write table and figure")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -113,8 +125,9 @@ def main(grid: tuple[tuple[Base, Distillation], ...] = GRID) -> None:
     try:
         if not arguments.table:
             with listening():
-                make_map(Workshop(places, SCALE, device, Printer(began)), chosen(points, arguments.only))
-        others = [line for file in arguments.beside for line in read_lines(file)]
+                workshop = Workshop(places, SCALE, device, Printer(began))
+                make_map(workshop, chosen(points, arguments.only), oracles=not arguments.no_oracles)
+        others = [line for file in arguments.beside for line in read_lines(file) if line.where != HERE]
         write_map([*collect(places, points), *others], arguments.out)
     except LoraportError as error:
         parser.error(str(error))

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from loraport_lab.family.family import Adapter
 from loraport_lab.regime.cells import METRICS
 from loraport_lab.regime.points import BLOCKS, Point
 
+HERE = "here"
+"""Where a line was measured, if this program did it."""
 STATISTICS = (
     *("drift", "rho2", "lora", "cosine", "k", "clusters", "largest cluster", "drift in head", "LoRA in head"),
     *("restored", "arbitrated", "correction", "kept"),
@@ -29,7 +32,7 @@ class Line:
     """One row on one adapter on one student, against direct reuse of the same adapter there."""
 
     where: str
-    """`here`, or what else measured it."""
+    """`here` for what this program measured, else a name for what did."""
     width: int
     blocks: int
     base_steps: int
@@ -69,9 +72,7 @@ COLUMNS = (*_PLAIN, *(f"{name} {end}" for name in _INTERVALS for end in _ENDS), 
 def lines_of(point: Point, adapter: Adapter, strength: float, facts: Mapping[str, Any]) -> list[Line]:
     """Return a cell's lines, from what was measured of each clip."""
     prompts = facts["prompts"]
-    rows = {
-        row: {metric: tensor(values[metric]) for metric in METRICS} for row, values in facts["rows"].items()
-    }
+    rows = {row: {metric: tensor(values[metric]) for metric in METRICS} for row, values in facts["rows"].items()}
     direct, oracle = rows["direct"], rows.get("oracle")
     lines = []
     for row, values in rows.items():
@@ -81,7 +82,7 @@ def lines_of(point: Point, adapter: Adapter, strength: float, facts: Mapping[str
             closed = gap_closed(values["psnr"], direct["psnr"], oracle["psnr"], prompts)
         lines.append(
             Line(
-                "here", point.base.width, BLOCKS, point.base.steps, point.base.seed, point.student.name,
+                HERE, point.base.width, BLOCKS, point.base.steps, point.base.seed, point.student.name,
                 point.distillation.rate, point.steps, adapter.name, strength, row, _mean(values["psnr"]),
                 changes["psnr"], changes["effect"], changes["content"], closed, facts["statistics"],
             )
@@ -106,7 +107,8 @@ def as_csv(lines: Iterable[Line]) -> bytes:
 
 
 def _end(interval: Interval | None, end: str) -> float | None:
-    return None if interval is None else float(asdict(interval)[end])
+    value = None if interval is None else float(asdict(interval)[end])
+    return value if value is not None and isfinite(value) else None
 
 
 def _text(value: object) -> object:
