@@ -1,6 +1,5 @@
 """Points of the map are made from shared stages, looked at on the way, measured, and told apart by statistics."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -117,7 +116,6 @@ def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out
     numbers = {amount: layer_numbers(one.layers[name], name) for amount, one in ((1, plain), (2, strong))}
     assert numbers[2]["lora"] == pytest.approx(2 * numbers[1]["lora"]) and numbers[2]["rho2"] == numbers[1]["rho2"]
     assert all(line.closed is None for line in lines_of(point, cell.adapter, 2.0, facts))
-    json.dumps(facts, allow_nan=False)
 
 
 def test_patterns_choose_points():

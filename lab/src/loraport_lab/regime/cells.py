@@ -22,6 +22,7 @@ from loraport.methods.casa import decide, decided_update
 from loraport.methods.layer import Layer, Update
 from loraport.methods.recipes import find_recipe
 from loraport.methods.settings import PAPER
+from loraport.plain_json import json_text
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import cosine
 from loraport_lab.bench.agreement import content
@@ -148,7 +149,7 @@ def measure_cell(subject: Subject, places: Places, file: Path) -> None:
         rows[row] = {metric: [round(float(value), 4) for value in values[metric]] for metric in METRICS}
     facts = {"prompts": subject.noise.words, "rows": rows, "statistics": statistics(subject.layers)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, (json.dumps(facts, indent=1) + "\n").encode())
+    write_whole(file, (json_text(facts, indent=1) + "\n").encode())
 
 
 def statistics(layers: Mapping[str, Layer]) -> dict[str, float]:

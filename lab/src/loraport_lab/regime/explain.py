@@ -44,7 +44,7 @@ def _names() -> tuple[str, ...]:
     return (*STATISTICS, "LoRA over drift", "width", "direct's fidelity")
 
 
-def _value(line: Line, name: str, levels: Mapping[object, float | None]) -> float | None:
+def _value(line: Line, name: str, levels: Mapping[tuple[object, ...], float | None]) -> float | None:
     others = {"width": float(line.width), "direct's fidelity": levels.get(line.cell)}
     known: Mapping[str, float | None] = {**line.statistics, **others}
     if name == "LoRA over drift":

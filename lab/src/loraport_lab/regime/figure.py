@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def _sign(label: str, *, color: str, marker: str = "o", hollow: bool = False) ->
     return Line2D([], [], linestyle="", label=label, color=color, marker=marker, **_face(color, hollow))
 
 
-def _face(color: str, hollow: bool) -> dict[str, object]:
+def _face(color: str, hollow: bool) -> dict[str, Any]:
     return {"markerfacecolor": "white" if hollow else color, "markersize": 5}
 
 

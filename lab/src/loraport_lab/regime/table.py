@@ -135,13 +135,10 @@ def _line(record: Mapping[str, str]) -> Line:
         return Interval(value, float("-inf") if low is None else low, float("inf") if high is None else high)
 
     steps = int(record["steps"]) if record["steps"] else None
+    fidelity, effect, content, closed = map(interval, _INTERVALS)
+    statistics = {key: float(record[key]) for key in STATISTICS if record[key]}
     return Line(
         record["where"], whole("width"), whole("blocks"), whole("base_steps"), whole("seed"), record["student"],
         number("rate"), steps, record["adapter"], float(record["strength"]), record["row"], number("level"),
-        *(interval(name) for name in _INTERVALS), {key: float(record[key]) for key in STATISTICS if record[key]},
+        fidelity, effect, content, closed, statistics,
     )  # fmt: skip
-
-
-def row_of(lines: Sequence[Line], row: str) -> list[Line]:
-    """Return the lines of one row, a cell each."""
-    return [line for line in lines if line.row == row]
