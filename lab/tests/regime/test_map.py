@@ -11,14 +11,24 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
-from loraport.errors import SettingsError
+from loraport.errors import InputError, SettingsError
 from loraport.sampling.statistics import Interval
-from loraport_lab.bench.material import Cell
 from loraport_lab.family.family import ADAPTERS
 from loraport_lab.regime.cells import METHODS, Subject, layer_numbers, measure_cell, read_cell
 from loraport_lab.regime.explain import explain
 from loraport_lab.regime.figure import draw_map
-from loraport_lab.regime.points import SCALE, Base, Distillation, Places, Point, points_of
+from loraport_lab.regime.points import (
+    SCALE,
+    Base,
+    Distillation,
+    MapCell,
+    Places,
+    Point,
+    cells_of,
+    family_cells,
+    points_of,
+    shipped_base,
+)
 from loraport_lab.regime.run import chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.table import STATISTICS, Line, as_csv, lines_of, read_lines
@@ -79,16 +89,16 @@ def test_a_later_look_is_as_if_one_had_not_looked_before(out, tmp_path, how):
 
 @pytest.mark.slow
 def test_a_killed_map_goes_on_where_it_was(out, tmp_path):
-    points = points_of(((BASE, FEW),))
+    cells = cells_of(points_of(((BASE, FEW),)))
     shutil.copytree(out, tmp_path, symlinks=True, dirs_exist_ok=True)
     with pytest.raises(PulledPlugError):
-        make_map(workshop(tmp_path, stop_at=("few-step", 2)), points)
+        make_map(workshop(tmp_path, stop_at=("few-step", 2)), cells)
     taken = []
-    make_map(workshop(tmp_path, taken=taken), points)
+    make_map(workshop(tmp_path, taken=taken), cells)
     assert ("few-step", 1) not in taken and ("few-step", 3) in taken
-    make_map(workshop(tmp_path, taken=(again := [])), points)
+    make_map(workshop(tmp_path, taken=(again := [])), cells)
     assert again == []
-    lines = collect(Places(tmp_path), points)
+    lines = collect(Places(tmp_path), cells)
     assert {line.row for line in lines} == {"student", "oracle", *METHODS}
     assert {(line.steps, line.adapter) for line in lines} == {
         (steps, name) for steps in (1, 3) for name in ("noir", "swing")
@@ -105,8 +115,8 @@ def test_a_killed_map_goes_on_where_it_was(out, tmp_path):
 def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out):
     point = Point(BASE, replace(FEW, steps=(1,)), 1)
     folder = workshop(out).make_student(point)
-    cell = Cell(point.student, ADAPTERS["noir"])
-    plain, strong = (Subject.of(point, folder, cell, amount, 3, torch.device("cpu")) for amount in (1.0, 2.0))
+    cells = [MapCell(point, ADAPTERS["noir"], amount) for amount in (1.0, 2.0)]
+    plain, strong = (Subject(cell, folder, 3, torch.device("cpu")) for cell in cells)
     name = next(iter(plain.layers))
     assert torch.allclose(strong.layers[name].lora.dense(), 2 * plain.layers[name].lora.dense())
     assert not torch.equal(plain.reference(Places(out)), strong.reference(Places(out)))
@@ -115,15 +125,35 @@ def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out
     assert "oracle" not in facts["rows"] and set(facts["statistics"]) == set(STATISTICS)
     numbers = {amount: layer_numbers(one.layers[name], name) for amount, one in ((1, plain), (2, strong))}
     assert numbers[2]["lora"] == pytest.approx(2 * numbers[1]["lora"]) and numbers[2]["rho2"] == numbers[1]["rho2"]
-    assert all(line.closed is None for line in lines_of(point, cell.adapter, 2.0, facts))
+    assert all(line.closed is None for line in lines_of(cells[1], facts))
 
 
 def test_patterns_choose_points():
-    points = points_of(((BASE, FEW), (BASE, MATCHED)))
-    assert chosen(points, []) == points
-    assert [point.steps for point in chosen(points, ["*/few-step-*"])] == [1, 3]
+    cells = cells_of(points_of(((BASE, FEW), (BASE, MATCHED))))
+    assert chosen(cells, []) == cells
+    assert [cell.point.steps for cell in chosen(cells, ["*/few-step-*"])] == [1, 1, 3, 3]
     with pytest.raises(SettingsError, match="fits no point"):
-        chosen(points, ["w999*"])
+        chosen(cells, ["w999*"])
+
+
+def test_students_of_the_family_are_measured_where_they_lie(tmp_path):
+    cell, family = family_cells()[0], tmp_path / "a family"
+    assert cell.point.base == shipped_base() and cell.point.name == "family/few-step"
+    with pytest.raises(SettingsError, match="--family"):
+        workshop(tmp_path).make_student(cell.point)
+    given = replace(workshop(tmp_path), family=family)
+    for make in (lambda: given.make_student(cell.point), lambda: given.make_base(shipped_base())):
+        with pytest.raises(InputError, match="a family holds no family"):
+            make()
+    (family / "base").mkdir(parents=True)
+    assert given.make_oracle(cell.point, cell.adapter) == family
+    assert [path.name for path in family.iterdir()] == ["base"], "nothing is written there"
+
+
+def test_a_grid_asks_for_strengths_at_the_last_point_of_some():
+    cells = cells_of(points_of(((BASE, Distillation("few-step", 1e-4, (1, 2))), (BASE, FEW))))
+    assert {(cell.point.steps, cell.strength) for cell in cells if cell.strength != 1} == {(2, 0.5), (2, 2.0)}
+    assert len({(cell.point.name, cell.adapter.name, cell.strength) for cell in cells}) == len(cells) == 12
 
 
 def made_up(width: int, rho2: float, gain: float, row: str = "casa", where: str = "here") -> Line:

@@ -28,12 +28,12 @@ from loraport.spectral.low_rank import cosine
 from loraport_lab.bench.agreement import content
 from loraport_lab.bench.evaluate import added, as_clips
 from loraport_lab.bench.material import EVALUATION_SEEDS, Cell, Material, SharedNoise, draw
-from loraport_lab.family.family import Student, oracle_path
+from loraport_lab.family.family import oracle_path
 from loraport_lab.family.judge import open_judge
 from loraport_lab.family.measure import measure
 from loraport_lab.family.model import open_base
 from loraport_lab.family.sample import in_portions, sample_base, sample_student
-from loraport_lab.regime.points import Places, Point
+from loraport_lab.regime.points import MapCell, Places
 from loraport_lab.training.fit import save_whole
 
 METHODS = {
@@ -57,29 +57,21 @@ Updates = Mapping[str, Tensor]
 class Subject:
     """One adapter at one strength on one student, in the folder of its point."""
 
-    point: Point
-    material: Material
-    strength: float
+    cell: MapCell
+    folder: Path
     clips: int
     device: torch.device
 
-    @classmethod
-    def of(
-        cls, point: Point, folder: Path, adapter: Cell, strength: float, clips: int, device: torch.device
-    ) -> Subject:
-        """Return the subject of a point's folder."""
-        return cls(point, Material(adapter, folder), strength, clips, device)
-
-    @property
-    def student(self) -> Student:
-        """How clips are sampled."""
-        return self.point.student
+    @lazy_property
+    def material(self) -> Material:
+        """The opened weights."""
+        return Material(Cell(self.cell.point.student, self.cell.adapter), self.folder)
 
     @lazy_property
     def layers(self) -> Mapping[str, Layer]:
         """Every layer as a transfer sees it, with the adapter at its strength."""
         layers = self.material.layers
-        return {name: replace(layer, lora=layer.lora.scaled(self.strength)) for name, layer in layers.items()}
+        return {name: replace(layer, lora=layer.lora.scaled(self.cell.strength)) for name, layer in layers.items()}
 
     @lazy_property
     def noise(self) -> SharedNoise:
@@ -89,8 +81,8 @@ class Subject:
     @property
     def has_oracle(self) -> bool:
         """Whether the same adapter was trained on the student; at another strength it was not."""
-        cell = self.material.cell
-        return self.strength == 1 and oracle_path(cell.student.name, cell.adapter.name, self.material.family).exists()
+        path = oracle_path(self.cell.point.student.name, self.cell.adapter.name, self.folder)
+        return self.cell.strength == 1 and path.exists()
 
     def rows(self) -> Iterable[tuple[str, Updates]]:
         """Yield the rows: what is added to the student's weights."""
@@ -102,10 +94,11 @@ class Subject:
 
     def reference(self, places: Places) -> Tensor:
         """Return the clips of base + adapter, from the base's own sampling; kept for all students of the base."""
-        name = f"{self.point.base.name}-{self.material.cell.adapter.name}-{self.strength:g}-{self.clips}.pt"
+        base = "family" if self.cell.point.of_family else self.cell.point.base.name
+        name = f"{base}-{self.cell.adapter.name}-{self.cell.strength:g}-{self.clips}.pt"
         file = places.references / name
         if not file.exists():
-            model = open_base(self.material.family).to(self.device)
+            model = open_base(self.folder).to(self.device)
             with added(model, self._on_device({name: layer.lora.dense() for name, layer in self.layers.items()})):
                 latents = [sample_base(model, *portion).cpu() for portion in self._portions()]
             save_whole(torch.cat(latents), file)
@@ -114,7 +107,7 @@ class Subject:
     def sample(self, model: WanTransformer3DModel, updates: Updates) -> Tensor:
         """Return clips of the student with these updates added to its weights."""
         with added(model, self._on_device(updates)):
-            latents = [sample_student(model, self.student, *portion).cpu() for portion in self._portions()]
+            latents = [sample_student(model, self.cell.point.student, *portion).cpu() for portion in self._portions()]
         return as_clips(torch.cat(latents))
 
     def _portions(self) -> Iterable[tuple[Tensor, ...]]:
@@ -140,8 +133,8 @@ def transferred(method: str, layers: Mapping[str, Layer], *, cut: bool) -> Updat
 
 def measure_cell(subject: Subject, places: Places, file: Path) -> None:
     """Measure all rows and all statistics, and write them whole."""
-    reference, judge = subject.reference(places), open_judge(subject.material.family)
-    model, effect = subject.material.student().to(subject.device), subject.material.cell.adapter.effect
+    reference, judge = subject.reference(places), open_judge(subject.folder)
+    model, effect = subject.material.student().to(subject.device), subject.cell.adapter.effect
     rows: dict[str, dict[str, list[float]]] = {}
     for row, updates in subject.rows():
         values = measure(judge, subject.sample(model, updates), subject.noise.prompts, effect, reference)

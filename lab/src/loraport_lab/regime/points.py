@@ -6,11 +6,12 @@ other points is linked into its folder. Imports nothing heavy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 
-from loraport_lab.family.family import ADAPTERS, STUDENTS, Adapter, Student
+from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, Adapter, Student
 from loraport_lab.family.model import Size
 from loraport_lab.training.fit import Schedule
 from loraport_lab.training.recipe import SHIPPED, Recipe, Rounds
@@ -18,6 +19,10 @@ from loraport_lab.training.recipe import SHIPPED, Recipe, Rounds
 BLOCKS = 4
 ADAPTERS_USED = ("noir", "swing")
 """A style, which touches colours alone, and a motion."""
+STRENGTHS = (0.5, 2.0)
+"""A smaller and a larger LoRA: the same one, multiplied; an oracle it has as it is alone."""
+STRENGTH_POINTS = (("few-step", 1e-4), ("one-step", 5e-4))
+"""The distillations whose last point is measured with these too."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,14 @@ class Point:
     base: Base
     distillation: Distillation
     steps: int
+    of_family: bool = False
+    """Whether it is a student of the family that the lab ships, which is only measured here."""
 
     @property
     def name(self) -> str:
-        """`base/distillation-steps`."""
+        """`base/distillation-steps`, or `family/student`."""
+        if self.of_family:
+            return f"family/{self.student.name}"
         return f"{self.base.name}/{self.distillation.name}-t{self.steps}"
 
     @property
@@ -136,7 +145,8 @@ SCALE = Scale(
     judge=SHIPPED.judge,
 )
 _LOOKS = (60, 240)
-_NARROW, _MIDDLE, _WIDE = Base(96, 2000), Base(128, 2000), Base(256, 3400)
+_NARROW, _MIDDLE = Base(96, 2000), Base(128, 2000)
+_WIDE = Base(SHIPPED.size.width, SHIPPED.base.steps)
 _SHORT = Base(128, 1000)
 GRID: tuple[tuple[Base, Distillation], ...] = (
     *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
@@ -154,14 +164,49 @@ GRID: tuple[tuple[Base, Distillation], ...] = (
 """In the order in which they are made: what says most comes first."""
 
 
+@dataclass(frozen=True)
+class MapCell:
+    """One adapter at one strength on one student."""
+
+    point: Point
+    adapter: Adapter
+    strength: float = 1.0
+
+
 def points_of(grid: tuple[tuple[Base, Distillation], ...]) -> list[Point]:
     """Return the points in the order of the grid, the shorter trainings of a distillation first."""
     return [Point(base, how, steps) for base, how in grid for steps in sorted(how.steps)]
 
 
-def adapters_used() -> tuple[Adapter, ...]:
-    """Return the adapters that are put on every student."""
-    return tuple(ADAPTERS[name] for name in ADAPTERS_USED)
+def cells_of(points: Sequence[Point]) -> list[MapCell]:
+    """Return the cells of these points, in the order in which they are made."""
+    return [
+        MapCell(point, ADAPTERS[name], strength)
+        for point in points
+        for name in ADAPTERS_USED
+        for strength in (1.0, *(STRENGTHS if _has_strengths(point) else ()))
+    ]
+
+
+def _has_strengths(point: Point) -> bool:
+    how = point.distillation
+    return point.steps == max(how.steps) and (how.student, how.rate) in STRENGTH_POINTS
+
+
+def shipped_base() -> Base:
+    """Return the base of the family that the lab ships."""
+    return Base(SHIPPED.size.width, SHIPPED.base.steps)
+
+
+def family_cells() -> list[MapCell]:
+    """Return the cells of the shipped family; a student's training is said by the rate and steps that moved it last."""
+    base = shipped_base()
+    schedules = {**SHIPPED.students, "matched": SHIPPED.matching}
+    points = {
+        name: Point(base, Distillation(name, schedule.rate, (schedule.steps,)), schedule.steps, of_family=True)
+        for name, schedule in schedules.items()
+    }
+    return [MapCell(points[student], ADAPTERS[adapter]) for student, adapter in CELLS]
 
 
 @dataclass(frozen=True)
@@ -178,9 +223,9 @@ class Places:
         """Return the folder of a point: a family of one student."""
         return self.out / "points" / point.name
 
-    def cell(self, point: Point, adapter: Adapter, strength: float) -> Path:
+    def cell(self, cell: MapCell) -> Path:
         """Return the file of what was measured of one adapter on one student."""
-        return self.out / "cells" / point.name / f"{adapter.name}-{strength:g}.json"
+        return self.out / "cells" / cell.point.name / f"{cell.adapter.name}-{cell.strength:g}.json"
 
     @property
     def references(self) -> Path:

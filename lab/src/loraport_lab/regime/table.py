@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -14,9 +14,8 @@ from torch import Tensor, tensor
 
 from loraport.sampling.statistics import Interval, mean_interval
 from loraport_lab.bench.statistics import gap_closed
-from loraport_lab.family.family import Adapter
 from loraport_lab.regime.cells import METRICS
-from loraport_lab.regime.points import BLOCKS, Point
+from loraport_lab.regime.points import BLOCKS, MapCell
 
 HERE = "here"
 """Where a line was measured, if this program did it."""
@@ -69,9 +68,9 @@ _ENDS = ("value", "low", "high")
 COLUMNS = (*_PLAIN, *(f"{name} {end}" for name in _INTERVALS for end in _ENDS), *STATISTICS)
 
 
-def lines_of(point: Point, adapter: Adapter, strength: float, facts: Mapping[str, Any]) -> list[Line]:
+def lines_of(cell: MapCell, facts: Mapping[str, Any]) -> list[Line]:
     """Return a cell's lines, from what was measured of each clip."""
-    prompts = facts["prompts"]
+    prompts, point = facts["prompts"], cell.point
     rows = {row: {metric: tensor(values[metric]) for metric in METRICS} for row, values in facts["rows"].items()}
     direct, oracle = rows["direct"], rows.get("oracle")
     lines = []
@@ -83,7 +82,7 @@ def lines_of(point: Point, adapter: Adapter, strength: float, facts: Mapping[str
         lines.append(
             Line(
                 HERE, point.base.width, BLOCKS, point.base.steps, point.base.seed, point.student.name,
-                point.distillation.rate, point.steps, adapter.name, strength, row, _mean(values["psnr"]),
+                point.distillation.rate, point.steps, cell.adapter.name, cell.strength, row, _mean(values["psnr"]),
                 changes["psnr"], changes["effect"], changes["content"], closed, facts["statistics"],
             )
         )  # fmt: skip
