@@ -1,5 +1,6 @@
 """Points of the map are made from shared stages, looked at on the way, measured, and told apart by statistics."""
 
+import csv
 import shutil
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from loraport_lab.regime.points import (
 )
 from loraport_lab.regime.run import chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
+from loraport_lab.regime.summary import summary_csv
 from loraport_lab.regime.table import STATISTICS, Line, as_csv, lines_of, read_lines
 from loraport_lab.training.fit import Schedule
 from loraport_lab.training.recipe import Rounds
@@ -192,3 +194,14 @@ def test_the_figure_takes_points_of_other_widths_and_places():
     lines = map_of(lambda width, rho2: width / 100 - 20 * rho2)
     more = [*lines, made_up(640, 0.002, 1.0, where="a card"), *(replace(line, row="undo:0.25") for line in lines)]
     assert draw_map(more) != draw_map(lines) and draw_map(more) == draw_map(more)
+
+
+def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
+    lines = [made_up(64, 0.01, gain, row) for row in ("casa", "direct") for gain in (0.5, -0.5, 0.05, 0.55)]
+    lines = [replace(line, adapter=str(place % 4)) for place, line in enumerate(lines)]
+    elsewhere = [made_up(640, 0.01, -1.0, row, where="card") for row in ("casa", "direct")]
+    text = summary_csv([*elsewhere, *lines, replace(lines[0], strength=2.0)]).decode().splitlines()
+    table = [dict(zip(next(csv.reader(text[:1])), row, strict=True)) for row in csv.reader(text[1:])]
+    assert [row["width"] for row in table] == ["64", "640 (card)"]
+    assert [row["casa, dB (better / worse)"] for row in table] == ["+0.15 (2 / 1)", "−1.00 (0 / 1)"]
+    assert table[0]["LoRAs"] == "4" and table[0]["ρ₂, %"] == "1" and table[0]["casa, gap closed"] == "–"

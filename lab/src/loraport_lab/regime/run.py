@@ -1,7 +1,7 @@
 """Make the map: `python -m loraport_lab.regime.run --out FOLDER`, on a card with `--device cuda`.
 
-Every stage leaves its result whole or not at all: started again, it goes on where it was. `map.csv`, `map.png` and
-`explanation.csv` in the folder show what is there, also while it is not complete.
+Every stage leaves its result whole or not at all: started again, it goes on where it was. `map.csv`, `map.png`,
+`map-students.csv` and `map-explanation.csv` in the folder show what is there, also while it is not complete.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from loraport_lab.regime.explain import Explanation, explain
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, family_cells, points_of
 from loraport_lab.regime.stages import Workshop
+from loraport_lab.regime.summary import summary_csv
 from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, read_lines
 from loraport_lab.training.train import Printer
 
@@ -52,10 +53,11 @@ def collect(places: Places, cells: Iterable[MapCell]) -> list[Line]:
 
 
 def write_map(lines: Sequence[Line], folder: Path) -> None:
-    """Write the table, the figure, and what goes with the gain."""
+    """Write the table, in full and in short, the figure, and what goes with the gain."""
     write_whole(folder / "map.csv", as_csv(lines))
+    write_whole(folder / "map-students.csv", summary_csv(lines))
     write_whole(folder / "map.png", draw_map(lines))
-    write_whole(folder / "explanation.csv", explanation_csv(explain(lines, EXPLAINED)))
+    write_whole(folder / "map-explanation.csv", explanation_csv(explain(lines, EXPLAINED)))
 
 
 def explanation_csv(found: Sequence[Explanation]) -> bytes:

@@ -1,0 +1,65 @@
+"""The map in short: a line for each student, the changes of its adapters put together."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from loraport.sampling.statistics import Interval
+from loraport_lab.regime.table import HERE, Line
+
+_METHODS = ("casa", "arbitrate-only", "restore-only", "undo:0.25")
+COLUMNS = (
+    *("width", "student", "drift, %", "ρ₂, %", "LoRAs"),
+    *(f"{name}, dB (better / worse)" for name in _METHODS),
+    *("core, dB", "prolora, dB", "casa, effect", "oracle, dB", "casa, gap closed", "undo:0.25, gap closed"),
+)
+MINUS = "\N{MINUS SIGN}"
+
+
+def summary_csv(lines: Sequence[Line]) -> bytes:
+    """Return a line for each student, by width, place and drift; adapters at another strength are left out."""
+    students: dict[tuple[object, ...], list[Line]] = {}
+    for line in lines:
+        if line.strength == 1:
+            students.setdefault((*line.base, line.student, line.rate, line.steps), []).append(line)
+    found = sorted(students.values(), key=lambda group: (group[0].width, group[0].where, _statistic(group, "drift")))
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_summary(group) for group in found)
+    return target.getvalue().encode()
+
+
+def _summary(group: Sequence[Line]) -> list[str]:
+    rows = {row: [line for line in group if line.row == row] for row in {line.row for line in group}}
+    first, direct = group[0], rows["direct"]
+    place = "" if first.where == HERE else f" ({first.where})"
+    return [
+        f"{first.width}{place}",
+        first.student,
+        f"{100 * _statistic(group, 'drift'):.2g}",
+        f"{100 * _statistic(group, 'rho2'):.2g}",
+        str(len(direct)),
+        *(_with_counts(rows.get(name, ())) for name in _METHODS),
+        *(_mean(rows.get(name, ()), lambda line: line.fidelity, "+.2f") for name in ("core", "prolora")),
+        _mean(rows.get("casa", ()), lambda line: line.effect, "+.1f"),
+        _mean(rows.get("oracle", ()), lambda line: line.fidelity, "+.2f"),
+        *(_mean(rows.get(name, ()), lambda line: line.closed, "+.0%") for name in ("casa", "undo:0.25")),
+    ]
+
+
+def _statistic(group: Sequence[Line], name: str) -> float:
+    return sum(line.statistics.get(name, 0.0) for line in group) / len(group)
+
+
+def _with_counts(lines: Sequence[Line]) -> str:
+    known = [line.fidelity for line in lines if line.fidelity is not None]
+    better, worse = (sum(one.sign == sign for one in known) for sign in (1, -1))
+    return f"{_mean(lines, lambda line: line.fidelity, '+.2f')} ({better} / {worse})"
+
+
+def _mean(lines: Sequence[Line], value: Callable[[Line], Interval | None], form: str) -> str:
+    known = [interval.value for interval in map(value, lines) if interval is not None]
+    return format(sum(known) / len(known), form).replace("-", MINUS).replace("%", " %") if known else "–"
