@@ -10,7 +10,7 @@ from loraport.sampling.statistics import Interval
 from loraport_lab.regime.table import HERE, Line
 
 _METHODS = ("casa", "arbitrate-only", "restore-only", "undo:0.25")
-COLUMNS = (
+_COLUMNS = (
     *("width", "student", "drift, %", "ρ₂, %", "LoRAs"),
     *(f"{name}, dB (better / worse)" for name in _METHODS),
     *("core, dB", "prolora, dB", "casa, effect", "oracle, dB", "casa, gap closed", "undo:0.25, gap closed"),
@@ -27,7 +27,7 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
     found = sorted(students.values(), key=lambda group: (group[0].width, group[0].where, _statistic(group, "drift")))
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(_COLUMNS)
     writer.writerows(_summary(group) for group in found)
     return target.getvalue().encode()
 
