@@ -12,10 +12,12 @@ pytest.importorskip("peft")
 
 from safetensors.torch import load_file
 
-from loraport.errors import InputError, SettingsError
+from loraport.errors import SettingsError
 from loraport.sampling.statistics import Interval
-from loraport_lab.family.family import ADAPTERS
-from loraport_lab.regime.cells import METHODS, Subject, layer_numbers, measure_cell, read_cell
+from loraport_lab.bench.material import Cell
+from loraport_lab.bench.rows import rows_of
+from loraport_lab.family.family import ADAPTERS, STUDENTS
+from loraport_lab.regime.cells import METHODS, Subject, measure_cell, read_cell, statistics
 from loraport_lab.regime.explain import explain
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import (
@@ -26,16 +28,23 @@ from loraport_lab.regime.points import (
     Places,
     Point,
     cells_of,
-    family_cells,
     points_of,
-    shipped_base,
 )
 from loraport_lab.regime.run import chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.summary import summary_csv
-from loraport_lab.regime.table import STATISTICS, Line, as_csv, lines_of, read_lines
+from loraport_lab.regime.table import (
+    OF_THE_LAB,
+    STATISTICS,
+    Line,
+    as_a_file,
+    as_csv,
+    lines_of,
+    lines_of_lab,
+    read_lines,
+)
 from loraport_lab.training.fit import Schedule
-from loraport_lab.training.recipe import Rounds
+from loraport_lab.training.recipe import SHIPPED, Rounds
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
 TINY = replace(
@@ -126,7 +135,7 @@ def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out
     measure_cell(strong, Places(out), out / "strong.json")
     facts = read_cell(out / "strong.json")
     assert "oracle" not in facts["rows"] and set(facts["statistics"]) == set(STATISTICS)
-    numbers = {amount: layer_numbers(one.layers[name], name) for amount, one in ((1, plain), (2, strong))}
+    numbers = {amount: statistics({name: one.layers[name]}) for amount, one in ((1, plain), (2, strong))}
     assert numbers[2]["lora"] == pytest.approx(2 * numbers[1]["lora"]) and numbers[2]["rho2"] == numbers[1]["rho2"]
     assert all(line.closed is None for line in lines_of(cells[1], facts))
 
@@ -137,20 +146,6 @@ def test_patterns_choose_points():
     assert [cell.point.steps for cell in chosen(cells, ["*/few-step-*"])] == [1, 1, 3, 3]
     with pytest.raises(SettingsError, match="fits no point"):
         chosen(cells, ["w999*"])
-
-
-def test_students_of_the_family_are_measured_where_they_lie(tmp_path):
-    cell, family = family_cells()[0], tmp_path / "a family"
-    assert cell.point.base == shipped_base() and cell.point.name == "family/few-step"
-    with pytest.raises(SettingsError, match="--family"):
-        workshop(tmp_path).make_student(cell.point)
-    given = replace(workshop(tmp_path), family=family)
-    for make in (lambda: given.make_student(cell.point), lambda: given.make_base(shipped_base())):
-        with pytest.raises(InputError, match="a family holds no family"):
-            make()
-    (family / "base").mkdir(parents=True)
-    assert given.make_oracle(cell.point, cell.adapter) == family
-    assert [path.name for path in family.iterdir()] == ["base"], "nothing is written there"
 
 
 def test_a_grid_asks_for_strengths_at_the_last_point_of_some():
@@ -195,6 +190,28 @@ def test_the_figure_takes_points_of_other_widths_and_places():
     lines = map_of(lambda width, rho2: width / 100 - 20 * rho2)
     more = [*lines, made_up(640, 0.002, 1.0, where="a card"), *(replace(line, row="undo:0.25") for line in lines)]
     assert draw_map(more) != draw_map(lines) and draw_map(more) == draw_map(more)
+
+
+def in_lab(name: str, change: float) -> dict:
+    numbers = {"mean": 20.0, "change": change, "change_low": change - 1, "change_high": change + 1}
+    gap = {"value": 0.5, "low": 0.4, "high": 0.6}
+    return {"name": name, "metrics": dict.fromkeys(("psnr", "effect", "content"), numbers), "gap_closed": {"psnr": gap}}
+
+
+def test_the_labs_cells_of_the_shipped_family_are_lines_too():
+    premises = {"drift": 0.01, "rho2": 0.003, "kept": None}
+    rows = [in_lab(name, place) for place, name in enumerate(OF_THE_LAB.values())]
+    cell = {"student": "matched", "adapter": "noir", "premises": premises, "rows": rows}
+    lines = lines_of_lab({"cells": [cell]})
+    assert {line.row for line in lines} == set(OF_THE_LAB) and {line.base[1:3] for line in lines} == {(256, 4)}
+    casa, halved = (next(line for line in lines if line.row == row) for row in ("casa", "restore-only, rank 2r"))
+    assert casa.fidelity.value == list(OF_THE_LAB).index("casa") and casa.closed == Interval(0.5, 0.4, 0.6)
+    assert casa.statistics == {"drift": 0.01, "rho2": 0.003} and casa.steps == SHIPPED.matching.steps
+    known = {row.name for row in rows_of(Cell(STUDENTS["matched"], ADAPTERS["noir"]))}
+    assert set(OF_THE_LAB.values()) <= known | {"casa, full rank"}
+    assert as_a_file(lines, "restore-only") == [halved] and as_a_file(lines, "casa") == [casa]
+    alone = replace(halved, row="restore-only")
+    assert as_a_file([alone], "restore-only") == [alone] and as_a_file([alone, halved], "restore-only") == [halved]
 
 
 def test_the_summary_has_a_line_a_student_and_counts_sure_changes():

@@ -12,22 +12,18 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from loraport.analysis.measures.concentration import head_share
-from loraport.analysis.measures.rigidity import spectral_change
 from loraport.compute import layer_generator
 from loraport.files.disk.atomic import write_whole
 from loraport.inputs.rank import auto_rank
 from loraport.lazy_property import lazy_property
-from loraport.methods.casa import decide, decided_update
-from loraport.methods.layer import Layer, Update
+from loraport.methods.layer import Layer
 from loraport.methods.recipes import find_recipe
-from loraport.methods.settings import PAPER
 from loraport.plain_json import json_text
-from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import cosine
 from loraport_lab.bench.agreement import content
 from loraport_lab.bench.evaluate import added, as_clips
 from loraport_lab.bench.material import EVALUATION_SEEDS, Cell, Material, SharedNoise, draw
+from loraport_lab.bench.premises import premises
 from loraport_lab.family.family import oracle_path
 from loraport_lab.family.judge import open_judge
 from loraport_lab.family.measure import measure
@@ -38,17 +34,13 @@ from loraport_lab.training.fit import save_whole
 
 METHODS = {
     "direct": "direct",
-    "casa": "casa",
+    **{f"{name}, rank 2r": name for name in ("restore-only", "arbitrate-only", "undo:0.25")},
+    **{name: name for name in ("casa", "restore-only", "arbitrate-only", "core", "prolora")},
     "casa, full rank": "casa",
-    "restore-only": "restore-only",
-    "arbitrate-only": "arbitrate-only",
-    "undo:0.25, rank 2r": "undo:0.25",
     **{f"undo:{amount}": f"undo:{amount}" for amount in (0.1, 0.25, 0.5, 1)},
-    "core": "core",
-    "prolora": "prolora",
 }
-"""Row -> method. `casa`, `undo:0.25, rank 2r` and `prolora` are cut to the rank of a file, twice the LoRA's."""
-CUT = ("casa", "undo:0.25, rank 2r", "prolora")
+"""Row -> method. `casa`, `prolora` and what ends in `rank 2r` are cut to the rank of a file, twice the LoRA's."""
+CUT = ("casa", "prolora", "restore-only, rank 2r", "arbitrate-only, rank 2r", "undo:0.25, rank 2r")
 METRICS = ("psnr", "effect", "content")
 Updates = Mapping[str, Tensor]
 
@@ -94,8 +86,7 @@ class Subject:
 
     def reference(self, places: Places) -> Tensor:
         """Return the clips of base + adapter, from the base's own sampling; kept for all students of the base."""
-        base = "family" if self.cell.point.of_family else self.cell.point.base.name
-        name = f"{base}-{self.cell.adapter.name}-{self.cell.strength:g}-{self.clips}.pt"
+        name = f"{self.cell.point.base.name}-{self.cell.adapter.name}-{self.cell.strength:g}-{self.clips}.pt"
         file = places.references / name
         if not file.exists():
             model = open_base(self.folder).to(self.device)
@@ -146,49 +137,10 @@ def measure_cell(subject: Subject, places: Places, file: Path) -> None:
 
 
 def statistics(layers: Mapping[str, Layer]) -> dict[str, float]:
-    """Return the mean over layers of each statistic of `layer_numbers`."""
-    each = [layer_numbers(layer, name) for name, layer in layers.items()]
-    return {key: sum(numbers[key] for numbers in each) / len(each) for key in each[0]}
-
-
-def layer_numbers(layer: Layer, name: str) -> dict[str, float]:
-    """Return the numbers of one layer by which the paper describes when its method applies, and what CASA does."""
-    upright = layer.transposed() if layer.is_wide else layer
-    if upright.basis is None or upright.target is None:
-        raise TypeError(f"layer {name} comes without the bases of source and target")
-    weight, drift, S = norm(upright.basis.S), norm(layer.drift), upright.basis.S
-    decisions = decide(upright)
-    update = decided_update(upright, decisions, PAPER)
-    facts = update.facts
-    return {
-        "drift": drift / weight,
-        "rho2": spectral_change(S, upright.target.S),
-        "lora": layer.lora.norm() / weight,
-        "cosine": cosine(layer.lora, layer.drift),
-        "k": facts["k"] / len(S),
-        "clusters": facts["clusters"] / max(1, facts["k"]),
-        "largest cluster": facts["largest_cluster"],
-        "drift in head": head_share(decisions.drift_routing.send),
-        "LoRA in head": head_share(_sent(upright, upright.basis.Vh)),
-        "restored": facts["restored"],
-        "arbitrated": facts["arbitrated"] / decisions.C_lora.numel(),
-        "correction": update.change_norm() / weight,
-        "kept": _kept(update, upright, name),
-    }
-
-
-def _sent(layer: Layer, Vh: Tensor) -> Tensor:
-    """Return ‖D_lora·v_j‖ of each right direction; orthonormal columns before it change no norm."""
-    return torch.linalg.vector_norm(torch.linalg.qr(layer.lora.B).R @ (layer.lora.A @ Vh.mT), dim=0)
-
-
-def _kept(update: Update, layer: Layer, name: str) -> float:
-    """Return the share of the correction that a file of twice the LoRA's rank keeps; all of it where there is none."""
-    if update.is_low_rank:
-        return 1.0
-    rank = auto_rank(layer.lora.rank, low_rank=False)
-    kept = update.kept_correction(update.factorized(rank, layer_generator(0, name)))
-    return 1.0 if kept is None else kept
+    """Return the premises of the method and the alignment of LoRA and drift, as means over layers."""
+    known = {key: values[~values.isnan()] for key, values in premises(layers).items()}
+    means = {key: float(values.mean()) for key, values in known.items() if len(values)}
+    return means | {"cosine": sum(cosine(layer.lora, layer.drift) for layer in layers.values()) / len(layers)}
 
 
 def read_cell(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from loraport.reports.figures import STYLE, as_png
 from loraport.sampling.statistics import Interval
-from loraport_lab.regime.table import HERE, Line
+from loraport_lab.regime.table import HERE, Line, as_a_file
 
 COLOURS = ("#c2571a", "#3b8f5a", "#2f5fd0", "#8a4fbf", "#5d6470", "#9a7d1e")
 MARKERS = {"few-step": "o", "one-step": "s", "matched": "^", "causal": "D", "accelerator": "P"}
@@ -23,10 +23,10 @@ INK = "#1b1e24"
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture: a row of the table and the number that is drawn of it."""
+    """One small picture: a method and the number that is drawn of it."""
 
     title: str
-    row: str
+    method: str
     value: Callable[[Line], Interval | None]
     unit: str
     linear: float
@@ -50,7 +50,7 @@ def draw_map(lines: Sequence[Line]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 6.2), layout="constrained")
         for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-            _draw_panel(axes, panel, [line for line in shown if line.row == panel.row], colours)
+            _draw_panel(axes, panel, as_a_file(shown, panel.method), colours)
         students = [name for name in MARKERS if any(line.student == name for line in shown)]
         handles = [
             *(_sign(f"{width} wide", color=colours[width]) for width in widths),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 
-from loraport_lab.family.family import ADAPTERS, CELLS, STUDENTS, Adapter, Student
+from loraport_lab.family.family import ADAPTERS, STUDENTS, Adapter, Student
 from loraport_lab.family.model import Size
 from loraport_lab.training.fit import Schedule
 from loraport_lab.training.recipe import SHIPPED, Recipe, Rounds
@@ -39,6 +39,11 @@ class Base:
         return f"w{self.width}-t{self.steps}" + (f"-seed{self.seed}" if self.seed else "")
 
 
+def shipped_base() -> Base:
+    """Return the base of the family that the lab ships."""
+    return Base(SHIPPED.size.width, SHIPPED.base.steps)
+
+
 @dataclass(frozen=True)
 class Distillation:
     """How a student leaves its base: by which loss, how fast, and after how many steps one looks at it.
@@ -64,14 +69,10 @@ class Point:
     base: Base
     distillation: Distillation
     steps: int
-    of_family: bool = False
-    """Whether it is a student of the family that the lab ships, which is only measured here."""
 
     @property
     def name(self) -> str:
-        """`base/distillation-steps`, or `family/student`."""
-        if self.of_family:
-            return f"family/{self.student.name}"
+        """`base/distillation-steps`."""
         return f"{self.base.name}/{self.distillation.name}-t{self.steps}"
 
     @property
@@ -146,7 +147,7 @@ SCALE = Scale(
 )
 _LOOKS = (60, 240)
 _NARROW, _MIDDLE = Base(96, 2000), Base(128, 2000)
-_WIDE = Base(SHIPPED.size.width, SHIPPED.base.steps)
+_WIDE = shipped_base()
 _SHORT = Base(128, 1000)
 GRID: tuple[tuple[Base, Distillation], ...] = (
     *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
@@ -191,22 +192,6 @@ def cells_of(points: Sequence[Point]) -> list[MapCell]:
 def _has_strengths(point: Point) -> bool:
     how = point.distillation
     return point.steps == max(how.steps) and (how.student, how.rate) in STRENGTH_POINTS
-
-
-def shipped_base() -> Base:
-    """Return the base of the family that the lab ships."""
-    return Base(SHIPPED.size.width, SHIPPED.base.steps)
-
-
-def family_cells() -> list[MapCell]:
-    """Return the cells of the shipped family; a student's training is said by the rate and steps that moved it last."""
-    base = shipped_base()
-    schedules = {**SHIPPED.students, "matched": SHIPPED.matching}
-    points = {
-        name: Point(base, Distillation(name, schedule.rate, (schedule.steps,)), schedule.steps, of_family=True)
-        for name, schedule in schedules.items()
-    }
-    return [MapCell(points[student], ADAPTERS[adapter]) for student, adapter in CELLS]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Every stage leaves its result whole or not at all: started again, it goes on whe
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,10 @@ from loraport.files.disk.atomic import write_whole
 from loraport_lab.regime.cells import Subject, measure_cell, read_cell
 from loraport_lab.regime.explain import Explanation, explain
 from loraport_lab.regime.figure import draw_map
-from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, family_cells, points_of
+from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, points_of
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.summary import summary_csv
-from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, read_lines
+from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, lines_of_lab, read_lines
 from loraport_lab.training.train import Printer
 
 EXPLAINED = "casa"
@@ -84,7 +85,7 @@ def main() -> None:
     """Parse the command line, make what is missing, and write the map."""
     parser = argparse.ArgumentParser(prog="python -m loraport_lab.regime.run", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the map; started again, it continues")
-    parser.add_argument("--family", type=Path, help="a family as the lab ships it, whose students are measured first")
+    parser.add_argument("--lab", type=Path, metavar="JSON", help="of `lab run` on the shipped family: its cells too")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="points, such as 'w128-*/few-step-*'")
@@ -96,14 +97,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     places, grid = Places(arguments.out), cells_of(points_of(GRID))
-    workshop = Workshop(places, SCALE, torch.device(arguments.device), Printer(time.time()), arguments.family)
+    workshop = Workshop(places, SCALE, torch.device(arguments.device), Printer(time.time()))
     try:
         if not arguments.table:
             with listening():
-                wanted = chosen([*(family_cells() if arguments.family else ()), *grid], arguments.only)
-                make_map(workshop, wanted, oracles=not arguments.no_oracles)
+                make_map(workshop, chosen(grid, arguments.only), oracles=not arguments.no_oracles)
         others = [line for file in arguments.beside for line in read_lines(file) if line.where != HERE]
-        write_map([*collect(places, [*family_cells(), *grid]), *others], arguments.out)
+        shipped = lines_of_lab(json.loads(arguments.lab.read_text())) if arguments.lab else []
+        write_map([*shipped, *collect(places, grid), *others], arguments.out)
     except LoraportError as error:
         parser.error(str(error))
     except Stopped as stopped:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from loraport.errors import InputError, SettingsError
 from loraport.files.disk.atomic import new_file
 from loraport_lab.family.family import ADAPTERS, BASE, Adapter, adapter_path, oracle_path, student_path
 from loraport_lab.family.judge import JUDGE_FILE
-from loraport_lab.regime.points import ADAPTERS_USED, Base, Places, Point, Scale, shipped_base
+from loraport_lab.regime.points import ADAPTERS_USED, Base, Places, Point, Scale
 from loraport_lab.training.fit import LossReport
 from loraport_lab.training.stages import (
     TrainingJob,
@@ -34,16 +33,11 @@ class Workshop:
     scale: Scale
     device: torch.device
     progress: LossReport
-    family: Path | None = None
-    """Where a family lies as the lab ships it: its students are points, and its base is one of the bases."""
 
     def make_base(self, base: Base) -> Path:
         """Make a base, the judge, the adapters and all trajectories that students and oracles learn from."""
         folder = self.places.base(base)
         job = TrainingJob(folder, self.scale.recipe(base), base.seed, self.progress, self.device)
-        if self.family is not None and base == shipped_base():
-            for name in (BASE.name, JUDGE_FILE, "adapters"):
-                _link(folder / name, self._family() / name)
         _unless(folder / BASE.name, train_base, job)
         _unless(folder / JUDGE_FILE, self._bring_judge, job)
         _unless(folder / "checkpoints/trajectories.done", keep_trajectories, job)
@@ -54,8 +48,6 @@ class Workshop:
 
     def make_student(self, point: Point) -> Path:
         """Make a point's student, going on from where its training was looked at before; return the point's folder."""
-        if point.of_family:
-            return self._family()
         family = self.make_base(point.base)
         folder = self.places.point(point)
         if student_path(point.student.name, folder).exists():
@@ -73,18 +65,9 @@ class Workshop:
     def make_oracle(self, point: Point, adapter: Adapter) -> Path:
         """Train the adapter on the point's student; return the point's folder."""
         folder = self.make_student(point)
-        if point.of_family:  # its oracles are its own
-            return folder
         path = oracle_path(point.student.name, adapter.name, folder)
         _unless(path, train_oracle, self._job(point, folder), point.student, adapter)
         return folder
-
-    def _family(self) -> Path:
-        if self.family is None:
-            raise SettingsError("a student of the family is measured where the family lies: give its folder, --family")
-        if not (self.family / BASE.name).exists():
-            raise InputError(f"{self.family} holds no family: there is no {BASE.name} in it; give another --family")
-        return self.family
 
     def _job(self, point: Point, folder: Path) -> TrainingJob:
         recipe = self.scale.recipe(point.base, point.distillation, point.steps)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from loraport.sampling.statistics import Interval
-from loraport_lab.regime.table import HERE, Line
+from loraport_lab.regime.table import HERE, Line, as_a_file
 
 _METHODS = ("casa", "arbitrate-only", "restore-only", "undo:0.25")
 _COLUMNS = (
@@ -33,8 +33,7 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
 
 
 def _summary(group: Sequence[Line]) -> list[str]:
-    rows = {row: [line for line in group if line.row == row] for row in {line.row for line in group}}
-    first, direct = group[0], rows["direct"]
+    first, direct = group[0], as_a_file(group, "direct")
     place = "" if first.where == HERE else f" ({first.where})"
     return [
         f"{first.width}{place}",
@@ -42,11 +41,11 @@ def _summary(group: Sequence[Line]) -> list[str]:
         f"{100 * _statistic(group, 'drift'):.2g}",
         f"{100 * _statistic(group, 'rho2'):.2g}",
         str(len(direct)),
-        *(_with_counts(rows.get(name, ())) for name in _METHODS),
-        *(_mean(rows.get(name, ()), lambda line: line.fidelity, "+.2f") for name in ("core", "prolora")),
-        _mean(rows.get("casa", ()), lambda line: line.effect, "+.1f"),
-        _mean(rows.get("oracle", ()), lambda line: line.fidelity, "+.2f"),
-        *(_mean(rows.get(name, ()), lambda line: line.closed, "+.0%") for name in ("casa", "undo:0.25")),
+        *(_with_counts(as_a_file(group, name)) for name in _METHODS),
+        *(_mean(as_a_file(group, name), lambda line: line.fidelity, "+.2f") for name in ("core", "prolora")),
+        _mean(as_a_file(group, "casa"), lambda line: line.effect, "+.1f"),
+        _mean(as_a_file(group, "oracle"), lambda line: line.fidelity, "+.2f"),
+        *(_mean(as_a_file(group, name), lambda line: line.closed, "+.0%") for name in ("casa", "undo:0.25")),
     ]
 
 

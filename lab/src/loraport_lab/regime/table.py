@@ -15,15 +15,24 @@ from torch import Tensor, tensor
 from loraport.sampling.statistics import Interval, mean_interval
 from loraport_lab.bench.statistics import gap_closed
 from loraport_lab.regime.cells import METRICS
-from loraport_lab.regime.points import BLOCKS, MapCell
+from loraport_lab.regime.points import BLOCKS, MapCell, shipped_base
+from loraport_lab.training.recipe import SHIPPED
 
 HERE = "here"
 """Where a line was measured, if this program did it."""
 STATISTICS = (
-    *("drift", "rho2", "lora", "cosine", "k", "clusters", "largest cluster", "drift in head", "LoRA in head"),
-    *("restored", "arbitrated", "correction", "kept"),
+    *("drift", "rho2", "lora", "cosine", "clusters", "largest_cluster", "head_drift", "head_lora"),
+    *("restored", "arbitrated", "kept"),
 )
 """The statistics of a cell, in the order of the table's columns."""
+OF_THE_LAB = {
+    **{row: row for row in ("student", "direct", "oracle", "casa", "casa, full rank", "core", "prolora")},
+    "restore-only, rank 2r": "restore-only",
+    "arbitrate-only, rank 2r": "arbitrate-only",
+    "undo:0.25, rank 2r": "undo",
+    "undo:1": "full undo",
+}
+"""Row of the map -> row of the lab, which cuts halves and undo to the rank of a file too."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,33 @@ def lines_of(cell: MapCell, facts: Mapping[str, Any]) -> list[Line]:
     return lines
 
 
+def lines_of_lab(facts: Mapping[str, Any]) -> list[Line]:
+    """Return the lines of the shipped family's cells, from the JSON of a lab run on it.
+
+    A student's rate and steps are those that moved it last.
+    """
+    base, schedules = shipped_base(), {**SHIPPED.students, "matched": SHIPPED.matching}
+    lines = []
+    for cell in facts["cells"]:
+        rows, schedule = {row["name"]: row for row in cell["rows"]}, schedules[cell["student"]]
+        known = {name: value for name, value in cell["premises"].items() if value is not None}
+        for row, theirs in OF_THE_LAB.items():
+            metrics, gap = rows[theirs]["metrics"], rows[theirs]["gap_closed"]["psnr"]
+            fidelity, effect, content = (_change(metrics[metric]) for metric in METRICS)
+            closed = None if gap is None else Interval(gap["value"], gap["low"], gap["high"])
+            lines.append(
+                Line(
+                    HERE, base.width, BLOCKS, base.steps, base.seed, cell["student"], schedule.rate, schedule.steps,
+                    cell["adapter"], 1.0, row, metrics["psnr"]["mean"], fidelity, effect, content, closed, known,
+                )
+            )  # fmt: skip
+    return lines
+
+
+def _change(numbers: Mapping[str, float]) -> Interval:
+    return Interval(numbers["change"], numbers["change_low"], numbers["change_high"])
+
+
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
@@ -141,3 +177,12 @@ def _line(record: Mapping[str, str]) -> Line:
         number("rate"), steps, record["adapter"], float(record["strength"]), record["row"], number("level"),
         fidelity, effect, content, closed, statistics,
     )  # fmt: skip
+
+
+def as_a_file(lines: Iterable[Line], method: str) -> list[Line]:
+    """Return a method's lines, a cell each: cut to a file's rank where that was measured, else at full rank."""
+    found: dict[tuple[object, ...], Line] = {}
+    for line in lines:
+        if line.row == f"{method}, rank 2r" or (line.row == method and line.cell not in found):
+            found[line.cell] = line
+    return list(found.values())
