@@ -19,6 +19,10 @@ from loraport_lab.regime.table import HERE, Line, as_a_file
 COLOURS = ("#c2571a", "#3b8f5a", "#2f5fd0", "#8a4fbf", "#5d6470", "#9a7d1e")
 MARKERS = {"few-step": "o", "one-step": "s", "matched": "^", "causal": "D", "accelerator": "P"}
 INK = "#1b1e24"
+TICKS = (0.03, 0.1, 0.3, 1, 3, 10)
+"""Of the drift's scale, in percent."""
+BESIDE = 0.025
+"""How far the adapters of a student stand beside each other, as a share of its drift."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,19 @@ class Panel:
     method: str
     value: Callable[[Line], Interval | None]
     unit: str
-    linear: float
-    """Where the vertical scale stops to be linear."""
+    ticks: tuple[float, ...]
+    """Of the vertical scale, which is linear up to the second one above zero and logarithmic beyond."""
     factor: float = 1.0
 
 
+_DECIBELS = (-3, -1, -0.5, 0, 0.5, 1, 3)
 PANELS = (
-    Panel("casa: fidelity", "casa", lambda line: line.fidelity, "dB against direct", 0.5),
-    Panel("a quarter of undo: fidelity", "undo:0.25", lambda line: line.fidelity, "dB against direct", 0.5),
-    Panel("casa: effect", "casa", lambda line: line.effect, "points against direct", 5),
-    Panel("casa: gap to the oracle closed", "casa", lambda line: line.closed, "%", 50, 100.0),
+    Panel("casa: fidelity", "casa", lambda line: line.fidelity, "dB against direct", _DECIBELS),
+    Panel("a quarter of undo: fidelity", "undo:0.25", lambda line: line.fidelity, "dB against direct", _DECIBELS),
+    Panel("casa: effect", "casa", lambda line: line.effect, "points against direct", (-30, -10, -5, 0, 5, 10, 30)),
+    Panel(
+        "casa: gap to the oracle closed", "casa", lambda line: line.closed, "%", (-200, -100, -50, 0, 50, 100), 100.0
+    ),
 )
 
 
@@ -73,20 +80,30 @@ def _face(color: str, hollow: bool) -> dict[str, Any]:
 def _draw_panel(axes: Axes, panel: Panel, lines: Sequence[Line], colours: dict[int, str]) -> None:
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=panel.linear, linscale=1.2)
-    axes.yaxis.set_major_formatter("{x:+g}")
+    linear = min(tick for tick in panel.ticks if tick > 0)
+    axes.set_yscale("symlog", linthresh=2 * linear, linscale=1.5)
+    axes.set_yticks(panel.ticks, [f"{tick:+g}" if tick else "0" for tick in panel.ticks])
+    axes.minorticks_off()
+    adapters = list(dict.fromkeys(line.adapter for line in lines))
     for line in lines:
         interval = panel.value(line)
         if interval is None:
             continue
         value, low, high = (panel.factor * end for end in (interval.value, interval.low, interval.high))
         known = isfinite(high - low)  # of some points elsewhere the value alone is known
+        drift = 100 * line.statistics["rho2"] * (1 + BESIDE) ** adapters.index(line.adapter)
         axes.errorbar(
-            100 * line.statistics["rho2"], value, yerr=[[value - low], [high - value]] if known else None,
-            color=colours[line.width], marker=MARKERS.get(line.student, "o"), elinewidth=0.7,
+            drift, value, yerr=[[value - low], [high - value]] if known else None, elinewidth=0.7,
+            color=colours[line.width], marker=MARKERS.get(line.student, "o"),
             alpha=0.45 if known and not interval.sign else 0.9, **_face(colours[line.width], line.where != HERE),
         )  # fmt: skip
     axes.set_title(panel.title, loc="left", color=INK)
     axes.set_ylabel(panel.unit)
     axes.set_xlabel("ρ₂ of the drift, mean over layers, %")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.set_xlim(*_reach(lines))
+
+
+def _reach(lines: Sequence[Line]) -> tuple[float, float]:
+    drifts = [100 * line.statistics["rho2"] for line in lines] or [TICKS[0], TICKS[-1]]
+    return min(drifts) / 1.3, max(drifts) * 1.5

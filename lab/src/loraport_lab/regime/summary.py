@@ -23,7 +23,7 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
     students: dict[tuple[object, ...], list[Line]] = {}
     for line in lines:
         if line.strength == 1:
-            students.setdefault((*line.base, line.student, line.rate, line.steps), []).append(line)
+            students.setdefault((line.where, *line.base, line.student, line.rate, line.steps), []).append(line)
     found = sorted(students.values(), key=lambda group: (group[0].width, group[0].where, _statistic(group, "drift")))
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")

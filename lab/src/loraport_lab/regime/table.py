@@ -63,12 +63,12 @@ class Line:
     @property
     def cell(self) -> tuple[object, ...]:
         """What tells cells apart."""
-        return (*self.base, self.student, self.rate, self.steps, self.adapter, self.strength)
+        return (self.where, *self.base, self.student, self.rate, self.steps, self.adapter, self.strength)
 
     @property
     def base(self) -> tuple[object, ...]:
         """What tells bases apart."""
-        return (self.where, self.width, self.blocks, self.base_steps, self.seed)
+        return (self.width, self.blocks, self.base_steps, self.seed)
 
 
 _INTERVALS = ("fidelity", "effect", "content", "closed")
