@@ -3,6 +3,7 @@
 import csv
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,9 @@ TINY = replace(
 BASE = Base(64, 2)
 FEW = Distillation("few-step", 1e-3, (1, 3))
 MATCHED = Distillation("matched", 1e-3, (1, 6))  # in two of three steps the critic moves, not the student
+
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 class PulledPlugError(Exception):
@@ -223,3 +227,11 @@ def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
     assert [row["width"] for row in table] == ["64", "640 (card)"]
     assert [row["casa, dB (better / worse)"] for row in table] == ["+0.15 (2 / 1)", "−1.00 (0 / 1)"]
     assert table[0]["LoRAs"] == "4" and table[0]["ρ₂, %"] == "1" and table[0]["casa, gap closed"] == "–"
+
+
+def test_what_the_docs_show_of_the_map_follows_from_its_table():
+    lines = read_lines(RESULTS / "map.csv")
+    assert len({line.cell for line in lines if line.row == "casa"}) >= 30
+    assert (RESULTS / "map-students.csv").read_bytes() == summary_csv(lines)
+    assert (RESULTS / "map-explanation.csv").read_bytes() == explanation_csv(explain(lines, "casa"))
+    assert as_csv(lines) == (RESULTS / "map.csv").read_bytes()

@@ -56,6 +56,7 @@ def collect(places: Places, cells: Iterable[MapCell]) -> list[Line]:
 def write_map(lines: Sequence[Line], folder: Path) -> None:
     """Write the table, in full and in short, the figure, and what goes with the gain."""
     write_whole(folder / "map.csv", as_csv(lines))
+    lines = read_lines(folder / "map.csv")  # rounded, so that the other files can be made from it again
     write_whole(folder / "map-students.csv", summary_csv(lines))
     write_whole(folder / "map.png", draw_map(lines))
     write_whole(folder / "map-explanation.csv", explanation_csv(explain(lines, EXPLAINED)))
