@@ -138,9 +138,10 @@ def measure_cell(subject: Subject, places: Places, file: Path) -> None:
 
 def statistics(layers: Mapping[str, Layer]) -> dict[str, float]:
     """Return the premises of the method and the alignment of LoRA and drift, as means over layers."""
-    known = {key: values[~values.isnan()] for key, values in premises(layers).items()}
-    means = {key: float(values.mean()) for key, values in known.items() if len(values)}
-    return means | {"cosine": sum(cosine(layer.lora, layer.drift) for layer in layers.values()) / len(layers)}
+    each = {key: values.tolist() for key, values in premises(layers).items()}
+    each["cosine"] = [cosine(layer.lora, layer.drift) for layer in layers.values()]
+    known = {key: [value for value in values if value is not None and value == value] for key, values in each.items()}
+    return {key: sum(values) / len(values) for key, values in known.items() if values}
 
 
 def read_cell(file: Path) -> dict[str, Any]:
