@@ -202,7 +202,7 @@ def test_cells_are_chosen_by_name_student_adapter_or_pattern(tmp_path):
 @pytest.mark.parametrize("calibration", [False, True])
 def test_a_family_with_missing_files_is_refused_with_the_line_that_makes_them(calibration, tmp_path):
     """With calibration also the adapters that are worn beside and whose gains are borrowed."""
-    others = " retro swing" if calibration else ""
+    others = " swing retro" if calibration else ""
     made = "train it, .*: python -m loraport_lab.training.train --out .* "
     made += f"--only base judge causal causal/noir noir{others}$"
     with pytest.raises(InputError, match=f"base is missing; {made}"):
