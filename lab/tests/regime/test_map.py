@@ -230,8 +230,8 @@ def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
 
 
 def test_what_the_docs_show_of_the_map_follows_from_its_table():
-    lines = read_lines(RESULTS / "map.csv")
+    lines = read_lines(RESULTS / "map" / "map.csv")
     assert len({line.cell for line in lines if line.row == "casa"}) >= 30
-    assert (RESULTS / "map-students.csv").read_bytes() == summary_csv(lines)
-    assert (RESULTS / "map-explanation.csv").read_bytes() == explanation_csv(explain(lines, "casa"))
-    assert as_csv(lines) == (RESULTS / "map.csv").read_bytes()
+    assert (RESULTS / "map" / "map-students.csv").read_bytes() == summary_csv(lines)
+    assert (RESULTS / "map" / "map-explanation.csv").read_bytes() == explanation_csv(explain(lines, "casa"))
+    assert as_csv(lines) == (RESULTS / "map" / "map.csv").read_bytes()

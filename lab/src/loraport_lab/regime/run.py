@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from loraport.cli.stopping import Stopped, listening
-from loraport.errors import LoraportError, SettingsError
+from loraport.errors import SettingsError
 from loraport.files.disk.atomic import write_whole
 from loraport_lab.regime.cells import Subject, measure_cell, read_cell
 from loraport_lab.regime.explain import Explanation, explain
@@ -27,7 +26,7 @@ from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, p
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.summary import summary_csv
 from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, lines_of_lab, read_lines
-from loraport_lab.training.train import Printer
+from loraport_lab.training.train import Printer, ending
 
 EXPLAINED = "casa"
 
@@ -55,6 +54,7 @@ def collect(places: Places, cells: Iterable[MapCell]) -> list[Line]:
 
 def write_map(lines: Sequence[Line], folder: Path) -> None:
     """Write the table, in full and in short, the figure, and what goes with the gain."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "map.csv", as_csv(lines))
     lines = read_lines(folder / "map.csv")  # rounded, so that the other files can be made from it again
     write_whole(folder / "map-students.csv", summary_csv(lines))
@@ -99,17 +99,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     places, grid = Places(arguments.out), cells_of(points_of(GRID))
     workshop = Workshop(places, SCALE, torch.device(arguments.device), Printer(time.time()))
-    try:
+    with ending(parser):
         if not arguments.table:
-            with listening():
-                make_map(workshop, chosen(grid, arguments.only), oracles=not arguments.no_oracles)
+            make_map(workshop, chosen(grid, arguments.only), oracles=not arguments.no_oracles)
         others = [line for file in arguments.beside for line in read_lines(file) if line.where != HERE]
         shipped = lines_of_lab(json.loads(arguments.lab.read_text())) if arguments.lab else []
         write_map([*shipped, *collect(places, grid), *others], arguments.out)
-    except LoraportError as error:
-        parser.error(str(error))
-    except Stopped as stopped:
-        parser.exit(128 + stopped.signal, f"{parser.prog}: {stopped}\n")
 
 
 if __name__ == "__main__":

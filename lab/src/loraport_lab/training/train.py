@@ -8,8 +8,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,18 @@ def training_job(
     return TrainingJob(out, recipe, seed, progress or Printer(time.time()), device or found)
 
 
+@contextmanager
+def ending(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the program as its parser does where the work inside is refused or stopped by a signal."""
+    try:
+        with listening():
+            yield
+    except LoraportError as error:
+        parser.error(str(error))
+    except Stopped as stopped:
+        parser.exit(128 + stopped.signal, f"{parser.prog}: {stopped}\n")
+
+
 def main() -> None:
     """Parse the command line and run the stages."""
     parser = argparse.ArgumentParser(prog="python -m loraport_lab.training.train", description=__doc__)
@@ -142,15 +155,10 @@ def main() -> None:
     parser.add_argument("--device", help="cuda or cpu; without it a card where there is one")
     arguments = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // arguments.jobs))
-    try:
-        with listening():
-            device = torch.device(arguments.device) if arguments.device else None
-            job = training_job(arguments.out, seed=arguments.seed, device=device)
-            train_family(job, arguments.jobs, arguments.only)
-    except LoraportError as error:
-        parser.error(str(error))
-    except Stopped as stopped:
-        parser.exit(128 + stopped.signal, f"{parser.prog}: {stopped}\n")
+    with ending(parser):
+        device = torch.device(arguments.device) if arguments.device else None
+        job = training_job(arguments.out, seed=arguments.seed, device=device)
+        train_family(job, arguments.jobs, arguments.only)
 
 
 if __name__ == "__main__":
