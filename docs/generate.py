@@ -21,7 +21,7 @@ sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of
 
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
-from loraport.cli.help import MESSAGES, default_text  # noqa: E402
+from loraport.cli.options.help import MESSAGES, default_text  # noqa: E402
 from loraport_lab.pages.lab_results import first_family_page, results_page  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"

@@ -90,7 +90,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reports": {"files.disk", "files.names", "transfers", "analysis"},
     "console": {"files.models", "inputs", "transfers", "merge", "convert", "analysis"},
-    "cli": {
+    "cli.options": {
+        "files.disk",
+        "files.formats",
+        "files.models",
+        "methods",
+        "store",
+        "inputs",
+        "transfers",
+        "sampling",
+        "reports",
+        "console",
+    },
+    "cli.commands": {
+        "cli.options",
         *(
             "",
             "files",
@@ -106,6 +119,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("analysis", "sampling", "sampling.choice", "reports", "console"),
     },
+    "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},
 }
 LAB: dict[str, set[str]] = {
@@ -157,7 +171,9 @@ THIRD_PARTY = {
     "reports.plots_pairing": {"numpy"},
     "reports.plots_sweep": {"numpy"},
     "console": {"rich"},
-    "cli": {"typer", "rich"},
+    "cli": {"typer"},
+    "cli.options": {"typer", "rich"},
+    "cli.commands": {"typer", "rich"},
 }
 OF_THE_LAB = {"torch", "numpy", "scipy", "PIL", "safetensors", "diffusers", "peft", "matplotlib", "typer", "rich"}
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from loraport.cli import app
-from loraport.cli.expansion import HIDDEN, SettingFlags, default_of, with_options
-from loraport.cli.help import GroupedCommand
-from loraport.cli.transfer import transfer
+from loraport.cli.commands.transfer import transfer
+from loraport.cli.options.expansion import HIDDEN, SettingFlags, default_of, with_options
+from loraport.cli.options.help import GroupedCommand
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer, Update
 from loraport.methods.recipes import METHODS, Method
@@ -150,7 +150,7 @@ def shrink(layer: Layer, settings: ShrinkSettings) -> Update:
 def shrinking(monkeypatch):
     """The command with one method more: its rule, its row, and its settings class."""
     monkeypatch.setitem(METHODS, "shrink", Method(shrink, ShrinkSettings, needs_basis=False, low_rank=True))
-    for module in ("loraport.cli.expansion", "loraport.inputs.recipes"):
+    for module in ("loraport.cli.options.expansion", "loraport.inputs.recipes"):
         monkeypatch.setattr(f"{module}.KINDS", (*KINDS, ShrinkSettings))
     app = typer.Typer(rich_markup_mode=None)
     app.command(cls=GroupedCommand)(with_options(transfer.__wrapped__))

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli.existing import keep_foreign
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand
 from loraport.cli.options import MessageOptions, Overwrite, folder_path
+from loraport.cli.options.existing import keep_foreign
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 
 STYLE, STUDENT = "noir", "matched"

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from loraport.cli import app
-from loraport.cli.pairs import known_place
+from loraport.cli.options.pairs import known_place
 from loraport.errors import SettingsError
 from loraport.files.lora.read import read_lora
 from loraport.sampling.choice.commands import score_table

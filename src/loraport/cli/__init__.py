@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, NoReturn
 import typer
 
 from loraport._version import __version__
-from loraport.cli import analyze, cache, choose, files, probe, score, transfer
 from loraport.cli.annex import add_commands
-from loraport.cli.help import GroupedCommands
+from loraport.cli.commands import analyze, cache, choose, files, probe, score, transfer
+from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
 from loraport.printable import protect

@@ -8,9 +8,6 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from loraport.cli.existing import keep_existing
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand
 from loraport.cli.options import (
     FILES,
     DryRun,
@@ -23,7 +20,10 @@ from loraport.cli.options import (
     RunOptions,
     refuse_idle,
 )
-from loraport.cli.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
+from loraport.cli.options.existing import keep_existing
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
 from loraport.sampling.providers import known_place
 
 app = typer.Typer()

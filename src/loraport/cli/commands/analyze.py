@@ -8,9 +8,6 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from loraport.cli.existing import keep_analysis
-from loraport.cli.expansion import SettingFlags, with_options
-from loraport.cli.help import GroupedCommand
 from loraport.cli.options import (
     METHOD,
     OUTPUT,
@@ -24,6 +21,9 @@ from loraport.cli.options import (
     Preset,
     need,
 )
+from loraport.cli.options.existing import keep_analysis
+from loraport.cli.options.expansion import SettingFlags, with_options
+from loraport.cli.options.help import GroupedCommand
 from loraport.methods.settings import CasaSettings, Changes
 from loraport.sampling.providers import known_place
 

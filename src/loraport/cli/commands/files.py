@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli.existing import keep_existing
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand
 from loraport.cli.options import FILES, MODEL_FORMS, OUTPUT, Lora, LoraPart, MessageOptions, Output, Overwrite, Part
+from loraport.cli.options.existing import keep_existing
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand
 from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 

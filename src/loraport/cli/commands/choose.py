@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraport.cli.existing import keep_existing
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand
 from loraport.cli.options import (
     FILES,
     LayerOptions,
@@ -27,7 +24,10 @@ from loraport.cli.options import (
     transfer_config,
     write_report,
 )
-from loraport.cli.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
+from loraport.cli.options.existing import keep_existing
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
 from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import typer
 
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand, GroupedCommands
 from loraport.cli.options import MACHINE, CacheDir, MessageOptions, cache_folder
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand, GroupedCommands
 
 if TYPE_CHECKING:
     from loraport.sampling.samples import SampleStore

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.choose import candidates_of, choose_and_tell, input_places, tell_plan
-from loraport.cli.existing import earlier_transfers, keep_existing
-from loraport.cli.expansion import HIDDEN, with_options
-from loraport.cli.help import GroupedCommand
+from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
 from loraport.cli.options import (
     METHOD,
     LayerOptions,
@@ -32,7 +29,10 @@ from loraport.cli.options import (
     transfer_config,
     write_report,
 )
-from loraport.cli.pairs import SamplingOptions
+from loraport.cli.options.existing import earlier_transfers, keep_existing
+from loraport.cli.options.expansion import HIDDEN, with_options
+from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.pairs import SamplingOptions
 from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.existing import keep_existing
-from loraport.cli.expansion import with_options
-from loraport.cli.help import GroupedCommand, GroupedCommands
 from loraport.cli.options import (
     FILES,
     MACHINE,
@@ -23,6 +20,9 @@ from loraport.cli.options import (
     TargetPart,
     refuse_idle,
 )
+from loraport.cli.options.existing import keep_existing
+from loraport.cli.options.expansion import with_options
+from loraport.cli.options.help import GroupedCommand, GroupedCommands
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.expansion import SettingFlags
+from loraport.cli.options.expansion import SettingFlags
 from loraport.errors import OutputError, SettingsError
 from loraport.methods.settings import Changes
 
