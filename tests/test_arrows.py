@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfers"),
         *("sampling", "sampling.calibration"),
     },
+    "evaluation": {"files.disk", "files.formats", "files.models", "store", "sampling"},
     "": {
         "spectral",
         "methods",
@@ -160,6 +161,7 @@ THIRD_PARTY = {
     "analysis": {"torch", "jaxtyping"},
     "analysis.measures": {"torch", "numpy", "scipy", "jaxtyping"},
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
+    "evaluation": {"torch", "jaxtyping", "numpy", "scipy"},
     "sampling.calibration": {"torch", "jaxtyping"},
     "sampling.choice": {"torch"},
     "sampling.network": {"accelerate", "diffusers", "transformers"},
