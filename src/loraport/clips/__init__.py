@@ -1,0 +1,1 @@
+"""CLIPS: moving and still pictures in memory and in files; lossless to measure, small to look at."""
