@@ -49,7 +49,7 @@ def _read_video(path: Path) -> Clip:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None:
                 raise FileFormatError(
-                    f"{path} holds no video, or is torn, or of a kind that is not known; give a whole file with moving pictures"
+                    f"{path} holds no video, or is torn, or of an unknown kind; give a whole file with moving pictures"
                 )
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"err_detect": "crccheck+explode"}  # damaged frames are not made up
