@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraport.errors import SettingsError
-from loraport.evaluation.metric import Instrument, Metric, WeightFile, Weights, mean_cosine, reading
+from loraport.evaluation.metrics.metric import Instrument, Metric, WeightFile, Weights, mean_cosine, reading
 
 
 def instrument(**changes):

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from loraport.errors import SettingsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Clip = Any  # loraport.clips.clip.Clip
+    from loraport.clips.clip import Clip
 
 Readings = Mapping[str, "Tensor"]
 """What an instrument gives for one clip: small float tensors by name."""
@@ -114,6 +114,8 @@ class Metric:
     """Whose tables show it."""
     style: bool = False
     """Whether it says how alike the style is to the reference's: then the controls stand beside it."""
+    vector: str | None = None
+    """Of a style: the reading [frames, n] whose cosine it is; the part that is the LoRA's own is worked out of it."""
     least_frames: int = 1
 
     def __post_init__(self) -> None:

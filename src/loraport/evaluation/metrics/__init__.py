@@ -1,0 +1,1 @@
+"""METRICS: what a metric is, and those that need nothing but the clips; clips in, numbers out, no paths."""
