@@ -95,8 +95,10 @@ ALLOWED: dict[str, set[str]] = {
     "console": {"files.models", "inputs", "transfers", "merge", "convert", "analysis"},
     "cli.options": {
         "files.disk",
+        "files.names",
         "files.formats",
         "files.models",
+        "files.lora",
         "methods",
         "store",
         "inputs",
@@ -147,6 +149,7 @@ THIRD_PARTY = {
     "files.names": {"torch"},
     "files.formats": {"torch", "safetensors", "jaxtyping"},
     "files.formats.gguf": {"gguf", "numpy"},
+    "files.formats.raw_values": {"numpy"},
     "files.adapters": {"torch", "jaxtyping"},
     "files.models": {"torch", "jaxtyping"},
     "files.models.hub": {"huggingface_hub"},

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
-from loraport.files.additions import split_strength
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import AcceleratedModel, open_target
 from loraport.merge import MERGED, merge
 from loraport.transfers.run import transfer

@@ -18,6 +18,7 @@ from loraport.files.adapters.updates import LayerUpdate, adapter_kind, aimed_ran
 from loraport.files.conversion_kernels import with_kernels
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.formats.quantized import FP8
+from loraport.files.formats.safetensors_read import dtype_of
 from loraport.files.inspect import layer_lines
 from loraport.files.lora.encoders import prefix_is_guessed
 from loraport.files.lora.extras import respell_extras
@@ -167,8 +168,8 @@ def _needs_source(lora: Lora, kind: str) -> str:
 
 def own_dtype(lora: Lora) -> str:
     """Return the smallest of fp32, bf16 and fp16 that holds every stored factor of the input exactly; bf16 for fp8."""
-    stored = lora.dtypes or [tensor.dtype for tensor in lora.extras.values()]
-    dtypes = [torch.bfloat16 if dtype in FP8 else dtype for dtype in stored]
+    stored = lora.kinds or [tensor.kind for tensor in lora.extras.values()]
+    dtypes = [torch.bfloat16 if kind in FP8 else dtype_of(kind) for kind in stored]
     widest = functools.reduce(torch.promote_types, dtypes)
     return next((name for name, dtype in TORCH_DTYPES.items() if dtype == widest), "fp32")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
-from loraport.files.additions import Addition, Additions, additions, split_strength
+from loraport.files.additions import Addition, Additions, additions
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import OWN_PREFIX
 from loraport.files.lora.key_account import KeyAccount
@@ -26,6 +26,7 @@ from loraport.files.models.locate import INNER_FOLDERS
 from loraport.files.models.presets import open_model
 from loraport.files.models.shards import SAFETENSORS
 from loraport.files.models.write import check_output_path, is_folder, write_model
+from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.progress import NO_PROGRESS, Progress, counter
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.files.formats.safetensors_read import StoredTensor
+from loraport.files.formats.safetensors_read import StoredTensor, kind_of
 from loraport.files.formats.scales import ScaledCodes
 from loraport.files.inspect import describe
 from loraport.files.models.checkpoint import open_checkpoint
@@ -169,8 +169,8 @@ def test_squares_as_many_as_rows_or_columns_are_squares(rows, columns):
     W = torch.ones(rows, columns).to(FP8)
     scale = torch.rand(-(-rows // 128), -(-columns // 128)) + 0.5
     file = Path("m.safetensors")
-    codes = StoredTensor("x.weight", file, W.dtype, tuple(W.shape), lambda: W)
-    of = StoredTensor("x.weight_scale", file, scale.dtype, tuple(scale.shape), lambda: scale)
+    codes = StoredTensor("x.weight", file, kind_of(W.dtype), tuple(W.shape), lambda: W)
+    of = StoredTensor("x.weight_scale", file, kind_of(scale.dtype), tuple(scale.shape), lambda: scale)
     spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
     assert torch.equal(ScaledCodes(codes, of)()[0], spread)
 

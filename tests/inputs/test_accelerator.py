@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
-from loraport.files.models.checkpoint import Weight, open_checkpoint
+from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.models.weight import Weight
 from loraport.inputs.accelerator import AcceleratedModel, open_target, split_target
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from loraport.errors import InputError
-from loraport.files.models.checkpoint import Weight, open_checkpoint
+from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.models.weight import Weight
 from loraport.inputs.config import RankRule
 from loraport.inputs.drift import drift_between, within_floor
 from loraport.merge import merge

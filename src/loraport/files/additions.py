@@ -10,10 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loraport.errors import InputError, MismatchError, SettingsError
-from loraport.files.adapters.fused import layer_rows
+from loraport.errors import InputError, MismatchError
+from loraport.files.adapters.division import layer_rows
 from loraport.files.adapters.updates import LayerUpdate, exact_update, needs_weight
-from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.kernels import same_weight
 from loraport.files.lora.key_account import KeyAccount
@@ -35,23 +34,6 @@ PARAMETERS = {
     ".lora_up.bias": "bias",
 }
 """The ending of an extra key -> the parameter of the layer that it is added to."""
-
-
-def split_strength(text: str) -> tuple[str, float]:
-    """Return (place, strength) of `LORA` or `LORA*STRENGTH`; a path that exists as it stands has strength 1.
-
-    Raises SettingsError for a strength that is not a finite number.
-    """
-    place, star, number = text.rpartition("*")
-    if not star or expand_home(text).exists():
-        return text, 1.0
-    try:
-        strength = float(number)
-    except ValueError:
-        strength = math.nan
-    if not place or not math.isfinite(strength):
-        raise SettingsError(f"{text!r}: {number!r} is not a valid strength; write LORA*0.8, or a path that exists")
-    return place, strength
 
 
 class Shapes(Protocol):

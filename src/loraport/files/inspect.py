@@ -9,8 +9,8 @@ from math import prod
 from typing import Any
 
 from loraport.errors import InputError, SettingsError
+from loraport.files.adapters.outline import Outline
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.adapters.updates import adapter_kind
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
@@ -41,7 +41,7 @@ def describe(
         _call_each(each, tensor_lines(model))
         return describe_model(model)
     try:
-        lora = read_lora(place, dense=True, part=lora_part)
+        lora = read_lora(place, dense=True, part=lora_part, outlines=True)
         _call_each(each, layer_lines(lora))
         return describe_lora(lora)
     except InputError as error:
@@ -51,13 +51,13 @@ def describe(
 def layer_lines(lora: Lora) -> Iterator[str]:
     """Yield a line a layer: shape, rank, scale and where that came from."""
     for name, layer in lora.layers.items():
-        update, scale = layer.update, f"scale {layer.scale:g} ({layer.scale_source})"
-        out, inn = update.shape
-        yield f"{name}: {adapter_kind(update)}, {out} × {inn}, rank {update.rank}, {scale}"
+        yield f"{name}: {_words(layer.outline)}, scale {layer.scale:g} ({layer.scale_source})"
     for name, layer in lora.encoders.items():
-        update = layer.update
-        out, inn = update.shape
-        yield f"{name}: {adapter_kind(update)}, {out} × {inn}, rank {update.rank}"
+        yield f"{name}: {_words(layer.outline)}"
+
+
+def _words(outline: Outline) -> str:
+    return f"{outline.kind}, {outline.shape[0]} × {outline.shape[1]}, rank {outline.rank}"
 
 
 def tensor_lines(model: Checkpoint) -> Iterator[str]:
@@ -95,8 +95,9 @@ def _fetched(place: str) -> str:
 
 def describe_lora(lora: Lora) -> dict[str, Any]:
     """Return facts about a LoRA; of a file without factors the layers are those of its full differences."""
-    shapes = {name: update.shape for name, update in lora.updates.items()} or _differences(lora)
-    kinds = Counter(adapter_kind(update) for update in lora.updates.values()) or Counter(["difference"] * len(shapes))
+    outlines = {name: layer.outline for name, layer in lora.layers.items()}
+    shapes = {name: one.shape for name, one in outlines.items()} or _differences(lora)
+    kinds = Counter(one.kind for one in outlines.values()) or Counter(["difference"] * len(shapes))
     family = FAMILIES.get(lora.dialect.family or "")
     known = sum(family.rows(name, family.canonical) is not None for name in shapes) if family else 0
     width, _ = _size(shapes, family)
@@ -107,12 +108,10 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "dialect": f"{lora.dialect.label}, keys like {_first_key(lora)}",
         "layers": len(shapes),
         "kinds": _counts(kinds),
-        "ranks": _counts(Counter(update.rank for update in lora.updates.values())),
+        "ranks": _counts(Counter(one.rank for one in outlines.values())),
         "scale": _counts(Counter(f"{layer.scale:g}" for layer in lora.layers.values())),
         "alpha": _counts(Counter(layer.scale_source for layer in lora.layers.values())),
-        "dtypes": ", ".join(
-            _dtype(dtype) for dtype in lora.dtypes or sorted({one.dtype for one in lora.extras.values()}, key=str)
-        ),
+        "dtypes": ", ".join(lora.kinds or sorted({one.kind for one in lora.extras.values()})),
         "notes": list(lora.notes),
         "encoders": _counts(Counter(encoder_of(name) for name in lora.encoders)),
         "copied": len(lora.extras),
@@ -247,7 +246,3 @@ def _size(shapes: Mapping[str, tuple[int, ...]], family: Family | None) -> tuple
 
 def _counts(counts: Counter[Any]) -> dict[str, int]:
     return {str(value): count for value, count in sorted(counts.items(), key=lambda item: str(item[0]))}
-
-
-def _dtype(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")

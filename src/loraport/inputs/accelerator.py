@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from loraport.errors import SettingsError
-from loraport.files.additions import Addition, additions, split_strength
+from loraport.files.additions import Addition, additions
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import lora_parts_in
 from loraport.files.lora.read import Lora, read_lora
-from loraport.files.models.checkpoint import Checkpoint, Weight
+from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.presets import PRESETS, open_model
+from loraport.files.models.weight import Weight
+from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.inputs.drift import Drift, drift_between
 

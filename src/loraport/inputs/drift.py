@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraport.files.models.checkpoint import Weight
+from loraport.files.models.weight import Weight
 from loraport.spectral.kernels import energy, in_pieces, inner
 
 TIMES_FLOOR = 2.0

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import SettingsError
-from loraport.files.additions import split_strength
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import expert_parts
 from loraport.files.models.hub import listing, looks_like_hub_id
 from loraport.files.models.presets import PRESETS
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS
+from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import SOURCE, split_target
 from loraport.inputs.expert_names import FOLDERS, HIGH, LOW, WORD, name_for, partner_paths, partners, side_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraport.files.adapters.fused import layer_rows
+from loraport.files.adapters.division import layer_rows
 from loraport.files.additions import PARAMETERS, check_finite, misfit_reason, parameter_of
 from loraport.files.lora.kernels import same_weight, written_kernel
 from loraport.files.lora.read import Lora

@@ -24,6 +24,7 @@ from loraport.cli.options import (
 from loraport.cli.options.existing import keep_analysis
 from loraport.cli.options.expansion import SettingFlags, with_options
 from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.readable import refuse_unreadable
 from loraport.methods.settings import CasaSettings, Changes
 from loraport.sampling.providers import known_place
 
@@ -92,6 +93,9 @@ def analyze(
     """Look at what a LoRA and a distillation do to the weights: the paper's analysis as a page, figures and tables."""
     need("matplotlib", extra="report")
     from loraport import console
+
+    lora, source, target = (known_place(place) for place in (lora, models.source, models.target))
+    refuse_unreadable([lora], [source, target])
     from loraport.analysis.inputs import AnalyzeConfig
     from loraport.analysis.run import analyze as analyze_layers
     from loraport.analysis.sweep import Grid
@@ -99,7 +103,6 @@ def analyze(
     from loraport.inputs.recipes import casa_settings
     from loraport.reports.analysis_page import FILES, folder_of, summary, write_analysis
 
-    lora, source, target = (known_place(place) for place in (lora, models.source, models.target))
     config = AnalyzeConfig(
         lora, source, target, output, casa=casa_settings(casa.preset, casa.changes),
         layers=tuple(look.layers or ()), sample=look.sample, detail=look.detail, source_part=models.source_part,

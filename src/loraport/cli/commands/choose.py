@@ -118,8 +118,8 @@ def candidates_of(
 
 def _check_file(name: str, known: Sequence[str]) -> None:
     """Raise SettingsError for a word that is not a candidate."""
-    from loraport.files.additions import split_strength
     from loraport.files.disk.user_paths import expand_home
+    from loraport.files.strength import split_strength
 
     if name == "none":
         raise SettingsError("'none' cannot be kept; loraport score says how far it is")

@@ -10,6 +10,7 @@ from loraport.cli.options import FILES, MODEL_FORMS, OUTPUT, Lora, LoraPart, Mes
 from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.readable import refuse_unreadable
 from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
@@ -55,6 +56,7 @@ def convert(
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
     lora, source = known_place(lora), source and known_place(source)
+    refuse_unreadable([lora], [source])
     keep_existing([output], [lora, source], overwrite)
     from loraport import console
     from loraport.convert import convert as run
@@ -101,10 +103,11 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
-    from loraport.files.additions import split_strength
+    from loraport.files.strength import split_strength
 
     model, adapters = known_place(model), [split_strength(text)[0] for text in loras]
     loras = [text.replace(name, known_place(name), 1) for text, name in zip(loras, adapters, strict=True)]
+    refuse_unreadable(map(known_place, adapters), [model])
     keep_existing([output], [model, *map(known_place, adapters)], overwrite, holding="*.safetensors")
     from loraport import console
     from loraport.merge import merge as run

@@ -33,6 +33,7 @@ from loraport.cli.options.existing import earlier_transfers, keep_existing
 from loraport.cli.options.expansion import HIDDEN, with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.pairs import SamplingOptions
+from loraport.cli.options.readable import refuse_unreadable
 from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
@@ -153,6 +154,7 @@ def transfer(
         _say_what_to_type(context, loras[0], models, method.method, output, guard)
     loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
     models = replace(models, source=known_place(models.source), target=known_place(models.target))
+    refuse_unreadable(loras, [models.source, models.target])
     refuse_idle(context, _idle(models, layers, result, is_guarded))
     page = None if result.report is None else page_path(result.report)
     if is_guarded:

@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraport.errors import InputError
-from loraport.files.adapters.updates import LayerUpdate
+from loraport.files.adapters.outline import Outline
+from loraport.files.names.table import RowSlice
+
+if TYPE_CHECKING:
+    from loraport.files.adapters.updates import LayerUpdate
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,41 @@ class LoraLayer:
     """Of a convolution, the sizes behind (out, in); None where the file does not tell."""
     resolved: bool = True
     """Whether its name is canonical; one known by a flattened name only is looked up among a checkpoint's."""
+    known: Outline | None = None
+    """What the header says of the update, where it was not read."""
 
     @property
     def update(self) -> LayerUpdate:
         """What it adds to the weight, in float32 with the scale folded in: factors of a LoRA, or another adapter's."""
         return self.read()
 
+    @property
+    def outline(self) -> Outline:
+        """Kind, size and rank of the update, which is read for them only where the header does not tell them."""
+        if self.known is not None:
+            return self.known
+        from loraport.files.adapters.updates import outline_of  # loads PyTorch
+
+        return outline_of(self.update)
+
+    def divided(self, rows: RowSlice, where: Path) -> LoraLayer:
+        """Return one layer out of a module that holds several. Raises MismatchError for what cannot be divided so."""
+        if self.known is None:
+            return self.with_update(_share(self, rows, where))
+        return replace(self, known=self.known.divided(rows, where), read=partial(_share, self, rows, where))
+
     def with_update(self, update: LayerUpdate) -> LoraLayer:
         """Return the layer with another update, held in memory."""
-        return replace(self, read=lambda: update)
+        return replace(self, read=lambda: update, known=None)
 
 
-class Updates(Mapping[str, LayerUpdate]):
+def _share(module: LoraLayer, rows: RowSlice, where: Path) -> LayerUpdate:
+    from loraport.files.adapters.updates import rows_of_update  # loads PyTorch
+
+    return rows_of_update(module.update, rows, where)
+
+
+class Updates(Mapping[str, "LayerUpdate"]):
     """Layer -> its update, read when it is asked for where the layer is not held in memory."""
 
     def __init__(self, layers: Mapping[str, LoraLayer]) -> None:

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from loraport.errors import MismatchError
+from loraport.files.adapters.outline import Outline, check_division
 from loraport.files.names.families import RowSlice
 from loraport.spectral.low_rank import LowRank
 
@@ -66,6 +67,11 @@ def adapter_kind(update: LayerUpdate) -> str:
     return "LoRA" if isinstance(update, LowRank) else update.kind
 
 
+def outline_of(update: LayerUpdate) -> Outline:
+    """Return its kind, size and rank."""
+    return Outline(adapter_kind(update), update.shape, update.rank)
+
+
 def needs_weight(update: LayerUpdate) -> bool:
     """Return whether what it adds depends on the weight that it is added to."""
     return not isinstance(update, LowRank) and update.needs_weight
@@ -86,12 +92,7 @@ def aimed_rank(update: LayerUpdate) -> int:
 
 def rows_of_update(update: LayerUpdate, rows: RowSlice, where: Path) -> LayerUpdate:
     """Return one layer's share of a module's update. Raises MismatchError for what cannot be divided so."""
-    if not rows.fits(update.shape):
-        parts = "two halves" if rows.swapped else f"{rows.of} equal parts"
-        raise MismatchError(
-            f"{where}: {rows.name} has {update.shape[0]} rows, which cannot be divided into {parts}; "
-            "this LoRA was made for another model"
-        )
+    check_division(update.shape, rows, where)
     if isinstance(update, LowRank):
         return LowRank(rows.take(update.B).contiguous(), update.A, update.lost_energy)
     return update.rows(rows, where)

@@ -21,7 +21,7 @@ from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.formats.safetensors_read import ByteReader, Quantization, StoredTensor
 
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 CODES = {
     # each type: (first byte of the codes in a block, byte after the last, mask of every code's lowest bit)
@@ -132,11 +132,11 @@ def _stored(
     shape = original or shape
     offset, nbytes = int(tensor.data_offset), int(tensor.n_bytes)
     if kind.name in PLAIN:
-        dtype = PLAIN[kind.name]
-        return StoredTensor(name, path, dtype, shape, ByteReader(path, offset, nbytes, dtype, shape, identity))
-    raw = ByteReader(path, offset, nbytes, torch.uint8, (nbytes,), identity)
+        plain = PLAIN[kind.name]
+        return StoredTensor(name, path, plain, shape, ByteReader(path, offset, nbytes, plain, shape, identity))
+    raw = ByteReader(path, offset, nbytes, "uint8", (nbytes,), identity)
     read = _Blocks(raw, kind, (size, width), shape)
-    return StoredTensor(name, path, torch.float32, shape, lambda: read()[0], Quantization(f"GGUF {kind.name}", read))
+    return StoredTensor(name, path, "float32", shape, lambda: read()[0], Quantization(f"GGUF {kind.name}", read))
 
 
 def _number(reader: Any, name: str) -> int:

@@ -16,13 +16,9 @@ from torch import Tensor
 from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.formats.pickle_archive import check_mapping, members_of
-from loraport.files.formats.safetensors_read import StoredTensor, check_name
+from loraport.files.formats.safetensors_read import StoredTensor, check_name, kind_of
+from loraport.files.names.entries import PARTS
 
-PARTS = (
-    *("generator_ema", "generator", "state_dict", "model_state_dict", "model", "module", "net", "ema"),
-    *("generator_ema_lora", "generator_lora", "lora_state_dict", "lora"),
-)
-"""Where trainers put the network inside the file, best first: the moving average is what their authors run."""
 _NO_PARTS = ("optim", "scheduler", "lr_scheduler", "scaler", "rng")
 """Starts of entries that hold a trainer's state, not a network."""
 _DEEPEST_PART = 3
@@ -57,7 +53,7 @@ def read_pickle(
         check_mapping(path, {one.data_ptr(): one.nbytes() for one in storages if one.nbytes()}, members)
     identity.check(path)  # it was opened more than once, by PyTorch too
     stored = {
-        key: StoredTensor(key, path, value.dtype, tuple(value.shape), partial(_fresh, value, path, identity))
+        key: StoredTensor(key, path, kind_of(value.dtype), tuple(value.shape), partial(_fresh, value, path, identity))
         for key, value in tensors.items()
     }
     return stored, part, left, _fields(content)

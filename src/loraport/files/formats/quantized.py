@@ -9,12 +9,11 @@ them W = q · scale. Scales of activations do not touch the weights and are left
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from loraport.errors import FileFormatError
 from loraport.files.formats.safetensors_read import NOT_READ, Quantization, StoredTensor
@@ -22,7 +21,11 @@ from loraport.files.formats.scales import ScaledCodes, granularity
 from loraport.files.names.dialects import VARIANTS, parse_key, refused_kind
 from loraport.files.names.families import Family, Naming
 
-FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FP8 = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+"""Kinds of plain fp8 -> how people call them."""
 LAYER_SCALES = ("scale_weight", "weight_scale")
 """The two names of a layer's scale: W = q · scale."""
 
@@ -133,14 +136,14 @@ def foreign_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
     def marked(key: str, tensor: StoredTensor) -> StoredTensor:
         layer = key.removesuffix(".weight")
         scales = any(f"{layer}.{name}" in stored for name in LAYER_SCALES)
-        if layer == key or not (scales or tensor.dtype in FP8 or not tensor.dtype.is_floating_point):
+        if layer == key or not (scales or tensor.kind in FP8 or not tensor.is_real):
             return tensor
-        kind = str(tensor.dtype).removeprefix("torch.")
+        kind = tensor.kind
 
         def read() -> tuple[Tensor, Tensor]:
             raise FileFormatError(f"{tensor.path}: {key!r} is stored as {kind} codes, and is not of the network")
 
-        return StoredTensor(key, tensor.path, torch.float32, tensor.shape, lambda: read()[0], Quantization(kind, read))
+        return StoredTensor(key, tensor.path, "float32", tensor.shape, lambda: read()[0], Quantization(kind, read))
 
     return {key: marked(key, tensor) for key, tensor in stored.items() if not _BESIDE.fullmatch(key)}
 
@@ -161,9 +164,9 @@ def refuse_scaled(stored: Mapping[str, StoredTensor]) -> None:
 
 def cast_up(stored: StoredTensor) -> StoredTensor:
     """Return plain fp8 as bf16, which holds every value of it; any other tensor as it is."""
-    if stored.dtype not in FP8:
+    if stored.kind not in FP8:
         return stored
-    return replace(stored, dtype=torch.bfloat16, read=lambda: stored.read().bfloat16())
+    return replace(stored, kind="bfloat16", read=lambda: stored.read().bfloat16())
 
 
 class _Reading:
@@ -214,9 +217,9 @@ class _Reading:
         ]
         if len(scales) > 1:
             raise FileFormatError(f"{tensor.path}: {tensor.key!r} has two scales, {scales[0].key} and {scales[1].key}")
-        if tensor.dtype not in FP8 and scales:
+        if tensor.kind not in FP8 and scales:
             return self._wide(tensor, scales[0])
-        if tensor.dtype not in FP8:
+        if tensor.kind not in FP8:
             return tensor
         if not scales and self.scaled and leaf == "weight" and len(tensor.shape) > 1:
             if not self.marked and (not self.noted or layer in self.noted):
@@ -236,11 +239,11 @@ class _Reading:
         return self._codes(tensor.key, tensor, scale)
 
     def _codes(self, key: str, codes: StoredTensor, scale: StoredTensor | None) -> StoredTensor:
-        name = FP8.get(codes.dtype, str(codes.dtype).removeprefix("torch."))
+        name = FP8.get(codes.kind, codes.kind)
         if scale is not None:
             name = f"{name}, {granularity(codes, scale)}"
         read = ScaledCodes(codes, scale)
-        return StoredTensor(key, codes.path, torch.float32, codes.shape, lambda: read()[0], Quantization(name, read))
+        return StoredTensor(key, codes.path, "float32", codes.shape, lambda: read()[0], Quantization(name, read))
 
 
 def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple[str, _Layout]]]:
@@ -248,7 +251,7 @@ def _in_layouts(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple
     for key, tensor in stored.items():
         for layout in _LAYOUTS:
             layer = key.removesuffix(layout.codes)
-            if layer != key and layer + layout.scale in stored and tensor.dtype in (torch.int8, *FP8):
+            if layer != key and layer + layout.scale in stored and tensor.kind in ("int8", *FP8):
                 yield key, (layer, layout)
 
 
@@ -256,14 +259,15 @@ def _refuse(key: str, tensor: StoredTensor) -> None:
     for mark, meaning in REFUSED.items():
         if mark.fullmatch(key):
             raise FileFormatError(f"{tensor.path}: {key!r} {meaning}; {NOT_READ}")
-    if not tensor.dtype.is_floating_point and key.endswith(".weight"):
+    if not tensor.is_real and key.endswith(".weight"):
         raise codes_not_read(tensor)
 
 
 def codes_not_read(tensor: StoredTensor) -> FileFormatError:
     """Return the error for a layer that has only codes."""
-    kind = str(tensor.dtype).removeprefix("torch.")
-    return FileFormatError(f"{tensor.path}: {tensor.key!r} is stored as {kind}, in codes that are not read; {NOT_READ}")
+    return FileFormatError(
+        f"{tensor.path}: {tensor.key!r} is stored as {tensor.kind}, in codes that are not read; {NOT_READ}"
+    )
 
 
 def _noted(header: Mapping[str, str], stored: Mapping[str, StoredTensor]) -> Iterator[str]:
@@ -293,7 +297,9 @@ def _ends_of(layer: str) -> Iterator[str]:
 
 def _check_note(key: str, tensor: StoredTensor) -> None:
     try:
-        if torch.Size(tensor.shape).numel() > _LONGEST_NOTE:
+        import torch
+
+        if math.prod(tensor.shape) > _LONGEST_NOTE:
             raise ValueError
         format = json.loads(tensor.read().view(torch.uint8).numpy().tobytes())["format"]
     except (ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:

@@ -14,18 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from loraport.errors import FileFormatError
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.disk.user_paths import open_regular_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NOT_READ = (
     "of quantised checkpoints fp8, GGUF and the int8 of quanto and TurboDiffusion are read, nothing else: use the "
@@ -40,24 +41,27 @@ LONGEST_NAME = 1000
 MOST_DIMENSIONS = 64
 """PyTorch's own limit."""
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
+"""The dtypes of the format -> PyTorch's names of them. Headers are read without PyTorch, slow to load."""
+_BYTES = {"bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
+"""Of the kinds whose names do not end in their bits."""
 
 _IMPOSTORS = {
     b"GGUF": "is a GGUF file; rename it to .gguf",
@@ -78,15 +82,49 @@ class Quantization:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of this dtype."""
+    """One tensor of a file: what its header says, and how to read it into a fresh CPU tensor of this kind."""
 
     key: str
     path: Path
-    dtype: torch.dtype
+    kind: str
+    """The dtype by PyTorch's name, such as `bfloat16`."""
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     quantization: Quantization | None = None
-    """Where the file holds codes and not values: `dtype` is then float32, and `read` gives the values."""
+    """Where the file holds codes and not values: `kind` is then float32, and `read` gives the values."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype itself, for who computes with it."""
+        return dtype_of(self.kind)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it holds floating-point numbers, and not integers or complex ones."""
+        return "float" in self.kind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take, read as this kind."""
+        return math.prod(self.shape) * bytes_of(self.kind)
+
+
+def dtype_of(kind: str) -> torch.dtype:
+    """Return PyTorch's dtype of this name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, kind)
+    return dtype
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Return PyTorch's name of a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def bytes_of(kind: str) -> int:
+    """Return the bytes of one number of this kind."""
+    return _BYTES.get(kind) or int(kind.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 
 @dataclass(frozen=True)
@@ -131,8 +169,8 @@ def _described(path: Path, file: BufferedReader) -> SafetensorsFile:
     entries = {key: _entry(path, key, entry) for key, entry in header.items()}
     _check_cover(path, entries, size - start)
     tensors = {
-        key: StoredTensor(key, path, dtype, shape, ByteReader(path, start + begin, end - begin, dtype, shape, identity))
-        for key, (dtype, shape, begin, end) in entries.items()
+        key: StoredTensor(key, path, kind, shape, ByteReader(path, start + begin, end - begin, kind, shape, identity))
+        for key, (kind, shape, begin, end) in entries.items()
     }
     digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
     return SafetensorsFile(path, tensors, metadata, digest, identity)
@@ -145,7 +183,7 @@ class ByteReader:
     path: Path
     offset: int
     nbytes: int
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
     identity: FileIdentity
     """Of the file whose header said where the bytes are."""
@@ -156,15 +194,30 @@ class ByteReader:
 
     def of(self, file: BufferedReader | FileIO) -> Tensor:
         """Read the same from the open file."""
+        import torch
+
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
-        view, filled = buffer.numpy().data, 0
         file.seek(self.offset)
-        while filled < self.nbytes:
+        self._fill(file, buffer.numpy().data)
+        return buffer.view(dtype_of(self.kind)).view(self.shape)
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """Yield its bytes as they stand, so many at a time; each piece is gone when the next one is asked for."""
+        buffer = memoryview(bytearray(min(size, self.nbytes)))
+        with self.identity.open(self.path) as file:
+            file.seek(self.offset)
+            for start in range(0, self.nbytes, size):
+                piece = buffer[: min(size, self.nbytes - start)]
+                self._fill(file, piece)
+                yield piece
+
+    def _fill(self, file: BufferedReader | FileIO, view: memoryview) -> None:
+        filled = 0
+        while filled < len(view):
             count = file.readinto(view[filled:])
             if not count:
                 raise self.identity.replaced(self.path)
             filled += count
-        return buffer.view(self.dtype).view(self.shape)
 
 
 def _raw_header(path: Path, file: BufferedReader, size: int) -> bytes:
@@ -209,8 +262,8 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    """Return (dtype, shape, first byte, byte after the last) of one tensor, each checked."""
+def _entry(path: Path, key: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Return (kind, shape, first byte, byte after the last) of one tensor, each checked."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise FileFormatError(
             f"{path}: the header's entry for {key!r} lacks a dtype, shape or offsets; download it again"
@@ -223,15 +276,15 @@ def _entry(path: Path, key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ..
         )
     if len(shape) > MOST_DIMENSIONS:
         raise FileFormatError(f"{path}: {key!r} has {len(shape)} dimensions; more than {MOST_DIMENSIONS} are not read")
-    dtype = DTYPES.get(str(entry["dtype"]))
-    if dtype is None:
+    kind = KINDS.get(str(entry["dtype"]))
+    if kind is None:
         raise FileFormatError(f"{path}: {key!r} is stored as {entry['dtype']}; {NOT_READ}")
-    if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+    if math.prod(shape) * bytes_of(kind) != offsets[1] - offsets[0]:
         raise FileFormatError(
             f"{path}: {key!r} has {offsets[1] - offsets[0]} bytes, not what {entry['dtype']} of shape {shape} takes; "
             "download the file again"
         )
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    return kind, tuple(shape), offsets[0], offsets[1]
 
 
 def check_name(path: Path, key: str) -> None:
@@ -246,7 +299,7 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_cover(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], room: int) -> None:
+def _check_cover(path: Path, entries: dict[str, tuple[str, tuple[int, ...], int, int]], room: int) -> None:
     """Check that the entries lie end to end and fill the data section exactly."""
     position = 0
     for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):

@@ -12,20 +12,21 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, BinaryIO
 
 from loraport.errors import OutputError
 from loraport.files.disk.atomic import new_file, new_folder
 from loraport.files.disk.free_space import check_free_space
-from loraport.files.formats.safetensors_read import DTYPES, StoredTensor
+from loraport.files.formats.safetensors_read import KINDS, StoredTensor, kind_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 OWN_PREFIX = "loraport."
 """What the fields begin with that this program writes into a header of its own accord."""
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str
         pending = tensors[key]
         end = position + math.prod(pending.shape) * pending.dtype.itemsize
         header[key] = {
-            "dtype": _NAMES[pending.dtype],
+            "dtype": _NAMES[kind_of(pending.dtype)],
             "shape": list(pending.shape),
             "data_offsets": [position, end],
         }
@@ -111,6 +112,8 @@ def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str
 
 
 def _bytes(key: str, pending: Pending) -> memoryview:
+    import torch
+
     tensor = pending.make().detach().cpu()
     if tensor.dtype != pending.dtype or tuple(tensor.shape) != pending.shape:
         raise TypeError(f"{key} was announced as {pending.dtype} {pending.shape}, but is {tensor.dtype} {tensor.shape}")

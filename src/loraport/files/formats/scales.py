@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from loraport.errors import FileFormatError
-from loraport.files.formats.rounding import step_of
 from loraport.files.formats.safetensors_read import NOT_READ, StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SQUARE = 128
 """The side of the squares that share a scale, of block-scaled fp8 and TurboDiffusion's int8."""
@@ -29,6 +29,10 @@ class ScaledCodes:
     scale: StoredTensor | None
 
     def __call__(self) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from loraport.files.formats.rounding import step_of
+
         codes = self.codes.read()
         values = codes.float()
         # the step between codes: 1 for whole numbers, for fp8 that of its own uneven grid; both grow with the scale
@@ -58,10 +62,9 @@ def granularity(codes: StoredTensor, scale: StoredTensor) -> str:
     """Return what one scale stands for. Raises FileFormatError where the shapes fit no known layout, or several."""
     shape = scale.shape
     rows, columns = (codes.shape[0], math.prod(codes.shape[1:])) if codes.shape else (0, 0)
-    if not scale.dtype.is_floating_point:
-        kind = str(scale.dtype).removeprefix("torch.")
+    if not scale.is_real:
         raise FileFormatError(
-            f"{scale.path}: {scale.key!r} is a scale in {kind}, whose numbers can mean several things (in "
+            f"{scale.path}: {scale.key!r} is a scale in {scale.kind}, whose numbers can mean several things (in "
             f"some formats they are exponents); {NOT_READ}"
         )
     if math.prod(shape) == 1:

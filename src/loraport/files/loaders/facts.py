@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from loraport.files.adapters.peft_fields import CONFIG_NAME
-from loraport.files.adapters.updates import adapter_kind
 from loraport.files.lora.alpha import HEADER_FIELD
 from loraport.files.lora.kernels import kernel_by_name, same_kernel
 from loraport.files.lora.kohya import is_complete
@@ -86,7 +85,7 @@ def facts_of(lora: Lora) -> Facts | None:
         len(set(lora.layers) - alphas),
         bool(scaled),
         bool(scaled - alphas),
-        len({update.rank for update in lora.updates.values()}) > 1 and HEADER_FIELD not in lora.metadata,
+        len({layer.outline.rank for layer in lora.layers.values()}) > 1 and HEADER_FIELD not in lora.metadata,
         any(layer.kernel is not None for layer in lora.layers.values()),
         tuple(lora.layers),
         lora.dialect.processor,
@@ -97,7 +96,7 @@ def facts_of(lora: Lora) -> Facts | None:
         tuple(_misshapen(lora)),
         any(key.part == "lora_mid" for some in keys.values() for key in some),
         {
-            key.module: lora.updates[layer].shape[1]
+            key.module: lora.layers[layer].outline.shape[1]
             for layer, some in keys.items()
             for key in some
             if any(place.span > 1 for _, place in key.pieces)
@@ -120,8 +119,8 @@ def _misshapen(lora: Lora) -> Iterator[str]:
 
 def _kind(lora: Lora, layer: str, keys: list[LoraKey]) -> str:
     of_peft = any(key.part == "lora_magnitude_vector" for key in keys)
-    update = lora.updates[layer]
-    return "DoRA of PEFT" if adapter_kind(update) == "DoRA" and of_peft else adapter_kind(update)
+    kind = lora.layers[layer].outline.kind
+    return "DoRA of PEFT" if kind == "DoRA" and of_peft else kind
 
 
 def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:

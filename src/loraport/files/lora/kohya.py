@@ -8,11 +8,12 @@ musubi-tuner take any part, and layers of zeros cost them nothing but room. So f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from loraport.files.names.blocks import kind_in_blocks, layer_depth
-from loraport.spectral.low_rank import LowRank
+
+if TYPE_CHECKING:
+    from loraport.spectral.low_rank import LowRank
 
 KOHYA_BLOCK = (*(f"{part}_attn.{layer}" for part in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
 """The ten layers of a block."""
@@ -79,4 +80,8 @@ def _shapes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:
 
 
 def _zeros(out: int, inn: int) -> LowRank:
+    import torch
+
+    from loraport.spectral.low_rank import LowRank
+
     return LowRank(torch.zeros(out, 1), torch.zeros(1, inn))

@@ -6,24 +6,14 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.files.adapters.assemble import (
-    UnscaledUpdate,
-    adds_nothing,
-    assemble,
-    with_magnitude,
-    with_scale,
-    with_start,
-)
-from loraport.files.adapters.full_difference import FullDifference
 from loraport.files.adapters.lora_layer import LoraLayer
+from loraport.files.adapters.outline import Outline
 from loraport.files.adapters.peft_fields import Start
-from loraport.files.adapters.updates import LayerUpdate, needs_weight
 from loraport.files.formats.quantized import cast_up
+from loraport.files.formats.raw_values import is_plain, largest, number
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import NO_ALPHA, Scales, checked_alpha
 from loraport.files.lora.locate import LoraFiles
@@ -34,15 +24,25 @@ from loraport.files.names.dialects import (
     LoraKey,
 )
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.files.adapters.assemble import UnscaledUpdate
+    from loraport.files.adapters.updates import LayerUpdate
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 """What factors are stored in, plain fp8 cast up."""
 BIASES_OF_B = (".lora_B.bias", ".lora_up.bias")
 
 
 class LayerReader:
-    """Reads the tensors of one file, and notes per layer what was found on the way."""
+    """Reads the tensors of one file, and notes per layer what was found on the way.
 
-    def __init__(self, files: LoraFiles, stored: Scales) -> None:
+    `outlines`: of plain factors the header and whether all values are finite will do; no update is made of them.
+    """
+
+    def __init__(self, files: LoraFiles, stored: Scales, outlines: bool = False) -> None:
+        self.outlines = outlines
         self.path = files.path
         self.tensors = {key: cast_up(stored) for key, stored in files.tensors.items()}
         self.stored = stored
@@ -82,6 +82,46 @@ class LayerReader:
         """Read a layer, its scale folded into the update; of a convolution the kernel is flattened behind `in`."""
         if not parts.keys().isdisjoint("AB"):
             self.check_pair(parts)
+        if self.outlines and self._are_plain(parts):
+            return self._outlined(layer, parts)
+        return self._assembled(layer, parts)
+
+    def _are_plain(self, parts: Mapping[str, LoraKey]) -> bool:
+        """Return whether a layer is a product of two stored matrices, about which the header says enough."""
+        factors = {part: self.tensors[key.key] for part, key in parts.items() if part not in SCALES}
+        return factors.keys() == {"A", "B"} and not self.start_of(parts) and all(map(is_plain, factors.values()))
+
+    def _outlined(self, layer: str, parts: Mapping[str, LoraKey]) -> LoraLayer:
+        """Return a layer of plain factors without making its update."""
+        A, B = self.tensors[parts["A"].key], self.tensors[parts["B"].key]
+        rank = A.shape[0]
+        sizes = [self._checked_size(parts[part].key) for part in parts if part in "AB"]
+        self.scales[layer] = scale, source = self.scale_of(parts, rank)
+        if not all(sizes) or not scale:
+            self.idle.add(layer)
+        return LoraLayer(
+            lambda: self._assembled(layer, parts).update,
+            tuple(sorted(key.key for key in parts.values())),
+            scale,
+            source,
+            A.shape[2:] or None,
+            not any(parts[part].unresolved for part in "AB"),
+            Outline("LoRA", (B.shape[0], math.prod(A.shape[1:])), rank),
+        )
+
+    def _checked_size(self, key: str) -> float:
+        """Return the largest magnitude of a factor. Raises InputError where it is not finite."""
+        size = largest(self.tensors[key])
+        if not math.isfinite(size):
+            raise self._not_finite(key)
+        return size
+
+    def _not_finite(self, key: str) -> InputError:
+        return InputError(f"{self.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
+
+    def _assembled(self, layer: str, parts: Mapping[str, LoraKey]) -> LoraLayer:
+        from loraport.files.adapters.assemble import assemble  # loads PyTorch
+
         tensors = {part: self.factor(key.key) for part, key in parts.items() if part not in SCALES}
         magnitudes = {part: tensors.pop(part) for part in MAGNITUDES if part in tensors}
         assembled = assemble(tensors, {part: parts[part] for part in tensors or magnitudes}, str(self.path))
@@ -105,6 +145,8 @@ class LayerReader:
         magnitudes: Mapping[str, Tensor],
     ) -> LayerUpdate:
         """Return the update with its scale, PEFT's start and DoRA's magnitude."""
+        from loraport.files.adapters.assemble import adds_nothing, with_magnitude, with_scale, with_start
+
         update = with_scale(assembled.update, scale)
         if start := self.start_of(parts):
             return with_start(update, start, scale, assembled.kernel, _down(parts).key, str(self.path))
@@ -124,6 +166,9 @@ class LayerReader:
 
     def full(self, key: LoraKey, others: Callable[[], LoraLayer] | None) -> LoraLayer:
         """Read a full difference, together with the factors of the same layer. Raises MismatchError beside a DoRA."""
+        from loraport.files.adapters.full_difference import FullDifference
+        from loraport.files.adapters.updates import needs_weight
+
         beside = None if others is None else others()
         self.factor(key.key)
         stored = self.tensors[key.key].read()
@@ -162,11 +207,13 @@ class LayerReader:
 
     def factor(self, key: str) -> Tensor:
         """Read a tensor as float32. Raises InputError where it is not finite, FileFormatError where it is not real."""
-        if self.tensors[key].dtype not in FLOATS:
+        import torch
+
+        if self.tensors[key].kind not in FLOATS:
             raise FileFormatError(f"{self.path}: {key!r} is stored as {self.tensors[key].dtype}, not as real numbers")
         tensor = self.tensors[key].read().float()
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{self.path}: {key!r} holds NaN or infinite values; the LoRA is damaged")
+            raise self._not_finite(key)
         return tensor
 
     def scale_of(self, parts: Mapping[str, LoraKey], rank: int | None) -> tuple[float, str]:
@@ -189,10 +236,10 @@ class LayerReader:
 
     def alpha(self, key: str) -> float:
         """Read the number in an alpha tensor."""
-        tensor = self.tensors[key].read()
-        if tensor.numel() != 1:
-            raise FileFormatError(f"{self.path}: {key!r} has shape {tuple(tensor.shape)}, but an alpha is one number")
-        return checked_alpha(float(tensor), f"{self.path}: {key!r}")
+        stored = self.tensors[key]
+        if math.prod(stored.shape) != 1:
+            raise FileFormatError(f"{self.path}: {key!r} has shape {stored.shape}, but an alpha is one number")
+        return checked_alpha(number(stored), f"{self.path}: {key!r}")
 
     def extras(self, keys: Iterable[LoraKey]) -> dict[str, StoredTensor]:
         """Return what is carried through as it is, but for scales that no tensor holds.

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from loraport.errors import MismatchError
-from loraport.files.adapters.fused import split_modules
+from loraport.files.adapters.division import split_modules
 from loraport.files.adapters.lora_layer import LazyUpdates, LoraLayer, Updates
-from loraport.files.adapters.updates import LayerUpdate, rows_of_update
-from loraport.files.formats.safetensors_read import StoredTensor
+from loraport.files.formats.safetensors_read import StoredTensor, dtype_of
 from loraport.files.lora.alpha import stored_scales
 from loraport.files.lora.layer_reader import LayerReader
 from loraport.files.lora.locate import LoraFiles, open_lora
@@ -34,6 +32,11 @@ from loraport.files.names.dialects import (
 )
 from loraport.files.names.families import RowSlice
 
+if TYPE_CHECKING:
+    import torch
+
+    from loraport.files.adapters.updates import LayerUpdate
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -46,7 +49,8 @@ class Lora:
     """Carried through, and read when their turn comes: full differences, biases, text encoders."""
     dropped: tuple[tuple[str, str], ...]
     """(key, reason)."""
-    dtypes: tuple[torch.dtype, ...]
+    kinds: tuple[str, ...]
+    """What the factors are stored in, by PyTorch's names of its dtypes."""
     metadata: Mapping[str, str]
     sha256: str
     """Of the file's bytes; of a PEFT folder: of the weights' bytes and then the configuration's."""
@@ -57,6 +61,11 @@ class Lora:
     """What stands before the layers' names, where no list has it and it was inferred from the tables."""
     encoders: Mapping[str, LoraLayer] = field(default_factory=dict)
     """Layers of text encoders whose names are known (`names.clip`); their keys are among the extras too."""
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that the factors are stored in."""
+        return tuple(map(dtype_of, self.kinds))
 
     @property
     def updates(self) -> Mapping[str, LayerUpdate]:
@@ -79,13 +88,21 @@ class Lora:
 
 
 def read_lora(
-    path: Path | str, *, dense: bool = False, diffs: bool = False, keep: bool = True, part: str | None = None
+    path: Path | str,
+    *,
+    dense: bool = False,
+    diffs: bool = False,
+    keep: bool = True,
+    part: str | None = None,
+    outlines: bool = False,
 ) -> Lora:
     """Read the LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
 
     `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.
     `keep` off: the updates are checked now, and read again when they are asked for.
+    `outlines`: for who only looks at a file. Plain factors are checked, and read when an update is asked for; what is
+    known of them meanwhile stands in `LoraLayer.outline`, and PyTorch is not loaded for it.
     `part`: which of several LoRAs in one file (`lora.parts`).
     Raises FileFormatError for what is not a safetensors file, not a LoRA, or an adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
@@ -106,7 +123,7 @@ def read_lora(
     differences = [one for one in parsed if one.part == ".diff" and not one.text_encoder and not one.bare]
     matrices = [one for one in differences if len(tensors[one.key].shape) > 1]
     refuse_without_layers(files.path, parsed, all_factors, dense, diffs and bool(matrices))
-    reader = LayerReader(files, scales)
+    reader = LayerReader(files, scales, outlines)
     dropped = _scales_alone((*groups.values(), *encoders.values()))
     makers, of_encoders = _makers(reader, groups), _makers(reader, encoders)
     taken = {key.key for parts in groups.values() for key in parts.values()}
@@ -116,7 +133,7 @@ def read_lora(
             makers[one.layer] = partial(reader.full, one, makers.get(one.layer))
             taken.add(one.key)
     modules = {key.layer: key.pieces for key in parsed if not key.whole}
-    single = split_modules(makers, modules, files.path, lambda make, rows: partial(_rows, make, rows, files.path))
+    single = split_modules(makers, modules, files.path, lambda make, rows: lambda: make().divided(rows, files.path))
     lazy = None if keep else LazyUpdates(files.paths)
     layers, encoded = (
         {layer: make() if lazy is None else lazy.layer(make) for layer, make in some.items()}
@@ -129,7 +146,7 @@ def read_lora(
         majority_dialect(factors or all_factors or parsed, widths),
         extras,
         tuple(dropped),
-        tuple(sorted({tensors[key.key].dtype for key in factors or all_factors}, key=str)),
+        tuple(sorted({tensors[key.key].kind for key in factors or all_factors})),
         files.metadata,
         files.sha256,
         files.path,
@@ -153,12 +170,6 @@ def _other_entries(files: LoraFiles) -> list[str]:
         return []
     taken, others = files.entry or "its own table", ", ".join(files.other_entries[:8])
     return [f"{files.path} holds {taken}, which was taken, and {others}; --lora-part chooses another"]
-
-
-def _rows(make: Callable[[], LoraLayer], rows: RowSlice, path: Path) -> LoraLayer:
-    """Read one layer out of a module that holds several."""
-    module = make()
-    return module.with_update(rows_of_update(module.update, rows, path))
 
 
 def _makers(reader: LayerReader, groups: Mapping[str, Mapping[str, LoraKey]]) -> dict[str, Callable[[], LoraLayer]]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from loraport.errors import FileFormatError, InputError, MismatchError
-from loraport.files.adapters.fused import layer_rows
+from loraport.files.adapters.division import layer_rows
 from loraport.files.disk.user_paths import check_input, expand_home
 from loraport.files.formats.quantized import decode, foreign_tensors, layers_of, refuse_codes
-from loraport.files.formats.rounding import expected_error, narrowest, rounding_error
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.models.locate import ShardFilter, find_files
 from loraport.files.models.model_files import ModelFiles, read_files
@@ -27,31 +22,13 @@ from loraport.files.names.families import Family, Naming, Piece, RowSlice
 from loraport.files.names.lookup import detect_naming, without_wrappers
 from loraport.lazy_property import lazy_property
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from loraport.files.models.weight import Weight
+
 UNKNOWN_NAMING = "unknown"
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One layer's weight as it was read."""
-
-    matrix: Float[Tensor, "out in"]
-    """float32; a convolution's kernel is out × (in · kernel positions)."""
-    fingerprint: str
-    dtype: torch.dtype
-    """That of the file; float32 where it holds codes."""
-    _step: Tensor | None = None
-
-    @lazy_property
-    def precision(self) -> torch.dtype | None:
-        """The dtype whose grid the values lie on, which may be narrower than the file's; None where it holds codes."""
-        return None if self._step is not None else narrowest(self.matrix, self.dtype)
-
-    @lazy_property
-    def rounding(self) -> float:
-        """Expected ‖W − W_before‖_F, W_before the weight before it was rounded to what the file holds."""
-        if self._step is not None:
-            return expected_error(self._step)
-        return rounding_error(self.matrix, self.precision or self.dtype)
 
 
 @dataclass(frozen=True)
@@ -117,7 +94,7 @@ class Checkpoint:
     @property
     def bytes(self) -> int:
         """Bytes of tensor data in the model."""
-        return sum(stored.dtype.itemsize * _count(stored.shape) for stored in self._parameters.values())
+        return sum(stored.nbytes for stored in self._parameters.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a parameter, from the header."""
@@ -130,7 +107,7 @@ class Checkpoint:
     def format(self, name: str) -> str:
         """Return how a parameter is stored, as people call it: its dtype, or the name of its codes."""
         stored = self._find(name)
-        return str(stored.dtype).removeprefix("torch.") if stored.quantization is None else stored.quantization.format
+        return stored.kind if stored.quantization is None else stored.quantization.format
 
     @property
     def quantized(self) -> tuple[str, ...]:
@@ -151,7 +128,7 @@ class Checkpoint:
         """Return a parameter as it is stored, in fresh CPU memory; of a quantised one the values."""
         return self._find(name).read()
 
-    def read_weight(self, layer: str) -> Float[Tensor, "out in"]:
+    def read_weight(self, layer: str) -> Tensor:
         """Return a layer's weight as a float32 matrix; a convolution's kernel becomes out × (in · kernel positions).
 
         Raises InputError where the layer has no such weight, or the weight holds NaN or infinite values.
@@ -161,24 +138,22 @@ class Checkpoint:
     def read(self, layer: str) -> Weight:
         """Return the weight of a layer as `read_weight` does, with its `fingerprint`, from one reading of the file."""
         stored = self._find(f"{layer}.weight")
-        if len(stored.shape) < 2 or not stored.dtype.is_floating_point:
+        if len(stored.shape) < 2 or not stored.is_real:
             raise InputError(
                 f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
             )
-        tensor, step = (stored.read(), None) if stored.quantization is None else stored.quantization.read()
-        W = tensor.float().flatten(1)
-        if W.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(W)):  # NaN spreads; one pass, no copy
-            raise InputError(
-                f"{stored.path}: the weight of {layer} holds NaN or infinite values; use an undamaged file"
-            )
-        return Weight(W, _fingerprint(tensor), stored.dtype, step)
+        from loraport.files.models.weight import read_weight
+
+        return read_weight(stored, layer)
 
     def fingerprint(self, name: str) -> str:
         """Return BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
 
         Of a quantised one the float32 values are hashed: another scale is another content.
         """
-        return _fingerprint(self.tensor(name))
+        from loraport.files.models.weight import fingerprint
+
+        return fingerprint(self.tensor(name))
 
     def identity(self) -> str:
         """Return the SHA-256 of what headers say (names, shapes, dtypes, offsets) and of file sizes, in milliseconds.
@@ -344,13 +319,3 @@ def _common_prefix(stripped: Mapping[str, str]) -> str:
     for key, name in stripped.items():
         counts[without_wrappers(key).removesuffix(name)] += 1
     return counts.most_common(1)[0][0]
-
-
-def _fingerprint(tensor: Tensor) -> str:
-    digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode(), digest_size=32)
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

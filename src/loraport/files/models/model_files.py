@@ -9,8 +9,6 @@ from pathlib import Path
 from loraport.digests import text_digest
 from loraport.errors import FileFormatError
 from loraport.files.disk.user_paths import check_input
-from loraport.files.formats.gguf import read_gguf
-from loraport.files.formats.pickled import read_pickle
 from loraport.files.formats.safetensors_read import StoredTensor, read_safetensors
 from loraport.files.models.locate import indexes_beside, read_index
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, WEIGHTS
@@ -53,10 +51,14 @@ def read_files(
     fields: dict[str, str] = {}
     for path, kind in kinds.items():
         if kind in PICKLES:
+            from loraport.files.formats.pickled import read_pickle  # PyTorch's own files: it has to be loaded
+
             found, taken, left, beside = read_pickle(path, part, wanted)
             fields |= beside
-            lines += [f"{key} {one.dtype} {one.shape}" for key, one in found.items()] + [str(path.stat().st_size)]
+            lines += [f"{key} torch.{one.kind} {one.shape}" for key, one in found.items()] + [str(path.stat().st_size)]
         elif kind == GGUF:
+            from loraport.files.formats.gguf import read_gguf
+
             found, digest = read_gguf(path, len(paths))
             lines.append(digest)
         else:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loraport.errors import InputError
-from loraport.files.formats.pickled import PARTS
+from loraport.files.names.entries import PARTS
 from loraport.files.names.lookup import (
     OTHER_NETWORKS,
     is_parameter,

@@ -18,7 +18,7 @@ from loraport.errors import FileFormatError, InputError, OutputError
 from loraport.files.adapters.fused import stored_tensor
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
-from loraport.files.formats.safetensors_read import DTYPES, StoredTensor, read_safetensors
+from loraport.files.formats.safetensors_read import KINDS, StoredTensor, read_safetensors
 from loraport.files.formats.safetensors_write import (
     OWN_PREFIX,
     Pending,
@@ -142,7 +142,7 @@ def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Ca
 
 
 def _pending(stored: StoredTensor, make: Callable[[], Tensor], written: Callable[[int], None]) -> Pending:
-    if stored.dtype not in DTYPES.values():
+    if stored.kind not in KINDS.values():
         raise FileFormatError(f"{stored.path}: {stored.key} is stored as {stored.dtype}, which safetensors cannot hold")
 
     def made() -> Tensor:

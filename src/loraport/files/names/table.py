@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from loraport.lazy_property import lazy_property
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo"]
 """Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on."""
@@ -75,6 +75,8 @@ class RowSlice:
 
 def halves_swapped(stored: Tensor) -> Tensor:
     """Return the rows with their two halves exchanged; twice is not at all."""
+    import torch
+
     first, second = stored.chunk(2)
     return torch.cat([second, first])
 

@@ -9,12 +9,12 @@ from loraport.compute import TORCH_DTYPES
 from loraport.errors import MismatchError, OutputError, SettingsError
 from loraport.files.adapters.product import Product
 from loraport.files.adapters.updates import LayerUpdate, adapter_kind
-from loraport.files.additions import split_strength
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.provenance import made_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
+from loraport.files.strength import split_strength
 from loraport.plain_json import json_text
 from loraport.sampling.choice.guard import DIRECT
 from loraport.sampling.hooks import scale_updates

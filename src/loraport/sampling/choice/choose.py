@@ -11,7 +11,6 @@ from typing import Any
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
-from loraport.files.additions import split_strength
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import (
@@ -23,6 +22,7 @@ from loraport.files.formats.safetensors_write import (
 )
 from loraport.files.lora.read import Lora
 from loraport.files.lora.write import output_dialect
+from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import target_places
 from loraport.inputs.config import TransferConfig
 from loraport.plain_json import json_text
