@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import InputError, MismatchError, OutputError, SettingsError
 from loraport.files.lora.kohya import FFN_SIZES, KOHYA_BLOCK, is_complete, missing_layers, with_missing_layers
 from loraport.files.lora.read import read_lora

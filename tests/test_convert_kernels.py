@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import MismatchError
 from loraport.files.lora.read import read_lora
 from loraport.files.names.families import FAMILIES as TABLES

@@ -13,7 +13,7 @@ from loraport.errors import InputError, LoraportError, MismatchError, OutputErro
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import AcceleratedModel, open_target
-from loraport.merge import MERGED, merge
+from loraport.merging import MERGED, merge
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.dialects import CASES, write

@@ -9,7 +9,7 @@ from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, MismatchError
-from loraport.merge import merge
+from loraport.merging import merge
 
 NETWORKS = [
     f"model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn{n}.to_{x}.weight" for n in (1, 2) for x in "qkv"

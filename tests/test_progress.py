@@ -9,7 +9,7 @@ from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
 from loraport.analysis.run import analyze
 from loraport.console import Terminal
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.progress import NO_PROGRESS, NoProgress, Progress
 from loraport.store.bases import BasisCache
 from loraport.transfers.passes import LabelledProgress, Pass, transfer_passes

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.lora.read import read_lora
 from loraport.files.lora.write import FORMATS
 from loraport.files.names.families import FAMILIES as TABLES

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loraport.analysis.inputs import AnalyzeConfig
     from loraport.analysis.results import Analysis
     from loraport.analysis.run import analyze
+    from loraport.conversion import Conversion, convert
     from loraport.errors import InputError, LoraportError, OutputError
     from loraport.files.adapters.lora_layer import LoraLayer
     from loraport.files.lora.key_account import KeyAccount
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from loraport.files.lora.write import write_lora
     from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
     from loraport.inputs.config import RankRule, TransferConfig
+    from loraport.merging import Merge, merge
     from loraport.methods.casa import casa
     from loraport.methods.layer import Layer, Update
     from loraport.methods.recipes import find_recipe
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from loraport.store.bases import BasisCache
     from loraport.transfers.results import BatchResult, LayerResult, TransferResult
     from loraport.transfers.run import transfer, transfer_many
+    from loraport.transfers.state import LoraState, transfer_state
 
 __all__ = [
     "Analysis",
@@ -53,14 +56,17 @@ __all__ = [
     "BatchResult",
     "CasaSettings",
     "Checkpoint",
+    "Conversion",
     "InputError",
     "KeyAccount",
     "Layer",
     "LayerResult",
     "Lora",
     "LoraLayer",
+    "LoraState",
     "LoraportError",
     "LowRank",
+    "Merge",
     "OutputError",
     "Progress",
     "RankRule",
@@ -70,13 +76,16 @@ __all__ = [
     "Update",
     "analyze",
     "casa",
+    "convert",
     "decompose",
     "factorize",
     "find_recipe",
+    "merge",
     "open_checkpoint",
     "read_lora",
     "transfer",
     "transfer_many",
+    "transfer_state",
     "write_lora",
 ]
 
@@ -91,6 +100,9 @@ _HOMES = {
     "analysis.inputs": ("AnalyzeConfig",),
     "inputs.config": ("RankRule", "TransferConfig"),
     "transfers.run": ("transfer", "transfer_many"),
+    "transfers.state": ("LoraState", "transfer_state"),
+    "conversion": ("Conversion", "convert"),
+    "merging": ("Merge", "merge"),
     "transfers.results": ("BatchResult", "LayerResult", "TransferResult"),
     "progress": ("Progress",),
     "spectral.basis": ("SingularBasis", "decompose"),

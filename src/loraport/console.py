@@ -16,10 +16,10 @@ from loraport.printable import printable, raw_stream
 
 if TYPE_CHECKING:
     from loraport.analysis.probe_model import ProbeResult
-    from loraport.convert import Conversion
+    from loraport.conversion import Conversion
     from loraport.files.models.hub import Download
     from loraport.inputs.plan import Plan
-    from loraport.merge import Merge
+    from loraport.merging import Merge
     from loraport.transfers.results import BatchResult, TransferResult
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+from loraport.errors import SettingsError
 
 
 class Progress(Protocol):
     """Receives reports of a run as it goes: steps, shares of a step, and notes.
 
-    Any object with these methods can be passed to a run.
+    Any object with some of these methods can be passed to a run; what it has no method for is not reported to it.
     """
 
     def step(self, text: str, done: int, total: int) -> None:
@@ -36,6 +38,24 @@ class NoProgress:
 
 
 NO_PROGRESS: Progress = NoProgress()
+_METHODS = ("step", "advance", "note")
+
+
+class _Observer(NoProgress):
+    """Passes on what an object with some of the methods wants to know."""
+
+    def __init__(self, methods: Mapping[str, Callable[..., None]]) -> None:
+        self.__dict__.update(methods)
+
+
+def observer(progress: object) -> Progress:
+    """Return an object as one that has all methods. Raises SettingsError for one that has none of them."""
+    methods = {name: method for name in _METHODS if callable(method := getattr(progress, name, None))}
+    if not methods:
+        raise SettingsError(
+            f"progress is a {type(progress).__name__} without any of the methods {', '.join(_METHODS)}; give it one"
+        )
+    return _Observer(methods)
 
 
 def counter(progress: Progress, text: str, total: int) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.rules import DEFAULT_ADAPTER
 from loraport.files.loaders.table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import LoraportError, SettingsError
 from loraport.files.inspect import describe, layer_lines, summary_lines
 from loraport.files.lora.read import read_lora

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora

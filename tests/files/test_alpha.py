@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.inspect import describe, summary_lines
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import Lora, read_lora
-from loraport.merge import merge
+from loraport.merging import merge
 from tests import tiny
 
 RANK, ALPHA = 4, 1.0

@@ -13,7 +13,7 @@ from loraport.files.formats.safetensors_read import StoredTensor, kind_of
 from loraport.files.formats.scales import ScaledCodes
 from loraport.files.inspect import describe
 from loraport.files.models.checkpoint import open_checkpoint
-from loraport.merge import merge
+from loraport.merging import merge
 from tests import tiny
 from tests.tiny import State
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import SettingsError
 from loraport.files.inspect import describe
 from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.names.families import FAMILIES as TABLES
-from loraport.merge import merge
+from loraport.merging import merge
 from tests.families import FAMILIES, Tiny, delta, factors, fused_by_diffusers
 
 pytest.importorskip("diffusers")

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.header import lasting_fields, shown_fields
 from loraport.inputs.config import TransferConfig

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import FileFormatError, InputError
 from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.read import read_lora

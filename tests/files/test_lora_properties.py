@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.files.adapters.updates import exact_update
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair

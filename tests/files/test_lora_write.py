@@ -24,7 +24,7 @@ from loraport.errors import OutputError, SettingsError
 from loraport.files.disk import atomic as replacing
 from loraport.files.formats.safetensors_write import Pending, save_folder, save_safetensors
 from loraport.files.lora.read import Lora, read_lora
-from loraport.files.lora.write import write_diff, write_lora
+from loraport.files.lora.write import diff_contents, write_lora
 from loraport.spectral.low_rank import LowRank
 from tests.dialects import CASES, FORMATS, write
 
@@ -306,7 +306,7 @@ def test_dense_differences(tmp_path: Path) -> None:
     written = write(CASES["g5"], tmp_path, {"lora_unet_blocks_0_self_attn_q.diff_b": torch.ones(24)})
     lora = read_lora(written.path)
     updates = {layer: Pending.of(delta.float()) for layer, delta in written.deltas.items()}
-    result = write_diff(tmp_path / "out.safetensors", updates, lora, dtype=torch.float32)
+    result = diff_contents(updates, lora, dtype=torch.float32).save(tmp_path / "out.safetensors")
     tensors = load_file(result.path)
     assert result.dropped == ()
     assert torch.equal(tensors.pop("diffusion_model.blocks.0.self_attn.q.diff_b"), torch.ones(24))

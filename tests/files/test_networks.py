@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from loraport.errors import InputError
 from loraport.files.inspect import describe
 from loraport.files.models.checkpoint import open_checkpoint
-from loraport.merge import merge
+from loraport.merging import merge
 from tests import tiny
 from tests.tiny import State
 

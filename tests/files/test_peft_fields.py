@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import FileFormatError, InputError, MismatchError, SettingsError
 from loraport.files.adapters.residual import Residual
 from loraport.files.inspect import describe, summary_lines
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 from tests import tiny
 

@@ -7,10 +7,10 @@ import pytest
 
 from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import LoraportError, OutputError
 from loraport.files.disk.protect_inputs import protect_inputs
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 from tests.transfers.models import Family, make_family
 

@@ -13,7 +13,7 @@ from loraport.files.models.weight import Weight
 from loraport.inputs.accelerator import AcceleratedModel, open_target, split_target
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.layer_source import read_weights
 from loraport.transfers.run import transfer
 from tests import tiny

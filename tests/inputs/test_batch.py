@@ -176,7 +176,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(family, monkeypatch):
 def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(family, monkeypatch):
     many = configs(family, ["casa", "direct"])
     wanted = [alone(config, family.folder) for config in many]
-    real, written = running.write, []
+    real, written = running.output_contents, []
 
     def dies(ready, *rest):
         if len(written) == 2:
@@ -184,10 +184,10 @@ def test_a_run_alone_goes_on_from_a_pass_and_a_stop_between_files_loses_nothing(
         written.append(ready.config.output)
         return real(ready, *rest)
 
-    monkeypatch.setattr(running, "write", dies)
+    monkeypatch.setattr(running, "output_contents", dies)
     with pytest.raises(KeyboardInterrupt):
         transfer_many(many)
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     monkeypatch.setattr(running.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
     transfer(many[2])
     assert Path(many[2].output).read_bytes() == wanted[2]
@@ -263,11 +263,11 @@ def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
 
 def test_foreign_files_in_one_journal_cost_no_other_journal_its_layers(family, monkeypatch):
     many = configs(family, ["casa", "core"])
-    real = running.write
-    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.output_contents
+    monkeypatch.setattr(running, "output_contents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer_many(many)
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     mine = Path(f"{many[2].output}.partial") / "mine.txt"
     mine.write_text("precious")
     with pytest.raises(OutputError, match="which no transfer wrote"):

@@ -8,7 +8,7 @@ from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.weight import Weight
 from loraport.inputs.config import RankRule
 from loraport.inputs.drift import drift_between, within_floor
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.reports.transfer_page import transfer_findings

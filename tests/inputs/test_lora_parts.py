@@ -13,13 +13,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from loraport.cli import app
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.inspect import describe
 from loraport.files.lora.parts import expert_parts, lora_parts_in
 from loraport.files.lora.read import read_lora
 from loraport.files.names.lookup import layer_in
-from loraport.merge import merge
+from loraport.merging import merge
 from tests import tiny
 
 STATES = tiny.tiny_state(0, blocks=1), tiny.tiny_state(1, blocks=1)

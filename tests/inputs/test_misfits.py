@@ -17,7 +17,7 @@ from loraport.console import probe_words
 from loraport.errors import InputError, MismatchError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.accelerator import open_target
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.transfers.models import deltas, make_family

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.transfers.models import deltas, make_family

@@ -108,13 +108,13 @@ def test_a_damaged_lock_without_an_owner_stops_nobody(family):
 
 
 def test_a_layer_that_vanishes_is_an_error_and_never_a_copy(family, monkeypatch):
-    real = running.write
+    real = running.output_contents
 
     def vanishes(ready, journal, layers):
         next(journal.folder.glob("*.safetensors")).unlink()
         return real(ready, journal, layers)
 
-    monkeypatch.setattr(running, "write", vanishes)
+    monkeypatch.setattr(running, "output_contents", vanishes)
     with pytest.raises(OutputError, match=r"has lost .* since it was finished"):
         transfer(family.config())
     assert not Path(family.config().output).exists()
@@ -122,29 +122,29 @@ def test_a_layer_that_vanishes_is_an_error_and_never_a_copy(family, monkeypatch)
 
 def test_a_full_disk_at_the_end_keeps_every_finished_layer(family, monkeypatch):
     expected = digest(transfer(family.config("alone.safetensors")).output)
-    real = running.write
+    real = running.output_contents
 
     def full(*_):
         raise OutputError("out.safetensors cannot be written: No space left on device")
 
-    monkeypatch.setattr(running, "write", full)
+    monkeypatch.setattr(running, "output_contents", full)
     count = len(family.factors)
     with pytest.raises(OutputError, match=rf"No space left.*; {count} finished layers are kept in .*\.partial"):
         transfer(family.config())
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     monkeypatch.setattr(running.LayerTransfer, "__call__", None)  # nothing is done again
     assert digest(transfer(family.config()).output) == expected
 
 
 def test_of_several_outputs_what_is_written_goes_and_the_rest_waits(family, monkeypatch):
-    real = running.write
+    real = running.output_contents
 
     def full(ready, journal, layers):
         if ready.config.method == "casa":
             raise OutputError("no room")
         return real(ready, journal, layers)
 
-    monkeypatch.setattr(running, "write", full)
+    monkeypatch.setattr(running, "output_contents", full)
     configs = [family.config(f"{method}.safetensors", method=method) for method in ("casa", "direct")]
     batch = transfer_many(configs)
     assert [output for output, _ in batch.not_written] == [configs[0].output]

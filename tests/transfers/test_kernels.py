@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 
 LAYER = "mid_block.attentions.0.proj_in"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import MismatchError
 from loraport.inputs.config import TransferConfig
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.transfers.run import transfer
 from tests import tiny
 

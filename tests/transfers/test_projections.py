@@ -131,11 +131,11 @@ def test_a_started_run_knows_its_skipped_layers(family, monkeypatch):
     settings, below = filtered(family)
     changes = {"method": "prolora", "settings": settings}
     whole = transfer(family.config("whole.safetensors", **changes))
-    real = running.write
-    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.output_contents
+    monkeypatch.setattr(running, "output_contents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config(**changes))
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     monkeypatch.setattr(running.LayerTransfer, "__call__", lambda *_: pytest.fail("done again"))
     again = transfer(family.config(**changes))
     assert again.keys == whole.keys and {row.name for row in again.layers if row.reason} == below

@@ -166,22 +166,22 @@ def test_a_started_run_goes_on_to_the_same_bytes(family, monkeypatch):
 
 def test_leftovers_of_another_run_are_not_used(family, monkeypatch):
     expected = digest(transfer(family.config("expected.safetensors")).output)
-    real = running.write
-    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.output_contents
+    monkeypatch.setattr(running, "output_contents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config(method="undo:0.5"))
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     assert (family.folder / "out.safetensors.partial").is_dir()
     assert digest(transfer(family.config()).output) == expected
 
 
 def test_a_damaged_leftover_is_done_again(family, monkeypatch):
     expected = digest(transfer(family.config("expected.safetensors")).output)
-    real = running.write
-    monkeypatch.setattr(running, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = running.output_contents
+    monkeypatch.setattr(running, "output_contents", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         transfer(family.config())
-    monkeypatch.setattr(running, "write", real)
+    monkeypatch.setattr(running, "output_contents", real)
     for number, path in enumerate(sorted((family.folder / "out.safetensors.partial").iterdir())[:4]):
         path.write_bytes(path.read_bytes()[: 100 * number])
     assert digest(transfer(family.config()).output) == expected

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import SettingsError
 from loraport.files.inspect import describe
 from loraport.files.lora.provenance import LONGEST, MOST_STEPS, accumulated_loss, earlier_field, transfer_steps

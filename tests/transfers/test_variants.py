@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.convert import convert
+from loraport.conversion import convert
 from loraport.errors import SettingsError
 from loraport.files.lora.read import read_lora
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule
 from loraport.inputs.recipes import chosen_recipes
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.methods.recipes import METHODS
 from loraport.transfers.run import transfer, transfer_many
 from tests import tiny

@@ -13,6 +13,7 @@ from torch import Tensor
 from loraport.analysis.layer_sample import sample_layers
 from loraport.compute import layer_generator, read_ahead
 from loraport.errors import SettingsError
+from loraport.field_types import check_fields
 from loraport.files.adapters.updates import LayerUpdate
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import is_local, open_model
@@ -55,6 +56,10 @@ class AnalyzeConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lora", "source", "target", "output", "cache"):
+            if isinstance(given := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(given))
+        check_fields(self)
         object.__setattr__(self, "output", os.path.expanduser(self.output))
         if self.sample is not None and self.sample < 1:
             raise SettingsError(f"sample is {self.sample}, but at least 1 layer has to be looked at")

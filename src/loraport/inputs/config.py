@@ -5,10 +5,13 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from loraport.compute import find_device
 from loraport.errors import SettingsError, unknown_name
+from loraport.field_types import check_fields
 from loraport.files.lora.write import Format
 from loraport.methods.recipes import Recipe, find_recipe
 from loraport.methods.settings import AnySettings
@@ -19,6 +22,7 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 Part = Literal["whole", "adapter", "counter-drift"]
 DTYPES = ("fp32", "bf16", "fp16")
 DORA_READINGS = ("effective", "magnitude")
+PAIRINGS = ("auto", "name", "similarity")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class RankRule:
 
     kind: Literal["auto", "source", "full", "fixed", "energy"] = "auto"
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.kind == "fixed" and (self.value < 1 or self.value != int(self.value)):
+            raise SettingsError(f"the rank is {self.value:g}, but a fixed one is a whole number from 1 on")
+        if self.kind == "energy" and not 0 < self.value < 1:
+            raise SettingsError(f"the share of energy is {self.value:g}, but it must lie between 0 and 1")
 
     @classmethod
     def parse(cls, text: str) -> RankRule:
@@ -69,7 +80,10 @@ _PARTS = ("source_part", "target_part", "lora_part", "accelerator_part")
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """Everything that decides what a transfer writes. Paths may be `Path`s, and the rank its text (`"32"`)."""
+    """Everything that decides what a transfer writes; all of it is checked when it is made.
+
+    Paths may be `Path`s, lists stand for tuples, and the rank may be its number or text (32, 0.95, "full").
+    """
 
     lora: str
     source: str
@@ -111,19 +125,20 @@ class TransferConfig:
     """The whole update, or one of two that add up to it: what is left of the LoRA, what is taken back of the drift."""
 
     def __post_init__(self) -> None:
-        for name in ("lora", "source", "target", "output"):
-            object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for name in ("lora", "source", "target", "output", "cache"):
+            object.__setattr__(self, name, _place(name, getattr(self, name)))
         object.__setattr__(self, "output", os.path.expanduser(self.output))
-        if isinstance(self.rank, str):
-            object.__setattr__(self, "rank", RankRule.parse(self.rank))
-        if self.format not in FORMATS:
-            raise unknown_name("format", self.format, FORMATS)
+        object.__setattr__(self, "rank", _rank(self.rank))
+        check_fields(self)
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         if self.dora not in DORA_READINGS:
             raise unknown_name("reading of DoRA", self.dora, DORA_READINGS)
-        if self.part not in get_args(Part):
-            raise unknown_name("part", self.part, get_args(Part))
+        if self.pairing not in PAIRINGS:
+            raise unknown_name("pairing", self.pairing, PAIRINGS)
+        if not 0 <= self.pair_min <= 1:
+            raise SettingsError(f"the least similarity is {self.pair_min:g}, but an overlap lies in [0, 1]")
+        find_device(self.device)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
         recipe = self.recipe
@@ -157,6 +172,20 @@ class TransferConfig:
         """Return the same text for the same work on a layer, whatever its output, its cache, and its other layers."""
         elsewhere = dict.fromkeys(("output", "cache", "include", "exclude"))
         return json.dumps({**asdict(self), "settings": asdict(self.recipe.settings), **elsewhere}, sort_keys=True)
+
+
+def _place(name: str, given: object) -> object:
+    """Return a place as a text. Raises SettingsError for tensors, which have no place on the disk."""
+    if isinstance(given, Mapping):
+        raise SettingsError(f"{name} holds tensors, and here belongs a place on the disk; transfer_state takes tensors")
+    place = os.fspath(given) if isinstance(given, os.PathLike) else given
+    return os.fsdecode(place) if isinstance(place, bytes) else place
+
+
+def _rank(given: object) -> object:
+    """Return the rule of a rank that is given as its text or number."""
+    by_value = isinstance(given, str | int | float) and not isinstance(given, bool)
+    return RankRule.parse(str(given)) if by_value else given
 
 
 def chosen_format(text: str) -> Format:

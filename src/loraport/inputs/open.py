@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.compute import find_device
-from loraport.errors import LoraportError, MismatchError, SettingsError
+from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.lora.provenance import accumulated_loss
@@ -19,6 +19,7 @@ from loraport.files.lora.write import check_form, nameless_layers, output_dialec
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
 from loraport.files.names.blocks import layer_role
+from loraport.files.names.dialects import Dialect
 from loraport.files.whole_weights import as_differences, carried_note
 from loraport.inputs.accelerator import Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
@@ -126,8 +127,8 @@ def _idle_settings(config: TransferConfig, lora: Lora, plan: Plan) -> list[str]:
         notes.append(f"--dora {config.dora} does nothing: no layer of {lora.path.name} is a DoRA")
     if config.transfer_diffs and not any(key.endswith(".diff") for layer in lora.layers.values() for key in layer.keys):
         notes.append(f"--transfer-diffs does nothing: {lora.path.name} holds no full difference of a matrix")
-    beside = counter_drift_place(config.output)
-    if config.part == "whole" and os.path.exists(beside):
+    beside = counter_drift_place(config.output) if config.output else None  # in memory there is nothing beside it
+    if beside is not None and config.part == "whole" and os.path.exists(beside):
         notes.append(f"{beside} is of an earlier --split: it does not go with this result, which is whole")
     return notes
 
@@ -149,6 +150,7 @@ def check_outputs(batch: Sequence[TransferInputs]) -> None:
     loras = list(dict.fromkeys(inputs.config.lora for inputs in batch))
     for inputs in batch:
         with _errors_name(inputs.config.lora, len(loras) > 1):
+            check_names(inputs)
             _check_output(inputs, loras)
     check_free_space({Path(inputs.config.output): _least_bytes(inputs) for inputs in batch})
 
@@ -163,14 +165,24 @@ def _least_bytes(inputs: TransferInputs) -> int:
     return sum(math.prod(job.shape) for job in jobs) * (4 if config.dtype == "fp32" else 2)
 
 
-def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
-    config, lora, output = inputs.config, inputs.lora, Path(inputs.config.output)
-    dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
-    check_form(output, not config.as_diff and dialect.folder)
+def check_names(inputs: TransferInputs) -> None:
+    """Raise MismatchError where no layer has a name in the format that is asked for."""
+    lora, dialect = inputs.lora, _dialect(inputs)
     nameless = nameless_layers(lora, dialect)
     if nameless and len(nameless) == len(lora.layers):
         layer, reason = next(iter(nameless.items()))
         raise MismatchError(f"no layer of {lora.path} can be written so: of {layer}, for one, {reason}")
+
+
+def _dialect(inputs: TransferInputs) -> Dialect:
+    return output_dialect(inputs.lora, "comfy" if inputs.config.as_diff else inputs.config.format)
+
+
+def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
+    config, lora, output = inputs.config, inputs.lora, Path(inputs.config.output)
+    if not config.output:
+        raise OutputError("there is no output; name a .safetensors file, or a folder for PEFT's format")
+    check_form(output, not config.as_diff and _dialect(inputs).folder)
     named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
     protect_inputs(output, (*named, *inputs.source.paths, *inputs.target.paths))
 

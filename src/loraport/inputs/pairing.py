@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraport.errors import MismatchError, SettingsError, unknown_name
+from loraport.errors import MismatchError, SettingsError
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.blocks import layer_block, layer_role
@@ -23,7 +23,6 @@ from loraport.progress import Progress
 from loraport.spectral.basis import Basis
 from loraport.store.basis_source import BasisSource
 
-PAIRINGS = ("auto", "name", "similarity")
 LEAST = 0.8
 """ProLoRA's threshold (its §5.3.4)."""
 SUBSPACE = "energy:0.5"
@@ -150,12 +149,8 @@ def find_pairing(
 ) -> Pairing | None:
     """Return the pairing by similarity; None if layers are paired by name, as asked or because their names agree.
 
-    Raises SettingsError for an unknown mode, an invalid threshold, and targets with an accelerator.
+    Raises SettingsError for targets with an accelerator.
     """
-    if mode not in PAIRINGS:
-        raise unknown_name("pairing", mode, PAIRINGS)
-    if not 0 <= least <= 1:
-        raise SettingsError(f"the least similarity is {least}, but an overlap lies in [0, 1]")
     if mode == "name":
         return None
     roles = {layer_role(layer) for layer in lora_layers}

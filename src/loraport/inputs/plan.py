@@ -156,7 +156,7 @@ def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:
 
 def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[LayerJob]) -> list[str]:
     notes = list(lora.notes)
-    if set(source.paths) == set(target.paths) and source.part == target.part:
+    if source.paths and set(source.paths) == set(target.paths) and source.part == target.part:
         notes.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
     notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, AcceleratedModel) else target).notes])

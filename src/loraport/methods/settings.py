@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from loraport.errors import SettingsError
+from loraport.field_types import check_fields
 
 Value = float | int | bool | str
 Changes = Mapping[str, Value]
@@ -36,6 +37,9 @@ class AnySettings:
     """Whose settings these are, in messages."""
     group: ClassVar[str] = ""
     """The heading above their options in `--help`."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class CasaSettings(AnySettings):
     """Norms over whole rows and columns (the paper), or inside the k × k block (the published code)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("q_dom", "q_act", "restore"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, but it must lie in [0, 1]")
@@ -109,6 +114,7 @@ class DriftOrthogonalSettings(AnySettings):
     """k: how many left and right singular directions of the drift are removed; our choice, not tuned."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.directions < 1:
             raise SettingsError(f"directions is {self.directions}, but it must be 1 or more")
 
@@ -167,6 +173,7 @@ class ProloraSettings(AnySettings):
     ] = 0.8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_subspace(self.subspace)
         if not 0 <= self.phi_min <= 1:
             raise SettingsError(f"phi_min is {self.phi_min}, but an overlap lies in [0, 1]")
@@ -184,6 +191,7 @@ class LoraxSettings(AnySettings):
     subspace: Subspace = DEFAULT_SUBSPACE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_subspace(self.subspace)
 
 

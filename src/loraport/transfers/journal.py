@@ -119,12 +119,20 @@ def _key(name: str) -> str:
     return text_digest(name)[:16]
 
 
-class Journal(PartialFolder):
+class LayerStore:
     """The finished layers of a transfer, rounded to the output's dtype."""
 
-    def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
-        super().__init__(output, run)
-        self.dtype = dtype
+    dtype: torch.dtype
+    where: str
+    """What messages call it."""
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the tensors and facts of a layer."""
+        raise NotImplementedError
+
+    def get(self, name: str) -> Entry | None:
+        """Return what was kept of a layer, or None."""
+        raise NotImplementedError
 
     def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
         """Write a finished layer. Raises OutputError."""
@@ -153,6 +161,32 @@ class Journal(PartialFolder):
         earlier = self.recall(name)
         if earlier is None:
             raise OutputError(
-                f"{self.folder} has lost {name} since it was finished: another program changed the folder; start again"
+                f"{self.where} has lost {name} since it was finished: another program changed the folder; start again"
             )
         return earlier[0]
+
+
+class Journal(PartialFolder, LayerStore):
+    """Finished layers in a folder beside the output, from where an interrupted run goes on."""
+
+    def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
+        super().__init__(output, run)
+        self.dtype, self.where = dtype, str(self.folder)
+
+
+class MemoryJournal(LayerStore):
+    """Finished layers in memory, for a result that stays there: nothing is left of an interrupted run."""
+
+    where = "the memory"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._entries: dict[str, Entry] = {}
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep the tensors and facts of a layer."""
+        self._entries[name] = Entry(tensors, facts)
+
+    def get(self, name: str) -> Entry | None:
+        """Return what was kept of a layer, or None."""
+        return self._entries.get(name)

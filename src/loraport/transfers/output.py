@@ -15,7 +15,7 @@ from loraport.files.adapters.updates import needs_weight
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.provenance import made_from
-from loraport.files.lora.write import WrittenLora, write_diff, write_lora
+from loraport.files.lora.write import LoraContents, diff_contents, lora_contents
 from loraport.inputs.accelerator import AcceleratedModel
 from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import TransferInputs
@@ -25,7 +25,7 @@ from loraport.methods.settings import ProloraSettings
 from loraport.plain_json import json_text
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
-from loraport.transfers.journal import Journal
+from loraport.transfers.journal import LayerStore
 from loraport.transfers.method_input import as_factors
 from loraport.transfers.results import LayerResult
 
@@ -36,7 +36,7 @@ PART_NOTES = {
 STATUS = {"transfer": "transferred", "copy": "copied", "drop": "skipped"}
 
 
-def write(inputs: TransferInputs, journal: Journal, layers: Iterable[LayerResult]) -> WrittenLora:
+def output_contents(inputs: TransferInputs, journal: LayerStore, layers: Iterable[LayerResult]) -> LoraContents:
     """Assemble the output from the journal and from what is copied."""
     config, lora, dtype = inputs.config, inputs.lora, TORCH_DTYPES[inputs.config.dtype]
     status = {layer.name: layer.status for layer in layers if layer.status != "skipped"}
@@ -51,12 +51,10 @@ def write(inputs: TransferInputs, journal: Journal, layers: Iterable[LayerResult
 
     if config.as_diff:
         pending = {name: Pending(dtype, lora.updates[name].shape, lambda name=name: dense(name)) for name in status}  # type: ignore[misc]
-        return write_diff(
-            config.output, pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(inputs)
-        )  # fmt: skip
+        return diff_contents(pending, lora, dtype=dtype, provenance=provenance, encoders=_encoders(inputs))
     updates = {name: value for name in status if isinstance(value := update(name), LowRank)}
-    return write_lora(
-        config.output, updates, lora,
+    return lora_contents(
+        updates, lora,
         format=config.format, dtype=dtype, provenance=provenance, uniform_rank=not config.rank.varies,
         encoders=_encoders(inputs),
     )  # fmt: skip
@@ -77,7 +75,7 @@ def copied_factors(inputs: TransferInputs, name: str) -> LowRank:
     return as_factors(update, W, rule, common_rank(config, inputs.plan), layer_generator(config.seed, name))
 
 
-def key_account(inputs: TransferInputs, written: WrittenLora, layers: Iterable[LayerResult]) -> KeyAccount:
+def key_account(inputs: TransferInputs, written: LoraContents, layers: Iterable[LayerResult]) -> KeyAccount:
     """Return where each key of the input went; what is dropped has the plan's reason or the method's."""
     keys = {name: layer.keys for name, layer in inputs.lora.layers.items()}
     dropped = [*inputs.lora.dropped, *written.dropped]

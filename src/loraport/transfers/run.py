@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, UnreadableError
 from loraport.files.adapters.updates import needs_weight
+from loraport.files.lora.write import LoraContents
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.identity import run_identity
 from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
-from loraport.progress import NO_PROGRESS, Progress, counter
+from loraport.progress import NO_PROGRESS, Progress, counter, observer
 from loraport.store.basis_source import BasisSource
-from loraport.transfers.journal import Journal
+from loraport.transfers.journal import Journal, LayerStore
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
-from loraport.transfers.output import closing_notes, key_account, rows_of_all_layers, write
+from loraport.transfers.output import closing_notes, key_account, output_contents, rows_of_all_layers
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
 TRANSFERRING = "transferring"
 
 
+J = TypeVar("J", bound=LayerStore)
+
+
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[J]):
     """One LoRA by one method, with what is finished of it."""
 
     inputs: TransferInputs
     transfer_layer: LayerTransfer
-    journal: Journal
+    journal: J
     label: str
     """How messages name it where there are several: the file name of its output."""
     results: dict[str, LayerResult] = field(default_factory=dict)
@@ -55,12 +61,12 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     at the end is in `not_written`, and raised only if no run has written anything. A layer that cannot be used (not
     finite, for one) is reported when all others are finished.
     """
-    start = time.perf_counter()
+    start, progress = time.perf_counter(), observer(progress)
     batch = prepare_many(configs, progress)
     check_outputs(batch)
     layers = LayerSource.open(batch[0])
     bases = layers.bases
-    runs = [_new_run(inputs, bases, several=len(batch) > 1) for inputs in batch]
+    runs = [_resumable_run(inputs, bases, several=len(batch) > 1) for inputs in batch]
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.journal)
@@ -76,12 +82,12 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
 
-def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress) -> None:
+def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Progress) -> None:
     """Transfer what earlier starts have not finished: each layer once, for all runs that lack it, into their journals.
 
     Raises InputError for layers that cannot be used when all others are done, and at once for an unreadable file.
     """
-    todo: dict[str, list[tuple[Run, LayerJob]]] = {}
+    todo: dict[str, list[tuple[Run[Any], LayerJob]]] = {}
     jobs = [(run, job) for run in runs for job in run.inputs.plan.of("transfer")]
     report = counter(progress, TRANSFERRING, sum(job.cost for _, job in jobs))
     for run, job in jobs:
@@ -104,7 +110,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
         except InputError as error:
             return error
 
-    def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run, LayerResult]]:
+    def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run[Any], LayerResult]]:
         if isinstance(weights, InputError):
             refused[name] = weights
             return []
@@ -128,7 +134,7 @@ def transfer_layers(runs: Sequence[Run], layers: LayerSource, progress: Progress
         raise _refusal(refused)
 
 
-def _progress_line(run: Run, result: LayerResult) -> str:
+def _progress_line(run: Run[Any], result: LayerResult) -> str:
     return f"{run.label}: " * bool(run.label) + f"{result.name}: {result.seconds:.2f} s"
 
 
@@ -155,7 +161,16 @@ def report_notes(
         progress.note(note if len(of) == len(notes) else f"{', '.join(of)}: {note}")
 
 
-def _new_run(inputs: TransferInputs, bases: BasisSource, *, several: bool) -> Run:
+def _resumable_run(inputs: TransferInputs, bases: BasisSource, *, several: bool) -> Run[Journal]:
+    """Return a run whose finished layers wait beside its output."""
+    config = inputs.config
+    identity = run_identity(inputs, bases.device, config.fingerprint())
+    journal = Journal(Path(config.output), identity, TORCH_DTYPES[config.dtype])
+    return new_run(inputs, journal, Path(config.output).name if several else "")
+
+
+def new_run(inputs: TransferInputs, journal: J, label: str = "") -> Run[J]:
+    """Return a run of which nothing is done yet."""
     config = inputs.config
     return Run(
         inputs,
@@ -170,25 +185,24 @@ def _new_run(inputs: TransferInputs, bases: BasisSource, *, several: bool) -> Ru
             config.dora,
             TORCH_DTYPES[config.dtype],
         ),
-        Journal(
-            Path(config.output), run_identity(inputs, bases.device, config.fingerprint()), TORCH_DTYPES[config.dtype]
-        ),
-        Path(config.output).name if several else "",
+        journal,
+        label,
     )
 
 
 def _write_all(
-    runs: Sequence[Run], bases: BasisSource
-) -> tuple[list[tuple[Run, TransferResult]], list[tuple[str, str]]]:
+    runs: Sequence[Run[Journal]], bases: BasisSource
+) -> tuple[list[tuple[Run[Journal], TransferResult]], list[tuple[str, str]]]:
     """Write every output; return what was written, and what could not be with the reason, raised if nothing could.
 
     The finished layers of what is written are removed at once, those of the others stay for the next start.
     """
-    written: list[tuple[Run, TransferResult]] = []
+    written: list[tuple[Run[Journal], TransferResult]] = []
     refused: list[tuple[str, str]] = []
     for run in runs:
         try:
-            written.append((run, _write_one(run, bases)))
+            place = Path(run.inputs.config.output)
+            written.append((run, finished_result(run, bases, partial(_save, place))))
             run.journal.remove()
         except LoraportError as error:
             if len(refused) == len(runs) - 1:
@@ -198,12 +212,20 @@ def _write_all(
     return written, refused
 
 
-def _write_one(run: Run, bases: BasisSource) -> TransferResult:
-    """Write one output. Its seconds are those of its own work; what runs share counts for the first that needed it."""
+def _save(place: Path, contents: LoraContents) -> None:
+    contents.save(place)
+
+
+def finished_result(run: Run[Any], bases: BasisSource, save: Callable[[LoraContents], None]) -> TransferResult:
+    """Assemble one output, give it to `save`, and return the result.
+
+    Its seconds are those of its own work; what runs share counts for the first that needed it.
+    """
     start = time.perf_counter()
     inputs, config = run.inputs, run.inputs.config
     layers = with_rounding(inputs, rows_of_all_layers(inputs, run.results), TORCH_DTYPES[config.dtype])
-    written = write(inputs, run.journal, layers)
+    contents = output_contents(inputs, run.journal, layers)
+    save(contents)
     notes = [*bases.cache.notes]
     notes += closing_notes(config, run.results.values())
     notes += precision_notes(layers, config.dtype)
@@ -213,7 +235,7 @@ def _write_one(run: Run, bases: BasisSource) -> TransferResult:
         method=config.method,
         settings=config.recorded_settings(),
         layers=layers,
-        keys=key_account(inputs, written, layers),
+        keys=key_account(inputs, contents, layers),
         warnings=(*inputs.plan.warnings, *(note for note in notes if note not in inputs.plan.warnings)),
         seconds={"total": own + end, "layers": own, "write": end},
         peak_rss_bytes=peak_rss_bytes(),

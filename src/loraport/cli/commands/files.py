@@ -59,7 +59,7 @@ def convert(
     refuse_unreadable([lora], [source])
     keep_existing([output], [lora, source], overwrite)
     from loraport import console
-    from loraport.convert import convert as run
+    from loraport.conversion import convert as run
 
     with messages.terminal() as terminal:
         result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
@@ -110,7 +110,7 @@ def merge(
     refuse_unreadable(map(known_place, adapters), [model])
     keep_existing([output], [model, *map(known_place, adapters)], overwrite, holding="*.safetensors")
     from loraport import console
-    from loraport.merge import merge as run
+    from loraport.merging import merge as run
 
     with messages.terminal() as terminal:
         result = run(model, loras, output, part=part, lora_part=lora_part, progress=terminal)

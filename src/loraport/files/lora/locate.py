@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from loraport.errors import FileFormatError, InputError
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.disk.user_paths import check_input, expand_home
+from loraport.files.formats.in_memory import InMemory, content_digest
 from loraport.files.formats.quantized import refuse_scaled
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
 from loraport.files.models.locate import INDEX, is_weights, read_index
-from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.models.model_files import ModelFiles, files_in_memory, read_files
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, announced_shards
 from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
 from loraport.files.names.lookup import without_wrappers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _OF_PEFT = (WEIGHTS_NAME, f"adapter_model{INDEX}", "adapter_model.bin")
 """What PEFT calls its weights, in the order in which they are taken."""
@@ -47,13 +52,19 @@ class LoraFiles:
     """The entries of the pickle that are LoRAs too, and were not."""
 
 
-def open_lora(place: Path | str, entry: str | None = None) -> LoraFiles:
+def open_lora(place: Path | str | Mapping[str, Tensor], entry: str | None = None) -> LoraFiles:
     """Open the files behind a path, a file or a folder with one LoRA, or behind a Hub id (a text only).
+
+    Tensors in memory, by their keys, are as good as a file.
 
     `entry`: the one of several LoRAs in a pickle to take, if it has one of this name.
     Pickles are read weights only: code in them is never run.
     Raises InputError for what is missing or cannot be opened, FileFormatError for damaged files.
     """
+    if isinstance(place, Mapping):
+        place = InMemory("the LoRA in memory", place)
+    if isinstance(place, InMemory):
+        return _lora_in_memory(place)
     path = local_lora(place)
     try:
         weights = _weights_at(path)
@@ -82,6 +93,29 @@ def open_lora(place: Path | str, entry: str | None = None) -> LoraFiles:
     return LoraFiles(
         path, weights, tensors, metadata, config, digest.hexdigest(), beside, files.fields, files.part, files.left
     )
+
+
+def _lora_in_memory(place: InMemory) -> LoraFiles:
+    """Return tensors in memory as a LoRA's file, hashed by their content. Raises FileFormatError as a file's would."""
+    tensors = files_in_memory(place).tensors
+    if not tensors:
+        raise FileFormatError(f"{place} holds no tensors; give the LoRA's tensors by their keys")
+    refuse_scaled(tensors)
+    config = None if place.config is None else adapter_config(place.config, "the configuration given beside it")
+    metadata = dict(place.metadata)
+    if config is not None and config.base_model is not None:
+        metadata = {BASE_MODEL: config.base_model, **metadata}
+    return LoraFiles(Path(place), (), tensors, metadata, config, content_digest(tensors))
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Return whether a folder is one adapter by its files' names: PEFT's, or the shards of a set and nothing else."""
+    if any((folder / name).is_file() for name in (CONFIG_NAME, *_OF_PEFT)):
+        return True
+    try:
+        return bool(_whole_set(folder)) or any(INDEX in name for name in os.listdir(folder))
+    except OSError:  # said when it is opened
+        return False
 
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from loraport.files.names.families import RowSlice
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from loraport.files.adapters.updates import LayerUpdate
 
@@ -88,7 +89,7 @@ class Lora:
 
 
 def read_lora(
-    path: Path | str,
+    path: Path | str | Mapping[str, Tensor],
     *,
     dense: bool = False,
     diffs: bool = False,
@@ -96,7 +97,8 @@ def read_lora(
     part: str | None = None,
     outlines: bool = False,
 ) -> Lora:
-    """Read the LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), or on the Hub (as a text).
+    """Read the LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), on the Hub (as a text), or in
+    memory (its tensors by their keys).
 
     `dense`: a file with full differences (.diff) or text encoders alone will do; it has no layers, and all in `extras`.
     `diffs`: full differences of matrices are layers too, not extras; one beside factors is added to them.

@@ -78,6 +78,30 @@ class WrittenLora:
     """Of the factors of text encoders: key -> the key in the output that it went into."""
 
 
+@dataclass(frozen=True)
+class LoraContents:
+    """What a LoRA's file will hold, or PEFT's folder: tensors that are made when their turn comes, and the rest."""
+
+    dialect: Dialect
+    tensors: Mapping[str, Pending]
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any] | None
+    """PEFT's configuration, where its format is written."""
+    copied: Mapping[str, str]
+    dropped: tuple[tuple[str, str], ...]
+    rank: int
+    encoders: Mapping[str, str]
+
+    def save(self, path: Path) -> WrittenLora:
+        """Write it, whole or not at all. Raises OutputError."""
+        if self.config is None:
+            save_safetensors(path, self.tensors, self.metadata)
+        else:
+            _save_peft(path, self.tensors, self.metadata, self.config)
+        keys = tuple(sorted(self.tensors))
+        return WrittenLora(path, self.dialect, keys, self.copied, self.dropped, self.rank, self.encoders)
+
+
 def output_dialect(like: Lora, format: str) -> Dialect:
     """Return the dialect that a format means for this LoRA.
 
@@ -147,6 +171,23 @@ def write_lora(
     Ranks are padded with zeros to the largest, unless `uniform_rank` is off. PEFT's format makes a folder.
     Raises OutputError where nothing can be written, SettingsError where a value does not fit `dtype`.
     """
+    contents = lora_contents(
+        layers, like, format=format, dtype=dtype, provenance=provenance, uniform_rank=uniform_rank, encoders=encoders
+    )
+    return contents.save(Path(path))
+
+
+def lora_contents(
+    layers: Mapping[str, LowRank],
+    like: Lora,
+    *,
+    format: str,
+    dtype: torch.dtype,
+    provenance: Mapping[str, str] | None,
+    uniform_rank: bool,
+    encoders: Mapping[str, LowRank] | None,
+) -> LoraContents:
+    """Return what `write_lora` writes."""
     dialect = output_dialect(like, format)
     spelled, dropped = _spelled(layers, like, dialect)
     # before the padding: layers of zeros get the rank of the others, since old diffusers scales mixed ranks wrongly
@@ -167,33 +208,29 @@ def write_lora(
     pending = {key: Pending.of(tensor) for key, tensor in tensors.items()} | beside.pending
     pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()}
     ranks = {dialect.module(layer): update.rank for layer, update in modules.items()}
+    config = None
     if dialect.folder:
         inner = dialect.prefix.removeprefix(PEFT_PREFIX)
         ranks = {inner + module: own for module, own in ranks.items()}
         base = None if "target" in (provenance or {}) else like.metadata.get(BASE_MODEL)
         config = peft_config(ranks, bias=any(key.endswith(".lora_B.bias") for key in pending), base=base)
-        _save_peft(Path(path), pending, metadata, config)
-    else:
-        if format == "tencent" and len(set(ranks.values())) > 1:
-            metadata[HEADER_FIELD] = json_text(peft_config(ranks), sort_keys=True)
-        save_safetensors(Path(path), pending, metadata)
+    elif format == "tencent" and len(set(ranks.values())) > 1:
+        metadata[HEADER_FIELD] = json_text(peft_config(ranks), sort_keys=True)
     gone = (*dropped, *lost, *beside.lost)
-    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, gone, rank or beside.rank, beside.keys)
+    return LoraContents(dialect, pending, metadata, config, copied, gone, rank or beside.rank, beside.keys)
 
 
-def write_diff(
-    path: Path | str,
+def diff_contents(
     updates: Mapping[str, Pending],
     like: Lora,
     *,
     dtype: torch.dtype = torch.bfloat16,
     provenance: Mapping[str, str] | None = None,
     encoders: Mapping[str, LowRank] | None = None,
-) -> WrittenLora:
-    """Write dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
+) -> LoraContents:
+    """Return dense updates as ComfyUI's `diffusion_model.<layer>.diff`, each made when its turn comes.
 
     Extras and text encoders go as in format "comfy". A convolution's update may be given as a matrix.
-    Raises OutputError where nothing can be written.
     """
     dialect = output_dialect(like, "comfy")
     named, dropped = _spelled(updates, like, dialect)
@@ -208,9 +245,8 @@ def write_diff(
     beside = encoder_tensors(like, encoders or {}, dialect, dtype)
     pending |= {new: Pending.copy_of(like.extras[old]) for old, new in copied.items()} | beside.pending
     metadata = _metadata(like, provenance)
-    save_safetensors(Path(path), pending, metadata)
     gone = (*dropped, *lost, *beside.lost)
-    return WrittenLora(Path(path), dialect, tuple(sorted(pending)), copied, gone, 0, beside.keys)
+    return LoraContents(dialect, pending, metadata, None, copied, gone, 0, beside.keys)
 
 
 def peft_config(ranks: Mapping[str, int], bias: bool = False, base: str | None = None) -> dict[str, Any]:
@@ -276,7 +312,9 @@ def _dense(layer: str, update: Pending, kernel: tuple[int, ...], dtype: torch.dt
     return Pending(dtype, shape, lambda: cast(layer, update.make(), dtype).reshape(shape))
 
 
-def _save_peft(path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], config: dict[str, Any]) -> None:
+def _save_peft(
+    path: Path, tensors: Mapping[str, Pending], metadata: Mapping[str, str], config: Mapping[str, Any]
+) -> None:
     def write(folder: Path) -> None:
         write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
         (folder / CONFIG_NAME).write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

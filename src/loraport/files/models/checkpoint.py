@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.adapters.division import layer_rows
 from loraport.files.disk.user_paths import check_input, expand_home
+from loraport.files.formats.in_memory import InMemory
 from loraport.files.formats.quantized import decode, foreign_tensors, layers_of, refuse_codes
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.models.locate import ShardFilter, find_files
-from loraport.files.models.model_files import ModelFiles, read_files
+from loraport.files.models.model_files import ModelFiles, files_in_memory, read_files
 from loraport.files.models.networks import Network, are_of_network, find_network
 from loraport.files.names.dialects import are_of_lora
 from loraport.files.names.families import Family, Naming, Piece, RowSlice
@@ -182,8 +183,11 @@ class Checkpoint:
         return self._parameters[name]
 
 
-def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
-    """Open a model: a safetensors or GGUF file, shards, a diffusers folder, a PyTorch pickle or a Hub id.
+def open_checkpoint(
+    where: str | Path | Mapping[str, Tensor], *, part: str | None = None, layers: Collection[str] | None = None
+) -> Checkpoint:
+    """Open a model: a safetensors or GGUF file, shards, a diffusers folder, a PyTorch pickle, a Hub id, or tensors in
+    memory by their keys.
 
     `part` chooses the entry of a pickle (`generator` instead of the preferred `generator_ema`) or the inner folder of a
     pipeline (`transformer_2`). Only headers are read. Where shards have an index and `layers` (canonical names) says
@@ -191,6 +195,10 @@ def open_checkpoint(where: str | Path, *, part: str | None = None, layers: Colle
     Raises InputError and FileFormatError, each with the file's name.
     """
     needed = None if layers is None else partial(_shards_of, layers=frozenset(layers), part=part)
+    if isinstance(where, Mapping):
+        where = InMemory("the model in memory", where)
+    if isinstance(where, InMemory):
+        return _named(str(where), files_in_memory(where), part, None)
     path = _on_disk(where, needed)
     try:
         return _opened(str(where), path, part, needed)
@@ -232,7 +240,7 @@ def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
 
 def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
     """Return the checkpoint with its keys translated to canonical names."""
-    first = files.paths[0]
+    first = _first(where, files)
     if not files.tensors:
         raise FileFormatError(f"{first} holds no tensors; give the file with the model's weights")
     if are_of_lora(files.tensors):
@@ -275,18 +283,23 @@ def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -
     return Checkpoint(
         where, files.paths, naming, _common_prefix(stripped), files.part or network.part or inner, tuple(extra), absent,
         files.digest, stored, family, frozenset(beside),
-        (*files.notes, *_of_parts(files, network), *own.notes),
+        (*files.notes, *_of_parts(where, files, network), *own.notes),
     )  # fmt: skip
 
 
-def _of_parts(files: ModelFiles, network: Network) -> Iterator[str]:
+def _of_parts(where: str, files: ModelFiles, network: Network) -> Iterator[str]:
     """Yield which of several networks in a file was taken."""
     for taken, left in ((files.part, files.left), (network.part, network.others)):
         if left:
             yield (
-                f"{files.paths[0]} holds several networks: {taken or 'the one at its top'} is taken, and not "
+                f"{_first(where, files)} holds several networks: {taken or 'the one at its top'} is taken, and not "
                 f"{', '.join(name or 'the one at its top' for name in left)} (--source-part, --target-part)"
             )
+
+
+def _first(where: str, files: ModelFiles) -> Path:
+    """Return the file that messages name, or what tensors in memory are called."""
+    return files.paths[0] if files.paths else Path(where)
 
 
 def _canonical(

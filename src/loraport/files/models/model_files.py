@@ -9,6 +9,7 @@ from pathlib import Path
 from loraport.digests import text_digest
 from loraport.errors import FileFormatError
 from loraport.files.disk.user_paths import check_input
+from loraport.files.formats.in_memory import InMemory, stored_in_memory
 from loraport.files.formats.safetensors_read import StoredTensor, read_safetensors
 from loraport.files.models.locate import indexes_beside, read_index
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, WEIGHTS
@@ -75,6 +76,13 @@ def read_files(
     absent = _absent(paths, tensors, some) if some or len(paths) > 1 else ()
     digest = lines[0] if len(lines) == 1 and kinds[paths[0]] == GGUF else text_digest(*lines)
     return ModelFiles(paths, tensors, tuple(headers), digest, taken, left, absent, tuple(notes), fields)
+
+
+def files_in_memory(place: InMemory) -> ModelFiles:
+    """Return tensors in memory as a file's. Raises FileFormatError for what is no plain tensor."""
+    tensors = stored_in_memory(place)
+    lines = [f"{key} {one.kind} {one.shape}" for key, one in tensors.items()]
+    return ModelFiles((), tensors, (dict(place.metadata),), text_digest(*lines))
 
 
 def _kind(path: Path) -> str:
