@@ -236,8 +236,8 @@ def print_transfers(
             print_facts({**_summary(result), **(more or {})}, json=False)
         where = f"{result.output}: " if batch.several else ""
         print_dropped(result.keys.dropped, verbose=verbose, where=where)
-    for output, reason in batch.not_written:
-        print(f"loraport: {output} was not written: {reason}", file=sys.stderr)
+    for one in batch.not_written:
+        print(f"loraport: {one.output} was not written: {one.reason}", file=sys.stderr)
 
 
 def _comparison(batch: BatchResult) -> list[list[str]]:

@@ -236,6 +236,58 @@ def test_one_broken_lora_stops_all_before_the_work_and_is_named(family, monkeypa
     assert not (family.folder / "many").exists()
 
 
+def test_all_refused_loras_are_named_at_once(family):
+    """With each reason, so that a folder of uploads is mended in one go."""
+    text, alien = family.folder / "text.safetensors", family.folder / "alien.safetensors"
+    text.write_text("this is no safetensors file at all")
+    tiny.write_lora(alien, {"encoder.0": (torch.ones(4, 2), torch.ones(2, 4))})
+    with pytest.raises(InputError) as refused:
+        transfer_many(configs(family, ["casa", "direct"], [str(text), family.lora, str(alien)]))
+    first, *lines = str(refused.value).splitlines()
+    assert first == "4 of 6 transfers cannot be made, so none was begun:"
+    assert [str(place) in line for place, line in zip((text, alien), lines, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("keep_going", [True, False])
+def test_a_run_that_fails_on_the_way_takes_no_other_with_it_where_that_is_asked_for(family, monkeypatch, keep_going):
+    """Its layers wait for the next start; without being asked for, all wait."""
+    many = configs(family, ["casa"])
+    real = running.LayerTransfer.__call__
+
+    def refuses(self, job, *rest):
+        if self.lora_sha256 == broken and job.name.endswith("ffn.2"):
+            raise InputError(f"{job.name} is odd")
+        return real(self, job, *rest)
+
+    broken = read_lora(family.lora).sha256
+    monkeypatch.setattr(running.LayerTransfer, "__call__", refuses)
+    seen: list = []
+    if not keep_going:
+        with pytest.raises(InputError, match=r"ffn\.2 is odd"):
+            running.transfer_prepared(prepare_many(many), each=seen.append)
+        assert seen == [] and not any(Path(config.output).exists() for config in many)
+        return
+    batch = running.transfer_prepared(prepare_many(many), keep_going=True, each=seen.append)
+    (lost,) = batch.not_written
+    assert seen == [lost, *batch.runs] and batch.runs[0].output == many[1].output
+    assert lost.lora == family.lora and "ffn.2 is odd" in lost.reason and "--exclude blocks.0.ffn.2" in lost.reason
+    assert Path(many[1].output).read_bytes() == alone(many[1], family.folder)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", real)
+    assert transfer(many[0]) and Path(many[0].output).read_bytes() == alone(many[0], family.folder)
+
+
+def test_an_output_that_another_process_makes_is_that_ones(family):
+    from loraport.transfers.journal import Journal
+
+    many = configs(family, ["casa"])
+    with Journal(Path(many[0].output), "another's", torch.float32):
+        with pytest.raises(OutputError, match="is being made by another run"):
+            transfer_many(many)
+        batch = running.transfer_prepared(prepare_many(many), keep_going=True)
+    assert "is being made by another run" in batch.not_written[0].reason and len(batch.runs) == 1
+    assert not Path(many[0].output).exists() and Path(many[1].output).exists()
+
+
 def test_what_cannot_be_one_pass_is_refused(family, monkeypatch):
     monkeypatch.setattr(running, "transfer_layers", lambda *_: pytest.fail("work began"))
     twin = family.folder / "deeper" / "LORA.safetensors"

@@ -147,7 +147,7 @@ def test_of_several_outputs_what_is_written_goes_and_the_rest_waits(family, monk
     monkeypatch.setattr(running, "output_contents", full)
     configs = [family.config(f"{method}.safetensors", method=method) for method in ("casa", "direct")]
     batch = transfer_many(configs)
-    assert [output for output, _ in batch.not_written] == [configs[0].output]
+    assert [one.output for one in batch.not_written] == [configs[0].output]
     assert not (family.folder / "direct.safetensors.partial").exists()
     waiting = os.listdir(family.folder / "casa.safetensors.partial")
     assert len(waiting) == len(family.factors), "all layers, and no lock"

@@ -63,8 +63,8 @@ def demo(
         terminal.step(f"moving the LoRA: {' and '.join(methods)}", 0, 3)
         configs = [TransferConfig(*inputs, str(file), method=one, format="diffusers") for one, file in files.items()]
         batch = transfer_many(configs, progress=terminal)
-        for lost, reason in batch.not_written:
-            raise OutputError(f"{lost} was not written, so its column cannot be made: {reason}")
+        for lost in batch.not_written:
+            raise OutputError(f"{lost.output} was not written, so its column cannot be made: {lost.reason}")
         columns = demo_columns(style, student, files, bare=bare)
         terminal.step(f"making {clips} clips in each of {len(columns)} columns", 1, 3)
         shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.errors import OutputError, SettingsError
+from loraport.errors import InputError, OutputError, SettingsError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
@@ -47,9 +47,9 @@ def one_or_many(
                 template, lora=lora, method=recipe.name, settings=recipe.settings, rank=rank or RankRule.of(recipe),
                 output=str(Path(output) / output_name(lora, recipe.name)) if several else output,
             )  # fmt: skip
-            if several and not _is_folder(config):
+            if several and not becomes_folder(config):
                 config = replace(config, output=f"{config.output}.safetensors")
-            configs += _in_parts(config) if split else [config]
+            configs += in_parts(config) if split else [config]
     return tuple(configs)
 
 
@@ -75,7 +75,7 @@ def method_list(text: str) -> tuple[str, ...]:
     return names
 
 
-def _in_parts(config: TransferConfig) -> list[TransferConfig]:
+def in_parts(config: TransferConfig) -> list[TransferConfig]:
     """Return the runs that write both parts of one update."""
     parts: dict[Part, str] = {"adapter": config.output, "counter-drift": str(counter_drift_place(config.output))}
     return [replace(config, part=part, output=place) for part, place in parts.items()]
@@ -88,5 +88,9 @@ def counter_drift_place(output: str) -> Path:
     return path.with_name(path.name.removesuffix(suffix) + COUNTER_DRIFT + suffix)
 
 
-def _is_folder(config: TransferConfig) -> bool:
-    return written_as_folder(lora_keys(config.lora), config.format) and not config.as_diff
+def becomes_folder(config: TransferConfig) -> bool:
+    """Return whether a run writes PEFT's folder, no file; a LoRA that cannot be read is refused when it is opened."""
+    try:
+        return not config.as_diff and written_as_folder(lora_keys(config.lora), config.format)
+    except InputError:
+        return False

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from loraport.compute import find_device
 from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.disk.free_space import check_free_space
-from loraport.files.disk.protect_inputs import protect_inputs
+from loraport.files.disk.protect_inputs import ProtectedInputs, protect_inputs
 from loraport.files.lora.provenance import accumulated_loss
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import check_form, nameless_layers, output_dialect
@@ -30,6 +31,8 @@ from loraport.inputs.plan import Plan, make_plan
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import BasisSource
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -53,32 +56,93 @@ def prepare(config: TransferConfig) -> TransferInputs:
 def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[TransferInputs, ...]:
     """Do the same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
-    Raises InputError for whatever is wrong with any of them, naming its LoRA; SettingsError if their models, device or
-    cache differ, or two would write the same file.
+    Raises InputError for whatever is wrong with any of them, naming every LoRA that is refused; SettingsError if their
+    models, device or cache differ, or two would write the same file.
+    """
+    ready, refused = prepare_each(configs, progress)
+    if refused:
+        raise refusal_of(refused, len(configs))
+    return ready
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A run that cannot begin or go on, and why."""
+
+    config: TransferConfig
+    error: LoraportError
+
+
+def refusal_of(refused: Sequence[Refusal], count: int) -> LoraportError:
+    """Return the one error for all of `count` runs that are refused; each LoRA is named once, with its reason."""
+    reasons = {f"{one.config.lora}\n{one.error}": one for one in refused}
+    first = next(iter(reasons.values())).error
+    if len(reasons) == 1:
+        return first
+    lines = [
+        str(one.error) if one.config.lora in str(one.error) else f"{one.config.lora}: {one.error}"
+        for one in reasons.values()
+    ]
+    return type(first)("\n  ".join([f"{len(refused)} of {count} transfers cannot be made, so none was begun:", *lines]))
+
+
+def prepare_each(
+    configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS
+) -> tuple[tuple[TransferInputs, ...], tuple[Refusal, ...]]:
+    """Do the same; what is wrong with one of the LoRAs is returned, and the others are prepared.
+
+    Raises InputError for what concerns them all: models that cannot be opened, settings that differ.
     """
     if not configs:
         raise SettingsError("there is nothing to transfer; give at least one LoRA and one method")
     _check_together(configs)
     first = configs[0]
     places = list(dict.fromkeys(config.lora for config in configs))
-    loras = {}
-    for place in places:
-        with _errors_name(place, len(places) > 1):
-            loras[place] = read_lora(place, diffs=first.transfer_diffs, keep=len(places) == 1, part=first.lora_part)
-    layers = None if split_target(first.target) else touched_layers(loras.values())
-    source = open_model(first.source, part=first.source_part, layers=layers)
-    target = open_target(
-        first.target, source, part=first.target_part, layers=layers, lora_part=_accelerator_part(first)
-    )
-    pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
-    if pairing is not None:
-        loras = {place: pairing.of(lora, target.where) for place, lora in loras.items()}
-    loras = {place: fit_extras(as_differences(lora, source), target) for place, lora in loras.items()}
+    several = len(places) > 1
+    wrong: dict[str, LoraportError] = {}
+
+    def each(make: Callable[[str], Made], which: Iterable[str]) -> dict[str, Made]:
+        made = {}
+        for place in which:
+            try:
+                with _errors_name(place, several):
+                    made[place] = make(place)
+            except LoraportError as error:
+                wrong[place] = error
+        return made
+
+    loras = each(lambda place: _read(place, first, keep=not several), places)
     batch = []
+    if loras:
+        source, target = _open_models(first, loras.values())
+        pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
+        if pairing is not None:
+            where = target.where
+            loras = {place: pairing.of(lora, where) for place, lora in loras.items()}
+        loras = each(lambda place: fit_extras(as_differences(loras[place], source), target), loras)
+    refused = [Refusal(config, wrong[config.lora]) for config in configs if config.lora in wrong]
     for config in configs:
-        with _errors_name(config.lora, len(places) > 1):
-            batch.append(_paired(config, loras[config.lora], source, target, pairing))
-    return tuple(batch)
+        if config.lora not in loras:
+            continue
+        try:
+            with _errors_name(config.lora, several):
+                batch.append(_paired(config, loras[config.lora], source, target, pairing))
+        except LoraportError as error:
+            refused.append(Refusal(config, error))
+    order = {config.output: number for number, config in enumerate(configs)}
+    return tuple(batch), tuple(sorted(refused, key=lambda one: order[one.config.output]))
+
+
+def _read(place: str, config: TransferConfig, *, keep: bool) -> Lora:
+    return read_lora(place, diffs=config.transfer_diffs, keep=keep, part=config.lora_part)
+
+
+def _open_models(config: TransferConfig, loras: Iterable[Lora]) -> tuple[Checkpoint, Target]:
+    """Open both models, of which no more is needed than what the LoRAs touch."""
+    layers = None if split_target(config.target) else touched_layers(loras)
+    source = open_model(config.source, part=config.source_part, layers=layers)
+    accelerator = _accelerator_part(config)
+    return source, open_target(config.target, source, part=config.target_part, layers=layers, lora_part=accelerator)
 
 
 def _accelerator_part(config: TransferConfig) -> str | None:
@@ -148,10 +212,16 @@ def touched_layers(loras: Iterable[Lora]) -> set[str] | None:
 def check_outputs(batch: Sequence[TransferInputs]) -> None:
     """Refuse, before hours of work, an output that could not be written afterwards, or that is an input of any run."""
     loras = list(dict.fromkeys(inputs.config.lora for inputs in batch))
+    protected = ProtectedInputs(loras)
     for inputs in batch:
         with _errors_name(inputs.config.lora, len(loras) > 1):
             check_names(inputs)
-            _check_output(inputs, loras)
+            check_output(inputs, protected)
+    check_room(batch)
+
+
+def check_room(batch: Sequence[TransferInputs]) -> None:
+    """Raise OutputError where the disk has no room for what the runs will write at least."""
     check_free_space({Path(inputs.config.output): _least_bytes(inputs) for inputs in batch})
 
 
@@ -178,16 +248,18 @@ def _dialect(inputs: TransferInputs) -> Dialect:
     return output_dialect(inputs.lora, "comfy" if inputs.config.as_diff else inputs.config.format)
 
 
-def _check_output(inputs: TransferInputs, loras: Sequence[str]) -> None:
+def check_output(inputs: TransferInputs, protected: ProtectedInputs) -> None:
+    """Refuse an output that has the wrong form, or is an input: of this run, or one of the `protected` of all runs."""
     config, lora, output = inputs.config, inputs.lora, Path(inputs.config.output)
     if not config.output:
         raise OutputError("there is no output; name a .safetensors file, or a folder for PEFT's format")
     check_form(output, not config.as_diff and _dialect(inputs).folder)
-    named = (*loras, lora.path, config.source, *target_places(config.target), config.cache)
-    protect_inputs(output, (*named, *inputs.source.paths, *inputs.target.paths))
+    protected.check(output)
+    own = (lora.path, config.source, *target_places(config.target), config.cache)
+    protect_inputs(output, (*own, *inputs.source.paths, *inputs.target.paths))
 
 
-_SHARED_SETTINGS = (
+SHARED_SETTINGS = (
     *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "device", "cache"),
     *("transfer_diffs", "force_drift"),
 )
@@ -197,7 +269,7 @@ _SHARED_SETTINGS = (
 def _check_together(configs: Sequence[TransferConfig]) -> None:
     first = configs[0]
     for config in configs[1:]:
-        for name in _SHARED_SETTINGS:
+        for name in SHARED_SETTINGS:
             values = getattr(first, name), getattr(config, name)
             if values[0] != values[1]:
                 raise SettingsError(

@@ -31,7 +31,7 @@ def write_transfer_page(results: TransferResult | BatchResult, path: Path | str)
         Path(path),
         name=f"{len(runs)} transfers" if several else Path(runs[0].output).name,
         comparison=[_compared(run) for run in runs] if several else [],
-        not_written=[(Path(output).name, reason) for output, reason in refused],
+        not_written=[(Path(one.output).name, one.reason) for one in refused],
         runs=[_section(run) for run in runs],
         lacking="" if _can_draw() else f"{NO_FIGURES[0].upper()}{NO_FIGURES[1:]}.",
     )

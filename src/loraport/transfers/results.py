@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from loraport.errors import LoraportError
 from loraport.files.lora.key_account import KeyAccount
+
+if TYPE_CHECKING:
+    from loraport.inputs.config import TransferConfig
 
 MOSTLY_GONE = 0.5
 """Rounding that changes more than this share of an update leaves little of it: 1 is a layer of zeros."""
@@ -160,13 +164,28 @@ class TransferResult:
         }
 
 
+class NotWritten(NamedTuple):
+    """An output that could not be written, and why."""
+
+    output: str
+    reason: str
+    lora: str = ""
+    """The LoRA that it would have been made of, as it was named."""
+    method: str = ""
+
+    @classmethod
+    def of(cls, config: TransferConfig, error: LoraportError) -> NotWritten:
+        """Return what became of a run that ended with an error."""
+        return cls(config.output, str(error), config.lora, config.method)
+
+
 @dataclass(frozen=True)
 class BatchResult:
     """The finished transfers of one pass over the layers."""
 
     runs: tuple[TransferResult, ...]
-    not_written: tuple[tuple[str, str], ...] = ()
-    """(output, reason): what one of several runs could not write, such as a LoRA that a filter took whole."""
+    not_written: tuple[NotWritten, ...] = ()
+    """What one of several runs could not write, such as a LoRA that a filter took whole."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_bytes: int = 0
 
@@ -186,7 +205,7 @@ class BatchResult:
             return self.runs[0].as_json()
         return {
             "runs": [{"lora": run.lora, **run.as_json()} for run in self.runs],
-            "not_written": [list(pair) for pair in self.not_written],
+            "not_written": [[one.output, one.reason] for one in self.not_written],
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
         }
@@ -198,7 +217,7 @@ def joined(batches: Sequence[BatchResult]) -> BatchResult:
         return batches[0]
     return BatchResult(
         tuple(run for batch in batches for run in batch.runs),
-        tuple(pair for batch in batches for pair in batch.not_written),
+        tuple(one for batch in batches for one in batch.not_written),
         {name: sum(batch.seconds[name] for batch in batches) for name in batches[0].seconds},
         max(batch.peak_rss_bytes for batch in batches),
     )

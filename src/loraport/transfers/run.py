@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
-from loraport.errors import InputError, LoraportError, UnreadableError
+from loraport.errors import InputError, LoraportError, OutputError, UnreadableError
 from loraport.files.adapters.updates import needs_weight
 from loraport.files.lora.write import LoraContents
 from loraport.inputs.config import TransferConfig
@@ -26,7 +26,7 @@ from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
 from loraport.transfers.output import closing_notes, key_account, output_contents, rows_of_all_layers
 from loraport.transfers.precision import precision_notes, with_rounding
-from loraport.transfers.results import BatchResult, LayerResult, TransferResult
+from loraport.transfers.results import BatchResult, LayerResult, NotWritten, TransferResult
 
 TRANSFERRING = "transferring"
 
@@ -45,6 +45,8 @@ class Run(Generic[J]):
     """How messages name it where there are several: the file name of its output."""
     results: dict[str, LayerResult] = field(default_factory=dict)
     """Finished layers."""
+    refused: dict[str, InputError] = field(default_factory=dict)
+    """Layers that cannot be used, with the reason."""
 
 
 def transfer(config: TransferConfig, *, progress: Progress = NO_PROGRESS) -> TransferResult:
@@ -61,31 +63,61 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     at the end is in `not_written`, and raised only if no run has written anything. A layer that cannot be used (not
     finite, for one) is reported when all others are finished.
     """
-    start, progress = time.perf_counter(), observer(progress)
+    progress = observer(progress)
     batch = prepare_many(configs, progress)
     check_outputs(batch)
+    return transfer_prepared(batch, progress=progress)
+
+
+def transfer_prepared(
+    batch: Sequence[TransferInputs],
+    *,
+    progress: Progress = NO_PROGRESS,
+    keep_going: bool = False,
+    each: Callable[[TransferResult | NotWritten], None] | None = None,
+) -> BatchResult:
+    """Transfer what `prepare_many` has opened and `check_outputs` has passed, all between the same models.
+
+    `keep_going`: what is wrong with one run (a layer, an output that another process is making) ends that run alone,
+    which is in `not_written` then, and nothing is raised for it. `each` gets the end of every run when it comes.
+    """
+    start = time.perf_counter()
     layers = LayerSource.open(batch[0])
     bases = layers.bases
-    runs = [_resumable_run(inputs, bases, several=len(batch) > 1) for inputs in batch]
+    refused: list[NotWritten] = []
     with ExitStack() as stack:
-        for run in runs:
-            stack.enter_context(run.journal)
+        runs = []
+        for inputs in batch:
+            try:
+                run = _resumable_run(inputs, bases, several=len(batch) > 1)
+                stack.enter_context(run.journal)
+                runs.append(run)
+            except OutputError as error:
+                if not keep_going:
+                    raise
+                refused.append(NotWritten.of(inputs.config, error))
         report_notes(progress, [(run.label, run.inputs.plan.warnings) for run in runs])
-        transfer_layers(runs, layers, progress)
+        transfer_layers(runs, layers, progress, keep_going=keep_going)
         computed = time.perf_counter()
-        written, refused = _write_all(runs, bases)
+        if each is not None:
+            for one in refused:
+                each(one)
+        written = _write_all(runs, bases, refused, keep_going=keep_going, each=each)
     report_notes(progress, [(run.label, result.warnings) for run, result in written], already=batch)
     end = time.perf_counter()
     in_layers = sum(row.seconds for run in runs for row in run.results.values())
     seconds = {"total": end - start, "layers": in_layers, **bases.stopwatch.seconds, "write": end - computed}
-    results = [result if len(runs) > 1 else replace(result, seconds=seconds) for _, result in written]
+    results = [result if len(batch) > 1 else replace(result, seconds=seconds) for _, result in written]
     return BatchResult(tuple(results), tuple(refused), seconds, peak_rss_bytes())
 
 
-def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Progress) -> None:
+def transfer_layers(
+    runs: Sequence[Run[Any]], layers: LayerSource, progress: Progress, *, keep_going: bool = False
+) -> None:
     """Transfer what earlier starts have not finished: each layer once, for all runs that lack it, into their journals.
 
-    Raises InputError for layers that cannot be used when all others are done, and at once for an unreadable file.
+    Raises InputError for layers that cannot be used when all others are done, unless `keep_going`, and at once for an
+    unreadable file of a model.
     """
     todo: dict[str, list[tuple[Run[Any], LayerJob]]] = {}
     jobs = [(run, job) for run in runs for job in run.inputs.plan.of("transfer")]
@@ -98,12 +130,19 @@ def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Pro
         run.results[job.name] = earlier[1]
         report(job.cost, f"{_progress_line(run, earlier[1])} in an earlier start")
 
-    refused: dict[str, InputError] = {}
+    def keeps_weights(run: Run[Any], name: str) -> bool:
+        try:
+            return needs_weight(run.inputs.lora.updates[name])
+        except InputError as error:  # its file has changed since it was opened
+            if not keep_going:
+                raise
+            run.refused[name] = error
+            return False
 
     def read(name: str) -> LayerWeights | InputError:
-        kept = any(needs_weight(run.inputs.lora.updates[name]) for run, _ in todo[name])
-        with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
         try:
+            kept = any(keeps_weights(run, name) for run, _ in todo[name])
+            with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
             return layers.read(name, keep_weights=kept, with_target=with_target)
         except UnreadableError:
             raise
@@ -112,7 +151,8 @@ def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Pro
 
     def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run[Any], LayerResult]]:
         if isinstance(weights, InputError):
-            refused[name] = weights
+            for run, _ in todo[name]:
+                run.refused[name] = weights
             return []
         results = []
         for run, job in todo[name]:
@@ -120,7 +160,7 @@ def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Pro
                 with layers.bases.stopwatch.stage("transfer"):
                     written, result = run.transfer_layer(job, run.inputs.lora.updates[name], weights)
             except InputError as error:
-                refused.setdefault(name, error)
+                run.refused[name] = error
                 continue
             run.journal.keep(written, result)
             results.append((run, result))
@@ -130,8 +170,8 @@ def transfer_layers(runs: Sequence[Run[Any]], layers: LayerSource, progress: Pro
         for run, result in results:
             run.results[result.name] = result
             report(result.cost, _progress_line(run, result))
-    if refused:
-        raise _refusal(refused)
+    if not keep_going and (refused := {name: error for run in runs for name, error in run.refused.items()}):
+        raise _refusal({name: refused[name] for name in todo if name in refused})
 
 
 def _progress_line(run: Run[Any], result: LayerResult) -> str:
@@ -191,25 +231,36 @@ def new_run(inputs: TransferInputs, journal: J, label: str = "") -> Run[J]:
 
 
 def _write_all(
-    runs: Sequence[Run[Journal]], bases: BasisSource
-) -> tuple[list[tuple[Run[Journal], TransferResult]], list[tuple[str, str]]]:
-    """Write every output; return what was written, and what could not be with the reason, raised if nothing could.
+    runs: Sequence[Run[Journal]],
+    bases: BasisSource,
+    refused: list[NotWritten],
+    *,
+    keep_going: bool,
+    each: Callable[[TransferResult | NotWritten], None] | None,
+) -> list[tuple[Run[Journal], TransferResult]]:
+    """Write every output; what cannot be is added to `refused` with the reason, raised if nothing could.
 
     The finished layers of what is written are removed at once, those of the others stay for the next start.
     """
     written: list[tuple[Run[Journal], TransferResult]] = []
-    refused: list[tuple[str, str]] = []
     for run in runs:
         try:
-            place = Path(run.inputs.config.output)
-            written.append((run, finished_result(run, bases, partial(_save, place))))
+            if run.refused:
+                raise _refusal(run.refused)
+            result = finished_result(run, bases, partial(_save, Path(run.inputs.config.output)))
             run.journal.remove()
         except LoraportError as error:
-            if len(refused) == len(runs) - 1:
+            if not keep_going and len(refused) == len(runs) - 1:
                 raise
             run.journal.keep_after_success = True
-            refused.append((run.inputs.config.output, str(error)))
-    return written, refused
+            refused.append(NotWritten.of(run.inputs.config, error))
+            if each is not None:
+                each(refused[-1])
+            continue
+        written.append((run, result))
+        if each is not None:
+            each(result)
+    return written
 
 
 def _save(place: Path, contents: LoraContents) -> None:

@@ -203,7 +203,7 @@ def _decided(
     kept = runs.get(verdict.kept)
     made = opened.files[verdict.kept][0] if kept is None else Path(kept.output)
     rewrite(made, expand_home(candidates.output), {f"{OWN_PREFIX}guard": json_text(verdict.as_json(), sort_keys=True)})
-    absent = (f"not a candidate: {Path(place).stem}: {reason}" for place, reason in batch.not_written)
+    absent = (f"not a candidate: {Path(one.output).stem}: {one.reason}" for one in batch.not_written)
     notes = (*absent, *opened.notes, *pair.notes)
     passes = counter.as_json()
     choice = Choice(candidates.output, verdict, None, passes, pair.sampler, notes, perf_counter() - began)
