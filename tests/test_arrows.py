@@ -73,7 +73,10 @@ ALLOWED: dict[str, set[str]] = {
         ),
         "analysis.measures",
     },
-    "sampling": {"spectral", "files.disk", "files.names", "files.formats", "files.models", "store"},
+    "sampling": {
+        *("spectral", "files", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
+        *("files.lora", "store", "inputs"),
+    },
     "sampling.calibration": {"spectral", "files.names", "sampling"},
     "sampling.choice": {
         *("spectral", "files", "files.disk", "files.formats", "files.adapters", "files.lora", "inputs", "transfers"),

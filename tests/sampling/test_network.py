@@ -15,6 +15,7 @@ from loraport.cli import app
 from loraport.errors import InputError
 from loraport.sampling.end_error import require_finite
 from loraport.sampling.network import open_network, open_pipeline
+from loraport.sampling.places import SampledModel
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
 from tests import tiny
 from tests.families import canonical_parameter
@@ -92,7 +93,7 @@ def as_pickle(folder):
 @pytest.mark.parametrize("change", [as_variant, as_original, as_pickle])
 def test_what_a_transfer_reads_is_sampled(change, folder, whole):
     change(folder)
-    assert same(open_pipeline(folder, torch.float32).transformer, load_file(whole / WEIGHTS))
+    assert same(open_pipeline(SampledModel(str(folder), folder), torch.float32).transformer, load_file(whole / WEIGHTS))
 
 
 def without(name):
@@ -163,7 +164,7 @@ def another_encoder(folder):
 def test_what_is_missing_or_damaged_is_one_sentence(change, says, folder):
     change(folder)
     with pytest.raises(InputError, match=says) as raised:
-        open_pipeline(folder, torch.float32)
+        open_pipeline(SampledModel(str(folder), folder), torch.float32)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -1,6 +1,8 @@
 """Score and calibration on whole, tiny diffusers pipelines: own schedulers, tokenizer and text encoder included."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,16 +11,19 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import InputError, LoraportError, MismatchError
 from loraport.files.lora.read import read_lora
+from loraport.merge import merge
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import fingerprint, linear_layers
 from loraport.sampling.pair import Clips
 from loraport.sampling.pass_counter import PassCounter
+from loraport.sampling.places import find_model
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import score
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
@@ -27,6 +32,7 @@ from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, wr
 from tests.tiny import write_lora
 
 SETTINGS = {"prompts": ("a red ball", "a cat"), "frames": 5, "height": 32, "width": 32, "source_steps": 3, "batch": 2}
+CLIPS = Clips("fit", 0, 2)
 SIZES = [
     "--frames",
     "5",
@@ -124,6 +130,79 @@ def test_readout_says_why_it_cannot_look_inside(places, adapter):
             calibrate(pair, adapter, settings=CalibrationSettings(clips=1, gains="none"))
     done = calibrate(pair, adapter, settings=CalibrationSettings(clips=1, readout=False))
     assert set(done.updates) == set(adapter)
+
+
+def accelerator(folder, layers=2, seed=3):
+    """A LoRA on some blocks with a bias beside it, in a file of its own, and the network with both in its weights."""
+    generator, network = torch.Generator().manual_seed(seed), tiny_transformer(0)
+    pairs = {}
+    for name, layer in linear_layers(network).items():
+        if name.startswith("blocks.0."):
+            B = 0.2 * torch.randn(layer.out_features, layers, generator=generator)
+            pairs[name] = B, torch.randn(layers, layer.in_features, generator=generator) / layer.in_features**0.5
+    path = write_lora(folder / "accelerator+fast.safetensors", pairs)
+    state = load_file(path)
+    bias = torch.full((24,), 0.05)
+    save_file({**state, "diffusion_model.blocks.1.self_attn.q.diff_b": bias}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_target_with_an_accelerator_is_the_merged_model(places, adapter, tmp_path):
+    """Its factors run beside the weights, its bias is in them; strength 0 is the bare model."""
+    file = accelerator(tmp_path)
+    whole = shutil.copytree(places["source"], tmp_path / "merged")
+    weights = whole / "transformer" / "diffusion_pytorch_model.safetensors"
+    for strength in (1, 0.5):
+        merge(str(Path(places["source"]) / "transformer"), [f"{file}*{strength}"], str(tmp_path / f"m{strength}"))
+        shutil.copy(tmp_path / f"m{strength}" / weights.name, weights)
+        wanted = opened({**places, "merged": str(whole)}, "merged").target(CLIPS, adapter)
+        for text in (f"source+{file}*{strength}", f"{places['source']}+{file}*{strength}"):
+            pair = opened({**places, "sum": text}, "sum")
+            assert torch.allclose(pair.target(CLIPS, adapter), wanted, atol=1e-4)
+            assert pair.target_identity != opened(places, "itself").target_identity
+    pair = opened({**places, "sum": f"source+{file}*0"}, "sum")
+    assert torch.allclose(pair.target(CLIPS, adapter), opened(places, "itself").target(CLIPS, adapter), atol=1e-5)
+    assert not torch.allclose(pair.target(CLIPS, adapter), wanted, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_several_accelerators_add_up(places, tmp_path):
+    file = accelerator(tmp_path)
+    once = opened({**places, "sum": f"source+{file}"}, "sum").target(CLIPS, {})
+    twice = opened({**places, "sum": f"source+{file}*0.5+{file}*0.5"}, "sum").target(CLIPS, {})
+    assert torch.allclose(once, twice, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_alone_takes_the_rest_from_a_pipeline(places, adapter, tmp_path):
+    alone = tmp_path / "network.safetensors"
+    shutil.copy(Path(places["unipc"]) / "transformer" / "diffusion_pytorch_model.safetensors", alone)
+    wanted = opened(places, "unipc").target(CLIPS, adapter)
+    pair = opened({**places, "alone": str(alone)}, "alone", pipeline=places["unipc"])
+    assert torch.equal(pair.target(CLIPS, adapter), wanted) and pair.notes == ()
+    pair = opened({**places, "alone": str(alone)}, "alone")
+    assert "are the source's" in pair.notes[0] and not torch.equal(pair.target(CLIPS, adapter), wanted)
+    with pytest.raises(InputError, match="--pipeline wan"):
+        opened({**places, "source": str(alone)}, "unipc")
+    with pytest.raises(InputError, match=r"has no model_index\.json: give a whole"):
+        opened({**places, "alone": str(alone)}, "alone", pipeline=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("source+", "missing a part"),
+        ("+a.safetensors", "missing a part"),
+        ("source+missing.safetensors", "no model with accelerators"),
+        ("missing.safetensors", "is not there"),
+        ("source", "only the target"),
+        ("{source}/transformer", "one part of a pipeline"),
+    ],
+)
+def test_a_place_that_is_none_is_one_sentence(places, text, says):
+    with pytest.raises(InputError, match=says):
+        find_model(text.format(**places), source=None if text == "source" else places["source"])
 
 
 def test_one_pipeline_is_open_at_a_time(places, adapter):

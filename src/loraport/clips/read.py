@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from loraport.clips.checksums import SliceChecks
 from loraport.clips.clip import Clip, is_image_file
 from loraport.errors import FileFormatError, InputError, UnreadableError
-from loraport.files.disk.user_paths import expand_home
+from loraport.files.disk.user_paths import check_input, expand_home
 
 
 def read_clip(path: str | Path) -> Clip:
@@ -23,6 +23,7 @@ def read_clip(path: str | Path) -> Clip:
     holds no pictures.
     """
     place = expand_home(str(path))
+    check_input(place)
     try:
         place.open("rb").close()  # the system's own words: FFmpeg's are others
     except OSError as error:

@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanPipeline
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
@@ -21,18 +21,29 @@ from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.names.families import WAN
 from loraport.files.names.lookup import parameter_in
 from loraport.sampling.pipeline_files import GATE, opening, read_json
+from loraport.sampling.places import SampledModel
 
 TEXT_ENCODER = "UMT5EncoderModel"
 
 
-def open_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """Return the pipeline of a folder without its VAE: only latents are measured.
+NETWORKS = (
+    "WanTransformer3DModel",
+    "AnyFlowTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "UNet2DConditionModel",
+)
+"""The classes of diffusers that are opened here."""
+
+
+def open_pipeline(model: SampledModel, dtype: torch.dtype) -> Any:
+    """Return a Wan pipeline without its VAE: only latents are measured.
 
     Raises InputError for anything missing or damaged in the folder.
     """
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()  # ours shows the progress of the whole run
-    network, encoder = open_network(folder / "transformer", dtype), open_text_encoder(folder, dtype)
+    quiet()
+    folder = model.folder
+    network = open_network(folder / "transformer", dtype, model.network)
+    encoder = open_text_encoder(folder, dtype)
     with opening("pipeline", folder):
         pipe = WanPipeline.from_pretrained(folder, vae=None, transformer=network, text_encoder=encoder, dtype=dtype)
     if pipe.tokenizer is None:
@@ -41,62 +52,86 @@ def open_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Return Wan's text encoder, complete: transformers fills missing parameters with random values and a warning.
+def quiet() -> None:
+    """Switch the libraries' own progress bars off: ours shows the progress of the whole run."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
-    Raises InputError where it is missing, of another class, or incomplete.
-    """
+
+def open_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    """Return Wan's text encoder. Raises InputError where it is missing, of another class, or incomplete."""
     index = read_json(folder / "model_index.json").get("text_encoder")
     if index != ["transformers", TEXT_ENCODER]:
         raise InputError(f"{folder}: its text encoder is {index!r:.80}, not a {TEXT_ENCODER} of transformers")
-    place = folder / "text_encoder"
-    with opening("text encoder", folder):
-        loaded: Any = transformers.UMT5EncoderModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
-    encoder, loading_info = loaded
+    return open_part(folder, "text_encoder", "text encoder", dtype)
+
+
+def open_part(folder: Path, part: str, what: str, dtype: torch.dtype) -> Any:
+    """Return a part of a pipeline that has weights, complete: missing ones would be random, with a warning alone.
+
+    Raises InputError where it is missing, of a class that its library does not have, or incomplete.
+    """
+    index = read_json(folder / "model_index.json").get(part)
+    library = {"diffusers": diffusers, "transformers": transformers}.get(index[0] if isinstance(index, list) else "")
+    kind: Any = getattr(library, str(index[1]), None) if library is not None and isinstance(index, list) else None
+    if not hasattr(kind, "from_pretrained"):
+        raise InputError(f"{folder}: its {what} is {index!r:.80}, which is no class of transformers or diffusers")
+    with opening(what, folder):
+        loaded: Any = kind.from_pretrained(folder / part, dtype=dtype, output_loading_info=True)
+    module, loading_info = loaded
     missing = sorted(loading_info["missing_keys"])
     if missing:
-        raise InputError(f"{place} lacks {len(missing)} parameters, {missing[0]!r} for one; download it again")
-    return encoder.eval()
+        raise InputError(f"{folder / part} lacks {len(missing)} parameters, {missing[0]!r} for one; download it again")
+    return module.eval().requires_grad_(False)
 
 
-def open_network(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """Return a Wan transformer with its weights, ready for sampling.
+def open_network(folder: Path, dtype: torch.dtype, weights: str | None = None) -> Any:
+    """Return the network that a folder's configuration describes, with its weights, ready for sampling.
 
+    `weights`: another place of the weights than the folder, a single file for one.
     Raises FileFormatError for missing or unexpected parameters and for values that are not finite, MismatchError where
     shapes differ from the configuration.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder if weights is None else weights)
     network = empty_network(read_json(folder / "config.json"), folder)
     wanted = network.state_dict()
-    names = _spelled(checkpoint)
+    names = _spelled(checkpoint, network)
     _check(names, wanted, checkpoint, folder)
     state = {name: _value(checkpoint, own, _dtype_of(name, network, dtype)) for name, own in names.items()}
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def empty_network(config: dict[str, Any], folder: Path) -> WanTransformer3DModel:
+def empty_network(config: dict[str, Any], folder: Path) -> Any:
     """Return the network of a configuration, without values. Raises FileFormatError for a wrong configuration."""
+    name = config.get("_class_name", NETWORKS[0])
+    if name not in NETWORKS:
+        raise FileFormatError(
+            f"{folder / 'config.json'} describes a {name!r:.60}, and what can be sampled is {', '.join(NETWORKS)}; "
+            "give the pipeline of one of these"
+        )
     try:
         with init_empty_weights(include_buffers=False):
-            return WanTransformer3DModel.from_config(config)
+            return getattr(diffusers, name).from_config(config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise FileFormatError(
-            f"{folder / 'config.json'} does not describe a WanTransformer3DModel: {error}; download it again"
+            f"{folder / 'config.json'} does not describe a {name}: {error}; download it again"
         ) from error
 
 
-def _spelled(checkpoint: Checkpoint) -> dict[str, str]:
+def _spelled(checkpoint: Checkpoint, network: Any) -> dict[str, str]:
     """Return {diffusers' name of each parameter: its name in the checkpoint}.
 
     Left out are FastVideo's gates, and what diffusers' own loading leaves out of published files.
     """
-    names = {parameter_in(own, "diffusers", WAN) or own: own for own in checkpoint.names()}
-    unused = (GATE, *(WanTransformer3DModel._keys_to_ignore_on_load_unexpected or ()))
+    family = checkpoint.family or WAN
+    names = {parameter_in(own, "diffusers", family) or own: own for own in checkpoint.own}
+    unused = (GATE, *(network._keys_to_ignore_on_load_unexpected or ()))
     return {name: own for name, own in names.items() if not any(f".{part}." in f".{name}." for part in unused)}
 
 
 def _check(names: dict[str, str], wanted: dict[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
+    place = folder if checkpoint.where == str(folder) else checkpoint.where
     missing = [name for name in wanted if name not in names]
     unexpected = [name for name in names if name not in wanted]
     if missing or unexpected:
@@ -105,8 +140,10 @@ def _check(names: dict[str, str], wanted: dict[str, Tensor], checkpoint: Checkpo
             for verb, keys in (("lacks", missing), ("has beside it", unexpected))
             if keys
         )
+        by = "its config.json" if place == folder else f"{folder / 'config.json'}"
         raise FileFormatError(
-            f"{folder} {what}, by its config.json: another network would be sampled; download the folder whole"
+            f"{place} {what}, by {by}: another network would be sampled; give weights and configuration that belong "
+            "together"
         )
     for name, own in names.items():
         if tuple(wanted[name].shape) != checkpoint.shape(own):
@@ -125,7 +162,7 @@ def _value(checkpoint: Checkpoint, own: str, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)
 
 
-def _dtype_of(name: str, network: WanTransformer3DModel, dtype: torch.dtype) -> torch.dtype:
+def _dtype_of(name: str, network: Any, dtype: torch.dtype) -> torch.dtype:
     """Return float32 for norms, time embedding and modulation, as diffusers' own loading has them, else `dtype`."""
     kept = network._keep_in_fp32_modules or ()
     return torch.float32 if any(part in name.split(".") for part in kept) else dtype

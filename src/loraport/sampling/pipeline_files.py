@@ -10,28 +10,18 @@ from typing import Any
 
 from loraport.digests import text_digest
 from loraport.errors import FileFormatError, InputError, LoraportError, MismatchError
-from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import open_checkpoint
-from loraport.files.models.hub import fetch_pipeline
 
 WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
 GATE = "to_gate_compress"
 """Part of the name of FastVideo's gates for video sparse attention, which diffusers' network does not have."""
 
 
-def pipeline_folder(place: str) -> Path:
-    """Return the folder of a `WanPipeline`, or of FastVideo's with the same parts; a Hub id is fetched.
+def check_pipeline(folder: Path, place: str) -> None:
+    """Refuse what is not a `WanPipeline`, or FastVideo's with the same parts, and one with two transformers.
 
-    Raises InputError for a place that is not a pipeline, MismatchError for another class, or two transformers.
+    Raises MismatchError.
     """
-    folder = expand_home(place)
-    if not folder.exists():
-        folder = fetch_pipeline(place)
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"{place} has no model_index.json: to sample from it, give a diffusers pipeline, with its scheduler, "
-            "tokenizer and text encoder"
-        )
     name = pipeline_class(folder)
     if name == CAUSAL:
         raise MismatchError(
@@ -43,10 +33,14 @@ def pipeline_folder(place: str) -> Path:
             f"{place} is a {name}; only {WAN} and FastVideo's {FASTVIDEO} can be sampled: if its networks are Wan's, "
             "make a folder of them with a scheduler of diffusers that samples as it does, and give that"
         )
-    second = read_json(folder / "model_index.json").get("transformer_2")
-    if isinstance(second, list) and any(part is not None for part in second):
+    if has_two_experts(folder):
         raise MismatchError(f"{place} has two transformers, which take turns in one run; that is not supported yet")
-    return folder
+
+
+def has_two_experts(folder: Path) -> bool:
+    """Return whether a pipeline has a second transformer, which takes over at low noise."""
+    second = read_json(folder / "model_index.json").get("transformer_2")
+    return isinstance(second, list) and any(part is not None for part in second)
 
 
 def pipeline_class(folder: Path) -> str:
@@ -54,9 +48,9 @@ def pipeline_class(folder: Path) -> str:
     return str(read_json(folder / "model_index.json").get("_class_name"))
 
 
-def sparse_gates(folder: Path) -> int:
-    """Return how many layers of the transformer are gates of video sparse attention."""
-    return sum(name.endswith(f"{GATE}.weight") for name in open_checkpoint(folder / "transformer"))
+def sparse_gates(weights: str | Path) -> int:
+    """Return how many layers of a network are gates of video sparse attention."""
+    return sum(name.endswith(f"{GATE}.weight") for name in open_checkpoint(weights))
 
 
 def folds(folder: Path) -> tuple[int, int]:

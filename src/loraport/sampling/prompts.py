@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
 from loraport.errors import InputError
 from loraport.files.disk.user_paths import expand_home
 
-PROMPTS = (
-    "a cat walks along a garden wall in the morning sun",
-    "waves roll onto a rocky beach, slow camera pan",
-    "a woman with an umbrella crosses a busy street in the rain",
-    "a steam train passes over a stone bridge in the mountains",
-    "close-up of hands kneading dough on a wooden table",
-    "a small boat drifts on a lake surrounded by autumn trees",
-    "children fly a red kite on a windy hill",
-    "a dog shakes off water beside a swimming pool",
-    "city traffic at night seen from above, lights streaming",
-    "a potter shapes a bowl on a spinning wheel",
-    "snow falls on a quiet village square with a lit lantern",
-    "a dancer turns in an empty studio with tall windows",
-    "a field of sunflowers sways in the wind under a cloudy sky",
-    "a robot arm places parts on a conveyor belt",
-    "an old man reads a newspaper on a park bench, pigeons around him",
-    "a campfire burns in front of a tent under the stars",
-)
+_KEYS = ("prompt", "text", "prompt_en", "caption")
+"""Where the prompt stands in a JSON object; `prompt_en` is VBench's."""
+
+
+def built_in_prompts() -> tuple[str, ...]:
+    """Return thirty ordinary scenes, `prompts.txt` beside this file."""
+    return _lines(files(__package__).joinpath("prompts.txt").read_text(encoding="utf-8"))
 
 
 def read_prompts(file: str | None) -> tuple[str, ...]:
-    """Return the lines of a file that are not blank, or the built-in list. Raises InputError where there are none."""
+    """Return the prompts of a file, each once and in its order, or the built-in list.
+
+    A text file has one a line; JSONL an object (or a text) a line; JSON a list of either, such as VBench's
+    VBench_full_info.json. Raises InputError where there are none, or not all of them are texts.
+    """
     if file is None:
-        return PROMPTS
+        return built_in_prompts()
     try:
-        lines = expand_home(file).read_text(encoding="utf-8").splitlines()
+        text = expand_home(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as text: {error}; give prompts, one a line") from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
+    ending = file.lower().rpartition(".")[2]
+    if ending in ("json", "jsonl"):
+        prompts = tuple(_of_entry(entry, number, file) for number, entry in enumerate(_entries(text, ending, file), 1))
+    else:
+        prompts = _lines(text)
     if not prompts:
         raise InputError(f"{file} has no prompts; write one a line")
-    return prompts
+    return tuple(dict.fromkeys(prompts))
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _entries(text: str, ending: str, file: str) -> Sequence[Any]:
+    lines: Iterable[str] = (line for line in text.splitlines() if line.strip())
+    try:
+        entries = [json.loads(line) for line in lines] if ending == "jsonl" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = "a JSON object in each line" if ending == "jsonl" else "a JSON list"
+        raise InputError(f"{file} is not {what}: {error}; name it .txt if it has a prompt a line") from error
+    if not isinstance(entries, list):
+        raise InputError(f"{file} is no JSON list of prompts; write a list of texts, or of objects with a prompt each")
+    return entries
+
+
+def _of_entry(entry: Any, number: int, file: str) -> str:
+    if isinstance(entry, dict):
+        entry = next((entry[key] for key in _KEYS if key in entry), None)
+    if not isinstance(entry, str) or not entry.strip():
+        raise InputError(
+            f"{file}: entry {number} has no prompt; write a text, or an object with one of the keys {', '.join(_KEYS)}"
+        )
+    return entry.strip()

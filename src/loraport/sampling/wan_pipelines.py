@@ -13,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from loraport.errors import MismatchError
-from loraport.sampling.hooks import adapted, linear_layers
+from loraport.files.models.presets import open_model
+from loraport.sampling.accelerators import Acceleration, bake, read_accelerators
+from loraport.sampling.hooks import adapted, add_updates, linear_layers
 from loraport.sampling.network import empty_network, open_pipeline
 from loraport.sampling.pair import Chain, Clips, Evaluation, Passes, Updates
 from loraport.sampling.pipeline_files import (
     FASTVIDEO,
     channels,
+    check_pipeline,
     check_size,
     folds,
     identity,
     pipeline_class,
-    pipeline_folder,
     read_json,
     sparse_gates,
 )
+from loraport.sampling.places import find_model
 from loraport.sampling.schedules import PartialSchedule, Renoising, find_sampler, fresh_noise, own_scheduler
 
 
@@ -46,6 +49,8 @@ class PipelineSettings:
     """The timesteps of a target that re-noises; empty: those of its pipeline."""
     target_guidance: float = 1.0
     offload: bool = False
+    pipeline: str | None = None
+    """What has text encoder and scheduler for a network that is named alone; None: the source."""
     device: str | torch.device = "cpu"
     batch: int = 1
 
@@ -61,7 +66,13 @@ class PipelinePair:
     def __init__(self, source: str, target: str, settings: PipelineSettings) -> None:
         """Read headers only. Raises InputError for a place that is not a pipeline, MismatchError for another class."""
         self.settings, self.batch = settings, settings.batch
-        self.places = {"source": pipeline_folder(source), "target": pipeline_folder(target)}
+        self.models = {
+            "source": find_model(source, pipeline=settings.pipeline),
+            "target": find_model(target, source=source, pipeline=settings.pipeline),
+        }
+        self.places = {role: model.folder for role, model in self.models.items()}
+        for role, text in (("source", source), ("target", target)):
+            check_pipeline(self.places[role], text)
         if pipeline_class(self.places["source"]) == FASTVIDEO:
             raise MismatchError(
                 f"{source} is a {FASTVIDEO}, a distilled model; give the model that the LoRA was made for"
@@ -72,7 +83,13 @@ class PipelinePair:
         """The open pipeline's scheduler; in a run another one may stand in its place."""
         self.embedded: dict[str, Tensor] = {}
         self.sampler = find_sampler(self.places["target"], settings.target_steps, settings.target_timesteps)
-        self.notes = _notes(target, sparse_gates(self.places["target"]))
+        gates = sparse_gates(self._weights("target"))
+        self.acceleration = {role: self._accelerators(role) for role in self.models}
+        self.notes = (
+            *(note for model in self.models.values() for note in model.notes),
+            *(note for one in self.acceleration.values() for note in one.notes),
+            *_notes(target, gates),
+        )
         levels, guided = self.sampler.levels, settings.target_guidance > 1
         evaluations = tuple(Evaluation(j, now, abs(then - now), 1.0) for j, (now, then) in enumerate(pairwise(levels)))
         self.no_evaluations_reason = (
@@ -81,10 +98,11 @@ class PipelinePair:
         self.evaluations = () if guided else evaluations
         steps = self._source_steps() * (2 if settings.source_guidance > 1 else 1)
         self.passes = Passes(steps, len(evaluations) * (2 if guided else 1), len(self.evaluations))
-        shown = {key: str(value) for key, value in asdict(settings).items() if key not in ("batch", "offload")}
+        shown = {
+            key: str(value) for key, value in asdict(settings).items() if key not in ("batch", "offload", "pipeline")
+        }
         course = f"{json.dumps(self.sampler.as_json())} {json.dumps(shown)}"
-        self.source_identity = f"{identity(self.places['source'])} {course}"
-        self.target_identity = f"{identity(self.places['target'])} {course}"
+        self.source_identity, self.target_identity = (f"{self._identity(role)} {course}" for role in self.models)
 
     def _check(self) -> None:
         """Refuse models that make clips of different kinds, or not of the size that was asked for."""
@@ -95,6 +113,21 @@ class PipelinePair:
             )
         for place in self.places.values():
             check_size(place, self.settings.height, self.settings.width)
+
+    def _weights(self, role: str) -> str:
+        """Return where the weights of a role's network are."""
+        return self.models[role].network or str(self.places[role] / "transformer")
+
+    def _identity(self, role: str) -> str:
+        """Return a text that changes with any file that is sampled."""
+        model, own = self.models[role], identity(self.places[role])
+        if model.network is None and not model.accelerators:
+            return own
+        return f"{own} {json.dumps(model.as_json())}"
+
+    def _accelerators(self, role: str) -> Acceleration:
+        named = self.models[role].accelerators
+        return read_accelerators(named, open_model(self._weights(role))) if named else NO_ACCELERATION
 
     def prompts(self, clips: Clips) -> tuple[str, ...]:
         known = self.settings.prompts
@@ -121,7 +154,8 @@ class PipelinePair:
         state = chain.states[:, evaluation.step].to(device, dtype)
         time = torch.full((len(clips),), self.sampler.times[evaluation.step], device=device)
         text = self._text("target", self.prompts(clips))[0].to(device, dtype)
-        return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
+        with adapted(network, self.acceleration["target"].updates):
+            return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
 
     def network(self) -> nn.Module:
         return self._opened("target").transformer
@@ -171,7 +205,8 @@ class PipelinePair:
 
         text, nothing = self._text(role, self.prompts(clips))
         source = role == "source"
-        with adapted(pipe.transformer, updates), torch.random.fork_rng():
+        both = add_updates(self.acceleration[role].updates, updates)
+        with adapted(pipe.transformer, both), torch.random.fork_rng():
             torch.manual_seed(next(clips.generators("steps")).initial_seed())  # for schedulers that draw noise
             pipe(
                 prompt_embeds=text,
@@ -217,13 +252,17 @@ class PipelinePair:
         self.open = None
         gc.collect()
         dtype = torch.float32 if torch.device(self.settings.device).type == "cpu" else torch.bfloat16
-        pipe = open_pipeline(self.places[role], dtype)
+        pipe = open_pipeline(self.models[role], dtype)
+        bake(pipe.transformer, self.acceleration[role], None)
         if self.settings.offload:
             pipe.enable_model_cpu_offload(device=self.settings.device)
         else:
             pipe.to(self.settings.device)
         self.open, self.own = (role, pipe), pipe.scheduler
         return pipe
+
+
+NO_ACCELERATION = Acceleration({}, {}, ())
 
 
 def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:

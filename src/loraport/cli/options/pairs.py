@@ -15,7 +15,10 @@ from loraport.sampling.providers import known_place, owner_of
 if TYPE_CHECKING:
     from loraport.sampling.pair import Pair
 
-SAMPLED = "a diffusers pipeline (folder or Hub id), or toy:base and toy:STUDENT of the embedded family, or its folders"
+SAMPLED = (
+    "a diffusers pipeline (folder, Hub id or preset), a network alone with --pipeline for the rest, or toy:base and "
+    "toy:STUDENT of the embedded family"
+)
 SAMPLING = "Sampling"
 Clips = Annotated[
     int,
@@ -36,7 +39,13 @@ class SampledModels:
 
     heading: ClassVar[str] = FILES
     source: Annotated[str, typer.Option(metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")]
-    target: Annotated[str, typer.Option(metavar="MODEL", help="The distilled model, likewise.")]
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH], where MODEL may be the word source.",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,13 @@ class SamplingOptions:
         ),
     ] = None  # fmt: skip
     target_guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Guidance of the target; 1 is none.")] = 1.0
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The pipeline with text encoder and scheduler for a network that is named alone.",
+            show_default="the source",
+        ),
+    ] = None  # fmt: skip
     batch: Annotated[int, typer.Option(min=1, metavar="INT", help="Clips sampled at once.")] = 1
     offload: Annotated[bool, typer.Option("--offload", help="Keep only what computes on the device.")] = False
 
@@ -87,9 +103,7 @@ def open_pair(source: str, target: str, sampling: SamplingOptions, device: str) 
         return owner.open(Path(source), Path(target.removeprefix("source+")))
     if owner_of(Path(target)) is not None:
         raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
-    if "+" in target and not Path(target).exists():
-        raise MismatchError(f"{target}: bake the accelerator into its model first (loraport merge), then score that")
-    return _pipelines(_repository(source), _repository(target), sampling, device)
+    return _pipelines(source, target, sampling, device)
 
 
 def _refuse_sampling(sampling: SamplingOptions) -> None:
@@ -97,13 +111,6 @@ def _refuse_sampling(sampling: SamplingOptions) -> None:
     if given := [field.name for field in fields(sampling) if getattr(sampling, field.name) != field.default]:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise SettingsError(f"{words} would do nothing here: the embedded family has its own ways; leave it out")
-
-
-def _repository(text: str) -> str:
-    """Return the whole pipeline that a preset's transformer lies in; any other place as it is."""
-    from loraport.files.models.presets import location
-
-    return location(text).removesuffix(":transformer")
 
 
 def _pipelines(source: str, target: str, sampling: SamplingOptions, device: str) -> Pair:
@@ -119,7 +126,7 @@ def _pipelines(source: str, target: str, sampling: SamplingOptions, device: str)
         source_steps=sampling.source_steps, source_guidance=sampling.source_guidance,
         target_steps=sampling.target_steps, target_timesteps=_numbers(sampling.target_timesteps),
         target_guidance=sampling.target_guidance,
-        offload=sampling.offload, device=find_device(device), batch=sampling.batch,
+        offload=sampling.offload, pipeline=sampling.pipeline, device=find_device(device), batch=sampling.batch,
     )  # fmt: skip
     return PipelinePair(source, target, settings)
 

@@ -1,0 +1,159 @@
+"""What is sampled when a user names a model: a pipeline, or a network with the rest from one, and accelerators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.files.additions import split_strength
+from loraport.files.disk.user_paths import expand_home
+from loraport.files.lora.locate import open_lora
+from loraport.files.models.hub import fetch_pipeline, listing, looks_like_hub_id
+from loraport.files.models.presets import PRESETS, location, open_model
+from loraport.inputs.accelerator import SOURCE
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class SampledModel:
+    """A model that can be sampled, found on the disk; nothing of it is open yet."""
+
+    name: str
+    """As it was asked for."""
+    folder: Path
+    """The pipeline: all of it, or all but the network."""
+    network: str | None = None
+    """Another place of the network's weights than the pipeline's own."""
+    accelerators: tuple[tuple[str, float], ...] = ()
+    """LoRAs that belong to the model, with their strengths."""
+    notes: tuple[str, ...] = ()
+
+    def weights(self) -> Iterator[Path]:
+        """Yield the files of the networks' weights, the accelerators' left out."""
+        if self.network is not None:
+            yield from open_model(self.network).paths
+            return
+        for part in ("transformer", "transformer_2", "unet"):
+            yield from sorted(path for path in (self.folder / part).glob("*") if path.suffix in _WEIGHTS)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a manifest says of it: names, and hashes of all that is sampled."""
+        revision = self.folder.name if self.folder.parent.name == "snapshots" else None
+        return {
+            "name": self.name,
+            "revision": revision,
+            "weights": digest_of(self.weights()),
+            "accelerators": [
+                {"name": Path(place).name, "sha256": open_lora(place).sha256, "strength": strength}
+                for place, strength in self.accelerators
+            ],
+        }
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def digest_of(files: Iterator[Path]) -> str:
+    """Return a hash of the contents of files, wherever they lie."""
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            own = hashlib.sha256()
+            while block := file.read(1 << 24):
+                own.update(block)
+        whole.update(own.digest())
+    return whole.hexdigest()
+
+
+def find_model(text: str, *, source: str | None = None, pipeline: str | None = None) -> SampledModel:
+    """Find the model that a text means: MODEL, or MODEL+ACCELERATOR[*S]+..., where MODEL may be `source`.
+
+    MODEL is a pipeline (a folder or a Hub id), a preset, or a network alone: then `pipeline` has the rest, or the
+    source's pipeline does. Raises InputError for what is not there, and for a network without the rest.
+    """
+    base, accelerators = split_accelerators(text)
+    if base == SOURCE:
+        if source is None:
+            raise SettingsError(f"{text!r}: only the target can be the source with an accelerator")
+        base = source
+    folder = _pipeline(base)
+    if folder is not None:
+        return SampledModel(text, folder, None, accelerators)
+    rest = pipeline
+    notes: tuple[str, ...] = ()
+    if rest is None and source is not None and source != base:
+        rest = split_accelerators(source)[0]
+        notes = (f"{base} is a network alone: text encoder, VAE, scheduler are the source's; --pipeline names others",)
+    if rest is None:
+        raise InputError(
+            f"{base} has no {INDEX}: it is a network alone, and sampling needs a text encoder, a VAE and a scheduler; "
+            "name the pipeline that has them: --pipeline wan2.1-t2v-1.3b, or a folder"
+        )
+    folder = _pipeline(rest)
+    if folder is None:
+        raise InputError(f"{rest} has no {INDEX}: give a whole diffusers pipeline, a folder or a Hub id, for the rest")
+    return SampledModel(text, folder, location(base), accelerators, notes)
+
+
+def split_accelerators(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """Return the model in `MODEL+A.safetensors*0.8+B`, and its accelerators with their strengths.
+
+    Raises SettingsError for an empty piece, InputError for an accelerator that is not there.
+    """
+    if "+" not in text or expand_home(text).exists():
+        return text, ()
+    pieces = text.split("+")
+    for count in range(1, len(pieces)):  # a plus sign may also be part of a path
+        model, rest = "+".join(pieces[:count]), list(_joined(pieces[count:]))
+        if model and all(rest) and _is_model(model) and all(_is_there(split_strength(one)[0]) for one in rest):
+            return model, tuple(split_strength(one) for one in rest)
+    if not all(pieces):
+        raise SettingsError(f"{text!r} is missing a part: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
+    raise InputError(
+        f"{text!r}: no model with accelerators is found in it; write MODEL+FILE*0.8, where both are there (MODEL may "
+        "be the word source)"
+    )
+
+
+def _joined(pieces: list[str]) -> Iterator[str]:
+    """Yield the accelerators, those with a plus sign in their path in one piece."""
+    while pieces:
+        ends = (end for end in range(1, len(pieces) + 1) if _is_there(split_strength("+".join(pieces[:end]))[0]))
+        end = next(ends, 1)
+        yield "+".join(pieces[:end])
+        del pieces[:end]
+
+
+def _is_model(place: str) -> bool:
+    return place == SOURCE or place in PRESETS or expand_home(place).exists() or looks_like_hub_id(place)
+
+
+def _is_there(place: str) -> bool:
+    return expand_home(place).exists() or looks_like_hub_id(place)
+
+
+def _pipeline(text: str) -> Path | None:
+    """Return the folder of a pipeline; None for a network alone. A pipeline on the Hub is fetched.
+
+    Raises InputError for a place that is neither here nor on the Hub.
+    """
+    where = location(text)
+    here = expand_home(where)
+    if here.exists():
+        if here.is_dir() and here.name in ("transformer", "transformer_2", "unet") and (here.parent / INDEX).is_file():
+            raise MismatchError(f"{text} is one part of a pipeline; to sample from it, give the whole: {here.parent}")
+        return here if (here / INDEX).is_file() else None
+    repository, _, inside = where.partition(":")
+    if not looks_like_hub_id(where):
+        raise InputError(f"{text} is not there; give a diffusers pipeline, a folder or a Hub id, or a network's file")
+    if inside and not inside.startswith(("transformer", "unet")):
+        return None
+    names = listing(repository)
+    if names is not None and INDEX not in names:
+        return None
+    return fetch_pipeline(repository)
