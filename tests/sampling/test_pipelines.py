@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from loraport.cli import app
 from loraport.errors import InputError, LoraportError, MismatchError
 from loraport.files.lora.read import read_lora
-from loraport.merge import merge
+from loraport.merging import merge
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import fingerprint, linear_layers
