@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError, MismatchError, SettingsError
-from loraport.files.additions import split_strength
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import open_lora
 from loraport.files.models.hub import fetch_pipeline, listing, looks_like_hub_id
 from loraport.files.models.presets import PRESETS, location, open_model
+from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import SOURCE
 
 INDEX = "model_index.json"
