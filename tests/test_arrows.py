@@ -48,9 +48,10 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
         "store",
     },
+    "estimates": {"spectral", "methods", "files.models", "inputs"},
     "transfers": {
         *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
-        *("files.lora", "store", "inputs"),
+        *("files.lora", "store", "inputs", "estimates"),
     },
     "merging": {"files", "files.formats", "files.models", "files.lora"},
     "conversion": {
@@ -68,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
             "files.lora",
             "store",
             "inputs",
+            "estimates",
             "transfers",
             "merging",
         ),
@@ -167,6 +169,7 @@ THIRD_PARTY = {
     "compute": {"torch"},
     "stopwatch": {"torch"},
     "inputs": {"torch"},
+    "estimates": {"torch"},
     "merging": {"torch"},
     "transfers": {"torch"},
     "conversion": {"torch"},

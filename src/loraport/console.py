@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.text import Text
 
 from loraport.plain_json import json_text
 from loraport.printable import printable, raw_stream
+from loraport.progress import Pace
 
 if TYPE_CHECKING:
     from loraport.analysis.probe_model import ProbeResult
     from loraport.conversion import Conversion
-    from loraport.files.models.hub import Download
-    from loraport.inputs.plan import Plan
     from loraport.merging import Merge
+    from loraport.transfers.dry_run import DryRun
     from loraport.transfers.results import BatchResult, TransferResult
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -35,13 +36,15 @@ class Terminal:
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),
             rich_progress.TaskProgressColumn(),
-            rich_progress.TimeRemainingColumn(),
+            _TimeLeft(self),
             console=self.console,
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
         self.task: rich_progress.TaskID | None = None
         self.doing = ""
+        self.pace = Pace(0)
+        self.total = 0
 
     def __enter__(self) -> Terminal:
         return self
@@ -59,9 +62,14 @@ class Terminal:
             if self.task is not None:
                 self.bar.remove_task(self.task)
             self.task, self.doing = self.bar.add_task(printable(text), total=total), text
+            self.pace = Pace(done)
             self.bar.start()
+        self.pace.report(done)
+        self.total = total
         self.bar.update(self.task, completed=done)
-        self.detail(part or f"{text}: {done} of {total}")
+        if part or done:
+            for line in (part or f"{text}: {done} of {total}").splitlines():
+                self.detail(line)
 
     def detail(self, text: str) -> None:
         """Print a line where `verbose` is set."""
@@ -76,6 +84,25 @@ class Terminal:
         """Print a line on stderr, unless quiet."""
         if not self.quiet:
             self.console.print(printable(text))
+
+
+class _TimeLeft(rich_progress.ProgressColumn):
+    """How long the rest takes, by the terminal's pace."""
+
+    max_refresh = 0.5
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def render(self, task: rich_progress.Task) -> Text:
+        """Return it as `1:02:03 left`."""
+        seconds = self._terminal.pace.seconds_left(self._terminal.total)
+        if seconds is None:
+            return Text("")
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02d}:{rest:02d} left" if hours else f"{minutes}:{rest:02d} left")
 
 
 def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
@@ -170,53 +197,20 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def print_plans(plans: Mapping[str, Plan], *, json: bool) -> None:
-    """Print what a run would do, layer by layer; of several (by output), each under its output's name."""
+def print_dry_run(dry: DryRun, *, json: bool, verbose: bool) -> None:
+    """Print what a run would do in at most ten lines, layers under `verbose`; or as JSON."""
     if json:
-        rows = {output: _plan_rows(plan) for output, plan in plans.items()}
-        several = {"runs": [{"output": output, **row} for output, row in rows.items()]}
-        print_facts(several if len(rows) > 1 else next(iter(rows.values())), json=True)
+        print_facts(dry.as_json(), json=True)
         return
-    for output, plan in plans.items():
-        if len(plans) > 1:
-            print(f"{output}:")
-        _print_plan(plan)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**7 else f"{count / 1e6:.2f} MB"
-
-
-def print_downloads(missing: Sequence[Download], *, json: bool) -> None:
-    """Print what would be downloaded, in place of a plan that needs it."""
-    total = sum(one.bytes for one in missing)
-    if json:
-        rows = [{"model": one.where, "files": len(one.files), "bytes": one.bytes} for one in missing]
-        print_facts({"downloads": rows, "bytes": total}, json=True)
-        return
-    for one in missing:
-        print(f"would download {one.where}: {_size(one.bytes)}, {len(one.files)} files")
-    print(
-        "nothing was downloaded or written; a plan needs the models' headers: run without --dry-run to fetch "
-        f"{_size(total)} at most (of shards with an index only those that the LoRA touches), or give local files"
-    )
-
-
-def _plan_rows(plan: Plan) -> dict[str, Any]:
-    rows = [
-        {"name": j.name, "action": j.action, "shape": j.shape, "rank": j.rank, "reason": j.reason} for j in plan.jobs
-    ]
-    return {"layers": rows, "warnings": list(plan.warnings)}
-
-
-def _print_plan(plan: Plan) -> None:
-    for warning in plan.warnings:
-        print(f"note: {warning}")
-    for job in plan.jobs:
-        reason = f"  ({job.reason})" if job.reason else ""
-        print(f"{job.action:<8}  {job.name}  {job.shape[0]} × {job.shape[1]}, rank {job.rank}{reason}")
-    counts = ", ".join(f"{len(plan.of(action))} to {action}" for action in ("transfer", "copy", "drop"))
-    print(f"{len(plan.jobs)} layers: {counts}; nothing was written")
+    if verbose:
+        for line in dry.layer_lines():
+            print(line)
+    print_facts(dry.in_words(verbose=verbose), json=False)
+    notes = dry.notes
+    few = notes if verbose or len(notes) == 1 else notes[:1]
+    for note in few:
+        print(f"note: {note}" + (f" (and {len(notes) - 1} more notes: -v)" if len(few) < len(notes) else ""))
+    print("nothing was downloaded or written" + ("" if verbose else "; -v lists the layers"))
 
 
 def print_transfers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -18,7 +19,10 @@ class Progress(Protocol):
         """Report that a step begins; `done` of `total` are over."""
 
     def advance(self, text: str, done: int, total: int, part: str = "") -> None:
-        """Report that `done` of `total` units of the work `text` are done; `part` names what came last."""
+        """Report that `done` of `total` units of the work `text` are done; `part` names what came last.
+
+        The first report says what was done before the work began (nothing, or by an earlier start): it is not speed.
+        """
 
     def note(self, text: str) -> None:
         """Report something that the user should read."""
@@ -58,9 +62,12 @@ def observer(progress: object) -> Progress:
     return _Observer(methods)
 
 
-def counter(progress: Progress, text: str, total: int) -> Callable[..., None]:
-    """Return a function that adds an amount (and the name of a part) to what is done of `text`, and reports it."""
-    done = 0
+def counter(progress: Progress, text: str, total: int, done: int = 0, part: str = "") -> Callable[..., None]:
+    """Return a function that adds an amount (and the name of a part) to what is done of `text`, and reports it.
+
+    `done` was done before, by an earlier start: reported at once, with the name of what it was.
+    """
+    progress.advance(text, done, total, part)
 
     def add(amount: int, part: str = "") -> None:
         nonlocal done
@@ -68,3 +75,31 @@ def counter(progress: Progress, text: str, total: int) -> Callable[..., None]:
         progress.advance(text, done, total, part)
 
     return add
+
+
+IN_WORK = 0.5
+"""What counts as done of the parts in work, of a part of the usual size: none is with one at a time, up to a whole one
+with two at a time, whose reports come in pairs."""
+
+
+class Pace:
+    """How long the rest of a work takes, by how much of it was done since its first report."""
+
+    def __init__(self, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start, self._before = clock, clock(), done
+        self._last, self._done, self._parts = self._start, done, 0
+
+    def report(self, done: int) -> None:
+        """Take a report in."""
+        if done > self._done:
+            self._last, self._done, self._parts = self._clock(), done, self._parts + 1
+
+    def seconds_left(self, total: int) -> float | None:
+        """Return how many seconds are left of `total`, counting down between reports; None before the first part."""
+        done = self._done - self._before
+        if not done:
+            return None
+        in_work = IN_WORK * done / self._parts
+        rest = max(0.0, total - self._done - in_work)
+        left = (self._last - self._start) * rest / (done + in_work)
+        return max(0.0, left - (self._clock() - self._last))

@@ -87,7 +87,8 @@ def test_every_command_takes_quiet_and_verbose(run, family, tmp_path):
 def test_dry_run_writes_nothing(run, family):
     before = sorted(family.folder.rglob("*"))
     code, out, _ = run(*arguments(family), "--dry-run", "--exclude", "ffn")
-    assert code == 0 and "20 layers: 16 to transfer, 4 to copy, 0 to drop; nothing was written" in out
+    assert code == 0 and "16 of 20 layers, by casa" in out and "4 layers: excluded" in out
+    assert "nothing was downloaded or written" in out
     plan = json.loads(run(*arguments(family), "--dry-run", "--json")[1])
     assert len(plan["layers"]) == 20 and plan["layers"][0]["action"] == "transfer"
     assert sorted(family.folder.rglob("*")) == before

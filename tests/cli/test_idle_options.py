@@ -142,7 +142,7 @@ def test_rounding_under_a_source_in_codes_is_no_matter_beside_an_accelerator(fam
     family = type(family)(**{**vars(family), "source": str(family.folder / "fp8.safetensors")})
     beside = transfer(family, "--dry-run", target=f"source+{family.lora}")
     assert beside.exit_code == 0 and "such rounding alone" not in beside.stdout
-    assert "such rounding alone" in transfer(family, "--dry-run").stdout
+    assert "such rounding alone" in transfer(family, "--dry-run", "-v").stdout
 
 
 def test_a_dry_run_of_the_guard_refuses_what_the_guard_refuses(family):
@@ -151,6 +151,6 @@ def test_a_dry_run_of_the_guard_refuses_what_the_guard_refuses(family):
         assert isinstance(real.exception, LoraportError) and str(dry.exception) == str(real.exception)
     toy = ["transfer", "toy:noir", "--source", "toy:base", "--target", "toy:one-step", "--no-cache", "--dry-run"]
     done = CliRunner().invoke(app, [*toy, "--method", "auto", "-o", str(family.folder / "toy")])
-    assert done.exit_code == 0 and "32 clips would be sampled" in done.stdout and "to transfer" in done.stdout
+    assert done.exit_code == 0 and "32 clips would be sampled" in done.stdout and "would move" in done.stdout
     done = CliRunner().invoke(app, [*toy, "--guard", "--frames", "9", "-o", str(family.folder / "t")])
     assert isinstance(done.exception, SettingsError) and "frames would do nothing here" in str(done.exception)

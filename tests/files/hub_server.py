@@ -21,6 +21,8 @@ class HubServer:
         self.folder, self.requests = folder, []
         self.breaks: dict[str, int] = {}
         self.ranges: list[tuple[str, str]] = []
+        self.sent: dict[str, int] = {}
+        """Name of a file -> how many of its bytes were sent."""
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
@@ -87,12 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(path)}"', "Accept-Ranges": "bytes"}
         content, wanted = path.read_bytes(), self.headers.get("Range")
         if wanted is None or not body:
+            self.hub.sent[path.name] = self.hub.sent.get(path.name, 0) + len(content) * body
             self._send(200, content, headers, body, self.hub.breaks.pop(path.name, None) if body else None)
             return
         self.hub.ranges.append((path.name, wanted))
-        start = int(wanted.removeprefix("bytes=").partition("-")[0])
-        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206, content[start:], headers, body)
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        part = content[int(first) : int(last) + 1 if last else None]
+        headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+        self.hub.sent[path.name] = self.hub.sent.get(path.name, 0) + len(part)
+        self._send(206, part, headers, body)
 
     def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool, breaks: int | None = None) -> None:
         self.send_response(code)

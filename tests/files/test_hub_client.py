@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from loraport.files.models.presets import PRESETS
 from tests import tiny
 from tests.files.hub_server import HubServer
 
@@ -78,17 +80,51 @@ def test_both_experts_of_a_repository_are_found_by_its_listing(tmp_path):
     assert refused.returncode == 2 and "name one of: someone/two:transformer, " in refused.stderr
 
 
+DRY_RUNS = """
+import io, json, sys
+from contextlib import redirect_stdout
+from loraport.cli import app
+told = []
+for words in json.loads(sys.argv[1]):
+    out = io.StringIO()
+    try:
+        with redirect_stdout(out):
+            app(["transfer", *words, "--dry-run", "--no-cache"])
+    except SystemExit as end:
+        told.append([end.code, out.getvalue()])
+print(json.dumps(told))
+"""
+
+
 @pytest.mark.slow
-def test_a_dry_run_says_what_it_would_download_and_does_not(hub, tmp_path):
-    local = tiny.write_original(tmp_path / "target.safetensors", tiny.tiny_state(1))
+def test_a_dry_run_of_a_preset_plans_from_headers_alone(tmp_path):
+    """Of 4 MB a model the header is sent; the plan is that of a run, and nothing is in the cache afterwards."""
+    state = {**tiny.tiny_state(0), "head.head.weight": torch.ones(1_000_000)}
+    repos = tmp_path / "repos"
+    tiny.write_diffusers(repos / PRESETS["wan2.1-t2v-1.3b"].repo, state, shards=3)
+    tiny.write_diffusers(repos / PRESETS["fastwan2.1-t2v-1.3b"].repo, tiny.drifted(state))
+    forced = repos / PRESETS["self-forcing"].repo / PRESETS["self-forcing"].inside
+    forced.parent.mkdir(parents=True)
+    tiny.write_pickle(forced, {"generator": state})
     lora = tiny.write_lora(tmp_path / "l.safetensors", tiny.lora_factors(tiny.tiny_state(0)))
-    command = [sys.executable, "-m", "loraport", "transfer", str(lora), "--source", "someone/wan-tiny"]
-    command += ["--target", str(local), "-o", str(tmp_path / "o.safetensors"), "--dry-run", "--json"]
-    settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    out = str(tmp_path / "o.safetensors")
+    common = [str(lora), "--source", "wan2.1-t2v-1.3b", "-o", out, "--target"]
+    commands = [[*common, "fastwan2.1-t2v-1.3b", "--json"], [*common, "fastwan2.1-t2v-1.3b"], [*common, "self-forcing"]]
+    with HubServer(repos) as hub:
+        settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0"}
+        program = [sys.executable, "-c", DRY_RUNS, json.dumps(commands)]
+        done = subprocess.run(program, env=settings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    [row] = json.loads(done.stdout)["downloads"]
-    network = list((tmp_path / "repos/someone/wan-tiny/transformer").iterdir())
-    index = tmp_path / "repos/someone/wan-tiny/model_index.json"
-    assert row["bytes"] == sum(path.stat().st_size for path in (*network, index) if path.is_file())
-    assert not [name for name in hub.downloaded() if "safetensors" in name]
+    (code, facts), (_, words), (last, unknown) = json.loads(done.stdout.splitlines()[-1])
+    assert code in (0, None) and last in (0, None)
+    plan = json.loads(facts)
+    assert {row["action"] for row in plan["layers"]} == {"transfer"} and len(plan["layers"]) == 20
+    weights = list(repos.rglob("*.safetensors"))
+    sizes = {path.name: path.stat().st_size for path in weights}
+    assert plan["bytes"] == plan["estimate"]["download_bytes"] >= sum(sizes.values())
+    files = {one["name"].rpartition("/")[2]: one["bytes"] for row in plan["downloads"] for one in row["files"]}
+    assert sizes.items() <= files.items()
+    assert sum(sizes.values()) > 4_000_000 and 0 < sum(hub.sent.values()) < 3 * len(weights) * 100_001
+    assert hub.sent.get(forced.name, 0) == 0 and not list((tmp_path / "home").rglob("*.safetensors"))
+    assert "would move" in words and len(words.splitlines()) <= 10
+    assert "none yet" in unknown and forced.name in unknown and "GB from" in unknown.replace("MB from", "GB from")

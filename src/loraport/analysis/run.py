@@ -19,11 +19,12 @@ from loraport.analysis.survey import LayerDrift, Survey, layer_drift, shared_lay
 from loraport.analysis.sweep import Grid, run_sweeps
 from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
+from loraport.estimates.layer_cost import layer_weight
 from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
-from loraport.progress import NO_PROGRESS, Progress
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.basis import decompose
 from loraport.transfers.journal import PartialFolder
 from loraport.transfers.layer_source import LayerWeights
@@ -61,6 +62,7 @@ def _survey(inputs: AnalysisInputs, partial: PartialFolder, progress: Progress) 
     source, target = inputs.whole
     names, empty = shared_layers(source, target)
     drifts = []
+    progress.advance(SURVEY, 0, len(names))
     for number, name in enumerate(names, 1):
         earlier = partial.get(f"survey {name}")
         if earlier is None:
@@ -85,15 +87,12 @@ def _views(
     rows: dict[str, LayerView] = {}
     curves: dict[str, Mapping[str, Tensor]] = {}
     empty: dict[str, str] = {}
-    done, total = 0, sum(job.cost for job in jobs)
+    weights_of_bar = {job.name: layer_weight(job, inputs.prepared.config.recipe) for job in jobs}
 
     def keep(job: LayerJob, view: LayerView, tensors: Mapping[str, Tensor]) -> None:
-        nonlocal done
         rows[job.name] = view
         if job.name in detailed:
             curves[job.name] = tensors
-        done += job.cost
-        progress.advance(LAYERS, done, total)
 
     todo = []
     for job in jobs:
@@ -102,13 +101,17 @@ def _views(
             todo.append(job)
         else:
             keep(job, LayerView(**{**earlier.facts, "shape": tuple(earlier.facts["shape"])}), earlier.tensors)
+    done = sum(weights_of_bar[name] for name in rows)
+    report = counter(progress, LAYERS, sum(weights_of_bar.values()), done)
     for job, weights in inputs.weights(todo):
         if not weights.W_s.any() or (weights.W_t is not None and not weights.W_t.any()):
             empty[job.name] = NO_SPECTRUM
+            report(weights_of_bar[job.name])
             continue
         view, tensors = _view(inputs, job, weights, config.casa, job.name in detailed)
         partial.put(job.name, tensors, asdict(view))
         keep(job, view, tensors)
+        report(weights_of_bar[job.name])
     if not rows:
         raise SettingsError(f"no layer is left to look at: {NO_SPECTRUM} ({', '.join(empty)})")
     return tuple(rows[job.name] for job in jobs if job.name in rows), curves, empty

@@ -13,13 +13,14 @@ from loraport.analysis.inputs import AnalysisInputs, AnalyzeConfig, choose_layer
 from loraport.analysis.results import SweepResult
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError, unknown_name
+from loraport.estimates.layer_cost import layer_weight
 from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
 from loraport.methods.casa import decide, decided_update
 from loraport.methods.layer import Layer
 from loraport.methods.settings import CasaSettings
-from loraport.progress import NO_PROGRESS, Progress
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.spectral.kernels import norm
 from loraport.transfers.journal import PartialFolder
 
@@ -104,14 +105,15 @@ def run_sweeps(
         if earlier is not None:
             rows[job.name] = earlier.facts["grids"]
     todo = [job for job in jobs if job.name not in rows]
-    done, total = sum(job.cost for job in jobs if job.name in rows), sum(job.cost for job in jobs)
+    weights_of_bar = {job.name: layer_weight(job, inputs.prepared.config.recipe) for job in jobs}
+    done = sum(weights_of_bar[name] for name in rows)
+    report = counter(progress, SWEEPING, sum(weights_of_bar.values()), done)
     for job, weights in inputs.weights(todo, target=False):
         layer = None if weights.is_rounding else inputs.layer(job, weights)
         grid_rows = [[] if layer is None else list(layer_rows(layer, job, of_grid, rank)) for of_grid in points]
         partial.put(f"{mark} {job.name}", {}, {"grids": grid_rows})
         rows[job.name] = grid_rows
-        done += job.cost
-        progress.advance(SWEEPING, done, total)
+        report(weights_of_bar[job.name])
     return tuple(
         SweepResult(tuple(grid.values), tuple(row for job in jobs for row in rows[job.name][number]))
         for number, grid in enumerate(grids)

@@ -20,7 +20,7 @@ from loraport.files.lora.parts import lora_parts_in
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.hub import looks_like_hub_id
-from loraport.files.models.presets import PRESETS, open_model
+from loraport.files.models.presets import PRESETS, Opener, open_model
 from loraport.files.models.weight import Weight
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
@@ -145,10 +145,12 @@ def open_target(
     part: str | None = None,
     layers: Collection[str] | None = None,
     lora_part: str | None = None,
+    open_model: Opener = open_model,
 ) -> Target:
     """Open a target: a model (of which `layers` will be read), or a model with an accelerator.
 
-    `lora_part`: which of several LoRAs in the accelerator's file, if there are several.
+    `lora_part`: which of several LoRAs in the accelerator's file, if there are several. `open_model`: how a model is
+    opened.
 
     Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for an
     invalid strength.

@@ -18,7 +18,7 @@ from loraport.files.lora.provenance import accumulated_loss
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import check_form, nameless_layers, output_dialect
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.files.models.presets import open_model
+from loraport.files.models.presets import Opener, open_model
 from loraport.files.names.blocks import layer_role
 from loraport.files.names.dialects import Dialect
 from loraport.files.whole_weights import as_differences, carried_note
@@ -53,13 +53,16 @@ def prepare(config: TransferConfig) -> TransferInputs:
     return prepare_many([config])[0]
 
 
-def prepare_many(configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS) -> tuple[TransferInputs, ...]:
+def prepare_many(
+    configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS, *, open_model: Opener = open_model
+) -> tuple[TransferInputs, ...]:
     """Do the same for several runs between the same models; each LoRA is read once, and kept if it is the only one.
 
+    `open_model`: how models are opened; one that reads headers alone will do for a plan.
     Raises InputError for whatever is wrong with any of them, naming every LoRA that is refused; SettingsError if their
     models, device or cache differ, or two would write the same file.
     """
-    ready, refused = prepare_each(configs, progress)
+    ready, refused = prepare_each(configs, progress, open_model=open_model)
     if refused:
         raise refusal_of(refused, len(configs))
     return ready
@@ -87,7 +90,7 @@ def refusal_of(refused: Sequence[Refusal], count: int) -> LoraportError:
 
 
 def prepare_each(
-    configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS
+    configs: Sequence[TransferConfig], progress: Progress = NO_PROGRESS, *, open_model: Opener = open_model
 ) -> tuple[tuple[TransferInputs, ...], tuple[Refusal, ...]]:
     """Do the same; what is wrong with one of the LoRAs is returned, and the others are prepared.
 
@@ -114,8 +117,8 @@ def prepare_each(
     loras = each(lambda place: _read(place, first, keep=not several), places)
     batch = []
     if loras:
-        source, target = _open_models(first, loras.values())
-        pairing, source, target = _by_similarity(first, loras.values(), source, target, progress)
+        source, target = _open_models(first, loras.values(), open_model)
+        pairing, source, target = _by_similarity(first, loras.values(), source, target, progress, open_model)
         if pairing is not None:
             where = target.where
             loras = {place: pairing.of(lora, where) for place, lora in loras.items()}
@@ -137,12 +140,14 @@ def _read(place: str, config: TransferConfig, *, keep: bool) -> Lora:
     return read_lora(place, diffs=config.transfer_diffs, keep=keep, part=config.lora_part)
 
 
-def _open_models(config: TransferConfig, loras: Iterable[Lora]) -> tuple[Checkpoint, Target]:
+def _open_models(config: TransferConfig, loras: Iterable[Lora], open_model: Opener) -> tuple[Checkpoint, Target]:
     """Open both models, of which no more is needed than what the LoRAs touch."""
     layers = None if split_target(config.target) else touched_layers(loras)
     source = open_model(config.source, part=config.source_part, layers=layers)
-    accelerator = _accelerator_part(config)
-    return source, open_target(config.target, source, part=config.target_part, layers=layers, lora_part=accelerator)
+    return source, open_target(
+        config.target, source, part=config.target_part, layers=layers, lora_part=_accelerator_part(config),
+        open_model=open_model,
+    )  # fmt: skip
 
 
 def _accelerator_part(config: TransferConfig) -> str | None:
@@ -150,18 +155,35 @@ def _accelerator_part(config: TransferConfig) -> str | None:
 
 
 def _by_similarity(
-    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target, progress: Progress
+    config: TransferConfig,
+    loras: Iterable[Lora],
+    source: Checkpoint,
+    target: Target,
+    progress: Progress,
+    open_model: Opener,
 ) -> tuple[Pairing | None, Checkpoint, Target]:
-    """Return the pairing of models of different depth, if any, and both models with all the layers that it needs."""
+    """Return the pairing of models of different depth, if any, and both models with all the layers that it needs.
+
+    Where only headers are known, there is none: it is found from the weights.
+    """
     layers = {layer for lora in loras for layer in lora.layers}
     roles = {layer_role(layer) for layer in layers}
     wanted = config.pairing == "similarity" or (config.pairing == "auto" and differ_in_depth(roles, source, target))
     if wanted and (source.absent or (isinstance(target, Checkpoint) and target.absent)):
         source = open_model(config.source, part=config.source_part)
-        target = open_target(config.target, source, part=config.target_part, lora_part=_accelerator_part(config))
+        target = open_target(
+            config.target, source, part=config.target_part, lora_part=_accelerator_part(config), open_model=open_model
+        )
+    if wanted and not all(is_here(model) for model in (source, target)):
+        return None, source, target
     bases = BasisSource(BasisCache(config.cache), find_device(config.device))
     pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, progress)
     return pairing, source if pairing is None else pairing.source_view(source), target
+
+
+def is_here(model: Target) -> bool:
+    """Return whether a model's weights can be read; else its headers alone are known."""
+    return (model if isinstance(model, Checkpoint) else model.model).is_here
 
 
 def _paired(

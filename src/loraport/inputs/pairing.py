@@ -19,7 +19,7 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.blocks import layer_block, layer_role
 from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.methods.subspace import leading, similarity
-from loraport.progress import Progress
+from loraport.progress import Progress, counter
 from loraport.spectral.basis import Basis
 from loraport.store.basis_source import BasisSource
 
@@ -163,14 +163,12 @@ def find_pairing(
         )
     together, alone = comparable(roles, source, target)
     total = sum(len(sources) + len(targets) for _, _, sources, targets in together)
-    done = 0
+    report = counter(progress, "comparing layers", total)
 
     def basis(model: Checkpoint, layer: str) -> Basis:
-        nonlocal done
         weight = model.read(layer)
         directions = leading(bases.basis(weight.matrix, weight.fingerprint), SUBSPACE)
-        done += 1
-        progress.advance("comparing layers", done, total)
+        report(1)
         return directions
 
     groups = []

@@ -39,11 +39,6 @@ class LayerJob:
     drift_unknown: bool = False
     """Whether it is copied because the source has no such layer, which the user did not ask for."""
 
-    @property
-    def cost(self) -> int:
-        """Multiplications of one singular value decomposition, up to a constant: out · in · min(out, in)."""
-        return prod(self.shape) * min(self.shape)
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -90,6 +90,7 @@ def _draw(analysis: Analysis, folder: Path, progress: Progress) -> dict[str | No
     """Write every figure as SVG and PNG. Returns them by layer, each with its SVG as an address that needs no file."""
     figures = [*all_figures(analysis), *(("sweep", spec) for spec in sweep_figures(analysis.sweeps))]
     sections: dict[str | None, list[tuple[FigureSpec, str]]] = {}
+    progress.advance(DRAWING, 0, len(figures))
     for number, (layer, spec) in enumerate(figures, 1):
         figure = spec.draw()
         svg = as_svg(figure)

@@ -161,6 +161,7 @@ class BasisCache:
             return ()
         broken = []
         files, store = self.list(), KeyedStore(self.folder / f"v{VERSION}", _seal, private=True)
+        progress.advance("verifying", 0, len(files))
         for number, file in enumerate(files, 1):
             progress.advance("verifying", number, len(files))
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from loraport.files.models.presets import Opener, open_model
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
 from loraport.progress import NO_PROGRESS, Progress
@@ -23,12 +24,14 @@ class Pass:
     """What the user should know of how its files were chosen."""
 
 
-def prepare_passes(passes: Sequence[Pass]) -> tuple[tuple[TransferInputs, ...], ...]:
+def prepare_passes(
+    passes: Sequence[Pass], *, open_model: Opener = open_model
+) -> tuple[tuple[TransferInputs, ...], ...]:
     """Return the opened inputs and plans of all runs, with each pass's own notes among the plan's warnings."""
     return tuple(
         tuple(
             replace(inputs, plan=replace(inputs.plan, warnings=(*one.notes, *inputs.plan.warnings)))
-            for inputs in prepare_many(one.configs)
+            for inputs in prepare_many(one.configs, open_model=open_model)
         )
         for one in passes
     )

@@ -96,11 +96,6 @@ class LayerResult:
             return None
         return 1 - self.restored - self.arbitrated / min(self.shape) ** 2
 
-    @property
-    def cost(self) -> int:
-        """Multiplications of one singular value decomposition, up to a constant."""
-        return self.shape[0] * self.shape[1] * min(self.shape)
-
 
 @dataclass(frozen=True)
 class TransferResult:

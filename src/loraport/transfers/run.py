@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, OutputError, UnreadableError
+from loraport.estimates.layer_cost import bar_weights
 from loraport.files.adapters.updates import needs_weight
 from loraport.files.lora.write import LoraContents
 from loraport.inputs.config import TransferConfig
@@ -120,15 +121,18 @@ def transfer_layers(
     unreadable file of a model.
     """
     todo: dict[str, list[tuple[Run[Any], LayerJob]]] = {}
-    jobs = [(run, job) for run in runs for job in run.inputs.plan.of("transfer")]
-    report = counter(progress, TRANSFERRING, sum(job.cost for _, job in jobs))
-    for run, job in jobs:
-        earlier = run.journal.recall(job.name)
-        if earlier is None:
-            todo.setdefault(job.name, []).append((run, job))
-            continue
-        run.results[job.name] = earlier[1]
-        report(job.cost, f"{_progress_line(run, earlier[1])} in an earlier start")
+    earlier_lines, done = [], 0
+    weights = _weights_of_bar(runs)
+    for run in runs:
+        for job in run.inputs.plan.of("transfer"):
+            earlier = run.journal.recall(job.name)
+            if earlier is None:
+                todo.setdefault(job.name, []).append((run, job))
+                continue
+            run.results[job.name] = earlier[1]
+            done += weights[run.inputs.config.output, job.name]
+            earlier_lines.append(f"{_progress_line(run, earlier[1])} in an earlier start")
+    report = counter(progress, TRANSFERRING, sum(weights.values()), done, "\n".join(earlier_lines))
 
     def keeps_weights(run: Run[Any], name: str) -> bool:
         try:
@@ -169,9 +173,19 @@ def transfer_layers(
     for results in in_parallel(list(todo), read, transfer_layer, layers.bases.device):
         for run, result in results:
             run.results[result.name] = result
-            report(result.cost, _progress_line(run, result))
+            report(weights[run.inputs.config.output, result.name], _progress_line(run, result))
     if not keep_going and (refused := {name: error for run in runs for name, error in run.refused.items()}):
         raise _refusal({name: refused[name] for name in todo if name in refused})
+
+
+def _weights_of_bar(runs: Sequence[Run[Any]]) -> dict[tuple[str, str], int]:
+    """Return (output, layer) -> its share of the bar: what it takes, by the table of measured layers."""
+    shares = bar_weights([run.inputs for run in runs])
+    return {
+        (run.inputs.config.output, name): share
+        for run, own in zip(runs, shares, strict=True)
+        for name, share in own.items()
+    }
 
 
 def _progress_line(run: Run[Any], result: LayerResult) -> str:

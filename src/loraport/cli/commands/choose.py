@@ -132,13 +132,14 @@ def tell_plan(candidates: Candidates, sampling: SamplingOptions, messages: Messa
     """Say what choosing would do, and refuse what it would refuse."""
     from loraport import console
     from loraport.sampling.choice.choose import check_choice
-    from loraport.transfers.passes import Pass, prepare_passes
+    from loraport.transfers.dry_run import dry_run
+    from loraport.transfers.passes import Pass
 
     pair = _pair(candidates, sampling)
     passes = check_choice(candidates, pair)
     note = f"{candidates.clips} clips would be sampled: {passes} passes, fewer where some are in the cache"
-    plans = {ready.config.output: ready.plan for ready in prepare_passes([Pass(candidates.runs, notes=(note,))])[0]}
-    console.print_plans(plans, json=messages.json)
+    dry = dry_run([Pass(candidates.runs, notes=(note,))])
+    console.print_dry_run(dry, json=messages.json, verbose=messages.verbose)
 
 
 def choose_and_tell(

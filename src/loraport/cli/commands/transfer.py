@@ -38,7 +38,6 @@ from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
-    from loraport.files.models.hub import Download
     from loraport.inputs.config import TransferConfig
     from loraport.methods.recipes import Recipe
     from loraport.transfers.passes import Pass
@@ -257,19 +256,17 @@ def _candidates(method: str, guard: GuardOptions) -> list[str]:
 def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messages: MessageOptions) -> None:
     """Run them, or say what would be done, and leave with what to tell the shell."""
     from loraport import console
-    from loraport.transfers.passes import prepare_passes, transfer_passes
+    from loraport.transfers.passes import transfer_passes
 
     configs = [config for one in passes for config in one.configs]
     places, forgiving = [config.output for config in configs], result.overwrite or result.dry_run
     again = earlier_transfers(places, forgiving)
     others = [page, *(place for place in places if Path(place) not in again)]
     keep_existing(others, input_places(configs), forgiving)
-    if result.dry_run and (missing := _downloads(configs)):
-        console.print_downloads(missing, json=messages.json)
-        return
     if result.dry_run:
-        plans = {ready.config.output: ready.plan for runs in prepare_passes(passes) for ready in runs}
-        console.print_plans(plans, json=messages.json)
+        from loraport.transfers.dry_run import dry_run
+
+        console.print_dry_run(dry_run(passes), json=messages.json, verbose=messages.verbose)
         return
     with messages.terminal() as terminal:
         for place in again:
@@ -279,16 +276,6 @@ def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messa
         write_report(batch, page, messages)
     console.print_transfers(batch, json=messages.json, quiet=messages.quiet, verbose=messages.verbose)
     raise typer.Exit(LOST if batch.lost else 0)
-
-
-def _downloads(configs: Sequence[TransferConfig]) -> tuple[Download, ...]:
-    """Return what of the models would have to be fetched before a plan can be made."""
-    from loraport.files.models.presets import downloads
-    from loraport.inputs.accelerator import SOURCE, split_target
-
-    targets = [split_target(config.target) for config in configs]
-    models = [pair[0] if pair else config.target for pair, config in zip(targets, configs, strict=True)]
-    return downloads(model for model in (*(config.source for config in configs), *models) if model != SOURCE)
 
 
 def _passes(

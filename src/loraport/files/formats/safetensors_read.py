@@ -20,7 +20,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraport.errors import FileFormatError
+from loraport.errors import FileFormatError, UnreadableError
 from loraport.files.disk.identity import FileIdentity
 from loraport.files.disk.user_paths import open_regular_file
 
@@ -135,7 +135,6 @@ class SafetensorsFile:
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
     digest: str
-    identity: FileIdentity
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
@@ -158,22 +157,48 @@ def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: stored.read.of(file) for key, stored in described.tensors.items()}, described.metadata  # type: ignore[attr-defined]
 
 
+def described_header(path: Path, header: dict[str, Any], size: int) -> SafetensorsFile:
+    """Return what a header says of a file that is elsewhere, checked in the same way; its tensors cannot be read.
+
+    `path` is what messages call the file, `size` how many bytes it has.
+    """
+    metadata, entries = _checked(path, dict(header))
+    _check_cover(path, entries, size)
+
+    def unread() -> Tensor:
+        raise UnreadableError(f"{path} is not here, its header alone is known; fetch it first")
+
+    tensors = {key: StoredTensor(key, path, kind, shape, unread) for key, (kind, shape, _, _) in entries.items()}
+    lines = (f"{key} {entry}" for key, entry in sorted(entries.items()))
+    digest = hashlib.sha256("\n".join([str(size), *lines]).encode()).hexdigest()
+    return SafetensorsFile(path, tensors, metadata, digest)
+
+
 def _described(path: Path, file: BufferedReader) -> SafetensorsFile:
     identity = FileIdentity.of(file)
     raw, size = _raw_header(path, file, identity.size), identity.size
-    header = _parsed(path, raw)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FileFormatError(f"{path}: the header's __metadata__ is not a table of strings; download the file again")
+    metadata, entries = _checked(path, _parsed(path, raw))
     start = 8 + len(raw)
-    entries = {key: _entry(path, key, entry) for key, entry in header.items()}
-    _check_cover(path, entries, size - start)
+    room = size - start
+    end = _check_cover(path, entries, room)
+    if end < room:
+        raise FileFormatError(f"{path} has {room - end} bytes that its header does not describe; download it again")
     tensors = {
         key: StoredTensor(key, path, kind, shape, ByteReader(path, start + begin, end - begin, kind, shape, identity))
         for key, (kind, shape, begin, end) in entries.items()
     }
     digest = hashlib.sha256(size.to_bytes(8, "little") + raw).hexdigest()
-    return SafetensorsFile(path, tensors, metadata, digest, identity)
+    return SafetensorsFile(path, tensors, metadata, digest)
+
+
+def _checked(
+    path: Path, header: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Return a header's metadata and its entries, each checked."""
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FileFormatError(f"{path}: the header's __metadata__ is not a table of strings; download the file again")
+    return metadata, {key: _entry(path, key, entry) for key, entry in header.items()}
 
 
 @dataclass(frozen=True)
@@ -299,8 +324,8 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def _check_cover(path: Path, entries: dict[str, tuple[str, tuple[int, ...], int, int]], room: int) -> None:
-    """Check that the entries lie end to end and fill the data section exactly."""
+def _check_cover(path: Path, entries: dict[str, tuple[str, tuple[int, ...], int, int]], room: int) -> int:
+    """Check that the entries lie end to end and fit into the data section; return where the last one ends."""
     position = 0
     for key, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -310,7 +335,4 @@ def _check_cover(path: Path, entries: dict[str, tuple[str, tuple[int, ...], int,
         raise FileFormatError(
             f"{path} is truncated: the header describes {position} bytes of data, {room} are there; download it again"
         )
-    if position < room:
-        raise FileFormatError(
-            f"{path} has {room - position} bytes that its header does not describe; download it again"
-        )
+    return position

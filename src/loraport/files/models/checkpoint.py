@@ -61,6 +61,8 @@ class Checkpoint:
     """Notes for people: what was passed over or assumed in reading the files."""
     aliases: Mapping[str, StoredTensor] = field(repr=False, default_factory=dict)
     """Further names of some parameters."""
+    is_here: bool = True
+    """Whether its tensors can be read; else its headers alone are known."""
 
     @lazy_property
     def _parameters(self) -> dict[str, StoredTensor]:
@@ -194,11 +196,11 @@ def open_checkpoint(
     what will be read, only their shards are fetched and opened; the others need not be there.
     Raises InputError and FileFormatError, each with the file's name.
     """
-    needed = None if layers is None else partial(_shards_of, layers=frozenset(layers), part=part)
+    needed = None if layers is None else partial(shards_of, layers=frozenset(layers), part=part)
     if isinstance(where, Mapping):
         where = InMemory("the model in memory", where)
     if isinstance(where, InMemory):
-        return _named(str(where), files_in_memory(where), part, None)
+        return named_checkpoint(str(where), files_in_memory(where), part, None)
     path = _on_disk(where, needed)
     try:
         return _opened(str(where), path, part, needed)
@@ -211,10 +213,10 @@ def _opened(where: str, path: Path, part: str | None, needed: ShardFilter | None
     files = find_files(path, inner, needed)
     part = part if inner is None else None
     read = read_files(files.paths, part, needed is not None, are_of_network)
-    return _named(where, replace(read, notes=files.notes + read.notes), part, inner)
+    return named_checkpoint(where, replace(read, notes=files.notes + read.notes), part, inner)
 
 
-def _shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
+def shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
     """Return the shards that hold parameters of some layers; all shards where none of the layers is found."""
     names = find_network(weight_map, part).names
     spelling = detect_naming(names.values())
@@ -238,7 +240,7 @@ def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
     raise InputError(f"{where} does not exist; give a file, a folder or a Hub id such as Wan-AI/Wan2.1-T2V-1.3B")
 
 
-def _named(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
+def named_checkpoint(where: str, files: ModelFiles, part: str | None, inner: str | None) -> Checkpoint:
     """Return the checkpoint with its keys translated to canonical names."""
     first = _first(where, files)
     if not files.tensors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,48 @@ def fetch(where: str, needed: ShardFilter | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Download:
-    """What opening a model would fetch: those of its files that are not in the cache."""
+    """What opening a model would fetch: those of its files that are not in the cache, each with its size."""
 
     where: str
-    files: tuple[str, ...]
-    bytes: int
+    sizes: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all these files."""
+        return sum(self.sizes.values())
 
 
-def to_download(where: str) -> Download | None:
-    """Return what of a model on the Hub is not cached yet, with all shards; None offline and where it cannot be asked.
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of a model on the Hub, by the repository's listing: the size of each, and its place in the cache."""
+
+    repo: str
+    revision: str | None
+    sizes: Mapping[str, int]
+    cached: Mapping[str, Path]
+    has_index: bool
+    """Whether an index lists its shards, so that only those that are needed are fetched."""
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """The files that are not in the cache."""
+        return {name: size for name, size in self.sizes.items() if name not in self.cached}
+
+
+def files_on_hub(where: str) -> HubFiles | None:
+    """Return the files of a model on the Hub; None offline and where it cannot be asked.
 
     Only the repository's listing is read. Raises InputError where it holds no model, or several and none is named.
     """
+    return _listed(where, lambda files, repo, inside: _wanted(files, repo, inside, where))
+
+
+def lora_files_on_hub(where: str) -> HubFiles | None:
+    """Return the same of a LoRA on the Hub. Raises InputError where it holds none, or several and none is named."""
+    return _listed(where, lambda files, repo, inside: _beside(_lora_file(files, repo, inside, where)))
+
+
+def _listed(where: str, chosen: Callable[[list[str], str, str], Iterable[str]]) -> HubFiles | None:
     hub, repo, revision, inside = _parsed(where)
     from huggingface_hub import constants
 
@@ -76,10 +106,29 @@ def to_download(where: str) -> Download | None:
         sizes = {file.path: file.size for file in tree if getattr(file, "size", None) is not None}
     except Exception:  # as in _snapshot: the client raises many kinds, and fetching says what is wrong
         return None
-    wanted = [name for name in _wanted(list(sizes), repo, inside, where) if name in sizes]
-    cached = {name for name in wanted if isinstance(hub.try_to_load_from_cache(repo, name, revision=revision), str)}
-    files = tuple(name for name in wanted if name not in cached)
-    return Download(where, files, sum(sizes[name] for name in files))
+    wanted = {name: sizes[name] for name in chosen(list(sizes), repo, inside) if name in sizes}
+    found = {name: hub.try_to_load_from_cache(repo, name, revision=revision) for name in wanted}
+    cached = {name: Path(place) for name, place in found.items() if isinstance(place, str)}
+    indexes = [name for name in wanted if index_of(name.rpartition("/")[2])]
+    return HubFiles(repo, revision, wanted, cached, len(indexes) == 1)
+
+
+def header_on_hub(repo: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Return the header of a safetensors file on the Hub as its JSON has it, by range requests for the header alone.
+
+    Raises InputError where it cannot be had.
+    """
+    import huggingface_hub as hub
+
+    try:
+        header = hub.HfApi().parse_safetensors_file_metadata(repo, name, revision=revision)
+    except Exception as error:  # as in _snapshot
+        raise InputError(f"{repo}: the header of {name} cannot be read from the Hub ({_first_line(error)})") from error
+    entries: dict[str, Any] = {
+        key: {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": list(one.data_offsets)}
+        for key, one in header.tensors.items()
+    }
+    return {**entries, "__metadata__": dict(header.metadata)}
 
 
 def listing(where: str) -> tuple[str, ...] | None:

@@ -8,16 +8,13 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loraport.errors import SettingsError
-from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.files.models.hub import Download, looks_like_hub_id, to_download
-from loraport.files.models.shards import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -162,15 +159,11 @@ def is_local(text: str) -> bool:
     return Path(location(text)).exists()
 
 
-def downloads(texts: Iterable[str]) -> tuple[Download, ...]:
-    """Return what opening models would fetch from the Hub; those that lie here or in the cache are left out."""
-    missing = []
-    for where in dict.fromkeys(location(text) for text in texts):
-        if not expand_home(where).exists() and looks_like_hub_id(where):
-            download = to_download(where)
-            if download is not None and any(name.lower().endswith(WEIGHTS) for name in download.files):
-                missing.append(download)
-    return tuple(missing)
+class Opener(Protocol):
+    """Opens a model by a preset's name or by its location, as `open_model` does."""
+
+    def __call__(self, text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:
+        """Return the opened model."""
 
 
 def open_model(text: str, *, part: str | None = None, layers: Collection[str] | None = None) -> Checkpoint:

@@ -1,0 +1,127 @@
+"""Estimate what transfers will take: seconds on this machine, memory, bytes of output, of cache and to fetch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from loraport.compute import TORCH_DTYPES, find_device, peak_rss_bytes
+from loraport.estimates.layer_cost import CARD, PROCESSOR, Device, run_seconds
+from loraport.estimates.machine import at_a_time, slowness
+from loraport.files.models.hub import Download
+from loraport.inputs.open import TransferInputs
+from loraport.inputs.plan import LayerJob
+from loraport.inputs.rank import common_rank
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What transfers will take."""
+
+    seconds: float
+    """On this machine, with no basis in the cache; without fetching."""
+    seconds_again: float
+    """The same with all bases in the cache."""
+    memory_bytes: int
+    """At most at one time."""
+    output_bytes: int
+    cache_bytes: int
+    """What the cache will hold of these layers; 0 without a cache."""
+    download_bytes: int
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return what two passes take, one after the other."""
+        return Estimate(
+            self.seconds + other.seconds,
+            self.seconds_again + other.seconds_again,
+            max(self.memory_bytes, other.memory_bytes),
+            self.output_bytes + other.output_bytes,
+            self.cache_bytes + other.cache_bytes,
+            self.download_bytes + other.download_bytes,
+        )
+
+    def with_downloads(self, downloads: Iterable[Download]) -> Estimate:
+        """Return the same with the bytes that would be fetched."""
+        return replace(self, download_bytes=sum(one.bytes for one in downloads))
+
+    def as_json(self) -> dict[str, float | int]:
+        """Return the numbers by their names."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "seconds_again": round(self.seconds_again, 3),
+            "memory_bytes": self.memory_bytes,
+            "output_bytes": self.output_bytes,
+            "cache_bytes": self.cache_bytes,
+            "download_bytes": self.download_bytes,
+        }
+
+
+def estimate(batch: Sequence[TransferInputs], downloads: Iterable[Download] = ()) -> Estimate:
+    """Return what the runs of one pass will take, as `prepare_many` opened them.
+
+    Seconds are those of a table of measured layers. On a processor they are scaled by a product that is timed here,
+    once a process; on a card they are those of the card where layers were measured.
+    """
+    config = batch[0].config
+    on_card = find_device(config.device).type == "cuda"
+    device = CARD if on_card else PROCESSOR
+    scale = 1.0 if on_card else slowness() / at_a_time()
+    return Estimate(
+        scale * sum(sum(run.values()) for run in run_seconds(batch, device)),
+        scale * sum(sum(run.values()) for run in run_seconds(batch, device, again=True)),
+        _memory(batch, device, 1 if on_card else at_a_time()),
+        sum(output_bytes(inputs) for inputs in batch),
+        0 if config.cache is None else _cache_bytes(batch),
+        sum(one.bytes for one in downloads),
+    )
+
+
+def _memory(batch: Sequence[TransferInputs], device: Device, together: int) -> int:
+    """Return the program's own memory now, the largest layers in work at once, and a LoRA that is held."""
+    recipe_needs = [inputs for inputs in batch if inputs.config.recipe.needs_basis]
+    layers = {job.name: job.shape for inputs in batch for job in inputs.plan.of("transfer")}
+    sizes = sorted((device.table(shape).memory.at(shape) for shape in layers.values()), reverse=True)[:together]
+    held = 0 if len(batch) > 1 else 4 * sum(job.rank * sum(job.shape) for job in batch[0].plan.jobs)
+    return int(peak_rss_bytes() + sum(sizes) * (1.0 if recipe_needs else 0.6) + held)
+
+
+def output_bytes(inputs: TransferInputs) -> int:
+    """Return the size of a run's output; where each layer has a rank of its own, at most."""
+    config, width = inputs.config, TORCH_DTYPES[inputs.config.dtype].itemsize
+    jobs = [job for job in inputs.plan.jobs if job.action != "drop"]
+    if config.as_diff:
+        numbers = sum(math.prod(job.shape) for job in jobs)
+    else:
+        ranks = [_rank(job, inputs) for job in jobs]
+        padded = ranks if config.rank.varies else [max(ranks, default=0)] * len(ranks)  # one rank for all layers
+        numbers = sum(rank * sum(job.shape) for rank, job in zip(padded, jobs, strict=True))
+    extras = sum(math.prod(one.shape) * one.dtype.itemsize for one in inputs.lora.extras.values())
+    return numbers * width + extras
+
+
+def _rank(job: LayerJob, inputs: TransferInputs) -> int:
+    """Return the rank that a layer will have, at most: a share of energy may need all directions."""
+    config, least = inputs.config, min(job.shape)
+    if job.action == "copy":
+        return min(job.rank, least)
+    if config.rank.varies:
+        return min(job.rank, least) if config.recipe.method.low_rank else least
+    return min(common_rank(config, inputs.plan), least)
+
+
+def _cache_bytes(batch: Sequence[TransferInputs]) -> int:
+    """Return the bytes of the bases and routings that runs will leave in the cache."""
+    sizes: dict[tuple[str, str], float] = {}
+    for inputs in batch:
+        recipe = inputs.config.recipe
+        for job in inputs.plan.of("transfer"):
+            m, n = max(job.shape), min(job.shape)
+            basis = 4.0 * n * n if n <= 2048 else 3.0 * n * n
+            if recipe.needs_basis:
+                sizes["source", job.name] = basis
+            if recipe.needs_target:
+                sizes["target", job.name] = basis
+            if recipe.needs_routing and m != n:
+                sizes["routing", job.name] = basis + 1.0 * n * (n + 1)
+    return int(sum(sizes.values()))

@@ -1,0 +1,43 @@
+"""How fast this machine is, against the one where layers were measured: by one product, as often as a run has layers in
+work at once.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+from loraport.compute import AT_A_TIME
+
+SIZE = 512
+REFERENCE = 0.0053
+"""CPU seconds of one product of this size in double precision on one thread where `PROCESSOR` was measured."""
+
+
+def at_a_time() -> int:
+    """Return how many layers a run has in work at once on the processor."""
+    return AT_A_TIME if torch.get_num_threads() >= AT_A_TIME else 1
+
+
+@cache
+def slowness() -> float:
+    """Return how many times as long this machine takes for a product, with all that a run does at once beside it.
+
+    Measured once a process, in a tenth of a second: the median of several rounds, so that what else the machine does
+    now counts.
+    """
+    threads, together = torch.get_num_threads(), at_a_time()
+    X = torch.eye(SIZE, dtype=torch.float64).add_(0.5)
+    try:
+        with ThreadPoolExecutor(together, "loraport-speed", torch.set_num_threads, (threads // together,)) as pool:
+            rounds = []
+            for _ in range(7):
+                start = time.perf_counter()
+                list(pool.map(lambda _: X @ X, range(together)))
+                rounds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return sorted(rounds)[len(rounds) // 2] / REFERENCE
