@@ -62,11 +62,12 @@ def estimates(work, at_a_time, resumed=0):
 
 @pytest.mark.parametrize("at_a_time", [1, 2])
 @pytest.mark.parametrize("state", [(SQUARE, TALL), (WARM_SQUARE, WARM_TALL)], ids=["cold", "warm"])
-@pytest.mark.parametrize("blocks", [3, 30])
-def test_after_a_tenth_of_the_layers_the_estimate_is_within_30_percent(blocks, state, at_a_time):
+@pytest.mark.parametrize(("blocks", "off"), [(3, 0.4), (30, 0.15), (40, 0.15)])
+def test_after_a_tenth_of_the_layers_the_estimate_is_close(blocks, off, state, at_a_time):
+    """A model has 30 blocks or more; of three, a tenth of the layers is one and a half round of two at a time."""
     for seed in range(5):
         found = estimates(layers(blocks, *state, seed=seed), at_a_time)
-        assert all(0.7 < ratio < 1.3 for share, ratio in found if 0.1 <= share < 0.75)
+        assert all(abs(ratio - 1) < off for share, ratio in found if 0.1 <= share < 0.75)
 
 
 def test_layers_of_an_earlier_start_are_not_speed():

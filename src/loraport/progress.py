@@ -77,7 +77,7 @@ def counter(progress: Progress, text: str, total: int, done: int = 0, part: str 
     return add
 
 
-IN_WORK = 0.5
+IN_WORK = 0.33
 """What counts as done of the parts in work, of a part of the usual size: none is with one at a time, up to a whole one
 with two at a time, whose reports come in pairs."""
 
