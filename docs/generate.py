@@ -199,8 +199,13 @@ def _annotation(annotation: Any) -> str:
 
 
 def _docstring(value: Any) -> str:
+    """The docstring in Markdown; what stands indented in it is a program."""
     paragraphs = (inspect.getdoc(value) or "").split("\n\n")
-    return "\n\n".join(text if text.startswith("    ") else _wrapped(text) for text in paragraphs)
+    return "\n\n".join(_program(text) if text.startswith("    ") else _wrapped(text) for text in paragraphs)
+
+
+def _program(text: str) -> str:
+    return f"```python\nimport loraport\n\n{textwrap.dedent(text)}\n```"
 
 
 def _fields(value: type, kind: str) -> dict[str, str]:

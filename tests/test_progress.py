@@ -1,6 +1,7 @@
 """Progress: every feature reports to the same protocol, up to the whole of its work."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from loraport.analysis.probe_model import ProbeConfig, probe
 from loraport.analysis.probes import KeepDominant
 from loraport.analysis.run import analyze
 from loraport.console import Terminal
+from loraport.errors import SettingsError
 from loraport.merging import merge
 from loraport.progress import NO_PROGRESS, NoProgress, Progress
 from loraport.store.bases import BasisCache
@@ -97,3 +99,24 @@ def test_nothing_is_heard_of_no_progress(capsys):
     NO_PROGRESS.advance("two", 1, 2)
     NO_PROGRESS.note("three")
     assert capsys.readouterr() == ("", "")
+
+
+class Shares:
+    """Hears of shares alone, as a bar of one's own would."""
+
+    def __init__(self):
+        self.texts = set()
+
+    def advance(self, text, done, total, part=""):
+        self.texts.add(text)
+
+
+def test_an_observer_needs_only_the_methods_that_it_cares_about(family):
+    heard = Shares()
+    transfer(family.config("shares.safetensors"), progress=heard)
+    merge(Path(family.source), Path(family.lora), family.folder / "shares-merged.safetensors", progress=heard)
+    _analysis(family, heard)
+    assert {TRANSFERRING, "merging"} < heard.texts
+    for run in (lambda: transfer(family.config("none.safetensors"), progress=print), lambda: _analysis(family, 3)):
+        with pytest.raises(SettingsError, match="without any of the methods step, advance, note"):
+            run()

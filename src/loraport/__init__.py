@@ -29,22 +29,27 @@ if TYPE_CHECKING:
     from loraport.analysis.results import Analysis
     from loraport.analysis.run import analyze
     from loraport.conversion import Conversion, convert
-    from loraport.errors import InputError, LoraportError, OutputError
+    from loraport.errors import InputError, LoraportError, OutputError, SettingsError
     from loraport.files.adapters.lora_layer import LoraLayer
+    from loraport.files.inspect import inspect
     from loraport.files.lora.key_account import KeyAccount
     from loraport.files.lora.read import Lora, read_lora
     from loraport.files.lora.write import write_lora
     from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+    from loraport.files.models.presets import Preset, presets
     from loraport.inputs.config import RankRule, TransferConfig
     from loraport.merging import Merge, merge
     from loraport.methods.casa import casa
     from loraport.methods.layer import Layer, Update
     from loraport.methods.recipes import find_recipe
-    from loraport.methods.settings import CasaSettings
+    from loraport.methods.settings import CasaSettings, LoraxSettings, ProloraSettings
     from loraport.progress import Progress
+    from loraport.sampling.choice.by_config import choose
+    from loraport.sampling.choice.choose import Choice
     from loraport.spectral.basis import SingularBasis, decompose
     from loraport.spectral.low_rank import LowRank, factorize
     from loraport.store.bases import BasisCache
+    from loraport.store.cache_folder import default_cache
     from loraport.transfers.results import BatchResult, LayerResult, TransferResult
     from loraport.transfers.run import transfer, transfer_many
     from loraport.transfers.state import LoraState, transfer_state
@@ -56,6 +61,7 @@ __all__ = [
     "BatchResult",
     "CasaSettings",
     "Checkpoint",
+    "Choice",
     "Conversion",
     "InputError",
     "KeyAccount",
@@ -65,23 +71,31 @@ __all__ = [
     "LoraLayer",
     "LoraState",
     "LoraportError",
+    "LoraxSettings",
     "LowRank",
     "Merge",
     "OutputError",
+    "Preset",
     "Progress",
+    "ProloraSettings",
     "RankRule",
+    "SettingsError",
     "SingularBasis",
     "TransferConfig",
     "TransferResult",
     "Update",
     "analyze",
     "casa",
+    "choose",
     "convert",
     "decompose",
+    "default_cache",
     "factorize",
     "find_recipe",
+    "inspect",
     "merge",
     "open_checkpoint",
+    "presets",
     "read_lora",
     "transfer",
     "transfer_many",
@@ -90,8 +104,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "errors": ("InputError", "LoraportError", "OutputError"),
-    "methods.settings": ("CasaSettings",),
+    "errors": ("InputError", "LoraportError", "OutputError", "SettingsError"),
+    "methods.settings": ("CasaSettings", "LoraxSettings", "ProloraSettings"),
     "methods.layer": ("Layer", "Update"),
     "methods.recipes": ("find_recipe",),
     "methods.casa": ("casa",),
@@ -100,6 +114,11 @@ _HOMES = {
     "analysis.inputs": ("AnalyzeConfig",),
     "inputs.config": ("RankRule", "TransferConfig"),
     "transfers.run": ("transfer", "transfer_many"),
+    "files.inspect": ("inspect",),
+    "files.models.presets": ("Preset", "presets"),
+    "sampling.choice.by_config": ("choose",),
+    "sampling.choice.choose": ("Choice",),
+    "store.cache_folder": ("default_cache",),
     "transfers.state": ("LoraState", "transfer_state"),
     "conversion": ("Conversion", "convert"),
     "merging": ("Merge", "merge"),

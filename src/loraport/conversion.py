@@ -66,13 +66,13 @@ class Conversion:
 
 
 def convert(
-    place: str,
+    place: str | os.PathLike[str],
     to: str,
-    output: str,
+    output: str | os.PathLike[str],
     *,
     dtype: str | None = None,
-    rank: str = "auto",
-    source: str | None = None,
+    rank: str | float = "auto",
+    source: str | os.PathLike[str] | None = None,
     lora_part: str | None = None,
     each: Callable[[str], None] | None = None,
 ) -> Conversion:
@@ -83,6 +83,10 @@ def convert(
     copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
     those that follow from their names. `each` gets a line about every layer. `lora_part`: which of several LoRAs in the
     file. Ranks are padded with zeros to the largest; what is not a factor keeps its dtype.
+
+        done = loraport.convert("style.safetensors", "kohya", "style-kohya.safetensors", rank=8)
+        print(done.rank, done.keys.dropped, done.notes)
+
     Raises InputError for what cannot be read, SettingsError for an unknown format or dtype, MismatchError if nothing
     has a place in the format, OutputError for a place that cannot be written.
     """
@@ -90,7 +94,8 @@ def convert(
         raise unknown_name("format", to, FORMATS)
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    output, rule = os.path.expanduser(output), RankRule.parse(rank)
+    output, rule = os.path.expanduser(os.fspath(output)), RankRule.parse(str(rank))
+    place, source = os.fspath(place), None if source is None else os.fspath(source)
     lora = read_lora(place, dense=True, part=lora_part)
     of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
     if of_matrices and rule.kind in ("fixed", "energy", "full"):

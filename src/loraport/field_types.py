@@ -51,7 +51,7 @@ def _words(hint: Any) -> str:
         return " or ".join(map(_words, inner))
     if origin is tuple:
         return f"a tuple, each of it {_words(inner[0])}"
-    return _WORDS.get(hint) or f"a {hint.__name__}"
+    return _WORDS.get(hint) or f"of the class {hint.__name__}"
 
 
 def _short(value: object) -> str:

@@ -28,8 +28,9 @@ from loraport.files.models.shards import SAFETENSORS
 from loraport.files.models.write import check_output_path, is_folder, write_model
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
-from loraport.progress import NO_PROGRESS, Progress, counter
+from loraport.progress import NO_PROGRESS, Progress, counter, observer
 
+Place = str | os.PathLike[str]
 MERGED = f"{OWN_PREFIX}merged"
 
 
@@ -72,9 +73,9 @@ class Merge:
 
 
 def merge(
-    model_place: str,
-    loras: Sequence[str],
-    output: str,
+    model_place: Place,
+    loras: Place | Sequence[Place],
+    output: Place,
     *,
     part: str | None = None,
     lora_part: str | None = None,
@@ -82,22 +83,28 @@ def merge(
 ) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
+    A path is a text or a `Path`; one LoRA may stand without a list. The model keeps its names, dtypes and shards.
+
+        loraport.merge("wan2.1_t2v_1.3B_fp16.safetensors", "accelerator.safetensors*0.8", "fast.safetensors")
+
     Raises InputError for what cannot be read or does not belong together, OutputError for what cannot be written.
     """
-    if not loras:
+    places = [os.fspath(one) for one in ((loras,) if isinstance(loras, str | os.PathLike) else loras)]
+    if not places:
         raise SettingsError("there is no LoRA to merge; give at least one")
-    output = os.path.expanduser(output)
+    model_place, output = os.fspath(model_place), os.path.expanduser(os.fspath(output))
     model = with_encoders(open_model(model_place, part=part))
-    check_output_path(Path(output), model, [model_place, *(split_strength(text)[0] for text in loras)])
-    parts = [_ingredient(text, model, lora_part) for text in loras]
+    check_output_path(Path(output), model, [model_place, *(split_strength(text)[0] for text in places)])
+    parts = [_ingredient(text, model, lora_part) for text in places]
     check_output_path(Path(output), model, [one.lora.path for one in parts])
     terms: dict[str, list[Addition]] = {}
     for one in parts:
         for name, added in one.adds.by_parameter.items():
             terms.setdefault(name, []).extend(added)
     _refuse_quantized(model, terms)
+    reports = counter(observer(progress), "merging", model.bytes)
     changed = {name: partial(summed, model, name, added) for name, added in terms.items()}
-    write_model(Path(output), model, changed, _metadata(model, parts), counter(progress, "merging", model.bytes))
+    write_model(Path(output), model, changed, _metadata(model, parts), reports)
     return Merge(
         output,
         len(model.paths),

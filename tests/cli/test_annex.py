@@ -12,6 +12,7 @@ import loraport
 import loraport_lab
 from loraport.cli import annex
 from loraport.errors import SettingsError
+from loraport.files.models import named_places
 from loraport.sampling import providers
 
 BROKEN = {
@@ -66,8 +67,8 @@ def test_a_broken_package_takes_no_other_command_with_it(monkeypatch, value, rea
 
 
 def with_pairs(monkeypatch, **entries):
-    points = [EntryPoint(name, value, providers.GROUP) for name, value in entries.items()]
-    monkeypatch.setattr(providers, "entry_points", lambda group: points)
+    points = [EntryPoint(name, value, named_places.GROUP) for name, value in entries.items()]
+    monkeypatch.setattr(named_places, "entry_points", lambda group: points)
 
 
 def test_without_the_lab_a_toy_name_says_what_to_install(monkeypatch, tmp_path):

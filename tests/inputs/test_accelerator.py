@@ -150,7 +150,7 @@ def test_a_changed_accelerator_starts_over(family, factors, accelerator, monkeyp
         raise OutputError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "write", stop)
+        patch.setattr(running, "output_contents", stop)
         with pytest.raises(OutputError):
             transfer(family.config(target=f"source+{accelerator}", method="undo:1"))
     tiny.write_lora(Path(accelerator), {name: (2 * B, A) for name, (B, A) in factors.items()})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loraport.analysis.inputs import AnalyzeConfig
 from loraport.compute import find_device
 from loraport.errors import SettingsError
 from loraport.inputs.config import RankRule, TransferConfig, matches
@@ -12,6 +13,7 @@ from loraport.inputs.recipes import casa_settings, chosen_recipes
 from loraport.methods.settings import (
     PAPER,
     PUBLISHED_CODE,
+    CasaSettings,
     CoreSettings,
     DirectSettings,
     LoraxSettings,
@@ -123,9 +125,51 @@ def test_a_config_takes_paths_and_a_rank_as_text_and_is_checked_when_it_is_made(
     assert (config.lora, config.source, config.target) == ("l", "s", "t") and config.rank == RankRule("fixed", 32)
     assert config.output == str(Path("~/o").expanduser())
     assert config.fingerprint() == TransferConfig("l", "s", "t", "o", rank=RankRule.parse("32")).fingerprint()
-    for wrong, message in ({"format": "coomfy"}, "unknown format 'coomfy'"), ({"rank": "much"}, "is none of: auto"):
-        with pytest.raises(SettingsError, match=message):
-            TransferConfig(**GIVEN, **wrong)
+    numbers = [TransferConfig(**GIVEN, rank=rank).rank for rank in (32, 0.95, "full")]
+    assert numbers == [RankRule("fixed", 32), RankRule("energy", 0.95), RankRule("full")]
+    lists = TransferConfig(**GIVEN, include=["ffn", "attn"], cache=Path("c"))
+    assert (lists.include, lists.cache) == (("ffn", "attn"), "c")
+    toy = TransferConfig("toy:noir", "toy:base", "toy:one-step", "o")
+    assert all(Path(place).is_dir() for place in (toy.lora, toy.source, toy.target))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"format": "coomfy"}, "unknown format 'coomfy'; known: same, comfy"),
+     ({"rank": "much"}, "rank 'much' is none of: auto"), ({"rank": 32.5}, "rank '32.5' is none of: auto"),
+     ({"rank": True}, "rank is True, but it must be of the class RankRule"),
+     ({"rank": None}, "rank is None, but it must be of"),
+     ({"include": "ffn"}, "include is 'ffn', but it must be a tuple, each of it a text"),
+     ({"exclude": ("ffn", 3)}, r"exclude is \('ffn', 3\), but it must be a tuple"),
+     ({"seed": "0"}, "seed is '0', but it must be a whole number"), ({"seed": -1}, "it must be 0 or more"),
+     ({"as_diff": "no"}, "as_diff is 'no', but it must be True or False"),
+     ({"method": None}, "method is None, but it must be a text"),
+     ({"pairing": "by-name"}, "unknown pairing 'by-name'; known: auto, name, similarity"),
+     ({"pair_min": 2}, r"the least similarity is 2, but an overlap lies in \[0, 1\]"),
+     ({"pair_min": "0.8"}, "pair_min is '0.8', but it must be a number"),
+     ({"part": "both"}, "unknown part 'both'; known: whole, adapter"), ({"device": "tpu"}, "unknown device 'tpu'"),
+     ({"settings": {"tau": 1}}, "settings is {'tau': 1}, but it must be of the class AnySettings or None"),
+     ({"source_part": 3}, "source_part is 3, but it must be a text or None"),
+     ({"source": 3}, "source is 3, but it must be a text"), ({"cache": 3}, "cache is 3, but it must be a text or None"),
+     ({"lora": {"x.lora_A.weight": 1}}, "lora holds tensors")],
+)  # fmt: skip
+def test_what_a_config_cannot_be_is_said_when_it_is_made(wrong, message):
+    with pytest.raises(SettingsError, match=message):
+        TransferConfig(**{**GIVEN, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: RankRule("fixed"), "the rank is 0, but a fixed one"), (lambda: RankRule("half"), "unknown kind 'half'"),
+     (lambda: RankRule("fixed", 2.5), "the rank is 2.5"), (lambda: RankRule("energy", 1), "the share of energy is 1"),
+     (lambda: CasaSettings(tau=float("nan")), "tau is nan"),
+     (lambda: AnalyzeConfig("l", "s", "t", "o", layers="ffn"), "layers is 'ffn'"),
+     (lambda: AnalyzeConfig("l", "s", "t", "o", detail="3"), "detail is '3', but it must be a whole number")],
+)  # fmt: skip
+def test_so_are_ranks_settings_and_analyses(make, message):
+    with pytest.raises(SettingsError, match=message):
+        make()
+    assert AnalyzeConfig(Path("l"), Path("s"), "t", Path("o"), layers=["ffn"]).layers == ("ffn",)
 
 
 def test_the_settings_in_the_report_are_those_of_the_method():

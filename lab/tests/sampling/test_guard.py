@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+import loraport
 from loraport.cli import app
 from loraport.errors import OutputError
 from loraport.files.lora.read import read_lora
@@ -17,7 +19,7 @@ from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.recipes import chosen_recipes
 from loraport.sampling.choice.choose import Candidates
-from loraport.sampling.choice.choose import choose as choose_one
+from loraport.sampling.choice.choose import choose_among as choose_one
 from loraport.transfers.run import transfer_many
 from loraport_lab.family.pair import EmbeddedPair
 
@@ -217,3 +219,14 @@ def test_a_bare_checkpoint_cannot_be_sampled(family, lora, tmp_path):
     ]
     done = CliRunner().invoke(app, [*words, "--guard"])
     assert "model_index.json" in str(done.exception)
+
+
+@pytest.mark.slow
+def test_choosing_from_python_opens_the_models_by_itself(tmp_path):
+    config = loraport.TransferConfig("toy:noir", "toy:base", "toy:one-step", tmp_path / "chosen", format="peft")
+    notes = []
+    choice = loraport.choose(config, ["direct:0.5"], clips=2, progress=SimpleNamespace(note=notes.append))
+    assert choice.verdict.kept == "direct" and (tmp_path / "chosen" / "adapter_config.json").is_file()
+    assert [row.label for row in choice.verdict.scores] == ["direct", "direct:0.5"] and choice.result is not None
+    with pytest.raises(loraport.SettingsError, match="candidate 'magic' is not a file"):
+        loraport.choose(config, ["magic"])

@@ -24,7 +24,7 @@ from loraport.files.names.blocks import layer_depth, layer_kind
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings
-from loraport.progress import NO_PROGRESS, Progress, counter
+from loraport.progress import NO_PROGRESS, Progress, counter, observer
 from loraport.spectral.basis import decompose
 from loraport.transfers.journal import PartialFolder
 from loraport.transfers.layer_source import LayerWeights
@@ -39,7 +39,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
     With grids, CASA is swept over its settings as well, as `sweep` does.
     Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be kept at the output.
     """
-    start = time.perf_counter()
+    start, progress = time.perf_counter(), observer(progress)
     inputs = AnalysisInputs.open(config)
     jobs, left_out = choose_layers(inputs.prepared, config)
     detailed = sample_layers([job.name for job in jobs], config.detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -20,9 +21,23 @@ from loraport.files.lora.provenance import loading_hint, step_words, transfer_st
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.locate import find_files
+from loraport.files.models.named_places import known_place
 from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, are_of_lora
 from loraport.files.names.families import FAMILIES, Family
+
+
+def inspect(place: str | os.PathLike[str], *, part: str | None = None, lora_part: str | None = None) -> dict[str, Any]:
+    """Return what a file, a folder or a Hub id holds: a LoRA or a model, its layers, ranks, scales, where it loads, and
+    what it went through. It is the object of `loraport inspect --json`; headers are read, and no PyTorch is loaded.
+
+        facts = loraport.inspect("style.safetensors")
+        print(facts["layers"], [row["loader"] for row in facts["loaders"] if row["takes"] == "yes"])
+
+    `part` is that of `open_checkpoint`, `lora_part` that of `read_lora`. A valid file of an unsupported kind has the
+    reason under `refused`. Raises FileFormatError for damaged files and InputError for what does not exist.
+    """
+    return describe(known_place(os.fspath(place)), part=part, lora_part=lora_part)
 
 
 def describe(

@@ -13,6 +13,7 @@ from loraport.compute import find_device
 from loraport.errors import SettingsError, unknown_name
 from loraport.field_types import check_fields
 from loraport.files.lora.write import Format
+from loraport.files.models.named_places import known_place
 from loraport.methods.recipes import Recipe, find_recipe
 from loraport.methods.settings import AnySettings
 
@@ -175,11 +176,15 @@ class TransferConfig:
 
 
 def _place(name: str, given: object) -> object:
-    """Return a place as a text. Raises SettingsError for tensors, which have no place on the disk."""
+    """Return a place as a text, of what another package names (`toy:base`) its file.
+
+    Raises SettingsError for tensors, which have no place on the disk.
+    """
     if isinstance(given, Mapping):
         raise SettingsError(f"{name} holds tensors, and here belongs a place on the disk; transfer_state takes tensors")
     place = os.fspath(given) if isinstance(given, os.PathLike) else given
-    return os.fsdecode(place) if isinstance(place, bytes) else place
+    place = os.fsdecode(place) if isinstance(place, bytes) else place
+    return known_place(place) if isinstance(place, str) and name not in ("output", "cache") else place
 
 
 def _rank(given: object) -> object:

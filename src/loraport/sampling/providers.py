@@ -6,18 +6,19 @@ The name of an entry point is a prefix on the command line: with the package `lo
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from loraport.errors import SettingsError
+from loraport.errors import MismatchError, SettingsError
+from loraport.files.models.named_places import LAB as LAB
+from loraport.files.models.named_places import known_place as known_place
+from loraport.files.models.named_places import load as load
+from loraport.files.models.named_places import named_entries
 
 if TYPE_CHECKING:
     from loraport.sampling.pair import Pair
-
-GROUP = "loraport.pairs"
-LAB = "the package loraport-lab: pip install loraport-lab, or from a clone: pip install ./lab"
-"""How to get the family behind `toy:`, the demo and the lab."""
+    from loraport.sampling.wan_pipelines import PipelineSettings
 
 
 class PairProvider(Protocol):
@@ -36,26 +37,9 @@ class PairProvider(Protocol):
         ...
 
 
-def known_place(text: str) -> str:
-    """Return the place that PREFIX:NAME means to an installed package; any other text as it is.
-
-    Raises SettingsError for a prefix whose package is missing or broken.
-    """
-    prefix, colon, name = text.partition(":")
-    if colon and (entry := _entries().get(prefix)):
-        try:
-            provider: PairProvider = load(entry)
-        except SettingsError as error:
-            raise SettingsError(f"{text} {error}") from error
-        return provider.locate(name)
-    if colon and prefix == "toy":
-        raise SettingsError(f"{text} is in {LAB}")
-    return text
-
-
 def owner_of(source: Path) -> PairProvider | None:
     """Return the provider that a folder belongs to. One that cannot be loaded owns none: its prefix says why."""
-    for entry in _entries().values():
+    for entry in named_entries().values():
         try:
             provider: PairProvider = load(entry)
         except SettingsError:
@@ -65,16 +49,16 @@ def owner_of(source: Path) -> PairProvider | None:
     return None
 
 
-def load(entry: EntryPoint) -> Any:
-    """Import what another package offers. Raises SettingsError where that fails, whatever the fault in the package."""
-    try:
-        return entry.load()
-    except Exception as error:  # another's code, imported at our start: none of its faults may be ours
-        name = entry.dist.name if entry.dist is not None else entry.value
-        raise SettingsError(
-            f"cannot be loaded from the package {name}, install that again: {type(error).__name__}: {error}"
-        ) from error
+def pair_at(source: str, target: str, settings: Callable[[], PipelineSettings]) -> Pair:
+    """Return two models as they are sampled, each opened when it is first sampled; `settings` are those of pipelines.
 
+    Raises InputError where the two cannot be sampled.
+    """
+    source, target = known_place(source), known_place(target)
+    if (owner := owner_of(Path(source))) is not None:
+        return owner.open(Path(source), Path(target.removeprefix("source+")))
+    if owner_of(Path(target)) is not None:
+        raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
+    from loraport.sampling.wan_pipelines import PipelinePair
 
-def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return PipelinePair(source, target, settings())

@@ -31,6 +31,17 @@ def default_folder() -> Path:
     return folder / "loraport"
 
 
+def default_cache() -> str:
+    """Return the folder in which the command line keeps singular bases, for the `cache` of a configuration.
+
+        cached = loraport.TransferConfig("style.safetensors", "wan/", "fastwan/", "cached.safetensors",
+                                         cache=loraport.default_cache())
+
+    It is made when the first basis is kept. Raises SettingsError without a home folder.
+    """
+    return str(default_folder())
+
+
 def check_ours(folder: Path) -> None:
     """Raise InputError for a folder that is not marked as a cache of ours, not empty and not new."""
     if not _is_ours(folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from loraport.files.models.presets import Opener, open_model
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
-from loraport.progress import NO_PROGRESS, Progress
+from loraport.progress import NO_PROGRESS, Progress, observer
 from loraport.transfers.results import BatchResult, joined
 from loraport.transfers.run import transfer_many
 
@@ -39,6 +39,7 @@ def prepare_passes(
 
 def transfer_passes(passes: Sequence[Pass], *, progress: Progress = NO_PROGRESS) -> BatchResult:
     """Run `transfer_many` for several pairs of models in turn; nothing begins if any of them is refused."""
+    progress = observer(progress)
     if len(passes) > 1:  # an output of one may be an input of another
         check_outputs([inputs for one in passes for inputs in prepare_many(one.configs)])
     for note in dict.fromkeys(note for one in passes for note in one.notes):

@@ -51,7 +51,14 @@ class Run(Generic[J]):
 
 
 def transfer(config: TransferConfig, *, progress: Progress = NO_PROGRESS) -> TransferResult:
-    """Transfer a LoRA and write the result; an interrupted run resumes with the layers that are missing."""
+    """Transfer a LoRA and write the result; an interrupted run resumes with the layers that are missing.
+
+        config = loraport.TransferConfig("style.safetensors", "wan/", "fastwan/", "moved.safetensors", rank=32)
+        result = loraport.transfer(config)
+        print(result.kept_correction, [layer.name for layer in result.layers if layer.status == "copied"])
+
+    Raises InputError for whatever is wrong with the inputs, OutputError where nothing can be written.
+    """
     return transfer_many([config], progress=progress).runs[0]
 
 

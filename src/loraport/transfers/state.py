@@ -73,6 +73,11 @@ def transfer_state(
     lora_part, cache and so on. Two experts are two calls. `lora_config` is PEFT's configuration of a LoRA in memory
     (`model.peft_config["default"].to_dict()`), which has its alpha; `lora_metadata` a file's header.
 
+        from safetensors.torch import load_file
+        lora = load_file("style.safetensors")
+        moved = loraport.transfer_state(lora, "wan/", "fastwan/", method="undo:0.25", format="diffusers")
+        print(len(moved.tensors), moved.result.warnings)
+
     Raises InputError as `transfer` does.
     """
     for name in settings:

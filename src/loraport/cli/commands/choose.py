@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,7 +27,7 @@ from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
-from loraport.errors import LOST, SettingsError
+from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
@@ -89,43 +88,11 @@ def choose(
 def candidates_of(
     named: Sequence[str], template: TransferConfig, settings: SettingOptions, result: ResultOptions, clips: int
 ) -> Candidates:
-    """Return the candidates by their names: methods with direct reuse among them, files, and a calibrated adapter.
+    """Return the candidates by their names, as `candidates_by_name` does."""
+    from loraport.sampling.choice.by_config import candidates_by_name
 
-    None named: the usual ones. The template's output is where the chosen one goes. Raises SettingsError for a name
-    given twice, for an unknown one, and where direct reuse has no rival.
-    """
-    from loraport.inputs.batch import one_or_many
-    from loraport.inputs.recipes import chosen_recipes
-    from loraport.methods.recipes import METHODS
-    from loraport.sampling.choice.choose import CALIBRATED, Candidates
-    from loraport.sampling.choice.guard import AUTO_METHODS, DIRECT
-
-    names = [name.strip() for name in named or AUTO_METHODS]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise SettingsError(f"candidate {name!r} is given twice; give each once")
-    methods = [name for name in names if name.partition(":")[0] in METHODS]
-    files = [known_place(name) for name in names if name not in methods and name != CALIBRATED]
-    for name in files:
-        _check_file(name, [*METHODS, CALIBRATED])
-    if names == [DIRECT]:
-        raise SettingsError("direct reuse has no rival; name another method, a LoRA on the target, or calibrated")
-    recipes = chosen_recipes([*dict.fromkeys((DIRECT, *methods))], settings.preset, settings.changes)
-    waiting = replace(template, output=f"{template.output}.candidates")
-    runs = one_or_many(waiting, [template.lora], recipes, rank=result.rank_rule(), in_folder=True)
-    return Candidates(runs, template.output, tuple(files), CALIBRATED in names, clips)
-
-
-def _check_file(name: str, known: Sequence[str]) -> None:
-    """Raise SettingsError for a word that is not a candidate."""
-    from loraport.files.disk.user_paths import expand_home
-    from loraport.files.strength import split_strength
-
-    if name == "none":
-        raise SettingsError("'none' cannot be kept; loraport score says how far it is")
-    path = split_strength(name)[0]
-    if not expand_home(path).exists() and "/" not in path:
-        raise SettingsError(f"candidate {name!r} is not a file, nor one of: {', '.join(known)}")
+    preset, changes = settings.preset, settings.changes
+    return candidates_by_name(named, template, preset=preset, changes=changes, rank=result.rank_rule(), clips=clips)
 
 
 def tell_plan(candidates: Candidates, sampling: SamplingOptions, messages: MessageOptions) -> None:
@@ -155,7 +122,7 @@ def choose_and_tell(
     `as_transfer` prints what `transfer --guard` does.
     """
     from loraport import console
-    from loraport.sampling.choice.choose import choose as run
+    from loraport.sampling.choice.choose import choose_among as run
     from loraport.transfers.results import BatchResult
     from loraport.transfers.run import transfer_many
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from loraport.cli.options import FILES, need
-from loraport.errors import InputError, MismatchError, SettingsError
-from loraport.sampling.providers import known_place, owner_of
+from loraport.errors import InputError, SettingsError
+from loraport.sampling.providers import known_place, owner_of, pair_at
 
 if TYPE_CHECKING:
     from loraport.sampling.pair import Pair
+    from loraport.sampling.wan_pipelines import PipelineSettings
 
 SAMPLED = (
     "a diffusers pipeline (folder, Hub id or preset), a network alone with --pipeline for the rest, or toy:base and "
@@ -96,14 +97,10 @@ def open_pair(source: str, target: str, sampling: SamplingOptions, device: str) 
 
     Raises InputError where the two cannot be sampled.
     """
-    source, target = known_place(source), known_place(target)
     need("diffusers", "peft", "transformers", extra="sample")
-    if (owner := owner_of(Path(source))) is not None:
+    if owner_of(Path(known_place(source))) is not None:
         _refuse_sampling(sampling)
-        return owner.open(Path(source), Path(target.removeprefix("source+")))
-    if owner_of(Path(target)) is not None:
-        raise MismatchError(f"{target} is of the embedded family and {source} is not; give its base as the source")
-    return _pipelines(source, target, sampling, device)
+    return pair_at(source, target, lambda: _settings(sampling, device))
 
 
 def _refuse_sampling(sampling: SamplingOptions) -> None:
@@ -113,22 +110,21 @@ def _refuse_sampling(sampling: SamplingOptions) -> None:
         raise SettingsError(f"{words} would do nothing here: the embedded family has its own ways; leave it out")
 
 
-def _pipelines(source: str, target: str, sampling: SamplingOptions, device: str) -> Pair:
+def _settings(sampling: SamplingOptions, device: str) -> PipelineSettings:
     from loraport.compute import find_device
     from loraport.sampling.prompts import read_prompts
-    from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings
+    from loraport.sampling.wan_pipelines import PipelineSettings
 
     height, _, width = sampling.size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
         raise InputError(f"size {sampling.size!r} is not HEIGHTxWIDTH, such as 256x448")
-    settings = PipelineSettings(
+    return PipelineSettings(
         prompts=read_prompts(sampling.prompts), frames=sampling.frames, height=int(height), width=int(width),
         source_steps=sampling.source_steps, source_guidance=sampling.source_guidance,
         target_steps=sampling.target_steps, target_timesteps=_numbers(sampling.target_timesteps),
         target_guidance=sampling.target_guidance,
         offload=sampling.offload, pipeline=sampling.pipeline, device=find_device(device), batch=sampling.batch,
     )  # fmt: skip
-    return PipelinePair(source, target, settings)
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

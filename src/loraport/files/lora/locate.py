@@ -20,6 +20,7 @@ from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.alpha import BASE_MODEL, AdapterConfig, adapter_config, parse_json_object
 from loraport.files.models.locate import INDEX, is_weights, read_index
 from loraport.files.models.model_files import ModelFiles, files_in_memory, read_files
+from loraport.files.models.named_places import known_place
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, announced_shards
 from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
 from loraport.files.names.lookup import without_wrappers
@@ -131,6 +132,7 @@ def local_lora(place: Path | str) -> Path:
     """Return a path as it is, or the local copy of a Hub id that is not a path. Raises InputError as the Hub does."""
     from loraport.files.models.hub import fetch_lora, looks_like_hub_id
 
+    place = known_place(place) if isinstance(place, str) else place
     path = expand_home(place)
     if isinstance(place, str) and not path.exists() and looks_like_hub_id(place):
         return fetch_lora(place)

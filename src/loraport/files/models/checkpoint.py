@@ -17,6 +17,7 @@ from loraport.files.formats.quantized import decode, foreign_tensors, layers_of,
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.models.locate import ShardFilter, find_files
 from loraport.files.models.model_files import ModelFiles, files_in_memory, read_files
+from loraport.files.models.named_places import known_place
 from loraport.files.models.networks import Network, are_of_network, find_network
 from loraport.files.names.dialects import are_of_lora
 from loraport.files.names.families import Family, Naming, Piece, RowSlice
@@ -229,6 +230,7 @@ def shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str |
 
 
 def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
+    where = known_place(where) if isinstance(where, str) else where
     path = expand_home(where)
     if path.exists():
         check_input(path)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loraport.errors import SettingsError
+from loraport.errors import SettingsError, unknown_name
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -137,6 +137,21 @@ _ALL = (
 )  # fmt: skip
 
 PRESETS = {preset.name: preset for preset in _ALL}
+
+
+def presets(family: str | None = None) -> dict[str, Preset]:
+    """Return the named models, by name; those of one family, where one is given.
+
+        for name, preset in loraport.presets("wan").items():
+            print(name, preset.where, preset.base)
+
+    Nothing is fetched. `where` of a preset is its Hub id, `base` the preset that it was distilled from. Raises
+    SettingsError for an unknown family.
+    """
+    families = list(dict.fromkeys(preset.family for preset in _ALL))
+    if family is not None and family not in families:
+        raise unknown_name("family", family, families)
+    return {preset.name: preset for preset in _ALL if family in (None, preset.family)}
 
 
 def location(text: str) -> str:

@@ -110,7 +110,7 @@ class Choice:
         return {} if self.result is None else self.result.as_json() | judged
 
 
-def choose(
+def choose_among(
     candidates: Candidates,
     pair: Pair,
     transfer: Callable[[Sequence[TransferConfig]], BatchResult],
@@ -132,7 +132,7 @@ def choose(
 
 
 def check_choice(candidates: Candidates, pair: Pair) -> int:
-    """Refuse what `choose` refuses before its work. Returns the passes that it would take."""
+    """Refuse what `choose_among` refuses before its work. Returns the passes that it would take."""
     return _passes(candidates, _open(candidates, pair), pair, len(candidates.runs))
 
 
