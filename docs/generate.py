@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -201,11 +202,17 @@ def _annotation(annotation: Any) -> str:
 def _docstring(value: Any) -> str:
     """The docstring in Markdown; what stands indented in it is a program."""
     paragraphs = (inspect.getdoc(value) or "").split("\n\n")
-    return "\n\n".join(_program(text) if text.startswith("    ") else _wrapped(text) for text in paragraphs)
+    parts: list[str] = []
+    for indented, group in itertools.groupby(paragraphs, lambda text: text.startswith("    ")):
+        texts = list(group)
+        parts += [_program("\n\n".join(texts))] if indented else map(_wrapped, texts)
+    return "\n\n".join(parts)
 
 
 def _program(text: str) -> str:
-    return f"```python\nimport loraport\n\n{textwrap.dedent(text)}\n```"
+    code = textwrap.dedent(text)
+    start = "" if "import loraport" in code else "import loraport\n\n"
+    return f"```python\n{start}{code}\n```"
 
 
 def _fields(value: type, kind: str) -> dict[str, str]:

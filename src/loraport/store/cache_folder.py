@@ -34,8 +34,8 @@ def default_folder() -> Path:
 def default_cache() -> str:
     """Return the folder in which the command line keeps singular bases, for the `cache` of a configuration.
 
-        cached = loraport.TransferConfig("style.safetensors", "wan/", "fastwan/", "cached.safetensors",
-                                         cache=loraport.default_cache())
+        folder = loraport.default_cache()
+        config = loraport.TransferConfig("style.safetensors", "wan/", "fastwan/", "cached.safetensors", cache=folder)
 
     It is made when the first basis is kept. Raises SettingsError without a home folder.
     """

@@ -74,6 +74,9 @@ def transfer_state(
     (`model.peft_config["default"].to_dict()`), which has its alpha; `lora_metadata` a file's header.
 
         from safetensors.torch import load_file
+
+        import loraport
+
         lora = load_file("style.safetensors")
         moved = loraport.transfer_state(lora, "wan/", "fastwan/", method="undo:0.25", format="diffusers")
         print(len(moved.tensors), moved.result.warnings)
