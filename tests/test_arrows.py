@@ -49,9 +49,10 @@ ALLOWED: dict[str, set[str]] = {
         "store",
     },
     "estimates": {"spectral", "methods", "files.models", "inputs"},
+    "diagnosis.rule": set(),
     "transfers": {
         *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
-        *("files.lora", "store", "inputs", "estimates"),
+        *("files.lora", "store", "inputs", "estimates", "diagnosis.rule"),
     },
     "merging": {"files", "files.formats", "files.models", "files.lora"},
     "conversion": {
@@ -95,6 +96,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "evaluation.metrics": {"clips"},
     "evaluation": {"files.disk", "files.formats", "files.models", "store", "sampling", "clips", "evaluation.metrics"},
+    "diagnosis": {
+        *("spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs", "transfers"),
+        *("analysis", "analysis.measures", "sampling", "estimates", "diagnosis.rule"),
+    },
     "": {
         "spectral",
         "methods",
@@ -109,7 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         *("files", "sampling.choice"),
     },
-    "reports": {"files.disk", "files.names", "transfers", "analysis"},
+    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "files.disk",
@@ -140,7 +145,7 @@ ALLOWED: dict[str, set[str]] = {
             "merging",
             "conversion",
         ),
-        *("analysis", "sampling", "sampling.choice", "reports", "console"),
+        *("analysis", "sampling", "sampling.choice", "diagnosis", "reports", "console"),
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},
@@ -185,6 +190,7 @@ THIRD_PARTY = {
     "conversion": {"torch"},
     "analysis": {"torch", "jaxtyping"},
     "analysis.measures": {"torch", "numpy", "scipy", "jaxtyping"},
+    "diagnosis": {"torch", "jaxtyping"},
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
     "evaluation.metrics": {"torch", "jaxtyping", "numpy"},
     "evaluation": {"torch"},

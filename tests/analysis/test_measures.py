@@ -12,7 +12,6 @@ from loraport.analysis.measures.concentration import (
     chance_coherence,
     cluster_energy,
     gini,
-    head_share,
     pattern_coherence,
     rms_energy,
     top_share,
@@ -24,6 +23,7 @@ from loraport.analysis.measures.mixing import adjusted_rand_index, kept_directio
 from loraport.analysis.measures.rigidity import degenerate, relative_gaps, spectral_change
 from loraport.spectral.basis import decompose
 from loraport.spectral.clusters import singular_clusters
+from loraport.spectral.head import head_share
 from loraport.spectral.routing import directional_alignment
 from tests import reference_diagnostics
 from tests.layers import generator, random_weights

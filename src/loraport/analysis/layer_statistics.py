@@ -29,6 +29,7 @@ from loraport.methods.prolora import prolora
 from loraport.methods.settings import PAPER, PROLORA, CasaSettings
 from loraport.spectral.basis import Basis
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
+from loraport.spectral.head import head_share
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import cosine
 from loraport.spectral.routing import directional_alignment
@@ -207,7 +208,7 @@ def _routing(analyzed: AnalyzedLayer, routing: _Routings) -> dict[str, Any]:
         numbers |= {
             f"gini_{end}": spread.gini(spread.rms_energy(strength, routing.labels)),
             f"top_tenth_{end}": spread.top_share(spread.cluster_energy(strength, routing.labels)),
-            f"head_tenth_{end}": spread.head_share(strength),
+            f"head_tenth_{end}": head_share(strength),
             f"coherence_{end}": float(coherence.nanmean()),
             f"coherence_chance_{end}": spread.chance_coherence(C),
             f"variation_{end}": float(spread.variation(strength, routing.labels).nanmean()),

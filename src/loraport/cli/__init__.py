@@ -11,7 +11,7 @@ import typer
 
 from loraport._version import __version__
 from loraport.cli.annex import add_commands
-from loraport.cli.commands import analyze, cache, choose, files, probe, score, transfer
+from loraport.cli.commands import analyze, cache, choose, diagnose, files, probe, score, transfer
 from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
@@ -22,7 +22,7 @@ class Program(GroupedCommands):
     """The program's commands under their headings."""
 
     headings: ClassVar[dict[str, tuple[str, ...]]] = {
-        "Start here": ("inspect", "transfer"),
+        "Start here": ("inspect", "diagnose", "transfer"),
         "Judge by sampling": ("choose", "score", "calibrate"),
         "Look into the weights": ("analyze", "probe"),
         "Files and models": ("convert", "merge", "presets", "cache"),
@@ -33,14 +33,14 @@ class Program(GroupedCommands):
 app = typer.Typer(
     cls=Program,
     help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.\n\n"
-    "Start with inspect, then transfer; each command has --help with an example.",
+    "Start with inspect, then diagnose and transfer; each command has --help with an example.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, choose, score, analyze, files):
+for group in (transfer, diagnose, choose, score, analyze, files):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from loraport.analysis.measures.concentration import head_share
 from loraport.analysis.measures.rigidity import spectral_change
 from loraport.compute import layer_generator
 from loraport.errors import SettingsError
 from loraport.inputs.rank import auto_rank
 from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.spectral.head import head_share
 from loraport.spectral.kernels import norm
 
 

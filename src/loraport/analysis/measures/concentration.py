@@ -64,14 +64,6 @@ def top_share(energy: Float[Tensor, " m"], share: float = 0.1) -> float:
     return float(energy.sort(descending=True).values[:count].sum()) / total if total else 0.0
 
 
-def head_share(strength: Float[Tensor, " n"], share: float = 0.1) -> float:
-    """Return the share of the energy in the first tenth of all n directions; a tenth where it is spread evenly."""
-    count = max(1, math.ceil(share * len(strength)))
-    squares = strength.double().square()
-    total = float(squares.sum())
-    return float(squares[:count].sum()) / total if total else 0.0
-
-
 def pattern_coherence(C: Float[Tensor, "n k"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
     """Return how alike a cluster's members route: the mean |cosine| of their columns; NaN for single members.
 

@@ -1,0 +1,222 @@
+"""Pairs planted for every verdict, each with its negation: what the weights say, and what they cannot."""
+
+import json
+import shlex
+
+import pytest
+import torch
+
+from loraport.diagnosis import look
+from loraport.diagnosis.diagnose import diagnose
+from loraport.diagnosis.relation import by_names
+from loraport.errors import InputError
+from loraport.merging import merge
+from tests import tiny
+from tests.diagnosis.planted_pairs import moved, write_lora, write_model
+
+STATE = tiny.tiny_state(blocks=3)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A function that writes a source, a target and a LoRA, and diagnoses them."""
+
+    def told(target, *, source=STATE, lora=STATE, exact=False, lora_size=0.1, **header):
+        places = [
+            write_lora(tmp_path / "style.safetensors", lora, size=lora_size, **header),
+            write_model(tmp_path / "wan-big.safetensors", source),
+            write_model(tmp_path / "wan-fast.safetensors", target),
+        ]
+        return diagnose(*places, exact=exact)
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("head", "size", "verdict", "on_map"),
+    [
+        (0.58, 0.05, "casa", True),
+        (0.52, 0.05, "choose", True),
+        (0.42, 0.05, "undo:0.25", True),
+        (0.42, 0.62, "choose", False),  # no measured pair has drifted as far
+        (0.42, 0.003, "choose", False),  # nor as little, and above rounding
+        (0.10, 0.05, "choose", False),  # nor is any drift as even as noise
+    ],
+)
+def test_the_verdict_follows_where_the_drift_sits_and_the_map_ends_somewhere(pair, head, size, verdict, on_map):
+    told = pair(moved(STATE, head=head, size=size))
+    assert told.verdict == verdict and told.advice.on_map is on_map
+    assert told.relation.is_base and not told.relation.swapped
+    assert told.traits.drift == pytest.approx(size, rel=0.02) and told.traits.head_drift == pytest.approx(
+        head, abs=0.01
+    )
+    assert told.keys.matched == told.keys.total == 60 and told.keys.matched_layers == 30
+    assert (told.sure > 0) is on_map and told.sure < 1
+    assert len(told.advice.nearest) == 3
+
+
+def test_the_lora_counts_too_beside_the_drift(pair):
+    near, far = (pair(moved(STATE, head=0.42), lora_size=size) for size in (0.1, 4.0))
+    assert near.verdict == "undo:0.25" and far.verdict == "choose" and "LoRA over the drift" in far.why
+
+
+def test_where_nothing_moved_or_rounding_alone_did_the_lora_stays_as_it_is(pair):
+    same = pair(STATE)
+    assert (same.verdict, same.sure, same.advice.regime) == ("direct", 1.0, "same")
+    rounded = pair({name: tensor.bfloat16() for name, tensor in STATE.items()})
+    assert (rounded.verdict, rounded.sure, rounded.advice.regime) == ("direct", 1.0, "rounding")
+    assert rounded.traits.drift == 0 and rounded.traits.rounded and "rounding" in rounded.why
+    drifted = pair({name: tensor.bfloat16() for name, tensor in moved(STATE, head=0.42).items()})
+    assert drifted.verdict == "undo:0.25" and drifted.traits.floor > 0
+
+
+def test_a_quantised_target_that_hides_its_drift_is_said_to(tmp_path):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    for size, verdict in ((0.02, "direct"), (0.2, "undo:0.25")):
+        target = tiny.write_fp8(tmp_path / f"{size}.safetensors", moved(STATE, head=0.42, size=size), "comfy, older")
+        told = diagnose(lora, source, target)
+        assert told.verdict == verdict and told.traits.quantized
+        assert told.as_json()["floor"] > 0.01
+    hidden = diagnose(lora, source, tmp_path / "0.02.safetensors")
+    assert "16 bits" in hidden.why and hidden.sure < 0.5
+
+
+def test_a_stranger_is_no_base_and_a_relative_is(pair):
+    other = pair(tiny.tiny_state(7, blocks=3))
+    assert other.verdict == "not-this-pair" and not other.relation.is_base and not other.relation.swapped
+    assert "not the target's base" in other.why and other.method is None
+    assert other.mean("same") == pytest.approx(0, abs=0.05)
+    assert other.mean("overlap") < 3 * other.mean("overlap_chance")
+    own = pair(moved(STATE, head=0.42))
+    assert own.relation.is_base and own.mean("same") > 0.99
+    assert own.mean("overlap") > 3 * own.mean("overlap_chance")
+
+
+def uneven(state, seed=3):
+    """Drifts of different sizes, 3 to 20 % of the weights."""
+    sizes = torch.linspace(0.03, 0.2, 6)
+    parts = [moved(state, head=0.42, size=float(size), seed=seed) for size in sizes]
+    return {name: parts[place % 6][name] for place, name in enumerate(state)}
+
+
+def test_the_weights_may_tell_that_source_and_target_were_exchanged(pair):
+    after = uneven(tiny.tiny_state(blocks=3, dim=48, ffn=80))
+    before = tiny.tiny_state(blocks=3, dim=48, ffn=80)
+    right, swapped = pair(after, source=before, lora=before), pair(before, source=after, lora=before)
+    assert right.relation.is_base and not right.relation.swapped and right.verdict != "not-this-pair"
+    assert swapped.relation.swapped and swapped.verdict == "not-this-pair" and swapped.sure < 1
+    words = shlex.split(swapped.command)
+    assert words[words.index("--source") + 1].endswith("wan-fast.safetensors")
+    decayed = {name: tensor * 0.98 for name, tensor in before.items()}
+    assert not pair(decayed, source=before, lora=before).relation.swapped  # weight decay is not taken for it
+
+
+def test_the_lora_itself_may_name_the_model_that_it_was_trained_on(pair):
+    target = moved(STATE, head=0.42)
+    swapped = pair(target, base_model_name_or_path="some-org/wan-fast")
+    assert swapped.relation.swapped and swapped.verdict == "not-this-pair" and "some-org/wan-fast" in swapped.why
+    right = pair(target, base_model_name_or_path="some-org/wan-big")
+    assert not right.relation.swapped and right.verdict == "undo:0.25" and "wan-big" in right.relation.words
+    silent = pair(target, base_model_name_or_path="some-org/another")
+    assert silent.verdict == "undo:0.25"
+
+
+def test_presets_know_their_lineage():
+    base, student, other = "wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b", "wan2.1-t2v-14b"
+    assert by_names(base, student, {}).is_base
+    assert by_names(student, base, {}).swapped
+    wrong = by_names(other, student, {})
+    assert not wrong.is_base and not wrong.swapped and wrong.base == base
+    where = "FastVideo/FastWan2.1-T2V-1.3B-Diffusers:transformer"
+    assert by_names(where, base, {}).swapped  # by its address, too
+    assert by_names(base, "source+accelerator.safetensors", {}) is None
+    assert by_names("a.safetensors", "b.safetensors", {}) is None
+
+
+def test_an_accelerator_given_as_the_target_is_one_command_away(tmp_path):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    accelerator = tiny.write_lora(tmp_path / "fast.safetensors", tiny.lora_factors(STATE, seed=5, rank=2))
+    told = diagnose(lora, source, accelerator)
+    assert told.verdict == "not-this-pair" and f"source+{accelerator}*1" in told.why and told.keys.matched == 0
+    words = shlex.split(told.command)
+    beside = diagnose(*(words[2], words[4], words[6]))
+    assert words[:2] == ["loraport", "diagnose"] and beside.verdict == "direct" and beside.traits.accelerated
+    merged = tmp_path / "merged.safetensors"
+    merge(source, [str(accelerator)], merged)
+    assert diagnose(lora, source, merged).traits.accelerated
+    assert "is a LoRA, not a model" in diagnose(lora, accelerator, source).why
+
+
+def test_a_lora_of_another_size_or_family_is_a_verdict(pair, tmp_path):
+    size = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=3, dim=48, ffn=80))
+    assert size.verdict == "not-this-pair" and "another model (size)" in size.why and size.keys.matched == 0
+    assert size.sure == 1 and size.command.startswith("loraport inspect")
+    part = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=4))
+    assert part.verdict == "undo:0.25" and part.keys.matched_layers == 30 < part.keys.layers == 40
+    assert any("10 of the LoRA's 40 layers" in note for note in part.notes)
+
+
+def test_damaged_weights_are_an_error_and_no_verdict(pair):
+    broken = moved(STATE, head=0.42)
+    broken["blocks.0.ffn.0.weight"] = torch.full_like(broken["blocks.0.ffn.0.weight"], torch.nan)
+    with pytest.raises(InputError, match=r"blocks\.0\.ffn\.0 .*NaN"):
+        pair(broken)
+
+
+def test_a_sample_says_where_it_cannot_tell_and_all_layers_can(pair, monkeypatch):
+    half = moved(STATE, head=0.42)
+    other = moved(STATE, head=0.56)
+    mixed = {name: (half if ".1." in name else other)[name] for name in STATE}
+    monkeypatch.setattr(look, "WORK", 1.0)
+    monkeypatch.setattr(look, "LEAST_LAYERS", 10)
+    sampled, whole = pair(mixed), pair(mixed, exact=True)
+    assert len(sampled.looks) == 10 < len(whole.looks) == 30
+    assert sampled.verdict == "choose" and "only all layers can tell" in sampled.why
+    assert sampled.command.endswith("--all") and sampled.traits.head_error > 0 == whole.traits.head_error
+    assert whole.command.endswith("--all") is False
+
+
+def test_the_quick_look_agrees_with_the_exact_one(pair, monkeypatch):
+    target = moved(STATE, head=0.42)
+    exact = pair(target, exact=True)
+    monkeypatch.setattr(look, "SMALL", 0)
+    quick = pair(target)
+    for name in ("drift", "lora", "cosine", "raw_drift"):
+        assert getattr(quick.traits, name) == pytest.approx(getattr(exact.traits, name), rel=1e-4)
+    assert quick.traits.head_drift == pytest.approx(exact.traits.head_drift, abs=0.01)
+    assert quick.traits.rho2 == pytest.approx(exact.traits.rho2, rel=0.3)  # of six layers, not of all
+    assert quick.kept["undo:0.25"] == pytest.approx(exact.kept["undo:0.25"], abs=0.1)
+    assert quick.kept["casa"] == pytest.approx(exact.kept["casa"], abs=0.2)
+
+
+KEYS = {
+    *("keys", "is_base", "swapped", "drift", "rho2", "lora", "regime", "verdict", "why", "sure", "command", "estimate"),
+    *("floor", "head_drift", "kept", "method", "on_map", "nearest", "exact"),
+}
+
+
+def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    target = write_model(tmp_path / "fast.safetensors", moved(STATE, head=0.42))
+    words = ("diagnose", lora, "--source", source, "--target", target)
+    code, out, _ = run(*words, "--report", tmp_path / "page.html")
+    *_, line, command = out.splitlines()
+    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (82 % sure)")
+    assert command == (
+        f"next: loraport transfer {lora} --source {source} --target {target} --method undo:0.25 "
+        "-o style-undo-0.25.safetensors"
+    )
+    assert "30 of 30 layers" in out and "nearest" in out and (tmp_path / "page.html").exists()
+    assert run(*words, "--report", tmp_path / "page.html")[0] == 2  # it is there already
+    code, out, _ = run(*words, "--json", "-q")
+    facts = json.loads(out)
+    assert code == 0 and set(facts) >= KEYS and facts["keys"]["in"] == facts["keys"]["matched"] == 60
+    assert facts["verdict"] == "undo:0.25" and 0 < facts["sure"] < 1 and len(facts["layers"]) == 30
+    code, out, _ = run("diagnose", lora, "--source", source, "--target", lora, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["verdict"] == "not-this-pair" and set(facts) >= KEYS and facts["drift"] is None
+    code, _, err = run("diagnose", tmp_path / "none.safetensors", "--source", source, "--target", target)
+    assert code == 2 and "does not exist" in err and "Traceback" not in err
