@@ -134,10 +134,11 @@ class Looked:
             advice = Advice(NOT_THIS_PAIR, relation.words, relation.sure, "direct", advise(traits).regime, False)
         else:
             advice = advise(traits)
+        command = next_command(named.lora, named.source, named.target, advice, relation)
+        notes = (*self.inputs.plan.warnings, *_partly(keys, config))
         return Diagnosis(
-            named.lora, named.source, named.target, keys, advice,
-            next_command(named.lora, named.source, named.target, advice, relation), relation, traits, self.looks,
-            self.exact, self.rank, self.kept(), self.estimate(advice), (*self.inputs.plan.warnings, *_partly(keys, config)),
+            named.lora, named.source, named.target, keys, advice, command, relation, traits, self.looks, self.exact,
+            self.rank, self.kept(), self.estimate(advice), notes,
         )  # fmt: skip
 
     def estimate(self, advice: Advice) -> dict[str, float | int]:

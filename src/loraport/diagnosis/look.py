@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,7 +88,7 @@ def chosen_layers(jobs: Sequence[LayerJob], *, exact: bool) -> tuple[tuple[Layer
     names = [job.name for job in jobs]
     if exact:
         return tuple(jobs), frozenset(names)
-    mean = sum(job.cost for job in jobs) / len(jobs)
+    mean = sum(math.prod(job.shape) * min(job.shape) for job in jobs) / len(jobs)
     sample = sample_layers(names, max(LEAST_LAYERS, int(WORK / mean)))
     closely = frozenset(sample_layers(sample, CLOSELY))
     return tuple(job for job in jobs if job.name in sample), closely

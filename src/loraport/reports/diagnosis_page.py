@@ -38,7 +38,15 @@ RULES = ("casa", SAFE)
 def write_diagnosis_page(told: Diagnosis, path: Path | str) -> None:
     """Write the page. Raises OutputError where it cannot be written."""
     chart, words = measured_map(), diagnosis_words(told)
-    names = {"fits": "Fits", "pair": "Pair", "drift": "Drift", "head": "Head", "regime": "Regime", "kept": "Kept"}
+    names = {
+        "fits": "Fits",
+        "pair": "Pair",
+        "drift": "Drift",
+        "head": "Head",
+        "regime": "Regime",
+        "kept": "Kept",
+        "transfer": "A transfer",
+    }
     render(
         "diagnosis.html.jinja",
         Path(path),

@@ -38,7 +38,15 @@ def diagnosis_words(told: Diagnosis) -> dict[str, str]:
     kept = [f"{share(value)} of {name}'s" for name, value in told.kept.items() if value is not None]
     if kept:
         words["kept"] = f"about {' and '.join(kept)} correction at rank {told.rank}, the default"
+    if told.estimate is not None and told.method is not None:
+        seconds, size = told.estimate["seconds"] or 0, told.estimate["output_bytes"] or 0
+        words["transfer"] = f"by {told.method}: about {duration(seconds)}, a file of {size / 1e6:.2g} MB"
     return {**words, "took": f"{told.seconds:.1f} s"}
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def place(cell: MeasuredCell) -> str:
