@@ -95,6 +95,7 @@ ALLOWED: dict[str, set[str]] = {
         *("inputs", "transfers", "sampling", "sampling.calibration"),
     },
     "evaluation.metrics": {"clips"},
+    "evaluation.networks": {"files.formats", "clips", "evaluation.metrics"},
     "evaluation": {"files.disk", "files.formats", "files.models", "store", "sampling", "clips", "evaluation.metrics"},
     "diagnosis": {
         *("spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs", "transfers"),
@@ -193,6 +194,7 @@ THIRD_PARTY = {
     "diagnosis": {"torch", "jaxtyping"},
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
     "evaluation.metrics": {"torch", "jaxtyping", "numpy"},
+    "evaluation.networks": {"torch", "jaxtyping", "numpy", "PIL", "transformers", "tokenizers"},
     "evaluation": {"torch"},
     "sampling.calibration": {"torch", "jaxtyping"},
     "sampling.choice": {"torch"},

@@ -47,13 +47,15 @@ class Weights:
     """Files that an instrument needs and that the user has to fetch."""
 
     repo: str
-    """The Hub id."""
+    """The Hub id, and in the user's folder of weights the name of theirs."""
     files: tuple[WeightFile, ...]
     licence: str
     """Under which the weights are given; "none stated" where they are given under none."""
     revision: str = "main"
     note: str = ""
     """What a user should know of them, such as what nobody has verified."""
+    address: str = ""
+    """Where the files are if not on the Hub: what stands before each file's path."""
 
     @property
     def bytes(self) -> int | None:
@@ -63,7 +65,10 @@ class Weights:
 
     @property
     def command(self) -> str:
-        """The command that fetches them into the Hub's cache."""
+        """The command that fetches them: into the Hub's cache, or what is elsewhere to where `--weights .` finds it."""
+        if self.address:
+            places = [(f"{self.repo}/{file.path}", f"{self.address}{file.path}") for file in self.files]
+            return " && ".join(f"curl -L --create-dirs -o {place} {source}" for place, source in places)
         revision = "" if self.revision == "main" else f" --revision {self.revision}"
         return f"hf download {self.repo} {' '.join(file.path for file in self.files)}{revision}"
 

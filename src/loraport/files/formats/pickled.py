@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from loraport.errors import FileFormatError, InputError
 from loraport.files.disk.identity import FileIdentity
@@ -25,8 +26,21 @@ _DEEPEST_PART = 3
 _LONGEST_FIELD = 1000
 
 
+class _LeftAside:
+    """What takes the place of an object of a class that is not known to be safe: it takes everything, does nothing."""
+
+    def __init__(self, *_args: object, **_options: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
 def read_pickle(
-    path: Path, part: str | None, wanted: Callable[[Iterable[str]], bool] | None = None
+    path: Path,
+    part: str | None,
+    wanted: Callable[[Iterable[str]], bool] | None = None,
+    objects_aside: bool = False,
 ) -> tuple[dict[str, StoredTensor], str | None, tuple[str, ...], dict[str, str]]:
     """Return the tensors of one part of a pickle, its name (None for the file itself), the parts left, and fields.
 
@@ -38,7 +52,7 @@ def read_pickle(
     """
     identity = FileIdentity.at(path)
     members = members_of(path)
-    content = _load(path, mapped=members is not None)
+    content = _load(path, members is not None, objects_aside)
     if not isinstance(content, dict):
         raise FileFormatError(
             f"{path} holds a {type(content).__name__}, not a table of tensors; save its state_dict instead"
@@ -85,10 +99,12 @@ def _fresh(mapped: Tensor, path: Path, identity: FileIdentity) -> Tensor:
     return fresh
 
 
-def _load(path: Path, mapped: bool) -> Any:
+def _load(path: Path, mapped: bool, objects_aside: bool) -> Any:
     """Return what the pickle holds. Before torch 1.6 files were not zip archives, and there is nothing to map."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        names = get_unsafe_globals_in_checkpoint(path) if objects_aside and mapped else []
+        with safe_globals([(_LeftAside, name) for name in names]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise FileFormatError(_unsafe(path, str(error))) from error
     except (MemoryError, PermissionError):
