@@ -17,6 +17,7 @@ SMALL = {
     "errors",
     "field_types",
     "_version",
+    "layout",
     "lazy_property",
     "plain_json",
     "printable",

@@ -28,6 +28,11 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
+    if device.type == "mps":
+        raise SettingsError(
+            f"device {name!r} cannot be used: decisions are made in double precision, which Apple's graphics has not; "
+            "use cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -12,6 +12,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.text import Text
 
+from loraport.layout import facts_lines, styled, table_lines, width_of, wrapped
 from loraport.plain_json import json_text
 from loraport.printable import printable, raw_stream
 from loraport.progress import Pace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from loraport.transfers.dry_run import DryRun
     from loraport.transfers.results import BatchResult, TransferResult
 
+OPENING = "reading"
+"""What the bar says before the first report."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -47,6 +50,9 @@ class Terminal:
         self.total = 0
 
     def __enter__(self) -> Terminal:
+        if not self.bar.disable:  # something moves while files are opened
+            self.task, self.doing = self.bar.add_task(OPENING, total=None), OPENING
+            self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +89,8 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print a line on stderr, unless quiet."""
         if not self.quiet:
-            self.console.print(printable(text))
+            for line in message_lines(printable(text), self.console.file):
+                self.console.out(line, highlight=False)
 
 
 class _TimeLeft(rich_progress.ProgressColumn):
@@ -110,10 +117,43 @@ def print_facts(facts: Mapping[str, Any], *, json: bool) -> None:
     if json:
         sys.stdout.write(json_text(facts, indent=2, ensure_ascii=False) + "\n")
         return
-    width = max(map(len, facts), default=0)
-    for name, value in facts.items():
-        first, *more = _plain(value).splitlines()
-        print(f"{name:<{width}}  {first}", *(" " * (width + 2) + line for line in more), sep="\n")
+    say_facts({name: _plain(value) for name, value in facts.items()})
+
+
+def say_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values on stdout, wrapped to the terminal, the names in colour where it has colours."""
+    raw = raw_stream(sys.stdout)
+    for label, text in facts_lines({name: printable(text) for name, text in facts.items()}, width_of(raw)):
+        raw.write(f"{styled(label, 'label', raw)}{text}".rstrip() + "\n")
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout, as wide as the terminal."""
+    for line in table_lines(rows, width_of(raw_stream(sys.stdout))):
+        print(line)
+
+
+def message_lines(text: str, stream: Any) -> list[str]:
+    """Return a message as the lines of a terminal, or as one; what warns is in colour."""
+    lines = wrapped(text, width_of(stream))
+    if lines and lines[0].startswith("note: "):
+        lines[0] = styled("note:", "warning", stream) + lines[0].removeprefix("note:")
+    return lines
+
+
+def say_line(text: str) -> None:
+    """Print a line on stdout, wrapped to the terminal."""
+    raw = raw_stream(sys.stdout)
+    for line in message_lines(printable(text), raw):
+        raw.write(line + "\n")
+
+
+def say_aside(text: str) -> None:
+    """Print a message on stderr."""
+    raw = raw_stream(sys.stderr)
+    for line in message_lines(printable(text), raw):
+        raw.write(line + "\n")
+    raw.flush()
 
 
 def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, str]], *, json: bool, quiet: bool) -> None:
@@ -123,7 +163,7 @@ def print_scored(facts: Mapping[str, Any], table: Iterable[tuple[str, str]], *, 
         return
     if not quiet:
         for note in facts["notes"]:
-            print(f"note: {note}", file=sys.stderr)
+            say_aside(f"note: {note}")
         print_facts(dict(table), json=False)
 
 
@@ -136,7 +176,7 @@ def print_outcome(
         return
     if not quiet:
         for note in facts["notes"]:
-            print(f"note: {note}", file=sys.stderr)
+            say_aside(f"note: {note}")
         print_facts(words, json=False)
     print_dropped(facts["keys"]["dropped"], verbose=verbose)
 
@@ -153,7 +193,7 @@ def print_dropped(dropped: Iterable[Sequence[str]], *, verbose: bool, where: str
         (first, reason), count = group[0], len(group)
         more = ", …; -v lists all" if count > 2 else ""
         keys = first if count == 1 else f"{count} keys ({first}, {group[1][0]}{more})"
-        print(f"loraport: {where}dropped {keys}: {reason}", file=sys.stderr)
+        say_aside(f"loraport: {where}dropped {keys}: {reason}")
 
 
 def conversion_words(result: Conversion) -> dict[str, str]:
@@ -209,8 +249,8 @@ def print_dry_run(dry: DryRun, *, json: bool, verbose: bool) -> None:
     notes = dry.notes
     few = notes if verbose or len(notes) == 1 else notes[:1]
     for note in few:
-        print(f"note: {note}" + (f" (and {len(notes) - 1} more notes: -v)" if len(few) < len(notes) else ""))
-    print("nothing was downloaded or written" + ("" if verbose else "; -v lists the layers"))
+        say_line(f"note: {note}" + (f" (and {len(notes) - 1} more notes: -v)" if len(few) < len(notes) else ""))
+    say_line("nothing was downloaded or written" + ("" if verbose else "; -v lists the layers"))
 
 
 def print_transfers(
@@ -221,17 +261,18 @@ def print_transfers(
         print_facts(batch.as_json(), json=True)
         return
     if not quiet and batch.several:
-        _print_table(_comparison(batch))
+        say_table(_comparison(batch))
         seconds, memory = batch.seconds["total"], batch.peak_rss_bytes / 1e9
         files = "1 file" if len(batch.runs) == 1 else f"{len(batch.runs)} files"
-        print(f"{files} took {seconds:.1f} s together, at most {memory:.2f} GB of memory")
+        where = batch.runs[0].device if batch.runs else "cpu"
+        say_line(f"{files} took {seconds:.1f} s together on {where}, at most {memory:.2f} GB of memory")
     for result in batch.runs:
         if not quiet and not batch.several:
             print_facts({**_summary(result), **(more or {})}, json=False)
         where = f"{result.output}: " if batch.several else ""
         print_dropped(result.keys.dropped, verbose=verbose, where=where)
     for one in batch.not_written:
-        print(f"loraport: {one.output} was not written: {one.reason}", file=sys.stderr)
+        say_aside(f"loraport: {one.output} was not written: {one.reason}")
 
 
 def _comparison(batch: BatchResult) -> list[list[str]]:
@@ -252,12 +293,6 @@ def _comparison(batch: BatchResult) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _summary(result: TransferResult) -> dict[str, str]:
@@ -283,7 +318,8 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "subspaces": f"of source and target share {_median(layer.overlap for layer in result.layers)} in the median, "
         f"unrelated ones would share {_median(layer.overlap_random for layer in result.layers)}",
         "rounding": f"to the written dtype changes an update by {_median(x.rounding for x in done)} in the median",
-        "took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
+        "took": f"{result.seconds['total']:.1f} s on {result.device}, at most "
+        f"{result.peak_rss_bytes / 1e9:.2f} GB of memory",
     }
     absent = {
         "kept": result.kept_correction is None,
@@ -297,7 +333,7 @@ def _summary(result: TransferResult) -> dict[str, str]:
 
 def _more_rank(kept: float | None) -> str:
     """Return what to do if truncation threw most of the method's work away."""
-    return "; a higher --rank, or --as diff, keeps more" if kept is not None and kept < 0.5 else ""
+    return "; a higher --rank, or --as diff, keeps more, in a larger file" if kept is not None and kept < 0.5 else ""
 
 
 def _span(values: Iterable[int | None]) -> str:

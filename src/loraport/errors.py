@@ -15,6 +15,7 @@ error: it is listed, and the command ends with LOST.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 LOST = 3
 """The exit code of a command that is done, but lost something of the input without having been asked to."""
@@ -49,5 +50,19 @@ class OutputError(LoraportError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingsError:
-    """Return the error for an unknown name; its message lists the known ones."""
-    return SettingsError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    """Return the error for an unknown name; its message names the one that was probably meant, and lists the known."""
+    known = [*known]
+    near = near_miss(name, known)
+    meant = f"; did you mean {near!r}?" if near else ""
+    listed = "" if near and len(known) > MANY_NAMES else f"; known: {', '.join(known)}"
+    return SettingsError(f"unknown {kind} {name!r}{listed}{meant}")
+
+
+MANY_NAMES = 20
+"""Names of which not all are listed beside the one that was probably meant."""
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a mistyped one is closest to; an empty text where none is close."""
+    found = get_close_matches(name.lower(), [*known], 1, 0.75)
+    return found[0] if found else ""

@@ -72,10 +72,11 @@ def test_every_command_takes_quiet_and_verbose(run, family, tmp_path):
         "69 lines of tensors": ["inspect", family.source],
         "20 lines converted": ["convert", family.lora, "--to", "kohya", "-o", tmp_path / "k.safetensors"],
         "69 lines merged": ["merge", family.source, family.lora, "-o", tmp_path / "m.safetensors"],
-        "24 lines listed": ["cache", "list", *cache],
         "24 lines verified": ["cache", "verify", *cache],
         "24 lines cleared": ["cache", "clear", *cache],
     }
+    rows = run("cache", "list", *cache, "-v")[1].splitlines()  # a table above the sums, in order
+    assert len(rows) == 1 + 24 + 4 and rows[0].split() == ["kind", "key", "size"] and rows[-1].endswith("kB")
     for lines, words in asked.items():
         code, _, err = run(*words, "-v")
         assert (code, f"{len(err.splitlines())} lines") == (0, " ".join(lines.split()[:2])), lines

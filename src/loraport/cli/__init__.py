@@ -15,7 +15,8 @@ from loraport.cli.commands import analyze, cache, choose, diagnose, files, probe
 from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
-from loraport.printable import protect
+from loraport.layout import styled, width_of, wrapped
+from loraport.printable import printable, protect, raw_stream
 
 
 class Program(GroupedCommands):
@@ -34,8 +35,7 @@ app = typer.Typer(
     cls=Program,
     help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.\n\n"
     "Start with inspect, then diagnose and transfer; each command has --help with an example.",
-    no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,12 +49,15 @@ add_commands(app)
 
 @app.callback(invoke_without_command=True)
 def version_option(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
 ) -> None:
     """Options of the program itself."""
     if version:
         typer.echo(f"loraport {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> NoReturn:
@@ -89,5 +92,9 @@ def leave_as_fault() -> NoReturn:
 
 def leave(code: int, text: str) -> NoReturn:
     """Say why on stderr, and exit."""
-    print(f"loraport: {text}", file=sys.stderr)
+    stream = raw_stream(sys.stderr)
+    first, *more = wrapped(f"loraport: {printable(text)}", width_of(stream), 2)
+    for line in (styled("loraport:", "error", stream) + first.removeprefix("loraport:"), *more):
+        stream.write(line + "\n")
+    stream.flush()
     sys.exit(code)

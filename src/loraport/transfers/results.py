@@ -117,6 +117,8 @@ class TransferResult:
     target: str = ""
     pairing: Mapping[str, Any] | None = None
     """Where layers were paired by similarity: the pairs, what has none, the similarities."""
+    device: str = "cpu"
+    """What it was computed on."""
 
     @property
     def kept_energy(self) -> float | None:
@@ -155,6 +157,7 @@ class TransferResult:
             "warnings": list(self.warnings),
             "seconds": dict(self.seconds),
             "peak_rss_bytes": self.peak_rss_bytes,
+            "device": self.device,
             "pairing": None if self.pairing is None else dict(self.pairing),
         }
 

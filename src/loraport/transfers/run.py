@@ -315,4 +315,5 @@ def finished_result(run: Run[Any], bases: BasisSource, save: Callable[[LoraConte
         source=config.source,
         target=config.target,
         pairing=None if inputs.pairing is None else inputs.pairing.as_json(),
+        device=str(bases.device),
     )

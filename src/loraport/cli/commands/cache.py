@@ -33,17 +33,18 @@ class CacheOptions:
 def cache_list(cache: CacheOptions, messages: MessageOptions) -> None:
     """List the bases and samples in the cache, and their size; with -v each of them."""
     from loraport import console
+    from loraport.files.disk.sizes import size_words
 
-    (store, samples), terminal = _stores(cache.cache), messages.terminal()
+    store, samples = _stores(cache.cache)
     entries, sampled = store.list(), samples.list()
-    for start, files in (("", entries), ("samples ", sampled)):
-        for file in files:
-            terminal.detail(f"{start}{file.key}: {file.bytes} bytes")
+    rows = [("basis", file) for file in entries] + [("samples", file) for file in sampled]
+    if rows and messages.verbose and not messages.json:
+        console.say_table([["kind", "key", "size"], *([kind, one.key, size_words(one.bytes)] for kind, one in rows)])
     size = store.total_bytes() + samples.total_bytes()
     counted = {"folder": str(store.folder), "bases": len(entries), "samples": len(sampled)}
-    rows = [{"key": entry.key, "bytes": entry.bytes} for entry in entries]
-    kept = {"folder": counted["folder"], "entries": rows, "samples": len(sampled), "bytes": size}
-    console.print_facts(kept if messages.json else {**counted, "size": f"{size / 1e9:.2f} GB"}, json=messages.json)
+    listed = [{"key": entry.key, "bytes": entry.bytes} for entry in entries]
+    kept = {"folder": counted["folder"], "entries": listed, "samples": len(sampled), "bytes": size}
+    console.print_facts(kept if messages.json else {**counted, "size": size_words(size)}, json=messages.json)
 
 
 @app.command("verify", cls=GroupedCommand, epilog="Example: loraport cache verify")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from loraport.cli.options import FILES, MODEL_FORMS, OUTPUT, Lora, LoraPart, MessageOptions, Output, Overwrite, Part
+from loraport.cli.options.completion import complete_model
 from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
@@ -145,14 +146,36 @@ def inspect(
     console.print_facts(facts if messages.json else summary_lines(facts), json=messages.json)
 
 
-@app.command(cls=GroupedCommand, epilog="Example: loraport presets --json")
+@app.command(cls=GroupedCommand, epilog="Example: loraport presets wan2.1-t2v-1.3b")
 @with_options
-def presets(messages: MessageOptions) -> None:
+def presets(
+    messages: MessageOptions,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="Names, for all that is known of each; without one, a table of all.",
+            show_default=False,
+            rich_help_panel=FILES,
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="FAMILY", help="Only the models of a family, such as wan.", rich_help_panel=FILES),
+    ] = None,
+) -> None:
     """List the models known by name: where each is on the Hub, what it was distilled from, what is unverified."""
     from loraport import console
-    from loraport.files.models.presets import PRESETS
+    from loraport.files.models.presets import chosen_presets, preset_tables
 
+    chosen = chosen_presets(names or (), family)
     if messages.json:
-        console.print_facts({"presets": [preset.as_json() for preset in PRESETS.values()]}, json=True)
+        console.print_facts({"presets": [preset.as_json() for preset in chosen]}, json=True)
+    elif names or messages.verbose:
+        console.print_facts({preset.name: preset.words() for preset in chosen}, json=False)
     else:
-        console.print_facts({name: preset.words() for name, preset in PRESETS.items()}, json=False)
+        for number, (title, rows) in enumerate(preset_tables(chosen).items()):
+            console.say_line(f"{chr(10) * bool(number)}{title}")
+            console.say_table(rows)
+        console.say_line("\n* something of it is not verified: `loraport presets NAME` says what, and where it lies")

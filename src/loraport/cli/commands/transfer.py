@@ -29,6 +29,7 @@ from loraport.cli.options import (
     transfer_config,
     write_report,
 )
+from loraport.cli.options.completion import complete_method
 from loraport.cli.options.existing import earlier_transfers, keep_existing
 from loraport.cli.options.expansion import HIDDEN, with_options
 from loraport.cli.options.help import GroupedCommand
@@ -75,6 +76,7 @@ class MethodOptions:
             help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], "
             "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. To choose one "
             "by sampling: loraport choose.",
+            autocompletion=complete_method,
         ),
     ] = "casa"
     settings: SettingOptions = SettingOptions()  # noqa: RUF009  # a frozen value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from loraport.cli.options.completion import complete_model
 from loraport.cli.options.expansion import SettingFlags
 from loraport.errors import OutputError, SettingsError
 from loraport.methods.settings import Changes
@@ -37,13 +38,19 @@ Loras = Annotated[
         metavar="LORA...", help="Safetensors files, PEFT folders, or Hub ids; one or several.", rich_help_panel=FILES
     ),
 ]
-Source = Annotated[str, typer.Option(metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.")]
+Source = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.", autocompletion=complete_model
+    ),
+]
 Target = Annotated[
     str,
     typer.Option(
         metavar="MODEL",
         help="The distilled model to run it on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model with an "
         "accelerator LoRA (strength 1 if none is given), where MODEL may be the word source.",
+        autocompletion=complete_model,
     ),
 ]
 _PART = "an entry of a .pt file (generator; default generator_ema) or a subfolder of a pipeline (transformer_2)"
@@ -224,9 +231,9 @@ class MessageOptions:
         False
     )
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing on stderr but errors.")] = False
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more, such as a line for every layer.")] = (
-        False
-    )
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print more: a line for every layer, key, file or entry.")
+    ] = False
 
     def terminal(self) -> Terminal:
         """Return what shows progress and messages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
@@ -13,6 +14,15 @@ _WHOLE = "\u2011"
 
 class GroupedCommand(TyperCommand):
     """A command whose options stand under the headings that they name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as usual; an unknown option names only those that it may be a slip of."""
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            if possible := getattr(error, "possibilities", None):
+                error.possibilities = get_close_matches(error.option_name, possible, 3, 0.75)  # type: ignore[attr-defined]
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write everything, with hyphens back in place."""

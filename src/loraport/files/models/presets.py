@@ -8,12 +8,13 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loraport.errors import SettingsError, unknown_name
+from loraport.errors import SettingsError, near_miss, unknown_name
+from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -31,6 +32,8 @@ class Preset:
     notes: str = ""
     unverified: str = ""
     revision: str | None = None
+    gigabytes: float | None = None
+    """What is fetched of it, where that is known."""
     seen: str | None = None
     """The commit (shortened, as the Hub shows it) at which the repository's listing was seen."""
 
@@ -46,7 +49,9 @@ class Preset:
 
     def words(self) -> str:
         """Return the row for people: the id, then the notes."""
-        lines = [f"{self.where}  ({self.family}{f', distilled from {self.base}' if self.base else ''})", self.notes]
+        size = f", {self.gigabytes:g} GB" if self.gigabytes else ""
+        from_base = f", distilled from {self.base}" if self.base else ""
+        lines = [f"{self.where}  ({self.family}{from_base}{size})", self.notes]
         lines += [f"not verified: {self.unverified}"] if self.unverified else []
         if self.revision is None:
             seen = f"; its listing was seen at {self.seen}, a shortened id, which pins nothing" if self.seen else ""
@@ -61,10 +66,17 @@ _HV_LISTING = "the listing of the folder (the README names it)"
 
 
 def _wan(
-    name: str, where: str, base: str | None = None, notes: str = "", unverified: str = "", seen: str | None = None
+    name: str,
+    where: str,
+    base: str | None = None,
+    notes: str = "",
+    unverified: str = "",
+    *,
+    seen: str | None = None,
+    gigabytes: float | None = None,
 ) -> Preset:
     repo, _, inside = where.partition(":")
-    return Preset(name, _WAN, repo, inside, base, notes, unverified, seen=seen)
+    return Preset(name, _WAN, repo, inside, base, notes, unverified, seen=seen, gigabytes=gigabytes)
 
 
 def _hunyuan(name: str, version: str, base: str | None = None) -> Preset:
@@ -77,8 +89,8 @@ def _hunyuan(name: str, version: str, base: str | None = None) -> Preset:
 
 _ALL = (
     # Wan, as its makers publish it
-    _wan("wan2.1-t2v-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers:transformer", notes="fp32, 2 shards, 5.7 GB"),
-    _wan("wan2.1-t2v-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers:transformer", notes="fp32, 12 shards, 57 GB"),
+    _wan("wan2.1-t2v-1.3b", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers:transformer", notes="fp32, 2 shards", gigabytes=5.7),
+    _wan("wan2.1-t2v-14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers:transformer", notes="fp32, 12 shards", gigabytes=57),
     _wan("wan2.1-i2v-14b-480p", "Wan-AI/Wan2.1-I2V-14B-480P", notes="original names, shards with index",
          unverified="the dtype, and the number of shards (7 in the 720p repository)"),
     _wan("wan2.1-i2v-14b-720p", "Wan-AI/Wan2.1-I2V-14B-720P", notes="original names, 7 shards with index",
@@ -90,10 +102,10 @@ _ALL = (
     _wan("wan2.2-ti2v-5b", "Wan-AI/Wan2.2-TI2V-5B", unverified="the layout of the repository and the dtype"),
     # FastWan
     _wan("fastwan2.1-t2v-1.3b", "FastVideo/FastWan2.1-T2V-1.3B-Diffusers:transformer", "wan2.1-t2v-1.3b",
-         "one file of 2.98 GB: 16 bits, with the gates of sparse attention, which the base lacks and which stay",
-         "that the 16 bits are bf16", seen="75640eb"),
+         "one file: 16 bits, with the gates of sparse attention, which the base lacks and which stay",
+         "that the 16 bits are bf16", seen="75640eb", gigabytes=2.98),
     _wan("fastwan2.1-t2v-14b", "FastVideo/FastWan2.1-T2V-14B-Diffusers:transformer", "wan2.1-t2v-14b",
-         "two shards, 52.5 GB, with gates", "the dtype: the size fits neither fp32 nor bf16", seen="ab7d614"),
+         "two shards, with gates", "the dtype: the size fits neither fp32 nor bf16", seen="ab7d614", gigabytes=52.5),
     _wan("fastwan2.1-t2v-14b-480p", "FastVideo/FastWan2.1-T2V-14B-480P-Diffusers:transformer", "wan2.1-t2v-14b",
          "with gates", "the listing and the dtype"),
     _wan("fastwan2.2-ti2v-5b", "FastVideo/FastWan2.2-TI2V-5B-Diffusers:transformer", "wan2.2-ti2v-5b",
@@ -105,7 +117,8 @@ _ALL = (
          "generator_ema is taken where it is there; --target-part generator takes the other",
          "which of generator and generator_ema the file holds, and the dtype"),
     _wan("rolling-forcing", "TencentARC/RollingForcing:checkpoints/rolling_forcing_dmd.pt", "wan2.1-t2v-1.3b",
-         "17 GB: generator, generator_ema (taken) and critic, fp32 by the size; --target-part generator is the other"),
+         "generator, generator_ema (taken) and critic, fp32 by the size; --target-part generator is the other",
+         gigabytes=17),
     _wan("causvid", "tianweiy/CausVid:autoregressive_checkpoint/model.pt", "wan2.1-t2v-1.3b",
          "bidirectional_checkpoint1 and 2 lie beside it", "the dtype, and whether it holds a critic"),
     _wan("krea-realtime-14b", "krea/krea-realtime-video:krea-realtime-video-14b.safetensors", "wan2.1-t2v-14b",
@@ -154,6 +167,25 @@ def presets(family: str | None = None) -> dict[str, Preset]:
     return {preset.name: preset for preset in _ALL if family in (None, preset.family)}
 
 
+def chosen_presets(names: Collection[str] = (), family: str | None = None) -> tuple[Preset, ...]:
+    """Return the presets of these names, or all; of one family where it is given. Raises SettingsError for others."""
+    for name in names:
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+    of_family = presets(family)
+    return tuple(of_family[name] for name in names or of_family if name in of_family)
+
+
+def preset_tables(chosen: Iterable[Preset]) -> dict[str, list[list[str]]]:
+    """Return a table for each family, headings first: name, base, size, and a star where something is not verified."""
+    tables: dict[str, list[list[str]]] = {}
+    for preset in chosen:
+        rows = tables.setdefault(preset.family, [["name", "distilled from", "GB", ""]])
+        size = f"{preset.gigabytes:g}" if preset.gigabytes else ""
+        rows.append([preset.name, preset.base or "", size, "*" if preset.unverified else ""])
+    return tables
+
+
 def location(text: str) -> str:
     """Return the Hub id behind a preset's name; any other text as it is.
 
@@ -161,6 +193,10 @@ def location(text: str) -> str:
     """
     preset = PRESETS.get(text)
     if preset is None:
+        if "/" not in text and not expand_home(text).exists() and (near := near_miss(text, PRESETS)):
+            raise SettingsError(
+                f"{text} does not exist, and is no preset; did you mean {near!r}? `loraport presets` lists them"
+            )
         return text
     if Path(text).exists():
         raise SettingsError(
