@@ -120,7 +120,8 @@ def library_page() -> str:
     intro = _wrapped(
         "What `import loraport` offers. A name is loaded when it is first used, so the import itself is quick. "
         "Everything else in the package may change between versions. [From Python](../how-to/python.md) has short "
-        "programs; `examples/one_layer.py` in the repository uses the parts one by one."
+        "programs, and so has the notebook `examples/from_python.ipynb` in the repository; `examples/one_layer.py` "
+        "uses the parts one by one."
     )
     body = "\n".join(f"## {title}\n\n" + "\n".join(entries) for title, entries in groups.items() if entries)
     return f"# The library\n\n{NOTE}\n\n{intro}\n\n{body}"
