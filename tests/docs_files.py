@@ -33,6 +33,11 @@ def write_inputs(folder: Path) -> None:
     for seed, name in enumerate(("style", "noir", "retro", "style-14b", "style_high_noise", "style_low_noise"), 2):
         tiny.write_lora(folder / f"{name}.safetensors", _few(state, seed))
     tiny.write_lora(folder / "accelerator.safetensors", _few(state, 9))
+    for name in ("anna/lora", "ben/lora"):
+        (folder / "loras" / name).parent.mkdir(parents=True)
+        tiny.write_lora(folder / "loras" / f"{name}.safetensors", _few(state, len(name)))
+    how_to = (ROOT / "docs/how-to/many-loras.md").read_text(encoding="utf-8")
+    (folder / "jobs.jsonl").write_text(how_to.partition("```json\n")[2].partition("```")[0])
     shutil.copy(ROOT / "lab/src/loraport_lab/weights/adapters/neon.safetensors", folder / "moved.safetensors")
     half = {name: tensor.half() for name, tensor in state.items()}
     tiny.write_original(folder / "wan2.1_t2v_1.3B_fp16.safetensors", half)

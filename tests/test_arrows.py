@@ -116,7 +116,11 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         *("files", "sampling.choice"),
     },
-    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule"},
+    "batches": {
+        *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
+        "transfers",
+    },
+    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "files.disk",
@@ -147,7 +151,7 @@ ALLOWED: dict[str, set[str]] = {
             "merging",
             "conversion",
         ),
-        *("analysis", "sampling", "sampling.choice", "diagnosis", "reports", "console"),
+        *("analysis", "sampling", "sampling.choice", "diagnosis", "batches", "reports", "console"),
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},

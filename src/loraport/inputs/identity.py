@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import torch
 
 from loraport._version import __version__
+from loraport.digests import text_digest
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.inputs.accelerator import AcceleratedModel, Target
+from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.rank import common_rank
+
+
+def work_digest(config: TransferConfig) -> str:
+    """Return the same text for the same settings: with the contents of LoRA and models it says what a file is.
+
+    It holds no paths and no device, so that a file is known again on another machine.
+    """
+    places = dict.fromkeys(("lora", "source", "target", "output", "cache", "device"))
+    return text_digest(
+        json.dumps({**asdict(config), "settings": asdict(config.recipe.settings), **places}, sort_keys=True)
+    )
 
 
 def run_identity(

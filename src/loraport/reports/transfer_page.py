@@ -32,9 +32,14 @@ def write_transfer_page(results: TransferResult | BatchResult, path: Path | str)
         name=f"{len(runs)} transfers" if several else Path(runs[0].output).name,
         comparison=[_compared(run) for run in runs] if several else [],
         not_written=[(Path(one.output).name, one.reason) for one in refused],
-        runs=[_section(run) for run in runs],
+        runs=[transfer_section(run) for run in runs],
         lacking="" if _can_draw() else f"{NO_FIGURES[0].upper()}{NO_FIGURES[1:]}.",
     )
+    return lacks()
+
+
+def lacks() -> tuple[str, ...]:
+    """Return what a page about transfers is without here, in sentences."""
     return () if _can_draw() else (NO_FIGURES,)
 
 
@@ -42,7 +47,7 @@ def _can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def _section(result: TransferResult) -> dict[str, Any]:
+def transfer_section(result: TransferResult) -> dict[str, Any]:
     """Return what the template shows of one transfer."""
     return {
         "name": Path(result.output).name,

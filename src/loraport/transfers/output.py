@@ -18,6 +18,7 @@ from loraport.files.lora.provenance import made_from
 from loraport.files.lora.write import LoraContents, diff_contents, lora_contents
 from loraport.inputs.accelerator import AcceleratedModel
 from loraport.inputs.config import RankRule, TransferConfig
+from loraport.inputs.identity import work_digest
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import NO_DRIFT, LayerJob
 from loraport.inputs.rank import common_rank
@@ -144,10 +145,11 @@ def _provenance(inputs: TransferInputs, layers: Iterable[LayerResult]) -> dict[s
     values = {
         **made_from(inputs.lora, config.method),
         "settings": json_text(config.recorded_settings(), sort_keys=True),
+        "work": work_digest(config),
         "source": Path(config.source).name,
-        "source_hash": _combined((layer.name, layer.source_hash) for layer in layers),
+        "source_hash": combined_hash((layer.name, layer.source_hash) for layer in layers),
         "target": Path(config.target).name,
-        "target_hash": _combined((layer.name, layer.target_hash) for layer in layers),
+        "target_hash": combined_hash((layer.name, layer.target_hash) for layer in layers),
     }
     if inputs.pairing is not None:
         values["pairing"] = json_text({target: origin for target, (origin, _) in inputs.pairing.pairs.items()})
@@ -160,7 +162,7 @@ def _provenance(inputs: TransferInputs, layers: Iterable[LayerResult]) -> dict[s
     return values
 
 
-def _combined(hashes: Iterable[tuple[str, str | None]]) -> str:
+def combined_hash(hashes: Iterable[tuple[str, str | None]]) -> str:
     """Return one hash over the contents of the weights that were read, the same in whatever files they lie."""
     lines = sorted(f"{name} {digest}" for name, digest in hashes if digest is not None)
     return text_digest(*lines)

@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import typer
 
 from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
+from loraport.cli.commands.many import are_many, jobs_left, plan, run_and_tell
 from loraport.cli.options import (
     METHOD,
     LayerOptions,
@@ -24,6 +26,8 @@ from loraport.cli.options import (
     ResultOptions,
     RunOptions,
     SettingOptions,
+    Source,
+    Target,
     page_path,
     refuse_idle,
     transfer_config,
@@ -33,9 +37,10 @@ from loraport.cli.options.completion import complete_method
 from loraport.cli.options.existing import earlier_transfers, keep_existing
 from loraport.cli.options.expansion import HIDDEN, with_options
 from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.many import ManyOptions
 from loraport.cli.options.pairs import SamplingOptions
 from loraport.cli.options.readable import refuse_unreadable
-from loraport.errors import LOST
+from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
@@ -47,10 +52,19 @@ app = typer.Typer()
 AUTO = "auto"
 
 
+def _typed(option: Any, default: str) -> Any:
+    """Return an option that may be left out, with what `--help` says of that."""
+    own = copy(get_args(option)[1])
+    own.show_default = default
+    return own
+
+
 @dataclass(frozen=True)
 class TransferModels(ModelOptions):
     """The two models, which may have two experts each."""
 
+    source: Annotated[str, _typed(Source, "required, but where a manifest says it")] = ""
+    target: Annotated[str, _typed(Target, "required, but where a manifest says it")] = ""
     lora_part: LoraPart = None
     experts: Annotated[
         bool,
@@ -143,19 +157,29 @@ def transfer(
     output: OutputOrFolder,
     result: OutputOptions,
     run: RunOptions,
+    many: ManyOptions,
     guard: Annotated[GuardOptions, HIDDEN],
     messages: MessageOptions,
 ) -> None:
     """Transfer LoRAs from the model that they were trained on to a distilled variant of it.
 
-    Several LoRAs, or several methods, go through the layers together, and the weights are read once.
+    Several LoRAs, or several methods, go through the layers together, and the weights are read once. LORA may be a
+    folder of LoRAs, a pattern such as "loras/**/*.safetensors", or a manifest, MANIFEST.jsonl, with one object a line:
+    {"lora": FILE, "source": MODEL, "target": MODEL, "method": METHOD, "settings": {"tau": 0.9}, "output": TEMPLATE}.
+    What is finished already is not made again.
     """
     is_guarded = guard.guard or method.method == AUTO
     if is_guarded and not messages.quiet:
         _say_what_to_type(context, loras[0], models, method.method, output, guard)
     loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
     models = replace(models, source=known_place(models.source), target=known_place(models.target))
-    refuse_unreadable(loras, [models.source, models.target])
+    together = not models.experts and not is_guarded and are_many(loras, method.method, output, many, result)
+    if not together:
+        from loraport.batches.find import find_loras
+
+        loras = [one.place for one in find_loras(loras)]
+        _check_alone(models, many)
+        refuse_unreadable(loras, [models.source, models.target])
     refuse_idle(context, _idle(models, layers, result, is_guarded))
     page = None if result.report is None else page_path(result.report)
     if is_guarded:
@@ -164,7 +188,46 @@ def transfer(
     template = transfer_config(
         loras[0], output, models, layers, result, run, lora_part=models.lora_part, form=result.as_
     )
+    if together:
+        _run_many(template, loras, method, many, page, result, messages)
+        return
     _run(_passes(template, loras, method.recipes(), models, result), page, result, messages)
+
+
+def _check_alone(models: TransferModels, many: ManyOptions) -> None:
+    """Raise SettingsError for a model that is missing, and for what only many transfers have."""
+    for option in ("source", "target"):
+        if not getattr(models, option):
+            raise SettingsError(f"--{option} is missing: name a model, or give a manifest that says it for every LoRA")
+    if many.typed:
+        raise SettingsError(
+            "--experts and --guard are for one LoRA, or its two; for many, name each expert's models in a manifest"
+        )
+
+
+def _run_many(
+    template: TransferConfig, words: Sequence[str], method: MethodOptions, many: ManyOptions, page: Path | None,
+    result: OutputOptions, messages: MessageOptions,
+) -> None:  # fmt: skip
+    """Move many LoRAs into a folder, or say what would be done."""
+    from loraport.batches.jobs import Request
+    from loraport.batches.names import NameTemplate
+    from loraport.inputs.batch import method_list
+    from loraport.transfers.passes import Pass
+
+    request = Request(
+        template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),
+        NameTemplate() if many.name is None else NameTemplate(many.name), result.split,
+    )  # fmt: skip
+    jobs = plan(words, request)
+    if result.dry_run:
+        left = {job.output for job in jobs_left(jobs, many, result, messages)}
+        passes = [Pass(tuple(job for job in one if job.output in left)) for one in jobs.passes]
+        if left:
+            _run([one for one in passes if one.configs], None, result, messages)
+        return
+    done = run_and_tell(jobs, template.output, many, result, page, messages)
+    raise typer.Exit(LOST if done.lost else 0)
 
 
 def _idle(models: TransferModels, layers: LayerOptions, result: OutputOptions, is_guarded: bool) -> dict[str, str]:
@@ -200,8 +263,6 @@ def _choose_instead(
     messages: MessageOptions,
 ) -> None:
     """Do what --guard and --method auto did."""
-    from loraport.errors import SettingsError
-
     if len(loras) > 1 or result.split or models.experts:
         raise SettingsError(
             "one adapter is chosen for one LoRA in one piece on one model; run it for each, without --split and "
