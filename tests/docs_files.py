@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from loraport.files.models.presets import PRESETS
 from tests import tiny
+from tests.evaluation import clips
 from tests.families import sdxl_and_pruned, write_pipeline
 from tests.sampling import pipelines
 
@@ -28,6 +29,8 @@ def write_inputs(folder: Path) -> None:
     """Write every file and folder that a page takes as given."""
     state = tiny.tiny_state(0)
     base = _network(state)
+    clips.write_manifest(folder / "comparison", clips.NOISES, prompts=2)
+    clips.write_columns(folder / "clips", {"wan-style": 0.0, "fastwan-style": 0.1, "fastwan-moved": 0.05})
     pipelines.write_pipeline(folder / "wan", base)
     pipelines.as_fastvideo(pipelines.write_pipeline(folder / "fastwan", pipelines.drifted(base, 0.1)))
     for seed, name in enumerate(("style", "noir", "retro", "style-14b", "style_high_noise", "style_low_noise"), 2):

@@ -97,7 +97,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "evaluation.metrics": {"clips"},
     "evaluation.networks": {"files.formats", "clips", "evaluation.metrics"},
-    "evaluation": {"files.disk", "files.formats", "files.models", "store", "sampling", "clips", "evaluation.metrics"},
+    "evaluation": {
+        *("files.disk", "files.formats", "files.models", "store", "sampling", "clips", "evaluation.metrics"),
+        "evaluation.networks",
+    },
     "diagnosis": {
         *("spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs", "transfers"),
         *("analysis", "analysis.measures", "sampling", "estimates", "diagnosis.rule"),
@@ -120,7 +123,10 @@ ALLOWED: dict[str, set[str]] = {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
         "transfers",
     },
-    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches"},
+    "reports": {
+        *("files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches", "sampling"),
+        *("evaluation.metrics", "evaluation"),
+    },
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "files.disk",
@@ -151,7 +157,7 @@ ALLOWED: dict[str, set[str]] = {
             "merging",
             "conversion",
         ),
-        *("analysis", "sampling", "sampling.choice", "diagnosis", "batches", "reports", "console"),
+        *("analysis", "sampling", "sampling.choice", "diagnosis", "batches", "evaluation", "reports", "console"),
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},
@@ -200,7 +206,7 @@ THIRD_PARTY = {
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
     "evaluation.metrics": {"torch", "jaxtyping", "numpy"},
     "evaluation.networks": {"torch", "jaxtyping", "numpy", "PIL", "transformers", "tokenizers"},
-    "evaluation": {"torch"},
+    "evaluation": {"torch", "numpy"},
     "sampling.calibration": {"torch", "jaxtyping"},
     "sampling.choice": {"torch"},
     "sampling.network": {"accelerate", "diffusers", "transformers"},

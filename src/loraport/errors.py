@@ -5,6 +5,7 @@
     │   ├── FileFormatError     a file is not what its name says (truncated, unsafe, unknown)
     │   ├── UnreadableError     a file cannot be read any more, or was replaced while it was read
     │   ├── MismatchError       files that are fine alone do not belong together
+    │   ├── MissingError        something that was asked for has to be fetched first: exit 4
     │   └── SettingsError       an unknown name or a value out of range
     └── OutputError             the result cannot be written (no room, no permission): exit 2, nothing half-written
 
@@ -17,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+TO_FETCH = 4
+"""The exit code where something is missing that the user has to fetch first; it is named with the command for it."""
 LOST = 3
 """The exit code of a command that is done, but lost something of the input without having been asked to."""
 
@@ -39,6 +42,10 @@ class UnreadableError(InputError):
 
 class MismatchError(InputError):
     """Inputs that do not belong together: another model's LoRA, disagreeing shapes, no common layer."""
+
+
+class MissingError(InputError):
+    """Something that was asked for has to be fetched first; the message has the command."""
 
 
 class SettingsError(InputError):

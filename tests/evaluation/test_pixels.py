@@ -16,7 +16,8 @@ def texture(height=64, width=80, seed=0):
     """A picture with detail of several sizes: no block looks like another."""
     rng = np.random.default_rng(seed)
     picture = sum(
-        np.kron(rng.random((-(-height // s), -(-width // s), 3)), np.ones((s, s, 1)))[:height, :width] for s in (1, 4, 16)
+        np.kron(rng.random((-(-height // s), -(-width // s), 3)), np.ones((s, s, 1)))[:height, :width]
+        for s in (1, 4, 16)
     )
     return (picture / 3 * 255).astype(np.uint8)
 

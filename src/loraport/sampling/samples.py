@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,16 +19,20 @@ from loraport.store.keyed import Entry, KeyedStore, StoreFile, remove_files, sto
 
 VERSION = 1
 """Of what is sampled and how it is laid out; part of every key."""
-_NAME = "samples"
 
 
 class SampleStore:
     """The samples in one folder; without a folder nothing is kept. What is not readable is made again."""
 
+    name: ClassVar[str] = "samples"
+    """Of the folder in the cache's own."""
+    what: ClassVar[str] = "other samples"
+    """What a file of another name holds, for the sentence that says so."""
+
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else expand_home(folder)
         self.found = self.made = 0
-        self._store = None if self.folder is None else KeyedStore(self.folder / _NAME)
+        self._store = None if self.folder is None else KeyedStore(self.folder / self.name)
 
     def list(self) -> tuple[StoreFile, ...]:
         """Return the files that hold samples, by key."""
@@ -39,7 +44,7 @@ class SampleStore:
 
     def verify(self) -> tuple[tuple[Path, str], ...]:
         """Return the files that are torn or not what their name says, with the reason; nothing is removed."""
-        reason = "cannot be read, or holds other samples than its name says; remove it"
+        reason = f"cannot be read, or holds {self.what} than its name says; remove it"
         broken = (file.path for file in self.list() if self._store is None or self._store.get(file.key) is None)
         return tuple((path, f"{path} {reason}") for path in broken)
 
@@ -48,7 +53,7 @@ class SampleStore:
         return remove_files(self._files())
 
     def _files(self) -> tuple[StoreFile, ...]:
-        return () if self.folder is None else store_files(self.folder, _NAME)
+        return () if self.folder is None else store_files(self.folder, self.name)
 
     def recall(self, what: str, make: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
         """Return the tensors that belong to the text `what`, stored, or made now and kept, in float32.
@@ -61,11 +66,14 @@ class SampleStore:
             return entry.tensors
         self.made += 1
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in make().items()}
+        self._keep(key, Entry(tensors))
+        return tensors
+
+    def _keep(self, key: str, entry: Entry) -> None:
         if self.folder is not None and self._store is not None:
             try:
                 mark(self.folder)
-                self._store.put(key, Entry(tensors))
+                self._store.put(key, entry)
             except OSError as error:
                 why = error.strerror or error
                 raise OutputError(f"{self.folder} cannot be written: {why}; give another --cache") from error
-        return tensors

@@ -44,17 +44,19 @@ def _minima(errors: Float[Tensor, "d d r c"], costs: Float[Tensor, "d d r c"]) -
     The fraction is that of two straight lines of one slope through the errors beside the least, as absolute
     differences rise from a match.
     """
-    width = len(errors)
+    width, flat = len(errors), errors.flatten(0, 1)
     best = costs.flatten(0, 1).argmin(0)
     places = torch.stack([best // width, best % width])
-    grid = torch.meshgrid(torch.arange(errors.shape[2]), torch.arange(errors.shape[3]), indexing="ij")
-    here = errors[places[0], places[1], *grid]
-    shifts = []
+
+    def at(place: Tensor) -> Tensor:
+        return flat.gather(0, (place[0] * width + place[1])[None])[0]
+
+    here, shifts = at(places), []
     for axis in range(2):
         step = torch.tensor([axis == 0, axis == 1]).long()[:, None, None]
-        sides = [(places + sign * step).clamp(0, width - 1) for sign in (-1, 1)]
-        before, after = (errors[side[0], side[1], *grid] for side in sides)
+        before, after = (at((places + sign * step).clamp(0, width - 1)) for sign in (-1, 1))
         rise = (torch.maximum(before, after) - here).clamp_min(1e-9)
         inside = (places[axis] > 0) & (places[axis] < width - 1) & (here > _GREY_STEP)
-        shifts.append(places[axis] - REACH + torch.where(inside, (before - after) / (2 * rise), 0.0).clamp(-0.5, 0.5))
+        fraction = torch.where(inside, (before - after) / (2 * rise), 0.0).clamp(-0.5, 0.5)
+        shifts.append(places[axis] - REACH + fraction)
     return torch.stack(shifts, dim=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,39 @@ def fetch_pipeline(where: str) -> Path:
         return [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in PIPELINE)]
 
     return _snapshot(hub, repo, revision, where, wanted)
+
+
+def cached_files(repo: str, revision: str, names: Sequence[str]) -> Path | None:
+    """Return the folder of the Hub's cache in which some files of a repository lie; None where one is not there.
+
+    Nothing is fetched or asked for.
+    """
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        return None
+    found = [hub.try_to_load_from_cache(repo, name, revision=revision) for name in names]
+    if not names or not all(isinstance(path, str) for path in found):
+        return None
+    return Path(str(found[0])).parents[names[0].count("/")]
+
+
+def fetch_files(repo: str, revision: str, names: Sequence[str]) -> Path:
+    """Fetch some files of a repository into the Hub's cache and return the folder in which they lie.
+
+    Raises InputError where they cannot be had.
+    """
+    hub, _, _, _ = _parsed(repo)
+
+    def chosen(files: list[str]) -> Sequence[str]:
+        if missing := [name for name in names if name not in files]:
+            raise InputError(f"{repo} at {revision} has no {', '.join(missing)}; its files may have moved")
+        return names
+
+    root = _snapshot(hub, repo, revision, repo, chosen)
+    if missing := [name for name in names if not (root / name).is_file()]:
+        raise InputError(f"{', '.join(missing)} of {repo} cannot be fetched: the Hub is not reached; try again later")
+    return root
 
 
 def fetch_lora(where: str) -> Path:
