@@ -123,10 +123,8 @@ ALLOWED: dict[str, set[str]] = {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
         "transfers",
     },
-    "reports": {
-        *("files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches", "sampling"),
-        *("evaluation.metrics", "evaluation"),
-    },
+    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches"},
+    "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "files.disk",
@@ -158,6 +156,7 @@ ALLOWED: dict[str, set[str]] = {
             "conversion",
         ),
         *("analysis", "sampling", "sampling.choice", "diagnosis", "batches", "evaluation", "reports", "console"),
+        "reports.evaluation",
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},

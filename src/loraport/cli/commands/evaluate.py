@@ -114,7 +114,7 @@ def evaluate(
     from loraport.evaluation.run import EvaluationRequest
     from loraport.evaluation.run import evaluate as run
     from loraport.files.disk.user_paths import expand_home
-    from loraport.reports.evaluation_page import EVALUATION_FILES, write_evaluation_page
+    from loraport.reports.evaluation.page import EVALUATION_FILES, write_evaluation_page
 
     folder = _report_folder(output, [*folders, pairing.reference])
     keep_foreign(folder, EVALUATION_FILES, overwrite)
@@ -137,7 +137,7 @@ def evaluate(
 
 def _report(result: EvaluationResult, page: Path, messages: MessageOptions) -> None:
     from loraport import console
-    from loraport.reports.evaluation_words import findings
+    from loraport.reports.evaluation.words import findings
 
     if not messages.quiet:
         terminal = messages.terminal()

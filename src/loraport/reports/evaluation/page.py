@@ -12,7 +12,7 @@ from loraport.evaluation.grid import SOURCE, TARGET
 from loraport.evaluation.metrics.metric import Metric
 from loraport.evaluation.results import EvaluationResult, GridResult
 from loraport.files.disk.atomic import write_whole
-from loraport.reports.evaluation_tables import (
+from loraport.reports.evaluation.tables import (
     Sweep,
     heading,
     latex,
@@ -22,7 +22,7 @@ from loraport.reports.evaluation_tables import (
     shown_metrics,
     sweeps,
 )
-from loraport.reports.evaluation_words import (
+from loraport.reports.evaluation.words import (
     NO_CONTROLS,
     WHY_CONTROLS,
     change,
@@ -63,6 +63,7 @@ def write_evaluation_page(result: EvaluationResult, folder: Path) -> Path:
     render(
         "evaluation.html.jinja",
         page,
+        package="loraport.reports.evaluation",
         title=" and ".join(grid.grid.name for grid in result.grids[:2])
         + (" and others" if len(result.grids) > 2 else ""),
         grids=[_grid_section(grid) for grid in result.grids],

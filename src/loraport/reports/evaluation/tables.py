@@ -11,7 +11,7 @@ from loraport.evaluation.comparison import Mean
 from loraport.evaluation.grid import SOURCE, TARGET
 from loraport.evaluation.metrics.metric import Metric
 from loraport.evaluation.results import EvaluationResult, GridResult
-from loraport.reports.evaluation_words import findings, interval_words, number
+from loraport.reports.evaluation.words import findings, interval_words, number
 from loraport.sampling.statistics import Interval
 
 PAPER = "CASA"

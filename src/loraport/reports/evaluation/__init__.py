@@ -1,0 +1,1 @@
+"""EVALUATION, as people read it: sentences, tables, the page."""
