@@ -116,12 +116,17 @@ def test_with_it_all_others_are_made_and_a_restart_does_nothing(uploads, run, mo
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert len(rows) == 200 and {row["lora"] for row in rows if row["status"] == "failed"} == {*map(str, broken)}
     html = page.read_text()
+    assert all(str(path) in html for path in broken) and "user07/style9-direct.safetensors" in html
     assert "180 made, 0 there already, 20 failed" in html and html.count('<details class="run">') == 2
+    # what would be done is nothing
+    code, out, _ = run(*words(family, "--keep-going", "--dry-run", "--json"))
+    told = json.loads(out)
+    assert code == 0 and told["runs"] == [] and len(told["already"]) == 180 and len(told["failures"]) == 20
     # again: nothing is done, and the same is said of the broken ones
     before = {path: path.stat().st_mtime_ns for path in made}
     monkeypatch.setattr("loraport.batches.run.transfer_prepared", lambda *_, **__: pytest.fail("work began"))
     code, out, err = run(*words(family, "--keep-going"))
-    assert code == 3 and "0 files took" in out and "180 were there already" in out and "20 failed" in out
+    assert code == 3 and "nothing was left to do: 180 of 200 were there already; 20 failed" in out
     assert {path: path.stat().st_mtime_ns for path in sorted(moved.rglob("*"))} == before
 
 

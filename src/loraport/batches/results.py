@@ -56,7 +56,7 @@ class JobRow:
     @classmethod
     def failed(cls, one: NotWritten) -> JobRow:
         """Return the row of a job that could not be done."""
-        return cls(one.lora, one.method, one.output, "failed", one.reason)
+        return cls(one.lora, one.method, one.output, "failed", one.reason, one.source, one.target)
 
     @classmethod
     def finished(cls, job: TransferConfig) -> JobRow:

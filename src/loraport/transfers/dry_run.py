@@ -34,17 +34,17 @@ class DryRun:
     unknown: str | None = None
     """Why there is no plan: what only fetching would tell."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the plan of one run, or of several by their outputs, with downloads and the estimate."""
+    def as_json(self, *, several: bool = False) -> dict[str, Any]:
+        """Return the plan of one run, or of `several` by their outputs, with downloads and the estimate."""
         plans = [_plan_rows(inputs) for inputs in self.runs]
         outputs = [inputs.config.output for inputs in self.runs]
-        several = {"runs": [{"output": output, **plan} for output, plan in zip(outputs, plans, strict=True)]}
+        by_output = {"runs": [{"output": output, **plan} for output, plan in zip(outputs, plans, strict=True)]}
         rows = [
             {"model": one.where, "bytes": one.bytes, "files": [{"name": n, "bytes": s} for n, s in one.sizes.items()]}
             for one in self.downloads
         ]
         return {
-            **(plans[0] if len(plans) == 1 else several),
+            **(plans[0] if len(plans) == 1 and not several else by_output),
             "downloads": rows,
             "bytes": sum(one.bytes for one in self.downloads),
             "estimate": None if self.estimate is None else self.estimate.as_json(),

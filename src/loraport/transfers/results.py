@@ -170,11 +170,13 @@ class NotWritten(NamedTuple):
     lora: str = ""
     """The LoRA that it would have been made of, as it was named."""
     method: str = ""
+    source: str = ""
+    target: str = ""
 
     @classmethod
     def of(cls, config: TransferConfig, error: LoraportError) -> NotWritten:
         """Return what became of a run that ended with an error."""
-        return cls(config.output, str(error), config.lora, config.method)
+        return cls(config.output, str(error), config.lora, config.method, config.source, config.target)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from loraport.errors import OutputError
 if TYPE_CHECKING:
     from loraport.batches.jobs import JobPlan, Request
     from loraport.batches.results import JobRow, ManyResult
-    from loraport.inputs.config import TransferConfig
 
 SECTIONS = 20
 """Transfers that have a section of their own on a page about many."""
@@ -48,14 +47,15 @@ def plan(words: Sequence[str], request: Request) -> JobPlan:
     return jobs
 
 
-def jobs_left(
-    jobs: JobPlan, many: ManyOptions, result: ResultOptions, messages: MessageOptions
-) -> list[TransferConfig]:
-    """Return what a run would do, and say what it would not, for a dry run. Raises as the run would."""
-    from loraport.batches.checks import check_plan
-    from loraport.batches.results import failure_line
+def say_what_would_be_done(jobs: JobPlan, many: ManyOptions, result: ResultOptions, messages: MessageOptions) -> None:
+    """Print what a run would do, take and fetch, and what is refused or finished. Raises as the run would."""
+    from loraport.batches.checks import CheckedPlan, Portion, check_plan
+    from loraport.batches.results import JobRow, ManyResult, failure_line
     from loraport.batches.run import stop_or_note
+    from loraport.console import print_dry_run, print_facts
     from loraport.files.models.headers import HeadersUnknownError, HubHeaders
+    from loraport.transfers.dry_run import dry_run
+    from loraport.transfers.passes import Pass
 
     with messages.terminal() as terminal:
         try:
@@ -63,8 +63,8 @@ def jobs_left(
             for place in dict.fromkeys(job.lora for job in jobs.jobs):
                 opener.look_at_lora(place)
             checked = check_plan(jobs, overwrite=result.overwrite, headers=opener)
-        except HeadersUnknownError:
-            return list(jobs.jobs)  # said with the plan
+        except HeadersUnknownError:  # said with the plan
+            checked = CheckedPlan((Portion(jobs.jobs),), (), jobs.refused, ())
         stop_or_note(jobs, checked, many.keep_going, terminal)
         for one in checked.refused:
             terminal.say(f"refused: {failure_line(one.lora, one.reason)}")
@@ -73,7 +73,16 @@ def jobs_left(
                 f"{len(checked.finished)} of {len(jobs.jobs)} are there already, and stay as they are unless a model "
                 "has changed"
             )
-    return list(checked.jobs)
+    left = {job.output for job in checked.jobs}
+    passes = [Pass(own) for one in jobs.passes if (own := tuple(job for job in one if job.output in left))]
+    plan = dry_run(passes) if passes else None
+    if not messages.json:
+        if plan is not None:
+            print_dry_run(plan, json=False, verbose=messages.verbose)
+        return
+    rest = ManyResult((*map(JobRow.finished, checked.finished), *map(JobRow.failed, checked.refused))).as_json()
+    facts = {"runs": []} if plan is None else plan.as_json(several=True)
+    print_facts({**facts, "already": rest["already"], "failures": rest["failures"]}, json=True)
 
 
 def run_and_tell(
@@ -163,7 +172,11 @@ def _cells(row: JobRow, folder: str) -> list[str]:
 def _numbers(done: ManyResult) -> str:
     """Return how many were made, were there already and failed, and what that took."""
     count, there, failed = len(done.of("made")), len(done.of("there already")), len(done.of("failed"))
-    memory = f"at most {done.peak_rss_bytes / 1e9:.2f} GB of memory"
-    text = f"{count} file{'' if count == 1 else 's'} took {done.seconds['total']:.1f} s together, {memory}"
-    text += f"; {there} were there already" if there else ""
+    took = f"{done.seconds['total']:.1f} s together, at most {done.peak_rss_bytes / 1e9:.2f} GB of memory"
+    if not count and there:
+        text = f"nothing was left to do: {there} of {len(done.rows)} were there already"
+    else:
+        text = f"{count} file{'' if count == 1 else 's'} took {took}" + (
+            f"; {there} were there already" if there else ""
+        )
     return text + (f"; {failed} failed" if failed else "")

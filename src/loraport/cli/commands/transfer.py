@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 import typer
 
 from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
-from loraport.cli.commands.many import are_many, jobs_left, plan, run_and_tell
+from loraport.cli.commands.many import are_many, plan, run_and_tell, say_what_would_be_done
 from loraport.cli.options import (
     METHOD,
     LayerOptions,
@@ -213,7 +213,6 @@ def _run_many(
     from loraport.batches.jobs import Request
     from loraport.batches.names import NameTemplate
     from loraport.inputs.batch import method_list
-    from loraport.transfers.passes import Pass
 
     request = Request(
         template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),
@@ -221,10 +220,7 @@ def _run_many(
     )  # fmt: skip
     jobs = plan(words, request)
     if result.dry_run:
-        left = {job.output for job in jobs_left(jobs, many, result, messages)}
-        passes = [Pass(tuple(job for job in one if job.output in left)) for one in jobs.passes]
-        if left:
-            _run([one for one in passes if one.configs], None, result, messages)
+        say_what_would_be_done(jobs, many, result, messages)
         return
     done = run_and_tell(jobs, template.output, many, result, page, messages)
     raise typer.Exit(LOST if done.lost else 0)
