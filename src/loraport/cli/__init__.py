@@ -11,7 +11,18 @@ import typer
 
 from loraport._version import __version__
 from loraport.cli.annex import add_commands
-from loraport.cli.commands import analyze, cache, choose, diagnose, evaluate, files, probe, score, transfer
+from loraport.cli.commands import (
+    analyze,
+    cache,
+    choose,
+    compare,
+    diagnose,
+    evaluate,
+    files,
+    probe,
+    score,
+    transfer,
+)
 from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
@@ -24,7 +35,7 @@ class Program(GroupedCommands):
 
     headings: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("inspect", "diagnose", "transfer"),
-        "Judge by sampling": ("choose", "score", "calibrate", "evaluate"),
+        "Judge by sampling": ("compare", "evaluate", "choose", "score", "calibrate"),
         "Look into the weights": ("analyze", "probe"),
         "Files and models": ("convert", "merge", "presets", "cache"),
         "Embedded family (package loraport-lab)": ("demo", "lab"),
@@ -40,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, diagnose, choose, score, evaluate, analyze, files):
+for group in (transfer, diagnose, compare, choose, score, evaluate, analyze, files):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")

@@ -128,6 +128,13 @@ def _one_or_twins(lora: str) -> Places:
     return _twins(lora) or _inside(lora) or (lora, lora)
 
 
+def adapters_of_both(lora: str) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    """Return the (place, part in it) of a LoRA for each expert: two files side by side, two in one, or one for both."""
+    pair = _one_or_twins(lora)
+    parts = _parts(pair)
+    return (pair[0], parts[0]), (pair[1], parts[1])
+
+
 def _guess(given: str, pair: Places, at: int) -> str:
     """Return the note where names decided which file an expert takes."""
     name = _name(given)

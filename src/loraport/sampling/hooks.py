@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,18 +32,29 @@ def adapted(network: nn.Module, updates: Updates) -> Iterator[None]:
     Raises MismatchError for a layer that is missing, is not linear, or has another shape.
     """
     layers = linear_layers(network) if updates else {}
+    pairs: list[tuple[nn.Module, LowRank]] = []
+    for name, update in updates.items():
+        if name not in layers:
+            raise MismatchError(f"the network has no linear layer {name!r}; was the adapter made for it?")
+        module = layers[name]
+        if (module.out_features, module.in_features) != update.shape:
+            raise MismatchError(
+                f"layer {name!r} is {module.out_features} × {module.in_features}, its update "
+                f"{update.shape[0]} × {update.shape[1]}; was the adapter made for this model?"
+            )
+        pairs.append((module, update))
+    with added(pairs):
+        yield
+
+
+@contextmanager
+def added(pairs: Iterable[tuple[nn.Module, LowRank]]) -> Iterator[None]:
+    """Add updates to the outputs of these linear layers inside the block."""
     hooks = []
     try:
-        for name, update in updates.items():
-            if name not in layers:
-                raise MismatchError(f"the network has no linear layer {name!r}; was the adapter made for it?")
-            module = layers[name]
-            if (module.out_features, module.in_features) != update.shape:
-                raise MismatchError(
-                    f"layer {name!r} is {module.out_features} × {module.in_features}, its update "
-                    f"{update.shape[0]} × {update.shape[1]}; was the adapter made for this model?"
-                )
-            A, B = (factor.to(module.weight.device, module.weight.dtype) for factor in (update.A, update.B))
+        for module, update in pairs:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            A, B = (factor.to(weight.device, weight.dtype) for factor in (update.A, update.B))
             hooks.append(module.register_forward_hook(_Added(A, B)))
         yield
     finally:

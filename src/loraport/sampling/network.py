@@ -82,7 +82,18 @@ def open_part(folder: Path, part: str, what: str, dtype: torch.dtype) -> Any:
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise InputError(f"{folder / part} lacks {len(missing)} parameters, {missing[0]!r} for one; download it again")
-    return module.eval().requires_grad_(False)
+    return aligned(module.eval().requires_grad_(False))
+
+
+def aligned(module: Any) -> Any:
+    """Return a module with every parameter at an address that products begin well at.
+
+    On a processor the last bits of a product depend on it, and a tensor in a mapped file lies anywhere.
+    """
+    for value in (*module.parameters(), *module.buffers()):
+        if value.data_ptr() % 64:
+            value.data = value.data.clone()
+    return module
 
 
 def open_network(folder: Path, dtype: torch.dtype, weights: str | None = None) -> Any:
@@ -99,7 +110,7 @@ def open_network(folder: Path, dtype: torch.dtype, weights: str | None = None) -
     _check(names, wanted, checkpoint, folder)
     state = {name: _value(checkpoint, own, _dtype_of(name, network, dtype)) for name, own in names.items()}
     network.load_state_dict(state, assign=True)
-    return network.eval().requires_grad_(False)
+    return aligned(network.eval().requires_grad_(False))
 
 
 def empty_network(config: dict[str, Any], folder: Path) -> Any:

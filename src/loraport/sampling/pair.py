@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Clips:
     start: int
     stop: int
     seed: int = 0
+    prompt_seed: int | None = None
+    """Where prompts are drawn, too: the seed of theirs, if it is another, so that a prompt has clips of many seeds."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
@@ -44,12 +46,13 @@ class Clips:
     def batches(self, size: int) -> Iterator[Clips]:
         """Yield the same clips, a few at a time."""
         for start in range(self.start, self.stop, size):
-            yield Clips(self.role, start, min(start + size, self.stop), self.seed)
+            yield replace(self, start=start, stop=min(start + size, self.stop))
 
     def generators(self, purpose: str) -> Iterator[torch.Generator]:
         """Yield a generator for each clip, on the CPU, so that the noise does not depend on the device."""
+        own = self.prompt_seed if purpose == "prompt" and self.prompt_seed is not None else self.seed
         for number in range(self.start, self.stop):
-            digest = hashlib.sha256(f"{self.seed}/{self.role}/{number}/{purpose}".encode()).digest()
+            digest = hashlib.sha256(f"{own}/{self.role}/{number}/{purpose}".encode()).digest()
             yield torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
@@ -155,6 +158,19 @@ class Pair(Protocol):
 
     def to_error_space(self, latents: Tensor) -> Tensor:
         """Return the latents in the space where errors are measured: latents themselves, or pixels."""
+
+
+@runtime_checkable
+class ShownPair(Pair, Protocol):
+    """A pair whose clips can be looked at."""
+
+    fps: float
+
+    def source_clips(self, clips: Clips, updates: Updates) -> Tensor:
+        """Return latents of the source's own sampler with these updates: [n, …]."""
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return latents as clips: bytes [n, frames, height, width, 3]."""
 
 
 def wanted_velocity(evaluation: Evaluation, chain: Chain) -> Tensor:

@@ -70,18 +70,21 @@ def digest_of(files: Iterator[Path]) -> str:
     return whole.hexdigest()
 
 
-def find_model(text: str, *, source: str | None = None, pipeline: str | None = None) -> SampledModel:
+def find_model(
+    text: str, *, source: str | None = None, pipeline: str | None = None, whole: bool = False
+) -> SampledModel:
     """Find the model that a text means: MODEL, or MODEL+ACCELERATOR[*S]+..., where MODEL may be `source`.
 
-    MODEL is a pipeline (a folder or a Hub id), a preset, or a network alone: then `pipeline` has the rest, or the
-    source's pipeline does. Raises InputError for what is not there, and for a network without the rest.
+    `whole`: with its VAE, which makes pictures of latents. MODEL is a pipeline (a folder or a Hub id), a preset, or a
+    network alone: then `pipeline` has the rest, or the source's pipeline does. Raises InputError for what is not there,
+    and for a network without the rest.
     """
     base, accelerators = split_accelerators(text)
     if base == SOURCE:
         if source is None:
             raise SettingsError(f"{text!r}: only the target can be the source with an accelerator")
         base = source
-    folder = _pipeline(base)
+    folder = _pipeline(base, whole)
     if folder is not None:
         return SampledModel(text, folder, None, accelerators)
     rest = pipeline
@@ -94,7 +97,7 @@ def find_model(text: str, *, source: str | None = None, pipeline: str | None = N
             f"{base} has no {INDEX}: it is a network alone, and sampling needs a text encoder, a VAE and a scheduler; "
             "name the pipeline that has them: --pipeline wan2.1-t2v-1.3b, or a folder"
         )
-    folder = _pipeline(rest)
+    folder = _pipeline(rest, whole)
     if folder is None:
         raise InputError(f"{rest} has no {INDEX}: give a whole diffusers pipeline, a folder or a Hub id, for the rest")
     return SampledModel(text, folder, location(base), accelerators, notes)
@@ -137,7 +140,7 @@ def _is_there(place: str) -> bool:
     return expand_home(place).exists() or looks_like_hub_id(place)
 
 
-def _pipeline(text: str) -> Path | None:
+def _pipeline(text: str, whole: bool) -> Path | None:
     """Return the folder of a pipeline; None for a network alone. A pipeline on the Hub is fetched.
 
     Raises InputError for a place that is neither here nor on the Hub.
@@ -156,4 +159,4 @@ def _pipeline(text: str) -> Path | None:
     names = listing(repository)
     if names is not None and INDEX not in names:
         return None
-    return fetch_pipeline(repository)
+    return fetch_pipeline(repository, whole=whole)

@@ -238,7 +238,9 @@ class PipelinePair:
         pipe = self._opened(role)
         for prompt in dict.fromkeys(("", *prompts)):
             if f"{role} {prompt}" not in self.embedded:
-                encoded = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, device=self.settings.device)
+                encoded = pipe.encode_prompt(
+                    prompt, do_classifier_free_guidance=False, device=self.settings.device, max_sequence_length=512
+                )  # 512 as in the pipeline's own call: its padding is seen
                 self.embedded[f"{role} {prompt}"] = encoded[0].cpu()
         text = torch.cat([self.embedded[f"{role} {prompt}"] for prompt in prompts]).to(self.settings.device)
         nothing = self.embedded[f"{role} "].repeat(len(prompts), 1, 1).to(self.settings.device)

@@ -20,10 +20,12 @@ from loraport_lab.family.model import CLOCK, CONFIG, LATENT_SHAPE, open_base, op
 from loraport_lab.family.sample import (
     BASE_STEPS,
     GUIDANCE,
+    as_frames,
     base_levels,
     draw_noise,
     euler_step,
     predict_guided,
+    sample_base,
     sample_student,
     student_levels,
 )
@@ -35,6 +37,7 @@ class EmbeddedPair:
     """Both models in memory; they are small. See `loraport.sampling.pair.Pair` for what each member means."""
 
     batch = 16
+    fps = 8.0
     no_evaluations_reason: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,6 +74,11 @@ class EmbeddedPair:
             return self._renoised(words, noise) if self.student.sampler == "renoise" else self._passed(words, noise)
 
     @torch.no_grad()
+    def source_clips(self, clips: Clips, updates: Updates) -> Tensor:
+        with adapted(self.base, updates):
+            return sample_base(self.base, draw_words(clips), self._noise(clips))
+
+    @torch.no_grad()
     def target(self, clips: Clips, updates: Updates) -> Tensor:
         with adapted(self.model, updates):
             return sample_student(self.model, self.student, draw_words(clips), self._noise(clips))
@@ -93,6 +101,9 @@ class EmbeddedPair:
 
     def to_error_space(self, latents: Tensor) -> Tensor:
         return from_latents(latents).clamp(-1, 1)
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        return as_frames(latents)
 
     def _evaluation(self, step: int, frame: int | None) -> Evaluation:
         now, then = (float(level) for level in self.levels[step : step + 2])

@@ -115,19 +115,26 @@ def _settings(sampling: SamplingOptions, device: str) -> PipelineSettings:
     from loraport.sampling.prompts import read_prompts
     from loraport.sampling.wan_pipelines import PipelineSettings
 
-    height, _, width = sampling.size.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise InputError(f"size {sampling.size!r} is not HEIGHTxWIDTH, such as 256x448")
+    height, width = size_of(sampling.size)
     return PipelineSettings(
-        prompts=read_prompts(sampling.prompts), frames=sampling.frames, height=int(height), width=int(width),
+        prompts=read_prompts(sampling.prompts), frames=sampling.frames, height=height, width=width,
         source_steps=sampling.source_steps, source_guidance=sampling.source_guidance,
-        target_steps=sampling.target_steps, target_timesteps=_numbers(sampling.target_timesteps),
+        target_steps=sampling.target_steps, target_timesteps=numbers(sampling.target_timesteps),
         target_guidance=sampling.target_guidance,
         offload=sampling.offload, pipeline=sampling.pipeline, device=find_device(device), batch=sampling.batch,
     )  # fmt: skip
 
 
-def _numbers(text: str | None) -> tuple[float, ...]:
+def size_of(text: str) -> tuple[int, int]:
+    """Return height and width. Raises InputError for a text that is not HEIGHTxWIDTH."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise InputError(f"size {text!r} is not HEIGHTxWIDTH, such as 256x448")
+    return int(height), int(width)
+
+
+def numbers(text: str | None) -> tuple[float, ...]:
+    """Return numbers with commas between them. Raises SettingsError for anything else."""
     try:
         return () if text is None else tuple(float(word) for word in text.split(","))
     except ValueError as error:

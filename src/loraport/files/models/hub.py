@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,21 +152,29 @@ def listing(where: str) -> tuple[str, ...] | None:
     return tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-PIPELINE = ("model_index.json", "scheduler/*", "tokenizer/*", "text_encoder/*", "transformer/*", "vae/config.json")
-"""The files that sample latents: no VAE weights, no second copies in other formats."""
+PARTS = ("scheduler", "guider", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer",
+         "transformer_2", "unet")  # fmt: skip
+"""The folders of a pipeline that sample latents."""
+PLAIN = (".safetensors", ".json", ".txt", ".model", ".jinja")
+"""What of them is fetched: no second copies in other formats."""
 
 
-def fetch_pipeline(where: str) -> Path:
-    """Return the local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`, without its VAE.
+def fetch_pipeline(where: str, *, whole: bool = False) -> Path:
+    """Return the local folder of a diffusers pipeline on the Hub, `org/repo` or `org/repo@revision`.
 
+    Without the weights of its VAE, which makes pictures of latents, unless it is asked for as a whole.
     Raises InputError as `fetch` does.
     """
     hub, repo, revision, inside = _parsed(where)
     if inside:
         raise InputError(f"{where}: a pipeline is a whole repository; write {repo} without {inside!r}")
+    parts = (*PARTS, "vae") if whole else PARTS
 
     def wanted(files: list[str]) -> list[str]:
-        return [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in PIPELINE)]
+        own = [file for file in files if file.partition("/")[0] in parts and file.endswith(PLAIN)]
+        variants = {file for file in own if ".fp16." in file and file.replace(".fp16.", ".") in own}
+        beside = ["model_index.json", *([] if whole else ["vae/config.json"])]
+        return [file for file in files if file in beside or (file in own and file not in variants)]
 
     return _snapshot(hub, repo, revision, where, wanted)
 
