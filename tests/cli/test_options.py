@@ -124,7 +124,7 @@ def test_the_list_of_commands_is_grouped_whole_and_says_where_to_start():
     assert max(map(len, lines.splitlines())) <= 80
     groups = re.findall(r"^(\w.*):\n((?:  .*\n)+)", lines, re.MULTILINE)
     named = {heading: re.findall(r"^  (\w+) ", rows, re.MULTILINE) for heading, rows in groups}
-    assert named["Start here"] == ["inspect", "transfer"] and named["Judge by sampling"][:2] == ["compare", "choose"]
+    assert named["Start here"] == ["inspect", "transfer"] and named["Judge by sampling"][:2] == ["compare", "evaluate"]
     assert "Commands" not in named
     assert {name for names in named.values() for name in names} == {*typer.main.get_command(app).commands}
 
