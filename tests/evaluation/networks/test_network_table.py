@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.clips import write_manifest
 from tests.evaluation.networks.planted_weights import film, planted, shapes_of
 from tests.evaluation.networks.test_against_originals import saved, small_csd, small_musiq
 from tests.evaluation.networks.test_pictures_and_sets import saved as saved_folder
@@ -20,10 +21,13 @@ from tests.evaluation.networks.test_videoalign import SETTINGS, small_configurat
 from tests.evaluation.networks.tiny_words import write_words
 
 from loraport.clips.clip import Clip
+from loraport.evaluation.catalogue import choose_metrics
 from loraport.evaluation.metrics.metric import Metric, Weights
 from loraport.evaluation.networks import csd, hpsv2, musiq, table, videoalign
 from loraport.evaluation.networks.clip_towers import PictureSize, TextClip, TowerSize
 from loraport.evaluation.networks.table import NETWORK_METRICS
+from loraport.evaluation.results import EvaluationResult
+from loraport.evaluation.run import EvaluationRequest, evaluate
 
 BY_NAME = {metric.name: metric for metric in NETWORK_METRICS}
 
@@ -99,7 +103,7 @@ def measured(metric: Metric, folder: Path, clip: Clip, reference: Clip, prompt: 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_metric_opens_and_looks(name: str, weights: Path) -> None:
     metric = BY_NAME[name]
-    clip, other = Clip(film(10, 96, 128), fps=8), Clip(255 - film(10, 96, 128), fps=8)
+    clip, other = Clip(film(4, 96, 128)), Clip(255 - film(4, 96, 128))
     value = measured(metric, weights, clip, other)
     assert math.isfinite(value)
     same = measured(metric, weights, clip, clip)
@@ -114,7 +118,7 @@ def test_every_metric_opens_and_looks(name: str, weights: Path) -> None:
 
 
 def test_of_videoalign_quality_is_the_mean_of_looks_and_motion(weights: Path) -> None:
-    clip = Clip(film(10, 96, 128), fps=8)
+    clip = Clip(film(4, 96, 128))
     for ending in ("", "-z"):
         quality, looks, motion = (
             measured(BY_NAME[f"videoalign{part}{ending}"], weights, clip, clip) for part in ("", "-vq", "-mq")
@@ -131,8 +135,33 @@ def test_csd_of_the_first_frame_sees_no_other(weights: Path) -> None:
     assert measured(BY_NAME["csd-frames"], weights, clip, same_start) < 99.9
 
 
+def test_a_run_measures_them_all(weights: Path, tmp_path: Path) -> None:
+    grid = write_manifest(tmp_path / "grid", {"source+lora": 0.0, "direct": 0.1}, prompts=2, seeds=1)
+    output = tmp_path / "out"
+    output.mkdir()
+    names = [name for name in BY_NAME if name != "lpips"]  # these clips are smaller than it can look at
+
+    def run() -> EvaluationResult:
+        cache = str(tmp_path / "cache")
+        return evaluate(
+            EvaluationRequest((str(grid),), output, choose_metrics(names), cache=cache, weights=weights, device="cpu")
+        )
+
+    first = run()
+    assert not first.missing and not first.skipped and not first.grids[0].left_out
+    assert [metric.name for metric in first.grids[0].metrics] == names
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    alone = [name for name in names if "reference" not in BY_NAME[name].needs]
+    assert all(math.isfinite(row[name]) for row in rows for name in alone)
+    assert all(0 < row["csd"] < 100 for row in rows if row["column"] == "direct")
+    again = run()
+    assert (again.decoded, again.recalled) == (0, first.decoded)
+
+
 def test_lpips_of_clips_that_cannot_be_compared_is_no_number(weights: Path) -> None:
     clip = Clip(film(2, 96, 128))
     assert math.isnan(measured(BY_NAME["lpips"], weights, clip, Clip(film(2, 96, 96))))
     assert math.isnan(measured(BY_NAME["lpips"], weights, Clip(film(2, 30, 96)), Clip(film(2, 30, 96))))
     assert measured(BY_NAME["lpips"], weights, clip, Clip(film(5, 96, 128))) == 0
+    slow, fast = Clip(film(8, 96, 128)[::2], fps=4), Clip(film(8, 96, 128), fps=8)
+    assert measured(BY_NAME["lpips"], weights, slow, fast) == 0

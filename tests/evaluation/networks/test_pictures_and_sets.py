@@ -26,8 +26,9 @@ SIZES = [(120, 180), (333, 224), (225, 301), (224, 225)]
 def saved(network: Any, folder: Path, safe: bool = True) -> Any:
     network.load_state_dict(planted(shapes_of(network)))
     network.eval().save_pretrained(folder)
-    if not safe:
-        torch.save(network.state_dict(), folder / "pytorch_model.bin")
+    if not safe:  # as OpenAI's were saved, with what later versions work out themselves
+        beside = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+        torch.save(network.state_dict() | beside, folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
     return network
 

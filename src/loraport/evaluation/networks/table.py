@@ -107,6 +107,7 @@ def _open_lpips(folders: Sequence[Path], device: str) -> Look:
     import torch
 
     from loraport.compute import find_device
+    from loraport.evaluation.metrics.fidelity import moments
     from loraport.evaluation.networks.lpips import LEAST_SIDE, load_lpips
 
     alexnet, heads = folders[0] / ALEXNET.files[0].path, folders[1] / LPIPS_HEADS.files[0].path
@@ -117,8 +118,8 @@ def _open_lpips(folders: Sequence[Path], device: str) -> Look:
             raise InputError("LPIPS compares a clip with another, and there is none")
         if clip.frames.shape[1:] != reference.frames.shape[1:] or min(clip.width, clip.height) < LEAST_SIDE:
             return {"distance": torch.full((1,), float("nan"))}
-        shared = min(len(clip.frames), len(reference.frames))
-        return {"distance": network.distances(clip.frames[:shared], reference.frames[:shared])}
+        own, other = map(list, zip(*moments(clip, reference), strict=True))
+        return {"distance": network.distances(clip.frames[own], reference.frames[other])}
 
     return look
 
@@ -153,7 +154,7 @@ CSD = Weights(
 )
 VIDEO_REWARD = Weights(
     "KlingTeam/VideoReward",
-    (WeightFile("model_config.json"), WeightFile("checkpoint-11352/model.pth", 5_031_072_529)),
+    (WeightFile("model_config.json", 3_000), WeightFile("checkpoint-11352/model.pth", 5_031_072_529)),
     licence="Apache-2.0 (its program, with the question it asks: MIT)",
     revision="b8e421fe21aec3dde5f61fdd1dc44e1d603b9727",
 )
@@ -172,11 +173,11 @@ HPSV2 = Weights("xswu/HPSv2", (WeightFile("HPS_v2.1_compressed.pt", 1_970_000_00
 CLIP_WORDS = Weights("openai/clip-vit-base-patch32", (WeightFile("tokenizer.json", 2_220_000),), licence="MIT")
 CLIP = Weights(
     "openai/clip-vit-base-patch32",
-    (WeightFile("config.json"), WeightFile("pytorch_model.bin", 605_000_000), *CLIP_WORDS.files),
+    (WeightFile("config.json", 4_190), WeightFile("pytorch_model.bin", 605_000_000), *CLIP_WORDS.files),
     licence="MIT",
 )
 DINOV2 = Weights(
-    "facebook/dinov2-base", (WeightFile("config.json"), WeightFile("model.safetensors", 346_000_000)), "Apache-2.0"
+    "facebook/dinov2-base", (WeightFile("config.json", 548), WeightFile("model.safetensors", 346_000_000)), "Apache-2.0"
 )
 ALEXNET = Weights(
     "pytorch/vision",

@@ -33,7 +33,10 @@ def read_vocabulary(path: Path) -> Tokenizer:
 
 
 def clip_tokens(tokenizer: Tokenizer, text: str) -> Int[Tensor, "1 t"]:
-    """Return the tokens of a prompt, cleaned as open_clip does it: entities of HTML and curly quotes made plain."""
+    """Return the tokens of a prompt, cleaned as open_clip does it: entities of HTML and curly quotes made plain.
+
+    Ligatures and letters of double width, which open_clip also makes plain, are left as they are.
+    """
     plain = html.unescape(html.unescape(text)).strip()
     plain = re.sub("[\u02bc\u2018-\u201b]", "'", re.sub("[\u201c-\u201f]", '"', plain))
     tokenizer.no_padding()
