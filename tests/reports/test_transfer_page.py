@@ -8,10 +8,10 @@ from loraport._version import __version__
 from loraport.errors import OutputError
 from loraport.files.lora.key_account import KeyAccount
 from loraport.reports import transfer_page
-from loraport.reports.rendering import layer_table
+from loraport.reports.rendering import cell, layer_table
 from loraport.reports.transfer_page import transfer_findings, write_transfer_page
 from loraport.transfers.results import LayerResult, TransferResult
-from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
+from tests.reports.browser import browser_says, browser_shows, foreign_addresses, needs_chromium
 
 LAYER = LayerResult(
     "blocks.0.self_attn.q", "transferred", None, (128, 64), 8, 16, drift=0.25, lora=0.1, update=0.12, correction=0.05,
@@ -101,6 +101,31 @@ def test_columns_that_say_nothing_are_left_out():
     assert not {"Status", "k", "Clusters", "Overlap"} & {*table["headings"]}
     assert all(len(row) == len(table["headings"]) for row in table["layers"])
     assert "Status" in layer_table([plain.as_json(), SKIPPED.as_json()])["headings"]
+
+
+def test_what_all_layers_share_is_said_once():
+    rows = [replace(LAYER, name=f"blocks.{number}.self_attn.q", drift=0.1 * number).as_json() for number in range(1, 4)]
+    table = layer_table(rows)
+    assert table["headings"][:2] == ["Layer", "Drift"] and "rank in" in table["same"] and "status" in table["same"]
+    assert [row[0] for row in table["layers"]] == [row["name"] for row in rows]
+    assert "Rank in" in layer_table(rows[:2])["headings"], "of two layers a reader compares the columns"
+
+
+def test_numbers_below_zero_have_a_minus():
+    assert cell(-0.5, "{:+.2f}") == "−0.50" and cell("-x", "{}") == "-x" and cell(2.1e-4, "{:.1e}") == "2.1e-04"
+
+
+@needs_chromium
+def test_figures_can_be_enlarged_and_are_dark_at_night(page, tmp_path):
+    html = page.read_text(encoding="utf-8")
+    assert html.count('<label class="zoom">') == html.count("<figcaption>") > 0
+    script = "<script>document.querySelectorAll('.zoom input')[0].checked = true;"
+    script += "document.title = JSON.stringify([getComputedStyle(document.querySelector('.zoom span')).position,"
+    script += "getComputedStyle(document.querySelectorAll('.zoom span')[1]).position])</script></body>"
+    zoomed = tmp_path / "zoomed.html"
+    zoomed.write_text(html.replace("</body>", script), encoding="utf-8")
+    assert '<title>["fixed","static"]</title>' in browser_shows(zoomed, tmp_path / "profile", 1)
+    assert "prefers-color-scheme: dark" in html and "invert(" in html
 
 
 def test_a_page_without_figures_says_why(tmp_path, monkeypatch):

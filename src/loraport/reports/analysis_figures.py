@@ -9,7 +9,7 @@ from functools import partial
 from loraport.analysis.layer_statistics import TAUS
 from loraport.analysis.results import Analysis, SweepResult
 from loraport.reports import plots, plots_layer, plots_sweep
-from loraport.reports.figures import Figure, Row
+from loraport.reports.figures import Curves, Figure, Row
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ def overview(analysis: Analysis) -> Iterator[FigureSpec]:
     """Yield the figures over all layers."""
     rows = [layer.row() for layer in analysis.layers]
     yield from _moved(analysis.survey.as_json()["layers"], rows)
-    yield from _clustered(rows, analysis.facts["settings"]["tau"])
+    yield from _clustered(rows)
     yield from _routed(rows)
+    yield _stability(rows, analysis.facts["settings"]["tau"])  # last, so that two columns are about as long
 
 
 def _moved(survey: Sequence[Row], rows: Sequence[Row]) -> Iterator[FigureSpec]:
@@ -51,14 +52,7 @@ def _moved(survey: Sequence[Row], rows: Sequence[Row]) -> Iterator[FigureSpec]:
     )  # fmt: skip
 
 
-def _clustered(rows: Sequence[Row], tau: float) -> Iterator[FigureSpec]:
-    yield FigureSpec(
-        "stability", "How much the clusters depend on tau",
-        "Left: clusters per leading direction (1: all alone). Middle: share of the largest one (1: all directions in "
-        "one cluster, and then everything dominates). Right: agreement with the clusters in use. Line: median over "
-        "layers; band: the middle 80 %.",
-        lambda: plots.stability(rows, TAUS, tau),
-    )  # fmt: skip
+def _clustered(rows: Sequence[Row]) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "agreement", "Do the predicted clusters exist?",
         "Clusters by predicted rotation (Eq. 4, above 0.2) against those by observed mixing (cosine above 0.2), each "
@@ -73,6 +67,16 @@ def _clustered(rows: Sequence[Row], tau: float) -> Iterator[FigureSpec]:
     )  # fmt: skip
 
 
+def _stability(rows: Sequence[Row], tau: float) -> FigureSpec:
+    return FigureSpec(
+        "stability", "How much the clusters depend on tau",
+        "Left: clusters per leading direction (1: all alone). Middle: share of the largest one (1: all directions in "
+        "one cluster, and then everything dominates). Right: agreement with the clusters in use. Line: median over "
+        "layers; band: the middle 80 %.",
+        lambda: plots.stability(rows, TAUS, tau),
+    )  # fmt: skip
+
+
 def _routed(rows: Sequence[Row]) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "concentration", "Does distillation concentrate, and LoRA spread? (Fig. 5, 11, 12)",
@@ -83,7 +87,7 @@ def _routed(rows: Sequence[Row]) -> Iterator[FigureSpec]:
     yield FigureSpec(
         "interference", "Where LoRA and drift interfere (Fig. 6, 17)",
         "The layers with the most interference, by mass and size of both updates. Red: blocks where both push the same "
-        "way; blue: against each other; black marks: what unrelated updates would show.",
+        "way; blue: against each other; upright marks: what unrelated updates would show.",
         lambda: plots.interference_ranking(rows),
     )  # fmt: skip
     yield FigureSpec(
@@ -115,19 +119,14 @@ def detail(analysis: Analysis, name: str) -> Iterator[FigureSpec]:
         "hold 90 % of the energy.",
         lambda: plots_layer.spectra(curves),
     )  # fmt: skip
-    for side, word in (("U", "outputs"), ("V", "inputs")):
-        yield FigureSpec(
-            f"{key}-turned-{side}", f"Turned directions, {word} (|{side}ᵀ{side}′|; Fig. 3, 9, 10, 16)",
-            "A dark diagonal: directions stay. Dark blocks: directions turn into each other, mostly where the curve of "
-            "singular values above is flat. A haze: they dissolve into many.",
-            partial(plots_layer.turned, curves, side),
-        )  # fmt: skip
+    yield _turned(curves, key, "U", "outputs")
     yield FigureSpec(
         f"{key}-clusters", "Clusters",
         "Each leading direction by its cluster, strongest at the left. The same colours in two strips mean nothing; "
         "the same pattern of pieces does.",
         lambda: plots_layer.cluster_strips(curves),
     )  # fmt: skip
+    yield _turned(curves, key, "V", "inputs")  # not beside the outputs: two columns are about as long so
     yield FigureSpec(
         f"{key}-routing", "Routing energy (Fig. 5, 11, 12)",
         "Above: energy of each cluster as sender and receiver over the layer's own average, larger points for larger "
@@ -171,3 +170,12 @@ def all_figures(analysis: Analysis) -> Sequence[tuple[str | None, FigureSpec]]:
     for name in analysis.curves:
         figures += [(name, spec) for spec in detail(analysis, name)]
     return figures
+
+
+def _turned(curves: Curves, key: str, side: str, word: str) -> FigureSpec:
+    return FigureSpec(
+        f"{key}-turned-{side}", f"Turned directions, {word} (|{side}ᵀ{side}′|; Fig. 3, 9, 10, 16)",
+        "A strong diagonal: directions stay. Strong blocks: directions turn into each other, mostly where the curve of "
+        "singular values above is flat. A haze: they dissolve into many.",
+        partial(plots_layer.turned, curves, side),
+    )  # fmt: skip

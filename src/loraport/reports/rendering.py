@@ -89,22 +89,22 @@ def cell(value: Any, form: str) -> str:
     if value is None:
         return "–"
     text = " × ".join(map(str, value)) if isinstance(value, tuple | list) else form.format(value)
-    return text.replace("%", " %")
+    sign, number = ("−", text[1:]) if text.startswith("-") and not isinstance(value, str) else ("", text)
+    return sign + number.replace("%", " %")
 
 
 def layer_table(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the values of the template's per-layer part: a row a layer, and the reasons of those that were left.
 
-    Columns that say nothing are left out: those without any value, and a status that all layers share.
+    A column without any value is left out; what all of several layers share is said once.
     """
-    statuses = {layer["status"] for layer in layers}
-    columns = [
-        column
-        for column in LAYER_COLUMNS
-        if any(layer.get(column[0]) is not None for layer in layers) and (column[0] != "status" or len(statuses) > 1)
-    ]
+    shown = {key: [cell(layer.get(key), form) for layer in layers] for key, _, form in LAYER_COLUMNS}
+    known = [column for column in LAYER_COLUMNS if any(layer.get(column[0]) is not None for layer in layers)]
+    shared = [key for key, *_ in known if (len(layers) > 2 or key == "status") and len(set(shown[key])) == 1]
+    columns = [column for column in known if column[0] not in shared]
     return {
         "headings": [heading for _, heading, _ in columns],
-        "layers": [[cell(layer.get(key), form) for key, _, form in columns] for layer in layers],
+        "layers": [[shown[key][number] for key, *_ in columns] for number in range(len(layers))],
+        "same": ", ".join(f"{heading.lower()} {shown[key][0]}" for key, heading, _ in known if key in shared),
         "skipped": [(str(layer["name"]), str(layer["reason"])) for layer in layers if layer.get("reason")],
     }

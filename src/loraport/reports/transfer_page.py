@@ -83,7 +83,7 @@ def _paired(pairing: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     from loraport.reports.figures import address
 
     reading = (
-        "Dark: the leading singular directions of a source layer (down) and a target layer (across) are the same. "
+        "Strong colour: the leading singular directions of a source layer (down) and of a target layer (across) agree. "
         f"Rings are the pairs, with a similarity of {pairing['least']:g} or more; a column without a ring got nothing."
     )
     return [("Which layers are alike", address(plots_pairing.similarities(pairing)), reading)]
