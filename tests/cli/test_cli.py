@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.evaluation.readings import ReadingStore
 from loraport.sampling.samples import SampleStore
 from tests import tiny
 from tests.transfers.models import make_family
@@ -269,8 +270,9 @@ def test_cache_list_verify_clear(run, family):
     assert json.loads(run("cache", "list", *at)[1])["entries"] == []
 
 
-def test_samples_are_listed_verified_and_cleared_with_the_bases_and_nothing_else_is(run, tmp_path):
-    store = SampleStore(tmp_path / "cache")
+@pytest.mark.parametrize(("kind", "name"), [(SampleStore, "samples"), (ReadingStore, "readings")])
+def test_other_entries_are_listed_verified_and_cleared_with_the_bases_and_nothing_else_is(run, tmp_path, kind, name):
+    store = kind(tmp_path / "cache")
     store.recall("one", lambda: {"end": torch.ones(3)})
     store.recall("two", lambda: {"end": torch.zeros(3)})
     (first, size), (second, _) = ((file.path, file.bytes) for file in store.list())
@@ -278,7 +280,7 @@ def test_samples_are_listed_verified_and_cleared_with_the_bases_and_nothing_else
     mine.write_text("mine")
     at = ["--cache", tmp_path / "cache", "--json"]
     listed = json.loads(run("cache", "list", *at)[1])
-    assert (listed["samples"], listed["entries"]) == (2, []) and listed["bytes"] == store.total_bytes() > size
+    assert (listed[name], listed["entries"]) == (2, []) and listed["bytes"] == store.total_bytes() > size
     assert json.loads(run("cache", "verify", *at)[1])["broken"] == []
     second.write_bytes(first.read_bytes())  # whole, but not what its name says
     [broken] = json.loads(run("cache", "verify", *at)[1])["broken"]

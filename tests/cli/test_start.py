@@ -46,6 +46,7 @@ def told(tmp_path_factory):
 
     calls = {
         "presets": ["presets", "--json"],
+        "all metrics": ["evaluate", "--list", "--json"],
         "inspect a LoRA": ["inspect", str(lora), "-v", "--json"],
         "inspect a model": ["inspect", str(model), "--json"],
         "inspect nothing": ["inspect", "nothing"],
@@ -67,7 +68,7 @@ def told(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["presets", "inspect a LoRA", "inspect a model"])
+@pytest.mark.parametrize("name", ["presets", "all metrics", "inspect a LoRA", "inspect a model"])
 def test_looking_loads_no_torch(name, told):
     code, out, err, heavy = told[name]
     assert code == 0 and json.loads(out) and not heavy, err
