@@ -124,7 +124,16 @@ def library_page() -> str:
         "uses the parts one by one."
     )
     body = "\n".join(f"## {title}\n\n" + "\n".join(entries) for title, entries in groups.items() if entries)
-    return f"# The library\n\n{NOTE}\n\n{intro}\n\n{body}"
+    return f"# The library\n\n{NOTE}\n\n{intro}\n\n{body}\n{_room_of_pipelines()}"
+
+
+def _room_of_pipelines() -> str:
+    """`loraport.diffusers`, whose names are not among those of `loraport` itself."""
+    room = loraport.diffusers
+    intro = _wrapped((inspect.getdoc(room) or "").split("\n\n")[0])
+    names = ("load", "unload", "LoadedLora")
+    entries = [_entry(f"diffusers.{name}", getattr(room, name)).replace("### ", "#### ", 1) for name in names]
+    return f"## In a pipeline of diffusers\n\n{intro}\n\n" + "\n".join(entries)
 
 
 def _kind(name: str, value: Any) -> str:
@@ -196,6 +205,8 @@ def _annotation(annotation: Any) -> str:
     if annotation is None or annotation is type(None):
         return "None"
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"\bGiven\b", "Place | Sequence[Place]", text)
+    text = re.sub(r"\bPlace\b", "str | Path | Mapping[str, Tensor]", text)
     text = re.sub(r"\b(?:jaxtyping|torch|collections\.abc|typing|pathlib)\.(?=[A-Z])", "", text)
     return re.sub(r"\bloraport(?:\.\w+)*\.(?=[A-Z])", "", text)
 

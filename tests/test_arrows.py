@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"spectral", "methods", "files.disk", "files.formats"},
     "inputs": {
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
+        "files.formats",
         "store",
     },
     "estimates": {"spectral", "methods", "files.models", "inputs"},
@@ -114,6 +115,9 @@ ALLOWED: dict[str, set[str]] = {
         *("files.disk", "files.lora", "inputs", "transfers", "clips", "sampling", "sampling.choice", "compare.grid"),
         "compare.pipelines",
     },
+    "diffusers": {
+        *("files.formats", "store", "inputs", "transfers", "diagnosis"),
+    },
     "": {
         "spectral",
         "methods",
@@ -126,7 +130,7 @@ ALLOWED: dict[str, set[str]] = {
         "merging",
         "conversion",
         "analysis",
-        *("files", "sampling.choice"),
+        *("files", "sampling.choice", "diagnosis", "diffusers"),
     },
     "batches": {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
@@ -226,6 +230,7 @@ THIRD_PARTY = {
     "sampling.choice": {"torch"},
     "sampling.network": {"accelerate", "diffusers", "transformers"},
     "sampling.schedules": {"diffusers"},
+    "diffusers": {"torch", "peft"},
     "reports": {"torch", "jinja2"},
     "reports.figures": {"matplotlib"},
     "reports.plots": {"matplotlib", "numpy"},

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from loraport.analysis.results import Analysis
     from loraport.analysis.run import analyze
     from loraport.conversion import Conversion, convert
+    from loraport.diagnosis.diagnose import diagnose
+    from loraport.diagnosis.result import Diagnosis
     from loraport.errors import InputError, LoraportError, OutputError, SettingsError
     from loraport.files.adapters.lora_layer import LoraLayer
     from loraport.files.inspect import inspect
@@ -63,6 +65,7 @@ __all__ = [
     "Checkpoint",
     "Choice",
     "Conversion",
+    "Diagnosis",
     "InputError",
     "KeyAccount",
     "Layer",
@@ -90,6 +93,7 @@ __all__ = [
     "convert",
     "decompose",
     "default_cache",
+    "diagnose",
     "factorize",
     "find_recipe",
     "inspect",
@@ -119,6 +123,8 @@ _HOMES = {
     "sampling.choice.by_config": ("choose",),
     "sampling.choice.choose": ("Choice",),
     "store.cache_folder": ("default_cache",),
+    "diagnosis.diagnose": ("diagnose",),
+    "diagnosis.result": ("Diagnosis",),
     "transfers.state": ("LoraState", "transfer_state"),
     "conversion": ("Conversion", "convert"),
     "merging": ("Merge", "merge"),
@@ -136,6 +142,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "diffusers":  # a module: it imports PyTorch and PEFT
+        return import_module("loraport.diffusers")
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"loraport.{module}"), name)

@@ -30,7 +30,6 @@ from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.progress import NO_PROGRESS, Progress, counter, observer
 
-Place = str | os.PathLike[str]
 MERGED = f"{OWN_PREFIX}merged"
 
 
@@ -73,9 +72,9 @@ class Merge:
 
 
 def merge(
-    model_place: Place,
-    loras: Place | Sequence[Place],
-    output: Place,
+    model_place: str | os.PathLike[str],
+    loras: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     part: str | None = None,
     lora_part: str | None = None,

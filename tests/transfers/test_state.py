@@ -206,7 +206,7 @@ def test_what_does_not_go_together_is_refused_as_from_files():
         transfer_state(SOURCE, SOURCE, TARGET)
     with pytest.raises(MismatchError, match="this LoRA was made for another model"):
         transfer_state(lora(), tiny.tiny_state(blocks=1, dim=16, ffn=20), TARGET)
-    with pytest.raises(SettingsError, match="unknown setting 'methode'; known: source_part"):
+    with pytest.raises(SettingsError, match="unknown setting 'methode'; did you mean 'method'"):
         transfer_state(lora(), SOURCE, TARGET, methode="casa")
     with pytest.raises(SettingsError, match="unknown setting 'output'"):
         transfer_state(lora(), SOURCE, TARGET, output="x.safetensors")

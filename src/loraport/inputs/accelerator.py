@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,26 @@ from loraport.inputs.drift import Drift, drift_between
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
+
+
+class AcceleratedPlace(str):
+    """A model with an accelerator beside it, where either may be in memory, in the place of MODEL+ACCELERATOR.
+
+    As a text it is the model's name, as messages use it.
+    """
+
+    model: str
+    accelerator: str
+    strength: float
+
+    def __new__(cls, model: str, accelerator: str, strength: float = 1.0) -> AcceleratedPlace:
+        """Return the place of a model and an accelerator."""
+        place = super().__new__(cls, model)
+        place.model, place.accelerator, place.strength = model, accelerator, strength
+        return place
+
+    def __deepcopy__(self, memo: object) -> AcceleratedPlace:
+        return self
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,8 @@ class AcceleratedModel:
         """Return the layer's drift in float32, and a hash of the weight that model and accelerator make together.
 
         On the source it is strength · B·A: nothing is subtracted, so it has no rounding error. On another model
-        W_m − W_s is added to it. If the accelerator leaves the layer alone, the hash is that of the model's weight.
+        W_m − W_s is added to it; where that is zero, the model is the source in this layer. If the accelerator leaves
+        the layer alone, the hash is that of the model's weight.
         """
         terms = self.weights.get(layer, ())
         if self.on_source:
@@ -98,6 +119,8 @@ class AcceleratedModel:
             own = any(term.needs_weight for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
             drift = drift_between(source, model, in_place=True)
+            if not drift.matrix.any():
+                drift = replace(drift, floor=0.0)
         for term in terms:
             term.add_to(drift.matrix, W)
         return drift, self._hash(model_hash) if terms else model_hash
@@ -155,12 +178,15 @@ def open_target(
     Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for an
     invalid strength.
     """
-    pair = split_target(text)
-    if pair is None:
+    if isinstance(text, AcceleratedPlace):
+        place, strength, on_source = text.accelerator, text.strength, False
+        model = open_model(text.model, part=part)
+    elif (pair := split_target(text)) is None:
         return open_model(text, part=part, layers=layers)
-    place, strength = split_strength(pair[1])
-    on_source = pair[0] == SOURCE
-    model = source if on_source else open_model(pair[0], part=part)
+    else:
+        place, strength = split_strength(pair[1])
+        on_source = pair[0] == SOURCE
+        model = source if on_source else open_model(pair[0], part=part)
     several = lora_part is not None and lora_parts_in(place)
     accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
     adds = additions(accelerator, strength, model)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loraport.errors import SettingsError
 from loraport.files.disk.user_paths import expand_home
+from loraport.files.formats.in_memory import InMemory
 from loraport.files.lora.parts import expert_parts
 from loraport.files.models.hub import listing, looks_like_hub_id
 from loraport.files.models.presets import PRESETS
@@ -56,6 +57,24 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
 
     Raises SettingsError for a model without two experts, for more than two LoRAs, and for two in the wrong order.
     """
+    sources, targets, beside = both(source), *_targets(target)
+    adapters, own, guesses = adapters_of_experts(loras)
+    notes = [(*guesses[at], *_guesses(beside, at)) for at in (0, 1)]
+    of_accelerator = _parts(beside[0][1]) if beside else (None, None)
+    return (
+        Expert(HIGH, adapters[0], sources[0], targets[0], notes[0], own[0], of_accelerator[0]),
+        Expert(LOW, adapters[1], sources[1], targets[1], notes[1], own[1], of_accelerator[1]),
+    )
+
+
+Parts = tuple[str, str] | tuple[None, None]
+
+
+def adapters_of_experts(loras: Sequence[str]) -> tuple[Places, Parts, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return each expert's LoRA, its part of one file that holds both, and what was guessed from names.
+
+    Raises SettingsError for more than two LoRAs, and for two in the wrong order.
+    """
     if len(loras) > 2:
         raise SettingsError(
             f"two experts take one LoRA or two, but there are {len(loras)}; run them one after the other"
@@ -63,20 +82,17 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
     if len(loras) == 2:
         _check_order(*loras)
     adapters = (loras[0], loras[1]) if len(loras) == 2 else _one_or_twins(loras[0])
-    sources, targets, beside = both(source), *_targets(target)
-    guessed = [*([(loras[0], adapters)] if len(loras) == 1 else []), *beside]
-    notes = [tuple(_guess(given, pair, at) for given, pair in guessed if pair[at] != given or pair[0] == pair[1])
-             for at in (0, 1)]  # fmt: skip
-    own, of_accelerator = _parts(adapters), _parts(beside[0][1]) if beside else (None, None)
-    return (
-        Expert(HIGH, adapters[0], sources[0], targets[0], notes[0], own[0], of_accelerator[0]),
-        Expert(LOW, adapters[1], sources[1], targets[1], notes[1], own[1], of_accelerator[1]),
-    )
+    guessed = [(loras[0], adapters)] if len(loras) == 1 else []
+    return adapters, _parts(adapters), (_guesses(guessed, 0), _guesses(guessed, 1))
 
 
-def _parts(pair: Places) -> tuple[str, str] | tuple[None, None]:
+def _guesses(guessed: Sequence[tuple[str, Places]], at: int) -> tuple[str, ...]:
+    return tuple(_guess(given, pair, at) for given, pair in guessed if pair[at] != given or pair[0] == pair[1])
+
+
+def _parts(pair: Places) -> Parts:
     """Return each expert's part of one file that holds both; None if they have a file each."""
-    one = pair[0] == pair[1] and expand_home(pair[0]).exists()
+    one = pair[0] == pair[1] and (isinstance(pair[0], InMemory) or expand_home(pair[0]).exists())
     return (one and expert_parts(pair[0])) or (None, None)
 
 

@@ -15,6 +15,7 @@ from loraport.errors import SettingsError, unknown_name
 from loraport.files.formats.in_memory import InMemory
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.lora.write import LoraContents
+from loraport.inputs.accelerator import AcceleratedPlace
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import check_names, prepare_many
 from loraport.progress import NO_PROGRESS, Progress, observer
@@ -83,17 +84,25 @@ def transfer_state(
 
     Raises InputError as `transfer` does.
     """
+    config = state_config(
+        place_of(lora, "the LoRA in memory", lora_metadata, lora_config),
+        place_of(source, "the source in memory"),
+        place_of(target, "the target in memory"),
+        settings,
+    )
+    return transfer_in_memory(config, observer(progress))
+
+
+def state_config(lora: str, source: str, target: str, settings: Mapping[str, Any]) -> TransferConfig:
+    """Return the configuration of a transfer without an output. Raises SettingsError for an unknown setting."""
     for name in settings:
         if name not in SETTINGS:
             raise unknown_name("setting", name, SETTINGS)
-    progress = observer(progress)
-    config = TransferConfig(
-        _place(lora, "the LoRA in memory", lora_metadata, lora_config),
-        _place(source, "the source in memory"),
-        _place(target, "the target in memory"),
-        output="",
-        **settings,
-    )
+    return TransferConfig(lora, source, target, output="", **settings)
+
+
+def transfer_in_memory(config: TransferConfig, progress: Progress) -> LoraState:
+    """Run one transfer whose result stays in memory."""
     inputs = prepare_many([config], progress)[0]
     check_names(inputs)
     layers = LayerSource.open(inputs)
@@ -109,10 +118,12 @@ def transfer_state(
     return LoraState(tensors, contents.metadata, contents.config, result, again)
 
 
-def _place(
+def place_of(
     given: Place, name: str, metadata: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None
 ) -> str:
     """Return a place as a text, or tensors under a name. Raises SettingsError for what has a header of its own."""
+    if isinstance(given, InMemory | AcceleratedPlace):
+        return given
     if isinstance(given, Mapping):
         return InMemory(name, given, metadata, config)
     if metadata is not None or config is not None:

@@ -121,6 +121,8 @@ def is_adapter_folder(folder: Path) -> bool:
 
 def lora_keys(place: Path | str) -> tuple[str, ...]:
     """Return the keys of a LoRA, from its header alone. Raises as `open_lora`."""
+    if isinstance(place, InMemory):
+        return tuple(place.tensors)
     path = local_lora(place)
     try:
         return tuple(_contents(_weights_at(path)).tensors)

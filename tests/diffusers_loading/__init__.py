@@ -1,0 +1,1 @@
+"""LoRAs loaded into diffusers' pipelines."""
