@@ -136,7 +136,16 @@ ALLOWED: dict[str, set[str]] = {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
         "transfers",
     },
-    "reports": {"files.disk", "files.names", "transfers", "analysis", "diagnosis", "diagnosis.rule", "batches"},
+    "reports": {
+        "files",
+        "files.disk",
+        "files.names",
+        "transfers",
+        "analysis",
+        "diagnosis",
+        "diagnosis.rule",
+        "batches",
+    },
     "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {

@@ -17,6 +17,7 @@ from loraport.errors import InputError, SettingsError
 from loraport.files.additions import Addition, Additions, additions
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import OWN_PREFIX
+from loraport.files.lora.header import shown_fields
 from loraport.files.lora.key_account import KeyAccount
 from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
@@ -44,7 +45,9 @@ class Ingredient:
 
     def provenance(self) -> dict[str, Any]:
         """Return what the written file says of it."""
-        return {"lora": self.lora.path.name, "sha256": self.lora.sha256, "strength": self.strength}
+        words = shown_fields(self.lora.metadata)
+        own = {"lora": self.lora.path.name, "sha256": self.lora.sha256, "strength": self.strength}
+        return own | ({"words": words} if words else {})
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,23 @@
 """The page of one transfer: complete in itself, and its sentences follow the numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from loraport._version import __version__
 from loraport.errors import OutputError
+from loraport.files.inspect import describe
 from loraport.files.lora.key_account import KeyAccount
 from loraport.reports import transfer_page
 from loraport.reports.rendering import cell, layer_table
 from loraport.reports.transfer_page import transfer_findings, write_transfer_page
 from loraport.transfers.results import LayerResult, TransferResult
+from loraport.transfers.run import transfer
 from tests.reports.browser import browser_says, browser_shows, foreign_addresses, needs_chromium
+from tests.transfers.models import make_family
 
 LAYER = LayerResult(
     "blocks.0.self_attn.q", "transferred", None, (128, 64), 8, 16, drift=0.25, lora=0.1, update=0.12, correction=0.05,
@@ -53,7 +59,32 @@ def test_the_page_names_its_inputs_and_the_version(tmp_path):
     html = (tmp_path / "page.html").read_text()
     for fact, value in (("LoRA", named.lora), ("Source", "wan/"), ("Target", named.target)):
         assert f"<dt>{fact}</dt><dd>{value}</dd>" in html
-    assert f"<dt>Made by</dt><dd>loraport {__version__}</dd>" in html
+    assert f"<dt>Made by</dt><dd>loraport {__version__}, with PyTorch {torch.__version__}</dd>" in html
+
+
+def test_the_page_says_whose_lora_it_is_its_hashes_and_how_it_is_loaded(tmp_path):
+    """Three months later nobody remembers."""
+    family = make_family(tmp_path)
+    tensors = load_file(family.lora)
+    save_file(tensors, family.lora, {"modelspec.title": "Ink & <water>", "modelspec.trigger_phrase": "inkwash"})
+    result = transfer(family.config(method="direct", target=f"source+{family.lora}*0.8", format="diffusers"))
+    write_transfer_page(result, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    facts = describe(result.output)
+    for label, text in (
+        ("Title", "Ink &amp; &lt;water&gt;"),
+        ("Trigger words", "inkwash"),
+        ("LoRA, SHA-256", facts["made"]["lora_sha256"]),
+        ("Source&#39;s weights, hash", facts["made"]["source_hash"]),
+        ("Target&#39;s weights, hash", facts["made"]["target_hash"]),
+        ("Output, SHA-256", facts["sha256"]),
+    ):
+        assert f"<dt>{label}</dt><dd>{text}</dd>" in html
+    assert "beside lora.safetensors at strength 0.8" in html
+    assert "<dt>diffusers</dt><dd><code>pipe.load_lora_weights(" in html
+    Path(result.output).unlink()
+    write_transfer_page(result, tmp_path / "page.html")
+    assert "How to load it" not in (tmp_path / "page.html").read_text()
 
 
 def test_sentences_follow_the_numbers():

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError, SettingsError
 from loraport.files.adapters.outline import Outline
 from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.user_paths import expand_home
+from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.how_to_load import ToLoad, how_to_load
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.header import lasting_fields, shown_fields
 from loraport.files.lora.locate import local_lora, lora_keys
-from loraport.files.lora.provenance import loading_hint, step_words, transfer_steps
+from loraport.files.lora.provenance import (
+    accelerator_of,
+    loading_hint,
+    made_on,
+    merged_loras,
+    moved_words,
+    provenance_facts,
+    step_words,
+    transfer_steps,
+)
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.models.locate import find_files
 from loraport.files.models.named_places import known_place
+from loraport.files.models.shards import SAFETENSORS
 from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, are_of_lora
 from loraport.files.names.families import FAMILIES, Family
@@ -132,6 +146,8 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "copied": len(lora.extras),
         "whole weights": sorted(one.key for one in map(lora.parse, lora.extras) if one.part in WHOLE),
         "transfers": [step_words(step) for step in transfer_steps(lora.metadata)],
+        "moved": _moved(lora),
+        "made": provenance_facts(lora.metadata),
         "load": loading_hint(lora.metadata),
         "words": shown_fields(lora.metadata),
         "header": lasting_fields(lora.metadata),
@@ -139,6 +155,23 @@ def describe_lora(lora: Lora) -> dict[str, Any]:
         "sha256": lora.sha256,
         "loaders": _loaders(lora),
     }
+
+
+def _moved(lora: Lora) -> list[str]:
+    """Return a phrase for each transfer behind a LoRA, and one for the format that it was written in afterwards."""
+    steps = [moved_words(step) for step in transfer_steps(lora.metadata)]
+    own = provenance_facts(lora.metadata)
+    if "converted" in own:
+        steps.append(f"written in another format from {own['converted']}")
+    if steps:
+        steps[-1] += f" on {made_on(lora.metadata) or _file_date(lora.path)}"
+    return steps
+
+
+def _file_date(path: Path) -> str:
+    """Return the day on which a file was last written, as the file system has it: no file says it itself."""
+    file = path / WEIGHTS_NAME if (path / WEIGHTS_NAME).is_file() else path
+    return time.strftime("%Y-%m-%d (by the file's date)", time.localtime(file.stat().st_mtime))
 
 
 def _first_key(lora: Lora) -> str:
@@ -159,13 +192,18 @@ def _differences(lora: Lora) -> dict[str, tuple[int, int]]:
 def _loaders(lora: Lora) -> list[dict[str, Any]]:
     """Return a row for each loader; none where the names belong to no known family."""
     facts = facts_of(lora)
-    return [] if facts is None else [asdict(one) for one in verdicts(facts)]
+    if facts is None:
+        return []
+    one = ToLoad(str(lora.path), facts.family, *(accelerator_of(lora.metadata) or ()))
+    return [
+        asdict(row) | {"how": how_to_load(row.loader, one) if row.takes != "no" else None} for row in verdicts(facts)
+    ]
 
 
 def summary_lines(facts: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a LoRA for people: what it is, where its alpha came from, who takes it; others unchanged."""
     if "loaders" not in facts:
-        return {name: value for name, value in facts.items() if name != "other networks" or value}
+        return {name: value for name, value in facts.items() if name not in ("other networks", "merged") or value}
     by_verdict = {name: [one for one in facts["loaders"] if one["takes"] == name] for name in ("yes", "partly", "no")}
     scale = facts["scale"]
     shown = " or ".join(scale) if len(scale) <= 3 else f"{min(scale, key=float)} to {max(scale, key=float)}"
@@ -180,7 +218,7 @@ def summary_lines(facts: dict[str, Any]) -> dict[str, Any]:
         **({"text encoders": _of_encoders(facts["encoders"])} if facts["encoders"] else {}),
         **({"note": facts["notes"]} if facts["notes"] else {}),
         **facts["words"],
-        **({"transfers": ", then ".join(facts["transfers"])} if facts["transfers"] else {}),
+        **({"transfers": ", then ".join(facts["moved"])} if facts["moved"] else {}),
         **({"load it": facts["load"]} if facts["load"] else {}),
         "beside": f"{facts['copied']} other keys{_whole(facts['whole weights'])} are carried through, "
         f"{len(facts['dropped'])} are dropped",
@@ -241,7 +279,20 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
         "other networks": len(model.others),
         "extra": list(model.extra),
         "identity": model.identity(),
+        "merged": _merged(model),
     }
+
+
+def _merged(model: Checkpoint) -> list[str]:
+    """Return a phrase for each LoRA that was baked into a model by us, with what its trainer said of it."""
+    place = model.paths[0]
+    metadata = read_safetensors(place).metadata if place.suffix.lower() in SAFETENSORS else {}
+    return [_merged_words(one) for one in merged_loras(metadata)]
+
+
+def _merged_words(one: Mapping[str, Any]) -> str:
+    words = ", ".join(f"{kind} {text}" for kind, text in one["words"].items() if kind in ("title", "trigger words"))
+    return f"{one['lora']} at strength {one['strength']:g}" + (f" ({words})" if words else "")
 
 
 def _family(family: Family | None, known: int, total: int) -> str:

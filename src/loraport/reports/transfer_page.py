@@ -8,9 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loraport._version import __version__
 from loraport.files.names.blocks import layer_depth
 from loraport.reports.rendering import in_words, layer_table, percent, render
+from loraport.reports.written_file import loading_rows, words_and_hashes, written_facts
 from loraport.transfers.results import BatchResult, LayerResult, TransferResult
 
 MOSTLY_IDLE = 0.9
@@ -49,10 +52,12 @@ def _can_draw() -> bool:
 
 def transfer_section(result: TransferResult) -> dict[str, Any]:
     """Return what the template shows of one transfer."""
+    written = written_facts(result.output)
     return {
         "name": Path(result.output).name,
         "findings": transfer_findings(result),
-        "facts": _facts(result),
+        "facts": _facts(result) | ({} if written is None else words_and_hashes(written)),
+        "loading": [] if written is None else loading_rows(written),
         "warnings": result.warnings,
         "dropped": result.keys.dropped,
         "figures": [
@@ -170,7 +175,7 @@ def _facts(result: TransferResult) -> dict[str, str]:
         "Settings": in_words(result.settings),
         "Keys": str(result.keys).replace(" in: ", " read, "),
         "Took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
-        "Made by": f"loraport {__version__}",
+        "Made by": f"loraport {__version__}, with PyTorch {torch.__version__}",
     }
 
 

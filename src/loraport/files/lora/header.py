@@ -40,7 +40,15 @@ _KINDS: Mapping[str, re.Pattern[str]] = {
     "trained on": re.compile(r"(.*[._])?(base_model(_name_or_path|_version)?|sd_model_name|trained_on)"),
 }
 """What people look for -> the names of its fields, in lower case."""
-_TAGS = "ss_tag_frequency"
+_TAGS, _FOLDERS = "ss_tag_frequency", "ss_dataset_dirs"
+_TRIGGERS = "trigger words"
+_IN_NEARLY_ALL = 0.95
+"""Share of the captions that a tag must stand in to be taken for a trigger word."""
+_GENERAL = frozenset(
+    "1girl 1boy solo woman man girl boy person people photo video masterpiece best_quality high_quality highres "
+    "absurdres simple_background white_background looking_at_viewer realistic".split()
+)
+"""Tags that stand in all captions of many training sets, and call no style."""
 
 
 def lasting_fields(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -68,16 +76,47 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def shown_fields(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return title, author, licence, trigger words, base model and the commonest tags, where the header has them."""
+    """Return title, author, licence, trigger words, base model and the commonest tags, where the header has them.
+
+    Where no field names trigger words, the tags that stand in nearly every caption of kohya's list are named as such.
+    """
     shown = {}
     kept = lasting_fields(metadata)
     for kind, names in _KINDS.items():
-        values = (value.strip() for key, value in sorted(kept.items()) if names.fullmatch(key.lower()[:_SHOWN]))
-        if texts := list(dict.fromkeys(value for value in values if value not in ("", "None"))):
+        values = (_listed(value) for key, value in sorted(kept.items()) if names.fullmatch(key.lower()[:_SHOWN]))
+        if texts := list(dict.fromkeys(value for values in values for value in values if value not in ("", "None"))):
             shown[kind] = ", ".join(_short(text) for text in texts)
-    if tags := _tags(kept.get(_TAGS, "")):
+    tags, captions = _tags(kept.get(_TAGS, "")), _captions(kept.get(_FOLDERS, ""))
+    if _TRIGGERS not in shown and (guessed := _in_nearly_all(tags, captions)):
+        shown[_TRIGGERS] = ", ".join(f"{_short(tag)} (in {tags[tag]} of {captions} captions)" for tag in guessed)
+    if tags:
         shown["tags"] = ", ".join(f"{_short(tag)} ({count})" for tag, count in tags.most_common(5))
     return shown
+
+
+def _listed(value: str) -> list[str]:
+    """Return a text, or the texts of a JSON list."""
+    if value.lstrip().startswith("[") and len(value) <= _LONGEST_CONFIGURATION:
+        try:
+            several = json.loads(value)
+        except (ValueError, RecursionError):
+            several = None
+        if isinstance(several, list) and all(isinstance(one, str) for one in several):
+            return [one.strip() for one in several]
+    return [value.strip()]
+
+
+def _captions(text: str) -> int:
+    """Return how many pictures or clips were trained on, by kohya's list of folders; 0 where it does not say."""
+    counts = [one.get("img_count") for one in _json_object(text).values() if isinstance(one, dict)]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _in_nearly_all(tags: Counter[str], captions: int) -> list[str]:
+    """Return the tags in nearly every caption, the commonest three; none for fewer than three captions."""
+    least = max(3, _IN_NEARLY_ALL * captions)
+    found = [tag for tag, count in tags.most_common() if count >= least and captions]
+    return [tag for tag in found if tag.lower().replace(" ", "_") not in _GENERAL][:3]
 
 
 def _tags(text: str) -> Counter[str]:

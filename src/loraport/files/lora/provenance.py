@@ -6,18 +6,21 @@ JSON list of the same fields, oldest first. Files may be made by anybody: what i
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraport._version import __version__
+from loraport.errors import SettingsError
 from loraport.files.formats.safetensors_write import OWN_PREFIX
 from loraport.plain_json import json_text
 
 if TYPE_CHECKING:
     from loraport.files.lora.read import Lora
 
-EARLIER = "earlier"
+EARLIER, DATE = "earlier", "date"
 LEFT_OUT = "left_out"
 """In the oldest step that is kept: how many before it are not."""
 
@@ -33,19 +36,43 @@ LONGEST = 1000
 def made_from(lora: Lora, method: str) -> dict[str, str]:
     """Return what a LoRA that a method made of another says of itself; names without folders, contents by hash."""
     own = {"version": __version__, "method": method, "lora": lora.path.name, "lora_sha256": lora.sha256}
+    own |= date_field()
     return own | earlier_field(lora.metadata)
 
 
 def converted_from(lora: Lora) -> dict[str, str]:
     """Return the same for the same updates in another format: what an earlier run of ours wrote of them stays true."""
-    own = {"version": __version__, "converted": lora.path.name, "converted_sha256": lora.sha256}
+    own = {"version": __version__, "converted": lora.path.name, "converted_sha256": lora.sha256} | date_field()
     return _own_fields(lora.metadata) | own
 
 
 def own_header(**fields: Any) -> dict[str, str]:
     """Return fields of a model's header that this program writes, as JSON, with its version."""
-    texts = {name: json_text(value, sort_keys=True) for name, value in fields.items()} | {"version": __version__}
+    texts = {name: json_text(value, sort_keys=True) for name, value in fields.items()}
+    texts |= {"version": __version__, **date_field()}
     return {f"{OWN_PREFIX}{name}": text for name, text in texts.items()}
+
+
+def merged_loras(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the LoRAs that `merge` has baked into a model, with `lora`, `strength` and the trainer's `words`."""
+    try:
+        steps = json.loads(metadata.get(f"{OWN_PREFIX}merged", "[]"))
+    except (ValueError, RecursionError):
+        return []
+    loras = [one for step in _listed(steps) if isinstance(step, dict) for one in _listed(step.get("loras"))]
+    return [
+        {"lora": one["lora"], "strength": float(one["strength"]), "words": _texts(one.get("words"))}
+        for one in loras
+        if isinstance(one, dict) and isinstance(one.get("lora"), str) and isinstance(one.get("strength"), int | float)
+    ]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {str(name): text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
 
 
 def _own_fields(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -86,11 +113,61 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
 
 
 def loading_hint(metadata: Mapping[str, str]) -> str | None:
-    """Say how to load a LoRA that was made for a model with an accelerator; None for any other."""
-    name, strength = (metadata.get(f"{OWN_PREFIX}{field}") for field in ("accelerator", "accelerator_strength"))
+    """Say on which model, how strong, and beside what a LoRA is loaded that was moved; None for any other."""
+    own = _own_fields(metadata)
+    target, name, strength = (own.get(field) for field in ("target", "accelerator", "accelerator_strength"))
+    if target is None or max(len(target), len(name or "")) > LONGEST:
+        return None
+    words = "at strength 1"
+    if name is None:
+        words = f"on {target} {words}"
+    else:
+        model = target.removesuffix(f"+{name}")
+        words = f"on {model} {words}, beside {name} at strength {_plain_number(strength)}"
+        words += ": the accelerator is not in this file"
+    if "part" in own:
+        words += "; the other part of it, in a file of its own, is loaded beside it"
+    return words
+
+
+def accelerator_of(metadata: Mapping[str, str]) -> tuple[str, float] | None:
+    """Return the accelerator that a LoRA is loaded beside and its strength; None for one that needs none."""
+    own = _own_fields(metadata)
+    name = own.get("accelerator")
     if name is None or len(name) > LONGEST:
         return None
-    return f"beside {name} at strength {_plain_number(strength)}: the accelerator is not in this file"
+    try:
+        return name, float(own.get("accelerator_strength", "1"))
+    except ValueError:
+        return name, 1.0
+
+
+def made_on(metadata: Mapping[str, str]) -> str | None:
+    """Return the date that was written into the file, which is so only where SOURCE_DATE_EPOCH said it."""
+    date = metadata.get(f"{OWN_PREFIX}{DATE}", "")
+    return date if len(date) == 10 and date.replace("-", "").isdigit() else None
+
+
+def date_field() -> dict[str, str]:
+    """Return the date for a header where SOURCE_DATE_EPOCH names one; nothing else, since bytes must not depend on it.
+
+    Raises SettingsError for a value that is no number of seconds since 1970.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return {}
+    try:
+        return {DATE: datetime.datetime.fromtimestamp(int(text), datetime.timezone.utc).strftime("%Y-%m-%d")}
+    except (ValueError, OverflowError, OSError) as error:
+        raise SettingsError(
+            f"SOURCE_DATE_EPOCH is {text!r}, but it must be a number of seconds since 1970; unset it for no date"
+        ) from error
+
+
+def provenance_facts(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields of a file's own transfer or conversion that are shown to people: names, hashes, version."""
+    own = _own_fields(metadata)
+    return {name: own[name] for name in FIELDS if name in own and len(own[name]) <= LONGEST}
 
 
 def _plain_number(text: str | None) -> str:
@@ -98,6 +175,12 @@ def _plain_number(text: str | None) -> str:
         return f"{float(text or 1):g}"
     except ValueError:
         return "?"
+
+
+def moved_words(step: Mapping[str, str]) -> str:
+    """Return `moved from base to student by casa`."""
+    part = f", {step['part']} part" if "part" in step else ""
+    return f"moved from {step.get('source', '?')} to {step.get('target', '?')} by {step.get('method', '?')}{part}"
 
 
 def step_words(step: Mapping[str, str]) -> str:
