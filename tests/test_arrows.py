@@ -134,7 +134,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "batches": {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
-        "transfers",
+        *("transfers", "diagnosis"),
     },
     "reports": {
         "files",
@@ -149,6 +149,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
+        "diagnosis.rule",
         "files.disk",
         "files.names",
         "files.formats",
@@ -177,7 +178,17 @@ ALLOWED: dict[str, set[str]] = {
             "merging",
             "conversion",
         ),
-        *("analysis", "sampling", "sampling.choice", "diagnosis", "batches", "evaluation", "reports", "console"),
+        *(
+            "analysis",
+            "sampling",
+            "sampling.choice",
+            "diagnosis",
+            "diagnosis.rule",
+            "batches",
+            "evaluation",
+            "reports",
+            "console",
+        ),
         *("compare", "compare.grid"),
         "reports.evaluation",
     },

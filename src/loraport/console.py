@@ -266,6 +266,8 @@ def print_transfers(
         files = "1 file" if len(batch.runs) == 1 else f"{len(batch.runs)} files"
         where = batch.runs[0].device if batch.runs else "cpu"
         say_line(f"{files} took {seconds:.1f} s together on {where}, at most {memory:.2f} GB of memory")
+        for advice in dict.fromkeys(result.advice.line() for result in batch.runs if result.advice is not None):
+            say_line(f"advice: {advice}")
     for result in batch.runs:
         if not quiet and not batch.several:
             print_facts({**_summary(result), **(more or {})}, json=False)
@@ -320,8 +322,10 @@ def _summary(result: TransferResult) -> dict[str, str]:
         "rounding": f"to the written dtype changes an update by {_median(x.rounding for x in done)} in the median",
         "took": f"{result.seconds['total']:.1f} s on {result.device}, at most "
         f"{result.peak_rss_bytes / 1e9:.2f} GB of memory",
+        "advice": "" if result.advice is None else result.advice.line(),
     }
     absent = {
+        "advice": result.advice is None,
         "kept": result.kept_correction is None,
         "rounding": not any(layer.rounding for layer in done),
         "clusters": all(layer.clusters is None for layer in done),

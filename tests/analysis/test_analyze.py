@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from loraport.analysis.inputs import AnalyzeConfig
-from loraport.analysis.layer_sample import sample_layers
 from loraport.analysis.run import LAYERS, analyze
 from loraport.analysis.survey import shared_layers
 from loraport.analysis.sweep import Grid, layer_rows, sweep
 from loraport.errors import SettingsError
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.names.blocks import layer_depth, layer_kind
+from loraport.inputs.layer_sample import sample_layers
 from loraport.inputs.plan import LayerJob
 from loraport.methods.casa import casa
 from loraport.methods.settings import CasaSettings

@@ -5,11 +5,14 @@ import shlex
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from loraport.diagnosis import look
 from loraport.diagnosis.diagnose import diagnose
 from loraport.diagnosis.relation import by_names
 from loraport.errors import InputError
+from loraport.inputs import layer_sample
 from loraport.merging import merge
 from tests import tiny
 from tests.diagnosis.planted_pairs import moved, write_lora, write_model
@@ -169,8 +172,8 @@ def test_a_sample_says_where_it_cannot_tell_and_all_layers_can(pair, monkeypatch
     half = moved(STATE, head=0.42)
     other = moved(STATE, head=0.56)
     mixed = {name: (half if ".1." in name else other)[name] for name in STATE}
-    monkeypatch.setattr(look, "WORK", 1.0)
-    monkeypatch.setattr(look, "LEAST_LAYERS", 10)
+    monkeypatch.setattr(layer_sample, "WORK", 1.0)
+    monkeypatch.setattr(layer_sample, "LEAST_LAYERS", 10)
     sampled, whole = pair(mixed), pair(mixed, exact=True)
     assert len(sampled.looks) == 10 < len(whole.looks) == 30
     assert sampled.verdict == "choose" and "only all layers can tell" in sampled.why
@@ -220,3 +223,92 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     assert code == 0 and facts["verdict"] == "not-this-pair" and set(facts) >= KEYS and facts["drift"] is None
     code, _, err = run("diagnose", tmp_path / "none.safetensors", "--source", source, "--target", target)
     assert code == 2 and "does not exist" in err and "Traceback" not in err
+
+
+def test_the_next_command_is_one_that_runs(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    for head, method in ((0.58, "casa"), (0.52, "direct,casa,undo:0.25"), (0.42, "undo:0.25")):
+        target = write_model(tmp_path / f"fast-{head}.safetensors", moved(STATE, head=head))
+        words = shlex.split(diagnose(lora, source, target).command)
+        assert words[words.index("--method") + 1] == method
+        assert run(*words[1:], "-q")[0] == 0 and (tmp_path / words[words.index("-o") + 1]).exists()
+    assert run("convert", lora, "--to", "peft", "-o", tmp_path / "style-peft", "-q")[0] == 0
+    words = shlex.split(diagnose(tmp_path / "style-peft", source, target).command)
+    assert run(*words[1:], "-q")[0] == 0  # of a folder a folder
+
+
+def test_a_transfer_ends_with_the_line_that_a_diagnosis_has(run, tmp_path):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    target = write_model(tmp_path / "fast.safetensors", moved(STATE, head=0.42))
+    told = diagnose(lora, source, target)
+    for method in ("casa", "undo:0.25", "direct", "prolora"):
+        output = tmp_path / f"{method.replace(':', '-')}.safetensors"
+        code, out, _ = run(
+            "transfer", lora, "--source", source, "--target", target, "--method", method, "-o", output, "--no-cache"
+        )
+        assert code == 0 and out.splitlines()[-1].split(maxsplit=1) == ["advice", told.line()]
+    accelerator = tiny.write_lora(tmp_path / "fast-lora.safetensors", tiny.lora_factors(STATE, seed=5, rank=2))
+    merge(source, [str(accelerator)], tmp_path / "merged.safetensors")
+    for place in (f"source+{accelerator}", tmp_path / "merged.safetensors"):
+        words = ("transfer", lora, "--source", source, "--target", place, "-o", tmp_path / "out.safetensors")
+        assert run(*words)[1].splitlines()[-1].split(maxsplit=1)[1].startswith("direct, the LoRA as it is")
+    facts = json.loads(run(*words, "--json", "--overwrite")[1])
+    assert facts["advice"]["verdict"] == "direct" and facts["layers"][0]["few_directions"] is True
+
+
+def test_little_of_the_correction_is_said_with_the_price_of_more(run, tmp_path):
+    dim, ffn = 96, 160
+    state = tiny.tiny_state(blocks=1, dim=dim, ffn=ffn)
+    lora = write_lora(tmp_path / "style.safetensors", state, rank=1)
+    source = write_model(tmp_path / "wan.safetensors", state)
+    target = write_model(tmp_path / "fast.safetensors", tiny.drifted(state, size=0.05))
+    words = ("transfer", lora, "--source", source, "--target", target, "-o", tmp_path / "out.safetensors")
+    code, _, err = run(*words)
+    assert code == 0 and "of what casa changed is kept at rank 2" in err and "--rank 8 keeps more" in err
+    kept = json.loads(run(*words, "--json", "--overwrite")[1])["kept_correction"]
+    assert kept < 0.3
+    _, _, err = run(*words, "--rank", "80", "--overwrite")
+    assert "keeps more" not in err
+
+
+def test_the_advice_is_taken_and_recorded(run, tmp_path):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    target = write_model(tmp_path / "fast.safetensors", moved(STATE, head=0.42))
+    by_hand, by_advice = tmp_path / "hand.safetensors", tmp_path / "advice.safetensors"
+    words = ("transfer", lora, "--source", source, "--target", target, "--method")
+    code, out, err = run(*words, "recommend", "-o", by_advice, "--json", "--report", tmp_path / "page.html")
+    facts = json.loads(out)
+    assert (
+        code == 0 and facts["method"] == "undo:0.25" and facts["settings"]["advised"].startswith("undo:0.25, a quarter")
+    )
+    assert "undo:0.25" in err and "advised" in (tmp_path / "page.html").read_text()
+    assert run(*words, "undo:0.25", "-o", by_hand, "-q")[0] == 0
+    ours, theirs = load_file(by_advice), load_file(by_hand)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs) and ours.keys() == theirs.keys()
+    with safe_open(by_advice, "pt") as file:
+        assert "undo:0.25, a quarter" in json.loads(file.metadata()["loraport.settings"])["advised"]
+    again = write_lora(tmp_path / "other.safetensors", STATE)
+    code, _, _ = run("transfer", lora, again, *words[2:], "recommend", "-o", tmp_path / "both", "-q")
+    assert code == 0 and (tmp_path / "both" / "other-undo-0.25.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--method", "recommend,casa"), "give it alone"),
+        (("--method", "recommend", "--dry-run"), "has to look at weights"),
+        (("--method", "recommend", "--tau", "2"), "leave them out"),
+        (("--method", "recommend"), "not the target's base"),
+    ],
+)
+def test_advice_that_cannot_be_taken_is_one_sentence(run, tmp_path, more, reason):
+    lora = write_lora(tmp_path / "style.safetensors", STATE)
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    target = write_model(tmp_path / "other.safetensors", tiny.tiny_state(7, blocks=3))
+    output = tmp_path / "out.safetensors"
+    code, _, err = run("transfer", lora, "--source", source, "--target", target, "-o", output, *more)
+    assert code == 2 and reason in err and "Traceback" not in err and not output.exists()

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.analysis.layer_sample import sample_layers
 from loraport.compute import layer_generator, read_ahead
 from loraport.errors import SettingsError
 from loraport.field_types import check_fields
@@ -20,6 +19,7 @@ from loraport.files.models.presets import is_local, open_model
 from loraport.inputs.accelerator import Target
 from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.identity import run_identity
+from loraport.inputs.layer_sample import sample_layers
 from loraport.inputs.open import TransferInputs, prepare
 from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property

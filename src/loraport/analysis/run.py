@@ -12,7 +12,6 @@ from torch import Tensor
 
 from loraport._version import __version__
 from loraport.analysis.inputs import AnalysisInputs, AnalyzeConfig, choose_layers
-from loraport.analysis.layer_sample import sample_layers
 from loraport.analysis.layer_statistics import AnalyzedLayer, layer_statistics
 from loraport.analysis.results import Analysis, LayerView
 from loraport.analysis.survey import LayerDrift, Survey, layer_drift, shared_layers
@@ -21,6 +20,7 @@ from loraport.compute import peak_rss_bytes
 from loraport.errors import SettingsError
 from loraport.estimates.layer_cost import layer_weight
 from loraport.files.names.blocks import layer_depth, layer_kind
+from loraport.inputs.layer_sample import sample_layers
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.methods.settings import CasaSettings

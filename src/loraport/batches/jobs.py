@@ -10,6 +10,7 @@ from typing import Any
 from loraport.batches.find import FoundLora, find_loras
 from loraport.batches.manifest import ManifestRow, folder_of, is_manifest, read_manifest
 from loraport.batches.names import NameTemplate, same_place
+from loraport.diagnosis.recommend import is_recommended, recommended
 from loraport.errors import LoraportError, SettingsError, unknown_name
 from loraport.files.disk.user_paths import expand_home
 from loraport.inputs.batch import becomes_folder, in_parts
@@ -17,6 +18,7 @@ from loraport.inputs.config import RankRule, TransferConfig, chosen_format, chos
 from loraport.inputs.open import SHARED_SETTINGS
 from loraport.inputs.recipes import chosen_recipes
 from loraport.methods.settings import KINDS, Changes, flagged_settings
+from loraport.progress import NO_PROGRESS, Progress
 from loraport.transfers.results import NotWritten
 
 Pass = tuple[TransferConfig, ...]
@@ -51,15 +53,15 @@ class JobPlan:
         return tuple(job for one in self.passes for job in one)
 
 
-def plan_jobs(words: Sequence[str], request: Request) -> JobPlan:
+def plan_jobs(words: Sequence[str], request: Request, *, progress: Progress = NO_PROGRESS) -> JobPlan:
     """Return the jobs of LoRAs, folders, globs and manifests. What is wrong with one of them is in `refused`.
 
     Raises SettingsError for options that no job can have.
     """
     root = expand_home(request.template.output)
     loras = find_loras([word for word in words if not is_manifest(word)], leave=root)
-    jobs: list[TransferConfig] = _jobs(loras, request) if loras else []
     refused: list[NotWritten] = []
+    jobs: list[TransferConfig] = _jobs(loras, request, refused, progress) if loras else []
     for word in filter(is_manifest, words):
         rows, wrong = read_manifest(word)
         refused += [NotWritten("", str(error), where) for where, error in wrong]
@@ -67,7 +69,7 @@ def plan_jobs(words: Sequence[str], request: Request) -> JobPlan:
             try:
                 own = _with_row(request, row)
                 found = find_loras([row.lora], below=folder_of(word), leave=root)
-                jobs += _jobs(found, own)
+                jobs += _jobs(found, own, refused, progress)
             except LoraportError as error:
                 reason = str(error) if row.where in str(error) else f"{row.where}: {error}"
                 refused.append(NotWritten("", reason, row.lora))
@@ -134,14 +136,26 @@ def _model(text: str, folder: Path) -> str:
     return f"{model if model == SOURCE else _model(model, folder)}+{beside}"
 
 
-def _jobs(loras: Iterable[FoundLora], request: Request) -> list[TransferConfig]:
+def _jobs(
+    loras: Iterable[FoundLora], request: Request, refused: list[NotWritten], progress: Progress
+) -> list[TransferConfig]:
+    """Return a job for each LoRA by each method, or by the one that is recommended for it; else it is `refused`."""
     template = request.template
     for name in ("source", "target"):
         if not getattr(template, name):
             raise SettingsError(f"nothing says the {name}; give --{name} MODEL, or {name!r} in the manifest")
-    recipes = chosen_recipes(request.methods, request.preset, request.changes or {})
+    advised = is_recommended(request.methods, request.preset, request.changes)
+    named = () if advised else chosen_recipes(request.methods, request.preset, request.changes or {})
     jobs: list[TransferConfig] = []
     for lora in loras:
+        template, recipes = request.template, named
+        if advised:
+            try:
+                template, _ = recommended(replace(template, lora=lora.place), progress=progress)
+            except LoraportError as error:
+                refused.append(NotWritten("", str(error), lora.place))
+                continue
+            recipes = (template.recipe,)
         for recipe in recipes:
             place = request.names.place(template.output, lora, recipe.name, template.source, template.target)
             job = replace(

@@ -14,8 +14,20 @@ from loraport.sampling.providers import known_place
 CANDIDATES = ("direct", "casa", SAFE)
 
 
-def next_command(lora: str, source: str, target: str, advice: Advice | None, relation: Relation | None) -> str:
-    """Return the command line; without an advice, one that diagnoses the pair again."""
+def next_command(
+    lora: str,
+    source: str,
+    target: str,
+    advice: Advice | None = None,
+    relation: Relation | None = None,
+    *,
+    folder: bool = False,
+) -> str:
+    """Return the command line; without an advice, one that diagnoses the pair again.
+
+    `folder`: a file of this LoRA is written as a folder, in PEFT's form.
+    """
+    ending = "" if folder else ".safetensors"
     pair = ["--source", source, "--target", target]
     if advice is None:
         return _line("diagnose", lora, *pair)
@@ -29,9 +41,9 @@ def next_command(lora: str, source: str, target: str, advice: Advice | None, rel
         return _line("diagnose", lora, *pair, "--all")
     if advice.verdict == CHOOSE:
         if can_be_sampled(source, target):
-            return _line("choose", *CANDIDATES, "--lora", lora, *pair, "-o", f"{_stem(lora)}-chosen.safetensors")
+            return _line("choose", *CANDIDATES, "--lora", lora, *pair, "-o", f"{_stem(lora)}-chosen{ending}")
         return _line("transfer", lora, *pair, "--method", ",".join(CANDIDATES), "-o", f"{_stem(lora)}-candidates")
-    output = f"{_stem(lora)}-{advice.verdict.replace(':', '-')}.safetensors"
+    output = f"{_stem(lora)}-{advice.verdict.replace(':', '-')}{ending}"
     return _line("transfer", lora, *pair, "--method", advice.verdict, "-o", output)
 
 

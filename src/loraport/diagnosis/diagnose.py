@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +14,24 @@ from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.look import LayerLook, chosen_layers, look_at
 from loraport.diagnosis.relation import Relation, by_names, by_weights
 from loraport.diagnosis.result import Diagnosis, Keys
-from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, Advice, Traits, advise
+from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, Advice, advise
+from loraport.diagnosis.rule.traits import Traits, traits_of
 from loraport.errors import MismatchError
 from loraport.estimates.estimate import estimate
 from loraport.files.inspect import looks_like_lora
 from loraport.files.lora.read import read_lora
 from loraport.inputs.accelerator import AcceleratedModel, split_target
+from loraport.inputs.batch import becomes_folder
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.providers import known_place
+from loraport.transfers.advice import quantized_kinds
 from loraport.transfers.layer_source import LayerSource, LayerWeights
 
 COMPARING = "comparing the models"
-MOSTLY = 0.8
-"""Share of the layers that must have a drift of few directions for it to be an accelerator's."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Looked:
             advice = Advice(NOT_THIS_PAIR, relation.words, relation.sure, "direct", advise(traits).regime, False)
         else:
             advice = advise(traits)
-        command = next_command(named.lora, named.source, named.target, advice, relation)
+        folder = becomes_folder(config)
+        command = next_command(named.lora, named.source, named.target, advice, relation, folder=folder)
         notes = (*self.inputs.plan.warnings, *_partly(keys, config))
         return Diagnosis(
             named.lora, named.source, named.target, keys, advice, command, relation, traits, self.looks, self.exact,
@@ -159,26 +160,12 @@ class Looked:
 
     def traits(self) -> Traits:
         """Return the means over the layers that moved."""
-        moved = [look for look in self.looks if look.head_drift is not None]
-        low_rank = sum(look.low_rank for look in moved)
-        models = [
-            self.inputs.source,
-            *([] if isinstance(self.inputs.target, AcceleratedModel) else [self.inputs.target]),
-        ]
-        drifting = [look for look in self.looks if look.drift]
-        return Traits(
-            drift=_mean([look.drift for look in moved]) or 0.0,
-            floor=_mean([look.floor for look in self.looks]) or 0.0,
-            lora=_mean([look.lora for look in moved or self.looks]) or 0.0,
-            head_drift=_mean([look.head_drift for look in moved]),
-            rho2=_mean([look.rho2 for look in moved]),
-            cosine=_mean([look.cosine for look in moved]),
-            accelerated=self.beside or (bool(moved) and low_rank >= MOSTLY * len(moved)),
-            head_error=_error([look.head_drift for look in moved], len(self.inputs.plan.of("transfer"))),
-            raw_drift=_mean([look.drift for look in drifting]) or 0.0,
-            rounded=any(look.rounding for look in self.looks),
-            quantized=tuple(dict.fromkeys(kind for model in models for kind in model.quantized)),
-        )  # fmt: skip
+        return traits_of(
+            [look.traits for look in self.looks],
+            of=len(self.inputs.plan.of("transfer")),
+            beside=self.beside,
+            quantized=quantized_kinds(self.inputs),
+        )
 
     def kept(self) -> dict[str, float | None]:
         """Return what the default rank keeps of the corrections, every layer by the size of its drift."""
@@ -188,19 +175,6 @@ class Looked:
         pairs = [(value, look.moved) for look in self.looks if (value := getattr(look, name)) is not None]
         whole = sum(size for _, size in pairs)
         return sum(value * size for value, size in pairs) / whole if whole else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _error(values: Sequence[float | None], of: int) -> float:
-    """Return the standard error of a mean over some of so many layers; 0 where all were looked at."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2 or len(known) >= of:
-        return 0.0
-    return statistics.stdev(known) * ((1 / len(known)) * (1 - len(known) / of)) ** 0.5
 
 
 def _keys(inputs: TransferInputs, jobs: Sequence[LayerJob]) -> Keys:
@@ -231,7 +205,7 @@ def _not_models(named: Named) -> Diagnosis | None:
             f"the target {Path(config.target).name} is a LoRA, not a model: an accelerator is used beside its base, so "
             f"the target is written 'source+{named.target}*1'"
         )
-        command = next_command(named.lora, named.source, f"source+{named.target}*1", None, None)
+        command = next_command(named.lora, named.source, f"source+{named.target}*1")
         return _not_this_pair(named, why, _unmatched(config), command)
     if looks_like_lora(config.source):
         why = (
@@ -244,5 +218,5 @@ def _not_models(named: Named) -> Diagnosis | None:
 
 def _not_this_pair(named: Named, why: str, keys: Keys, command: str | None = None) -> Diagnosis:
     advice = Advice(NOT_THIS_PAIR, why, 1.0, "direct", "unknown", False)
-    command = command or next_command(named.lora, named.source, named.target, advice, None)
+    command = command or next_command(named.lora, named.source, named.target, advice)
     return Diagnosis(named.lora, named.source, named.target, keys, advice, command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,22 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.analysis.layer_sample import sample_layers
 from loraport.analysis.measures.rigidity import spectral_change
 from loraport.compute import layer_generator
+from loraport.diagnosis.rule.traits import LayerTraits
 from loraport.errors import InputError
+from loraport.inputs.layer_sample import affordable_layers, sample_layers
 from loraport.inputs.plan import LayerJob
 from loraport.methods.layer import Layer
 from loraport.methods.recipes import find_recipe
-from loraport.spectral.head import energy_inside, head_count, head_directions
+from loraport.spectral.head import energy_inside, has_few_directions, head_count, head_directions
 from loraport.spectral.kernels import energy, inner, times_few
 from loraport.spectral.low_rank import LowRank, cosine
 from loraport.transfers.layer_source import LayerWeights
 
-WORK = 4e11
-"""Sum of out · in · min(out, in) over the layers that are looked at, unless all are: 20 s on two cores, 60 layers
-of Wan 1.3B."""
-LEAST_LAYERS = 12
 CLOSELY = 6
 """Layers of the sample whose spectra and truncation are looked at too."""
 SMALL = 640
@@ -36,11 +32,6 @@ SPECTRUM = 2048
 KEPT_BY_CASA = 0.86
 """What a rank keeps of CASA's correction over what it keeps of the whole drift's undoing: 0.81 to 0.93 in the 18 pairs
 of the embedded family, this on the mean. CASA leaves the strongest directions of the drift, so a rank holds less."""
-LOW_RANK = 128
-"""Most directions of a drift that counts as an accelerator's, and no more than an eighth of them all."""
-LEFT_OVER = 1e-6
-"""Share of the drift's energy that an accelerator's may have outside of its directions, beside rounding."""
-FAR_ABOVE_FLOOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class LayerLook:
     head_lora: float | None = None
     cosine: float | None = None
     """Of LoRA and drift"""
-    low_rank: bool = False
+    few_directions: bool = False
     """Whether the drift has so few directions that it must be an accelerator's"""
     rho2: float | None = None
     overlap: float | None = None
@@ -78,6 +69,20 @@ class LayerLook:
     moved: float = 0.0
     """‖D‖² of what counts as drift: how much the layer counts in what is kept"""
 
+    @property
+    def traits(self) -> LayerTraits:
+        """What the rule looks at."""
+        return LayerTraits(
+            self.drift,
+            self.floor,
+            self.rounding,
+            self.lora,
+            self.head_drift,
+            self.few_directions,
+            self.rho2,
+            self.cosine,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return its row in the JSON output."""
         return asdict(self)
@@ -88,8 +93,7 @@ def chosen_layers(jobs: Sequence[LayerJob], *, exact: bool) -> tuple[tuple[Layer
     names = [job.name for job in jobs]
     if exact:
         return tuple(jobs), frozenset(names)
-    mean = sum(math.prod(job.shape) * min(job.shape) for job in jobs) / len(jobs)
-    sample = sample_layers(names, max(LEAST_LAYERS, int(WORK / mean)))
+    sample = affordable_layers({job.name: job.shape for job in jobs})
     closely = frozenset(sample_layers(sample, CLOSELY))
     return tuple(job for job in jobs if job.name in sample), closely
 
@@ -119,7 +123,7 @@ def look_at(name: str, weights: LayerWeights, lora: LowRank, rank: int, *, close
     seen |= _exactly(name, weights, lora, rank) if whole else _quickly(name, W_s, W_t, layer, closely=closely)
     seen |= {
         "cosine": cosine(layer.lora, layer.drift),
-        "low_rank": is_of_low_rank(layer.drift, facts.floor, layer_generator(0, name)),
+        "few_directions": has_few_directions(layer.drift, facts.floor, layer_generator(0, name)),
         "moved": weights.drift_norm**2,
     }
     if closely:
@@ -173,18 +177,3 @@ def _kept(method: str, layer: Layer, rank: int, name: str) -> float | None:
     """Return what a rank keeps of a method's correction."""
     update = find_recipe(method)(layer)
     return update.kept_correction(update.factorized(min(rank, *layer.drift.shape), layer_generator(0, name)))
-
-
-def is_of_low_rank(D: Float[Tensor, "out in"], floor: float, generator: torch.Generator) -> bool:
-    """Tell whether a drift has at most LOW_RANK directions, but for rounding: then it is a LoRA's, merged or beside.
-
-    Random combinations of its columns span all that such a drift has; what they leave of it is measured. A drift near
-    its rounding cannot be told, and counts as any other.
-    """
-    rank, size = min(LOW_RANK, min(D.shape) // 8), energy(D)
-    if not rank or size < (FAR_ABOVE_FLOOR * floor) ** 2:
-        return False
-    drawn = torch.randn(D.shape[1], rank, generator=generator, dtype=D.dtype).to(D.device)
-    Q = torch.linalg.qr(times_few(D, drawn)).Q
-    left = size - energy(times_few(Q.mT, D))
-    return left <= LEFT_OVER * size + 2 * floor**2

@@ -8,7 +8,8 @@ from typing import Any
 
 from loraport.diagnosis.look import LayerLook
 from loraport.diagnosis.relation import Relation
-from loraport.diagnosis.rule.advice import CHOOSE, NOT_THIS_PAIR, Advice, Traits
+from loraport.diagnosis.rule.advice import CHOOSE, NOT_THIS_PAIR, Advice
+from loraport.diagnosis.rule.traits import Traits
 
 
 @dataclass(frozen=True)

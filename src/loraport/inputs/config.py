@@ -124,6 +124,8 @@ class TransferConfig:
     """Folder of the cache of bases; None keeps nothing."""
     part: Part = "whole"
     """The whole update, or one of two that add up to it: what is left of the LoRA, what is taken back of the drift."""
+    advised: str = ""
+    """The verdict that the method was taken from, where a diagnosis chose it; recorded, and changes nothing."""
 
     def __post_init__(self) -> None:
         for name in ("lora", "source", "target", "output", "cache"):
@@ -165,13 +167,14 @@ class TransferConfig:
             **({"dora": self.dora} if self.dora != "effective" else {}),
             **({"transfer_diffs": True} if self.transfer_diffs else {}),
             **({} if self.part == "whole" else {"part": self.part}),
+            **({"advised": self.advised} if self.advised else {}),
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),
         }
 
     def fingerprint(self) -> str:
         """Return the same text for the same work on a layer, whatever its output, its cache, and its other layers."""
-        elsewhere = dict.fromkeys(("output", "cache", "include", "exclude"))
+        elsewhere = dict.fromkeys(("output", "cache", "include", "exclude", "advised"))
         return json.dumps({**asdict(self), "settings": asdict(self.recipe.settings), **elsewhere}, sort_keys=True)
 
 

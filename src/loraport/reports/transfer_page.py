@@ -146,7 +146,8 @@ def transfer_findings(result: TransferResult) -> list[str]:
         sentences.append(
             f"In {rounded} layers the drift is within the rounding error of the files; there the LoRA was copied."
         )
-    return [*sentences, *_decisions(done)]
+    advice = [] if result.advice is None else [f"Advice for this pair, from its weights: {result.advice.line()}."]
+    return [*sentences, *_decisions(done), *advice]
 
 
 def _decisions(done: Sequence[LayerResult]) -> list[str]:

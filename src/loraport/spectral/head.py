@@ -17,6 +17,12 @@ EXTRA = 16
 STEPS = 5
 """Products with WᵀW: on trained weights the share of a drift in the head is then within 0.001 of the exact one."""
 
+FEW_DIRECTIONS = 128
+"""Most directions of a drift that counts as an accelerator's, and no more than an eighth of them all."""
+LEFT_OVER = 1e-6
+"""Share of the drift's energy that an accelerator's may have outside of its directions, beside rounding."""
+FAR_ABOVE_FLOOR = 10.0
+
 
 def head_count(n: int, share: float = HEAD) -> int:
     """Return how many of n directions are the head; at least one."""
@@ -51,3 +57,18 @@ def energy_inside(D: Float[Tensor, "out n"], V: Float[Tensor, "n k"]) -> float |
     """Return the share of an update's energy that its inputs within the span of V carry; None for a zero update."""
     total = energy(D)
     return energy(times_few(D, V)) / total if total else None
+
+
+def has_few_directions(D: Float[Tensor, "out in"], floor: float, generator: torch.Generator) -> bool:
+    """Tell whether a drift has at most FEW_DIRECTIONS, but for rounding: then it is a LoRA's, merged or beside.
+
+    Random combinations of its columns span all that such a drift has; what they leave of it is measured. A drift near
+    its rounding cannot be told, and counts as any other.
+    """
+    rank, size = min(FEW_DIRECTIONS, min(D.shape) // 8), energy(D)
+    if not rank or size < (FAR_ABOVE_FLOOR * floor) ** 2:
+        return False
+    drawn = torch.randn(D.shape[1], rank, generator=generator, dtype=D.dtype).to(D.device)
+    Q = torch.linalg.qr(times_few(D, drawn)).Q
+    left = size - energy(times_few(Q.mT, D))
+    return left <= LEFT_OVER * size + 2 * floor**2

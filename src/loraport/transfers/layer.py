@@ -18,6 +18,7 @@ from loraport.inputs.drift import TIMES_FLOOR
 from loraport.inputs.plan import LayerJob
 from loraport.methods.layer import Layer, Update
 from loraport.methods.recipes import Recipe
+from loraport.spectral.head import energy_inside, has_few_directions, head_directions, head_share
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank, cosine, factorize_energy, truncate
 from loraport.transfers.layer_source import LayerWeights
@@ -40,6 +41,8 @@ class LayerTransfer:
     dora: str = "effective"
     dtype: torch.dtype = torch.float32
     """What the factors will be written in."""
+    looked_at: frozenset[str] = frozenset()
+    """Layers whose drift is looked at for the advice at the end, where the method needs no bases."""
 
     def __call__(
         self, job: LayerJob, adapter: LayerUpdate, weights: LayerWeights
@@ -81,8 +84,29 @@ class LayerTransfer:
             **_of_files(weights),
             **_sizes(layer, weights, update, written, lost),
             kind=job.kind,
+            **self._place_of_drift(job.name, weights, layer),
             **_of_method(update.facts),
         )
+
+    def looks_itself(self, name: str) -> bool:
+        """Whether it looks for the drift's place in a layer by the weight alone, for want of the drift's routing."""
+        return name in self.looked_at and not self.recipe.needs_routing
+
+    def _place_of_drift(self, name: str, weights: LayerWeights, layer: Layer) -> dict[str, Any]:
+        """Return what the advice at the end needs: how much of the drift is in the head, and whether it is a LoRA's."""
+        if not weights.drift_norm:
+            return {}
+        looked: dict[str, Any] = {}
+        if name in self.looked_at:
+            few = has_few_directions(layer.drift, weights.facts.floor, layer_generator(self.seed, name))
+            looked["few_directions"] = few
+        if layer.known_routing is not None:
+            looked["head_drift"] = head_share(layer.routing().send)
+        elif self.looks_itself(name):
+            W_s, D = weights.W_s.to(layer.drift.device), layer.drift
+            W_s, D = (W_s.mT, D.mT) if layer.is_wide else (W_s, D)
+            looked["head_drift"] = energy_inside(D, head_directions(W_s, layer_generator(self.seed, name)))
+        return looked
 
     def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
         """Return the dense update, or its factors at the rank that the rule gives this layer."""

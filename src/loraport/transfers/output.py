@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.journal import LayerStore
 from loraport.transfers.method_input import as_factors
-from loraport.transfers.results import LayerResult
+from loraport.transfers.results import LayerResult, kept_correction
 
 PART_NOTES = {
     "adapter": "what is left of the LoRA; the part that takes the target's drift back is in a file of its own",
@@ -108,8 +108,8 @@ def _row_of_job(job: LayerJob) -> LayerResult:
                        drift_unknown=job.drift_unknown)  # fmt: skip
 
 
-def closing_notes(config: TransferConfig, results: Iterable[LayerResult]) -> list[str]:
-    """Return what the user should know and only the finished layers show."""
+def closing_notes(config: TransferConfig, results: Iterable[LayerResult], written_bytes: int) -> list[str]:
+    """Return what the user should know and only the finished layers show; the file takes so many bytes."""
     results, notes = list(results), []
     drifts = [result.drift for result in results if result.drift is not None]
     if drifts and not any(drifts):
@@ -121,6 +121,7 @@ def closing_notes(config: TransferConfig, results: Iterable[LayerResult]) -> lis
             f"({kept[0].name}, for one: {_percent(kept[0].drift)} of the weight, where rounding makes "
             f"{_percent(kept[0].floor)}); --force-drift transfers them all the same"
         )
+    notes += _little_kept(config, results, written_bytes)
     ranked = results if config.rank.varies else [row for row in results if row.status == "transferred"]
     if len({row.rank_out for row in ranked} - {None}) > 1:
         notes.append("ranks vary from layer to layer, which diffusers before 0.40 scales wrongly")
@@ -133,6 +134,33 @@ def closing_notes(config: TransferConfig, results: Iterable[LayerResult]) -> lis
             f"phi_min {phi_min:g} even if they were unrelated (full ones by 1, always)"
         )
     return notes
+
+
+LITTLE = 0.3
+"""Share of the correction below which the result is nearly the LoRA as it is."""
+
+
+def _little_kept(config: TransferConfig, results: Sequence[LayerResult], written_bytes: int) -> list[str]:
+    """Return a warning where the rank left little of what the method changed, with the price of more."""
+    share = kept_correction(results)
+    rank = max((row.rank_out or 0 for row in results), default=0)
+    if share is None or share >= LITTLE or not rank:
+        return []
+    shapes = [row.shape for row in results if row.kept_correction is not None]
+    dense = sum(out * inn for out, inn in shapes) * TORCH_DTYPES[config.dtype].itemsize
+    more = min(4 * rank, max(min(shape) for shape in shapes))
+    size = written_bytes * more / rank
+    return [
+        f"only {_percent(share)} of what {config.method} changed is kept at rank {rank}: the result is nearly the LoRA "
+        f"as it is. --rank {more} keeps more, in a file of {_megabytes(size)} instead of {_megabytes(written_bytes)}; "
+        f"--as diff keeps all, in {_megabytes(dense)}"
+    ]
+
+
+def _megabytes(count: float) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.2g} MB"
 
 
 def _percent(share: float | None) -> str:

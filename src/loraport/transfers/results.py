@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from loraport.diagnosis.rule.advice import Advice
 from loraport.errors import LoraportError
 from loraport.files.lora.key_account import KeyAccount
 
@@ -76,6 +77,11 @@ class LayerResult:
     """What the file holds for the layer: LoRA, LoHa, LoKr, DoRA or difference"""
     drift_unknown: bool = False
     """Whether it was copied because the source has no such layer, which the user did not ask for"""
+    head_drift: float | None = None
+    """Share of the drift's energy in the first tenth of the source's singular directions; None where it was not looked
+    for: methods without bases look in some layers only"""
+    few_directions: bool | None = None
+    """Whether the drift has as few directions as a LoRA's; looked for in some layers only"""
     source_hash: str | None = None
     """BLAKE2b of W_s, whatever file it lies in"""
     target_hash: str | None = None
@@ -95,6 +101,17 @@ class LayerResult:
         if self.restored is None or self.arbitrated is None:
             return None
         return 1 - self.restored - self.arbitrated / min(self.shape) ** 2
+
+
+def kept_correction(layers: Iterable[LayerResult]) -> float | None:
+    """Return the share of the layers' corrections that their written ranks keep; None where none was corrected."""
+    pairs = [
+        (row.kept_correction, _square(row.correction, row.weight_norm))
+        for row in layers
+        if row.kept_correction is not None
+    ]
+    whole = sum(size for _, size in pairs)
+    return sum(kept * size for kept, size in pairs) / whole if whole else None
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,8 @@ class TransferResult:
     """Where layers were paired by similarity: the pairs, what has none, the similarities."""
     device: str = "cpu"
     """What it was computed on."""
+    advice: Advice | None = None
+    """What the weights of the moved layers speak for; None where none was looked at."""
 
     @property
     def kept_energy(self) -> float | None:
@@ -130,13 +149,7 @@ class TransferResult:
     @property
     def kept_correction(self) -> float | None:
         """Share of all layers' correction that the written ranks keep: the number that truncation hurts."""
-        pairs = [
-            (r.kept_correction, _square(r.correction, r.weight_norm))
-            for r in self.layers
-            if r.kept_correction is not None
-        ]
-        whole = sum(size for _, size in pairs)
-        return sum(kept * size for kept, size in pairs) / whole if whole else None
+        return kept_correction(self.layers)
 
     @property
     def lost(self) -> bool:
@@ -159,6 +172,7 @@ class TransferResult:
             "peak_rss_bytes": self.peak_rss_bytes,
             "device": self.device,
             "pairing": None if self.pairing is None else dict(self.pairing),
+            "advice": None if self.advice is None else self.advice.as_json(),
         }
 
 

@@ -12,16 +12,19 @@ from typing import Any, Generic, TypeVar
 
 from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
 from loraport.errors import InputError, LoraportError, OutputError, UnreadableError
+from loraport.estimates.estimate import output_bytes
 from loraport.estimates.layer_cost import bar_weights
 from loraport.files.adapters.updates import needs_weight
 from loraport.files.lora.write import LoraContents
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.identity import run_identity
+from loraport.inputs.layer_sample import affordable_layers
 from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
 from loraport.progress import NO_PROGRESS, Progress, counter, observer
 from loraport.store.basis_source import BasisSource
+from loraport.transfers.advice import pair_advice
 from loraport.transfers.journal import Journal, LayerStore
 from loraport.transfers.layer import LayerTransfer
 from loraport.transfers.layer_source import LayerSource, LayerWeights
@@ -143,7 +146,7 @@ def transfer_layers(
 
     def keeps_weights(run: Run[Any], name: str) -> bool:
         try:
-            return needs_weight(run.inputs.lora.updates[name])
+            return needs_weight(run.inputs.lora.updates[name]) or run.transfer_layer.looks_itself(name)
         except InputError as error:  # its file has changed since it was opened
             if not keep_going:
                 raise
@@ -245,6 +248,7 @@ def new_run(inputs: TransferInputs, journal: J, label: str = "") -> Run[J]:
             config.part,
             config.dora,
             TORCH_DTYPES[config.dtype],
+            frozenset(affordable_layers({job.name: job.shape for job in inputs.plan.of("transfer")})),
         ),
         journal,
         label,
@@ -299,7 +303,7 @@ def finished_result(run: Run[Any], bases: BasisSource, save: Callable[[LoraConte
     contents = output_contents(inputs, run.journal, layers)
     save(contents)
     notes = [*bases.cache.notes]
-    notes += closing_notes(config, run.results.values())
+    notes += closing_notes(config, run.results.values(), output_bytes(inputs))
     notes += precision_notes(layers, config.dtype)
     own, end = sum(row.seconds for row in run.results.values()), time.perf_counter() - start
     return TransferResult(
@@ -316,4 +320,5 @@ def finished_result(run: Run[Any], bases: BasisSource, save: Callable[[LoraConte
         target=config.target,
         pairing=None if inputs.pairing is None else inputs.pairing.as_json(),
         device=str(bases.device),
+        advice=pair_advice(inputs, layers),
     )

@@ -35,11 +35,13 @@ def are_many(words: Sequence[str], methods: str, output: str, many: ManyOptions,
     )
 
 
-def plan(words: Sequence[str], request: Request) -> JobPlan:
+def plan(words: Sequence[str], request: Request, messages: MessageOptions) -> JobPlan:
     """Return the jobs. Raises OutputError where the folder of the results is a file."""
     from loraport.batches.jobs import plan_jobs
 
-    jobs, output = plan_jobs(words, request), request.template.output
+    output = request.template.output
+    with messages.terminal() as terminal:
+        jobs = plan_jobs(words, request, progress=terminal)
     if os.path.exists(output) and not os.path.isdir(output):
         raise OutputError(f"{output} is a file, but several LoRAs or methods need a folder; name one")
     if output.endswith(".safetensors"):

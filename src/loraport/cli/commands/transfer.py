@@ -15,6 +15,7 @@ import typer
 
 from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
 from loraport.cli.commands.many import are_many, plan, run_and_tell, say_what_would_be_done
+from loraport.cli.commands.passes import passes_of, refuse_unseen
 from loraport.cli.options import (
     METHOD,
     LayerOptions,
@@ -88,19 +89,24 @@ class MethodOptions:
         typer.Option(
             metavar="METHOD[,METHOD...]",
             help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], "
-            "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. To choose one "
-            "by sampling: loraport choose.",
+            "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. recommend: what "
+            "`loraport diagnose` advises. To choose one by sampling: loraport choose.",
             autocompletion=complete_method,
         ),
     ] = "casa"
     settings: SettingOptions = SettingOptions()  # noqa: RUF009  # a frozen value
 
     def recipes(self) -> tuple[Recipe, ...]:
-        """Return the methods with their settings. Raises SettingsError for what none of them knows."""
-        from loraport.inputs.batch import method_list
-        from loraport.inputs.recipes import chosen_recipes
+        """Return the methods with their settings; none where the method is to be recommended.
 
-        return chosen_recipes(method_list(self.method), self.settings.preset, self.settings.changes)
+        Raises SettingsError for what none of them knows.
+        """
+        from loraport.inputs.batch import method_list
+
+        names = method_list(self.method)
+        if is_recommended(names, self.settings.preset, self.settings.changes):
+            return ()
+        return chosen_recipes(names, self.settings.preset, self.settings.changes)
 
 
 @dataclass(frozen=True)
@@ -188,10 +194,12 @@ def transfer(
     template = transfer_config(
         loras[0], output, models, layers, result, run, lora_part=models.lora_part, form=result.as_
     )
+    refuse_unseen(method.method, result)
     if together:
         _run_many(template, loras, method, many, page, result, messages)
         return
-    _run(_passes(template, loras, method.recipes(), models, result), page, result, messages)
+    recipes = method.recipes()
+    _run(passes_of(template, loras, recipes, models, result, messages), page, result, messages)
 
 
 def _check_alone(models: TransferModels, many: ManyOptions) -> None:
@@ -218,7 +226,7 @@ def _run_many(
         template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),
         NameTemplate() if many.name is None else NameTemplate(many.name), result.split,
     )  # fmt: skip
-    jobs = plan(words, request)
+    jobs = plan(words, request, messages)
     if result.dry_run:
         say_what_would_be_done(jobs, many, result, messages)
         return
@@ -335,27 +343,3 @@ def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messa
         write_report(batch, page, messages)
     console.print_transfers(batch, json=messages.json, quiet=messages.quiet, verbose=messages.verbose)
     raise typer.Exit(LOST if batch.lost else 0)
-
-
-def _passes(
-    template: TransferConfig, loras: Sequence[str], recipes: Sequence[Recipe], models: TransferModels,
-    result: OutputOptions,
-) -> tuple[Pass, ...]:  # fmt: skip
-    """Return the runs of the command; of either expert, with its name in their outputs."""
-    from loraport.inputs.batch import one_or_many
-    from loraport.inputs.experts import experts
-    from loraport.transfers.passes import Pass
-
-    rank = result.rank_rule()
-    if not models.experts:
-        return (Pass(one_or_many(template, loras, recipes, rank=rank, split=result.split)),)
-    passes = []
-    for expert in experts(loras, models.source, models.target):
-        own = replace(
-            template, lora=expert.lora, source=expert.source, target=expert.target,
-            lora_part=expert.lora_part or models.lora_part, accelerator_part=expert.accelerator_part,
-        )  # fmt: skip
-        configs = one_or_many(own, [expert.lora], recipes, rank=rank, split=result.split)
-        named = tuple(replace(config, output=expert.named(config.output)) for config in configs)
-        passes.append(Pass(named, expert.title, expert.notes))
-    return tuple(passes)

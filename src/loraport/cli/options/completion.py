@@ -12,7 +12,9 @@ def complete_model(incomplete: str) -> list[str]:
 
 def complete_method(incomplete: str) -> list[str]:
     """Return the methods that the last of some, divided by commas, may become."""
+    from loraport.diagnosis.rule.advice import RECOMMEND
     from loraport.methods.recipes import METHODS
 
     before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in METHODS if name.startswith(last)]
+    names = METHODS if comma else (*METHODS, RECOMMEND)  # that one stands alone
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.diagnosis.rule.measured_map import MeasuredCell, MeasuredMap, measured_map
+from loraport.diagnosis.rule.traits import Traits
 
 SAFE = "undo:0.25"
 """What to take where nothing can be sampled: of all fixed rules the one that loses least on the map."""
 DIRECT, CASA, CHOOSE = "direct", "casa", "choose"
 NOT_THIS_PAIR = "not-this-pair"
+RECOMMEND = "recommend"
+"""What stands for the advised method, where a method is named."""
 
 PAPER_REGIME = 0.003
 """ρ₂ of the models that the paper looks at is no larger."""
@@ -46,37 +49,6 @@ def verdict_of(accelerated: bool, head: float, thresholds: Thresholds) -> str:
     if head > thresholds.casa:
         return CASA
     return SAFE if head <= thresholds.unsure else CHOOSE
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What the weights say of a pair and a LoRA: means over the layers that were looked at, as shares of ‖W_s‖."""
-
-    drift: float
-    """0 where source and target are the same, or differ by rounding alone"""
-    floor: float
-    """What rounding in the coarser file alone would make of the drift"""
-    lora: float
-    head_drift: float | None
-    """Share of the drift's energy in the first tenth of the source's singular directions; None without a drift"""
-    rho2: float | None = None
-    """Relative change of the spectrum (Eq. 1); None where it was not computed"""
-    cosine: float | None = None
-    accelerated: bool = False
-    """Whether the drift is that of a LoRA on the source"""
-    raw_drift: float = 0.0
-    """The drift with what counts as rounding"""
-    rounded: bool = False
-    """Whether rounding alone tells the two apart in some layers"""
-    head_error: float = 0.0
-    """Standard error of the head share, from the layers that were looked at; 0 where all were"""
-    quantized: tuple[str, ...] = ()
-    """Formats with scales in which one of the models is stored"""
-
-    @property
-    def ratio(self) -> float:
-        """‖LoRA‖ / ‖drift‖."""
-        return self.lora / self.drift if self.drift else float("inf")
 
 
 @dataclass(frozen=True)
