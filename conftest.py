@@ -11,6 +11,7 @@ CHECKED = [
     *("loraport.spectral", "loraport.methods", "loraport.analysis.measures", "loraport.analysis.layer_statistics"),
     *("loraport.analysis.probes", "loraport.sampling.statistics", "loraport.sampling.calibration.least_squares"),
     *("loraport.sampling.calibration.gains", "loraport.sampling.calibration.residual_writers"),
+    "loraport.diagnosis.look",
     *("loraport.store.packing", "loraport.files.formats.rounding", "loraport.files.models.weight"),
 ]
 """Rooms and modules with shapes in their signatures."""

@@ -120,11 +120,12 @@ def test_every_method_is_named_in_the_help_of_transfer():
 
 def test_the_list_of_commands_is_grouped_whole_and_says_where_to_start():
     lines, text = help_of()
-    assert "..." not in text.replace("[ARGS]...", "") and "Start with inspect, then transfer" in text
+    assert "..." not in text.replace("[ARGS]...", "") and "Start with inspect, then diagnose and transfer" in text
     assert max(map(len, lines.splitlines())) <= 80
     groups = re.findall(r"^(\w.*):\n((?:  .*\n)+)", lines, re.MULTILINE)
     named = {heading: re.findall(r"^  (\w+) ", rows, re.MULTILINE) for heading, rows in groups}
-    assert named["Start here"] == ["inspect", "transfer"] and named["Judge by sampling"][:2] == ["compare", "evaluate"]
+    assert named["Start here"] == ["inspect", "diagnose", "transfer"]
+    assert named["Judge by sampling"][:2] == ["compare", "evaluate"]
     assert "Commands" not in named
     assert {name for names in named.values() for name in names} == {*typer.main.get_command(app).commands}
 

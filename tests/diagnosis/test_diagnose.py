@@ -17,7 +17,7 @@ from loraport.merging import merge
 from tests import tiny
 from tests.diagnosis.planted_pairs import moved, write_lora, write_model
 
-STATE = tiny.tiny_state(blocks=3)
+STATE = tiny.tiny_state(blocks=2)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_verdict_follows_where_the_drift_sits_and_the_map_ends_somewhere(pai
     assert told.traits.drift == pytest.approx(size, rel=0.02) and told.traits.head_drift == pytest.approx(
         head, abs=0.01
     )
-    assert told.keys.matched == told.keys.total == 60 and told.keys.matched_layers == 30
+    assert told.keys.matched == told.keys.total == 40 and told.keys.matched_layers == 20
     assert (told.sure > 0) is on_map and told.sure < 1
     assert len(told.advice.nearest) == 3
 
@@ -86,7 +86,7 @@ def test_a_quantised_target_that_hides_its_drift_is_said_to(tmp_path):
 
 
 def test_a_stranger_is_no_base_and_a_relative_is(pair):
-    other = pair(tiny.tiny_state(7, blocks=3))
+    other = pair(tiny.tiny_state(7, blocks=2))
     assert other.verdict == "not-this-pair" and not other.relation.is_base and not other.relation.swapped
     assert "not the target's base" in other.why and other.method is None
     assert other.mean("same") == pytest.approx(0, abs=0.05)
@@ -104,8 +104,8 @@ def uneven(state, seed=3):
 
 
 def test_the_weights_may_tell_that_source_and_target_were_exchanged(pair):
-    after = uneven(tiny.tiny_state(blocks=3, dim=48, ffn=80))
-    before = tiny.tiny_state(blocks=3, dim=48, ffn=80)
+    after = uneven(tiny.tiny_state(blocks=2, dim=48, ffn=80))
+    before = tiny.tiny_state(blocks=2, dim=48, ffn=80)
     right, swapped = pair(after, source=before, lora=before), pair(before, source=after, lora=before)
     assert right.relation.is_base and not right.relation.swapped and right.verdict != "not-this-pair"
     assert swapped.relation.swapped and swapped.verdict == "not-this-pair" and swapped.sure < 1
@@ -153,12 +153,12 @@ def test_an_accelerator_given_as_the_target_is_one_command_away(tmp_path):
 
 
 def test_a_lora_of_another_size_or_family_is_a_verdict(pair, tmp_path):
-    size = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=3, dim=48, ffn=80))
+    size = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=2, dim=48, ffn=80))
     assert size.verdict == "not-this-pair" and "another model (size)" in size.why and size.keys.matched == 0
     assert size.sure == 1 and size.command.startswith("loraport inspect")
-    part = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=4))
-    assert part.verdict == "undo:0.25" and part.keys.matched_layers == 30 < part.keys.layers == 40
-    assert any("10 of the LoRA's 40 layers" in note for note in part.notes)
+    part = pair(moved(STATE, head=0.42), lora=tiny.tiny_state(blocks=3))
+    assert part.verdict == "undo:0.25" and part.keys.matched_layers == 20 < part.keys.layers == 30
+    assert any("10 of the LoRA's 30 layers" in note for note in part.notes)
 
 
 def test_damaged_weights_are_an_error_and_no_verdict(pair):
@@ -175,7 +175,7 @@ def test_a_sample_says_where_it_cannot_tell_and_all_layers_can(pair, monkeypatch
     monkeypatch.setattr(layer_sample, "WORK", 1.0)
     monkeypatch.setattr(layer_sample, "LEAST_LAYERS", 10)
     sampled, whole = pair(mixed), pair(mixed, exact=True)
-    assert len(sampled.looks) == 10 < len(whole.looks) == 30
+    assert len(sampled.looks) == 10 < len(whole.looks) == 20
     assert sampled.verdict == "choose" and "only all layers can tell" in sampled.why
     assert sampled.command.endswith("--all") and sampled.traits.head_error > 0 == whole.traits.head_error
     assert whole.command.endswith("--all") is False
@@ -212,12 +212,12 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
         f"next: loraport transfer {lora} --source {source} --target {target} --method undo:0.25 "
         "-o style-undo-0.25.safetensors"
     )
-    assert "30 of 30 layers" in out and "nearest" in out and (tmp_path / "page.html").exists()
+    assert "20 of 20 layers" in out and "nearest" in out and (tmp_path / "page.html").exists()
     assert run(*words, "--report", tmp_path / "page.html")[0] == 2  # it is there already
     code, out, _ = run(*words, "--json", "-q")
     facts = json.loads(out)
-    assert code == 0 and set(facts) >= KEYS and facts["keys"]["in"] == facts["keys"]["matched"] == 60
-    assert facts["verdict"] == "undo:0.25" and 0 < facts["sure"] < 1 and len(facts["layers"]) == 30
+    assert code == 0 and set(facts) >= KEYS and facts["keys"]["in"] == facts["keys"]["matched"] == 40
+    assert facts["verdict"] == "undo:0.25" and 0 < facts["sure"] < 1 and len(facts["layers"]) == 20
     code, out, _ = run("diagnose", lora, "--source", source, "--target", lora, "--json")
     facts = json.loads(out)
     assert code == 0 and facts["verdict"] == "not-this-pair" and set(facts) >= KEYS and facts["drift"] is None
@@ -308,7 +308,7 @@ def test_the_advice_is_taken_and_recorded(run, tmp_path):
 def test_advice_that_cannot_be_taken_is_one_sentence(run, tmp_path, more, reason):
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)
-    target = write_model(tmp_path / "other.safetensors", tiny.tiny_state(7, blocks=3))
+    target = write_model(tmp_path / "other.safetensors", tiny.tiny_state(7, blocks=2))
     output = tmp_path / "out.safetensors"
     code, _, err = run("transfer", lora, "--source", source, "--target", target, "-o", output, *more)
     assert code == 2 and reason in err and "Traceback" not in err and not output.exists()

@@ -101,7 +101,9 @@ class MethodOptions:
 
         Raises SettingsError for what none of them knows.
         """
+        from loraport.diagnosis.recommend import is_recommended
         from loraport.inputs.batch import method_list
+        from loraport.inputs.recipes import chosen_recipes
 
         names = method_list(self.method)
         if is_recommended(names, self.settings.preset, self.settings.changes):
