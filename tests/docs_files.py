@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from loraport.files.models.presets import PRESETS
 from tests import tiny
+from tests.compare import pipelines as whole_pipelines
 from tests.evaluation import clips
 from tests.families import sdxl_and_pruned, write_pipeline
 from tests.sampling import pipelines
@@ -33,6 +34,9 @@ def write_inputs(folder: Path) -> None:
     clips.write_columns(folder / "clips", {"wan-style": 0.0, "fastwan-style": 0.1, "fastwan-moved": 0.05})
     pipelines.write_pipeline(folder / "wan", base)
     pipelines.as_fastvideo(pipelines.write_pipeline(folder / "fastwan", pipelines.drifted(base, 0.1)))
+    fast = pipelines.drifted(base, 0.1)
+    whole_pipelines.write_wan(folder / "fast", fast)
+    whole_pipelines.write_wan(folder / "fast22", fast, second=pipelines.drifted(base, 0.1, seed=6))
     for seed, name in enumerate(("style", "noir", "retro", "style-14b", "style_high_noise", "style_low_noise"), 2):
         tiny.write_lora(folder / f"{name}.safetensors", _few(state, seed))
     tiny.write_lora(folder / "accelerator.safetensors", _few(state, 9))
