@@ -135,7 +135,7 @@ class PipelineModel:
                 if not is_out_of_memory(error):
                     raise
                 progress.note(self._give_way(error))
-            gc.collect()
+                gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
