@@ -179,22 +179,22 @@ def write_sdxl(folder: Path, network: Any) -> Path:
     return folder
 
 
-def write_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
+def write_pairs(folder: Path, only: tuple[str, ...] = ()) -> dict[str, tuple[Path, Path]]:
     """A source and a distilled target of every family, by its name."""
-    wan, hunyuan, images = tiny_transformer(0), hunyuan_transformer(), unet()
-    low = tiny_transformer(1)
+    wan, low, hunyuan, images = tiny_transformer(0), tiny_transformer(1), hunyuan_transformer(), unet()
     flow = anyflow_transformer(0)
     flow.load_state_dict(drifted(wan).state_dict(), strict=False)
-    return {
-        "wan": (write_wan(folder / "wan", wan), write_wan(folder / "few", drifted(wan))),
+    pairs = {
+        "wan": (lambda: write_wan(folder / "wan", wan), lambda: write_wan(folder / "few", drifted(wan))),
         "wan2.2": (
-            write_wan(folder / "two", wan, second=low),
-            write_wan(folder / "two-few", drifted(wan), second=drifted(low)),
+            lambda: write_wan(folder / "two", wan, second=low),
+            lambda: write_wan(folder / "two-few", drifted(wan), second=drifted(low)),
         ),
-        "anyflow": (folder / "wan", write_anyflow(folder / "anyflow", flow)),
+        "anyflow": (lambda: folder / "wan", lambda: write_anyflow(folder / "anyflow", flow)),
         "hunyuan": (
-            write_hunyuan(folder / "hunyuan", hunyuan),
-            write_hunyuan(folder / "hunyuan-few", moved(hunyuan, hunyuan_transformer)),
+            lambda: write_hunyuan(folder / "hunyuan", hunyuan),
+            lambda: write_hunyuan(folder / "hunyuan-few", moved(hunyuan, hunyuan_transformer)),
         ),
-        "sdxl": (write_sdxl(folder / "sdxl", images), write_sdxl(folder / "ssd", moved(images, unet))),
+        "sdxl": (lambda: write_sdxl(folder / "sdxl", images), lambda: write_sdxl(folder / "ssd", moved(images, unet))),
     }
+    return {name: (source(), target()) for name, (source, target) in pairs.items() if not only or name in only}

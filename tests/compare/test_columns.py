@@ -41,7 +41,7 @@ FAMILIES = {
     "wan": Family(VIDEO, "attn1.to_q"),
     "wan2.2": Family(VIDEO, "attn1.to_q"),
     "anyflow": Family(VIDEO, "attn1.to_q"),
-    "hunyuan": Family(Course(3, 16, 16, 3, 3.0, 2), "attn.to_q"),
+    "hunyuan": Family(Course(3, 16, 16, 2, 3.0, 1), "attn.to_q"),
     "sdxl": Family(Course(None, 32, 32, 3, 3.0, 2, 2.0), "attn1.to_q", "unet", encoders=True),
 }
 

@@ -82,8 +82,7 @@ def _other(text: str) -> Column:
     if not expand_home(place).exists() and not looks_like_hub_id(place):
         raise SettingsError(f"{text!r} in --with is neither a file that is there nor one of: {', '.join(METHODS)}")
     path = expand_home(place)
-    name = path.name if path.is_dir() or not path.exists() else path.stem
-    name = re.sub(r"[/:@]", "-", name)
+    name = re.sub(r"[/:@]", "-", place) if not path.exists() else path.resolve().name if path.is_dir() else path.stem
     if name in _TAKEN:
         raise SettingsError(f"{text!r} in --with would be a column {name!r}, which there is already; rename the file")
     shown = name if strength == 1 else f"{name}*{strength:g}"
