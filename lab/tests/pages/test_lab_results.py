@@ -8,6 +8,7 @@ from loraport.errors import InputError
 from loraport_lab.family.family import CELLS
 from loraport_lab.pages import lab_keep
 from loraport_lab.pages.lab_keep import keep_tables
+from loraport_lab.pages.lab_page import pooled_cells
 from loraport_lab.pages.lab_results import FIRST, SECOND, first_family_page, results_page
 from loraport_lab.pages.lab_titles import TITLES
 
@@ -80,3 +81,9 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path, monkeypatch, ca
 
 def test_every_title_says_what_its_table_shows():
     assert all(title.title and title.words for title in TITLES.values())
+
+
+def test_a_change_that_rounds_to_zero_is_not_below_it_and_others_have_a_minus():
+    change = {"change": -0.004, "worst": -2.5, "better": 1, "worse": 0, "surely_better": 0, "surely_worse": 0}
+    row = {"name": "casa", "gap_psnr": None, "gap_effect": None, **dict.fromkeys(("psnr", "effect", "content"), change)}
+    assert pooled_cells(row)[3:6] == ["+0.00", "−2.50", "1 / 0 (0 / 0)"]

@@ -108,8 +108,8 @@ def _sentence(row: Mapping[str, Any]) -> str:
         )
     return (
         f"{row['name']}: {closed}against direct reuse, fidelity is better in {psnr['better']} and worse in "
-        f"{psnr['worse']} of {row['cells_in_all']} cells (at worst {psnr['worst']:+.1f} dB), effect better in "
-        f"{effect['better']} and worse in {effect['worse']} (at worst {effect['worst']:+.0f} points)."
+        f"{psnr['worse']} of {row['cells_in_all']} cells (at worst {_signed(psnr['worst'], 1)} dB), effect better in "
+        f"{effect['better']} and worse in {effect['worse']} (at worst {_signed(effect['worst'], 0)} points)."
     )
 
 
@@ -124,8 +124,8 @@ def pooled_cells(row: Mapping[str, Any]) -> list[str]:
     for metric, digits in (("psnr", 2), ("effect", 1), ("content", 1)):
         value = row[metric]
         cells += [
-            f"{value['change']:+.{digits}f}",
-            f"{value['worst']:+.{digits}f}",
+            _signed(value["change"], digits),
+            _signed(value["worst"], digits),
             f"{value['better']} / {value['worse']} ({value['surely_better']} / {value['surely_worse']})",
         ]
     return cells
@@ -149,6 +149,12 @@ def _value(value: Mapping[str, float] | None, metric: str) -> str:
         return "–"
     half = (value["high"] - value["low"]) / 2
     return f"{value['mean']:.{2 if metric == 'psnr' else 1}f} ± {half:.{2 if metric == 'psnr' else 1}f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """Return a change with its sign; what rounds to zero is not below it."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−" if float(text) else "+")
 
 
 def _percent(gap: Mapping[str, float] | None) -> str:

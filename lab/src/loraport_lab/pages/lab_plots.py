@@ -90,6 +90,7 @@ def partly_distilled(facts: Mapping[str, Any]) -> str | None:
             axes.set_xticks([0, 0.3, 0.6, 0.9, 1.15, 1.5], ["0", "0.3", "0.6", "0.9", "×2", "×2 ± √5"])
             axes.set_xlabel("only drift above quantile   |   its peaks")
             axes.set_title(f"{label} against direct")
+            axes.tick_params(axis="x", rotation=35)
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return address(figure)
 
@@ -132,13 +133,13 @@ def ranks(facts: Mapping[str, Any]) -> str | None:
     if not cells:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = _figure(6.6, 2.6)
+        figure = _figure(6.6, 2.9)
         for axes, (metric, label) in zip(
             figure.subplots(1, 2), (("psnr", "fidelity, dB"), ("effect", "effect, points")), strict=True
         ):
             axes.axhline(0, color="#dfe2e8", zorder=0)
             for colour, cell in zip(PALETTE, cells, strict=False):
-                rows = [row for row in cell["rows"] if row["group"] == "rank"]
+                rows = [row for row in cell["rows"] if row["name"].startswith("casa, rank ")]
                 words = [row["name"].removeprefix("casa, rank ") for row in rows]
                 axes.plot(
                     words,
