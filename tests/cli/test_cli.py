@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, family, monkeypatch):
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_the_work(run, family):
-    code, _, err = run(*arguments(family), "--report", family.folder / "nowhere" / "page.html")
+    code, _, err = run(*arguments(family), "--report", family.folder / "nowhere" / "page.txt")
     assert code == 2 and "cannot be a page" in err and not (family.folder / "out.safetensors").exists()
 
 

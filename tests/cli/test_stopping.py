@@ -11,6 +11,7 @@ import time
 import pytest
 
 from loraport import cli
+from loraport.__main__ import run
 from loraport.cli.stopping import in_one_sentence, listening
 from tests.transfers.models import make_family
 
@@ -118,3 +119,16 @@ def test_signals_are_left_to_whoever_had_them():
     thread.start(), thread.join()
     inside()
     assert seen[0] is before and seen[1] is not before and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_ctrl_c_while_modules_are_loaded_is_a_sentence(monkeypatch, capsys):
+    class Loading:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "loraport.cli", Loading())
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert (
+        end.value.code == 130 and capsys.readouterr().err == "loraport: stopped by SIGINT before anything was begun\n"
+    )

@@ -344,8 +344,9 @@ def test_a_full_disk_leaves_nothing_behind(format: str, tmp_path: Path, monkeypa
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     lora = read_lora(write(CASES["g4"], tmp_path).path)
-    with pytest.raises(OutputError, match=r"out\.safetensors cannot be written: No such file"):
-        write_lora(tmp_path / "missing" / "out.safetensors", lora.updates, lora)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.safetensors cannot be written: Not a directory"):
+        write_lora(tmp_path / "file" / "out.safetensors", lora.updates, lora)
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="folder cannot be written: Is a directory"):
         write_lora(tmp_path / "folder", lora.updates, lora)

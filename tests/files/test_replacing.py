@@ -99,3 +99,13 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
     assert (tmp_path / "real" / "file").read_bytes() == b"1" and (tmp_path / "folder" / "x").read_bytes() == b"2"
     assert (tmp_path / "file").is_symlink() and (tmp_path / "way").is_symlink()
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "real", "way"]
+
+
+def test_the_folder_of_an_output_is_made_and_goes_again_where_nothing_is_written(tmp_path):
+    write_whole(tmp_path / "new" / "deep" / "one.txt", b"1")
+    assert (tmp_path / "new" / "deep" / "one.txt").read_bytes() == b"1"
+    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "new" / "other" / "deeper" / "two.txt"):
+        raise KeyboardInterrupt
+    with pytest.raises(OutputError), new_folder(tmp_path / "third" / "folder"):
+        raise OSError(28, "No space left on device")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "new", "one.txt"]

@@ -304,9 +304,12 @@ def need(*modules: str, extra: str) -> None:
 
 def page_path(place: str) -> Path:
     """Return where a page will go. Raises OutputError, before the work, where it could not be written after it."""
+    from loraport.files.disk.free_space import check_writable
+
     path = Path(os.path.expanduser(place))
-    if path.suffix != ".html" or not path.parent.is_dir():
-        raise OutputError(f"{place} cannot be a page: name an .html file in a folder that exists")
+    if path.suffix != ".html" or path.is_dir():
+        raise OutputError(f"{place} cannot be a page: name an .html file")
+    check_writable(path)
     return path
 
 

@@ -90,15 +90,26 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """Give the path behind all links, its folder cleared of dead leftovers; errors of the system become OutputError."""
+    """Give the path behind all links, its folder made or cleared of dead leftovers; folders made for it alone go again.
+
+    Errors of the system become OutputError.
+    """
+    made: list[Path] = []
     try:
         target = Path(os.path.realpath(path))
         if target.is_symlink():  # still a link: they form a circle, and `stat` raises the error that says so
             target.stat()
         check_output(target)
+        made = [folder for folder in target.parents if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
         remove_dead(target.parent)
         yield target
-    except OSError as error:
+    except BaseException as error:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another has put something into it
+                folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
 
 
