@@ -101,7 +101,8 @@ def _writing(path: Path) -> Iterator[Path]:
             target.stat()
         check_output(target)
         made = [folder for folder in target.parents if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if made:
+            target.parent.mkdir(parents=True, exist_ok=True)
         remove_dead(target.parent)
         yield target
     except BaseException as error:
