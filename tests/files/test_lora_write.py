@@ -355,7 +355,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_lora(tmp_path / "folder", lora.updates, lora, format="peft")
     with pytest.raises(OutputError, match="is a file, but this format is a folder"):
         write_lora(tmp_path / "lora.safetensors", lora.updates, lora, format="peft")
-    assert sorted(os.listdir(tmp_path)) == ["folder", "lora.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "lora.safetensors"]
 
 
 def test_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
