@@ -1,31 +1,36 @@
-"""The whole path on the embedded family: columns sampled, clips written, measured, compared, and shown."""
+"""The whole path on the embedded family: `compare` samples the columns, `evaluate` measures and compares them."""
 
 import json
 
 import pytest
-from lab.tests.evaluation.comparison import write_comparison
 
 from loraport.cli import main
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory):
-    return write_comparison(tmp_path_factory.mktemp("embedded") / "grid", clips=4)
-
-
-def test_evaluate_sees_the_style_where_the_lora_is(comparison, monkeypatch, capsys):
-    root = comparison.parent
-    words = ["loraport", "evaluate", comparison, "-o", root / "out", "--cache", root / "cache", "--json"]
-    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+def call(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["loraport", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
         main()
-    (grid,) = json.loads(capsys.readouterr().out)["grids"]
-    means = {(row["metric"], row["column"]): row["value"] for row in grid["means"]}
-    assert stop.value.code in (0, None) and grid["left_out"] == []
-    for moved in ("direct", "casa"):
-        assert means["style", moved] > max(means["style", "source"], means["style", "target"])
-        assert means["psnr", moved] > max(means["psnr", "source"], means["psnr", "target"])
-    effects = {row["column"]: row["value"] for row in grid["own_effects"]}
+    return stop.value.code or 0
+
+
+def test_a_style_is_seen_where_the_lora_is_and_the_controls_stand_beside_it(tmp_path, monkeypatch, capsys):
+    grid, report, cache = tmp_path / "grid", tmp_path / "report", tmp_path / "cache"
+    models = ("--source", "toy:base", "--target", "toy:one-step")
+    made = call(monkeypatch, "compare", "toy:noir", *models, "--with", "undo:0.25", "--first", 3, "-o", grid, "--cache",
+                cache)  # fmt: skip
+    assert made == 0
+    capsys.readouterr()
+    assert call(monkeypatch, "evaluate", grid, "-o", report, "--cache", cache, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["grids"]
+    means = {(row["metric"], row["column"]): row["value"] for row in found["means"]}
+    for moved in ("direct", "undo:0.25"):
+        for metric in ("style", "psnr"):
+            assert means[metric, moved] > max(means[metric, "source"], means[metric, "target"])
+    assert (found["reference"], found["baseline"], found["left_out"]) == ("source+lora", "direct", [])
+    assert {row["column"] for row in found["style_controls"]} == {"undo:0.25"}
+    effects = {row["column"]: row["value"] for row in found["own_effects"]}
     assert effects["direct"] > 50 and abs(effects["source"]) < 20
+    assert (report / "index.html").is_file()

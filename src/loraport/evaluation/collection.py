@@ -71,10 +71,15 @@ _FACTS = Instrument("facts", 1, lambda folders, device: _look_at_facts)
 
 
 def collect(
-    grid: Grid, instruments: Sequence[Instrument], open_instrument: Opener, store: ReadingStore, progress: Progress
+    grid: Grid,
+    instruments: Sequence[Instrument],
+    open_instrument: Opener,
+    store: ReadingStore,
+    progress: Progress,
+    weights: Mapping[str, str],
 ) -> Collected:
-    """Return the readings of all clips by all instruments."""
-    work = _Collection(grid, store, progress)
+    """Return the readings of all clips by all instruments; `weights`: what tells an instrument's from others."""
+    work = _Collection(grid, store, progress, weights)
     free = [instrument for instrument in instruments if not instrument.weights]
     work.run((_FACTS, *free), open_instrument)
     for instrument in instruments:
@@ -86,8 +91,8 @@ def collect(
 class _Collection:
     """What is collected so far."""
 
-    def __init__(self, grid: Grid, store: ReadingStore, progress: Progress) -> None:
-        self.grid, self.store, self.progress = grid, store, progress
+    def __init__(self, grid: Grid, store: ReadingStore, progress: Progress, weights: Mapping[str, str]) -> None:
+        self.grid, self.store, self.progress, self.weights = grid, store, progress, weights
         self.notes: list[str] = []
         self.left_out: list[str] = []
         self.failed: dict[str, str] = {}
@@ -153,10 +158,9 @@ class _Collection:
         return True
 
     def _key(self, clip: SeenClip, instrument: Instrument) -> str:
-        reference = self._reference(clip)
-        return reading_key(
-            instrument, clip.digest, reference.digest if reference else None, self.grid.prompts.get(clip.key.prompt)
-        )
+        reference, prompt = self._reference(clip), self.grid.prompts.get(clip.key.prompt)
+        weights = self.weights.get(instrument.name, "")
+        return reading_key(instrument, weights, clip.digest, reference.digest if reference else None, prompt)
 
     def _look(self, clip: SeenClip, instruments: Sequence[Instrument], opened: Mapping[str, Look]) -> None:
         if not instruments or (clip.column, clip.key) not in self.clips:

@@ -43,10 +43,10 @@ class ReadingStore(SampleStore):
         return entry
 
 
-def reading_key(instrument: Instrument, clip: str, reference: str | None, prompt: str | None) -> str:
-    """Return what readings lie under: the instrument, the clip's digest, and what else it is shown."""
+def reading_key(instrument: Instrument, weights: str, clip: str, reference: str | None, prompt: str | None) -> str:
+    """Return what readings lie under: the instrument with its weights, the clip's digest, and what else it is shown."""
     shown = [clip, (reference or "") if instrument.beside else "", (prompt or "") if instrument.reads_prompt else ""]
-    return text_digest(f"loraport readings {VERSION}", f"{instrument.name} {instrument.version}", *shown)
+    return text_digest(f"loraport readings {VERSION}", f"{instrument.name} {instrument.version}", weights, *shown)
 
 
 def clip_digest(path: Path) -> str:

@@ -23,7 +23,7 @@ from loraport.evaluation.plain_folders import read_plain_folders
 from loraport.evaluation.readings import ReadingStore
 from loraport.evaluation.results import EvaluationResult, GridResult
 from loraport.evaluation.scores import score_grid
-from loraport.evaluation.weights import Missing, check_folder, fetch_weights, find_weights, lacking
+from loraport.evaluation.weights import Missing, check_folder, fetch_weights, find_weights, lacking, weights_digest
 from loraport.files.disk.atomic import write_whole
 from loraport.files.disk.user_paths import expand_home
 from loraport.plain_json import json_text
@@ -127,7 +127,7 @@ def evaluate(request: EvaluationRequest, progress: Progress = NO_PROGRESS) -> Ev
     metrics, missing, places = _available(metrics, request)
     if request.choice.named and not metrics:
         raise MissingError("; ".join(map(str, missing)))
-    skipped = [*sentences, *([] if request.choice.named else map(str, missing))]
+    skipped = [*sentences, *([] if request.choice.named else _in_short(missing))]
     store = ReadingStore(request.cache)
 
     def open_instrument(instrument: Instrument) -> Look:
@@ -135,8 +135,9 @@ def evaluate(request: EvaluationRequest, progress: Progress = NO_PROGRESS) -> Ev
 
     instruments = list({metric.instrument.name: metric.instrument for metric in metrics}.values())
     results = []
+    weights = {one.name: weights_digest(one, places[one.name]) for one in instruments}
     for grid in grids:
-        found = collect(grid, instruments, open_instrument, store, progress)
+        found = collect(grid, instruments, open_instrument, store, progress, weights)
         results.append(_grid_result(grid, metrics, found, request.against))
     result = EvaluationResult(
         str(request.output), tuple(results), tuple(missing if request.choice.named else ()), tuple(skipped),
@@ -144,6 +145,18 @@ def evaluate(request: EvaluationRequest, progress: Progress = NO_PROGRESS) -> Ev
     )  # fmt: skip
     _write(result, request.output)
     return result
+
+
+def _in_short(missing: Sequence[Missing]) -> list[str]:
+    """Return a sentence for what nobody asked for: the networks together, since there are many."""
+    of_networks = [name for one in missing if one.command != INSTALL for name in one.metrics]
+    sentences = [str(one) for one in missing if one.command == INSTALL]
+    if of_networks:
+        sentences.append(
+            f"not measured, since their weights are not here: {', '.join(of_networks)}; `loraport evaluate --list` "
+            "says how each is had"
+        )
+    return sentences
 
 
 def _available(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraport.errors import InputError
+from loraport.digests import text_digest
+from loraport.errors import InputError, UnreadableError
 from loraport.evaluation.metrics.metric import Instrument, Weights
 from loraport.files.models.hub import cached_files, fetch_files
+
+_ENDS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,26 @@ def fetch_weights(instrument: Instrument, folder: Path | None) -> tuple[Path, ..
 def lacking(instrument: Instrument, folder: Path | None) -> list[Weights]:
     """Return the weights of an instrument that are not here."""
     return [weights for weights in instrument.weights if _place(weights, folder) is None]
+
+
+def weights_digest(instrument: Instrument, places: Sequence[Path]) -> str:
+    """Return what tells these weights from others under the same names: sizes, and how each file begins and ends.
+
+    Raises UnreadableError.
+    """
+    lines = []
+    for weights, place in zip(instrument.weights, places, strict=True):
+        for file in weights.files:
+            path = place / file.path
+            try:
+                with path.open("rb") as opened:
+                    size, head = path.stat().st_size, opened.read(_ENDS)
+                    opened.seek(max(0, size - _ENDS))
+                    tail = opened.read(_ENDS)
+            except OSError as error:
+                raise UnreadableError(f"{path} cannot be read: {error.strerror or error}") from error
+            lines.append(f"{weights.repo} {file.path} {size} {hashlib.sha256(head + tail).hexdigest()}")
+    return text_digest(*lines) if lines else ""
 
 
 def _place(weights: Weights, folder: Path | None) -> Path | None:
