@@ -164,6 +164,53 @@ def lightx2v(shapes: Shapes, tensors: Tensors) -> Applied:
     return result
 
 
+def wan2gp(shapes: Shapes, tensors: Tensors) -> Applied:
+    """Wan2GP: original names behind one of two prefixes or none, or kohya's inside the blocks; all keys or none.
+
+    models/wan/modules/model.py `preprocess_loras` respells kohya's keys; mmgp's offload.py `load_loras_into_model` cuts
+    off the first key's prefix, passes over what does not begin with it, and refuses the file for any ending or module
+    that it does not know, and for factors of another width than the module's.
+    """
+    result, named = Applied(), dict(tensors)
+    if next(iter(tensors), "").startswith("lora_unet_"):
+        named = {}
+        for key, tensor in tensors.items():
+            new = key.replace("lora_unet_blocks_", "diffusion_model.blocks.")
+            new = new.replace("lora_unet__blocks_", "diffusion_model.blocks.")
+            for part in ("cross_attn", "self_attn", "ffn"):
+                new = new.replace(f"_{part}_", f".{part}.")
+            named[new.replace("lora_up", "lora_B").replace("lora_down", "lora_A")] = tensor
+    prefix = next(iter(named)).partition(".")[0] + "."
+    if prefix in ("diffusion_model.", "transformer."):
+        result.unused = [key for key in named if not key.startswith(prefix)]
+        named = {key[len(prefix) :]: tensor for key, tensor in named.items() if key.startswith(prefix)}
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in named.items():
+        if key.endswith((".alpha", ".diff", ".diff_b", ".dora_scale")):
+            module, part = key.rpartition(".")[0], key.rpartition(".")[2]
+        else:
+            at = key.rfind(".lora_")
+            module, part = (
+                key[:at],
+                {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}.get(
+                    key[at + 1 :], key[at + 1 :]
+                ),
+            )
+            if at <= 0 or part not in ("lora_A.weight", "lora_B.weight"):
+                raise RefusedError(f"contains non Lora keys: {key}")
+        if part != "alpha" and module not in shapes:
+            raise RefusedError(f"contains unexpected module keys: {key}")
+        halves.setdefault(module, {})[part] = tensor
+    for module, parts in halves.items():
+        A, B = parts.get("lora_A.weight"), parts.get("lora_B.weight")
+        if A is None or B is None:
+            continue
+        if A.shape[1] != shapes[module][1] or B.shape[0] != shapes[module][0]:
+            raise RefusedError(f"{module}: dimension is not compatible")
+        result.added[module] = _product(B, A, float(parts["alpha"]) / A.shape[0] if "alpha" in parts else 1.0)
+    return result
+
+
 def fastvideo(shapes: Shapes, tensors: Tensors) -> Applied:
     """FastVideo before mid-2026: `diffusion_model.` cut out, lora_A and lora_B only, `.lora_alpha` as a whole number.
 
@@ -263,6 +310,7 @@ rolling_forcing = _casa(("diffusion_model.", "generator.", "generator.model.", "
 LOADERS: dict[str, Callable[[Shapes, Tensors], Applied]] = {
     "ComfyUI": comfyui,
     "musubi-tuner": musubi,
+    "Wan2GP": wan2gp,
     "LightX2V": lightx2v,
     "FastVideo": fastvideo,
     "Krea": krea,

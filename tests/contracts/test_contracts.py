@@ -30,12 +30,14 @@ MODELS = dict.fromkeys(LOADERS, ORIGINAL) | {"FastVideo": {name: SHAPES[layer] f
 
 TAKEN = [
     ("comfy", "ComfyUI"),
+    ("comfy", "Wan2GP"),
     ("comfy", "LightX2V"),
     ("comfy", "FastVideo"),
     ("comfy", "Krea"),
     ("comfy", "Rolling Forcing"),
     ("kohya", "ComfyUI"),
     ("kohya", "musubi-tuner"),
+    ("kohya", "Wan2GP"),
 ]
 
 
@@ -104,6 +106,11 @@ WRONG: list[tuple[str, str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]] =
     ("kohya", "ComfyUI", _renamed("lora_unet_", "lora_unet__")),
     ("kohya", "ComfyUI", _renamed("_attn_", ".attn.")),
     ("comfy", "LightX2V", _renamed("diffusion_model.", "transformer.")),
+    ("comfy", "Wan2GP", _renamed("diffusion_model.", "model.")),
+    ("comfy", "Wan2GP", _diffusers_names),
+    ("comfy", "Wan2GP", _with_alpha),
+    ("kohya", "Wan2GP", _alpha_one),
+    ("comfy", "Wan2GP", _renamed(".lora_A.", ".lora_A.default.")),
     ("comfy", "LightX2V", _diffusers_names),
     ("comfy", "LightX2V", _with_alpha),
     ("comfy", "FastVideo", _renamed("diffusion_model.", "transformer.")),

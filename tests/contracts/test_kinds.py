@@ -31,12 +31,12 @@ FILES: dict[str, tuple[str, dict[str, Tensor], set[str], set[str]]] = {
     "LoHa": (Q, LOHA, {"ComfyUI"}, set()),
     "LoHa of kohya": (FLAT, LOHA | ALPHA, {"ComfyUI", "musubi-tuner"}, set()),
     "LoKr of kohya": (FLAT, LOKR | ALPHA, {"ComfyUI", "musubi-tuner"}, set()),
-    "DoRA": (Q, AB | {".dora_scale": torch.ones(8, 1)}, {"ComfyUI"}, set()),
-    "DoRA of kohya": (FLAT, DOWN_UP | ALPHA | {".dora_scale": torch.ones(8, 1)}, {"ComfyUI"}, set()),
+    "DoRA": (Q, AB | {".dora_scale": torch.ones(8, 1)}, {"ComfyUI", "Wan2GP"}, set()),
+    "DoRA of kohya": (FLAT, DOWN_UP | ALPHA | {".dora_scale": torch.ones(8, 1)}, {"ComfyUI", "Wan2GP"}, set()),
     "a bias": (
         Q,
         AB | {".diff_b": torch.ones(8)},
-        {"ComfyUI", "diffusers", "LightX2V"},
+        {"ComfyUI", "diffusers", "LightX2V", "Wan2GP"},
         {"FastVideo", "Krea", "Rolling Forcing"},
     ),
     "a modulation": (
@@ -45,12 +45,12 @@ FILES: dict[str, tuple[str, dict[str, Tensor], set[str], set[str]]] = {
         {"LightX2V"},
         {"ComfyUI", "diffusers", "FastVideo", "Krea", "Rolling Forcing"},
     ),
-    "kohya, incomplete": (FLAT, DOWN_UP | ALPHA, {"ComfyUI", "musubi-tuner"}, set()),
-    "kohya without alpha": (FLAT, DOWN_UP, {"ComfyUI"}, set()),
+    "kohya, incomplete": (FLAT, DOWN_UP | ALPHA, {"ComfyUI", "musubi-tuner", "Wan2GP"}, set()),
+    "kohya without alpha": (FLAT, DOWN_UP, {"ComfyUI", "Wan2GP"}, set()),
     "alpha unlike rank": (
         Q,
         AB | {".alpha": torch.tensor(1.0)},
-        {"ComfyUI", "diffusers", "LightX2V", "Krea", "Rolling Forcing"},
+        {"ComfyUI", "diffusers", "LightX2V", "Krea", "Rolling Forcing", "Wan2GP"},
         {"FastVideo"},
     ),
 }

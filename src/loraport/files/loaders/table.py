@@ -18,6 +18,7 @@ from loraport.files.loaders.diffusers_converters import (
 )
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rules import Loader, Verdict, verdict
+from loraport.files.loaders.whole_or_nothing import SPELLINGS, of_mmgp
 from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR, PEFT_PREFIX, Pair
 from loraport.files.names.families import FAMILIES
 
@@ -101,6 +102,17 @@ _WAN: tuple[Loader, ...] = (
         pairs=DOWN_UP,
         needs_alpha=True,
         kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
+    ),
+    Loader(
+        "Wan2GP",
+        "github.com/deepbeepmeep/Wan2GP, models/wan/modules/model.py; its library mmgp, offload.py",
+        {"wan": SPELLINGS},
+        "comfy",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR}),
+        kinds=frozenset({"LoRA", "DoRA"}),
+        extras=frozenset({".diff_b"}),
+        convolutions=False,
+        converter=of_mmgp,
     ),
     Loader(
         "LightX2V",
