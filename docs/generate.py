@@ -23,10 +23,14 @@ sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
 from loraport.cli.options.help import MESSAGES, default_text  # noqa: E402
+from loraport.evaluation.catalogue import METRICS  # noqa: E402
+from loraport.evaluation.metrics.metric import Metric, Weights  # noqa: E402
 from loraport_lab.pages.lab_results import first_family_page, results_page  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
 BEGIN, END = "<!-- modules: made by `make docs` from their docstrings -->", "<!-- end of modules -->"
+METRICS_BEGIN, METRICS_END = "<!-- metrics: made by `make docs` from the program -->", "<!-- end of metrics -->"
+WEIGHTS_BEGIN, WEIGHTS_END = "<!-- weights: made by `make docs` from the program -->", "<!-- end of weights -->"
 WIDTH = 120
 
 
@@ -270,10 +274,43 @@ def _first_sentence(value: object) -> str:
 
 def architecture_page() -> str:
     """Return explanation/architecture.md with the list of modules between its two marks made anew."""
-    text = ARCHITECTURE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{module_tables(PACKAGES)}\n{END}{after}"
+    return _between(ARCHITECTURE.read_text(encoding="utf-8"), BEGIN, module_tables(PACKAGES), END)
+
+
+def _between(text: str, begin: str, made: str, end: str) -> str:
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before}{begin}\n\n{made}\n{end}{after}"
+
+
+def metrics_page() -> str:
+    """Return reference/metrics.md with its two tables between their marks made anew."""
+    text = METRICS_PAGE.read_text(encoding="utf-8")
+    weights = {one: None for metric in METRICS.values() for one in metric.instrument.weights}
+    text = _between(text, METRICS_BEGIN, _table(_METRIC_HEAD, map(_metric_row, METRICS.values())), METRICS_END)
+    return _between(text, WEIGHTS_BEGIN, _table(_WEIGHTS_HEAD, map(_weights_row, weights)), WEIGHTS_END)
+
+
+_METRIC_HEAD = ("metric", "what it says", "better", "needs", "in the tables of")
+_WEIGHTS_HEAD = ("files", "for", "size", "licence", "get them")
+
+
+def _metric_row(metric: Metric) -> tuple[str, ...]:
+    better = f"{metric.ideal:g}" if metric.ideal is not None else metric.better or ""
+    return f"`{metric.name}`", metric.words, better, ", ".join(sorted(metric.needs)), ", ".join(metric.papers)
+
+
+def _weights_row(weights: Weights) -> tuple[str, ...]:
+    users = [metric.name for metric in METRICS.values() if weights in metric.instrument.weights]
+    files = ", ".join(f"`{weights.repo}/{file.path}`" for file in weights.files)
+    size = "" if weights.bytes is None else f"{weights.bytes / 1e9:.2g} GB" if weights.bytes > 5e7 else "small"
+    licence = f"{weights.licence}; {weights.note}" if weights.note else weights.licence
+    return files, ", ".join(f"`{name}`" for name in users), size, licence, f"`{weights.command}`"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
 def module_tables(packages: Iterable[Path]) -> str:
@@ -298,11 +335,13 @@ def _module_sentence(path: Path) -> str:
 
 
 ARCHITECTURE = DOCS / "explanation" / "architecture.md"
+METRICS_PAGE = DOCS / "reference" / "metrics.md"
 LAB_RESULTS = ROOT / "lab" / "results"
 PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "cli.md": cli_page,
     DOCS / "reference" / "library.md": library_page,
     ARCHITECTURE: architecture_page,
+    METRICS_PAGE: metrics_page,
     DOCS / "lab" / "results.md": lambda: results_page(LAB_RESULTS),
     DOCS / "lab" / "first-family.md": lambda: first_family_page(LAB_RESULTS),
 }
