@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from loraport.errors import near_miss, unknown_name
+from loraport.files.disk.sizes import size_words
 from loraport.layout import facts_lines, styled, table_lines, width_of, wrapped
 
 FACTS = {
@@ -33,6 +34,18 @@ def test_facts_fit_and_no_word_is_cut(width):
     assert " ".join(lines).split() == words
 
 
+def test_a_number_keeps_its_percent_sign():
+    text = "drift 10.0 %, LoRA 10.0 %, result 11.2 %"
+    for width in range(20, 40):
+        lines = wrapped(text, width)
+        assert not any(line.startswith("%") for line in lines) and " ".join(lines) == text
+
+
+def test_sizes_are_said_in_three_digits():
+    sizes = (812, 80_400, 329_700_000, 12_300_000, 5_680_000_000, 110_000_000_000)
+    assert [size_words(size) for size in sizes] == ["812 bytes", "80.4 kB", "330 MB", "12.3 MB", "5.68 GB", "110 GB"]
+
+
 def test_a_pipe_gets_a_line_of_the_program_as_a_line():
     lines = ["".join(parts) for parts in facts_lines(FACTS, None)]
     assert len(lines) == 4 and lines[1] == f"sizes     {FACTS['sizes']}" and lines[3].startswith(" " * 10 + "diffusers")
@@ -45,7 +58,10 @@ def test_a_table_fits_or_stands_as_lists():
         "fastwan  wan2.1-t2v-1.3b  2.98",
         "wan                         57",
     ]
-    assert table_lines(TABLE, 25) == [
+    assert table_lines(TABLE, 28) == [
+        *("name", "  distilled from     GB", "fastwan", "  wan2.1-t2v-1.3b  2.98", "wan", "                     57"),
+    ]
+    assert table_lines(TABLE, 20) == [
         "fastwan",
         "  distilled from:",
         "      wan2.1-t2v-1.3b",

@@ -36,9 +36,9 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
             lines.append(line)
             continue
         own = hang + " " * (len(line) - len(line.lstrip(" ")))
-        parts = textwrap.wrap(line.strip(), max(width - len(own), NARROW), break_long_words=False,
-                              break_on_hyphens=False)  # fmt: skip
-        lines += [(own + part).removeprefix(hang) for part in parts]
+        whole = line.strip().replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its percent sign
+        parts = textwrap.wrap(whole, max(width - len(own), NARROW), break_long_words=False, break_on_hyphens=False)
+        lines += [(own + part).removeprefix(hang).replace("\N{NO-BREAK SPACE}%", " %") for part in parts]
     return [lines[0], *(hang + line for line in lines[1:])]
 
 
@@ -60,13 +60,16 @@ def facts_lines(facts: Mapping[str, str], width: int | None) -> list[tuple[str, 
 
 
 def table_lines(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Return a table, its headings in the first row; numbers on the right. Where it is too wide, each row stands as a
-    list of its cells under the first one.
+    """Return a table, its headings in the first row; numbers on the right. Where it is too wide, the first cell of each
+    row stands above the others, or above a list of them.
     """
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        return _stacked(rows, width)
+        if sum(widths[1:]) + 2 * (len(widths) - 1) > width:
+            return _stacked(rows, width)
+        below = table_lines([row[1:] for row in rows], None)
+        return [line for row, rest in zip(rows, below, strict=True) for line in (*wrapped(row[0], width), f"  {rest}")]
     right = [all(_is_number(cell) for cell in column[1:]) and any(column[1:]) for column in columns]
     return [
         "  ".join(

@@ -124,7 +124,7 @@ def test_a_dry_run_is_at_most_ten_lines(family, capsys):
 
 def test_times_are_said_as_people_do():
     assert [duration(seconds) for seconds in (0.2, 20, 100, 3600, 7800, 90_000)] == [
-        "a second", "20 s", "2 min", "60 min", "2 h 10 min", "25 h",
+        "under a second", "about 20 s", "about 2 min", "about 60 min", "about 2 h 10 min", "about 25 h",
     ]  # fmt: skip
 
 

@@ -9,10 +9,14 @@ import typer
 from loraport.cli.options import MessageOptions, Overwrite, folder_path
 from loraport.cli.options.existing import keep_foreign
 from loraport.cli.options.expansion import with_options
-from loraport.cli.options.help import GroupedCommand
+from loraport.cli.options.help import GroupedCommand, GroupedCommands
 
 app = typer.Typer(
-    name="lab", help="The benchmark on the embedded family: every method, with controls.", no_args_is_help=True
+    name="lab",
+    cls=GroupedCommands,
+    help="The benchmark on the embedded family: every method, with controls.",
+    epilog="Example: loraport lab run -o lab-results",
+    no_args_is_help=True,
 )
 
 

@@ -46,6 +46,8 @@ app = typer.Typer(
     cls=Program,
     help="Move a LoRA from a base diffusion model to its distilled variants, without data and without training.\n\n"
     "Start with inspect, then diagnose and transfer; each command has --help with an example.",
+    epilog="Example: loraport transfer style.safetensors --source wan2.1-t2v-1.3b --target fastwan2.1-t2v-1.3b "
+    "-o style-fastwan.safetensors",
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

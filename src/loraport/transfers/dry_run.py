@@ -137,13 +137,14 @@ def _download(one: Download, *, verbose: bool) -> str:
 def _cost(runs: Sequence[TransferInputs], cost: Estimate) -> dict[str, str]:
     config = runs[0].config
     device = find_device(config.device)
-    where = f"this processor, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device}"
+    threads = torch.get_num_threads()
+    where = f"this processor, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device}"
     how = "layers measured elsewhere and a product timed here" if device.type == "cpu" else "layers measured on an H100"
     again = f"; {duration(cost.seconds_again)} once the cache has the bases" if cost.cache_bytes else ""
     outputs = runs[0].config.output if len(runs) == 1 else f"{len(runs)} files"
     bound = "at most " if config.rank.varies and not config.as_diff else ""
     words = {
-        "time": f"about {duration(cost.seconds)} on {where} (by {how}){again}",
+        "time": f"{duration(cost.seconds)} on {where} (by {how}){again}",
         "memory": f"about {size_words(cost.memory_bytes)} at most",
         "would write": f"{outputs}, {bound}{size_words(cost.output_bytes)}",
     }
@@ -153,13 +154,13 @@ def _cost(runs: Sequence[TransferInputs], cost: Estimate) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: 20 s, 3 min, 2 h 10 min."""
+    """Return an estimated time for people: under a second, about 20 s, about 3 min, about 2 h 10 min."""
     if seconds < 1:
-        return "a second"
+        return "under a second"
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"about {seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 90:
-        return f"{minutes} min"
+        return f"about {minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 10 and minutes else f"{hours} h"
+    return f"about {hours} h {minutes} min" if hours < 10 and minutes else f"about {hours} h"

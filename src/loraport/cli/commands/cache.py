@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=GroupedCommands,
     help="List, verify or clear the cache: bases, samples, readings of clips.",
+    epilog="Example: loraport cache list",
     no_args_is_help=True,
 )
 

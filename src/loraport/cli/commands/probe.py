@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=GroupedCommands,
     help="Write the target with parts of its drift removed or disturbed (appendix B.2).",
+    epilog="Example: loraport probe keep-dominant --source base.safetensors --target student.safetensors "
+    "-o probe.safetensors",
     no_args_is_help=True,
 )
 PROBE = "Probe"

@@ -31,10 +31,7 @@ class GroupedCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the example."""
-        if self.epilog:
-            formatter.write_paragraph()
-            with formatter.indentation():
-                formatter.write_text(self.epilog.replace("-", _WHOLE))
+        _write_example(self.epilog, formatter)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return arguments as they are typed, and then that there are options."""
@@ -61,6 +58,15 @@ class GroupedCommands(TyperGroup):
     headings: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Heading -> the commands under it, in this order; others stand at the end."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write everything, with hyphens back in place."""
+        super().format_help(ctx, formatter)
+        formatter.buffer = [text.replace(_WHOLE, "-") for text in formatter.buffer]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the example."""
+        _write_example(self.epilog, formatter)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, heading by heading."""
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
@@ -72,6 +78,13 @@ class GroupedCommands(TyperGroup):
             if rows := [(f"{name:<{width}}", texts[name]) for name in names if name in texts]:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
+
+
+def _write_example(text: str | None, formatter: Any) -> None:
+    if text:
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(text.replace("-", _WHOLE))
 
 
 def _spelled(param: Any, ctx: Any) -> str:
