@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "files.formats",
         "store",
     },
-    "estimates": {"spectral", "methods", "files.models", "inputs"},
+    "estimates": {"spectral", "methods", "files.models", "store", "inputs"},
     "diagnosis.rule": set(),
     "transfers": {
         *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
@@ -233,6 +233,7 @@ THIRD_PARTY = {
     "compare.pipelines.opened_networks": {"diffusers"},
     "compare.pipelines.texts": {"diffusers"},
     "compute": {"torch"},
+    "digests": {"blake3"},
     "stopwatch": {"torch"},
     "inputs": {"torch"},
     "estimates": {"torch"},

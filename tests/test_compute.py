@@ -36,6 +36,19 @@ def test_the_next_layer_is_read_while_this_one_is_worked_on_and_no_more_than_tha
     assert list(read_ahead([], read)) == []
 
 
+def test_several_are_read_ahead_by_as_many_threads_and_no_more():
+    together, started = threading.Barrier(3, timeout=10), []
+
+    def read(number):
+        started.append(number)
+        if number < 3:
+            together.wait()  # breaks where the first three are not read at the same time
+        return -number
+
+    for number, value in read_ahead(range(8), read, 3):
+        assert value == -number and max(started) <= number + 3
+
+
 @pytest.mark.usefixtures("four_threads")
 def test_two_jobs_are_in_work_with_half_of_the_threads_each_and_come_in_order():
     together, shares = threading.Barrier(2, timeout=10), []

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -48,6 +49,9 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
 
 AT_A_TIME = 2
 """Layers in work at once on a processor: more would take more memory than they gain time."""
+READERS = 4
+"""Threads that read and hash for a card, and layers that are read before their turn: one such thread reads and hashes
+1 to 2 GB a second, and what waits is in the form that the files have it."""
 
 
 def in_parallel(
@@ -56,12 +60,13 @@ def in_parallel(
     """Return what `work` makes of each job and of what is read for it, in the order of the jobs.
 
     On a processor two jobs are in work at a time, each with half of the threads: decompositions hardly use a second
-    thread, and threads that share one product wait for each other. On a card, or with one thread, only the next job's
-    reading goes on beside the work.
+    thread, and threads that share one product wait for each other. On a card, or with one thread, only reading goes on
+    beside the work: of the next job, and for a card of the next few.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads < AT_A_TIME:
-        for job, inputs in read_ahead(jobs, read):
+        ahead = 1 if device.type == "cpu" else READERS
+        for job, inputs in read_ahead(jobs, read, ahead):
             yield work(job, inputs)
         return
 
@@ -87,14 +92,20 @@ def in_parallel(
         torch.set_num_threads(threads)
 
 
-def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read]) -> Iterator[tuple[Job, Read]]:
-    """Return each job with what is read for it; the next one is read meanwhile, and no more than that."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loraport-read") as reader:
-        pending = [reader.submit(read, job) for job in jobs[:1]]
-        for number, job in enumerate(jobs):
-            inputs = pending.pop().result()
-            pending += [reader.submit(read, following) for following in jobs[number + 1 : number + 2]]
-            yield job, inputs
+def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read], ahead: int = 1) -> Iterator[tuple[Job, Read]]:
+    """Return each job with what is read for it; so many of the next ones are read meanwhile, and no more than that."""
+    with ThreadPoolExecutor(ahead, thread_name_prefix="loraport-read") as readers:
+        pending: deque[Future[Read]] = deque()
+        try:
+            waiting = iter(jobs)
+            pending.extend(readers.submit(read, job) for job in islice(waiting, ahead))
+            for job in jobs:
+                inputs = pending.popleft().result()
+                pending.extend(readers.submit(read, following) for following in islice(waiting, 1))
+                yield job, inputs
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def peak_rss_bytes() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,31 +15,61 @@ STAGES = ("read", "basis", "routing", "transfer")
 
 class Stopwatch:
     """Seconds of each stage. Nested stages are excluded from their parent; times of threads are summed, so that the
-    total may be more than the clock shows. On a card each stage waits for what it has started.
+    total may be more than the clock shows. On a card moments are marked in its queue of work, and nothing waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._card = device if device.type == "cuda" else None
         self._lock, self._of_thread = threading.Lock(), threading.local()
+        self._marked: list[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage; on a card when all that it was given is done."""
+        with self._lock:
+            if self._card is not None and self._marked:
+                torch.cuda.synchronize(self._card)
+                for name, outer, start, end in self._marked:
+                    self._add(name, outer, start.elapsed_time(end) / 1000)
+                self._marked.clear()
+            return dict(self._seconds)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to this stage. Raises KeyError for an unknown stage."""
-        inner: list[float] = self._of_thread.__dict__.setdefault("inner", [])
-        inner.append(0.0)
-        start = self._now()
+    def stage(self, name: str, *, on_card: bool = True) -> Iterator[None]:
+        """Add the time spent inside to this stage; `on_card` off for what the processor does even if there is a card.
+
+        Raises KeyError for an unknown stage.
+        """
+        stages: list[str] = self._of_thread.__dict__.setdefault("stages", [])
+        outer = stages[-1] if stages else None
+        stages.append(name)
+        finish = self._timer(name, outer, on_card and self._card is not None)
         try:
             yield
         finally:
-            passed = self._now() - start
-            own = passed - inner.pop()
-            if inner:
-                inner[-1] += passed
-            with self._lock:
-                self.seconds[name] += own
+            stages.pop()
+            finish()
 
-    def _now(self) -> float:
-        if self._card is not None:
-            torch.cuda.synchronize(self._card)
-        return time.perf_counter()
+    def _timer(self, name: str, outer: str | None, on_card: bool) -> Callable[[], None]:
+        if not on_card:
+            start = time.perf_counter()
+            return lambda: self._locked_add(name, outer, time.perf_counter() - start)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+
+        def finish() -> None:
+            end.record()
+            with self._lock:
+                self._marked.append((name, outer, begin, end))
+
+        return finish
+
+    def _locked_add(self, name: str, outer: str | None, passed: float) -> None:
+        with self._lock:
+            self._add(name, outer, passed)
+
+    def _add(self, name: str, outer: str | None, passed: float) -> None:
+        self._seconds[name] += passed
+        if outer is not None:
+            self._seconds[outer] -= passed

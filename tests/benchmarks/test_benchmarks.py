@@ -1,12 +1,22 @@
 """The benchmark itself, at small sizes: its models are what they claim, its tables choose and fall back rightly."""
 
+import contextlib
+import io
+import itertools
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.suite import published_bytes
+from safetensors.torch import load_file
 
-from benchmarks import accuracy, card, drivers, floor, synthetic, tables
+from benchmarks import accuracy, card, drivers, floor, synthetic, tables, whole
+from loraport.cli import main
 from loraport.spectral.basis import energy_rank
 
 
@@ -144,3 +154,56 @@ def test_a_card_is_measured_by_the_same_script_on_a_processor():
     # twice as wide is eight times the work of a basis
     small, large = (card.least(n, n)["basis"]["float64"] for n in (64, 128))
     assert large == 8 * small
+
+
+def in_this_process(command, *, threads, env=None):
+    """What `processes.measured` gives, of a command line of ours that is run here."""
+    out, started = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["loraport", *command[command.index("loraport") + 1 :]])
+        main()
+    seconds = time.perf_counter() - started
+    return {"wall_s": seconds, "cpu_s": seconds, "stdout": out.getvalue()}
+
+
+def test_the_whole_program_is_measured_and_its_bytes_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "measured", in_this_process)
+    table = whole.Table(time.monotonic() + 300)
+    found = whole.files_to_files(table, tmp_path, "48", "cpu", None)
+    rows = {row[0]: row for row in table.rows}
+    assert rows["48, bytes of cold, warm, again, no cache"][1:] == ("1 different", "1", "met")
+    assert {"48, cold", "48, warm", "48, further", "48, reading"} <= set(rows)
+    assert found["runs"]["warm"]["stages"]["basis"] < found["runs"]["cold"]["stages"]["basis"]
+    files = load_file(tmp_path / "source" / "diffusion_pytorch_model.safetensors")
+    assert len(files) == 10 and len({float(W.flatten()[0]) for W in files.values()}) == 10, "no two layers are alike"
+
+
+def test_agreement_sees_a_device_that_disagrees(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "METHODS", ["undo", "casa"])
+    table = whole.Table(time.monotonic() + 300)
+    assert whole.agreement(table, tmp_path, "48", "cpu")["casa"] == {"relative": 0, "energy": 0}
+    assert [row[3] for row in table.rows] == ["met", "met"]
+    factors = itertools.cycle([1.0, 1.01])
+
+    def every_second_larger(path):
+        factor = next(factors)
+        return {name: X * factor for name, X in load_file(path).items()}
+
+    monkeypatch.setattr(whole, "load_file", every_second_larger)
+    whole.agreement(table, tmp_path, "48", "cpu")
+    assert table.rows[2][3] == "missed"
+
+
+def test_what_does_not_fit_in_the_time_is_said():
+    table = whole.Table(time.monotonic() + 5)
+    assert table.has(1, "quick") and not table.has(60, "slow")
+    assert "| slow | left out: no time | – | – |" in table.markdown()
+
+
+def test_the_script_passes_on_what_it_is_given():
+    script = Path(whole.__file__).with_name("card.sh")
+    given = {**os.environ, "PYTHON": "echo", "FOLDER": "there", "DEVICE": "cpu", "SIZES": "64", "PUBLISHED": "CASA"}
+    said = subprocess.run(["bash", str(script)], env=given, capture_output=True, text=True, check=True).stdout.split()
+    assert (
+        said == "-m benchmarks.whole there --device cpu --sizes 64 --agreement 256 --minutes 5 --published CASA".split()
+    )

@@ -73,12 +73,12 @@ def test_every_command_takes_quiet_and_verbose(run, family, tmp_path):
         "69 lines of tensors": ["inspect", family.source],
         "20 lines converted": ["convert", family.lora, "--to", "kohya", "-o", tmp_path / "k.safetensors"],
         "69 lines merged": ["merge", family.source, family.lora, "-o", tmp_path / "m.safetensors"],
-        "24 lines verified": ["cache", "verify", *cache],
-        "24 lines cleared": ["cache", "clear", *cache],
+        "40 lines verified": ["cache", "verify", *cache],
+        "40 lines cleared": ["cache", "clear", *cache],
     }
     rows = run("cache", "list", *cache, "-v")[1].splitlines()  # a table above the sums, in order
-    assert rows[0].split() == ["kind", "key", "size"] and all(row.startswith("basis ") for row in rows[1:25])
-    assert rows[25].startswith("folder ") and rows[-1].startswith("size ") and rows[-1].endswith("kB")
+    assert rows[0].split() == ["kind", "key", "size"] and all(row.startswith("basis ") for row in rows[1:41])
+    assert rows[41].startswith("folder ") and rows[-1].startswith("size ") and rows[-1].endswith("kB")
     for lines, words in asked.items():
         code, _, err = run(*words, "-v")
         assert (code, f"{len(err.splitlines())} lines") == (0, " ".join(lines.split()[:2])), lines
@@ -262,12 +262,12 @@ def test_cache_list_verify_clear(run, family):
     # 20 bases, and the routing of the four tall and wide layers
     at = ["--cache", family.folder / "cache", "--json"]
     listed = json.loads(run("cache", "list", *at)[1])
-    assert len(listed["entries"]) == 24 and listed["bytes"] > 0
-    assert json.loads(run("cache", "verify", *at)[1]) == {"folder": listed["folder"], "checked": 24, "broken": []}
+    assert len(listed["entries"]) == 40 and listed["bytes"] > 0
+    assert json.loads(run("cache", "verify", *at)[1]) == {"folder": listed["folder"], "checked": 40, "broken": []}
     victim = next((family.folder / "cache").rglob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x01\x02")
     assert len(json.loads(run("cache", "verify", *at)[1])["broken"]) == 1
-    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 24
+    assert json.loads(run("cache", "clear", *at)[1])["removed"] == 40
     assert json.loads(run("cache", "list", *at)[1])["entries"] == []
 
 

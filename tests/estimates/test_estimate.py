@@ -21,16 +21,16 @@ from tests.transfers.models import make_family
 
 MEASURED = {
     # shape: cold seconds of read, basis and routing together, warm ones, and casa's own
-    (768, 768): (0.162, 0.0604, 0.1607),
-    (1536, 1536): (1.199, 0.4877, 0.2387),
-    (3072, 768): (0.3705, 0.0829, 0.3668),
-    (8960, 1536): (3.3344, 0.6391, 0.4471),
-    (1536, 8960): (3.5027, 0.6341, 0.6634),
-    (3072, 3072): (9.2948, 2.0078, 0.672),
-    (5120, 5120): (46.3827, 8.9796, 1.8163),
-    (13824, 5120): (70.7482, 5.749, 2.9256),
+    (768, 768): (0.1599, 0.0173, 0.1617),
+    (1536, 1536): (1.0731, 0.0704, 0.1959),
+    (3072, 768): (0.3607, 0.0354, 0.3362),
+    (8960, 1536): (3.0788, 0.188, 0.3028),
+    (1536, 8960): (3.1192, 0.2542, 0.3095),
+    (3072, 3072): (8.6747, 0.3756, 0.6389),
+    (5120, 5120): (45.1515, 1.1591, 1.8291),
+    (13824, 5120): (67.3678, 2.7549, 2.8147),
 }
-"""What `benchmarks.layer_costs` measured, one thread of a Xeon at 2.5 GHz."""
+"""What `benchmarks.layer_costs` measured, one thread, on the machine of the table in docs/explanation/speed.md."""
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from loraport.errors import InputError
-from loraport.files.formats.safetensors_read import read_safetensors
+from loraport.files.formats.safetensors_read import ByteReader, read_safetensors
 from loraport.files.models.checkpoint import open_checkpoint
 from tests import tiny
 from tests.malformed.checkpoints import safetensors_bytes
@@ -114,6 +114,21 @@ def test_fingerprints_do_not_depend_on_the_layout(layout, tmp_path):
     plain = open_checkpoint(tiny.write_original(tmp_path / "plain.safetensors", PLAIN))
     model = open_checkpoint(layout[0])
     assert [model.fingerprint(name) for name in PLAIN] == [plain.fingerprint(name) for name in PLAIN]
+
+
+def test_a_layer_of_a_fused_weight_reads_its_own_rows_alone(tmp_path, monkeypatch):
+    W = torch.randn(12, 5)
+    save_file({"double_blocks.0.img_attn_qkv.weight": W}, tmp_path / "model.safetensors")
+    model = open_checkpoint(tmp_path / "model.safetensors")
+    read, fill = [], ByteReader._fill
+    monkeypatch.setattr(ByteReader, "_fill", lambda self, file, view: (read.append(len(view)), fill(self, file, view)))
+    parts = [model.read(layer) for layer in model.layers]
+    assert torch.equal(torch.cat([part.matrix for part in parts]), W) and len(parts) == 3
+    assert sum(read) == W.nbytes, "every byte once"
+    for part in parts:
+        save_file({"x.weight": part.matrix}, tmp_path / "alone.safetensors")
+        alone = open_checkpoint(tmp_path / "alone.safetensors")
+        assert alone.fingerprint("x.weight") == alone.read("x").fingerprint == part.fingerprint
 
 
 def test_gates_of_sparse_attention_are_there_and_harmless(tmp_path):
@@ -335,6 +350,7 @@ def sparse_model(path: Path, layers: int, size: int) -> Path:
 
 MEASURE = """
 import resource, sys, time
+from loraport.files.formats.safetensors_read import ByteReader
 from loraport.files.models.checkpoint import open_checkpoint
 def read(): return int(next(l for l in open("/proc/self/io") if l.startswith("rchar")).split()[1])
 def rss(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024

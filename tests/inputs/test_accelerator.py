@@ -14,7 +14,7 @@ from loraport.inputs.accelerator import AcceleratedModel, open_target, split_tar
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
 from loraport.merging import merge
-from loraport.transfers.layer_source import read_weights
+from loraport.transfers.layer_source import StoredLayer
 from loraport.transfers.run import transfer
 from tests import tiny
 from tests.transfers.models import deltas, make_family
@@ -81,7 +81,7 @@ def test_on_another_model_its_own_drift_counts_too(family, accelerator):
 def test_the_drift_is_the_accelerators_update_to_the_last_bit(family, factors, accelerator):
     ready = prepare(family.config(target=f"source+{accelerator}*-0.5"))
     for job in ready.plan.jobs:
-        weights = read_weights(job.name, ready.source, ready.target, keep_target=True)
+        weights = StoredLayer.load(job.name, ready.source, ready.target).on(keep_target=True)
         if job.name == ALONE:
             assert not weights.drift.any() and weights.facts.target_hash == weights.facts.source_hash
             continue
@@ -120,7 +120,8 @@ def test_differences_and_what_has_no_place(family, factors, accelerator):
     save_file(load_file(accelerator) | extras, accelerator)
     target = open_target(f"source+{accelerator}*2", open_checkpoint(family.source))
     assert isinstance(target, AcceleratedModel)
-    found, _ = target.read_drift(ALONE, Weight(torch.zeros(24, 40), "hash", torch.float32))
+    source = Weight(torch.zeros(24, 40), "hash", torch.float32)
+    found = target.drift(ALONE, source, target.load(ALONE))
     assert torch.equal(found.matrix, torch.full((24, 40), 0.5))
     notes = target.notes(family.factors, 20)
     assert len(notes) == 2 and "1 keys of fast.safetensors have no place" in notes[1]

@@ -104,20 +104,20 @@ def test_weights_bases_and_routing_are_made_once_a_layer(family, monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    counted(Checkpoint, "read")
+    counted(Checkpoint, "load")
     counted(basis_source, "half_basis")
     counted(method_layer, "observe")
     layers = len(family.factors)
     methods = ["casa", "restore-only", "direct-matched", "prolora", "lora-x", "undo"]
     transfer_many(configs(family, methods, cache=None))
-    assert counts == {"read": 2 * layers, "half_basis": 2 * layers, "observe": layers}
+    assert counts == {"load": 2 * layers, "half_basis": 2 * layers, "observe": layers}
     counts.clear()
     for config in configs(family, methods, folder="singly", cache=None):
         transfer(config)
-    assert counts == {"read": 2 * 12 * layers, "half_basis": (3 + 2 + 1) * 2 * layers, "observe": 3 * 2 * layers}
+    assert counts == {"load": 2 * 12 * layers, "half_basis": (3 + 2 + 1) * 2 * layers, "observe": 3 * 2 * layers}
     counts.clear()
     transfer_many(configs(family, ["direct", "undo"], folder="cheap", cache=None))
-    assert counts == {"read": 2 * layers}, "what no method looks at is not made"
+    assert counts == {"load": 2 * layers}, "what no method looks at is not made"
 
 
 def test_memory_does_not_hold_the_loras(family):

@@ -340,6 +340,7 @@ def test_nobodys_files_are_trusted_but_the_users_own(cache, monkeypatch):
 
 def test_clear_follows_no_links(cache, tmp_path):
     filled(cache)
+    cache.finish()
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "ab").mkdir(parents=True)
     precious = elsewhere / "ab" / f"{'ab' * 32}.safetensors"

@@ -39,10 +39,10 @@ def test_what_is_not_symmetric_does_not():
     assert torch.equal(unpack_symmetric(pack_symmetric(X)), X.tril() + X.tril(-1).mT) and not torch.equal(X, X.mT)
 
 
-def test_a_routing_comes_back_and_a_square_layers_is_not_packed():
+def test_a_routing_comes_back_and_a_square_layers_has_nothing_outside():
     C, outside = torch.randn(5, 5, dtype=torch.float64), torch.randn(5, 5)
     routing = unpack_routing(pack_routing(Routing(C, C.norm(dim=0), outside @ outside.mT)))
     assert torch.allclose(routing.C, C, rtol=0, atol=1e-8) and torch.equal(routing.send, C.norm(dim=0))
     assert torch.allclose(routing.outside_gram, outside @ outside.mT, rtol=0, atol=1e-3)
-    with pytest.raises(ValueError, match="square"):
-        pack_routing(Routing(C, C.norm(dim=0)))
+    square = unpack_routing(pack_routing(Routing(C, C.norm(dim=0))))
+    assert torch.equal(square.C, routing.C) and square.outside_gram is None

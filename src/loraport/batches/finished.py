@@ -12,9 +12,9 @@ from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import OWN_PREFIX
-from loraport.inputs.accelerator import AcceleratedModel
 from loraport.inputs.identity import work_digest
 from loraport.inputs.open import TransferInputs
+from loraport.transfers.layer_source import StoredLayer
 from loraport.transfers.output import combined_hash
 
 
@@ -43,13 +43,8 @@ class WeightHashes:
     def of(self, layer: str, inputs: TransferInputs) -> tuple[str, str]:
         """Return those of the source's weight and of the target's."""
         if layer not in self.known:
-            source, target = inputs.source.read(layer), inputs.target
-            after = (
-                target.read_drift(layer, source)[1]
-                if isinstance(target, AcceleratedModel)
-                else target.read(layer).fingerprint
-            )
-            self.known[layer] = source.fingerprint, after
+            stored = StoredLayer.load(layer, inputs.source, inputs.target)
+            self.known[layer] = stored.before.fingerprint, stored.target_hash
         return self.known[layer]
 
 

@@ -13,6 +13,7 @@ from loraport.files.models.hub import Download
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
+from loraport.store.basis_source import keeps_routing
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def estimate(batch: Sequence[TransferInputs], downloads: Iterable[Download] = ()
         scale * sum(sum(run.values()) for run in run_seconds(batch, device, again=True)),
         _memory(batch, device, 1 if on_card else at_a_time()),
         sum(output_bytes(inputs) for inputs in batch),
-        0 if config.cache is None else _cache_bytes(batch),
+        0 if config.cache is None else _cache_bytes(batch, "cuda" if on_card else "cpu"),
         sum(one.bytes for one in downloads),
     )
 
@@ -110,7 +111,7 @@ def _rank(job: LayerJob, inputs: TransferInputs) -> int:
     return min(common_rank(config, inputs.plan), least)
 
 
-def _cache_bytes(batch: Sequence[TransferInputs]) -> int:
+def _cache_bytes(batch: Sequence[TransferInputs], device: str) -> int:
     """Return the bytes of the bases and routings that runs will leave in the cache."""
     sizes: dict[tuple[str, str], float] = {}
     for inputs in batch:
@@ -122,6 +123,6 @@ def _cache_bytes(batch: Sequence[TransferInputs]) -> int:
                 sizes["source", job.name] = basis
             if recipe.needs_target:
                 sizes["target", job.name] = basis
-            if recipe.needs_routing and m != n:
-                sizes["routing", job.name] = basis + 1.0 * n * (n + 1)
+            if recipe.needs_routing and keeps_routing(job.shape, device):
+                sizes["routing", job.name] = basis + (1.0 * n * (n + 1) if m != n else 0.0)
     return int(sum(sizes.values()))

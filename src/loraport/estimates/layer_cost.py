@@ -41,6 +41,7 @@ class CostTable:
     basis: Growth
     basis_again: Growth
     routing_square: Growth
+    routing_square_again: Growth
     routing_tall: Growth
     routing_tall_again: Growth
     transfer: dict[str, Growth]
@@ -64,15 +65,16 @@ class Device:
 
 
 _EXACT = CostTable(
-    read=Growth(0.0014, of_mn=1.4e-8),
+    read=Growth(0.003, of_mn=7e-9, of_nn=3e-9),
     basis=Growth(0.0066, of_mn=5e-9, of_mnn=2.2e-11, of_nnn=1.76e-10),
-    basis_again=Growth(0.0019, of_mn=1.9e-9, of_nnn=6.3e-12),
+    basis_again=Growth(0.0003, of_mn=2e-9, of_nnn=1.7e-12),
     routing_square=Growth(0.0013, of_mnn=1.15e-10),
+    routing_square_again=Growth(0.001, of_nnn=7e-12),
     routing_tall=Growth(0.036, of_mnn=9.5e-11),
-    routing_tall_again=Growth(0.001, of_mnn=4.1e-12, of_nnn=8.8e-11),
+    routing_tall_again=Growth(0.001, of_mnn=3.5e-12),
     transfer={
         "": Growth(0.011, of_mn=4e-8, of_nn=5e-8),
-        "casa": Growth(0.0098, of_mn=2.5e-8, of_nn=9.3e-8),
+        "casa": Growth(0.08, of_mn=8e-9, of_nn=4e-8),
         "core": Growth(0.0028, of_mn=2.5e-9, of_nn=1.1e-9),
         "prolora": Growth(0.0024, of_nn=5.6e-9, of_mnn=5.9e-11, of_nnn=1.6e-11),
         "lora-x": Growth(0.0009, of_mn=1.9e-9, of_nn=3.2e-9, of_mnn=2.1e-11),
@@ -84,10 +86,11 @@ _EXACT = CostTable(
 _LARGE = CostTable(
     read=_EXACT.read,
     basis=Growth(of_mn=5e-9, of_mnn=2.5e-11, of_nnn=2.4e-10),
-    basis_again=Growth(of_mn=1.9e-9, of_nn=1.1e-8),
+    basis_again=Growth(of_mn=1.5e-9, of_nn=9e-9),
     routing_square=Growth(of_nnn=6.2e-11),
+    routing_square_again=Growth(of_nn=2e-8),
     routing_tall=Growth(of_mnn=7.3e-11),
-    routing_tall_again=Growth(of_nnn=3.2e-11),
+    routing_tall_again=Growth(of_nnn=1.3e-11),
     transfer={
         **_EXACT.transfer,
         "": Growth(of_mn=2.4e-8, of_nn=4.5e-8),
@@ -96,13 +99,14 @@ _LARGE = CostTable(
     memory=Growth(2e8, of_mn=10, of_nn=26),
 )
 PROCESSOR = Device(_EXACT, _LARGE)
-"""CPU seconds of one thread of a Xeon at 2.5 GHz."""
+"""CPU seconds of one thread of the machine of the table in docs/explanation/speed.md."""
 
 _ON_CARD = CostTable(
     read=Growth(0.005, of_mn=2.5e-8),
     basis=Growth(0.005, of_nn=2.7e-8),
     basis_again=Growth(0.005, of_nn=9e-9),
     routing_square=Growth(0.004, of_mnn=8e-13),
+    routing_square_again=Growth(0.004, of_mnn=8e-13),
     routing_tall=Growth(0.004, of_mnn=8e-13),
     routing_tall_again=Growth(0.004, of_nn=3e-9),
     transfer={"": Growth(0.02, of_mn=4e-9)},
@@ -132,7 +136,7 @@ def layer_seconds(shape: tuple[int, int], recipe: Recipe, device: Device = PROCE
     routing = routing_again = 0.0
     if recipe.needs_routing:
         routing = (table.routing_square if square else table.routing_tall).at(shape)
-        routing_again = routing if square else table.routing_tall_again.at(shape)
+        routing_again = (table.routing_square_again if square else table.routing_tall_again).at(shape)
     name = recipe.name.partition(":")[0]
     own = table.transfer.get(name, table.transfer[""]).at(shape)
     return LayerSeconds(read + basis + routing, read + basis_again + routing_again, own)

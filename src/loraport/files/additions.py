@@ -63,13 +63,13 @@ class Addition:
         """
         update = self.make()
         if isinstance(update, Tensor):
-            X.add_(update.to(X.dtype).reshape(X.shape), alpha=self.strength)
+            X.add_(update.to(X).reshape(X.shape), alpha=self.strength)
             return
-        exact = exact_update(update, W.to(X.dtype).flatten(1) if self.needs_weight else None)
+        exact = exact_update(update, W.to("cpu", X.dtype).flatten(1) if self.needs_weight else None)
         if isinstance(exact, LowRank):
-            X.view(X.shape[0], -1).addmm_(exact.B.to(X.dtype), exact.A.to(X.dtype), alpha=self.strength)
+            X.view(X.shape[0], -1).addmm_(exact.B.to(X), exact.A.to(X), alpha=self.strength)
         else:
-            X.add_(exact.to(X.dtype).reshape(X.shape), alpha=self.strength)
+            X.add_(exact.to(X).reshape(X.shape), alpha=self.strength)
 
 
 @dataclass(frozen=True)

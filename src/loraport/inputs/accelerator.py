@@ -6,13 +6,13 @@ beside the accelerator, at the strength that was given here.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from loraport.digests import text_digest
 from loraport.errors import SettingsError
 from loraport.files.additions import Addition, additions
 from loraport.files.disk.user_paths import expand_home
@@ -21,10 +21,11 @@ from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.presets import PRESETS, Opener, open_model
-from loraport.files.models.weight import Weight
+from loraport.files.models.weight import StoredWeight, Weight
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.inputs.drift import Drift, drift_between
+from loraport.spectral.kernels import norm
 
 SOURCE = "source"
 """The word for the source itself; a folder of this name is written ./source."""
@@ -103,27 +104,35 @@ class AcceleratedModel:
         """Shape of a parameter of the model."""
         return self.model.shape(name)
 
-    def read_drift(self, layer: str, source: Weight) -> tuple[Drift, str]:
-        """Return the layer's drift in float32, and a hash of the weight that model and accelerator make together.
+    def load(self, layer: str, *, pinned: bool = False) -> StoredWeight | None:
+        """Read the bytes of the model's weight; None on the source, whose own are read anyway."""
+        return None if self.on_source else self.model.load(layer, pinned=pinned)
+
+    def content_hash(self, layer: str, model_hash: str) -> str:
+        """Return a hash of the weight that both make together; the model's own where the layer is left alone."""
+        return self._hash(model_hash) if self.weights.get(layer) else model_hash
+
+    def drift(self, layer: str, source: Weight, stored: StoredWeight | None) -> Drift:
+        """Return the layer's drift in float32.
 
         On the source it is strength · B·A: nothing is subtracted, so it has no rounding error. On another model
-        W_m − W_s is added to it; where that is zero, the model is the source in this layer. If the accelerator leaves
-        the layer alone, the hash is that of the model's weight.
+        W_m − W_s is added to it; where that is zero, the model is the source in this layer.
         """
         terms = self.weights.get(layer, ())
-        if self.on_source:
-            drift, model_hash, W = Drift(torch.zeros_like(source.matrix), 0.0), source.fingerprint, source.matrix
+        if stored is None:
+            drift, W = Drift(torch.zeros_like(source.matrix), 0.0), source.matrix
         else:
-            model = self.model.read(layer)
-            model_hash = model.fingerprint
+            model = stored.on(source.matrix.device)
             own = any(term.needs_weight for term in terms)  # they look at the model's weight itself
             W = model.matrix.clone() if own else model.matrix
             drift = drift_between(source, model, in_place=True)
-            if not drift.matrix.any():
+            if not drift.norm:
                 drift = replace(drift, floor=0.0)
         for term in terms:
             term.add_to(drift.matrix, W)
-        return drift, self._hash(model_hash) if terms else model_hash
+        if terms:
+            drift = replace(drift, norm=norm(drift.matrix))
+        return drift
 
     def notes(self, layers: Container[str], count: int) -> list[str]:
         """Return what the user should know before the transfer of a LoRA with `count` layers."""
@@ -155,7 +164,7 @@ class AcceleratedModel:
 
     def _hash(self, model_hash: str) -> str:
         text = f"{model_hash} {self.accelerator.sha256} {self.strength!r}"
-        return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+        return text_digest(text)
 
 
 Target = Checkpoint | AcceleratedModel

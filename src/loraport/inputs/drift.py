@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from loraport.files.models.weight import Weight
-from loraport.spectral.kernels import energy, in_pieces, inner
+from loraport.spectral.kernels import in_pieces, norm
 
 TIMES_FLOOR = 2.0
 """A drift of at most this many floors is taken for rounding."""
@@ -41,6 +41,8 @@ class Drift:
     matrix: Tensor
     floor: float
     source_rounded: bool = False
+    norm: float = 0.0
+    """‖D_fft‖"""
 
 
 def within_floor(norm: float, floor: float) -> bool:
@@ -54,7 +56,8 @@ def drift_between(source: Weight, target: Weight, *, in_place: bool = False) -> 
     floor = _coarser(source, target)
     rounded = _rounded_start(source, target)
     start = W_s if rounded is None else rounded
-    return Drift(W_t.sub_(start) if in_place else W_t - start, floor, rounded is not None)
+    D = W_t.sub_(start) if in_place else W_t - start
+    return Drift(D, floor, rounded is not None, norm(D))
 
 
 def _coarser(source: Weight, target: Weight) -> float:
@@ -72,12 +75,11 @@ def _rounded_start(source: Weight, target: Weight) -> Tensor | None:
         return None
     if source.matrix.numel() < _TOO_FEW:
         return None
-    along = size = moved = 0.0
+    sums = source.matrix.new_zeros(3, dtype=torch.float64)
     for W_s, W_t in zip(in_pieces(source.matrix), in_pieces(target.matrix), strict=True):
-        error = W_s.to(coarse).float() - W_s
-        moved += energy(W_t - W_s)
-        size += energy(error)
-        along += inner(W_t - W_s, error)
+        error, drift = (W_s.to(coarse).float() - W_s).double(), (W_t - W_s).double()
+        sums += torch.stack([drift.dot(drift), error.dot(error), drift.dot(error)])
+    moved, size, along = sums.tolist()  # once: on a card the program waits for each number that it asks for
     if not size or not math.isfinite(along):
         return None
     # of the drift itself, without what would be rounding of the source: with it a small drift would look uncertain

@@ -29,7 +29,7 @@ from loraport.spectral.arbitration import (
     dominant_mask,
     over_activation_risk,
     risk_candidates,
-    risky_entries,
+    risk_threshold,
 )
 from loraport.spectral.basis import Basis, energy_rank
 from loraport.spectral.clusters import cluster_sizes, singular_clusters
@@ -85,10 +85,10 @@ def decide(layer: Layer, settings: CasaSettings = PAPER) -> Decisions:
 
     candidates = risk_candidates(C_lora, C_fft, dominant_receivers, dominant_senders, basis.rank)  # Eq. 7, 9
     risk = over_activation_risk(candidates, C_lora, C_fft, labels, eps=settings.eps_context)  # Eq. 10–13
-    arbitrated = risky_entries(candidates, risk, q_act=settings.q_act)  # the text below Eq. 13
-    borderline = count_borderline(
-        candidates, risk, C_lora, C_fft, q_act=settings.q_act, uncertainty=basis.uncertainty(dtype)
-    )
+    threshold = risk_threshold(risk, settings.q_act)  # the text below Eq. 13
+    arbitrated = candidates.indices[risk > threshold]
+    routings = (C_lora, factors.column_norms), (C_fft, drift_routing.column_norms)
+    borderline = count_borderline(candidates, risk, routings, threshold, uncertainty=basis.uncertainty(dtype))
     return Decisions(*shared, arbitrated, borderline)
 
 

@@ -127,8 +127,9 @@ class Update:
     def kept_correction(self, low: LowRank) -> float | None:
         """Return the share of the correction that survives truncation to these factors; None where there is none.
 
-        With T removed it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns. One could use that `low` is a
-        projection of D' and skip these products, but the difference of two large squares would lose a small correction.
+        With T removed it is ⟨D_lora − low, T⟩ / ‖T‖², from products with few columns, which factors of this update
+        bring along. That `low` is a projection of D' would give it from norms, as a difference of two large squares, in
+        which a small correction is lost.
         """
         corrected = self._corrected
         if corrected is None:
@@ -136,7 +137,10 @@ class Update:
         removal = corrected.removal
         if is_lost(removal.energy, self.low_rank.norm() ** 2):
             return None
-        return (corrected.overlap - removal.inner(low.transposed() if self.is_transposed else low)) / removal.energy
+        removed = low.removed
+        if removed is None:
+            removed = removal.inner(low.transposed() if self.is_transposed else low)
+        return (corrected.overlap - removed) / removal.energy
 
     def transposed(self) -> Update:
         """Return the update of the transposed layer."""

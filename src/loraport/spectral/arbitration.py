@@ -80,18 +80,14 @@ def over_activation_risk(
     return candidates.values * entries_at(of_entries, candidates.indices)
 
 
-def risky_entries(candidates: Entries, risk: Float[Tensor, " e"], *, q_act: float) -> Int[Tensor, " a"]:
-    """Return the indices of the candidates whose risk exceeds the q_act quantile of all candidates' (below Eq. 13).
-
-    Exact, without a sort: exceeding the linearly interpolated quantile is exceeding its lower neighbour in order.
-    """
-    if len(candidates) == 0:
-        return candidates.indices
-    return candidates.indices[risk > risk_threshold(risk, q_act)]
-
-
 def risk_threshold(risk: Float[Tensor, " e"], q_act: float) -> Float[Tensor, ""]:
-    """Return the risk that an arbitrated entry exceeds: the value at the quantile's place in order, rounded down."""
+    """Return the risk that an arbitrated entry exceeds: the q_act quantile of all candidates' (below Eq. 13).
+
+    Exact: exceeding the linearly interpolated quantile is exceeding its lower neighbour in order. Infinite where there
+    are no candidates.
+    """
+    if len(risk) == 0:
+        return risk.new_full((), torch.inf)
     # 0.85 · 20 is 16.999…: a place that is whole but for rounding counts as whole. The share 1e-15 serves places in the
     # thousands and millions, where doubles lie further apart than 1e-12, and 1e-12 small ones (q_act as 1 − 0.99).
     return kth_smallest(risk, int(q_act * (len(risk) - 1) * (1 + 1e-15) + 1e-12) + 1)
@@ -104,25 +100,24 @@ NEAR = 1e-3
 def count_borderline(
     candidates: Entries,
     risk: Float[Tensor, " e"],
-    C_lora: Float[Tensor, "n n"],
-    C_fft: Float[Tensor, "n n"],
+    routings: tuple[tuple[Float[Tensor, "n n"], Float[Tensor, " n"]], ...],
+    threshold: Float[Tensor, ""],
     *,
-    q_act: float,
     uncertainty: float,
 ) -> int:
     """Return how many entries the error of the singular directions could put on the other side of the threshold.
 
-    The paper has no such count. A direction that is off by `uncertainty` moves an entry of either routing by that share
-    of its column's root mean square; counted is a candidate whose risk can move so as far as the threshold.
+    `routings`: both routing matrices, each with the norms of its columns. The paper has no such count. A direction that
+    is off by `uncertainty` moves an entry of either routing by that share of its column's root mean square; counted is
+    a candidate whose risk can move so as far as the threshold.
     """
     if len(candidates) == 0:
         return 0
-    threshold = risk_threshold(risk, q_act)
     near = ((risk - threshold).abs() <= NEAR * threshold.abs()).nonzero().squeeze(1)
     indices, distance = candidates.indices[near], (risk[near] - threshold).abs()
-    columns, reach = indices % len(C_lora), torch.zeros_like(distance)
-    for C in (C_lora, C_fft):
-        error = C.index_select(1, columns).norm(dim=0) * (uncertainty / len(C) ** 0.5)
+    reach = torch.zeros_like(distance)
+    for C, norms in routings:
+        error = norms[indices % len(C)] * (uncertainty / len(C) ** 0.5)
         reach += error / entries_at(C, indices).abs()
     # Less one: the threshold is itself the risk of a candidate, which is thus at no distance and always counted.
     return max(0, int((distance <= reach * risk[near].abs()).sum()) - 1)

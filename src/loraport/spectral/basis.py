@@ -191,8 +191,10 @@ class HalfBasis(Basis):
     def project_left(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         """Return Uᵀ·X without U, in the precision of X."""
         if X.dtype == self.W.dtype:
-            return self.from_left_span(torch.cat([times_few(self.W.mT, X), times_few(self._weak, X)]))
-        return self._projected_in_pieces(X)
+            of_W, weak = times_few(self.W.mT, X), self._weak
+        else:  # in pieces, so that W is never held in that precision as a whole
+            of_W, weak = sum_of_pieces(len(X), lambda rows: X[rows].mT @ self.W[rows].to(X.dtype)).mT, self.weak
+        return self.from_left_span(torch.cat([of_W, times_few(weak.to(X.dtype), X)]))
 
     def lift_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
         """Return U·X without U: W·(V·(X / S)) for the strong directions, plus the weak ones."""

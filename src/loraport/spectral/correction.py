@@ -165,7 +165,8 @@ class CorrectedUpdate:
         """
         start = with_random_columns(self.Q, rank, generator=generator)
         X = leading_eigenvectors(self.times_gram, start, rank)
-        L = self.lora.B @ (self.Q.mT @ X) - self.removal.times(X)
+        removed = self.removal.times(X)
+        L = self.lora.B @ (self.Q.mT @ X) - removed
         # L = (left directions)·Σ·Wᵀ by the eigenvectors of the small LᵀL; eigh sorts upwards, so all is flipped.
         values, W = torch.linalg.eigh((L.mT @ L).double())
         W = W.flip(1)[:, :rank].to(L.dtype)
@@ -173,4 +174,7 @@ class CorrectedUpdate:
         scale = torch.where(root > 0, 1 / root, 0)
         kept = float(values.flip(0)[:rank].clamp(min=0).sum())
         lost = at_least_zero(1.0 - kept / self.energy) if self.energy > 0 else 0.0
-        return LowRank((L @ W) * scale, root[:, None] * ((X @ W).mT @ self.removal.basis.Vh), lost)
+        B = (L @ W) * scale
+        # T·V times the right factor's coordinates, X·W·root, is T·V·X times W·root: no further product with T
+        along = inner(removed @ (W * root), B)
+        return LowRank(B, root[:, None] * ((X @ W).mT @ self.removal.basis.Vh), lost, along)

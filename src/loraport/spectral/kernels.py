@@ -69,10 +69,11 @@ def energy(X: Tensor) -> float:
 
 def inner(X: Tensor, Y: Tensor) -> float:
     """Return ⟨X, Y⟩, summed in double precision, piece by piece."""
-    if not X.numel():
-        return 0.0
-    pairs = zip(in_pieces(X), in_pieces(Y), strict=True)
-    return math.fsum(float(torch.dot(x.double(), y.double())) for x, y in pairs)
+    total = X.new_zeros((), dtype=torch.float64)
+    for x, y in zip(in_pieces(X), in_pieces(Y), strict=True):
+        wide = x.double()
+        total += torch.dot(wide, wide if Y is X else y.double())
+    return float(total)
 
 
 def at_usual_scale(X: Tensor) -> bool:
@@ -86,17 +87,17 @@ def at_least_zero(value: float) -> float:
     return 0.0 if value < 0 else value
 
 
-_PIECE = 1 << 17
-"""Values in a piece."""
+_PIECE, _PIECE_ON_CARD = 1 << 17, 1 << 24
+"""Values in a piece, on a processor and on a card."""
 
 
 def in_pieces(values: Tensor) -> tuple[Tensor, ...]:
     """Return the values end to end, in pieces that a processor's cache holds, where several passes cost little more.
 
-    On a card they are one piece.
+    On a card they are as large as need be to keep it busy, and small enough for what is made of them to need no room.
     """
     flat = values.reshape(-1)
-    return torch.split(flat, _PIECE) if values.device.type == "cpu" and len(flat) else (flat,)
+    return torch.split(flat, _PIECE if values.device.type == "cpu" else _PIECE_ON_CARD) if len(flat) else (flat,)
 
 
 # Selections of single entries out of millions. On a processor numpy does them, five to ten times as fast as torch
@@ -146,7 +147,10 @@ def entries_at(X: Float[Tensor, "rows columns"], indices: Int[Tensor, " e"]) -> 
 
 
 def kth_smallest(values: Float[Tensor, " e"], k: int) -> Float[Tensor, ""]:
-    """Return the value that has k − 1 before it in order; exact, without a sort: partitioning takes linear time."""
+    """Return the value that has k − 1 before it in order; exact. On a processor partitioning takes linear time.
+
+    A card sorts: its selection in one long row keeps one of its hundred processors busy.
+    """
     if values.device.type != "cpu":
-        return torch.kthvalue(values, k).values
+        return values.sort().values[k - 1]
     return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0]

@@ -21,6 +21,8 @@ class LowRank:
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in"]
     lost_energy: float = 0.0
+    removed: float | None = None
+    """⟨B·A, T⟩ where these are the factors of an update that T was removed from, and who made them has it."""
 
     @property
     def rank(self) -> int:
@@ -41,6 +43,11 @@ class LowRank:
         B, A = self.B.double(), self.A.double()
         return float(((B.mT @ B) * (A @ A.mT)).sum().clamp(min=0).sqrt())
 
+    @property
+    def column_norms(self) -> Float[Tensor, " in"]:
+        """‖B·a_j‖ of each column, from Bᵀ·B; the dense update is never formed."""
+        return (self.A * ((self.B.mT @ self.B) @ self.A)).sum(dim=0).clamp(min=0).sqrt()
+
     def inner(self, other: LowRank) -> float:
         """Return ⟨B·A, other⟩, from two small matrices in float64."""
         left, right = self.B.double().mT @ other.B.double(), self.A.double() @ other.A.double().mT
@@ -58,7 +65,7 @@ class LowRank:
 
     def transposed(self) -> LowRank:
         """Return the update of the transposed layer."""
-        return LowRank(self.A.mT, self.B.mT, self.lost_energy)
+        return LowRank(self.A.mT, self.B.mT, self.lost_energy, self.removed)
 
 
 def factorize(D: Float[Tensor, "out in"], rank: int, *, generator: torch.Generator) -> LowRank:

@@ -54,9 +54,14 @@ class Routing:
         return self.C.norm(dim=1)
 
     @lazy_property
+    def column_norms(self) -> Float[Tensor, " n"]:
+        """‖C(:, j)‖: what each right direction sends inside the basis."""
+        return self.C.norm(dim=0)
+
+    @lazy_property
     def outside(self) -> Float[Tensor, " n"]:
         """‖D·v_j‖² − ‖C(:, j)‖² in float64: what each right direction sends out of the basis."""
-        return (self.send.double().square() - self.C.norm(dim=0).double().square()).clamp(min=0)
+        return (self.send.double().square() - self.column_norms.double().square()).clamp(min=0)
 
 
 def precision_for(D: Float[Tensor, "out in"]) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The cache of singular bases: the same weight is decomposed once, whatever file it lies in.
 
-An entry is a file `v4/ab/<key>.safetensors` with a checksum that every read verifies; processes may share the folder
+An entry is a file `v5/ab/<key>.safetensors` with a checksum that every read verifies; processes may share the folder
 and die in it, and all of it is safe to delete. How matrices are packed: `packing`.
 
 What is used is always the entry as it reads back, in the run that computed it as in every later one, with a cache or
@@ -12,7 +12,6 @@ that it is asked for.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,21 +20,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.digests import text_digest
+from loraport.digests import content_hash, text_digest
 from loraport.errors import FileFormatError, InputError, OutputError
 from loraport.files.disk.user_paths import expand_home
 from loraport.lazy_property import lazy_property
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.spectral.basis import Basis
+from loraport.store.behind import WriteBehind, start_to_host
 from loraport.store.cache_folder import check_ours, distrust, mark
 from loraport.store.keyed import Entry, KeyedStore, StoreFile, remove_files, store_files
 from loraport.store.packing import contradiction, is_whole, pack_basis, unpack_basis
 
-VERSION = 4
+VERSION = 5
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
 
 Check = Callable[[Mapping[str, Tensor]], str | None]
 """Returns what is wrong with the tensors of an entry, or None."""
+Fetched = Mapping[str, Mapping[str, Tensor] | None]
+"""Key -> the entry that was read before it was needed; None where there is none."""
+NOTHING_FETCHED: Fetched = {}
 
 
 def entry_key(fingerprint: str, algorithm: str = "thin svd") -> str:
@@ -67,10 +70,12 @@ class BasisCache:
             check_ours(self.folder)
         self._refused: Counter[str] = Counter()
         self._not_kept: set[str] = set()
+        self._behind = WriteBehind()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the cache was not used for, and why."""
+        self.finish()
         unwritten = (f"bases were not kept in the cache: {why}" for why in sorted(self._not_kept))
         refused = (f"{count} entries of the cache were made anew: {why}" for why, count in self._refused.items())
         return (*unwritten, *((distrusted,) if (distrusted := self._distrust) else ()), *sorted(refused))
@@ -97,36 +102,42 @@ class BasisCache:
     def put(self, key: str, basis: Basis) -> None:
         """Write an entry; an existing one is replaced. `notes` says why where it cannot be written."""
         self._put(key, pack_basis(basis))
+        self._behind.finish(key)
 
-    def get_or_compute(self, key: str, W: Tensor, compute: Callable[[Tensor], Basis]) -> CachedBasis:
+    def get_or_compute(
+        self, key: str, W: Tensor, compute: Callable[[Tensor], Basis], fetched: Fetched = NOTHING_FETCHED
+    ) -> CachedBasis:
         """Return the stored basis of a weight, or the computed one rounded, stored and restored: the same values."""
         make, check = lambda: pack_basis(compute(W)), lambda stored: contradiction(stored, W, key)
-        tensors, found = self.get_or_make(key, make, check)
+        tensors, found = self.get_or_make(key, make, check, fetched)
         return CachedBasis(unpack_basis(tensors, W), found)
 
     def get_or_make(
-        self, key: str, make: Callable[[], dict[str, Tensor]], check: Check
+        self, key: str, make: Callable[[], dict[str, Tensor]], check: Check, fetched: Fetched = NOTHING_FETCHED
     ) -> tuple[Mapping[str, Tensor], bool]:
-        """Return the packed tensors of a key, stored or made now and written, and whether they were there."""
-        if (tensors := self._get(key, check)) is not None:
+        """Return the packed tensors of a key, stored or made now and written, and whether they were there.
+
+        `fetched`: entries that `fetch` has read before, on another thread.
+        """
+        if (tensors := self._get(key, check, fetched)) is not None:
             return tensors, True
         made = make()
         self._put(key, made)
         return made, False
 
-    def _get(self, key: str, check: Check) -> Mapping[str, Tensor] | None:
+    def fetch(self, key: str, *, pinned: bool = False) -> Mapping[str, Tensor] | None:
+        """Return the tensors of an entry whose checksum is right, or None; what they are of shows when they are used.
+
+        `pinned`: into memory that a card copies from.
+        """
+        self._behind.finish(key)
         if self._store is None or not (path := self._store.path(key)).is_file():
             return None
         try:
             if why := distrust(path):
                 self._refused[why] += 1
                 return None
-            tensors = self._store.read(key).tensors
-            if why := check(tensors):
-                self._refused[why] += 1
-                path.unlink()
-                return None
-            return tensors
+            return self._store.read(key, pinned=pinned).tensors
         except FileFormatError:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -134,7 +145,27 @@ class BasisCache:
             pass  # removed by another process, or not ours to read: absent either way
         return None
 
+    def _get(self, key: str, check: Check, fetched: Fetched = NOTHING_FETCHED) -> Mapping[str, Tensor] | None:
+        tensors = fetched[key] if key in fetched else self.fetch(key)
+        if tensors is None or self._store is None:
+            return None
+        if why := check(tensors):
+            self._refused[why] += 1
+            with contextlib.suppress(OSError):
+                self._store.path(key).unlink()
+            return None
+        return tensors
+
+    def finish(self) -> None:
+        """Wait until all entries are written."""
+        self._behind.finish()
+
     def _put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        if self.folder is not None and self._store is not None:
+            copied = start_to_host(tensors)
+            self._behind.submit(key, lambda: self._write(key, copied()))
+
+    def _write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         if self.folder is None or self._store is None:
             return
         try:
@@ -178,6 +209,7 @@ class BasisCache:
 
     def _files(self) -> tuple[StoreFile, ...]:
         """Our files of every version."""
+        self.finish()
         return () if self.folder is None else store_files(self.folder, "v[0-9]")
 
 
@@ -188,9 +220,9 @@ def _incomplete(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _seal(key: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the format, the version and a checksum over the key and all that is stored."""
-    digest = hashlib.blake2b(f"{key}\n".encode(), digest_size=32)
+    digest = content_hash(key)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return {"format": "loraport basis", "version": str(VERSION), "blake2b": digest.hexdigest()}
+    return {"format": "loraport basis", "version": str(VERSION), "blake3": digest.hexdigest()}

@@ -12,8 +12,17 @@ from loraport.methods.layer import Layer
 from loraport.spectral.basis import Basis, half_basis
 from loraport.spectral.routing import Routing
 from loraport.stopwatch import Stopwatch
-from loraport.store.bases import BasisCache, entry_key
+from loraport.store.bases import NOTHING_FETCHED, BasisCache, Fetched, entry_key
 from loraport.store.routings import pack_routing, routing_contradiction, unpack_routing
+
+
+def keeps_routing(shape: tuple[int, ...], device: str) -> bool:
+    """Return whether the routing of a layer's drift is kept: where making it takes longer than reading it.
+
+    That of a tall or wide layer has most of a layer's products. Of a square one there are three, which take a card less
+    time than its bytes take from a disk.
+    """
+    return shape[0] != shape[1] or device == "cpu"
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,20 @@ class BasisSource:
         """How long each stage takes of the run that uses these bases."""
         return Stopwatch(self.device)
 
-    def basis(self, W: Tensor, fingerprint: str) -> Basis:
+    def fetch(self, *keys: str) -> Fetched:
+        """Read entries of the cache before they are needed; several threads may."""
+        return {key: self.cache.fetch(key, pinned=self.device.type == "cuda") for key in keys}
+
+    def basis(self, W: Tensor, fingerprint: str, fetched: Fetched = NOTHING_FETCHED) -> Basis:
         """Return the basis of a weight, which has this fingerprint."""
         with self.stopwatch.stage("basis"):
-            return self.cache.get_or_compute(entry_key(fingerprint), W.to(self.device), half_basis).basis
+            W, key = W.to(self.device), entry_key(fingerprint)
+            return self.cache.get_or_compute(key, W, half_basis, fetched).basis
 
-    def routing(self, key: str, layer: Layer) -> Routing:
-        """Return the routing of a tall or wide layer's drift, as it reads back from the cache."""
+    def routing(self, key: str, layer: Layer, fetched: Fetched = NOTHING_FETCHED) -> Routing:
+        """Return the routing of a layer's drift, as it reads back from the cache where it is kept."""
+        if not keeps_routing(layer.drift.shape, self.device.type):
+            return layer.routing()
         check = lambda stored: routing_contradiction(stored, layer, key)  # noqa: E731
-        tensors, _ = self.cache.get_or_make(key, lambda: pack_routing(layer.routing()), check)
+        tensors, _ = self.cache.get_or_make(key, lambda: pack_routing(layer.routing()), check, fetched)
         return unpack_routing(tensors, self.device)

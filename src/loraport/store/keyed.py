@@ -96,10 +96,13 @@ class KeyedStore:
         except (InputError, OSError):  # torn, or removed by another process in this moment
             return None
 
-    def read(self, key: str) -> Entry:
-        """Return an entry that is there. Raises FileFormatError for a damaged or another's, InputError, OSError."""
+    def read(self, key: str, *, pinned: bool = False) -> Entry:
+        """Return an entry that is there; `pinned`: in memory that a card copies from.
+
+        Raises FileFormatError for a damaged or another's, InputError, OSError.
+        """
         path = self.path(key)
-        tensors, metadata = read_all(path)
+        tensors, metadata = read_all(path, pinned=pinned)
         text = metadata.pop(_FACTS, "{}")
         if metadata != self.seal(key, tensors):
             raise FileFormatError(f"{path} does not match its checksum; remove it")

@@ -26,18 +26,21 @@ _LOW = ".low"
 
 
 def pack(tensors: Mapping[str, Tensor], coarse: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return vectors as they are, matrices in 32 or 24 bits by their precision, those named `coarse` in 16."""
+    """Return vectors as they are, matrices in 32 or 24 bits by their precision, those named `coarse` in 16.
+
+    All on the device of the tensors, so that what is used is what will be read back, without a way to main memory.
+    """
     stored: dict[str, Tensor] = {}
     for name, X in tensors.items():
         if X.dim() == 1:
-            stored[name] = X.to("cpu").contiguous()
+            stored[name] = X.contiguous()
             continue
         bits = 16 if name in coarse else 32 if X.dtype == torch.float64 else 24
         wide = X.double()
         # a scale a row: directions of little weight have small entries, which one scale for all would round away
         scale = wide.abs().amax(dim=1) / (2 ** (bits - 1) - 1) if X.numel() else wide.new_zeros(len(X))
-        whole = (wide / scale.where(scale > 0, 1)[:, None]).round_().to("cpu", torch.int32)
-        stored[name + _SCALE] = scale.cpu()
+        whole = (wide / scale.where(scale > 0, 1)[:, None]).round_().to(torch.int32)
+        stored[name + _SCALE] = scale
         if bits == 24:
             # No dtype has 24 bits: the upper 16 in one tensor, the lowest 8 in another. The shift rounds down, so
             # whole = 256 · upper + lowest holds for negative numbers too.
@@ -49,11 +52,12 @@ def pack(tensors: Mapping[str, Tensor], coarse: Collection[str] = ()) -> dict[st
 
 def unpack(stored: Mapping[str, Tensor], name: str, device: torch.device | str = "cpu") -> Tensor:
     """Return a matrix of an entry: what was kept in 32 bits in double precision, the rest in single."""
-    whole, scale = stored[name].to(device), stored[name + _SCALE].to(device)[:, None]
+    whole, scale = (stored[part].to(device, non_blocking=True) for part in (name, name + _SCALE))
+    scale = scale[:, None]
     if whole.dtype == torch.int32:
         return whole.double().mul_(scale)
     if name + _LOW in stored:  # whole numbers of 24 bits are exact in float32, which has 24 too
-        return whole.float().mul_(256).add_(stored[name + _LOW].to(device)).mul_(scale.float())
+        return whole.float().mul_(256).add_(stored[name + _LOW].to(device, non_blocking=True)).mul_(scale.float())
     return whole.float().mul_(scale.float())
 
 
@@ -89,7 +93,8 @@ def pack_basis(basis: Basis) -> dict[str, Tensor]:
 
 def unpack_basis(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"]) -> Basis:
     """Return the basis of the weight from an entry; the strong directions of the larger factor are W·vᵢ / Sᵢ."""
-    S, small, weak = stored["S"].to(W.device), unpack(stored, "small", W.device), unpack(stored, "weak", W.device)
+    S = stored["S"].to(W.device, non_blocking=True)
+    small, weak = unpack(stored, "small", W.device), unpack(stored, "weak", W.device)
     if W.shape[0] >= W.shape[1]:
         return HalfBasis(W, S, small, weak)
     return HalfBasis(W.mT, S, small, weak).transposed()

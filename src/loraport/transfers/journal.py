@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from loraport.errors import LoraportError, OutputError
 from loraport.files.disk.atomic import TEMPORARY
 from loraport.files.disk.ownership import Lock
 from loraport.spectral.low_rank import LowRank
+from loraport.store.behind import WriteBehind, start_to_host
 from loraport.store.keyed import Entry, KeyedStore
 from loraport.transfers.results import LayerResult
 
@@ -134,12 +135,17 @@ class LayerStore:
         """Return what was kept of a layer, or None."""
         raise NotImplementedError
 
+    def _when_copied(self, name: str, put: Callable[[], None]) -> None:
+        """Keep a layer now, or let it be kept behind the work."""
+        put()
+
     def keep(self, written: LowRank | Tensor, result: LayerResult) -> None:
-        """Write a finished layer. Raises OutputError."""
+        """Keep a finished layer, perhaps behind the work. Raises OutputError, for this layer or an earlier one."""
         tensors = {"B": written.B, "A": written.A} if isinstance(written, LowRank) else {"D": written}
         lost = written.lost_energy if isinstance(written, LowRank) else 0.0
-        rounded = {name: tensor.to("cpu", self.dtype) for name, tensor in tensors.items()}
-        self.put(result.name, rounded, {"layer": asdict(result), "lost_energy": lost})
+        copied = start_to_host({name: tensor.to(self.dtype) for name, tensor in tensors.items()})
+        facts = {"layer": asdict(result), "lost_energy": lost}
+        self._when_copied(result.name, lambda: self.put(result.name, copied(), facts))
 
     def recall(self, name: str) -> tuple[LowRank | Tensor, LayerResult] | None:
         """Return a layer that this run finished, or None."""
@@ -172,6 +178,29 @@ class Journal(PartialFolder, LayerStore):
     def __init__(self, output: Path, run: str, dtype: torch.dtype) -> None:
         super().__init__(output, run)
         self.dtype, self.where = dtype, str(self.folder)
+        self._behind = WriteBehind()
+
+    def _when_copied(self, name: str, put: Callable[[], None]) -> None:
+        self._behind.submit(name, put)
+
+    def get(self, name: str) -> Entry | None:
+        """Return what this run wrote of a layer, now or before, or None."""
+        self._behind.finish(name)
+        return super().get(name)
+
+    def _leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        """Let the last writes end first: they are finished layers, too."""
+        if error is None:
+            self._behind.finish()
+        else:
+            with contextlib.suppress(Exception):  # the error at hand is the one to tell
+                self._behind.finish()
+        super()._leave(kind, error)
+
+    def remove(self) -> None:
+        """Remove the folder, when nothing is being written into it any more."""
+        self._behind.finish()
+        super().remove()
 
 
 class MemoryJournal(LayerStore):

@@ -6,13 +6,14 @@ The one builder: what a transfer makes is what an analysis, a sweep, a probe and
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from loraport.compute import find_device
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.weight import StoredWeight
 from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.inputs.config import Part
 from loraport.inputs.drift import drift_between, within_floor
@@ -24,8 +25,8 @@ from loraport.spectral.basis import Basis
 from loraport.spectral.kernels import norm
 from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
-from loraport.store.bases import BasisCache, entry_key
-from loraport.store.basis_source import BasisSource
+from loraport.store.bases import NOTHING_FETCHED, BasisCache, Fetched, entry_key
+from loraport.store.basis_source import BasisSource, keeps_routing
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class LayerFacts:
     """What the files say of one layer, without its matrices."""
 
     source_hash: str
-    """BLAKE2b of the content, whatever file it lies in."""
+    """BLAKE3 of the content, whatever file it lies in."""
     target_hash: str
     weight: float
     """‖W_s‖"""
@@ -61,25 +62,65 @@ class FileWeights:
     facts: LayerFacts
 
 
-def read_weights(name: str, source: Checkpoint, target: Target, *, keep_target: bool = False) -> FileWeights:
-    """Read a layer; the drift comes from the original weights, never from a rebuilt one.
+@dataclass(frozen=True)
+class StoredLayer:
+    """The bytes of one layer of both models, in memory and hashed; `on` makes numbers of them."""
 
-    `inputs.drift` decides whether the source is rounded to the target's dtype first.
-    """
-    before = source.read(name)
-    W_s = before.matrix
-    weight = norm(W_s)
-    if isinstance(target, AcceleratedModel):
-        drift, target_hash = target.read_drift(name, before)
-        W_t = W_s + drift.matrix if keep_target else None
-    else:
-        after = target.read(name)
-        drift, target_hash = drift_between(before, after, in_place=not keep_target), after.fingerprint
-        W_t = after.matrix if keep_target else None
-    facts = LayerFacts(
-        before.fingerprint, target_hash, weight, norm(drift.matrix), drift.floor, drift.source_rounded
-    )  # fmt: skip
-    return FileWeights(W_s, drift.matrix, W_t, facts)
+    name: str
+    target: Target
+    before: StoredWeight
+    after: StoredWeight | None
+    """None for an accelerator on the source, whose weight is there already."""
+    fetched: Fetched = field(default_factory=dict)
+    """Entries of the cache that will be needed."""
+
+    @classmethod
+    def load(cls, name: str, source: Checkpoint, target: Target, *, pinned: bool = False) -> StoredLayer:
+        """Read a layer of both models; `pinned`: to be copied to a card."""
+        return cls(name, target, source.load(name, pinned=pinned), target.load(name, pinned=pinned))
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether both models have the same bytes here."""
+        return self.target_hash == self.before.fingerprint
+
+    @property
+    def target_hash(self) -> str:
+        """The hash of what the target has here; with an accelerator, of what both of them make together."""
+        own = (self.before if self.after is None else self.after).fingerprint
+        return self.target.content_hash(self.name, own) if isinstance(self.target, AcceleratedModel) else own
+
+    def on(self, device: torch.device | str = "cpu", *, keep_target: bool = False) -> FileWeights:
+        """Return the weights on a device; the drift comes from the original ones, never from a rebuilt one.
+
+        `inputs.drift` decides whether the source is rounded to the target's dtype first. Raises InputError for NaN or
+        infinite values.
+        """
+        before = self.before.on(device)
+        W_s = before.matrix
+        if isinstance(self.target, AcceleratedModel):
+            drift = self.target.drift(self.name, before, self.after)
+            W_t = W_s + drift.matrix if keep_target else None
+        elif self.after is None:
+            raise TypeError(f"the target's weight of {self.name} was not read")
+        else:
+            after = self.after.on(device)
+            drift = drift_between(before, after, in_place=not keep_target)
+            W_t = after.matrix if keep_target else None
+        facts = LayerFacts(
+            before.fingerprint, self.target_hash, norm(W_s), drift.norm, drift.floor, drift.source_rounded
+        )  # fmt: skip
+        return FileWeights(W_s, drift.matrix, W_t, facts)
+
+
+def read_weights(name: str, source: Checkpoint, target: Target) -> FileWeights:
+    """Read a layer in main memory."""
+    return StoredLayer.load(name, source, target).on()
+
+
+def routing_key(source_hash: str, target_hash: str) -> str:
+    """Return the key of a drift's routing: of the two weights, from which all about the drift follows."""
+    return entry_key(f"{source_hash} {target_hash}", "routing")
 
 
 @dataclass(frozen=True)
@@ -104,9 +145,26 @@ class LayerSource:
 
         `with_target`: W_t is needed, not only the drift. `keep_weights`: the weights are needed beside their bases.
         """
+        return self.weights(self.load(name), keep_weights=keep_weights, with_target=with_target)
+
+    def load(self, name: str, *, basis: bool = False, routing: bool = False) -> StoredLayer:
+        """Read the bytes of a layer, and what the cache has of its basis and its routing; several threads may."""
+        with self.bases.stopwatch.stage("read", on_card=False):
+            stored = StoredLayer.load(name, self.source, self.target, pinned=self.bases.device.type == "cuda")
+            if not basis or stored.is_unchanged:
+                return stored
+            keys = [entry_key(stored.before.fingerprint)]
+            if routing and keeps_routing(stored.before.tensor.flatten(1).shape, self.bases.device.type):
+                keys.append(routing_key(stored.before.fingerprint, stored.target_hash))
+            return replace(stored, fetched=self.bases.fetch(*keys))
+
+    def weights(self, stored: StoredLayer, *, keep_weights: bool = False, with_target: bool = False) -> LayerWeights:
+        """Make numbers of the bytes, on the device. Raises InputError for NaN or infinite values."""
         with self.bases.stopwatch.stage("read"):
-            weights = read_weights(name, self.source, self.target, keep_target=with_target)
-        return LayerWeights(weights, self.bases, keep_weights=keep_weights, force_drift=self.force_drift)
+            weights = stored.on(self.bases.device, keep_target=with_target)
+        return LayerWeights(
+            weights, self.bases, keep_weights=keep_weights, force_drift=self.force_drift, fetched=stored.fetched
+        )
 
 
 class LayerWeights:
@@ -116,7 +174,16 @@ class LayerWeights:
     the one place that applies it to a transfer.
     """
 
-    def __init__(self, weights: FileWeights, bases: BasisSource, *, keep_weights: bool, force_drift: bool) -> None:
+    def __init__(
+        self,
+        weights: FileWeights,
+        bases: BasisSource,
+        *,
+        keep_weights: bool,
+        force_drift: bool,
+        fetched: Fetched = NOTHING_FETCHED,
+    ) -> None:
+        self._fetched = dict(fetched)
         self.facts = weights.facts
         self.is_rounding = weights.facts.within_rounding and not force_drift
         self._W_s: Tensor | None = weights.W_s
@@ -134,9 +201,8 @@ class LayerWeights:
 
     @lazy_property
     def drift(self) -> Tensor:
-        """D_fft on the device, zero where it counts as rounding."""
-        drift = torch.zeros_like(self._drift) if self.is_rounding else self._drift
-        return drift.to(self._bases.device)
+        """D_fft, zero where it counts as rounding."""
+        return torch.zeros_like(self._drift) if self.is_rounding else self._drift
 
     @property
     def drift_norm(self) -> float:
@@ -149,7 +215,7 @@ class LayerWeights:
         W_s = self.W_s
         if not self._keep:
             self._W_s = None  # on a card, and of a wide layer, the basis has a copy of its own
-        return self._bases.basis(W_s, self.facts.source_hash)
+        return self._bases.basis(W_s, self.facts.source_hash, self._fetched)
 
     @lazy_property
     def target_basis(self) -> Basis | None:
@@ -161,14 +227,16 @@ class LayerWeights:
 
     @lazy_property
     def routing(self) -> Routing:
-        """C_fft and the senders' strengths, the same for every LoRA; of a tall or wide layer kept as bases are."""
+        """C_fft and the senders' strengths, the same for every LoRA, kept as bases are."""
         no_lora = LowRank(self.drift[:, :0], self.drift[:0])
         layer = Layer(no_lora, self.drift, self.basis)
         with self._bases.stopwatch.stage("routing"):
-            if self.is_rounding or self.drift.shape[0] == self.drift.shape[1]:
+            if self.is_rounding:
                 return layer.routing()
-            made_of = f"{self.facts.source_hash} {self.facts.target_hash} {self.facts.source_rounded}"
-            return self._bases.routing(entry_key(made_of, "routing"), layer)
+            key = routing_key(self.facts.source_hash, self.facts.target_hash)
+            routing = self._bases.routing(key, layer, self._fetched)
+            self._fetched.clear()  # both are unpacked
+            return routing
 
     def layer(self, lora: LowRank, *, basis: bool = True, target: bool = False, routing: bool = False) -> Layer:
         """Return what a method sees of this layer, with a LoRA, on the device."""

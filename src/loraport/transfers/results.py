@@ -83,7 +83,7 @@ class LayerResult:
     few_directions: bool | None = None
     """Whether the drift has as few directions as a LoRA's; looked for in some layers only"""
     source_hash: str | None = None
-    """BLAKE2b of W_s, whatever file it lies in"""
+    """BLAKE3 of W_s, whatever file it lies in"""
     target_hash: str | None = None
     """The same of W_t"""
     seconds: float = 0.0

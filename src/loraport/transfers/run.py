@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ from loraport.store.basis_source import BasisSource
 from loraport.transfers.advice import pair_advice
 from loraport.transfers.journal import Journal, LayerStore
 from loraport.transfers.layer import LayerTransfer
-from loraport.transfers.layer_source import LayerSource, LayerWeights
+from loraport.transfers.layer_source import LayerSource, LayerWeights, StoredLayer
 from loraport.transfers.output import closing_notes, key_account, output_contents, rows_of_all_layers
 from loraport.transfers.precision import precision_notes, with_rounding
 from loraport.transfers.results import BatchResult, LayerResult, NotWritten, TransferResult
@@ -144,34 +144,50 @@ def transfer_layers(
             earlier_lines.append(f"{_progress_line(run, earlier[1])} in an earlier start")
     report = counter(progress, TRANSFERRING, sum(weights.values()), done, "\n".join(earlier_lines))
 
-    def keeps_weights(run: Run[Any], name: str) -> bool:
-        try:
-            return needs_weight(run.inputs.lora.updates[name]) or run.transfer_layer.looks_itself(name)
-        except InputError as error:  # its file has changed since it was opened
-            if not keep_going:
-                raise
-            run.refused[name] = error
-            return False
+    work = _Work(todo, layers, keep_going)
+    for results in in_parallel(list(todo), work.read, work.transfer, layers.bases.device):
+        for run, result in results:
+            run.results[result.name] = result
+            report(weights[run.inputs.config.output, result.name], _progress_line(run, result))
+    if not keep_going and (refused := {name: error for run in runs for name, error in run.refused.items()}):
+        raise _refusal({name: refused[name] for name in todo if name in refused})
 
-    def read(name: str) -> LayerWeights | InputError:
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done of each layer."""
+
+    todo: Mapping[str, Sequence[tuple[Run[Any], LayerJob]]]
+    layers: LayerSource
+    keep_going: bool
+
+    def read(self, name: str) -> StoredLayer | InputError:
+        """Read a layer, perhaps on a thread beside the work. Raises UnreadableError; what else is wrong is returned."""
         try:
-            kept = any(keeps_weights(run, name) for run, _ in todo[name])
-            with_target = any(run.transfer_layer.recipe.needs_target for run, _ in todo[name])
-            return layers.read(name, keep_weights=kept, with_target=with_target)
+            recipes = [run.transfer_layer.recipe for run, _ in self.todo[name]]
+            basis = any(recipe.needs_basis for recipe in recipes)
+            return self.layers.load(name, basis=basis, routing=any(recipe.needs_routing for recipe in recipes))
         except UnreadableError:
             raise
         except InputError as error:
             return error
 
-    def transfer_layer(name: str, weights: LayerWeights | InputError) -> list[tuple[Run[Any], LayerResult]]:
-        if isinstance(weights, InputError):
-            for run, _ in todo[name]:
-                run.refused[name] = weights
+    def transfer(self, name: str, stored: StoredLayer | InputError) -> list[tuple[Run[Any], LayerResult]]:
+        """Transfer a layer for all runs that lack it."""
+        try:
+            if isinstance(stored, InputError):
+                raise stored
+            weights = self._weights(name, stored)
+        except UnreadableError:
+            raise
+        except InputError as error:
+            for run, _ in self.todo[name]:
+                run.refused[name] = error
             return []
         results = []
-        for run, job in todo[name]:
+        for run, job in self.todo[name]:
             try:
-                with layers.bases.stopwatch.stage("transfer"):
+                with self.layers.bases.stopwatch.stage("transfer"):
                     written, result = run.transfer_layer(job, run.inputs.lora.updates[name], weights)
             except InputError as error:
                 run.refused[name] = error
@@ -180,12 +196,19 @@ def transfer_layers(
             results.append((run, result))
         return results
 
-    for results in in_parallel(list(todo), read, transfer_layer, layers.bases.device):
-        for run, result in results:
-            run.results[result.name] = result
-            report(weights[run.inputs.config.output, result.name], _progress_line(run, result))
-    if not keep_going and (refused := {name: error for run in runs for name, error in run.refused.items()}):
-        raise _refusal({name: refused[name] for name in todo if name in refused})
+    def _weights(self, name: str, stored: StoredLayer) -> LayerWeights:
+        kept = any(self._keeps_weights(run, name) for run, _ in self.todo[name])
+        with_target = any(run.transfer_layer.recipe.needs_target for run, _ in self.todo[name])
+        return self.layers.weights(stored, keep_weights=kept, with_target=with_target)
+
+    def _keeps_weights(self, run: Run[Any], name: str) -> bool:
+        try:
+            return needs_weight(run.inputs.lora.updates[name]) or run.transfer_layer.looks_itself(name)
+        except InputError as error:  # its file has changed since it was opened
+            if not self.keep_going:
+                raise
+            run.refused[name] = error
+            return False
 
 
 def _weights_of_bar(runs: Sequence[Run[Any]]) -> dict[tuple[str, str], int]:

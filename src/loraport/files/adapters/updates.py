@@ -82,7 +82,9 @@ def exact_update(update: LayerUpdate, W: Tensor | None) -> LowRank | Tensor:
 
     DoRA, PiSSA and OLoRA look at W. Raises MismatchError where it is needed and not there.
     """
-    return update if isinstance(update, LowRank) else update.exact(W)
+    if isinstance(update, LowRank):
+        return update
+    return update.exact(None if W is None else W.cpu())  # adapters are in main memory, whatever the weights are on
 
 
 def aimed_rank(update: LayerUpdate) -> int:

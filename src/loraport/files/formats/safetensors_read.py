@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ KINDS = {
     "F8_E5M2": "float8_e5m2",
 }
 """The dtypes of the format -> PyTorch's names of them. Headers are read without PyTorch, slow to load."""
+AT_ONCE = 1 << 22
+"""Bytes that are read at a time: what is done with them finds them in the processor's cache."""
 _BYTES = {"bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Of the kinds whose names do not end in their bits."""
 
@@ -147,14 +149,18 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         return _described(path, file)
 
 
-def read_all(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_all(path: Path, *, pinned: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return all tensors of a small file and its metadata, through one opening: it may be replaced meanwhile.
+
+    `pinned`: in memory that a card copies from.
 
     Raises as `read_safetensors`, and UnreadableError as the reading of a tensor does.
     """
     with open_regular_file(path) as file:
         described = _described(path, file)
-        return {key: stored.read.of(file) for key, stored in described.tensors.items()}, described.metadata  # type: ignore[attr-defined]
+        readers = {key: stored.read for key, stored in described.tensors.items()}
+        tensors = {key: read.of(file, pinned) for key, read in readers.items() if isinstance(read, ByteReader)}
+        return tensors, described.metadata
 
 
 def described_header(path: Path, header: dict[str, Any], size: int) -> SafetensorsFile:
@@ -217,13 +223,34 @@ class ByteReader:
         with self.identity.open(self.path) as file:
             return self.of(file)
 
-    def of(self, file: BufferedReader | FileIO) -> Tensor:
+    def of(self, file: BufferedReader | FileIO, pinned: bool = False) -> Tensor:
         """Read the same from the open file."""
+        return self._tensor(file, None, pinned)
+
+    def watched(self, see: Callable[[memoryview], object], *, pinned: bool) -> Tensor:
+        """Read it, and show the bytes on the way, piece by piece as they come in; `pinned`: to be copied to a card."""
+        with self.identity.open(self.path) as file:
+            return self._tensor(file, see, pinned)
+
+    def rows(self, first: int, count: int) -> ByteReader:
+        """Return what reads some of its rows, and no byte of the others."""
+        width = self.nbytes // self.shape[0]
+        shape = (count, *self.shape[1:])
+        return replace(self, offset=self.offset + first * width, nbytes=count * width, shape=shape)
+
+    def _tensor(
+        self, file: BufferedReader | FileIO, see: Callable[[memoryview], object] | None, pinned: bool
+    ) -> Tensor:
         import torch
 
-        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        view = buffer.numpy().data
         file.seek(self.offset)
-        self._fill(file, buffer.numpy().data)
+        for start in range(0, self.nbytes, AT_ONCE):
+            piece = view[start : start + AT_ONCE]
+            self._fill(file, piece)
+            if see is not None:
+                see(piece)
         return buffer.view(dtype_of(self.kind)).view(self.shape)
 
     def pieces(self, size: int) -> Iterator[memoryview]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from loraport.files.models.weight import Weight
+    from loraport.files.models.weight import StoredWeight, Weight
 
 UNKNOWN_NAMING = "unknown"
 
@@ -141,17 +141,24 @@ class Checkpoint:
 
     def read(self, layer: str) -> Weight:
         """Return the weight of a layer as `read_weight` does, with its `fingerprint`, from one reading of the file."""
+        return self.load(layer).on()
+
+    def load(self, layer: str, *, pinned: bool = False) -> StoredWeight:
+        """Read the bytes of a layer's weight, and hash them; `StoredWeight.on` makes numbers of them.
+
+        `pinned`: into memory that a card copies from. Raises InputError where the layer has no such weight.
+        """
         stored = self._find(f"{layer}.weight")
         if len(stored.shape) < 2 or not stored.is_real:
             raise InputError(
                 f"{stored.path}: {layer} has no matrix of floats, but {stored.dtype} of shape {stored.shape}"
             )
-        from loraport.files.models.weight import read_weight
+        from loraport.files.models.weight import load_weight
 
-        return read_weight(stored, layer)
+        return load_weight(stored, layer, pinned=pinned)
 
     def fingerprint(self, name: str) -> str:
-        """Return BLAKE2b (256 bits) of dtype, shape and bytes of one parameter, the same in whatever file it stands.
+        """Return the BLAKE3 hash of dtype, shape and bytes of one parameter, the same in whatever file it stands.
 
         Of a quantised one the float32 values are hashed: another scale is another content.
         """
