@@ -16,6 +16,8 @@ from loraport_lab.family.family import ADAPTERS, STUDENTS
 STYLE, STUDENT = "noir", "matched"
 METHOD, BESIDE = "casa", "undo:0.25"
 CLIPS = 64
+EVALUATED = 8
+"""Clips of each column that `loraport evaluate` looks at, too: its network takes a third of a second for each."""
 NOTHING = "none"
 
 app = typer.Typer()
@@ -67,7 +69,9 @@ def demo(
             raise OutputError(f"{lost.output} was not written, so its column cannot be made: {lost.reason}")
         columns = demo_columns(style, student, files, bare=bare)
         terminal.step(f"making {clips} clips in each of {len(columns)} columns", 1, 3)
-        shown = run_demo(columns, adapter=style, clips=clips, seed=seed, progress=terminal)
+        shown = run_demo(
+            columns, adapter=style, clips=clips, seed=seed, evaluated=min(clips, EVALUATED), progress=terminal
+        )
         terminal.step("writing the page", 2, 3)
         page = write_demo(shown, batch.runs, folder)
     if messages.json:

@@ -1,16 +1,20 @@
 """The demo: every column samples the same prompts from the same noise, and every clip is measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from loraport.clips.clip import Clip
+from loraport.evaluation.metrics.efficientnet import PACKAGE
+from loraport.evaluation.metrics.own import APPEARANCE, OWN_METRICS
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import describe, draw_prompts, from_latents
@@ -56,6 +60,8 @@ class DemoResult:
     columns: tuple[ColumnResult, ...]
     metrics: tuple[Metric, ...]
     seed: int
+    styles: Mapping[str, Tensor] = field(default_factory=dict)
+    """What `loraport evaluate` gives for the style of the first clips, in percent, by the column's label."""
 
 
 def demo_columns(adapter: str, student: str, transferred: dict[str, Path], *, bare: bool = False) -> list[Column]:
@@ -83,10 +89,11 @@ def run_demo(
     adapter: str,
     clips: int,
     seed: int = 0,
+    evaluated: int = 0,
     family: Path = FAMILY,
     progress: Progress = NO_PROGRESS,
 ) -> DemoResult:
-    """Sample and measure `columns`, the reference first."""
+    """Sample and measure `columns`, the reference first; so many of their clips also as `loraport evaluate` does."""
     effect, judge = find_adapter(adapter).effect, open_judge(family)
     prompts = draw_prompts(clips, generator_for(seed, "demo", "prompts"))
     noise = draw_noise(clips, generator_for(seed, "demo", "noise"), MOST_STEPS)
@@ -105,7 +112,32 @@ def run_demo(
     ]
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
     student = next((column.model for column in columns if column.model != "base"), "base")
-    return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed)
+    styles = evaluate_styles(results, evaluated, progress)
+    return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed, styles)
+
+
+def evaluate_styles(columns: Sequence[ColumnResult], clips: int, progress: Progress = NO_PROGRESS) -> dict[str, Tensor]:
+    """Return the style of each column's first clips as `loraport evaluate` measures it, label -> [clips].
+
+    The first column is the reference. Nothing where the package with the network's weights is not installed.
+    """
+    score = next(metric.score for metric in OWN_METRICS if metric.name == "style")
+    if clips == 0 or score is None or find_spec(PACKAGE) is None:
+        return {}
+    look = APPEARANCE.open((), "cpu")
+    report = counter(progress, "evaluating clips", len(columns) * clips)
+    styles, references = {}, []
+    for column in columns:
+        readings = []
+        for frames in column.frames[:clips].numpy():
+            readings.append(look(Clip(frames), None, None))
+            report(1, column.label)
+        if column.role == "reference":
+            references = readings
+        else:
+            pairs = zip(readings, references, strict=True)
+            styles[column.label] = torch.tensor([score(own, reference) for own, reference in pairs])
+    return styles
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from loraport.sampling.statistics import Interval
-from loraport_lab.demo import ColumnResult, DemoResult
+from loraport_lab.demo import ColumnResult, DemoResult, evaluate_styles
 from loraport_lab.family.family import STUDENTS
 from loraport_lab.family.measure import METRICS
 from loraport_lab.pages.demo_page import write_page
@@ -294,3 +294,25 @@ def test_page_opens_in_a_browser_without_a_word(page, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text("<!DOCTYPE html><html><body><script>nowhere()</script></body></html>")
     assert "nowhere" in browser_says(broken, tmp_path / "profile")
+
+
+def test_what_evaluate_gives_stands_beside_the_judge(tmp_path):
+    made, path = demo(), tmp_path / "demo.html"
+    write_page(made, path, layers=[])
+    assert "by <code>loraport evaluate" not in path.read_text()
+    columns = tuple(replace(one, values=one.values | {"likeness": torch.full((CLIPS,), 90.0 + place)})
+                    for place, one in enumerate(made.columns))  # fmt: skip
+    styles = {one.label: torch.full((3,), 70.0 - place) for place, one in enumerate(columns) if place}
+    write_page(replace(made, columns=columns, styles=styles), path, layers=[])
+    text = path.read_text()
+    assert "by <code>loraport evaluate" in text and "first 3 clips" in text
+    assert "a rank correlation of −1.00" in text and "<td>69.0</td>" in text
+
+
+def test_styles_are_those_that_evaluate_gives():
+    columns = [column("reference", "base + LoRA", 0, 90.0), column("direct", "same", 0, 90.0)]
+    noise = torch.randint(0, 255, (2, FRAMES, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(1))
+    columns.append(replace(columns[1], label="other", frames=noise.to(torch.uint8) // 4))
+    styles = evaluate_styles(columns, 2)
+    assert set(styles) == {"same", "other"} and styles["same"].tolist() == pytest.approx([100, 100], abs=1e-3)
+    assert (styles["other"] < 95).all() and evaluate_styles(columns, 0) == {}

@@ -10,6 +10,7 @@ from loraport.plain_json import json_text
 from loraport.reports.rendering import in_words, layer_table, render
 from loraport.sampling.statistics import Interval, standard_error
 from loraport.transfers.results import TransferResult
+from loraport_lab.bench.statistics import rank_correlation
 from loraport_lab.demo import ColumnResult, DemoResult, Role
 from loraport_lab.family.family import STUDENTS
 from loraport_lab.pages.hero import write_moving, write_still
@@ -70,9 +71,26 @@ def write_page(
         columns=[_head(demo, column) for column in demo.columns],
         metrics=[(metric, [_number(demo, column, metric.key) for column in demo.columns]) for metric in demo.metrics],
         rows=[(demo.prompts[i], [film(column.frames[i]) for column in demo.columns]) for i in range(min(shown, count))],
+        evaluated=_evaluated(demo),
         film=_film_sizes(frames, height, width),
         **layer_table(layers),
     )
+
+
+def _evaluated(demo: DemoResult) -> dict[str, Any] | None:
+    """Return the styles that `loraport evaluate` gives beside what the family's own judge says of the same clips."""
+    columns = [column for column in demo.columns if column.label in demo.styles and "likeness" in column.values]
+    if not columns:
+        return None
+    count = len(demo.styles[columns[0].label])
+    judged = [mean(column.values["likeness"][:count]) for column in columns]
+    styles = [mean(demo.styles[column.label]) for column in columns]
+    rows = [
+        (column.label, column.role, f"{mean(column.values['effect'][:count]):.1f}", f"{own:.1f}", f"{style:.1f}")
+        for column, own, style in zip(columns, judged, styles, strict=True)
+    ]
+    alike = f"{rank_correlation(judged, styles):.2f}".replace("-", "−") if len(columns) > 2 else ""
+    return {"count": count, "rows": rows, "alike": alike}
 
 
 def _film_sizes(frames: int, height: int, width: int) -> dict[str, Any]:
@@ -140,6 +158,8 @@ def demo_facts(demo: DemoResult, results: Sequence[TransferResult], page: Path) 
             if direct is not None and key in direct.values:
                 change: Interval = compare(demo, column, direct, key)
                 numbers[key]["change"] = change.as_json()
+        if column.label in demo.styles:
+            numbers["evaluate_style"] = {"mean": mean(demo.styles[column.label])}
         columns.append({"label": column.label, "role": column.role, **numbers})
     return {
         "page": str(page),
