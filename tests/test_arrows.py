@@ -147,6 +147,7 @@ ALLOWED: dict[str, set[str]] = {
         "batches",
     },
     "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
+    "reports.comparison": {"compare", "reports"},
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "diagnosis.rule",
@@ -191,6 +192,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         *("compare", "compare.grid"),
         "reports.evaluation",
+        "reports.comparison",
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},

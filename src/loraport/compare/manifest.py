@@ -58,6 +58,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(folder, whole, clips)
 
 
+def existing_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder that has to have one. Raises InputError."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} has no {NAME}: no comparison wrote it")
+    return manifest
+
+
 def file_digest(path: Path) -> str | None:
     """Return the SHA-256 of a file; None where there is none."""
     try:

@@ -18,7 +18,6 @@ from loraport.compare.grid.requests import ClipModel, Comparison, Request
 from loraport.compare.loras import FilledColumns, columns_json, fill_columns, identity_of
 from loraport.compare.manifest import FORMAT, Manifest, file_digest, read_manifest
 from loraport.compare.models import OpenedModels, open_models
-from loraport.compare.page import write_page
 from loraport.compute import peak_rss_bytes
 from loraport.digests import text_digest
 from loraport.errors import OutputError
@@ -108,7 +107,6 @@ def _run(
     if wanted:
         _make(requests, wanted, models, filled.columns, manifest, progress)
     shutil.rmtree(kept, ignore_errors=True)
-    write_page(manifest)
     dropped = [note for model in models.by_role.values() for note in model.dropped]
     for note in (*filled.lost, *dropped):
         progress.note(note)

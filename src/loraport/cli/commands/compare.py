@@ -183,8 +183,10 @@ def compare(
     """
     from loraport import console
     from loraport.compare.grid.requests import Comparison, Course
+    from loraport.compare.manifest import existing_manifest
     from loraport.compare.run import compare as start
     from loraport.compute import find_device
+    from loraport.reports.comparison.page import write_comparison_page
 
     need("av", "PIL", "diffusers", "peft", "transformers", extra="compare")
     height, width = size_of(course.size) if course.size else (None, None)
@@ -204,6 +206,8 @@ def compare(
     )  # fmt: skip
     with messages.terminal() as terminal:
         result = start(comparison, progress=terminal, dry_run=dry_run)
+        if not dry_run:
+            write_comparison_page(existing_manifest(folder))
     if messages.json:
         console.print_facts(result.as_json(), json=True)
     elif not messages.quiet:
