@@ -116,7 +116,7 @@ ALLOWED: dict[str, set[str]] = {
         "compare.pipelines",
     },
     "diffusers": {
-        *("files.formats", "store", "inputs", "transfers", "diagnosis"),
+        *("files.formats", "store", "inputs", "transfers", "diagnosis", "diagnosis.rule"),
     },
     "": {
         "spectral",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from loraport.analysis.run import analyze
     from loraport.conversion import Conversion, convert
     from loraport.diagnosis.diagnose import diagnose
+    from loraport.diagnosis.recommend import recommended
     from loraport.diagnosis.result import Diagnosis
     from loraport.errors import InputError, LoraportError, OutputError, SettingsError
     from loraport.files.adapters.lora_layer import LoraLayer
@@ -101,6 +102,7 @@ __all__ = [
     "open_checkpoint",
     "presets",
     "read_lora",
+    "recommended",
     "transfer",
     "transfer_many",
     "transfer_state",
@@ -124,6 +126,7 @@ _HOMES = {
     "sampling.choice.choose": ("Choice",),
     "store.cache_folder": ("default_cache",),
     "diagnosis.diagnose": ("diagnose",),
+    "diagnosis.recommend": ("recommended",),
     "diagnosis.result": ("Diagnosis",),
     "transfers.state": ("LoraState", "transfer_state"),
     "conversion": ("Conversion", "convert"),

@@ -318,7 +318,8 @@ def test_the_recommended_method_is_taken_and_recorded(files):
     told = loaded.diagnoses["transformer"]
     assert loaded.states["transformer"].result.method == told.method != "recommend"
     assert loaded.states["transformer"].metadata["loraport.method"] == told.method
-    with pytest.raises(MismatchError, match="to transfer all the same, name a method"):
+    assert told.line() in loaded.states["transformer"].metadata["loraport.settings"]
+    with pytest.raises(MismatchError, match="to move it all the same, name a method"):
         loraport.diffusers.load(
             wan(tiny_transformer(9)), files.style, files.folder / "base", method="recommend", cache=None
         )

@@ -351,3 +351,29 @@ def test_names_of_outputs(family, tmp_path):
     for text, message in {"casa,,core": "one of them is empty", "casa,casa": "given twice"}.items():
         with pytest.raises(SettingsError, match=message):
             method_list(text)
+
+
+def test_what_is_wrong_with_one_ends_that_one_alone(family):
+    """Broken inputs, outputs that cannot be: the others have the bytes of their own runs."""
+    torn = family.folder / "torn.safetensors"
+    torn.write_bytes(Path(family.lora).read_bytes()[:200])
+    tensors = load_file(family.lora)
+    good = family.config("good.safetensors", method="direct")
+    wrong = {
+        "torn.safetensors": replace(good, lora=str(torn), output=str(family.folder / "a.safetensors")),
+        "has no .safetensors ending": replace(good, output=str(family.folder / "b")),
+        "is an input of this run": replace(good, output=family.lora),
+    }
+    batch = transfer_many([*wrong.values(), good], keep_going=True)
+    assert [run.output for run in batch.runs] == [good.output] and batch.lost and batch.several
+    reasons = {one.output: one.reason for one in batch.not_written}
+    assert all(message in reasons[config.output] for message, config in wrong.items())
+    assert load_file(family.lora).keys() == tensors.keys()
+    alone = transfer_many([replace(good, output=str(family.folder / "alone.safetensors"))])
+    assert Path(good.output).read_bytes() == Path(alone.runs[0].output).read_bytes()
+    with pytest.raises(InputError, match=r"torn.safetensors"):
+        transfer_many([wrong["torn.safetensors"], good])
+    none = transfer_many([wrong["torn.safetensors"]], keep_going=True)
+    assert none.runs == () and none.lost and len(none.as_json()["not_written"]) == 1
+    with pytest.raises(InputError, match="nowhere"):
+        transfer_many([replace(good, source=str(family.folder / "nowhere"))], keep_going=True)

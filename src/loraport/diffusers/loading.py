@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from loraport.diagnosis.diagnose import Named, diagnose_transfer
+from loraport.diagnosis.diagnose import Named
+from loraport.diagnosis.recommend import recommended
 from loraport.diagnosis.result import Diagnosis
+from loraport.diagnosis.rule.advice import RECOMMEND
 from loraport.diffusers.adapters import (
     accelerator_in,
     activate,
@@ -22,7 +24,7 @@ from loraport.diffusers.adapters import (
     mark_as_ours,
 )
 from loraport.diffusers.networks import networks_of, weights_in_memory
-from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.errors import InputError, SettingsError
 from loraport.inputs.accelerator import AcceleratedPlace
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.experts import EXPERTS, adapters_of_experts, both
@@ -31,7 +33,6 @@ from loraport.store.cache_folder import default_cache
 from loraport.transfers.passes import LabelledProgress
 from loraport.transfers.state import LoraState, Place, place_of, state_config, transfer_in_memory
 
-RECOMMEND = "recommend"
 Given = Place | Sequence[Place]
 """One place, or that of the high-noise expert and that of the low-noise one."""
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -103,12 +104,10 @@ def load(
             inner.note(note)
         config = run.config(component, networks[component], accelerator)
         if method == RECOMMEND:
-            told = diagnoses[component] = diagnose_transfer(config, run.named(config, pipe), progress=inner)
-            if told.method is None:
-                raise MismatchError(f"{told.why}; to transfer all the same, name a method")
-            inner.note(f"{told.method}: {told.line()}")
-        chosen = diagnoses[component].method if method == RECOMMEND else method
-        states[component] = transfer_in_memory(replace(config, method=chosen or method), inner)
+            config, diagnoses[component] = recommended(config, named=run.named(config, pipe), progress=inner)
+        else:
+            config = replace(config, method=method)
+        states[component] = transfer_in_memory(config, inner)
         notes += [note for note in (*run.notes, *states[component].result.warnings) if note not in notes]
     _load_all(pipe, networks, name, states)
     return LoadedLora(name, states, tuple(notes), diagnoses)

@@ -242,6 +242,21 @@ def check_outputs(batch: Sequence[TransferInputs]) -> None:
     check_room(batch)
 
 
+def fitting_outputs(batch: Sequence[TransferInputs]) -> tuple[tuple[TransferInputs, ...], tuple[Refusal, ...]]:
+    """Return those whose outputs can be written, and the others with the reason. Raises OutputError without room."""
+    protected = ProtectedInputs(dict.fromkeys(inputs.config.lora for inputs in batch))
+    fitting, unfit = [], []
+    for inputs in batch:
+        try:
+            check_names(inputs)
+            check_output(inputs, protected)
+            fitting.append(inputs)
+        except LoraportError as error:
+            unfit.append(Refusal(inputs.config, error))
+    check_room(fitting)
+    return tuple(fitting), tuple(unfit)
+
+
 def check_room(batch: Sequence[TransferInputs]) -> None:
     """Raise OutputError where the disk has no room for what the runs will write at least."""
     check_free_space({Path(inputs.config.output): _least_bytes(inputs) for inputs in batch})

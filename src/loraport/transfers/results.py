@@ -215,7 +215,7 @@ class BatchResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the one object that `--json` prints: that of a single run as it is, else all of them under `runs`."""
-        if not self.several:
+        if not self.several and self.runs:
             return self.runs[0].as_json()
         return {
             "runs": [{"lora": run.lora, **run.as_json()} for run in self.runs],

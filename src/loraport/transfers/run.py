@@ -19,7 +19,7 @@ from loraport.files.lora.write import LoraContents
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.identity import run_identity
 from loraport.inputs.layer_sample import affordable_layers
-from loraport.inputs.open import TransferInputs, check_outputs, prepare_many
+from loraport.inputs.open import TransferInputs, check_outputs, fitting_outputs, prepare_each, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
 from loraport.progress import NO_PROGRESS, Progress, counter, observer
@@ -65,7 +65,9 @@ def transfer(config: TransferConfig, *, progress: Progress = NO_PROGRESS) -> Tra
     return transfer_many([config], progress=progress).runs[0]
 
 
-def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_PROGRESS) -> BatchResult:
+def transfer_many(
+    configs: Sequence[TransferConfig], *, keep_going: bool = False, progress: Progress = NO_PROGRESS
+) -> BatchResult:
     """Transfer several LoRAs, or one by several methods, between the same models in one pass over the layers.
 
     Weights, bases and the routing of the drift are read or made once a layer; memory does not grow with the number of
@@ -73,11 +75,26 @@ def transfer_many(configs: Sequence[TransferConfig], *, progress: Progress = NO_
     resume with the layers that are missing. Nothing begins if any input or output is refused; what one run cannot write
     at the end is in `not_written`, and raised only if no run has written anything. A layer that cannot be used (not
     finite, for one) is reported when all others are finished.
+
+    `keep_going`: what is wrong with one of them, at its input, a layer or its output, ends that one alone, and is in
+    `not_written` with the reason; what is wrong with the models is raised all the same.
+
+        style = loraport.TransferConfig("style.safetensors", "wan/", "fastwan/", "style-many.safetensors")
+        broken = loraport.TransferConfig("wan/", "wan/", "fastwan/", "broken.safetensors")
+        batch = loraport.transfer_many([style, broken], keep_going=True)
+        for one in batch.not_written:
+            print(one.lora, one.reason)
     """
     progress = observer(progress)
-    batch = prepare_many(configs, progress)
-    check_outputs(batch)
-    return transfer_prepared(batch, progress=progress)
+    if not keep_going:
+        batch = prepare_many(configs, progress)
+        check_outputs(batch)
+        return transfer_prepared(batch, progress=progress)
+    ready, refused = prepare_each(configs, progress)
+    fitting, unfit = fitting_outputs(ready)
+    not_written = [NotWritten.of(one.config, one.error) for one in (*refused, *unfit)]
+    done = BatchResult(()) if not fitting else transfer_prepared(fitting, progress=progress, keep_going=True)
+    return replace(done, not_written=(*not_written, *done.not_written))
 
 
 def transfer_prepared(
