@@ -25,6 +25,7 @@ from loraport.compare.pipelines.pipeline_model import PipelineModel
 from loraport.compare.run import compare
 from loraport.compare.trigger import find_trigger, with_trigger
 from loraport.errors import InputError, LoraportError, OutputError, SettingsError
+from loraport.progress import NoProgress
 from loraport.sampling.providers import known_place
 from tests.compare.pipelines import write_pairs
 from tests.compare.test_columns import FAMILIES, VIDEO, clips_of, write_lora
@@ -185,6 +186,7 @@ def run(*words):
 def test_the_command_says_what_it_did(tmp_path):
     words = ("toy:swing", *PAIR, "--first", "1", "-o", str(tmp_path / "grid"))
     planned = run(*words, "--dry-run", "--json")
+    assert "source   base\ntarget   one-step\n" in run(*words, "--dry-run").stdout
     facts = json.loads(planned.stdout)
     assert facts["dry_run"] and facts["clips"] == {"made": 5, "kept": 0} and not (tmp_path / "grid").exists()
     done = run(*words, "--json", "--only-with-lora", "--with", "direct:1.3")
@@ -303,6 +305,39 @@ def test_memory_that_runs_out_means_smaller_batches_then_more_offload(pairs, lor
     with pytest.raises(SettingsError, match=r"does not fit into memory, .*2\.00 GiB\); ask for fewer"):
         compare(asked(pairs, lora, tmp_path / "none", seeds=2, course=course))
     assert [one for _, one in seen] == ["none", "none", "model", "group", "disk"]
+
+
+def test_a_vae_that_does_not_fit_decodes_in_tiles(pairs, lora, tmp_path, monkeypatch):
+    from loraport.compare.pipelines import pipeline_model
+
+    real, calls = pipeline_model.decode, []
+
+    def failing(*words):
+        calls.append(1)
+        if len(calls) in fails:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*words)
+
+    notes = Notes()
+    monkeypatch.setattr(pipeline_model, "decode", failing)
+    fails: tuple[int, ...] = (1,)
+    compare(asked(pairs, lora, tmp_path / "grid"), progress=notes)
+    rows = [row for row, _ in clips_of(tmp_path / "grid").values()]
+    assert any("in tiles" in note for note in notes.said) and len(rows) == 2
+    assert [row.get("notes") for row in rows] == [["decoded in tiles"], None]  # the target's VAE is another one
+    fails = tuple(range(100))
+    with pytest.raises(SettingsError, match="does not fit into memory"):
+        compare(asked(pairs, lora, tmp_path / "none"))
+
+
+class Notes(NoProgress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
 
 
 def test_latents_that_are_made_are_not_made_again(pairs, lora, tmp_path, monkeypatch):

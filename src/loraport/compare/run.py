@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from loraport._version import __version__
 from loraport.clips.clip import Clip
 from loraport.clips.write import write_for_viewing, write_lossless
 from loraport.compare.grid.columns import SOURCE, TARGET, Column, plan_columns
-from loraport.compare.grid.requests import ClipModel, Comparison, Request
+from loraport.compare.grid.requests import Comparison, Request
 from loraport.compare.loras import FilledColumns, columns_json, fill_columns, identity_of
 from loraport.compare.manifest import FORMAT, Manifest, file_digest, read_manifest
 from loraport.compare.models import OpenedModels, open_models
@@ -43,6 +43,8 @@ class ComparisonResult:
     seconds: float
     dry_run: bool = False
     passes: int = 0
+    sampled: Mapping[str, str] = field(default_factory=dict)
+    """Role -> how that model is sampled, in words."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the one object that `--json` prints."""
@@ -50,7 +52,7 @@ class ComparisonResult:
             "output": str(self.folder), "manifest": str(self.folder / "manifest.json"),
             "columns": [column.name for column in self.columns], "clips": {"made": self.made, "kept": self.kept},
             "passes": self.passes, "notes": list(self.notes), "lost": list(self.lost), "seconds": self.seconds,
-            "peak_rss_bytes": peak_rss_bytes(), "dry_run": self.dry_run,
+            "peak_rss_bytes": peak_rss_bytes(), "dry_run": self.dry_run, "sampled": dict(self.sampled),
         }  # fmt: skip
 
     def table(self) -> dict[str, str]:
@@ -58,7 +60,7 @@ class ComparisonResult:
         clips = f"{self.made} made" + (f", {self.kept} were there" if self.kept else "")
         if self.dry_run:
             clips = f"{self.made} would be made, in {self.passes} passes of the networks"
-        rows = {"columns": ", ".join(column.name for column in self.columns), "clips": clips}
+        rows = {**self.sampled, "columns": ", ".join(column.name for column in self.columns), "clips": clips}
         if self.dry_run:
             return {**rows, "written": "nothing"}
         return {"wrote": str(self.folder), **rows, "look at": str(self.folder / "index.html")}
@@ -74,6 +76,8 @@ def compare(comparison: Comparison, *, progress: Progress = NO_PROGRESS, dry_run
     columns = plan_columns(comparison.lora, comparison.others, without_lora=comparison.without_lora)
     models = open_models(comparison, columns)
     if dry_run:
+        for note in models.notes:
+            progress.note(note)
         return _planned(comparison, columns, models, began)
     folder = comparison.folder
     lock = Lock(folder / ".lock")
@@ -113,6 +117,7 @@ def _run(
     return ComparisonResult(
         folder, filled.columns, len(wanted), len(requests) - len(wanted), (*models.notes, *filled.notes),
         (*filled.lost, *dropped), time.perf_counter() - began, passes=_passes(requests, wanted, models),
+        sampled=_in_words(models),
     )  # fmt: skip
 
 
@@ -131,16 +136,21 @@ def _make(
         own = [request for request in requests if request.column.model == role]
         todo = {request.key for request in own} & wanted
         if todo:
-            progress.step(f"{len(todo)} clips of the {role}: {_in_words(model)}", number, 3)
+            progress.step(f"{len(todo)} clips of the {role}: {_in_words(models)[role]}", number, 3)
             model.columns = [column for column in columns if column.model == role]
             model.make(own, todo, kept, emit, progress)
 
 
-def _in_words(model: ClipModel) -> str:
-    how = model.sampling()
-    if "steps" not in how:
-        return str(model.as_json()["name"])
-    return f"{model.as_json()['name']} in {how['steps']} steps with guidance {how['guidance']:g}"
+def _in_words(models: OpenedModels) -> dict[str, str]:
+    """Return how each model is sampled, for people."""
+    words = {}
+    for role, model in models.by_role.items():
+        how = model.sampling()
+        steps, guidance = how.get("steps"), how.get("guidance")
+        words[role] = model.name
+        if steps is not None and guidance is not None:
+            words[role] += f", {steps} steps, " + (f"guidance {guidance:g}" if guidance > 1 else "no guidance")
+    return words
 
 
 def _write_clip(folder: Path, request: Request, clip: Clip, images: bool) -> dict[str, Any]:
@@ -155,7 +165,7 @@ def _write_clip(folder: Path, request: Request, clip: Clip, images: bool) -> dic
         "measure": measure.relative_to(folder).as_posix(), "look": look.relative_to(folder).as_posix(),
         "sha256": file_digest(measure), "frames": len(clip.frames), "fps": None if images else clip.fps,
         "width": clip.width, "height": clip.height, "seconds": None if images else clip.seconds,
-        "noise": request.noise, "key": request.key,
+        "noise": request.noise, "key": request.key, **({"notes": list(clip.notes)} if clip.notes else {}),
     }  # fmt: skip
 
 
@@ -261,5 +271,5 @@ def _planned(comparison: Comparison, columns: Sequence[Column], models: OpenedMo
     passes = sum(models.by_role[column.model].cost for column in columns) * each
     return ComparisonResult(
         comparison.folder, tuple(columns), len(columns) * each, 0, models.notes, (), time.perf_counter() - began, True,
-        passes,
+        passes, _in_words(models),
     )  # fmt: skip

@@ -76,7 +76,7 @@ def _made(method: str) -> Column:
 
 
 def _other(text: str) -> Column:
-    if text.partition(":")[0] in METHODS or text == "recommend":
+    if text.partition(":")[0] in METHODS:
         return _made(text)
     place, strength = split_strength(text)
     if not expand_home(place).exists() and not looks_like_hub_id(place):

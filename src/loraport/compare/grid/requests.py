@@ -108,6 +108,7 @@ class Comparison:
 class ClipModel(Protocol):
     """One of the two models, which makes clips with the adapters of its columns."""
 
+    name: str
     notes: tuple[str, ...]
     cost: int
     """Passes of its network that a clip takes."""

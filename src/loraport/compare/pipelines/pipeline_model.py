@@ -28,6 +28,8 @@ from loraport.sampling.pipeline_files import FASTVIDEO, has_two_experts, pipelin
 from loraport.sampling.places import SampledModel
 from loraport.sampling.schedules import Renoising, find_sampler, own_scheduler
 
+TILED = "decoded in tiles"
+
 
 class PipelineModel:
     """One role of a comparison; see `requests.ClipModel` for what each member means. Opening reads headers only."""
@@ -38,6 +40,7 @@ class PipelineModel:
         Raises InputError for a pipeline that clips are not made with, and for sizes that it does not take.
         """
         self.found, self.role, self.course, self.columns = found, role, course, columns
+        self.name = found.name
         self.kind = find_kind(found.folder, found.name)
         is_source = role == SOURCE
         self.geometry = self.kind.geometry(found.folder)
@@ -213,17 +216,19 @@ class PipelineModel:
         done = counter(progress, f"decoding the {self.role}'s clips", len(requests))
         for request in requests:
             latents = load_file(places[request.key])["latents"][None]
-            try:
-                frames = decode(self.kind, pipe, vae, latents)[0]
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if getattr(vae, "use_tiling", True):
-                    raise no_memory_left(self.found.name, error) from error
-                progress.note("out of memory: the VAE decodes in tiles from here on, which shows faint seams")
-                vae.enable_tiling()
-                frames = decode(self.kind, pipe, vae, latents)[0]
-            emit(request, Clip(frames, self.kind.fps or 1.0))
+            frames = None
+            while frames is None:
+                try:
+                    frames = decode(self.kind, pipe, vae, latents)[0]
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if getattr(vae, "use_tiling", True):
+                        raise no_memory_left(self.found.name, error) from error
+                    progress.note("out of memory: the VAE decodes in tiles from here on, which may show faint seams")
+                    vae.enable_tiling()
+            notes = (TILED,) if getattr(vae, "use_tiling", False) else ()
+            emit(request, Clip(frames, self.kind.fps or 1.0, notes))
             places[request.key].unlink(missing_ok=True)
             done(1, f"{request.column.name} {request.name}")
 
