@@ -172,12 +172,13 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path):
     for write, name in ((write_lossless, "a.mp4"), (write_for_viewing, "a.mkv")):
         with pytest.raises(SettingsError, match="clips"):
             write(tmp_path / name, Clip(scene()))
+    (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        write_lossless(tmp_path / "missing" / "a.mkv", Clip(scene()))
+        write_lossless(tmp_path / "file" / "a.mkv", Clip(scene()))
     for frames in (scene().astype(np.float32), scene()[..., :2], scene()[:0], scene()[0]):
         with pytest.raises(SettingsError, match="a clip is"):
             Clip(frames)
     for fps in (0.0, -1.0, float("nan"), 1e6):
         with pytest.raises(SettingsError, match="frames a second"):
             Clip(scene(), fps)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
