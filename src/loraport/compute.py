@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from loraport.errors import SettingsError
 
@@ -29,16 +30,35 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type == "mps":
-        raise SettingsError(
-            f"device {name!r} cannot be used: decisions are made in double precision, which Apple's graphics has not; "
-            "use cpu"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:0")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:0 or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA cards")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(f"device {name!r} is not there: PyTorch sees no Apple graphics; use cpu")
     return device
+
+
+ON_PROCESSOR = (
+    "the weights are computed on the processor: singular vectors, norms and decisions are made in double precision, "
+    "which Apple's graphics has not"
+)
+"""Said where `mps` was asked for something that is not sampled."""
+
+
+def weights_device(name: str) -> torch.device:
+    """Return the device on which layers of weights are computed: the processor in place of Apple's graphics.
+
+    Bases, routing, arbitration, factors and norms all sum or decompose in float64, so little would be left for it.
+    Raises SettingsError as `find_device`.
+    """
+    device = find_device(name)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: on its device, or on the processor where that has no such numbers."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def layer_generator(seed: int, name: str) -> torch.Generator:

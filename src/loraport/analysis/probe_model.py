@@ -16,7 +16,7 @@ from torch import Tensor
 from loraport.analysis.inputs import exact_factors
 from loraport.analysis.probes import OverActivate, Probe, no_lora
 from loraport.analysis.survey import shared_layers
-from loraport.compute import find_device, layer_generator
+from loraport.compute import layer_generator, weights_device
 from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
@@ -143,7 +143,7 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> ProbeResu
     check_output_path(Path(config.output), target, others)
     names = _chosen(config.layers, source, target)
     unused = () if lora is None else _unused(lora, names, target)
-    bases = BasisSource(BasisCache(config.cache), find_device(config.device))
+    bases = BasisSource(BasisCache(config.cache), weights_device(config.device))
     maker = _WeightWriter(config, target, LayerSource(source, target, bases, config.force_drift), lora)
     changed = {f"{name}.weight": partial(maker, name) for name in names}
     settings = {"probe": type(config.probe).__name__, **asdict(config.probe), "seed": config.seed}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from loraport.compute import find_device
+from loraport.compute import ON_PROCESSOR, find_device, weights_device
 from loraport.errors import LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.disk.free_space import check_free_space
 from loraport.files.disk.protect_inputs import ProtectedInputs, protect_inputs
@@ -176,7 +176,7 @@ def _by_similarity(
         )
     if wanted and not all(is_here(model) for model in (source, target)):
         return None, source, target
-    bases = BasisSource(BasisCache(config.cache), find_device(config.device))
+    bases = BasisSource(BasisCache(config.cache), weights_device(config.device))
     pairing = find_pairing(layers, source, target, config.pairing, config.pair_min, bases, progress)
     return pairing, source if pairing is None else pairing.source_view(source), target
 
@@ -196,6 +196,8 @@ def _paired(
     dialect = output_dialect(lora, "comfy" if config.as_diff else config.format)
     notes = [*carried_note(lora, dialect, "neither model has"), *accumulated_loss(lora.path.name, lora.metadata)]
     notes += _idle_settings(config, lora, plan)
+    if find_device(config.device).type == "mps":
+        notes.append(ON_PROCESSOR)
     plan = replace(plan, warnings=(*plan.warnings, *notes))
     if pairing is not None:
         jobs = tuple(replace(job, reason=job.reason or pairing.reason(job.name)) for job in plan.jobs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loraport.compute import find_device
+from loraport.compute import weights_device
 from loraport.estimates.estimate import Estimate, estimate
 from loraport.files.disk.sizes import size_words
 from loraport.files.models.headers import HeadersUnknownError, HubHeaders
@@ -136,7 +136,7 @@ def _download(one: Download, *, verbose: bool) -> str:
 
 def _cost(runs: Sequence[TransferInputs], cost: Estimate) -> dict[str, str]:
     config = runs[0].config
-    device = find_device(config.device)
+    device = weights_device(config.device)
     threads = torch.get_num_threads()
     where = f"this processor, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"{device}"
     how = "layers measured elsewhere and a product timed here" if device.type == "cpu" else "layers measured on an H100"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from loraport.compute import find_device
+from loraport.compute import weights_device
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.weight import StoredWeight
 from loraport.inputs.accelerator import AcceleratedModel, Target
@@ -137,7 +137,7 @@ class LayerSource:
     def open(cls, inputs: TransferInputs) -> LayerSource:
         """Return the builder of a prepared run, with its cache and its device."""
         config = inputs.config
-        bases = BasisSource(BasisCache(config.cache), find_device(config.device))
+        bases = BasisSource(BasisCache(config.cache), weights_device(config.device))
         return cls(inputs.source, inputs.target, bases, config.force_drift)
 
     def read(self, name: str, *, keep_weights: bool = False, with_target: bool = False) -> LayerWeights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,14 @@ def _unless(result: Path, stage: Callable[..., None], *arguments: object) -> Non
 
 
 def _link(place: Path, to: Path) -> None:
-    """Link one place of a point's folder to what it shares, by a relative path, so that all can be moved together."""
-    if not place.is_symlink():
-        place.parent.mkdir(parents=True, exist_ok=True)
+    """Link one place of a point's folder to what it shares, by a relative path, so that all can be moved together.
+
+    Where links are not allowed (Windows asks for a privilege), it is copied.
+    """
+    if place.is_symlink() or place.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
         place.symlink_to(os.path.relpath(to.resolve(), place.parent.resolve()), target_is_directory=to.is_dir())
+    except OSError:
+        (shutil.copytree if to.is_dir() else shutil.copy2)(to, place)

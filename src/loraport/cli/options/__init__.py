@@ -203,7 +203,7 @@ class DeviceOptions:
     """Where it runs, and what it keeps for the next time."""
 
     heading: ClassVar[str] = MACHINE
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
     cache: CacheDir = None
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no singular bases or samples on disk.")] = False
 

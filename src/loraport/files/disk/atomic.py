@@ -26,6 +26,8 @@ from loraport.files.disk.user_paths import check_output
 TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 """The name of an unfinished file or folder: short, since the final name may be as long as the system allows."""
 _DAY = 86400
+_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between the attempts to replace a file that is open."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _making = threading.Lock()
 """Held while a name is made and locked: between the two, another thread would take the file for a dead process's."""
@@ -54,7 +56,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # before the name is taken: a crash of the machine could else leave it empty
             if sys.platform == "win32":  # where open files cannot be moved
                 file.close()
-            os.replace(temporary, target)
+            _take_name(temporary, target)
         except BaseException:
             _close(file)
             _remove(temporary)
@@ -81,11 +83,30 @@ def new_folder(path: Path) -> Iterator[Path]:
             if target.is_dir():
                 _exchange(temporary, target)
             else:
-                os.replace(temporary, target)
+                _take_name(temporary, target)
         finally:
             _remove(temporary)
             if handle is not None:
                 os.close(handle)
+
+
+def _take_name(temporary: Path, target: Path) -> None:
+    """Give what is finished its name. Windows replaces no file that is open: a scanner lets go of it soon, a program
+    that shows or uses it does not. Raises OSError.
+    """
+    for wait in _WAITS if sys.platform == "win32" else ():
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    try:
+        os.replace(temporary, target)
+    except PermissionError as error:
+        if sys.platform == "win32" and target.exists():
+            why = "another program has it open, or it is write-protected; close it there, and start again"
+            raise PermissionError(error.errno, why, str(target)) from error
+        raise
 
 
 @contextmanager

@@ -33,11 +33,14 @@ def try_lock(handle: int) -> bool | None:
     if sys.platform == "win32":
         import msvcrt
 
+        before = os.lseek(handle, 0, os.SEEK_CUR)
         try:
             os.lseek(handle, _BYTE, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # the byte at the position of the file
         except OSError:
             return False
+        finally:
+            os.lseek(handle, before, os.SEEK_SET)  # else what is written next would begin there
         return True
     try:
         import fcntl
@@ -100,7 +103,7 @@ class Owner:
     def write(self, handle: int) -> None:
         """Write the owner into the lock file."""
         os.lseek(handle, 0, os.SEEK_SET)
-        os.truncate(handle, 0)
+        os.ftruncate(handle, 0)
         os.write(handle, json.dumps(vars(self)).encode())
 
     def __str__(self) -> str:

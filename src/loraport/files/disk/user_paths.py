@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -31,9 +33,26 @@ def check_input(path: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raise OutputError for a pipe, a socket or a device, which a result would replace."""
+    """Raise OutputError for a pipe, a socket or a device, which a result would replace; and for a name that means
+    something else, on Windows.
+    """
     if kind := _special(path):
         raise OutputError(f"{path} is {kind}; give the result another name")
+    if sys.platform == "win32" and (why := unusual_on_windows(path.name)):
+        raise OutputError(f"{path} cannot be the name of a result: {why}; give it another name")
+
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE)
+"""Names that stand for devices on Windows, whatever ending follows."""
+
+
+def unusual_on_windows(name: str) -> str | None:
+    """Return why a name does not mean a file of that name on Windows; None where it does."""
+    if _DEVICE.fullmatch(name):
+        return f"{name.partition('.')[0]} is a device of Windows"
+    if wrong := re.search(r'[<>:"|?*\x00-\x1f]', name):
+        return f"Windows has no files with {wrong[0]!r} in their names"
+    return "Windows drops dots and spaces at the end of a name" if name != name.rstrip(". ") else None
 
 
 @contextmanager

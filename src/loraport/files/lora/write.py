@@ -317,6 +317,6 @@ def _save_peft(
 ) -> None:
     def write(folder: Path) -> None:
         write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
-        (folder / CONFIG_NAME).write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / CONFIG_NAME).write_bytes((json_text(config, indent=2, sort_keys=True) + "\n").encode())
 
     save_folder(path, write, frozenset({WEIGHTS_NAME, CONFIG_NAME}))

@@ -132,7 +132,7 @@ def _copy_index(index: Path, folder: Path) -> None:
         return
     content = json.loads(index.read_bytes())
     content["weight_map"] = {key: _written_name(shard) for key, shard in read_index(index).items()}
-    (folder / f"{named.stem}{INDEX}").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / f"{named.stem}{INDEX}").write_bytes((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _made(model: Checkpoint, pieces: tuple[Piece, ...], changed: Mapping[str, Callable[[], Tensor]]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.compute import in_double
 from loraport.errors import SettingsError
 from loraport.sampling.calibration.least_squares import Term, ridge_strength, solve, truncated
 from loraport.sampling.calibration.residual_writers import patched, recorded_pass, to_output, writing_layers
@@ -111,9 +112,9 @@ def _moments(fit: EndEffect, batch: Clips, styled: Chain, layer: str, evaluation
     residual = patched(target.to(velocity.device) - velocity, network.config.patch_size)
     tokens = residual.shape[1]
     first = 0 if evaluation.frame is None else evaluation.frame * tokens  # frames come one after the other
-    a = (record.inputs / record.deviation)[:, first : first + tokens].flatten(0, 1).double()
+    a = in_double((record.inputs / record.deviation)[:, first : first + tokens].flatten(0, 1))
     M = evaluation.head * to_output(network, layer, record, first)
-    return Term(evaluation.weight, M, a.mT @ a, residual.flatten(0, 1).double().mT @ a)
+    return Term(evaluation.weight, M, a.mT @ a, in_double(residual.flatten(0, 1)).mT @ a)
 
 
 def _joined(first: Term, second: Term) -> Term:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loraport.compute import in_double
 from loraport.errors import MismatchError
 from loraport.sampling.hooks import linear_layers
 
@@ -110,14 +111,14 @@ def to_output(network: nn.Module, layer: str, record: PassRecord, token: int) ->
     """
     block, row = _block(network, layer)
     wan: Any = network
-    W = wan.proj_out.weight.double()
-    scale = (wan.scale_shift_table[0, 1].float() + _of_token(record.time, 1, token)).double()
+    W = in_double(wan.proj_out.weight)
+    scale = in_double(wan.scale_shift_table[0, 1].float() + _of_token(record.time, 1, token))
     M = W * (1 + scale)
     M = M - M.mean(1, keepdim=True)  # the final norm subtracts the mean over channels
     if row is None:
         return M
     gate = block.scale_shift_table[0, row].float() + _of_token(record.modulation, 2, token)[row]
-    return M * gate.double()
+    return M * in_double(gate)
 
 
 def _of_token(values: Tensor, own: int, token: int) -> Tensor:
