@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from loraport.files.inspect import describe, layer_lines
 from loraport.files.lora.read import read_lora
 from tests.dialects import CASES, write
-from tests.tiny import lora_factors, tiny_state, write_lora, write_original
+from tests.tiny import drifted, lora_factors, tiny_state, write_lora, write_original
 
 CALLS = """
 import contextlib, io, json, sys
@@ -24,7 +24,8 @@ for name, words in json.loads(sys.argv[1]).items():
             main()
         except SystemExit as stop:
             code = stop.code
-    told[name] = (code, out.getvalue(), err.getvalue(), "torch" in sys.modules)
+    heavy = sorted({"torch", "scipy", "diffusers", "transformers", "matplotlib", "jinja2"} & set(sys.modules))
+    told[name] = (code, out.getvalue(), err.getvalue(), heavy)
 print(json.dumps(told))
 """
 
@@ -36,6 +37,7 @@ def told(tmp_path_factory):
     state = tiny_state()
     lora = write_lora(folder / "lora.safetensors", lora_factors(state))
     model = write_original(folder / "model.safetensors", state)
+    target = write_original(folder / "target.safetensors", drifted(state))
     (folder / "damaged.safetensors").write_bytes(lora.read_bytes()[:-1])
     save_file({"lora_unet_blocks_0_ffn_0.oft_blocks": torch.ones(2, 2)}, folder / "oft.safetensors")
     torch.save({"a.lora_A.weight": torch.ones(1, 2), "a.lora_B.weight": torch.ones(2, 1)}, folder / "lora.pt")
@@ -61,6 +63,7 @@ def told(tmp_path_factory):
         "merge": ["merge", str(folder / "none.safetensors"), str(lora), "-o", "out.safetensors"],
         "analyze": ["analyze", str(lora), "--source", "none.pt", "--target", str(model), "-o", "out"],
         "inspect a pickle": ["inspect", str(folder / "lora.pt"), "--json"],
+        "a dry run": [*transfer(lora, model, target), "--dry-run"],
     }
     done = subprocess.run([sys.executable, "-c", CALLS, json.dumps(calls)], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -97,7 +100,12 @@ def test_refusing_loads_no_torch(name, said, told):
 
 def test_what_only_torch_can_read_loads_it(told):
     code, out, _, heavy = told["inspect a pickle"]
-    assert code == 0 and json.loads(out)["layers"] == 1 and heavy
+    assert code == 0 and json.loads(out)["layers"] == 1 and heavy == ["torch"]
+
+
+def test_a_transfer_begins_with_torch_alone(told):
+    code, out, err, heavy = told["a dry run"]
+    assert code == 0 and "20 layers" in out and heavy == ["torch"], err
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

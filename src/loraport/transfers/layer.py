@@ -98,15 +98,22 @@ class LayerTransfer:
             return {}
         looked: dict[str, Any] = {}
         if name in self.looked_at:
-            few = has_few_directions(layer.drift, weights.facts.floor, layer_generator(self.seed, name))
-            looked["few_directions"] = few
+            looked["few_directions"] = weights.once(
+                ("few directions", self.seed),
+                lambda: has_few_directions(layer.drift, weights.facts.floor, layer_generator(self.seed, name)),
+            )
         if layer.known_routing is not None:
             looked["head_drift"] = head_share(layer.routing().send)
         elif self.looks_itself(name):
-            W_s, D = weights.W_s.to(layer.drift.device), layer.drift
-            W_s, D = (W_s.mT, D.mT) if layer.is_wide else (W_s, D)
-            looked["head_drift"] = energy_inside(D, head_directions(W_s, layer_generator(self.seed, name)))
+            looked["head_drift"] = weights.once(
+                ("head drift", self.seed), lambda: self._head_drift(name, weights, layer)
+            )
         return looked
+
+    def _head_drift(self, name: str, weights: LayerWeights, layer: Layer) -> float | None:
+        W_s, D = weights.W_s.to(layer.drift.device), layer.drift
+        W_s, D = (W_s.mT, D.mT) if layer.is_wide else (W_s, D)
+        return energy_inside(D, head_directions(W_s, layer_generator(self.seed, name)))
 
     def _write(self, update: Update, job: LayerJob, lost: float) -> LowRank | Tensor:
         """Return the dense update, or its factors at the rank that the rule gives this layer."""

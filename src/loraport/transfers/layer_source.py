@@ -5,8 +5,9 @@ The one builder: what a transfer makes is what an analysis, a sweep, a probe and
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from loraport.spectral.low_rank import LowRank
 from loraport.spectral.routing import Routing
 from loraport.store.bases import NOTHING_FETCHED, BasisCache, Fetched, entry_key
 from loraport.store.basis_source import BasisSource, keeps_routing
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,14 @@ class LayerWeights:
         """None where it was not read. Let go when its basis is there, as W_s is, unless weights are kept."""
         self._drift, self._bases, self._keep = weights.drift, bases, keep_weights
         self._waiting_parts: dict[Hashable, Update] = {}
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, what: Hashable, make: Callable[[], T]) -> T:
+        """Return what is made of these weights for one of several LoRAs, and is the same for all of them."""
+        if what not in self._made:
+            self._made[what] = make()
+        found: T = self._made[what]
+        return found
 
     @property
     def W_s(self) -> Tensor:  # noqa: N802

@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import typer
@@ -137,8 +137,7 @@ class _Expanded:
         return self.kind(**values)
 
     def _fields(self) -> list[tuple[Any, Any]]:
-        hints = get_type_hints(self.kind, include_extras=True)
-        return [(field, hints[field.name]) for field in fields(self.kind)]
+        return _fields_of(self.kind)
 
     def _shown(self, annotation: Any) -> Any:
         """Return the annotation with the heading of its dataclass, and hidden where that is."""
@@ -147,6 +146,12 @@ class _Expanded:
         option.hidden = option.hidden or self.hidden
         option.rich_help_panel = option.rich_help_panel or getattr(self.kind, "heading", None)
         return Annotated[plain, option]
+
+
+@cache  # most commands share the same few dataclasses, and their annotations are texts that have to be compiled
+def _fields_of(kind: Any) -> list[tuple[Any, Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in fields(kind)]
 
 
 def _group(annotation: Any, hidden: bool = False) -> _Expanded | SettingFlags | None:
