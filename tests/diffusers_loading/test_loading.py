@@ -17,10 +17,12 @@ import diffusers
 
 import loraport
 import loraport.diffusers
+from loraport.diffusers.adapters import active_in
 from loraport.diffusers.networks import weights_in_memory
 from loraport.errors import InputError, MismatchError, SettingsError
 from tests import tiny
-from tests.families import factors, hunyuan, unet
+from tests.compare import pipelines as whole
+from tests.families import factors, hunyuan
 from tests.sampling.pipelines import CONFIG, drifted, tiny_transformer
 
 pytestmark = pytest.mark.slow
@@ -97,6 +99,10 @@ def test_it_is_the_file_that_the_pipeline_loads(files, tmp_path):
     assert torch.equal(output(pipe.transformer), output(by_hand.transformer))
     assert not torch.equal(output(pipe.transformer), bare)
     assert (tmp_path / "cache").is_dir() and notes == list(loaded.notes)
+    held = weights_in_memory("transformer", pipe.transformer).tensors  # the pipeline's own memory, no copy
+    assert {held[name].data_ptr() for name in held} <= {
+        one.data_ptr() for one in pipe.transformer.state_dict().values()
+    }
     assert {row.status for row in loaded.states["transformer"].result.layers} == {"transferred"}
     loraport.diffusers.unload(pipe, "style")
     assert torch.equal(output(pipe.transformer), bare) and pipe.get_list_adapters() == {}
@@ -241,23 +247,30 @@ def test_hunyuanvideo_1_5_has_no_loader_of_its_own(tmp_path):
     assert all(torch.equal(left[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_sdxl(tmp_path):
-    source = unet(3)
-    target = copied(source)
-    target.load_state_dict(tiny.drifted(weights(source)))
-    found = {name: some for name, some in factors(source).items() if name.endswith(("attn1.to_q", "conv1"))}
-    tensors = {f"unet.{name}.lora_{letter}.weight": factor for name, pair in found.items()
-               for letter, factor in zip("AB", (pair[0], pair[1] / 50), strict=True)}  # fmt: skip
+def test_sdxl_with_the_layers_of_its_text_encoders(tmp_path):
+    source = whole.unet()
+    whole.write_sdxl(tmp_path / "base", source)
+    whole.write_sdxl(tmp_path / "fast", whole.moved(source, whole.unet, 0.1))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, (A, B) in factors(source).items():
+        if name.endswith(("attn1.to_q", "conv1")):
+            tensors |= {f"unet.{name}.lora_A.weight": A, f"unet.{name}.lora_B.weight": B / 50}
+    for encoder in ("text_encoder", "text_encoder_2"):
+        layer = f"{encoder}.text_model.encoder.layers.0.self_attn.q_proj"
+        for letter, shape in {"A": (2, 16), "B": (16, 2)}.items():
+            tensors[f"{layer}.lora_{letter}.weight"] = torch.randn(shape, generator=generator) / 9
     save_file(tensors, tmp_path / "style.safetensors")
-    save_file(weights(source), tmp_path / "base.safetensors")
-    save_file(weights(target), tmp_path / "fast.safetensors")
-    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-    pipes = [diffusers.StableDiffusionXLPipeline(unet=copied(target), **dict.fromkeys(names), add_watermarker=False)
-             for _ in range(2)]  # fmt: skip
-    places = [tmp_path / f"{name}.safetensors" for name in ("style", "base", "fast")]
-    loaded = loraport.diffusers.load(pipes[0], *places[:2], method="undo:0.5", cache=None)
-    by_file(pipes[1], tmp_path / "out.safetensors", "style", *places, dtype="fp32", method="undo:0.5")
-    assert same(pipes[0].unet, pipes[1].unet) and pipes[0].get_active_adapters() == ["style"] and not loaded.lost
+    pipes = [diffusers.StableDiffusionXLPipeline.from_pretrained(tmp_path / "fast") for _ in range(2)]
+    places = [tmp_path / "style.safetensors", tmp_path / "base"]
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    loaded = loraport.diffusers.load(pipes[0], *places, method="undo:0.5", cache=None)
+    by_file(pipes[1], tmp_path / "o.safetensors", "style", *places, tmp_path / "fast", dtype="fp32", method="undo:0.5")
+    assert all(same(getattr(pipes[0], part), getattr(pipes[1], part)) for part in parts) and not loaded.lost
+    loraport.diffusers.load(pipes[0], *places, method="direct", adapter_name="second", cache=None)
+    assert all(active_in(getattr(pipes[0], part)) == ["style", "second"] for part in parts)
+    loraport.diffusers.unload(pipes[0], "style")
+    assert pipes[0].get_list_adapters() == {part: ["second"] for part in parts}
 
 
 def test_weights_that_accelerate_keeps_elsewhere_are_read(files, tmp_path):

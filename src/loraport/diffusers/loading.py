@@ -23,7 +23,7 @@ from loraport.diffusers.adapters import (
     check_not_merged,
     mark_as_ours,
 )
-from loraport.diffusers.networks import networks_of, weights_in_memory
+from loraport.diffusers.networks import encoders_of, networks_of, weights_in_memory
 from loraport.errors import InputError, SettingsError
 from loraport.inputs.accelerator import AcceleratedPlace
 from loraport.inputs.config import TransferConfig
@@ -114,17 +114,17 @@ def load(
 
 
 def unload(pipe: Any, adapter_name: str) -> None:
-    """Remove an adapter from all networks of a pipeline. Raises SettingsError where none has it."""
-    networks = networks_of(pipe)
-    holding = [network for network in networks.values() if adapter_name in adapters_in(network)]
+    """Remove an adapter from all networks and text encoders of a pipeline. Raises SettingsError where none has it."""
+    modules = {**networks_of(pipe), **encoders_of(pipe)}
+    holding = [module for module in modules.values() if adapter_name in adapters_in(module)]
     if not holding:
-        known = list(dict.fromkeys(name for network in networks.values() for name in adapters_in(network)))
+        known = list(dict.fromkeys(name for module in modules.values() for name in adapters_in(module)))
         raise SettingsError(f"the pipeline has no adapter {adapter_name!r}; it has: {', '.join(known) or 'none'}")
     if hasattr(pipe, "delete_adapters"):  # text encoders too
         pipe.delete_adapters([adapter_name])
-    for network in holding:
-        if adapter_name in adapters_in(network):
-            network.delete_adapters([adapter_name])  # type: ignore[operator]
+    for module in holding:
+        if adapter_name in adapters_in(module):
+            module.delete_adapters([adapter_name])  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -222,19 +222,21 @@ def _free_name(networks: Mapping[str, torch.nn.Module], wanted: str | None, lora
 
 def _load_all(pipe: Any, networks: Mapping[str, torch.nn.Module], name: str, states: Mapping[str, LoraState]) -> None:
     """Load every network's adapter beside those that are active; if one is refused, none stays."""
-    active = {component: active_in(networks[component]) for component in states}
+    modules = {**{component: networks[component] for component in states}, **encoders_of(pipe)}
+    active = {component: active_in(module) for component, module in modules.items()}
     try:
         for component, state in states.items():
             _load_one(pipe, component, networks[component], name, state)
     except Exception:
-        for component in states:
-            if name in adapters_in(networks[component]):
-                networks[component].delete_adapters([name])  # type: ignore[operator]
-                activate(networks[component], active[component])
+        if any(name in adapters_in(module) for module in modules.values()):
+            unload(pipe, name)
+        for component, module in modules.items():
+            activate(module, active[component])
         raise
-    for component in states:
-        mark_as_ours(networks[component], name)
-        activate(networks[component], [*active[component], name])
+    for component, module in modules.items():
+        if name in adapters_in(module):
+            mark_as_ours(module, name)
+            activate(module, [*active[component], name])
 
 
 def _load_one(pipe: Any, component: str, network: torch.nn.Module, name: str, state: LoraState) -> None:

@@ -13,6 +13,7 @@ from loraport.files.formats.in_memory import InMemory
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 """The attributes of diffusers' pipelines that hold them: of two experts the high-noise one comes first."""
+ENCODERS = ("text_encoder", "text_encoder_2")
 _GROUP_OFFLOADING = "group_offloading"
 """The name of diffusers' hook."""
 
@@ -26,6 +27,12 @@ def networks_of(pipe: Any) -> dict[str, torch.nn.Module]:
             f"a {type(pipe).__name__} has no network in {', '.join(COMPONENTS)}; give a pipeline of diffusers"
         )
     return networks
+
+
+def encoders_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Return a pipeline's text encoders, for which a LoRA may have layers too."""
+    found = {name: getattr(pipe, name, None) for name in ENCODERS}
+    return {name: one for name, one in found.items() if isinstance(one, torch.nn.Module)}
 
 
 def weights_in_memory(component: str, network: torch.nn.Module) -> InMemory:
