@@ -8,11 +8,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from loraport.cli.commands.passes import lineage_notes
 from loraport.diagnosis import look
+from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.diagnose import diagnose
 from loraport.diagnosis.relation import by_names
+from loraport.diagnosis.rule.advice import advise
+from loraport.diagnosis.rule.traits import Traits
 from loraport.errors import InputError
 from loraport.inputs import layer_sample
+from loraport.inputs.config import TransferConfig
 from loraport.merging import merge
 from tests import tiny
 from tests.diagnosis.planted_pairs import moved, write_lora, write_model
@@ -125,6 +130,24 @@ def test_the_lora_itself_may_name_the_model_that_it_was_trained_on(pair):
     assert silent.verdict == "undo:0.25"
 
 
+def test_a_choice_is_made_where_clips_can_be_made():
+    unsure = advise(Traits(drift=0.05, floor=0.0, lora=0.1, head_drift=0.52, raw_drift=0.05))
+    for pair, words in (
+        (("toy:base", "toy:few-step"), "choose direct casa undo:0.25 --lora style.safetensors"),
+        (("wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b"), "compare style.safetensors"),
+        (("wan2.1-t2v-1.3b", "source+fast.safetensors"), "compare style.safetensors"),
+        (("wan.safetensors", "fast.safetensors"), "transfer style.safetensors"),
+    ):
+        assert next_command("style.safetensors", *pair, unsure).startswith(f"loraport {words}")
+
+
+def test_a_transfer_between_exchanged_presets_says_so():
+    pair = ("fastwan2.1-t2v-1.3b", "wan2.1-t2v-1.3b")
+    config = TransferConfig("style.safetensors", *pair, "out.safetensors")
+    right = TransferConfig("style.safetensors", *reversed(pair), "out.safetensors")
+    assert "exchanged" in lineage_notes([config])[0] and lineage_notes([right]) == []
+
+
 def test_presets_know_their_lineage():
     base, student, other = "wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b", "wan2.1-t2v-14b"
     assert by_names(base, student, {}).is_base
@@ -189,7 +212,7 @@ def test_the_quick_look_agrees_with_the_exact_one(pair, monkeypatch):
     for name in ("drift", "lora", "cosine", "raw_drift"):
         assert getattr(quick.traits, name) == pytest.approx(getattr(exact.traits, name), rel=1e-4)
     assert quick.traits.head_drift == pytest.approx(exact.traits.head_drift, abs=0.01)
-    assert quick.traits.rho2 == pytest.approx(exact.traits.rho2, rel=0.3)  # of six layers, not of all
+    assert quick.traits.rho2 == pytest.approx(exact.traits.rho2, rel=0.3)  # of four layers, not of all
     assert quick.kept["undo:0.25"] == pytest.approx(exact.kept["undo:0.25"], abs=0.1)
     assert quick.kept["casa"] == pytest.approx(exact.kept["casa"], abs=0.2)
 
@@ -291,9 +314,18 @@ def test_the_advice_is_taken_and_recorded(run, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs) and ours.keys() == theirs.keys()
     with safe_open(by_advice, "pt") as file:
         assert "undo:0.25, a quarter" in json.loads(file.metadata()["loraport.settings"])["advised"]
-    again = write_lora(tmp_path / "other.safetensors", STATE)
-    code, _, _ = run("transfer", lora, again, *words[2:], "recommend", "-o", tmp_path / "both", "-q")
-    assert code == 0 and (tmp_path / "both" / "other-undo-0.25.safetensors").exists()
+    again, alien = write_lora(tmp_path / "other.safetensors", STATE), tmp_path / "alien.safetensors"
+    write_lora(alien, tiny.tiny_state(blocks=2, dim=48, ffn=80))
+    many = ("transfer", lora, again, alien, *words[2:], "recommend", "-o", tmp_path / "both", "--keep-going")
+    code, out, err = run(*many, "--table", tmp_path / "all.csv")
+    assert (
+        code == 3
+        and "another model (size)" in err
+        and f"advice for all: {diagnose(lora, source, target).line()}" in out
+    )
+    assert (tmp_path / "both" / "other-undo-0.25.safetensors").exists() and "a quarter" in (
+        tmp_path / "all.csv"
+    ).read_text()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class JobRow:
     dropped: int | None = None
     """How many keys of the LoRA have no place in the output."""
     seconds: float | None = None
+    advice: str = ""
+    """What the weights of the pair speak for."""
     lost_keys: tuple[tuple[str, str], ...] = ()
     """These keys, each with the reason."""
 
@@ -50,7 +52,8 @@ class JobRow:
             "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else "full",
             _median([layer.update / layer.lora if layer.update is not None and layer.lora else None for layer in done]),
             _median([layer.cosine for layer in done]), result.kept_energy, result.kept_correction,
-            len(result.keys.dropped), result.seconds["total"], result.keys.dropped,
+            len(result.keys.dropped), result.seconds["total"],
+            "" if result.advice is None else result.advice.line(), result.keys.dropped,
         )  # fmt: skip
 
     @classmethod

@@ -9,6 +9,8 @@ from pathlib import Path
 from loraport.diagnosis.relation import Relation
 from loraport.diagnosis.rule.advice import CHOOSE, NOT_THIS_PAIR, SAFE, Advice
 from loraport.files.disk.user_paths import expand_home
+from loraport.files.models.presets import PRESETS
+from loraport.inputs.accelerator import SOURCE, split_target
 from loraport.sampling.providers import known_place
 
 CANDIDATES = ("direct", "casa", SAFE)
@@ -42,6 +44,8 @@ def next_command(
     if advice.verdict == CHOOSE:
         if can_be_sampled(source, target):
             return _line("choose", *CANDIDATES, "--lora", lora, *pair, "-o", f"{_stem(lora)}-chosen{ending}")
+        if can_be_compared(source, target):
+            return _line("compare", lora, *pair, "--with", ",".join(CANDIDATES[1:]), "-o", f"{_stem(lora)}-clips")
         return _line("transfer", lora, *pair, "--method", ",".join(CANDIDATES), "-o", f"{_stem(lora)}-candidates")
     output = f"{_stem(lora)}-{advice.verdict.replace(':', '-')}{ending}"
     return _line("transfer", lora, *pair, "--method", advice.verdict, "-o", output)
@@ -52,6 +56,15 @@ def can_be_sampled(source: str, target: str) -> bool:
     places = (source, target)
     whole = all((expand_home(place) / "model_index.json").is_file() for place in places)
     return whole or all(known_place(place) != place for place in places)
+
+
+def can_be_compared(source: str, target: str) -> bool:
+    """Tell whether `compare` needs nothing else to make clips of both: pipelines or presets, perhaps accelerated."""
+    pair = split_target(target)
+    models = (source, target if pair is None else pair[0])
+    return all(
+        model == SOURCE or model in PRESETS or (expand_home(model) / "model_index.json").is_file() for model in models
+    )
 
 
 def _line(*words: str) -> str:

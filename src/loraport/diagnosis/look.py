@@ -23,15 +23,15 @@ from loraport.spectral.kernels import energy, inner, times_few
 from loraport.spectral.low_rank import LowRank, cosine
 from loraport.transfers.layer_source import LayerWeights
 
-CLOSELY = 6
+CLOSELY = 4
 """Layers of the sample whose spectra and truncation are looked at too."""
 SMALL = 640
 """Least side up to which a layer is decomposed whole, and CASA itself run on it."""
 SPECTRUM = 2048
 """Least side up to which a sample's spectra are computed: beyond, they would take most of the time."""
-KEPT_BY_CASA = 0.86
-"""What a rank keeps of CASA's correction over what it keeps of the whole drift's undoing: 0.81 to 0.93 in the 18 pairs
-of the embedded family, this on the mean. CASA leaves the strongest directions of the drift, so a rank holds less."""
+KEPT_BY_CASA = 0.88
+"""What a rank keeps of CASA's correction over what it keeps of undo's: 0.81 to 0.95 in the 18 pairs of the embedded
+family, this on the mean. CASA leaves the strongest directions of the drift, so a rank holds less of what it takes."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,10 @@ def look_at(name: str, weights: LayerWeights, lora: LowRank, rank: int, *, close
         "few_directions": has_few_directions(layer.drift, facts.floor, layer_generator(0, name)),
         "moved": weights.drift_norm**2,
     }
-    if closely:
+    if closely or whole:
         seen["undone"] = _kept("undo:0.25", layer, rank, name)
-        if not whole:
-            kept = _kept("undo:1", layer, rank, name)
-            seen["kept"] = None if kept is None else KEPT_BY_CASA * kept
+        if not whole and seen["undone"] is not None:
+            seen["kept"] = KEPT_BY_CASA * seen["undone"]
     return LayerLook(**seen)
 
 

@@ -14,7 +14,7 @@ HEAD = 0.1
 """Share of the directions that counts as the head."""
 EXTRA = 16
 """Columns beyond the head in the block that is iterated."""
-STEPS = 5
+STEPS = 4
 """Products with WᵀW: on trained weights the share of a drift in the head is then within 0.001 of the exact one."""
 
 FEW_DIRECTIONS = 128

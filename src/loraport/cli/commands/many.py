@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SECTIONS = 20
 """Transfers that have a section of their own on a page about many."""
+ADVICE = 3
+"""Verdicts that are printed of many transfers, the commonest first; the table of --table has every one."""
 SHOWN = 60
 """Rows of a table in the terminal; -v shows all."""
 
@@ -144,6 +147,8 @@ def _print(done: ManyResult, folder: str, *, quiet: bool, verbose: bool) -> None
         if len(shown) < len(made):
             say_line(f"… and {len(made) - len(shown)} more; -v shows all, --table OUT.csv writes them")
         say_line(_numbers(done))
+        for advice, count in Counter(row.advice for row in made if row.advice).most_common(ADVICE):
+            say_line(f"advice for {'all' if count == len(made) else count}: {advice}")
     for row in made:
         print_dropped(row.lost_keys, verbose=verbose, where=f"{row.output}: ")
     for row in failed:

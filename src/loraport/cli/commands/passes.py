@@ -27,6 +27,15 @@ def refuse_unseen(methods: str, result: ResultOptions) -> None:
         )
 
 
+def lineage_notes(configs: Sequence[TransferConfig]) -> list[str]:
+    """Return warnings on models of which the presets know that one was not distilled from the other."""
+    from loraport.diagnosis.relation import by_names
+
+    pairs = dict.fromkeys((config.source, config.target) for config in configs)
+    known = [by_names(source, target, {}) for source, target in pairs]
+    return [relation.words for relation in known if relation is not None and not relation.is_base]
+
+
 def passes_of(
     template: TransferConfig, loras: Sequence[str], recipes: Sequence[Recipe], models: TransferModels,
     result: OutputOptions, messages: MessageOptions,

@@ -15,7 +15,7 @@ import typer
 
 from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
 from loraport.cli.commands.many import are_many, plan, run_and_tell, say_what_would_be_done
-from loraport.cli.commands.passes import passes_of, refuse_unseen
+from loraport.cli.commands.passes import lineage_notes, passes_of, refuse_unseen
 from loraport.cli.options import (
     METHOD,
     LayerOptions,
@@ -338,6 +338,8 @@ def _run(passes: Sequence[Pass], page: Path | None, result: ResultOptions, messa
         console.print_dry_run(dry_run(passes), json=messages.json, verbose=messages.verbose)
         return
     with messages.terminal() as terminal:
+        for note in lineage_notes(configs):
+            terminal.note(note)
         for place in again:
             terminal.note(f"{place}, an earlier transfer, is replaced")
         batch = transfer_passes(passes, progress=terminal)
