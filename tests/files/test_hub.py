@@ -167,7 +167,7 @@ def test_without_the_client_the_message_says_what_to_install(monkeypatch, tmp_pa
 def test_the_real_client_offline_gives_one_clear_message(monkeypatch, tmp_path):
     pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="neither a path here nor a Hub model that can be reached"):
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE forbids to fetch it"):
         open_checkpoint("no-such-organisation/no-such-model")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -128,3 +129,14 @@ def test_a_dry_run_of_a_preset_plans_from_headers_alone(tmp_path):
     assert hub.sent.get(forced.name, 0) == 0 and not list((tmp_path / "home").rglob("*.safetensors"))
     assert "would move" in words and len(words.splitlines()) <= 10
     assert "none yet" in unknown and forced.name in unknown and "GB from" in unknown.replace("MB from", "GB from")
+
+
+@pytest.mark.slow
+def test_without_a_network_it_says_so_at_once(tmp_path):
+    """The client would try six times, for 25 s; offline its text would be cut in the middle of a word."""
+    began = time.monotonic()
+    done = inspect("someone/wan-tiny", tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert time.monotonic() - began < 15
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "can be reached" in done.stderr
+    done = inspect("someone/wan-tiny", tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and "HF_HUB_OFFLINE forbids to fetch it" in done.stderr

@@ -122,3 +122,8 @@ def test_every_command_knows_the_family_by_its_short_names(words, tmp_path):
     nobody = [word.replace("toy:noir", "toy:nobody").replace("toy:base", "toy:nobody") for word in placed]
     refused = CliRunner().invoke(app, [*nobody, *cache, *(["--overwrite"] if words[0] != "inspect" else [])])
     assert isinstance(refused.exception, SettingsError) and "'nobody" in str(refused.exception)
+
+
+def test_a_method_is_no_candidate_of_score_and_the_message_says_what_to_do():
+    done = CliRunner().invoke(app, ["score", "undo:0.25", "--lora", "toy:noir", *PAIR, "toy:one-step", "--clips", "2"])
+    assert isinstance(done.exception, SettingsError) and "`loraport choose undo:0.25`" in str(done.exception)

@@ -9,7 +9,9 @@ import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from loraport.errors import InputError
@@ -17,6 +19,8 @@ from loraport.files.adapters.peft_fields import CONFIG_NAME, WEIGHTS_NAME
 from loraport.files.models.locate import ShardFilter, choose, read_index, shard_set
 from loraport.files.models.shards import SAFETENSORS, WEIGHTS, index_of, sets_among
 
+PATIENCE = 10.0
+"""Seconds to wait for the Hub's first answer."""
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<inside>[^:\\]+))?")
 
 
@@ -98,7 +102,7 @@ def _listed(where: str, chosen: Callable[[list[str], str, str], Iterable[str]]) 
     hub, repo, revision, inside = _parsed(where)
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or _refusal(hub) is not None:
         return None
     try:
         tree = hub.HfApi().list_repo_tree(repo, recursive=True, revision=revision)
@@ -139,7 +143,7 @@ def listing(where: str) -> tuple[str, ...] | None:
         hub, repo, revision, _ = _parsed(where)
         from huggingface_hub import constants
 
-        if not constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE and _refusal(hub) is None:
             return tuple(hub.HfApi().list_repo_files(repo, revision=revision))
     except InputError:
         return None
@@ -249,6 +253,8 @@ def _snapshot(
     try:
         if constants.HF_HUB_OFFLINE:
             return _local_copy(hub, repo, revision)
+        if (refusal := _refusal(hub)) is not None:
+            raise refusal
         files: list[str] = hub.HfApi().list_repo_files(repo, revision=revision)
         wanted = [glob.escape(name) for name in choose(files)]  # patterns that match nothing else
         return Path(hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
@@ -258,10 +264,27 @@ def _snapshot(
         try:
             return _local_copy(hub, repo, revision)
         except Exception:
+            if constants.HF_HUB_OFFLINE:
+                raise InputError(
+                    f"{where} is not a path here, and not in the Hub's cache; HF_HUB_OFFLINE forbids to fetch it: "
+                    "unset that, or fetch it once with a network"
+                ) from error
             raise InputError(
                 f"{where} is neither a path here nor a Hub model that can be reached ({_first_line(error)}); check the "
                 "name, the network and, for gated models, `hf auth login`"
             ) from error
+
+
+@cache
+def _refusal(hub: Any) -> Exception | None:
+    """Return why the Hub cannot be reached; asked once a process, without the client's retries, which take 25 s."""
+    session = getattr(hub, "get_session", None)
+    try:
+        if session is not None:
+            session().head(hub.constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # as in _snapshot
+        return error
+    return None
 
 
 def _local_copy(hub: Any, repo: str, revision: str | None) -> Path:
@@ -333,4 +356,5 @@ def _weights(files: list[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {shorten(text, 200, placeholder=' …')}"

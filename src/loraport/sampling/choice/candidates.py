@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loraport.compute import TORCH_DTYPES
-from loraport.errors import MismatchError, OutputError, SettingsError
+from loraport.errors import MismatchError, SettingsError
 from loraport.files.adapters.product import Product
 from loraport.files.adapters.updates import LayerUpdate, adapter_kind
+from loraport.files.disk.free_space import check_writable
 from loraport.files.disk.protect_inputs import protect_inputs
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.provenance import made_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import WrittenLora, check_form, output_dialect, write_lora
 from loraport.files.strength import split_strength
+from loraport.methods.recipes import METHODS
 from loraport.plain_json import json_text
 from loraport.sampling.choice.guard import DIRECT
 from loraport.sampling.hooks import scale_updates
@@ -65,7 +67,7 @@ def plain(name: str, update: LayerUpdate, place: str) -> LowRank:
 def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, LowRank], tuple[str, ...]]:
     """Return the updates that a candidate means (`none`, `direct`, `direct:1.15`, a LoRA on the target), and notes.
 
-    Raises SettingsError for a strength that is not a number.
+    Raises SettingsError for a strength that is not a number, and for another method, which has to be made first.
     """
     if text == NONE:
         return {}, ()
@@ -75,6 +77,11 @@ def read_candidate(text: str, direct: Updates, pair: Pair) -> tuple[dict[str, Lo
             return scale_updates(direct, float(number) if colon else 1.0), ()
         except ValueError as error:
             raise SettingsError(f"{text!r}: {number!r} is not a valid strength; write direct:1.15") from error
+    if text.partition(":")[0] in METHODS and not expand_home(text).exists():
+        raise SettingsError(
+            f"{text!r} is a method, and finished adapters are scored: let `loraport choose {text}` make it and score "
+            f"it, or write it first (loraport transfer --method {text}) and give the file"
+        )
     _, updates, notes = read_adapter(text, pair)
     return updates, notes
 
@@ -83,8 +90,7 @@ def check_place(output: str, lora: Lora, format: str, inputs: Iterable[str | Non
     """Refuse, before any pass, an output that could not be written afterwards, or is an input. Raises OutputError."""
     path = expand_home(output)
     check_form(path, output_dialect(lora, format).folder)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; make it first")
+    check_writable(path)
     protect_inputs(path, (lora.path, *inputs))
 
 
