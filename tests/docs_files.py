@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from loraport.files.models.presets import PRESETS
 from tests import tiny
 from tests.compare import pipelines as whole_pipelines
+from tests.compare.pipelines import with_vae
 from tests.evaluation import clips
 from tests.families import sdxl_and_pruned, write_pipeline
 from tests.sampling import pipelines
@@ -37,6 +38,8 @@ def write_inputs(folder: Path) -> None:
     fast = pipelines.drifted(base, 0.1)
     whole_pipelines.write_wan(folder / "fast", fast)
     whole_pipelines.write_wan(folder / "fast22", fast, second=pipelines.drifted(base, 0.1, seed=6))
+    for name in ("wan", "fastwan"):
+        with_vae(folder / name)
     for seed, name in enumerate(("style", "noir", "retro", "style-14b", "style_high_noise", "style_low_noise"), 2):
         tiny.write_lora(folder / f"{name}.safetensors", _few(state, seed))
     tiny.write_lora(folder / "accelerator.safetensors", _few(state, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def wan_vae() -> AutoencoderKLWan:
             latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[1.1, 0.9, 1.3, 0.7],
         )
     )  # fmt: skip
+
+
+def with_vae(folder: Path) -> Path:
+    """A pipeline of Wan that was written without its VAE, with one."""
+    wan_vae().save_pretrained(folder / "vae")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "vae": ["diffusers", "AutoencoderKLWan"]}))
+    return folder
 
 
 def wan_scheduler() -> UniPCMultistepScheduler:

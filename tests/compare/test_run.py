@@ -74,7 +74,7 @@ def test_the_manifest_says_what_every_clip_is(whole):
         assert frames.shape == (row["frames"], row["height"], row["width"], 3) == (8, 36, 36, 3)
         assert row["seconds"] == row["frames"] / row["fps"] == 1.0 and row["noise"] == noise_seed(int(prompt) - 1, seed)
     assert len({row["sha256"] for row, _ in clips.values()}) == len(clips)
-    assert "<video" in (whole / "index.html").read_text()
+    assert facts["lora"]["name"] == "noir" and facts["models"]["target"]["name"] == "one-step"
     assert not (whole / ".latents").exists() and not (whole / ".lock").exists()
 
 
@@ -266,6 +266,34 @@ def test_what_no_pipeline_runs_says_how_to_evaluate_it(pairs, lora, tmp_path, na
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": name}))
     with pytest.raises(InputError, match=f"{name}.*{says}.*loraport evaluate"):
         compare(asked(pairs, lora, tmp_path / "grid", target=str(folder)))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "scheduler", "transformer"])
+def test_a_part_that_is_missing_is_said_before_anything_is_sampled(pairs, lora, tmp_path, part):
+    folder = shutil.copytree(pairs["wan"][1], tmp_path / "other")
+    shutil.rmtree(folder / part)
+    with pytest.raises(InputError, match=part):
+        compare(asked(pairs, lora, tmp_path / "grid", target=str(folder)))
+    assert not (tmp_path / "grid").exists()
+
+
+def test_an_adapter_that_does_not_fit_is_said_before_anything_is_sampled(pairs, lora, tmp_path):
+    state = load_file(lora)
+    other = tmp_path / "other.safetensors"
+    for change, says in (
+        ({key: torch.cat([value, value], 1 if "lora_A" in key else 0) for key, value in state.items()}, "made for"),
+        ({key.replace("blocks.", "blocks.7"): value for key, value in state.items()}, "none of its 2 layers is in"),
+    ):
+        save_file(change, other)
+        with pytest.raises(InputError, match=says):
+            compare(asked(pairs, lora, tmp_path / "grid", str(other)))
+        assert not (tmp_path / "grid/clips").exists() and not (tmp_path / "grid/.latents").exists()
+    some = {key.replace("blocks.1.", "blocks.7."): value for key, value in state.items()}
+    save_file(some, other)
+    result = compare(asked(pairs, lora, tmp_path / "grid", str(other)))
+    assert result.lost == (
+        "other: 1 of its 2 layers are not in the transformer, blocks.7.self_attn.q, for one, and are not applied",
+    )
 
 
 def test_what_of_an_adapter_is_not_applied_is_said(pairs, lora, tmp_path):

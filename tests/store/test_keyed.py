@@ -58,7 +58,7 @@ def test_left_overs_are_removed_with_the_entries_and_nothing_else(tmp_path):
 
 def test_samples_of_earlier_versions_are_found(tmp_path):
     """The layout and the key are written here by hand: entries that users have stay theirs."""
-    key = text_digest("loraport samples 1", "these clips")
+    key = text_digest("loraport samples 2", "these clips")
     folder = tmp_path / "samples" / key[:2]
     folder.mkdir(parents=True)
     save_file({"latents": torch.ones(3)}, folder / f"{key}.safetensors", {"key": key})

@@ -12,7 +12,7 @@ from loraport.clips.clip import Clip
 from loraport.compare.grid.columns import SOURCE, Column
 from loraport.compare.grid.requests import Emit, Request
 from loraport.digests import text_digest
-from loraport.progress import Progress, counter
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.sampling.choice.candidates import read_adapter
 from loraport.sampling.hooks import scale_updates
 from loraport.sampling.pair import Clips, ShownPair, Updates
@@ -28,13 +28,14 @@ class PairModel:
         self.notes = pair.notes if role == SOURCE else ()
         self.cost = pair.passes.source if role == SOURCE else pair.passes.target
         self.dropped: list[str] = []
+        self.adapters: dict[str, Updates] = {}
 
     @property
     def identity(self) -> str:
         """What its clips depend on, in words."""
         return self.pair.source_identity if self.role == SOURCE else self.pair.target_identity
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, progress: Progress = NO_PROGRESS) -> dict[str, Any]:
         return {"name": self.name, "revision": None, "weights": text_digest(self.identity), "accelerators": []}
 
     def sampling(self) -> dict[str, Any]:
@@ -48,13 +49,13 @@ class PairModel:
     ) -> None:
         todo = [request for request in requests if request.key in wanted]
         done = counter(progress, f"sampling the {self.role}", len(todo) * self.cost)
-        adapters: dict[str, Updates] = {}
         for request in todo:
-            column = request.column
-            if column.name not in adapters:
-                adapters[column.name] = self._updates(column)
-            emit(request, self._clip(request, adapters[column.name]))
-            done(self.cost, f"{column.name} {request.name}")
+            emit(request, self._clip(request, self.adapters[request.column.name]))
+            done(self.cost, f"{request.column.name} {request.name}")
+
+    def prepare(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self.adapters = {column.name: self._updates(column) for column in columns}
 
     def _updates(self, column: Column) -> Updates:
         if not column.files:

@@ -22,6 +22,7 @@ from loraport.compute import peak_rss_bytes
 from loraport.digests import text_digest
 from loraport.errors import OutputError
 from loraport.files.disk.ownership import Lock
+from loraport.files.disk.user_paths import expand_home
 from loraport.plain_json import json_text
 from loraport.progress import NO_PROGRESS, Progress
 
@@ -96,7 +97,7 @@ def _run(
 ) -> ComparisonResult:
     folder = comparison.folder
     earlier = read_manifest(folder)
-    described = {role: model.as_json() for role, model in models.by_role.items()}
+    described = {role: model.as_json(progress) for role, model in models.by_role.items()}
     identity = identity_of(described[SOURCE], described[TARGET])
     rows = {row["name"]: row for row in earlier.facts["columns"]} if earlier else {}
     filled = fill_columns(columns, models.making, rows, identity, progress)
@@ -104,12 +105,14 @@ def _run(
         progress.note(note)
     facts = _facts(models, filled, described, comparison)
     requests = _requests(filled.columns, models, facts)
+    for role, model in models.by_role.items():
+        model.prepare([column for column in filled.columns if column.model == role])
     manifest = _continued(folder, facts, earlier, requests, comparison.overwrite)
     wanted = {one.key for one in requests if not _is_there(manifest, one)}
     manifest.write()
     kept = folder / KEPT
     if wanted:
-        _make(requests, wanted, models, filled.columns, manifest, progress)
+        _make(requests, wanted, models, manifest, progress)
     shutil.rmtree(kept, ignore_errors=True)
     dropped = [note for model in models.by_role.values() for note in model.dropped]
     for note in (*filled.lost, *dropped):
@@ -122,9 +125,8 @@ def _run(
 
 
 def _make(
-    requests: Sequence[Request], wanted: set[str], models: OpenedModels, columns: Sequence[Column],
-    manifest: Manifest, progress: Progress,
-) -> None:  # fmt: skip
+    requests: Sequence[Request], wanted: set[str], models: OpenedModels, manifest: Manifest, progress: Progress
+) -> None:
     kept = manifest.folder / KEPT
     kept.mkdir(parents=True, exist_ok=True)
 
@@ -137,7 +139,6 @@ def _make(
         todo = {request.key for request in own} & wanted
         if todo:
             progress.step(f"{len(todo)} clips of the {role}: {_in_words(models)[role]}", number, 3)
-            model.columns = [column for column in columns if column.model == role]
             model.make(own, todo, kept, emit, progress)
 
 
@@ -176,7 +177,7 @@ def _facts(
         "format": FORMAT,
         "loraport": __version__,
         "models": described,
-        "lora": {"name": comparison.lora, "sha256": models.lora_sha256, "trigger": models.trigger},
+        "lora": {"name": _short_name(comparison.lora), "sha256": models.lora_sha256, "trigger": models.trigger},
         "columns": columns_json(filled),
         "prompts": [{"id": prompt.id, "text": prompt.text} for prompt in models.prompts],
         "seeds": list(range(comparison.seeds)),
@@ -184,6 +185,14 @@ def _facts(
         | {"same_noise": models.same_noise, "offload": comparison.course.offload},
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
+
+
+def _short_name(lora: str) -> str:
+    """Return what people call a LoRA: its file or folder without the path to it; a Hub id as it is."""
+    path = expand_home(lora)
+    if not path.exists():
+        return lora
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _version(name: str) -> str | None:

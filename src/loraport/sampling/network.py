@@ -96,14 +96,14 @@ def aligned(module: Any) -> Any:
     return module
 
 
-def open_network(folder: Path, dtype: torch.dtype, weights: str | None = None) -> Any:
+def open_network(folder: Path, dtype: torch.dtype, weights: str | Checkpoint | None = None) -> Any:
     """Return the network that a folder's configuration describes, with its weights, ready for sampling.
 
-    `weights`: another place of the weights than the folder, a single file for one.
+    `weights`: others than the folder's, by their place (a single file, for one), or opened.
     Raises FileFormatError for missing or unexpected parameters and for values that are not finite, MismatchError where
     shapes differ from the configuration.
     """
-    checkpoint = open_checkpoint(folder if weights is None else weights)
+    checkpoint = weights if isinstance(weights, Checkpoint) else open_checkpoint(weights or folder)
     network = empty_network(read_json(folder / "config.json"), folder)
     wanted = network.state_dict()
     names = _spelled(checkpoint, network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ def has_two_experts(folder: Path) -> bool:
     """Return whether a pipeline has a second transformer, which takes over at low noise."""
     second = read_json(folder / "model_index.json").get("transformer_2")
     return isinstance(second, list) and any(part is not None for part in second)
+
+
+def check_parts(folder: Path, parts: Iterable[str]) -> None:
+    """Raise InputError for a pipeline that lacks one of these parts, by its index or on the disk."""
+    index = read_json(folder / "model_index.json")
+    for part in parts:
+        named = index.get(part)
+        if not isinstance(named, list) or None in named or not (folder / part).is_dir():
+            raise InputError(f"{folder} has no {part}, which making clips needs; download the pipeline whole")
 
 
 def pipeline_class(folder: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from loraport.files.models.hub import fetch_pipeline, listing, looks_like_hub_id
 from loraport.files.models.presets import PRESETS, location, open_model
 from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import SOURCE
+from loraport.progress import NO_PROGRESS, Progress, counter
 
 INDEX = "model_index.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,40 @@ class SampledModel:
         for part in ("transformer", "transformer_2", "unet"):
             yield from sorted(path for path in (self.folder / part).glob("*") if path.suffix in _WEIGHTS)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, progress: Progress = NO_PROGRESS) -> dict[str, Any]:
         """Return what a manifest says of it: names, and hashes of all that is sampled."""
         revision = self.folder.name if self.folder.parent.name == "snapshots" else None
         return {
             "name": self.name,
             "revision": revision,
-            "weights": digest_of(self.weights()),
+            "weights": digest_of(list(self.weights()), counter(progress, f"hashing {self.name}", self._bytes())),
             "accelerators": [
                 {"name": Path(place).name, "sha256": open_lora(place).sha256, "strength": strength}
                 for place, strength in self.accelerators
             ],
         }
 
+    def _bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.weights())
+
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
-def digest_of(files: Iterator[Path]) -> str:
-    """Return a hash of the contents of files, wherever they lie."""
+def digest_of(files: Sequence[Path], report: Callable[[int], None]) -> str:
+    """Return a hash of the contents of files, wherever they lie. `report` gets the bytes that are done."""
     whole = hashlib.sha256()
     for path in files:
+        blob = path.resolve()
+        if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):  # the Hub's cache: the name is the hash
+            whole.update(bytes.fromhex(blob.name))
+            report(blob.stat().st_size)
+            continue
+        own = hashlib.sha256()
         with path.open("rb") as file:
-            own = hashlib.sha256()
             while block := file.read(1 << 24):
                 own.update(block)
+                report(len(block))
         whole.update(own.digest())
     return whole.hexdigest()
 

@@ -17,7 +17,7 @@ from loraport.files.disk.user_paths import expand_home
 from loraport.store.cache_folder import mark
 from loraport.store.keyed import Entry, KeyedStore, StoreFile, remove_files, store_files
 
-VERSION = 1
+VERSION = 2
 """Of what is sampled and how it is laid out; part of every key."""
 
 

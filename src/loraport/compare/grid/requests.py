@@ -12,7 +12,7 @@ import torch
 from loraport.clips.clip import Clip
 from loraport.compare.grid.columns import Column
 from loraport.errors import SettingsError
-from loraport.progress import Progress
+from loraport.progress import NO_PROGRESS, Progress
 
 OFFLOADS = ("none", "model", "group", "disk")
 
@@ -116,14 +116,17 @@ class ClipModel(Protocol):
     dropped: list[str]
     """What of the adapters was not applied, a sentence each; known when clips were made."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the manifest's entry of the model."""
+    def as_json(self, progress: Progress = NO_PROGRESS) -> dict[str, Any]:
+        """Return the manifest's entry of the model; files are hashed, which takes a while."""
 
     def sampling(self) -> dict[str, Any]:
         """Return how it is sampled, for the manifest."""
 
     def noise_shape(self) -> tuple[int, ...]:
         """Return the shape of one clip's noise."""
+
+    def prepare(self, columns: Sequence[Column]) -> None:
+        """Read the adapters of its columns. Raises InputError for what cannot be loaded, before anything is sampled."""
 
     def make(
         self, requests: Sequence[Request], wanted: Collection[str], kept: Path, emit: Emit, progress: Progress

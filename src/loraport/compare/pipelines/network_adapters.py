@@ -29,25 +29,21 @@ class NetworkAdapters:
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
         }
 
-    def load(self, name: str, updates: Mapping[str, LowRank], place: str) -> list[str]:
-        """Load an adapter under a name; return its layers that the network does not have.
-
-        Raises MismatchError for a layer of another shape, and where no layer is in the network.
-        """
+    def load(self, name: str, updates: Mapping[str, LowRank], place: str) -> None:
+        """Load an adapter under a name. Raises MismatchError for a layer that is missing, or has another shape."""
         state: dict[str, Tensor] = {}
         for layer, update in updates.items():
-            if layer in self.layers:
-                own, module = self.layers[layer]
-                state |= _factors(own, module, update, place)
-        if not state:
-            raise MismatchError(f"{place}: none of its {len(updates)} layers is in the model; was it made for it?")
+            if layer not in self.layers:
+                raise MismatchError(
+                    f"{place}: the network has no layer {layer} that an adapter can be on; leave it out"
+                )
+            state |= _factors(*self.layers[layer], update, place)
         dtype = self.network.dtype
         self.network.load_lora_adapter(
             {key: value.to(dtype) for key, value in state.items()}, prefix=_PREFIX, adapter_name=name
         )
         aligned(self.network)
         self.names.add(name)
-        return [layer for layer in updates if layer not in self.layers]
 
     def use(self, wanted: Sequence[tuple[str, float]]) -> None:
         """Switch to these adapters with their strengths, those of them that this network has; none is the bare one."""

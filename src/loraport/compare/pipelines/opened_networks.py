@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,8 @@ from loraport.compare.grid.columns import Column
 from loraport.compare.pipelines.column_adapters import ColumnAdapters
 from loraport.compare.pipelines.kinds import Kind
 from loraport.compare.pipelines.network_adapters import NetworkAdapters
-from loraport.files.models.checkpoint import open_checkpoint
-from loraport.inputs.experts import adapters_of_both, both
+from loraport.files.models.checkpoint import Checkpoint
+from loraport.inputs.experts import adapters_of_both
 from loraport.sampling.accelerators import bake, read_accelerators
 from loraport.sampling.network import open_network
 from loraport.sampling.pipeline_files import opening, read_json
@@ -29,6 +29,9 @@ class Sampled(Protocol):
 
     found: SampledModel
     kind: Kind
+
+    checkpoints: Mapping[str, Checkpoint]
+    """The networks' headers."""
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -70,10 +73,8 @@ class OpenNetworks:
     def _network(self, part: str, number: int) -> NetworkAdapters:
         """Open one network, with the accelerators and the columns' adapters on it."""
         found, folder = self.model.found, self.model.found.folder / part
-        several = len(self.model.networks) > 1
-        weights = found.network if found.network is None or not several else both(found.network)[number]
-        network = open_network(folder, self.model.dtype, weights)
-        checkpoint = open_checkpoint(weights or folder)
+        several, checkpoint = len(self.model.networks) > 1, self.model.checkpoints[part]
+        network = open_network(folder, self.model.dtype, checkpoint)
         opened = NetworkAdapters(network, checkpoint.family)
         for index, (place, strength) in enumerate(found.accelerators):
             own, own_part = adapters_of_both(place)[number] if several else (place, None)
@@ -84,12 +85,8 @@ class OpenNetworks:
                 opened.load(f"accelerator{index}", factors.updates, own)
         for index, column in enumerate(self.adapters.columns):
             updates = self.adapters.of_networks[column.name, part]
-            missing = opened.load(f"column{index}", updates, column.files[0])
-            if missing:
-                self.notes.append(
-                    f"{column.name}: {len(missing)} of its {len(updates)} layers are not in the {part}, {missing[0]}, "
-                    "for one, and are not applied"
-                )
+            if updates:
+                opened.load(f"column{index}", updates, column.files[0])
         return opened
 
     def _place(self) -> None:

@@ -22,9 +22,11 @@ from loraport.compare.pipelines.out_of_memory import is_out_of_memory, no_memory
 from loraport.compare.pipelines.texts import embed_prompts
 from loraport.errors import InputError
 from loraport.files.disk.atomic import write_whole
-from loraport.progress import Progress, counter
+from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
+from loraport.inputs.experts import both
+from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport.sampling.network import open_part, quiet
-from loraport.sampling.pipeline_files import FASTVIDEO, has_two_experts, pipeline_class
+from loraport.sampling.pipeline_files import FASTVIDEO, check_parts, has_two_experts, pipeline_class
 from loraport.sampling.places import SampledModel
 from loraport.sampling.schedules import Renoising, find_sampler, own_scheduler
 
@@ -60,6 +62,11 @@ class PipelineModel:
         self.device = torch.device(course.device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.batch, self.offload = course.batch, course.offload
+        check_parts(found.folder, ("vae", "scheduler", *self.kind.encoders, *self.networks))
+        self.checkpoints: Mapping[str, Checkpoint] = {
+            part: open_checkpoint(self._weights(number)) for number, part in enumerate(self.networks)
+        }
+        self.adapters = ColumnAdapters((), self.checkpoints)
         self.dropped: list[str] = []
         self.notes = found.notes
 
@@ -73,8 +80,8 @@ class PipelineModel:
         steps = self.course.source_steps if self.role == SOURCE else self.course.target_steps
         return find_sampler(folder, steps, times)
 
-    def as_json(self) -> dict[str, Any]:
-        return self.found.as_json()
+    def as_json(self, progress: Progress = NO_PROGRESS) -> dict[str, Any]:
+        return self.found.as_json(progress)
 
     def sampling(self) -> dict[str, Any]:
         """Return how it is sampled, for the manifest."""
@@ -100,6 +107,18 @@ class PipelineModel:
             place = "source"
         return "+".join([place, *(f"{one}*{strength:g}" for one, strength in found.accelerators)])
 
+    def _weights(self, number: int) -> str:
+        """Return where the weights of one of the networks are."""
+        found = self.found
+        if found.network is None:
+            return str(found.folder / self.networks[number])
+        return found.network if len(self.networks) == 1 else both(found.network)[number]
+
+    def prepare(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        self.adapters = ColumnAdapters(columns, self.checkpoints)
+        self.dropped = list(self.adapters.notes)
+
     def make(
         self, requests: Sequence[Request], wanted: Collection[str], kept: Path, emit: Emit, progress: Progress
     ) -> None:
@@ -109,10 +128,8 @@ class PipelineModel:
         vae = open_part(self.found.folder, "vae", "VAE", torch.float32)
         if missing:
             used = [request for group in groups(requests, self.batch, missing) for request in group]
-            adapters = ColumnAdapters(self.columns, self.networks)
-            self.dropped += adapters.notes
-            texts = embed_prompts(self.found.folder, self.kind, vae, used, adapters, self)
-            self._sample_all(requests, missing, latents, vae, texts, adapters, progress)
+            texts = embed_prompts(self.found.folder, self.kind, vae, used, self.adapters, self)
+            self._sample_all(requests, missing, latents, vae, texts, progress)
         self._decode_all([one for one in requests if one.key in wanted], latents, vae, emit, progress)
 
     @property
@@ -127,13 +144,13 @@ class PipelineModel:
 
     def _sample_all(
         self, requests: Sequence[Request], missing: set[str], places: Mapping[str, Path], vae: Any,
-        texts: Mapping[tuple[str, str], Texts], adapters: ColumnAdapters, progress: Progress,
+        texts: Mapping[tuple[str, str], Texts], progress: Progress,
     ) -> None:  # fmt: skip
         """Sample the missing latents; out of memory, with smaller batches and more offload."""
         done = counter(progress, f"sampling the {self.role}", len(missing) * self.cost)
         while missing:
             try:
-                self._sample_open(requests, missing, places, vae, texts, adapters, done)
+                self._sample_open(requests, missing, places, vae, texts, done)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -155,9 +172,9 @@ class PipelineModel:
 
     def _sample_open(
         self, requests: Sequence[Request], missing: set[str], places: Mapping[str, Path], vae: Any,
-        texts: Mapping[tuple[str, str], Texts], adapters: ColumnAdapters, done: Any,
+        texts: Mapping[tuple[str, str], Texts], done: Any,
     ) -> None:  # fmt: skip
-        with OpenNetworks(self, vae, adapters) as opened:
+        with OpenNetworks(self, vae, self.adapters) as opened:
             self.dropped += [note for note in opened.notes if note not in self.dropped]
             for group in list(groups(requests, self.batch, missing)):
                 opened.use(group[0].column)
@@ -170,7 +187,7 @@ class PipelineModel:
                         done(clips)
 
                 with opened.counting(passed):
-                    words = [texts[one.prompt.text, adapters.encoded_with(one.column)] for one in group]
+                    words = [texts[one.prompt.text, self.adapters.encoded_with(one.column)] for one in group]
                     latents = self._sample(opened.pipe, group, words)
                 done((self.cost - counted) * len(group), f"{group[0].column.name} {group[-1].name}")
                 for request, own in zip(group, latents, strict=True):
