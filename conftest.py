@@ -12,6 +12,9 @@ CHECKED = [
     *("loraport.analysis.probes", "loraport.sampling.statistics", "loraport.sampling.calibration.least_squares"),
     *("loraport.sampling.calibration.gains", "loraport.sampling.calibration.residual_writers"),
     "loraport.diagnosis.look",
+    *(f"loraport.evaluation.metrics.{name}" for name in "appearance efficientnet fidelity flow pixels".split()),
+    *(f"loraport.evaluation.networks.{name}" for name in "clip clip_towers csd dinov2 discrepancy hpsv2 lpips".split()),
+    *(f"loraport.evaluation.networks.{name}" for name in "musiq pictures texts videoalign videoalign_input".split()),
     *("loraport.store.packing", "loraport.files.formats.rounding", "loraport.files.models.weight"),
 ]
 """Rooms and modules with shapes in their signatures."""
