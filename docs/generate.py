@@ -136,7 +136,7 @@ def _room_of_pipelines() -> str:
     room = loraport.diffusers
     intro = _wrapped((inspect.getdoc(room) or "").split("\n\n")[0])
     names = ("load", "unload", "LoadedLora")
-    entries = [_entry(f"diffusers.{name}", getattr(room, name)).replace("### ", "#### ", 1) for name in names]
+    entries = [_entry(f"diffusers.{name}", getattr(room, name)) for name in names]
     return f"## In a pipeline of diffusers\n\n{intro}\n\n" + "\n".join(entries)
 
 

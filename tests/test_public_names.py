@@ -75,7 +75,9 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_docs_list_the_names():
     text = (ROOT / "docs" / "reference" / "library.md").read_text(encoding="utf-8")
     listed = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("### ")]
-    assert sorted(listed) == loraport.__all__
+    of_pipelines = [name.removeprefix("diffusers.") for name in listed if name.startswith("diffusers.")]
+    assert of_pipelines == ["load", "unload", "LoadedLora"] and all(map(loraport.diffusers.__dict__.get, of_pipelines))
+    assert sorted(name for name in listed if not name.startswith("diffusers.")) == loraport.__all__
 
 
 def loaded_after(code: str) -> set[str]:
