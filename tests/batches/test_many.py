@@ -223,3 +223,43 @@ def test_memory_holds_a_portion_and_not_all(uploads, monkeypatch, run, tmp_path)
         "-o", tmp_path / "out", "--no-cache", "--keep-going")  # fmt: skip
     assert len(alive) > 70 and max(most) <= 2 * 8, "each was read twice, and never more than two portions were held"
     assert len(list((tmp_path / "out").glob("user0*/*.safetensors"))) == 36, "of one name, told apart by their folders"
+
+
+@pytest.mark.parametrize("where", ["reading", "a layer"])
+@pytest.mark.parametrize("keep_going", [True, False])
+def test_a_lora_that_the_program_fails_on_does_not_stop_the_others(
+    uploads, run, tmp_path, monkeypatch, where, keep_going
+):
+    """A fault of ours, met by one upload of a night: it is told as such, and reported; alone it is a traceback."""
+    from loraport.files.lora.read import read_lora
+    from loraport.inputs import open as opening
+    from loraport.transfers import run as running
+
+    family, _ = uploads
+    folder = family.folder / "loras" / "user02"
+    bad = folder / "style7.safetensors"
+    sha256 = read_lora(str(bad)).sha256
+    real_read, real_layer = opening.read_lora, running.LayerTransfer.__call__
+
+    def read(place, **named):
+        if where == "reading" and place == str(bad):
+            raise KeyError("odd")
+        return real_read(place, **named)
+
+    def layer(self, *given):
+        if where == "a layer" and self.lora_sha256 == sha256:
+            raise KeyError("odd")
+        return real_layer(self, *given)
+
+    monkeypatch.setattr(opening, "read_lora", read)
+    monkeypatch.setattr(running.LayerTransfer, "__call__", layer)
+    some = [folder / f"style{number}.safetensors" for number in (5, 6, 7, 8)]
+    call = ["transfer", *some, "--source", family.source, "--target", family.target, "--method", "direct",
+            "-o", tmp_path / "out", "--no-cache"]  # fmt: skip
+    code, _, err = run(*call, *(["--keep-going"] if keep_going else []))
+    made = list((tmp_path / "out").glob("*.safetensors"))
+    if keep_going:
+        assert code == 3 and len(made) == 3
+        assert "a fault of the program, KeyError in test_many.py" in err and "please report it, with this LoRA" in err
+    else:
+        assert code == 1 and made == [] and "Traceback" in err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.batches.finished import WeightHashes, earlier_header, is_finished, is_unfinished
 from loraport.batches.jobs import JobPlan, Pass
-from loraport.errors import LoraportError, OutputError
+from loraport.errors import InputError, LoraportError, OutputError
 from loraport.files.disk.free_space import check_writable
 from loraport.files.disk.protect_inputs import ProtectedInputs
 from loraport.files.disk.user_paths import expand_home
@@ -32,12 +33,11 @@ class Portion:
     jobs: Pass
     opened: tuple[TransferInputs, ...] | None = None
 
-    def open(self, progress: Progress) -> tuple[tuple[TransferInputs, ...], tuple[NotWritten, ...]]:
+    def open(
+        self, progress: Progress, *, keep_going: bool = False
+    ) -> tuple[tuple[TransferInputs, ...], list[NotWritten]]:
         """Return the opened inputs, and what has become unusable since it was checked."""
-        if self.opened is not None:
-            return self.opened, ()
-        ready, refused = prepare_each(self.jobs, progress)
-        return ready, tuple(NotWritten.of(one.config, one.error) for one in refused)
+        return (self.opened, []) if self.opened is not None else _prepared(self.jobs, progress, None, keep_going)
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,18 @@ class CheckedPlan:
 
 
 def check_plan(
-    plan: JobPlan, *, overwrite: bool = False, progress: Progress = NO_PROGRESS, headers: Opener | None = None
+    plan: JobPlan,
+    *,
+    overwrite: bool = False,
+    progress: Progress = NO_PROGRESS,
+    headers: Opener | None = None,
+    keep_going: bool = False,
 ) -> CheckedPlan:
     """Open every LoRA and both models of every pass, and look at every output. Nothing is written or raised for them.
 
     `overwrite`: whatever is there is made again. `headers`: how models are opened by their headers alone, for a dry
-    run; their weights are not compared then with those that finished outputs were made of.
+    run; their weights are not compared then with those that finished outputs were made of. `keep_going`: where the
+    program itself fails on a LoRA, that one is refused, too.
     """
     protected = ProtectedInputs(job.lora for job in plan.jobs)
     held = len(plan.jobs) <= AT_ONCE
@@ -73,7 +79,7 @@ def check_plan(
     for jobs in plan.passes:
         hashes, left = WeightHashes(), []
         for some in _in_portions(jobs):
-            ready, wrong = _prepared(some, progress, headers)
+            ready, wrong = _prepared(some, progress, headers, keep_going)
             refused += wrong
             todo = []
             for inputs in ready:
@@ -105,7 +111,7 @@ def _in_portions(jobs: Pass) -> Iterator[Pass]:
 
 
 def _prepared(
-    jobs: Pass, progress: Progress, headers: Opener | None
+    jobs: Pass, progress: Progress, headers: Opener | None, keep_going: bool
 ) -> tuple[tuple[TransferInputs, ...], list[NotWritten]]:
     """Open some jobs; where their models cannot be opened, all of them are refused for it."""
     try:
@@ -114,7 +120,23 @@ def _prepared(
         raise
     except LoraportError as error:
         return (), [NotWritten.of(job, error) for job in jobs]
+    except Exception as fault:
+        if not keep_going or isinstance(fault, OSError):
+            raise
+        if len(jobs) == 1:
+            return (), [NotWritten.of(jobs[0], fault_of_ours(fault))]
+        alone = [_prepared((job,), progress, headers, keep_going) for job in jobs]
+        return tuple(one for ready, _ in alone for one in ready), [one for _, refused in alone for one in refused]
     return ready, [NotWritten.of(one.config, one.error) for one in refused]
+
+
+def fault_of_ours(fault: Exception) -> InputError:
+    """Return an unexpected error as the reason why one job of many was not done: the others must not wait for it."""
+    *_, last = traceback.extract_tb(fault.__traceback__)
+    where = f"{os.path.basename(last.filename)}:{last.lineno}"
+    return InputError(
+        f"a fault of the program, {type(fault).__name__} in {where}: {fault}; please report it, with this LoRA"
+    )
 
 
 def _standing(inputs: TransferInputs, hashes: WeightHashes | None, overwrite: bool) -> str:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraport.batches.checks import CheckedPlan, Portion, check_plan
+from loraport.batches.checks import CheckedPlan, Portion, check_plan, fault_of_ours
 from loraport.batches.events import EventLog, EventProgress
 from loraport.batches.jobs import JobPlan
 from loraport.batches.names import same_place
 from loraport.batches.results import JobRow, ManyResult, failure_line
 from loraport.compute import peak_rss_bytes
 from loraport.digests import text_digest
-from loraport.errors import InputError
+from loraport.errors import InputError, OutputError
 from loraport.files.disk.ownership import Lock
 from loraport.files.disk.user_paths import expand_home
+from loraport.inputs.open import TransferInputs
 from loraport.progress import NO_PROGRESS, Progress, observer
 from loraport.transfers.results import NotWritten, TransferResult
 from loraport.transfers.run import transfer_prepared
@@ -58,7 +59,7 @@ def run_many(
     try:
         work = _Work(keep_going, keep, events, EventProgress(observer(progress), events))
         events.tell("planned", jobs=len(plan.jobs) + len(plan.refused), folder=folder)
-        checked = check_plan(plan, overwrite=overwrite, progress=work.progress)
+        checked = check_plan(plan, overwrite=overwrite, progress=work.progress, keep_going=keep_going)
         stop_or_note(plan, checked, keep_going, work.progress)
         for job in checked.finished:
             work.add(JobRow.finished(job))
@@ -92,7 +93,7 @@ class _Work:
 
     def do(self, portion: Portion) -> None:
         """Move some jobs through the layers; a fault of their models ends these, and with `keep_going` no others."""
-        opened, refused = portion.open(self.progress)
+        opened, refused = portion.open(self.progress, keep_going=self.keep_going)
         if refused and not self.keep_going:
             raise RefusedJobsError("these LoRAs have changed since they were checked; start again:", refused)
         for one in refused:
@@ -107,13 +108,25 @@ class _Work:
         try:
             if opened:
                 transfer_prepared(opened, progress=self.progress, keep_going=self.keep_going, each=self.end)
-        except InputError as error:
-            if not self.keep_going:
+        except Exception as error:
+            if not self.keep_going or isinstance(error, OutputError | OSError):
                 raise
             done = {row.output for row in self.rows[ended:]}
-            for inputs in opened:
-                if inputs.config.output not in done:
-                    self.end(NotWritten.of(inputs.config, error))
+            self._after(error, [inputs for inputs in opened if inputs.config.output not in done])
+
+    def _after(self, error: Exception, left: Sequence[TransferInputs]) -> None:
+        """End what is left of a portion: all for an error of its models, else the one that the program fails on."""
+        for inputs in left:
+            reason = error if isinstance(error, InputError) else fault_of_ours(error)
+            if not isinstance(error, InputError) and len(left) > 1:
+                try:  # what is finished of its layers is found again
+                    transfer_prepared([inputs], progress=self.progress, keep_going=True, each=self.end)
+                    continue
+                except (OutputError, OSError):
+                    raise
+                except Exception as own:
+                    reason = own if isinstance(own, InputError) else fault_of_ours(own)
+            self.end(NotWritten.of(inputs.config, reason))
 
     def end(self, one: TransferResult | NotWritten) -> None:
         """Note the end of a job."""

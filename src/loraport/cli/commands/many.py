@@ -67,7 +67,7 @@ def say_what_would_be_done(jobs: JobPlan, many: ManyOptions, result: ResultOptio
             opener = HubHeaders()
             for place in dict.fromkeys(job.lora for job in jobs.jobs):
                 opener.look_at_lora(place)
-            checked = check_plan(jobs, overwrite=result.overwrite, headers=opener)
+            checked = check_plan(jobs, overwrite=result.overwrite, headers=opener, keep_going=many.keep_going)
         except HeadersUnknownError:  # said with the plan
             checked = CheckedPlan((Portion(jobs.jobs),), (), jobs.refused, ())
         stop_or_note(jobs, checked, many.keep_going, terminal)
