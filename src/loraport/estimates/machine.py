@@ -12,7 +12,7 @@ import torch
 
 from loraport.compute import AT_A_TIME
 
-SIZE = 512
+SIZE, ROUNDS = 512, 45
 REFERENCE = 0.0053
 """CPU seconds of one product of this size in double precision on one thread where `PROCESSOR` was measured."""
 
@@ -26,18 +26,18 @@ def at_a_time() -> int:
 def slowness() -> float:
     """Return how many times as long this machine takes for a product, with all that a run does at once beside it.
 
-    Measured once a process, in a tenth of a second: the median of several rounds, so that what else the machine does
-    now counts.
+    Measured once a process, in a quarter of a second or what a busy machine makes of it: the mean of many rounds, since
+    a few of a few milliseconds each say nothing of how the machine divides its time.
     """
     threads, together = torch.get_num_threads(), at_a_time()
     X = torch.eye(SIZE, dtype=torch.float64).add_(0.5)
     try:
         with ThreadPoolExecutor(together, "loraport-speed", torch.set_num_threads, (threads // together,)) as pool:
-            rounds = []
-            for _ in range(7):
-                start = time.perf_counter()
+            for number in range(ROUNDS + 1):
+                if number == 1:  # the first one starts the threads
+                    start = time.perf_counter()
                 list(pool.map(lambda _: X @ X, range(together)))
-                rounds.append(time.perf_counter() - start)
+            passed = time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
-    return sorted(rounds)[len(rounds) // 2] / REFERENCE
+    return passed / ROUNDS / REFERENCE
