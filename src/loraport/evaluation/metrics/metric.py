@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from loraport.errors import SettingsError
 
@@ -25,6 +25,7 @@ Direction = Literal["higher", "lower", "ideal"]
 Need = Literal["reference", "prompt"]
 
 
+@runtime_checkable
 class Look(Protocol):
     """An opened instrument."""
 

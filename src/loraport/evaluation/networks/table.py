@@ -130,7 +130,7 @@ def _few(clip: Clip) -> Frames:
     return clip.frames[evenly(len(clip.frames), FEW)]
 
 
-def _mean(name: str, times: float = 1) -> Callable[[Readings, Readings | None], float]:
+def _mean(name: str, times: float = 1.0) -> Callable[[Readings, Readings | None], float]:
     return lambda readings, _: times * float(readings[name].double().mean())
 
 
@@ -319,7 +319,7 @@ NETWORK_METRICS: tuple[Metric, ...] = (
         "CLIP-T",
         f"How near pictures are to their prompt: about 25 to 35. {_STILLS}",
         Instrument("clip-texts", 1, _open_clip_texts, (CLIP,), ("transformers", "PIL"), reads_prompt=True),
-        _mean("cosine", 100),
+        _mean("cosine", 100.0),
         unit="%",
         needs=_PROMPT,
         papers=("ProLoRA",),

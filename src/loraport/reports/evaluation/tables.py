@@ -15,7 +15,7 @@ from loraport.reports.evaluation.words import findings, interval_words, number
 from loraport.sampling.statistics import Interval
 
 PAPER = "CASA"
-_SETTING = re.compile(r"(?P<name>.*?[^\W\d_])?[-_:= ]*(?P<value>\d+(?:\.\d+)?)")
+_SETTING = re.compile(r"(?P<name>.*?[^\W\d_])?[-_:=* ]*(?P<value>\d+(?:\.\d+)?)")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$", "–": "--", "×": r"$\times$",
