@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -364,6 +365,20 @@ def test_what_is_refused_leaves_the_pipeline_as_it_was(files, monkeypatch):
     with pytest.raises(InputError, match="diffusers does not load the result into transformer_2: no such module"):
         loraport.diffusers.load(pipe, files.style, sources, cache=None, method="direct")
     assert pipe.get_list_adapters() == {} and torch.equal(output(pipe.transformer), output(files.fast))
+
+
+def test_weights_that_diffusers_keeps_in_fp8_are_read_with_a_note(files):
+    network = copied(files.fast)
+    network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    loaded = loraport.diffusers.load(wan(network), files.style, files.folder / "base", cache=None, method="undo:0.5")
+    assert any("the pipeline's transformer is stored as fp8_e4m3fn" in note for note in loaded.notes)
+    assert {tensor.dtype for tensor in loaded.states["transformer"].tensors.values()} == {torch.bfloat16}
+
+
+def test_without_peft_it_says_what_to_install(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SettingsError, match=r"PEFT, which is not installed: pip install 'loraport\[sample\]'"):
+        loraport.diffusers.load(wan(files.fast), files.style, files.folder / "base")
 
 
 def test_the_room_is_loaded_when_it_is_asked_for():

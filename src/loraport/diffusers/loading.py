@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def load(
     Raises InputError as `transfer_state` does, for weights that cannot be read, and a name that is taken; the pipeline
     is then as it was.
     """
+    if find_spec("peft") is None:
+        raise SettingsError("a pipeline loads LoRAs by PEFT, which is not installed: pip install 'loraport[sample]'")
     networks, progress = networks_of(pipe), observer(progress)
     name = _free_name(networks, adapter_name, lora)
     if settings.get("as_diff") or settings.get("format", "diffusers") not in ("diffusers", "comfy", "kohya"):
