@@ -61,3 +61,35 @@ def test_a_failure_is_counted_and_a_stage_that_is_none_is_refused(clock):
     assert watch.seconds["read"] == 5
     with pytest.raises(KeyError), watch.stage("think"):
         pass
+
+
+def test_a_card_is_marked_and_waited_for_only_when_seconds_are_asked(clock, monkeypatch):
+    """With marks as CUDA makes them: they are passed when the card comes to them, not when they are made."""
+    waited, now, passed = [], [0.0], [False]
+
+    class Mark:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            self.at = now[0]
+
+        def elapsed_time(self, other):
+            return 1000 * (other.at - self.at)
+
+        def query(self):
+            return passed[0]
+
+    monkeypatch.setattr(torch.cuda, "Event", Mark)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: (waited.append(device), passed.__setitem__(0, True)))
+    card = torch.device("cuda", 1)
+    watch = Stopwatch(card)
+    with watch.stage("transfer"):
+        now[0] += 2
+        with watch.stage("basis"):
+            now[0] += 5
+    with watch.stage("read", on_card=False):
+        clock(3)
+    assert waited == []
+    assert watch.seconds == {"read": 3, "basis": 5, "routing": 0, "transfer": 2} and waited == [card]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,17 +23,15 @@ class Stopwatch:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._card = device if device.type == "cuda" else None
         self._lock, self._of_thread = threading.Lock(), threading.local()
-        self._marked: list[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = []
+        self._marked: deque[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage; on a card when all that it was given is done."""
         with self._lock:
-            if self._card is not None and self._marked:
+            if self._marked:
                 torch.cuda.synchronize(self._card)
-                for name, outer, start, end in self._marked:
-                    self._add(name, outer, start.elapsed_time(end) / 1000)
-                self._marked.clear()
+                self._count_passed()
             return dict(self._seconds)
 
     @contextmanager
@@ -56,14 +55,21 @@ class Stopwatch:
             start = time.perf_counter()
             return lambda: self._locked_add(name, outer, time.perf_counter() - start)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
+        begin.record(torch.cuda.current_stream(self._card))
 
         def finish() -> None:
-            end.record()
+            end.record(torch.cuda.current_stream(self._card))
             with self._lock:
                 self._marked.append((name, outer, begin, end))
+                self._count_passed()
 
         return finish
+
+    def _count_passed(self) -> None:
+        """Add what the card has passed by now, so that marks do not pile up."""
+        while self._marked and self._marked[0][3].query():
+            name, outer, begin, end = self._marked.popleft()
+            self._add(name, outer, begin.elapsed_time(end) / 1000)
 
     def _locked_add(self, name: str, outer: str | None, passed: float) -> None:
         with self._lock:
