@@ -67,7 +67,7 @@ class Stopwatch:
 
     def _count_passed(self) -> None:
         """Add what the card has passed by now, so that marks do not pile up."""
-        while self._marked and self._marked[0][3].query():
+        while self._marked and self._marked[0][3].query():  # type: ignore[no-untyped-call]
             name, outer, begin, end = self._marked.popleft()
             self._add(name, outer, begin.elapsed_time(end) / 1000)
 
