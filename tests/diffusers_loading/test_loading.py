@@ -376,9 +376,10 @@ def test_weights_that_diffusers_keeps_in_fp8_are_read_with_a_note(files):
 
 
 def test_without_peft_it_says_what_to_install(files, monkeypatch):
+    pipe = wan(files.fast)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SettingsError, match=r"PEFT, which is not installed: pip install 'loraport\[sample\]'"):
-        loraport.diffusers.load(wan(files.fast), files.style, files.folder / "base")
+        loraport.diffusers.load(pipe, files.style, files.folder / "base")
 
 
 def test_the_room_is_loaded_when_it_is_asked_for():
