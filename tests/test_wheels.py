@@ -61,11 +61,15 @@ def sources(package: Path) -> set[str]:
     return {path.relative_to(package.parent).as_posix() for path in files}
 
 
+ENDINGS = (".py", ".typed", ".jinja", ".css", ".js", ".json", ".txt", ".LICENSE")
+"""Of the program's files: code, pages, and the small data that it needs; no weights."""
+
+
 def test_the_wheel_of_loraport_is_small_and_holds_the_program_alone(core):
     assert core.stat().st_size < 1_000_000
     program = {name for name in contents(core) if ".dist-info/" not in name}
     assert program == sources(ROOT / "src" / "loraport")
-    assert not [name for name in program if not name.endswith((".py", ".jinja", ".typed"))]
+    assert not [name for name in program if not name.endswith(ENDINGS)]
     assert (
         f"Version: {loraport.__version__}\n" in metadata(core) and "loraport-lab" not in metadata(core).split("\n\n")[0]
     )

@@ -21,6 +21,7 @@ from loraport.cli.options import (
 from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
+from loraport.printable import printable
 
 app = typer.Typer()
 
@@ -83,4 +84,5 @@ def diagnose(
         for note in told.notes:
             messages.terminal().note(note)
         console.print_facts(diagnosis_words(told), json=False)
-    print(f"{told.line()}\nnext: {told.command}")
+    console.say_line(told.line())
+    print(printable(f"next: {told.command}"))  # in one line, to be copied
