@@ -190,7 +190,7 @@ def test_what_a_file_is_for_stands_in_its_description(style: Path, tmp_path: Pat
 
 
 def test_paths_are_quoted_as_each_program_reads_them() -> None:
-    one = ToLoad('a b/sty"le.safetensors', "wan", "fast it.safetensors", 0.5)
+    one = ToLoad('a b/sty"le.safetensors', "wan", (("fast it.safetensors", 0.5),))
     assert how_to_load("musubi-tuner", one) == (
         """--lora_weight 'fast it.safetensors' 'a b/sty"le.safetensors' --lora_multiplier 0.5 1.0"""
     )

@@ -1,5 +1,6 @@
 """Targets that are a model with an accelerator LoRA: the drift is exact, and as if the accelerator were merged."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.files.loaders.how_to_load import ToLoad, how_to_load
+from loraport.files.lora.provenance import accelerators_of, loading_hint
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.weight import Weight
 from loraport.inputs.accelerator import AcceleratedModel, open_target, split_target
@@ -129,7 +132,7 @@ def test_differences_and_what_has_no_place(family, factors, accelerator):
 
 def test_which_plus_sign_divides(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a+b", "c", "c+d", "e+f"):
+    for name in ("a+b", "c", "c+d", "e+f", "g"):
         Path(name).touch()
     cases = {
         "a+b": None,
@@ -140,6 +143,10 @@ def test_which_plus_sign_divides(tmp_path, monkeypatch):
         "c+e+f*1e+0": ("c", "e+f*1e+0"),
         "source+gone.safetensors*1e+0": ("source", "gone.safetensors*1e+0"),
         "Wan-AI/Wan2.1-T2V-1.3B+c": ("Wan-AI/Wan2.1-T2V-1.3B", "c"),
+        "source+c*0.5+g": ("source", "c*0.5", "g"),
+        "source+c*1e+0+e+f*2+g*-1": ("source", "c*1e+0", "e+f*2", "g*-1"),
+        "a+b+g+org/few-step*0.5": ("a+b", "g", "org/few-step*0.5"),
+        "source+c+gone+g": ("source", "c", "gone+g"),
     }
     assert {text: split_target(text) for text in cases} == cases
 
@@ -185,9 +192,51 @@ def test_the_accelerator_is_not_overwritten(family, accelerator):
         transfer(family.config("fast.safetensors", target=f"source+{accelerator}"))
 
 
-def test_several_accelerators_are_refused_with_the_way_to_have_them(tmp_path: Path) -> None:
-    places = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for place in places:
-        place.touch()
-    with pytest.raises(SettingsError, match=r"names 2 accelerators, and one is taken: .*loraport merge MODEL"):
-        split_target(f"source+{places[0]}*0.5+{places[1]}")
+@pytest.fixture
+def second(family, factors):
+    """Another accelerator, on one layer alone."""
+    name = next(iter(factors))
+    B, A = factors[name]
+    return str(tiny.write_lora(family.folder / "guide.safetensors", {name: (B.flip(0), A.flip(1))}))
+
+
+def test_the_drift_of_several_accelerators_is_their_sum(family, factors, accelerator, second):
+    ready = prepare(family.config(target=f"source+{accelerator}*0.5+{second}*-2"))
+    alone = prepare(family.config(target=f"source+{accelerator}*0.5"))
+    name = next(iter(factors))
+    for layer in (name, next(layer for layer in factors if layer != name)):
+        both, one = (StoredLayer.load(layer, run.source, run.target).on(keep_target=True) for run in (ready, alone))
+        B, A = factors[layer]
+        added = -2 * B.flip(0) @ A.flip(1) if layer == name else torch.zeros_like(both.drift)
+        assert torch.allclose(both.drift, one.drift + added, atol=1e-6)
+        assert both.facts.target_hash != one.facts.target_hash  # which of them touch a layer is no part of its hash
+    assert ready.target.paths[1:] == (Path(accelerator), Path(second))
+
+
+@pytest.mark.slow
+def test_several_accelerators_are_what_their_merge_is(family, accelerator, second):
+    merged = str(family.folder / "merged.safetensors")
+    merge(family.source, [f"{accelerator}*0.5", second], merged)
+    settings = {"method": "undo:0.5", "rank": RankRule("full")}
+    transfer(family.config("a.safetensors", target=merged, **settings))
+    transfer(family.config("b.safetensors", target=f"source+{accelerator}*0.5+{second}", **settings))
+    assert apart(deltas(family.folder / "b.safetensors"), deltas(family.folder / "a.safetensors")) < 1e-4
+
+
+def test_the_file_names_all_accelerators_and_inspect_says_so(family, accelerator, second):
+    result = transfer(family.config(target=f"source+{accelerator}*0.5+{second}"))
+    beside = "beside fast.safetensors at strength 0.5 and guide.safetensors at strength 1"
+    assert any(f"load the result {beside}: the accelerators are not in it" in note for note in result.warnings)
+    with safe_open(family.folder / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["loraport.target"] == "source.safetensors+fast.safetensors+guide.safetensors"
+    assert [row["strength"] for row in json.loads(metadata["loraport.accelerators"])] == [0.5, 1.0]
+    words = f"on source.safetensors at strength 1, {beside}: the accelerators are not in this file"
+    assert loading_hint(metadata) == words
+    ways = how_to_load("musubi-tuner", ToLoad("x.safetensors", "wan", accelerators_of(metadata)))
+    assert ways == ("--lora_weight fast.safetensors guide.safetensors x.safetensors --lora_multiplier 0.5 1 1.0")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "nonsense", '[{"name": 1}]', '[{"name": "a", "strength": "x"}]'])
+def test_a_list_of_accelerators_that_is_none_is_left_out(text):
+    assert accelerators_of({"loraport.accelerators": text}) == ()

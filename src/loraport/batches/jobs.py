@@ -127,13 +127,15 @@ def _model(text: str, folder: Path) -> str:
     for spelled in dict.fromkeys((text, text.replace("\\", "/"))):
         if (folder / expand_home(spelled)).exists():
             return str(folder / expand_home(spelled))
-    pair = split_target(text)
-    if pair is None:
+    pieces = split_target(text)
+    if pieces is None:
         return text
-    model, accelerator = pair
-    place, star, strength = accelerator.rpartition("*")
-    beside = _model(place, folder) + star + strength if star else _model(accelerator, folder)
-    return f"{model if model == SOURCE else _model(model, folder)}+{beside}"
+    model, *accelerators = pieces
+    found = [model if model == SOURCE else _model(model, folder)]
+    for accelerator in accelerators:
+        place, star, strength = accelerator.rpartition("*")
+        found.append(_model(place, folder) + star + strength if star else _model(accelerator, folder))
+    return "+".join(found)
 
 
 def _jobs(

@@ -22,7 +22,7 @@ from loraport.files.loaders.table import verdicts
 from loraport.files.lora.header import lasting_fields, shown_fields
 from loraport.files.lora.locate import local_lora, lora_keys
 from loraport.files.lora.provenance import (
-    accelerator_of,
+    accelerators_of,
     loading_hint,
     made_on,
     merged_loras,
@@ -194,7 +194,7 @@ def _loaders(lora: Lora) -> list[dict[str, Any]]:
     facts = facts_of(lora)
     if facts is None:
         return []
-    one = ToLoad(str(lora.path), facts.family, *(accelerator_of(lora.metadata) or ()))
+    one = ToLoad(str(lora.path), facts.family, accelerators_of(lora.metadata))
     return [
         asdict(row) | {"how": how_to_load(row.loader, one) if row.takes != "no" else None} for row in verdicts(facts)
     ]

@@ -1,12 +1,12 @@
-"""Targets that are a model with an accelerator LoRA: the drift is the accelerator's own update, known exactly.
+"""Targets that are a model with accelerator LoRAs: the drift is what these add, known exactly.
 
-`MODEL+ACCELERATOR.safetensors[*STRENGTH]`; MODEL may be the word `source`. The result of such a transfer is loaded
-beside the accelerator, at the strength that was given here.
+`MODEL+ACCELERATOR.safetensors[*STRENGTH]`, with as many accelerators as are loaded together; MODEL may be the word
+`source`. The result of such a transfer is loaded beside them, at the strengths that were given here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from loraport.errors import SettingsError
 from loraport.files.additions import Addition, additions
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import lora_parts_in
+from loraport.files.lora.provenance import accelerator_fields
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.hub import looks_like_hub_id
@@ -52,17 +53,34 @@ class AcceleratedPlace(str):
 
 
 @dataclass(frozen=True)
+class Accelerator:
+    """A LoRA that belongs to a target, as it is loaded with it."""
+
+    lora: Lora
+    strength: float
+    dropped: tuple[tuple[str, str], ...]
+    """Its keys that have no place in the model, with the reason."""
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return self.lora.path.name
+
+    def in_words(self) -> str:
+        """Return the name and the strength."""
+        return f"{self.name} at strength {self.strength:g}"
+
+
+@dataclass(frozen=True)
 class AcceleratedModel:
-    """A model with an accelerator beside it, as a target of a transfer: names and shapes are the model's."""
+    """A model with accelerators beside it, as a target of a transfer: names and shapes are the model's."""
 
     model: Checkpoint
-    accelerator: Lora
-    strength: float
+    accelerators: tuple[Accelerator, ...]
     on_source: bool
-    """Whether the model is the source of the same transfer, so that the accelerator is the whole drift."""
+    """Whether the model is the source of the same transfer, so that the accelerators are the whole drift."""
     weights: dict[str, tuple[Addition, ...]]
-    """Canonical layer -> what the accelerator adds to its weight."""
-    dropped: tuple[tuple[str, str], ...]
+    """Canonical layer -> what the accelerators add to its weight."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.model)
@@ -73,12 +91,17 @@ class AcceleratedModel:
     @property
     def where(self) -> str:
         """What messages call it."""
-        return f"{self.model.where}+{self.accelerator.path.name}"
+        return "+".join((self.model.where, *self.names))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The accelerators' files, without folders."""
+        return tuple(one.name for one in self.accelerators)
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The files of both."""
-        return (*self.model.paths, self.accelerator.path)
+        """The files of all."""
+        return (*self.model.paths, *(one.lora.path for one in self.accelerators))
 
     @property
     def part(self) -> str | None:
@@ -109,13 +132,13 @@ class AcceleratedModel:
         return None if self.on_source else self.model.load(layer, pinned=pinned)
 
     def content_hash(self, layer: str, model_hash: str) -> str:
-        """Return a hash of the weight that both make together; the model's own where the layer is left alone."""
+        """Return a hash of the weight that all make together; the model's own where the layer is left alone."""
         return self._hash(model_hash) if self.weights.get(layer) else model_hash
 
     def drift(self, layer: str, source: Weight, stored: StoredWeight | None) -> Drift:
         """Return the layer's drift in float32.
 
-        On the source it is strength · B·A: nothing is subtracted, so it has no rounding error. On another model
+        On the source it is Σ strength · B·A: nothing is subtracted, so it has no rounding error. On another model
         W_m − W_s is added to it; where that is zero, the model is the source in this layer.
         """
         terms = self.weights.get(layer, ())
@@ -136,35 +159,35 @@ class AcceleratedModel:
 
     def notes(self, layers: Container[str], count: int) -> list[str]:
         """Return what the user should know before the transfer of a LoRA with `count` layers."""
-        name = self.accelerator.path.name
-        notes = [f"load the result beside {name} at strength {self.strength:g}: the accelerator is not in it"]
-        notes += [f"{name}: {note}" for note in self.accelerator.notes]
+        several = len(self.accelerators) > 1
+        beside = " and ".join(one.in_words() for one in self.accelerators)
+        missing = "the accelerators are" if several else "the accelerator is"
+        notes = [f"load the result beside {beside}: {missing} not in it"]
+        notes += [f"{one.name}: {note}" for one in self.accelerators for note in one.lora.notes]
         touched = sum(layer in layers for layer in self.weights)
         if self.on_source and touched < count:
             notes.append(
-                f"{name} leaves {count - touched} of the LoRA's {count} layers alone: their drift is zero, so direct "
-                "reuse is exact there"
+                f"{' and '.join(self.names)} {'leave' if several else 'leaves'} {count - touched} of the LoRA's "
+                f"{count} layers alone: their drift is zero, so direct reuse is exact there"
             )
-        if self.dropped:
-            notes.append(
-                f"{len(self.dropped)} keys of {name} have no place in {self.model.where}, so they are not in the "
-                f"drift: {self.dropped[0][0]}, for one ({self.dropped[0][1]})"
-            )
+        notes += [
+            f"{len(one.dropped)} keys of {one.name} have no place in {self.model.where}, so they are not in the drift: "
+            f"{one.dropped[0][0]}, for one ({one.dropped[0][1]})"
+            for one in self.accelerators
+            if one.dropped
+        ]
         return notes
 
     def provenance(self) -> dict[str, str]:
         """Return what a written file says of its target."""
         return {
-            "target": f"{Path(self.model.where).name}+{self.accelerator.path.name}",
-            "accelerator": self.accelerator.path.name,
-            "accelerator_sha256": self.accelerator.sha256,
-            "accelerator_strength": repr(self.strength),
-            "load": "beside the accelerator, which is not in this file",
+            "target": "+".join((Path(self.model.where).name, *self.names)),
+            **accelerator_fields((one.name, one.lora.sha256, one.strength) for one in self.accelerators),
         }
 
     def _hash(self, model_hash: str) -> str:
-        text = f"{model_hash} {self.accelerator.sha256} {self.strength!r}"
-        return text_digest(text)
+        beside = (f"{one.lora.sha256} {one.strength!r}" for one in self.accelerators)
+        return text_digest(" ".join((model_hash, *beside)))
 
 
 Target = Checkpoint | AcceleratedModel
@@ -179,47 +202,50 @@ def open_target(
     lora_part: str | None = None,
     open_model: Opener = open_model,
 ) -> Target:
-    """Open a target: a model (of which `layers` will be read), or a model with an accelerator.
+    """Open a target: a model (of which `layers` will be read), or a model with accelerators.
 
-    `lora_part`: which of several LoRAs in the accelerator's file, if there are several. `open_model`: how a model is
+    `lora_part`: which of several LoRAs in an accelerator's file, if there are several. `open_model`: how a model is
     opened.
 
     Raises InputError for what cannot be read, MismatchError for an accelerator of another model, SettingsError for an
     invalid strength.
     """
     if isinstance(text, AcceleratedPlace):
-        place, strength, on_source = text.accelerator, text.strength, False
+        beside, on_source = [(text.accelerator, text.strength)], False
         model = open_model(text.model, part=part)
-    elif (pair := split_target(text)) is None:
+    elif (pieces := split_target(text)) is None:
         return open_model(text, part=part, layers=layers)
     else:
-        place, strength = split_strength(pair[1])
-        on_source = pair[0] == SOURCE
-        model = source if on_source else open_model(pair[0], part=part)
-    several = lora_part is not None and lora_parts_in(place)
-    accelerator = as_differences(read_lora(place, dense=True, keep=False, part=lora_part if several else None), model)
-    adds = additions(accelerator, strength, model)
-    weights = {
-        name.removesuffix(".weight"): terms for name, terms in adds.by_parameter.items() if name.endswith(".weight")
-    }
-    return AcceleratedModel(model, accelerator, strength, on_source, weights, adds.keys.dropped)
+        beside = [split_strength(one) for one in pieces[1:]]
+        on_source = pieces[0] == SOURCE
+        model = source if on_source else open_model(pieces[0], part=part)
+    accelerators: list[Accelerator] = []
+    weights: dict[str, tuple[Addition, ...]] = {}
+    for place, strength in beside:
+        own_part = lora_part if lora_part is not None and lora_parts_in(place) else None
+        lora = as_differences(read_lora(place, dense=True, keep=False, part=own_part), model)
+        adds = additions(lora, strength, model)
+        accelerators.append(Accelerator(lora, strength, adds.keys.dropped))
+        for name, terms in adds.by_parameter.items():
+            if name.endswith(".weight"):
+                layer = name.removesuffix(".weight")
+                weights[layer] = (*weights.get(layer, ()), *terms)
+    return AcceleratedModel(model, tuple(accelerators), on_source, weights)
 
 
-def split_target(text: str) -> tuple[str, str] | None:
-    """Return (MODEL, ACCELERATOR[*STRENGTH]); None for a single model: without a plus sign, or a path that exists.
+def split_target(text: str) -> tuple[str, ...] | None:
+    """Return (MODEL, ACCELERATOR[*STRENGTH], ...); None for a single model: without a plus sign, or a path that exists.
 
-    Of several plus signs the one between two existing paths divides. Raises SettingsError if a half is empty, and for
-    several accelerators.
+    A plus sign may also be part of a path or a number: they divide so that all pieces exist, if they can. Raises
+    SettingsError if a piece is empty.
     """
     if "+" not in text or expand_home(text).exists():
         return None
-    cuts = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "+"]
-    known = [
-        cut for cut in cuts if cut[0] == SOURCE or cut[0] in PRESETS or _exists(cut[0]) or looks_like_hub_id(cut[0])
-    ]
-    both = [cut for cut in known if _exists(cut[1]) or _exists(cut[1].rpartition("*")[0])]
-    _refuse_several(text)
-    chosen = (both or known or cuts)[0]
+    words = text.split("+")
+    cuts = [("+".join(words[:count]), *_joined(words[count:])) for count in range(1, len(words))]
+    known = [cut for cut in cuts if _is_model(cut[0])]
+    whole = [cut for cut in known if all(map(_is_there, cut[1:]))]
+    chosen = (whole or known or cuts)[0]
     if not all(chosen):
         raise SettingsError(
             f"{text!r} is missing the model or the accelerator: write MODEL+ACCELERATOR.safetensors, or "
@@ -228,21 +254,31 @@ def split_target(text: str) -> tuple[str, str] | None:
     return chosen
 
 
-def _refuse_several(text: str) -> None:
-    """Raise SettingsError for a target that names more than one accelerator, all of them existing."""
-    model, *beside = text.split("+")
-    places = [one if _exists(one) else one.rpartition("*")[0] for one in beside]
-    if len(places) > 1 and (model == SOURCE or model in PRESETS or _exists(model)) and all(map(_exists, places)):
-        raise SettingsError(
-            f"{text!r} names {len(places)} accelerators, and one is taken: add them to the model and give that as the "
-            f"target (loraport merge MODEL {' '.join(beside)} -o OUT); the result is then loaded beside them all"
-        )
+def _joined(words: Sequence[str]) -> tuple[str, ...]:
+    """Return accelerators whose texts were cut at each plus sign: the shortest that exist, then what is left."""
+    for count in range(1, len(words)):
+        if _is_there(first := "+".join(words[:count])):
+            return (first, *_joined(words[count:]))
+    return ("+".join(words),)
 
 
 def target_places(text: str) -> tuple[str, ...]:
-    """Return the places that a target names, without a strength."""
-    pair = split_target(text)
-    return (text,) if pair is None else (pair[0], split_strength(pair[1])[0])
+    """Return the places that a target names, without strengths."""
+    pieces = split_target(text)
+    return (text,) if pieces is None else (pieces[0], *(split_strength(one)[0] for one in pieces[1:]))
+
+
+def _is_model(place: str) -> bool:
+    return place == SOURCE or place in PRESETS or _exists(place) or looks_like_hub_id(place)
+
+
+def _is_there(text: str) -> bool:
+    """Return whether ACCELERATOR[*STRENGTH] names one that exists, or that may be on the Hub."""
+    try:
+        place, _ = split_strength(text)
+    except SettingsError:
+        return False
+    return _exists(place) or looks_like_hub_id(place)
 
 
 def _exists(place: str) -> bool:

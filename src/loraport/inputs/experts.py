@@ -130,14 +130,17 @@ def _check_order(first: str, second: str) -> None:
 
 def _targets(target: str) -> tuple[Places, list[tuple[str, Places]]]:
     """Return the same for a target, and (accelerator as given, each expert's), one for both if it has no twin."""
-    pair = split_target(target)
-    if pair is None:
+    pieces = split_target(target)
+    if pieces is None:
         return both(target), []
-    models = (SOURCE, SOURCE) if pair[0] == SOURCE else both(pair[0])
-    place, _ = split_strength(pair[1])
-    strength = pair[1].removeprefix(place)
-    beside = _one_or_twins(place)
-    return (f"{models[0]}+{beside[0]}{strength}", f"{models[1]}+{beside[1]}{strength}"), [(place, beside)]
+    texts = (SOURCE, SOURCE) if pieces[0] == SOURCE else both(pieces[0])
+    accelerators = []
+    for text in pieces[1:]:
+        place, _ = split_strength(text)
+        strength, beside = text.removeprefix(place), _one_or_twins(place)
+        texts = (f"{texts[0]}+{beside[0]}{strength}", f"{texts[1]}+{beside[1]}{strength}")
+        accelerators.append((place, beside))
+    return texts, accelerators
 
 
 def _one_or_twins(lora: str) -> Places:

@@ -38,6 +38,7 @@ def run_identity(
     """
     paths = {path for model in tuple(models) or (inputs.source, inputs.target) for path in model.paths}
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    beside = inputs.target.accelerator.sha256 if isinstance(inputs.target, AcceleratedModel) else None
+    target = inputs.target
+    beside = [one.lora.sha256 for one in target.accelerators] if isinstance(target, AcceleratedModel) else None
     rank = common_rank(inputs.config, inputs.plan)
     return json.dumps([work, rank, __version__, torch.__version__, str(device), inputs.lora.sha256, beside, files])

@@ -13,9 +13,9 @@ from loraport.errors import InputError, MismatchError, SettingsError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import open_lora
 from loraport.files.models.hub import fetch_pipeline, listing, looks_like_hub_id
-from loraport.files.models.presets import PRESETS, location, open_model
+from loraport.files.models.presets import location, open_model
 from loraport.files.strength import split_strength
-from loraport.inputs.accelerator import SOURCE
+from loraport.inputs.accelerator import SOURCE, split_target
 from loraport.progress import NO_PROGRESS, Progress, counter
 
 INDEX = "model_index.json"
@@ -120,36 +120,17 @@ def split_accelerators(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
 
     Raises SettingsError for an empty piece, InputError for an accelerator that is not there.
     """
-    if "+" not in text or expand_home(text).exists():
+    pieces = split_target(text)
+    if pieces is None:
         return text, ()
-    pieces = text.split("+")
-    for count in range(1, len(pieces)):  # a plus sign may also be part of a path
-        model, rest = "+".join(pieces[:count]), list(_joined(pieces[count:]))
-        if model and all(rest) and _is_model(model) and all(_is_there(split_strength(one)[0]) for one in rest):
-            return model, tuple(split_strength(one) for one in rest)
-    if not all(pieces):
-        raise SettingsError(f"{text!r} is missing a part: write MODEL+ACCELERATOR.safetensors, or source+ACCELERATOR")
-    raise InputError(
-        f"{text!r}: no model with accelerators is found in it; write MODEL+FILE*0.8, where both are there (MODEL may "
-        "be the word source)"
-    )
-
-
-def _joined(pieces: list[str]) -> Iterator[str]:
-    """Yield the accelerators, those with a plus sign in their path in one piece."""
-    while pieces:
-        ends = (end for end in range(1, len(pieces) + 1) if _is_there(split_strength("+".join(pieces[:end]))[0]))
-        end = next(ends, 1)
-        yield "+".join(pieces[:end])
-        del pieces[:end]
-
-
-def _is_model(place: str) -> bool:
-    return place == SOURCE or place in PRESETS or expand_home(place).exists() or looks_like_hub_id(place)
-
-
-def _is_there(place: str) -> bool:
-    return expand_home(place).exists() or looks_like_hub_id(place)
+    accelerators = tuple(split_strength(one) for one in pieces[1:])
+    for place, _ in accelerators:
+        if not expand_home(place).exists() and not looks_like_hub_id(place):
+            raise InputError(
+                f"{text!r}: the accelerator {place} is not there; write MODEL+FILE*0.8, where both are (MODEL may be "
+                "the word source)"
+            )
+    return pieces[0], accelerators
 
 
 def _pipeline(text: str, whole: bool) -> Path | None:

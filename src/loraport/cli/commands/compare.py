@@ -40,7 +40,8 @@ class ComparedModels:
         str,
         typer.Option(
             metavar="MODEL",
-            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH], where MODEL may be the word source.",
+            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH]+..., where MODEL may be the word "
+            "source.",
         ),
     ]
     pipeline: Annotated[

@@ -44,7 +44,8 @@ class SampledModels:
         str,
         typer.Option(
             metavar="MODEL",
-            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH], where MODEL may be the word source.",
+            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH]+..., where MODEL may be the word "
+            "source.",
         ),
     ]
 

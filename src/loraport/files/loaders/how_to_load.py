@@ -1,4 +1,4 @@
-"""Say how a LoRA file is loaded in each program, alone or beside an accelerator."""
+"""Say how a LoRA file is loaded in each program, alone or beside accelerators."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from loraport.plain_json import json_text
 
 @dataclass(frozen=True)
 class ToLoad:
-    """A file, and the accelerator that belongs beside it."""
+    """A file, and the accelerators that belong beside it."""
 
     file: str
     """Its path; of PEFT's format the folder."""
     family: str
-    accelerator: str | None = None
-    strength: float = 1.0
-    """Of the accelerator; the file's own is 1."""
+    beside: tuple[tuple[str, float], ...] = ()
+    """Accelerators with their strengths; the file's own is 1."""
 
     @property
     def name(self) -> str:
         """The file's name without its folders."""
         return PurePath(self.file).name
+
+    @property
+    def others(self) -> str:
+        """The accelerators' names in a sentence."""
+        return " and ".join(name for name, _ in self.beside)
 
 
 def how_to_load(loader: str, one: ToLoad) -> str | None:
@@ -35,7 +39,7 @@ def how_to_load(loader: str, one: ToLoad) -> str | None:
 
 def _comfyui(one: ToLoad) -> str:
     own = f"put it into models/loras; node LoraLoaderModelOnly with lora_name {one.name} and strength_model 1"
-    return own + (f", behind one with {one.accelerator} and {one.strength:g}" if one.accelerator else "")
+    return own + "".join(f", behind one with {name} and {strength:g}" for name, strength in one.beside)
 
 
 def _diffusers(one: ToLoad) -> str:
@@ -43,33 +47,34 @@ def _diffusers(one: ToLoad) -> str:
     pipe, load = ("pipe.transformer", "load_lora_adapter") if hunyuan else ("pipe", "load_lora_weights")
     folder = _quoted(PurePath(one.file).parent)
     own = f'{pipe}.{load}({folder}, weight_name={_quoted(one.name)}, adapter_name="moved")'
-    if one.accelerator is None:
+    if not one.beside:
         return own
-    together = f'{pipe}.set_adapters(["accelerator", "moved"], [{one.strength:g}, 1.0])'
-    return f'{own}; {one.accelerator} likewise as "accelerator"; then {together}'
+    titles = ["accelerator", *(f"accelerator{number}" for number in range(2, len(one.beside) + 1))]
+    named = zip(one.beside, titles, strict=True)
+    likewise = " and ".join(f'{name} likewise as "{title}"' for (name, _), title in named)
+    strengths = ", ".join([*(f"{strength:g}" for _, strength in one.beside), "1.0"])
+    return f"{own}; {likewise}; then {pipe}.set_adapters({json_text([*titles, 'moved'])}, [{strengths}])"
 
 
 def _peft(one: ToLoad) -> str:
     own = f"model = PeftModel.from_pretrained(transformer, {_quoted(one.file)})"
-    return own + (f", with {one.accelerator} in the transformer already" if one.accelerator else "")
+    return own + (f", with {one.others} in the transformer already" if one.beside else "")
 
 
 def _musubi(one: ToLoad) -> str:
-    files = [*([one.accelerator] if one.accelerator else []), one.file]
-    strengths = f"{one.strength:g} 1.0" if one.accelerator else "1.0"
+    files = [*(name for name, _ in one.beside), one.file]
+    strengths = " ".join([*(f"{strength:g}" for _, strength in one.beside), "1.0"])
     return f"--lora_weight {shlex.join(files)} --lora_multiplier {strengths}"
 
 
 def _lightx2v(one: ToLoad) -> str:
-    beside = (
-        f'{{"path": {_quoted(one.accelerator)}, "strength": {one.strength:g}}}, ' if one.accelerator is not None else ""
-    )
+    beside = "".join(f'{{"path": {_quoted(name)}, "strength": {strength:g}}}, ' for name, strength in one.beside)
     return f'"lora_configs": [{beside}{{"path": {_quoted(one.file)}, "strength": 1.0}}] in its configuration'
 
 
 def _fastvideo(one: ToLoad) -> str:
     own = f'generator.set_lora_adapter(lora_nickname="moved", lora_path={_quoted(one.file)})'
-    return own + (f", on a model that {one.accelerator} has been merged into" if one.accelerator else "")
+    return own + (f", on a model that {one.others} has been merged into" if one.beside else "")
 
 
 def _quoted(path: str | PurePath) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraport._version import __version__
@@ -26,7 +26,8 @@ LEFT_OUT = "left_out"
 
 FIELDS = (
     "version", "method", "settings", "part", "lora", "lora_sha256", "source", "source_hash", "target", "target_hash",
-    "accelerator", "accelerator_sha256", "accelerator_strength", "converted", "converted_sha256", LEFT_OUT,
+    "accelerator", "accelerator_sha256", "accelerator_strength", "accelerators", "converted", "converted_sha256",
+    LEFT_OUT,
 )  # fmt: skip
 MOST_STEPS = 8
 LONGEST = 1000
@@ -115,31 +116,52 @@ def accumulated_loss(name: str, metadata: Mapping[str, str]) -> list[str]:
 def loading_hint(metadata: Mapping[str, str]) -> str | None:
     """Say on which model, how strong, and beside what a LoRA is loaded that was moved; None for any other."""
     own = _own_fields(metadata)
-    target, name, strength = (own.get(field) for field in ("target", "accelerator", "accelerator_strength"))
-    if target is None or max(len(target), len(name or "")) > LONGEST:
+    target, beside = own.get("target"), accelerators_of(metadata)
+    if target is None or len(target) > LONGEST:
         return None
-    words = "at strength 1"
-    if name is None:
-        words = f"on {target} {words}"
-    else:
-        model = target.removesuffix(f"+{name}")
-        words = f"on {model} {words}, beside {name} at strength {_plain_number(strength)}"
-        words += ": the accelerator is not in this file"
+    model = target.removesuffix("".join(f"+{name}" for name, _ in beside))
+    words = f"on {model} at strength 1"
+    if beside:
+        words += ", beside " + " and ".join(f"{name} at strength {strength:g}" for name, strength in beside)
+        words += f": the accelerator{'s are' if len(beside) > 1 else ' is'} not in this file"
     if "part" in own:
         words += "; the other part of it, in a file of its own, is loaded beside it"
     return words
 
 
-def accelerator_of(metadata: Mapping[str, str]) -> tuple[str, float] | None:
-    """Return the accelerator that a LoRA is loaded beside and its strength; None for one that needs none."""
+def accelerator_fields(beside: Iterable[tuple[str, str, float]]) -> dict[str, str]:
+    """Return what a file says of the accelerators that it is loaded beside: (name, sha256, strength) of each."""
+    found = list(beside)
+    if len(found) == 1:
+        name, digest, strength = found[0]
+        fields = {"accelerator": name, "accelerator_sha256": digest, "accelerator_strength": repr(strength)}
+        return {**fields, "load": "beside the accelerator, which is not in this file"}
+    rows = [{"name": name, "sha256": digest, "strength": strength} for name, digest, strength in found]
+    return {"accelerators": json_text(rows), "load": "beside the accelerators, which are not in this file"}
+
+
+def accelerators_of(metadata: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    """Return (name, strength) of the accelerators that a LoRA is loaded beside; nothing for one that needs none.
+
+    A file may say anything: what is no list of names with numbers is left out.
+    """
     own = _own_fields(metadata)
-    name = own.get("accelerator")
-    if name is None or len(name) > LONGEST:
-        return None
-    try:
-        return name, float(own.get("accelerator_strength", "1"))
-    except ValueError:
-        return name, 1.0
+    if (name := own.get("accelerator")) is not None:
+        rows: Any = [{"name": name, "strength": own.get("accelerator_strength", "1")}]
+    else:
+        try:
+            rows = json.loads(own.get("accelerators", "[]"))
+        except (ValueError, RecursionError):
+            return ()
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        try:
+            name, strength = str(row["name"]), float(row["strength"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if len(name) <= LONGEST:
+            found.append((name, strength))
+    return tuple(found)
 
 
 def made_on(metadata: Mapping[str, str]) -> str | None:
