@@ -163,6 +163,27 @@ def test_only_what_has_changed_is_made_again(uploads, run, tmp_path, monkeypatch
     tiny.write_lora(few[0], one_layer(family, 0))
 
 
+def test_stopped_between_a_result_and_its_cleaning_nothing_is_left_behind(uploads, run, tmp_path, monkeypatch):
+    from loraport.transfers.journal import Journal
+
+    family, _ = uploads
+    call = ["transfer", family.folder / "loras" / "user00" / "style0.safetensors", "--source", family.source,
+            "--target", family.target, "--method", "direct", "-o", f"{tmp_path / 'out'}/", "--no-cache"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda self: os._exit(9) if os.getppid() == parent else None)
+        parent = os.getpid()
+        if (child := os.fork()) == 0:  # pragma: no cover
+            try:
+                run(*call)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert "style0-direct.safetensors" in names and "style0-direct.safetensors.partial" in names
+    assert run(*call)[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["style0-direct.safetensors"]
+
+
 def test_what_is_not_ours_is_never_replaced(uploads, run, tmp_path):
     family, _ = uploads
     lora = family.folder / "loras" / "user00" / "style0.safetensors"

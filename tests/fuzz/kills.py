@@ -34,8 +34,8 @@ EVENTS = frozenset(
 LAST = 40
 """So many events belong to the end of a command, which is where results take their names."""
 WARM = (
-    *("cli", "console", "inputs.accelerator", "analysis.run", "convert", "transfers.run", "inputs.experts"),
-    *("merge", "transfers.passes", "analysis.probe_model", "reports.transfer_page", "reports.analysis_page"),
+    *("cli", "console", "inputs.accelerator", "analysis.run", "conversion", "transfers.run", "inputs.experts"),
+    *("merging", "transfers.passes", "analysis.probe_model", "reports.transfer_page", "reports.analysis_page"),
 )
 OVERWRITE: Words = ("--overwrite",)
 """What a command needs to replace a result that is finished."""

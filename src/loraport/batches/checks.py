@@ -146,8 +146,10 @@ def _standing(inputs: TransferInputs, hashes: WeightHashes | None, overwrite: bo
     if overwrite or not os.path.lexists(place):
         return "nothing"
     header = earlier_header(output)
-    if header is not None:
-        return "finished" if is_finished(inputs, header, hashes) else "another's"
+    if header is not None and not is_finished(inputs, header, hashes):
+        return "another's"
+    if header is not None and not is_unfinished(output):  # else its layers are waiting there to be put away
+        return "finished"
     if is_unfinished(output) or (place.is_dir() and not any(place.iterdir())):
         return "nothing"
     raise OutputError(f"{output} is there already and is no transfer; give --overwrite to replace it, or another name")

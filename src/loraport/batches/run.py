@@ -53,8 +53,9 @@ def run_many(
     """
     start, events = time.perf_counter(), events or EventLog(None)
     root = expand_home(folder)
-    made = [one for one in (root, *root.parents) if not one.exists()]
-    lock = Lock(root / f".loraport-jobs-{_identity(plan)}.lock")
+    place = root / f".jobs-{_identity(plan)}.partial"
+    made = [place, *(one for one in (root, *root.parents) if not one.exists())]
+    lock = Lock(place / "lock")
     lock.take(f"{folder}, by the same transfers,")
     try:
         work = _Work(keep_going, keep, events, EventProgress(observer(progress), events))
