@@ -1,8 +1,7 @@
 """MUSIQ trained on SPAQ, a picture's technical quality from 0 to 100: what VBench calls imaging quality.
 
 Written from the paper and Google Research's program (Apache-2.0). Where the PyTorch copy that VBench uses differs, the
-copy's numbers count: pictures are resized bicubic without antialiasing, and the standard deviation by which kernels are
-normalised is the unbiased one.
+copy's numbers count: pictures are resized bicubic, and without antialiasing.
 """
 
 from __future__ import annotations
