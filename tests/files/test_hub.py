@@ -13,7 +13,8 @@ from loraport.errors import InputError
 from loraport.files.inspect import describe
 from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import open_checkpoint
-from loraport.files.models.hub import looks_like_hub_id
+from loraport.files.models.hub import fetch_pipeline, looks_like_hub_id
+from loraport.sampling.places import find_model
 from tests import tiny
 
 STATE = tiny.tiny_state()
@@ -265,3 +266,46 @@ def test_a_copy_that_lacks_other_files_will_do(hub, monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", incomplete)
     assert set(read_lora("me/style").layers) == set(FACTORS)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_of_a_pipeline_its_own_parts_are_fetched_once_each(hub, whole):
+    """No second copy in another format or precision; the VAE's weights only where pictures are made."""
+    parts = {
+        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer_2/merges.txt",
+        "text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder_2/model.safetensors",
+        "guider/guider_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+        "transformer_2/diffusion_pytorch_model.fp16.safetensors",
+    }  # fmt: skip
+    of_vae = {"vae/diffusion_pytorch_model.safetensors"}
+    left = {
+        "README.md", "sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx",
+        "unet/diffusion_pytorch_model.bin", "vae_decoder/model.onnx", "assets/unet/a.json",
+    }  # fmt: skip
+    for name in parts | of_vae | left:
+        place = hub.root / "org/images" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    assert fetch_pipeline("org/images@main", whole=whole) == hub.root / "org/images"
+    [(_, revision, names, _)] = hub.asked
+    assert revision == "main" and set(names) == parts | (of_vae if whole else set())
+    with pytest.raises(InputError, match="a pipeline is a whole repository"):
+        fetch_pipeline("org/images:unet")
+
+
+def test_a_preset_and_a_repository_are_found_as_what_they_are(hub):
+    """A pipeline's preset is the whole pipeline; what is a network alone needs the rest."""
+    for name in ("model_index.json", "transformer/config.json"):
+        place = hub.root / "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("{}")
+    file = hub.root / "krea/krea-realtime-video/krea-realtime-video-14b.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    found = find_model("krea-realtime-14b", source="wan2.1-t2v-1.3b", whole=True)
+    assert found.folder == hub.root / "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and "are the source's" in found.notes[0]
+    assert found.network == "krea/krea-realtime-video:krea-realtime-video-14b.safetensors"
+    assert find_model("wan2.1-t2v-1.3b").network is None
+    assert find_model("krea-realtime-14b", pipeline="wan2.1-t2v-1.3b").notes == ()
+    with pytest.raises(InputError, match="it is a network alone"):
+        find_model("krea-realtime-14b")
