@@ -131,7 +131,8 @@ def _make(
     kept.mkdir(parents=True, exist_ok=True)
 
     def emit(request: Request, clip: Clip) -> None:
-        manifest.add(_write_clip(manifest.folder, request, clip, models.images))
+        shown = bool(models.by_role[request.column.model].noise_shape())  # else it is drawn in another way
+        manifest.add(_write_clip(manifest.folder, request, clip, models.images) | ({} if shown else {"noise": None}))
         manifest.write()
 
     for number, (role, model) in enumerate(models.by_role.items(), 1):
