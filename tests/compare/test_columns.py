@@ -197,19 +197,20 @@ def test_both_experts_get_their_own_files(pairs, tmp_path):
             assert np.array_equal(clips[column, prompt["id"], 0][1], frames), column
 
 
-def test_a_base_with_an_accelerator_has_both_adapters(pairs, tmp_path):
+def test_a_base_with_accelerators_has_all_adapters(pairs, tmp_path):
     family, (source, _) = FAMILIES["wan"], pairs["wan"]
     lora = write_lora(tmp_path / "lora.safetensors", source, family)
     fast = write_lora(tmp_path / "fast.safetensors", source, replace(family, layers="to_"), seed=8)
-    place = f"source+{fast}*0.5"
+    other = write_lora(tmp_path / "other.safetensors", source, replace(family, layers="to_"), seed=12)
+    place = f"source+{fast}*0.5+{other}*0.25"
     asked = Comparison(str(lora), str(source), place, tmp_path / "grid", ("core",), first=1, course=family.course)
     assert compare(asked).lost == ()
     clips = clips_of(tmp_path / "grid")
     text = json.loads((tmp_path / "grid/manifest.json").read_text())["prompts"][0]["text"]
     for column, files in (("target", []), ("direct", ["direct"]), ("core", ["core"])):
         row, frames = clips[column, "01", 0]
-        loaded = [fast, *(tmp_path / f"grid/loras/{file}.safetensors" for file in files)]
-        strengths = [0.5, *(1.0 for _ in files)]
+        loaded = [fast, other, *(tmp_path / f"grid/loras/{file}.safetensors" for file in files)]
+        strengths = [0.5, 0.25, *(1.0 for _ in files)]
         wanted = alone(
             source, family, family.course, loaded, strengths, source=False, prompt=text, seed=row["noise"]
         )  # fmt: skip

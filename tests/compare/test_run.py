@@ -244,7 +244,7 @@ def asked(pairs, place, folder, *others, **changes):
         ({"target": "{wan}/transformer"}, "one part of a pipeline"),
         ({"target": "nowhere/at/all"}, "is not there"),
         ({"source": "source+{lora}"}, "only the target can be the source"),
-        ({"target": "source+nothing.safetensors"}, "no model with accelerators is found"),
+        ({"target": "source+nothing.safetensors"}, "no accelerator .* is there"),
         ({"target": known_place("toy:one-step")}, "is of the embedded family"),
         ({"lora": "missing.safetensors"}, "does not exist"),
         ({"prompts": "missing.txt"}, "cannot be read as text"),

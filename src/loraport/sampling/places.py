@@ -123,14 +123,14 @@ def split_accelerators(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     pieces = split_target(text)
     if pieces is None:
         return text, ()
-    accelerators = tuple(split_strength(one) for one in pieces[1:])
-    for place, _ in accelerators:
-        if not expand_home(place).exists() and not looks_like_hub_id(place):
-            raise InputError(
-                f"{text!r}: the accelerator {place} is not there; write MODEL+FILE*0.8, where both are (MODEL may be "
-                "the word source)"
-            )
-    return pieces[0], accelerators
+    model, *accelerators = pieces
+    split = tuple(split_strength(one) for one in accelerators)
+    missing = [place for place, _ in split if not (expand_home(place).exists() or looks_like_hub_id(place))]
+    if missing:
+        raise InputError(
+            f"{text!r}: no accelerator {missing[0]!r} is there; write MODEL+FILE*0.8, MODEL may be the word source"
+        )
+    return model, split
 
 
 def _pipeline(text: str, whole: bool) -> Path | None:
