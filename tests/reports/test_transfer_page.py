@@ -75,8 +75,8 @@ def test_the_page_says_whose_lora_it_is_its_hashes_and_how_it_is_loaded(tmp_path
         ("Title", "Ink &amp; &lt;water&gt;"),
         ("Trigger words", "inkwash"),
         ("LoRA, SHA-256", facts["made"]["lora_sha256"]),
-        ("Source&#39;s weights, hash", facts["made"]["source_hash"]),
-        ("Target&#39;s weights, hash", facts["made"]["target_hash"]),
+        ("Source, hash", facts["made"]["source_hash"]),
+        ("Target, hash", facts["made"]["target_hash"]),
         ("Output, SHA-256", facts["sha256"]),
     ):
         assert f"<dt>{label}</dt><dd>{text}</dd>" in html

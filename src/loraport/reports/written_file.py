@@ -11,8 +11,8 @@ from loraport.files.inspect import describe
 
 _HASHES = {
     "lora_sha256": "LoRA, SHA-256",
-    "source_hash": "Source's weights, hash",
-    "target_hash": "Target's weights, hash",
+    "source_hash": "Source, hash",
+    "target_hash": "Target, hash",
 }
 
 
