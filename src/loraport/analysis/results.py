@@ -71,6 +71,8 @@ class Analysis:
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     sweeps: tuple[SweepResult, ...] = ()
+    device: str = "cpu"
+    """What it was computed on."""
 
     def as_json(self) -> dict[str, Any]:
         """Return all numbers, without the curves."""

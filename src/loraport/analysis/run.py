@@ -54,6 +54,7 @@ def analyze(config: AnalyzeConfig, grids: Sequence[Grid] = (), *, progress: Prog
     return Analysis(
         _facts(config, inputs.prepared), layers, survey, curves, (*left_out, *empty.items()), notes,
         time.perf_counter() - start, peak_rss_bytes(), sweeps,
+        str(inputs.bases.device),
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def summary(analysis: Analysis, page: Path, drawing: float) -> dict[str, Any]:
 
 def _cost(analysis: Analysis, drawing: float) -> str:
     return (
-        f"{analysis.seconds:.1f} s, and {drawing:.1f} s for the figures, at most "
+        f"{analysis.seconds:.1f} s on {analysis.device}, and {drawing:.1f} s for the figures, at most "
         f"{analysis.peak_rss_bytes / 1e9:.2f} GB of memory"
     )
 

@@ -175,7 +175,8 @@ def _facts(result: TransferResult) -> dict[str, str]:
         "Method": result.method,
         "Settings": in_words(result.settings),
         "Keys": str(result.keys).replace(" in: ", " read, "),
-        "Took": f"{result.seconds['total']:.1f} s, at most {result.peak_rss_bytes / 1e9:.2f} GB of memory",
+        "Took": f"{result.seconds['total']:.1f} s on {result.device}, at most "
+        f"{result.peak_rss_bytes / 1e9:.2f} GB of memory",
         "Made by": f"loraport {__version__}, with PyTorch {torch.__version__}",
     }
 
