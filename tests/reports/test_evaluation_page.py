@@ -1,6 +1,7 @@
 """The page and the tables of an evaluation show its numbers, and nothing that a name could smuggle in."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -124,3 +125,12 @@ def test_findings_name_what_is_sure_and_warn_where_controls_are_missing(result, 
 )
 def test_numbers_in_words(interval, words):
     assert interval_words(interval, 2, "dB", signed=True) == words
+
+
+def test_a_style_that_the_lora_does_not_touch_is_said_to_be_no_judge(result):
+    grid = result.grids[0]
+    effects = {value: replace(grid.effects[0], column="source", interval=Interval(value, value - 5, value + 5))
+               for value in (-33.0, 8.0)}  # fmt: skip
+    unclear, clear = (findings(replace(grid, effects=(effects[value],))) for value in (-33.0, 8.0))
+    assert "shows −33 [−38, −28] % of the LoRA's effect" in unclear[-1] and "not told apart" in unclear[-1]
+    assert not any("not told apart" in sentence for sentence in clear)

@@ -132,9 +132,9 @@ def _number(grid: GridResult, metric: Metric, column: str) -> dict[str, Any]:
 
 
 def _chart(grid: GridResult, metric: Metric) -> dict[str, Any] | None:
-    """Return a metric's differences on one track; None where there are none, or it has no direction."""
+    """Return a metric's differences on one track; None where nothing differs, or it has no direction."""
     found = [one for one in grid.differences if one.metric == metric.name]
-    if not found or metric.better is None:
+    if metric.better is None or not any(one.interval.low or one.interval.high for one in found):
         return None
     moved = [one for one in found if one.column not in (SOURCE, TARGET)] or found
     ends = [0.0]  # of what was moved: the bare models are far away where a style is measured
@@ -146,10 +146,9 @@ def _chart(grid: GridResult, metric: Metric) -> dict[str, Any] | None:
         share = min(max((value - low) / span, 0.0), 1.0)
         return round(100 * (_MARGIN + (1 - 2 * _MARGIN) * share), 2)
 
-    labels = {column.name: column.label for column in grid.grid.columns}
     bars = [
         DifferenceBar(
-            labels[one.column], place(one.interval.low), round(place(one.interval.high) - place(one.interval.low), 2),
+            one.column, place(one.interval.low), round(place(one.interval.high) - place(one.interval.low), 2),
             place(one.interval.value), one.verdict, change(metric, one.interval), one.column in (SOURCE, TARGET),
             not low <= one.interval.value <= max(ends),
         )

@@ -17,6 +17,8 @@ NO_CONTROLS = (
     "or the distillation undone: a score against source + LoRA rewards both. `loraport compare --without-lora` "
     "makes them."
 )
+UNCLEAR = 10
+"""Percent of the LoRA's own effect that the source without a LoRA shows, from which on the two are not told apart."""
 WHY_CONTROLS = (
     "A style score against source + LoRA also rewards undoing the distillation, which moves every clip towards the "
     "source, whatever its style. What the source without any LoRA gains over the target without one is what undoing "
@@ -96,6 +98,12 @@ def _effect_words(result: GridResult) -> list[str]:
         sentences.append(
             f"Of the LoRA's own effect on the source, by {_within(titles[name].title)}'s features: {listed}."
         )
+        sentences += [
+            f"In {_within(titles[name].title)} the LoRA and the distillation are not told apart: the source without "
+            f"any LoRA shows {interval_words(one.interval, 0, '%')} of the LoRA's effect. Do not judge this LoRA by it."
+            for one in shown
+            if one.column == SOURCE and one.interval.sign and abs(one.interval.value) > UNCLEAR
+        ]
     return sentences
 
 
