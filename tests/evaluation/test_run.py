@@ -262,3 +262,14 @@ def test_what_is_needed_and_not_there_is_said(tmp_path):
         run(tmp_path, folder, metrics=["psnr"])
     with pytest.raises(InputError, match=r"unknown metric 'sharp'; known: free, casa, prolora, all, style"):
         run(tmp_path, folder, metrics=["sharp"])
+
+
+def test_a_clip_without_a_prompt_is_not_scored_on_an_empty_one(tmp_path, monkeypatch):
+    place = tmp_path / "weights" / "org/heavy/sub/net.bin"
+    place.parent.mkdir(parents=True)
+    place.write_text("net")
+    monkeypatch.setitem(METRICS, "heavy", heavy([]))
+    folder = write_folder(tmp_path / "x", {"a-0": clip(1), "b-0": clip(2)})
+    grid = run(tmp_path, folder, metrics=["heavy"], weights=tmp_path / "weights", prompts={"a": "four"}).grids[0]
+    assert grid.mean("heavy", "x").clips == 1 and grid.mean("heavy", "x").interval.value == 4
+    assert grid.notes == ("the prompt of b is not known: not looked at by heavy",)

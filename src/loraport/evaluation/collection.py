@@ -147,8 +147,11 @@ class _Collection:
             report(1, str(clip.path))
 
     def _recall(self, clip: SeenClip, instrument: Instrument) -> bool:
-        """Return whether there is nothing to do: the readings are kept, or there is nothing to compare with."""
+        """Return whether there is nothing to do: the readings are kept, or what else it needs is not there."""
         if instrument.beside and self._reference(clip) is None:
+            return True
+        if instrument.reads_prompt and clip.key.prompt not in self.grid.prompts:
+            self.notes.append(f"the prompt of {clip.key.prompt} is not known: not looked at by {instrument.name}")
             return True
         entry = self.store.find(self._key(clip, instrument))
         if entry is None:
