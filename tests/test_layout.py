@@ -96,7 +96,8 @@ def test_an_unknown_name_says_what_was_meant():
 def on_a_terminal(words, columns, **environment):
     """What a command shows on a terminal so wide: all that it writes, escapes included."""
     main, other = pty.openpty()
-    settings = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", **environment}
+    own = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    settings = {**own, "COLUMNS": str(columns), "TERM": "xterm", **environment}
     process = subprocess.Popen([sys.executable, "-m", "loraport", *words], stdout=other, stderr=other, env=settings)
     os.close(other)
     shown = b""
