@@ -88,7 +88,7 @@ def test_the_wheel_of_the_lab_holds_weights_and_templates_and_needs_loraport_of_
     assert own == sources(ROOT / "lab" / "src" / "loraport_lab")
     assert any(name.endswith(".safetensors") for name in own) and any(name.endswith(".jinja") for name in own)
     assert f"Version: {loraport.__version__}\n" in metadata(lab)
-    assert f"Requires-Dist: loraport[report,sample]=={loraport.__version__}\n" in metadata(lab)
+    assert f"Requires-Dist: loraport[evaluate,report,sample]=={loraport.__version__}\n" in metadata(lab)
 
 
 def needed(wheels: Sequence[Path]) -> set[str]:

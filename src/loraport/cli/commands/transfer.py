@@ -53,10 +53,11 @@ app = typer.Typer()
 AUTO = "auto"
 
 
-def _typed(option: Any, default: str) -> Any:
-    """Return an option that may be left out, with what `--help` says of that."""
+def _unless_in_manifest(option: Any) -> Any:
+    """Return an option that may be left out where a manifest has it, which `--help` says."""
     own = copy(get_args(option)[1])
-    own.show_default = default
+    own.help += " [required, unless a manifest has it]"
+    own.show_default = False
     return own
 
 
@@ -64,8 +65,8 @@ def _typed(option: Any, default: str) -> Any:
 class TransferModels(ModelOptions):
     """The two models, which may have two experts each."""
 
-    source: Annotated[str, _typed(Source, "required, but where a manifest says it")] = ""
-    target: Annotated[str, _typed(Target, "required, but where a manifest says it")] = ""
+    source: Annotated[str, _unless_in_manifest(Source)] = ""
+    target: Annotated[str, _unless_in_manifest(Target)] = ""
     lora_part: LoraPart = None
     experts: Annotated[
         bool,
