@@ -148,6 +148,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
     "reports.comparison": {"compare", "reports"},
+    "publishing": {
+        *("files.disk", "files.adapters", "files.loaders", "files.lora", "files.models", "compare"),
+    },
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
         "diagnosis.rule",
@@ -193,6 +196,7 @@ ALLOWED: dict[str, set[str]] = {
         *("compare", "compare.grid"),
         "reports.evaluation",
         "reports.comparison",
+        "publishing",
     },
     "cli": {"files.models", "sampling", "cli.options", "cli.commands"},
     "__main__": {"cli"},
@@ -223,6 +227,7 @@ THIRD_PARTY = {
     "files.adapters": {"torch", "jaxtyping"},
     "files.models": {"torch", "jaxtyping"},
     "files.models.hub": {"huggingface_hub"},
+    "publishing": {"huggingface_hub"},
     "files.lora": {"torch"},
     "files.loaders": set(),
     "files": {"torch"},

@@ -34,8 +34,8 @@ PARSED = {
 }
 """Commands that are only parsed, to the last option and value, by their first words, with the reason."""
 
-DRY = ("choose", "score", "calibrate", "compare")
-"""Commands that sample pipelines: run with `--dry-run`, which opens them and plans. Run on the embedded
+DRY = ("choose", "score", "calibrate", "compare", "push")
+"""Commands that sample pipelines, or publish: run with `--dry-run`, which opens them and plans. Run on the embedded
 family, where few clips are asked for."""
 
 ONCE = {"analyze", "ssd-1b"}

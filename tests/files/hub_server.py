@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -23,6 +24,10 @@ class HubServer:
         self.ranges: list[tuple[str, str]] = []
         self.sent: dict[str, int] = {}
         """Name of a file -> how many of its bytes were sent."""
+        self.commits: list[dict[str, object]] = []
+        """Every commit: its repository, its header, and the names of its files."""
+        self.refuses: dict[str, int] = {}
+        """The end of an address that is written to -> the status that it is refused with."""
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
@@ -54,6 +59,45 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
+
+    def do_POST(self) -> None:
+        """What is written: files in one commit (never as large files: their store is another server), repositories."""
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        self.hub.requests.append(("POST", path))
+        parts = path.strip("/").split("/")
+        status = next((code for end, code in self.hub.refuses.items() if end in path), None)
+        if status is not None:
+            self._send(status, b'{"error": "refused"}', {"Content-Type": "application/json"}, True)
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            wanted = json.loads(content)
+            repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+            (self.hub.folder / repo).mkdir(parents=True)
+            (self.hub.folder / repo / ".gitattributes").write_text("")
+            self._json({"url": f"{self.hub.address}/{repo}", "private": wanted.get("private")})
+        elif parts[4:5] == ["preupload"]:
+            names = [file["path"] for file in json.loads(content)["files"]]
+            self._json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+        else:
+            self._commit("/".join(parts[2:4]), content)
+
+    def _commit(self, repo: str, content: bytes) -> None:
+        lines = [json.loads(line) for line in content.splitlines()]
+        files = {one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in lines[1:]}
+        proposed = "create_pr=1" in self.path
+        self.hub.commits.append({"repo": repo, **lines[0]["value"], "files": sorted(files), "proposed": proposed})
+        for name, data in files.items() if not proposed else ():
+            place = self.hub.folder / repo / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+        address = f"{self.hub.address}/{repo}"
+        proposal = {"pullRequestUrl": f"{address}/discussions/1"} if proposed else {}
+        self._json({"success": True, "commitUrl": f"{address}/commit/{COMMIT}", "commitOid": COMMIT, **proposal})
+
+    def _json(self, answer: object) -> None:
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
 
     def _answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]

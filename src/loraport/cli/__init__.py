@@ -20,6 +20,7 @@ from loraport.cli.commands import (
     evaluate,
     files,
     probe,
+    push,
     score,
     transfer,
 )
@@ -37,7 +38,7 @@ class Program(GroupedCommands):
         "Start here": ("inspect", "diagnose", "transfer"),
         "Judge by sampling": ("compare", "evaluate", "choose", "score", "calibrate"),
         "Look into the weights": ("analyze", "probe"),
-        "Files and models": ("convert", "merge", "presets", "cache"),
+        "Files and models": ("convert", "merge", "presets", "cache", "push"),
         "Embedded family (package loraport-lab)": ("demo", "lab"),
     }
 
@@ -53,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, diagnose, compare, choose, score, evaluate, analyze, files):
+for group in (transfer, diagnose, compare, choose, score, evaluate, analyze, files, push):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")
