@@ -145,9 +145,20 @@ def test_models_that_are_no_place_on_the_hub_are_said_or_named(run, tmp_path):
     local = write_lora(tmp_path / "x.safetensors", **{"loraport.target": "mine", "loraport.source": "base"})
     told = json.loads(run("push", local, REPO, "--dry-run", "--json")[1])
     assert "base_model" not in ModelCard(told["card"]).data.to_dict() and len(told["notes"]) == 2
+    told = json.loads(run("push", local, REPO, "--dry-run", "--json", "--source", "me/base")[1])
+    assert "base_model" not in ModelCard(told["card"]).data.to_dict()  # or the Hub would offer it for the source
     named = ("--target", "me/fast", "--source", "me/base")
     told = json.loads(run("push", local, REPO, "--dry-run", "--json", *named)[1])
     assert ModelCard(told["card"]).data.base_model == ["me/fast", "me/base"] and told["notes"] == []
+
+
+def test_beside_an_accelerator_the_model_is_the_source_and_the_accelerator_is_named(run, tmp_path):
+    beside = {"loraport.accelerator": "acc.safetensors", "loraport.accelerator_strength": "0.8"}
+    target = {"loraport.target": "wan2.1-t2v-1.3b+acc.safetensors"}
+    lora = write_lora(tmp_path / "x.safetensors", **target, **beside)
+    told = json.loads(run("push", lora, REPO, "--dry-run", "--json")[1])
+    assert ModelCard(told["card"]).data.base_model == BASE[1:] and told["notes"] == []
+    assert "with `acc.safetensors` at strength 0.8 beside it" in told["card"]
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,10 @@ def _front_matter(lora: MovedLora, gallery: Gallery | None) -> str:
 def _moved(lora: MovedLora) -> str:
     step = lora.step
     source, target = lora.source or step.get("source", "?"), lora.target or step.get("target", "?")
+    beside = " and ".join(f"{_code(name)} at strength {strength:g}" for name, strength in lora.beside)
+    target_words = _code(target) + (f" with {beside} beside it" if beside else "")
     lines = [
-        f"The LoRA {_code(step.get('lora', '?'))} was trained on {_code(source)}. It was moved to {_code(target)} by "
+        f"The LoRA {_code(step.get('lora', '?'))} was trained on {_code(source)}. It was moved to {target_words} by "
         f"linear algebra on the weights, without data and without training, with the method "
         f"{_code(step.get('method', '?'))} of loraport {_code(lora.made.get('version', '?'))}."
     ]

@@ -51,7 +51,12 @@ class MovedLora:
 
     @property
     def base_models(self) -> list[str]:
-        """The Hub's `base_model`: target first, which its page goes by, then the source."""
+        """The Hub's `base_model`: target first, which its page goes by, then the source; none without the target.
+
+        With the source alone the Hub would offer the file for that, which it was not made for.
+        """
+        if self.target is None:
+            return []
         return list(dict.fromkeys(one for one in (self.target, self.source) if one is not None))
 
     @property

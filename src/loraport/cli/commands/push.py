@@ -152,9 +152,10 @@ def _card_path(place: str) -> Path:
 
 def _notes(lora: MovedLora) -> list[str]:
     missing = [name for name, known in (("target", lora.target), ("source", lora.source)) if known is None]
+    lack = {"target": "the card has no base_model", "source": "the card's base_model lacks it"}
     notes = [
-        f"the file calls its {name} {lora.made.get(name, '?')!r}, which is no place on the Hub, so the card's "
-        f"base_model lacks it; name it with --{name} ORG/REPO"
+        f"the file calls its {name} {lora.made.get(name, '?')!r}, which is no place on the Hub that is known here, so "
+        f"{lack[name]}; name it with --{name} ORG/REPO"
         for name in missing
     ]
     if lora.header_licence is not None and lora.header_licence.strip().lower() != lora.licence.lower():
