@@ -186,23 +186,29 @@ def relive(stage: Stage, name: str, deaths: Sequence[Death], way: str = "new") -
     place, faults, flag = stage.empty(), [], OVERWRITE if way == "over older" else ()
     if way == "over older":
         start(writer.other, place, None, Counter()).end()
+
+    def now(as_alone: Undisturbed) -> Tree:
+        """What is there; a file that says what this start made counts as what an undisturbed one says."""
+        found = tree(place)
+        return found | {path: as_alone.tree[path] for path in writer.of_the_start if path in found}
+
     words, alone = (writer.other, older) if way == "after another" else ((*writer.words, *flag), expected)
     for death in deaths:
         before = tree(place)
         outcome = start(words, place, death, Counter()).end()
-        faults += [f"{death}: {fault}" for fault in _after_death(outcome, death, alone, place, (expected, older))]
+        faults += [f"{death}: {fault}" for fault in _after_death(outcome, death, alone, now(alone), (expected, older))]
         if outcome.code == 128 + death.signal:
             faults += [f"{death}: {path} was left behind" for path in tree(place) if path not in before and _dirt(path)]
     outcome = start((*writer.words, *flag), place, None, Counter()).end()
     if outcome.code == 2 and "--overwrite" in outcome.output and not flag:
-        found = tree(place)
+        found = now(alone)
         if missing := [path for path, content in alone.tree.items() if found.get(path) != content]:
             faults.append(f"refused, as if it were finished, without {missing}")
         outcome = start((*writer.words, *OVERWRITE), place, None, Counter()).end()
     faults += outcome.faults(place)
     if outcome.code != expected.code:
         faults.append(f"exit {outcome.code} at the end, undisturbed {expected.code}")
-    faults += _unlike(tree(place), expected.tree, (older.tree if way != "new" else {}))
+    faults += _unlike(now(expected), expected.tree, (older.tree if way != "new" else {}))
     return outcome, faults + _poisoned(place)
 
 
@@ -245,7 +251,7 @@ def draw(alone: Undisturbed, rng: random.Random) -> Death:
 
 
 def _after_death(
-    outcome: Outcome, death: Death, alone: Undisturbed, place: Path, whole: Sequence[Undisturbed]
+    outcome: Outcome, death: Death, alone: Undisturbed, found: Tree, whole: Sequence[Undisturbed]
 ) -> list[str]:
     """What must not be at the moment after: an odd end, or a result that is half-written."""
     faults = []
@@ -255,7 +261,7 @@ def _after_death(
         faults.append(f"exit {outcome.code}, signal {outcome.signal}: {outcome.output[-300:]!r}")
     if "Traceback" in outcome.output:
         faults.append(f"a traceback {outcome.output[-600:]!r}")
-    for path, content in tree(place).items():
+    for path, content in found.items():
         waits = ".partial/" in path or TEMPORARY.search(path) or path.startswith(f"{CACHE}/") or content == ""
         if not waits and content not in [one.tree.get(path) for one in whole]:
             faults.append(f"{path} was seen half-written, or is not one of the results")

@@ -35,6 +35,8 @@ class Writer:
 
     words: Words
     other: Words
+    of_the_start: Words = ()
+    """Files that say what this start made and what was there already: after a kill they say it of the next one."""
 
     def also(self, *words: str) -> Writer:
         """Both with more options."""
@@ -87,8 +89,9 @@ WRITERS: dict[str, Writer] = {
     "transfer, split, peft": _transfer("-o", "adapter", "--split", "--format", "peft", *NO_CACHE),
     "transfer, many LoRAs": _transfer("-o", "out", *NO_CACHE, loras=(LORA, OTHER)),
     "transfer, methods": _transfer("-o", "out", "--method", "casa,direct,core", *WITH_CACHE),
-    "transfer, methods, report": _transfer(
-        "-o", "out", "--method", "casa,undo:0.5", *NO_CACHE, "--report", "page.html"
+    "transfer, methods, report": replace(
+        _transfer("-o", "out", "--method", "casa,undo:0.5", *NO_CACHE, "--report", "page.html"),
+        of_the_start=("page.html",),
     ),
     "transfer, accelerator": _transfer(
         "-o", "out.safetensors", *NO_CACHE, pair=("--source", SOURCE, "--target", f"source+{ACCELERATOR}*0.5")
