@@ -117,6 +117,12 @@ def test_a_refusal_is_one_sentence(run, hub, lora, status, words):
     assert not hub.commits
 
 
+def test_a_card_that_the_hub_finds_invalid_is_not_called_a_missing_network(run, hub, lora):
+    hub.refuses["/validate-yaml"] = 400
+    code, _, err = run("push", lora, REPO, "-q")
+    assert code == 2 and "does not take the card" in err and not hub.commits
+
+
 def test_without_a_token_a_network_or_a_hub(run, hub, lora, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "cannot be reached" in run("push", lora, REPO)[2]

@@ -103,4 +103,9 @@ def _reason(repo: str, status: int | None, error: Exception) -> str:
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if status is not None:
         return f"the Hub refuses the files for {repo} ({status}: {first}); nothing was published"
-    return f"the Hub cannot be reached for {repo} ({first}); nothing was published, so give the command again later"
+    if isinstance(error, ValueError):  # the client's own checks, of the card's fields among them
+        return f"the Hub does not take the card or a name for {repo} ({first}); nothing was published"
+    return (
+        f"the Hub cannot be reached for {repo} ({first}); a commit goes in whole or not at all, so give the command "
+        "again later"
+    )
