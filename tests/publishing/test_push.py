@@ -191,12 +191,16 @@ def test_a_lora_that_was_not_moved_has_nothing_to_say(run, tmp_path):
 
 
 def test_clips_and_numbers_stand_beside_those_of_direct_reuse(run, hub, lora, comparison, tmp_path):
-    assert run("evaluate", comparison, "-o", tmp_path / "out", "--cache", tmp_path / "c", "--metrics", "psnr")[0] == 0
+    assert (
+        run("evaluate", comparison, "-o", tmp_path / "out", "--cache", tmp_path / "c", "--metrics", "psnr,sharpness")[0]
+        == 0
+    )
     measured = ("--compare", comparison, "--evaluation", tmp_path / "out")
     code, out, err = run("push", lora, REPO, *measured, "--json")
     assert code == 0, err
     card = json.loads(out)["card"]
     assert "(this file)" in card and "against `direct`" in card and "was not measured" not in card
+    assert not [line for line in card.splitlines() if line.endswith((", ", ", None"))]  # a metric without a better way
     widget = ModelCard(card).data.to_dict()["widget"]
     assert len(widget) == 2
     first = tmp_path / "repos" / REPO / widget[0]["output"]["url"]

@@ -137,7 +137,7 @@ def _measured(gallery: Gallery | None, numbers: Numbers | None) -> str:
     if numbers.baseline is not None and numbers.differences:
         lines += ["", f"This file against {_code(numbers.baseline)}:", ""]
         for metric, (*interval, verdict) in numbers.differences.items():
-            lines.append(f"- {_plain(metric)}: {_with_interval(*interval)}, {_plain(verdict)}")
+            lines.append(f"- {_plain(metric)}: {_with_interval(*interval)}{f', {_plain(verdict)}' if verdict else ''}")
     return "\n".join(lines)
 
 

@@ -135,7 +135,7 @@ def read_numbers(place: str, gallery: Gallery) -> Numbers:
             {(str(one["metric"]), str(one["column"])): _interval(one) for one in grid["means"]},
             grid["baseline"],
             {
-                str(one["metric"]): (*_interval(one), str(one["verdict"]))
+                str(one["metric"]): (*_interval(one), str(one["verdict"] or ""))
                 for one in grid["differences"]
                 if one["column"] == gallery.own
             },
