@@ -350,6 +350,7 @@ def sparse_model(path: Path, layers: int, size: int) -> Path:
 
 MEASURE = """
 import resource, sys, time
+import torch  # the program imports it with the first weight that it reads
 from loraport.files.formats.safetensors_read import ByteReader
 from loraport.files.models.checkpoint import open_checkpoint
 def read(): return int(next(l for l in open("/proc/self/io") if l.startswith("rchar")).split()[1])

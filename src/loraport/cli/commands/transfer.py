@@ -188,7 +188,8 @@ def transfer(
 
         loras = [one.place for one in find_loras(loras)]
         _check_alone(models, many)
-        refuse_unreadable(loras, [models.source, models.target])
+        # where two experts are meant a name may stand for both, and is none of one model
+        refuse_unreadable(loras, [] if models.experts else [models.source, models.target])
     refuse_idle(context, _idle(models, layers, result, is_guarded))
     page = None if result.report is None else page_path(result.report)
     if is_guarded:
