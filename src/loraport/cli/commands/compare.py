@@ -23,7 +23,7 @@ from loraport.cli.options import (
 )
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
-from loraport.cli.options.pairs import SAMPLED, numbers, size_of
+from loraport.cli.options.pairs import SampledModels, numbers, size_of
 from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 
@@ -31,19 +31,9 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True)
-class ComparedModels:
-    """The two models."""
+class ComparedModels(SampledModels):
+    """The two models, and what else is needed to make pictures with them."""
 
-    heading: ClassVar[str] = FILES
-    source: Annotated[str, typer.Option(metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")]
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH]+..., where MODEL may be the word "
-            "source.",
-        ),
-    ]
     pipeline: Annotated[
         str | None,
         typer.Option(
