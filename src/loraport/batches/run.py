@@ -30,7 +30,8 @@ class RefusedJobsError(InputError):
     """Jobs that cannot be done, all of them listed; `failures` has them one by one."""
 
     def __init__(self, text: str, failures: Sequence[NotWritten]) -> None:
-        super().__init__("\n  ".join([text, *(failure_line(one.lora, one.reason) for one in failures)]))
+        lines = dict.fromkeys(failure_line(one.lora, one.reason) for one in failures)  # methods may share a reason
+        super().__init__("\n  ".join([text, *lines]))
         self.failures = tuple(failures)
 
 
