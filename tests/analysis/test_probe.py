@@ -1,6 +1,7 @@
 """The probes as files: the target's layout, its own bits where nothing changes, and parts that add up."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -143,3 +144,19 @@ def test_a_quantised_target_is_refused(family, tmp_path):
     path = tiny.write_original(tmp_path / "small.safetensors", small)
     with pytest.raises(InputError):
         run(family, KeepDominant(), "small-probed.safetensors", target=str(path))
+
+
+def test_the_cache_is_written_when_a_probe_has_ended(family, tmp_path, monkeypatch):
+    from loraport.store.bases import BasisCache
+
+    own = BasisCache._write
+
+    def slowly(self, key, tensors):
+        time.sleep(0.2)
+        own(self, key, tensors)
+
+    monkeypatch.setattr(BasisCache, "_write", slowly)
+    run(family, KeepDominant(q=0.3), cache=str(tmp_path / "cache"))
+    kept = sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))
+    time.sleep(0.5)
+    assert kept and kept == sorted(path.name for path in (tmp_path / "cache").rglob("*.safetensors"))

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,8 @@ def _become(words: list[str], folder: Path, out: Path, prepare: Preparation) -> 
 
 
 def _leave(code: int) -> None:
+    """End as a program does, which waits for its threads; what Python itself does at an end is not of interest."""
+    threading._shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

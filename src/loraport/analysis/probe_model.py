@@ -150,6 +150,8 @@ def probe(config: ProbeConfig, *, progress: Progress = NO_PROGRESS) -> ProbeResu
     write_model(
         Path(config.output), target, changed, own_header(probe=settings), counter(progress, "probing", target.bytes)
     )
+    for note in bases.cache.notes:  # which also waits until the cache is written
+        progress.note(note)
     left_out = tuple(name for name in target.layers if name not in set(names))
     share = maker.energy / maker.drift if maker.drift else None
     return ProbeResult(config.output, settings, len(maker.made), len(maker.untouched), share, left_out, unused)
