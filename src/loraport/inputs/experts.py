@@ -149,8 +149,7 @@ def _one_or_twins(lora: str) -> Places:
 
 def adapters_of_both(lora: str) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
     """Return the (place, part in it) of a LoRA for each expert: two files side by side, two in one, or one for both."""
-    pair = _one_or_twins(lora)
-    parts = _parts(pair)
+    pair, parts, _ = adapters_of_experts([lora])
     return (pair[0], parts[0]), (pair[1], parts[1])
 
 
