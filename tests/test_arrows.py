@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"spectral"},
     "files.disk": set(),
     "clips": {"files.disk"},
-    "files.names": set(),
+    "files.names.tables": set(),
+    "files.names": {"files.names.tables"},
     "files.formats": {"spectral", "files.disk", "files.names"},
     "files.adapters": {"spectral", "files.names", "files.formats"},
     "files.models": {"files.disk", "files.names", "files.formats", "files.adapters"},
@@ -220,7 +221,7 @@ THIRD_PARTY = {
     # A room or single module: the packages that it may import; what is listed for a module is added to its room's.
     "spectral": {"torch", "scipy", "numpy", "jaxtyping"},
     "methods": {"torch", "jaxtyping"},
-    "files.names": {"torch"},
+    "files.names.tables": {"torch"},
     "files.formats": {"torch", "safetensors", "jaxtyping"},
     "files.formats.gguf": {"gguf", "numpy"},
     "files.formats.raw_values": {"numpy"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from loraport.errors import MismatchError
 from loraport.files.formats.safetensors_read import ByteReader, Quantization, StoredTensor
-from loraport.files.names.table import Piece, RowSlice
+from loraport.files.names.families import Piece, RowSlice
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,7 @@ from torch import Tensor
 from loraport.errors import FileFormatError
 from loraport.files.formats.safetensors_write import Pending
 from loraport.files.names.dialects import Dialect
-from loraport.files.names.families import RowSlice
-from loraport.files.names.table import halves_swapped
+from loraport.files.names.families import RowSlice, halves_swapped
 from loraport.spectral.low_rank import LowRank
 
 

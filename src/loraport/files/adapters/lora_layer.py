@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraport.errors import InputError
 from loraport.files.adapters.outline import Outline
-from loraport.files.names.table import RowSlice
+from loraport.files.names.families import RowSlice
 
 if TYPE_CHECKING:
     from loraport.files.adapters.updates import LayerUpdate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import MismatchError
-from loraport.files.names.table import RowSlice
+from loraport.files.names.families import RowSlice
 
 
 @dataclass(frozen=True)

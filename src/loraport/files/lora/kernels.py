@@ -5,8 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from loraport.files.names.families import FAMILIES, SD15
-from loraport.files.names.unet import LINEAR_PROJECTIONS, PROJECTIONS
+from loraport.files.names.families import FAMILIES, LINEAR_PROJECTIONS, PROJECTIONS, SD15
 
 if TYPE_CHECKING:
     from loraport.files.lora.read import Lora

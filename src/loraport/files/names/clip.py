@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from loraport.files.names.table import Family, Naming, Piece, Row, RowSlice
+from loraport.files.names.tables.family import Family, Naming, Piece, Row, RowSlice
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 """What diffusers calls a pipeline's encoders: SDXL has CLIP-L and OpenCLIP-G, Stable Diffusion 1.5 and 2 have one."""

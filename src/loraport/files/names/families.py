@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraport.files.names.hunyuan import HUNYUAN
-from loraport.files.names.hunyuan15 import HUNYUAN_15
-from loraport.files.names.table import NAMINGS, Family, Naming, Piece, RowSlice, flattened
-from loraport.files.names.unet import SD15, SDXL
-from loraport.files.names.wan import WAN
+from loraport.files.names.tables.family import NAMINGS, Family, Naming, Piece, RowSlice, flattened, halves_swapped
+from loraport.files.names.tables.hunyuan import HUNYUAN
+from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
+from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
+from loraport.files.names.tables.wan import WAN
 
 __all__ = [
     "FAMILIES",
     "HUNYUAN",
     "HUNYUAN_15",
+    "LINEAR_PROJECTIONS",
     "NAMINGS",
+    "PROJECTIONS",
     "SD15",
     "SDXL",
     "WAN",
@@ -27,6 +29,7 @@ __all__ = [
     "Piece",
     "RowSlice",
     "flattened",
+    "halves_swapped",
 ]
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL)}

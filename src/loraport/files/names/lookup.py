@@ -10,7 +10,7 @@ from functools import cache
 
 from loraport.errors import MismatchError
 from loraport.files.names.families import FAMILIES, WAN, Family, Naming, Piece
-from loraport.files.names.table import templates_of
+from loraport.files.names.tables.family import templates_of
 
 _KNOWN_START = re.compile(
     r"(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer_2|transformer|unet|generator|model|module"

@@ -8,7 +8,7 @@ has no class for: S2V, the control adapter and reference of Fun, HuMo.
 
 from __future__ import annotations
 
-from loraport.files.names.table import Family, Row, RowSlice
+from loraport.files.names.tables.family import Family, Row, RowSlice
 
 _IN_BLOCK = (
     # original, diffusers, FastVideo while it runs (on disk it uses the names of diffusers)

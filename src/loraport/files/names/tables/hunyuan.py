@@ -10,8 +10,8 @@ names.
 
 from __future__ import annotations
 
-from loraport.files.names.hunyuan15 import BLOCKS, FUSED, NORM_SCALES, REFINERS
-from loraport.files.names.table import Family, Row, RowSlice
+from loraport.files.names.tables.family import Family, Row, RowSlice
+from loraport.files.names.tables.hunyuan15 import BLOCKS, FUSED, NORM_SCALES, REFINERS
 
 _MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
 _LINEAR1 = f"{_ORIGINAL}.linear1"

@@ -11,7 +11,7 @@ modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in d
 
 from __future__ import annotations
 
-from loraport.files.names.table import Family, Naming, Row, RowSlice
+from loraport.files.names.tables.family import Family, Naming, Row, RowSlice
 
 
 def _part(name: str, part: int) -> RowSlice:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 
-from loraport.files.names.table import Family, Naming, Row, RowSlice
+from loraport.files.names.tables.family import Family, Naming, Row, RowSlice
 
 _RESNET = (
     ("norm1", "in_layers.0"),

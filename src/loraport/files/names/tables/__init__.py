@@ -1,0 +1,1 @@
+"""TABLES of layer names: one file a family of models, in the form that `family` declares."""
