@@ -36,9 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "clips": {"files.disk"},
     "files.names.tables": set(),
     "files.names": {"files.names.tables"},
+    "files.presets": set(),
     "files.formats": {"spectral", "files.disk", "files.names"},
     "files.adapters": {"spectral", "files.names", "files.formats"},
-    "files.models": {"files.disk", "files.names", "files.formats", "files.adapters"},
+    "files.models": {"files.disk", "files.names", "files.presets", "files.formats", "files.adapters"},
     "files.lora": {"spectral", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"},
     "files.loaders": {"files.names", "files.adapters", "files.lora"},
     "files": {

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraport.errors import MismatchError
+from loraport.files.names.dialects import parse_key
 from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, SD15, SDXL, WAN, Family, flattened
 from loraport.files.names.lookup import (
     canonical_layer,
@@ -403,3 +404,16 @@ def test_a_prefix_that_few_keys_share_stays() -> None:
 def test_two_keys_that_would_become_one_are_refused() -> None:
     with pytest.raises(MismatchError, match=r"blocks\.0\.self_attn\.q\.weight"):
         strip_prefixes([*PLAIN, *("model." + name for name in PLAIN)])
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_record_of_a_family_is_of_its_files(family: Family) -> None:
+    """The sizes are those that are checked against diffusers' class; each trainer's key is read as a layer of it."""
+    record = family.record
+    assert record is not None and record.title and record.sources and record.unverified, "what its page says"
+    checked = {(kind, tensors, count) for one, kind, _, tensors, count in PUBLISHED.values() if one is family}
+    assert {(size.model_class, size.tensors, size.parameters) for size in record.sizes if size.model_class} == checked
+    assert len(record.trainers) >= 3
+    for trainer in record.trainers:
+        key = parse_key(trainer.key, family.name)
+        assert key.part == "A" and key.dialect.family == family.name and key.pieces, trainer.key

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
+from loraport.files.names.tables.record import FamilyRecord
 from loraport.lazy_property import lazy_property
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Family:
     """(naming, canonical name, rows) of modules that take the place of a naming's own: read, never written."""
     kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
+    record: FamilyRecord | None = None
+    """What the reference says of it."""
 
     @property
     def canonical(self) -> Naming:

@@ -1,17 +1,13 @@
 """HunyuanVideo (1.0): 20 double blocks and 40 single ones. Canonical names are those of diffusers.
 
-Its double blocks and refiners are those of HunyuanVideo-1.5, with q, k and v in one matrix everywhere but in diffusers;
-`linear1` of a single block holds q, k, v and an inner layer of four times the width. Sources:
-hyvideo/modules/models.py of github.com/Tencent-Hunyuan/HunyuanVideo (original, and in musubi-tuner's LoRAs); diffusers'
-HunyuanVideoTransformer3DModel and its `convert_hunyuan_video_transformer_to_diffusers`; ComfyUI's
-comfy/ldm/hunyuan_video/model.py, its `process_unet_state_dict`, and its `model_lora_keys_unet` for diffusion-pipe's
-names.
+Its double blocks and refiners are those of HunyuanVideo-1.5, with q, k and v in one matrix everywhere but in diffusers.
 """
 
 from __future__ import annotations
 
 from loraport.files.names.tables.family import Family, Row, RowSlice
 from loraport.files.names.tables.hunyuan15 import BLOCKS, FUSED, NORM_SCALES, REFINERS
+from loraport.files.names.tables.record import FamilyRecord, PublishedSize, TrainerKey
 
 _MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
 _LINEAR1 = f"{_ORIGINAL}.linear1"
@@ -49,6 +45,33 @@ _OUTSIDE: tuple[Row, ...] = (
 
 _SWAPPED = RowSlice("final_layer.adaLN_modulation.1", swapped=True)
 
+_QKV = "double_blocks.0.img_attn_qkv"
+_RECORD = FamilyRecord(
+    title="HunyuanVideo 1.0",
+    summary="Tencent's video model of 13B. It is read and written; no distilled model of it has a name here.",
+    sizes=(PublishedSize("HunyuanVideo 13B", "HunyuanVideoTransformer3DModel", 1264, 12_821_012_544),),
+    trainers=(
+        TrainerKey("ComfyUI", "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "q, k and v in one"),
+        TrainerKey("diffusion-pipe", f"transformer.{_QKV}.lora_A.weight", "q, k and v in one"),
+        TrainerKey("musubi-tuner", "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "`.alpha` in a tensor"),
+        TrainerKey("diffusers", "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "alpha in the header"),
+        TrainerKey("PEFT", "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight",
+                   "alpha in `adapter_config.json`"),
+    ),
+    sources=(
+        "hyvideo/modules/models.py of github.com/Tencent-Hunyuan/HunyuanVideo (original, and in musubi-tuner's LoRAs)",
+        "diffusers' HunyuanVideoTransformer3DModel and its `convert_hunyuan_video_transformer_to_diffusers`",
+        "ComfyUI's comfy/ldm/hunyuan_video/model.py, its `process_unet_state_dict`, and its `model_lora_keys_unet` for "
+        "diffusion-pipe's names",
+    ),
+    traps=(
+        "`linear1` of a single block holds q, k, v and an inner layer of four times the width: seven equal blocks of "
+        "rows, of which the inner layer has four.",
+        "Where only names are known, the width of the layers tells it from HunyuanVideo-1.5: 3072 against 2048.",
+    ),
+    unverified=("a published LoRA or checkpoint of it: none was at hand",),
+)  # fmt: skip
+
 HUNYUAN = Family(
     name="hunyuanvideo",
     namings=("diffusers", "original", "comfy", "diffusion-pipe"),
@@ -84,4 +107,5 @@ HUNYUAN = Family(
             for part, letter in enumerate("qkv")
         ),
     ),
+    record=_RECORD,
 )

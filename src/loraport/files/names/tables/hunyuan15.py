@@ -1,10 +1,5 @@
 """HunyuanVideo-1.5: 54 double blocks. Canonical names are those of diffusers, where every projection stands alone.
 
-Sources: hyvideo/models/transformers/hunyuanvideo_1_5_transformer.py of github.com/Tencent-Hunyuan/HunyuanVideo-1.5
-(original); diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py for the way to its names; ComfyUI's
-`process_unet_state_dict` and `model_lora_keys_unet` for its own names and those of diffusion-pipe's LoRAs, which it
-reads; FastVideo's configs/models/dits/hunyuanvideo15.py for the names that it uses while it runs.
-
 Two traps. The original fuses q, k and v in the two token refiners only, ComfyUI and FastVideo everywhere. The last
 modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in diffusers and in FastVideo.
 """
@@ -12,6 +7,7 @@ modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in d
 from __future__ import annotations
 
 from loraport.files.names.tables.family import Family, Naming, Row, RowSlice
+from loraport.files.names.tables.record import FamilyRecord, PublishedSize, TrainerKey
 
 
 def _part(name: str, part: int) -> RowSlice:
@@ -185,6 +181,52 @@ _OUTSIDE: tuple[Row, ...] = tuple(
 
 _SWAPPED = RowSlice("final_layer.adaLN_modulation.1", swapped=True)
 
+_CLASS = "HunyuanVideo15Transformer3DModel"
+_Q, _QKV = "double_blocks.0.img_attn_q", "double_blocks.0.img_attn_qkv"
+_RECORD = FamilyRecord(
+    title="HunyuanVideo-1.5",
+    summary="Tencent's video model of 8.3B, published with versions distilled to no guidance and to few steps.",
+    sizes=(
+        PublishedSize("HunyuanVideo-1.5 8.3B", _CLASS, 1801, 8_326_608_160),
+        PublishedSize("HunyuanVideo-1.5 8.3B with mean flow", _CLASS, 1805, 8_331_330_848),
+    ),
+    trainers=(
+        TrainerKey("Tencent's train.py", f"{_Q}.lora_A.weight",
+                   "no prefix; alpha in the header, as PEFT's configuration, 16 at rank 8 by default"),
+        TrainerKey("diffusers", "transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "alpha in the header"),
+        TrainerKey("ComfyUI", "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "q, k and v in one"),
+        TrainerKey("diffusion-pipe", f"transformer.{_QKV}.lora_A.weight", "q, k and v in one"),
+        TrainerKey("musubi-tuner", "lora_unet_double_blocks_0_img_attn_q.lora_down.weight", "`.alpha` in a tensor"),
+        TrainerKey("PEFT", "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight",
+                   "alpha in `adapter_config.json`"),
+        TrainerKey("FastVideo", f"{_QKV}.lora_A.weight", "q, k and v in one; `.lora_alpha` in a tensor"),
+    ),
+    sources=(
+        "hyvideo/models/transformers/hunyuanvideo_1_5_transformer.py of github.com/Tencent-Hunyuan/HunyuanVideo-1.5 "
+        "(original)",
+        "diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py for the way to its names",
+        "ComfyUI's `process_unet_state_dict` and `model_lora_keys_unet` for its own names and those of "
+        "diffusion-pipe's LoRAs, which it reads",
+        "FastVideo's configs/models/dits/hunyuanvideo15.py for the names that it uses while it runs",
+    ),
+    traps=(
+        "The original fuses q, k and v in the two token refiners only; ComfyUI, diffusion-pipe and FastVideo fuse them "
+        "in every block. A LoRA of a fused module is read as three with the same A and each its rows of B. Put "
+        "together again, A is stacked and B lies block by block, at three times the rank; if all three have the same "
+        "A, it is shared. A LoRA on one of the three has rows of zeros for the others.",
+        "The last modulation is (shift, scale) in the original and in ComfyUI, (scale, shift) in diffusers and "
+        "FastVideo: rows of B change places, A does not.",
+        "ComfyUI's norms are called `.scale`.",
+        "Models with mean flow have a second time embedding, `time_r_in`. It has no counterpart in a base without it: "
+        "left alone and named.",
+    ),
+    unverified=(
+        "the listing of the repository, and its dtype beyond its size; which of the models have mean flow",
+        "the diffusers repository of the 480p text-to-video model, distilled",
+        "what LightX2V does with LoRAs of it",
+    ),
+)  # fmt: skip
+
 HUNYUAN_15 = Family(
     name="hunyuanvideo-1.5",
     namings=("diffusers", "original", "comfy", "diffusion-pipe", "fastvideo"),
@@ -215,4 +257,5 @@ HUNYUAN_15 = Family(
     sizes={(2048, 54): "HunyuanVideo-1.5 8.3B"},
     kernels=(("x_embedder.proj", (1, 1, 1)),),
     fused=FUSED,
+    record=_RECORD,
 )

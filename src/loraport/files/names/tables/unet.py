@@ -1,11 +1,7 @@
 """The U-Nets of Stable Diffusion 1.5 and XL, and SSD-1B. Canonical names are those of diffusers.
 
 The original numbers its blocks through: with two layers a level, level b's layer i is input block 1 + 3b + i on the way
-down, output block 3b + i on the way up. Both spell the inside of a transformer alike. Sources:
-`unet_to_diffusers` of ComfyUI (comfy/utils.py) and `convert_ldm_unet_checkpoint` of diffusers.
-
-SSD-1B is an SDXL with fewer transformer blocks and a middle of one residual block (`SSD_1B` in ComfyUI's
-comfy/model_detection.py): its names are SDXL's, but block i need not be SDXL's block i.
+down, output block 3b + i on the way up. Both spell the inside of a transformer alike.
 """
 
 from __future__ import annotations
@@ -13,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 from loraport.files.names.tables.family import Family, Naming, Row, RowSlice
+from loraport.files.names.tables.record import FamilyRecord, PublishedSize, TrainerKey
 
 _RESNET = (
     ("norm1", "in_layers.0"),
@@ -92,6 +89,75 @@ _CONVOLUTIONS: tuple[tuple[str, tuple[int, ...]], ...] = (
 _SD15 = _rows(4, down=range(3), up=range(1, 4), blocks="0")
 _SDXL = (*_SIZE_AND_POOLED_TEXT, *_rows(3, down=range(1, 3), up=range(2), blocks="{}"))
 
+_CLASS = "UNet2DConditionModel"
+_DOTTED = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+_SOURCES = (
+    "`unet_to_diffusers` of ComfyUI (comfy/utils.py)",
+    "`convert_ldm_unet_checkpoint` of diffusers",
+    "networks/lora.py of kohya-ss/sd-scripts for the flattened names",
+)
+_TRAPS = (
+    "Inside the program a kernel is a matrix out × (in · height · width). kohya's scripts flatten diffusers' names for "
+    "SD 1.5 and original ones for SDXL; both are read, and the usual one is written. ComfyUI reads original names "
+    "behind `diffusion_model.` and both of kohya's, not diffusers' dotted keys. An autoencoder in the same file is "
+    "left alone, and so are text encoders, except by `merge`.",
+    "The shape of a convolution's kernel comes from the target or from `--source`, else from what its name tells; if "
+    "nothing tells it, `convert` refuses LoHa and LoKr. A 1 × 1 kernel and none are the same matrix.",
+)
+
+
+def _trainers(flat: str, original: str) -> tuple[TrainerKey, ...]:
+    """Return how LoRAs of a U-Net are spelled, of which one layer has these names, flattened and original."""
+    return (
+        TrainerKey("kohya's sd-scripts", f"lora_unet_{flat}.lora_down.weight", "`.alpha` in a tensor"),
+        TrainerKey(
+            "LyCORIS in diffusers", f"lycoris_{_DOTTED.replace('.', '_')}.lora_down.weight", "`.alpha` in a tensor"
+        ),
+        TrainerKey("diffusers", f"unet.{_DOTTED}.lora_A.weight", "alpha in the header, as PEFT's configuration"),
+        TrainerKey(
+            "diffusers before PEFT",
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
+            "no alpha",
+        ),
+        TrainerKey("ComfyUI", f"diffusion_model.{original}.lora_A.weight", ""),
+        TrainerKey("PEFT", f"base_model.model.{_DOTTED}.lora_A.weight", "alpha in `adapter_config.json`"),
+    )
+
+
+_ORIGINAL = "input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+_RECORD_15 = FamilyRecord(
+    title="Stable Diffusion 1.5",
+    summary="The U-Net of Stable Diffusion 1.x, which LCM, Hyper-SD and others have accelerator LoRAs for.",
+    sizes=(PublishedSize("Stable Diffusion 1.5", _CLASS, 686, 859_520_964),),
+    trainers=_trainers(_DOTTED.replace(".", "_"), _ORIGINAL),
+    sources=_SOURCES,
+    traps=_TRAPS,
+    unverified=("the listing of the repository: a mirror of one that was withdrawn",),
+)
+_RECORD_XL = FamilyRecord(
+    title="Stable Diffusion XL and SSD-1B",
+    summary="The U-Net of SDXL, which Lightning, Turbo, DMD2, LCM and Hyper-SD have checkpoints and accelerator LoRAs "
+    "for; and SSD-1B, a smaller one distilled from it.",
+    sizes=(
+        PublishedSize("Stable Diffusion XL", _CLASS, 1680, 2_567_463_684),
+        PublishedSize("SSD-1B", _CLASS, 944, 1_331_334_404),
+    ),
+    trainers=_trainers(_ORIGINAL.replace(".", "_"), _ORIGINAL),
+    sources=(*_SOURCES, "`SSD_1B` in ComfyUI's comfy/model_detection.py for SSD-1B's blocks"),
+    traps=(
+        *_TRAPS,
+        "SSD-1B stands in ComfyUI's table of models with 12 transformer blocks on the way down, 22 on the way up and "
+        "none in the middle: 34. With that, diffusers' class has 1,331,334,404 parameters, the published 1.3B. (The 40 "
+        "blocks that notes on ProLoRA give do not fit: by a write-up of its release, 40 were taken out.) Its block i "
+        "need not be SDXL's block i: [layers are paired by "
+        "similarity](../models.md#models-of-different-depth).",
+    ),
+    unverified=(
+        "the listing of SDXL's repository, and its dtype",
+        "SSD-1B's `unet/`, whose configuration was put together from ComfyUI's table and the number of parameters",
+    ),
+)  # fmt: skip
+
 SD15 = Family(
     name="sd1.5",
     namings=("diffusers", "original"),
@@ -104,6 +170,7 @@ SD15 = Family(
     sizes={(768, 16): "Stable Diffusion 1.5", (1024, 16): "Stable Diffusion 2.1"},
     fused=tuple(_fused(_SD15)),
     kernels=(*_CONVOLUTIONS, *((name.removeprefix("."), (1, 1)) for name in PROJECTIONS)),
+    record=_RECORD_15,
 )
 
 SDXL = Family(
@@ -117,4 +184,5 @@ SDXL = Family(
     sizes={(2048, 70): "Stable Diffusion XL", (2048, 34): "SSD-1B"},
     fused=tuple(_fused(_SDXL)),
     kernels=_CONVOLUTIONS,
+    record=_RECORD_XL,
 )

@@ -1,14 +1,9 @@
-"""Wan 2.1 and 2.2: text to video, image to video, first and last frame, one expert at a time; VACE, Animate, S2V, Fun.
-
-Sources: the models of github.com/Wan-Video (original); diffusers' WanTransformer3DModel, WanVACETransformer3DModel and
-WanAnimateTransformer3DModel, and `convert_wan_transformer_to_diffusers` for the way to their names; FastVideo's
-configs/models/dits/wanvideo.py for the names that it uses while it runs; ComfyUI's comfy/ldm/wan/ for what diffusers
-has no class for: S2V, the control adapter and reference of Fun, HuMo.
-"""
+"""Wan 2.1 and 2.2: text to video, image to video, first and last frame, each expert; VACE, Animate, S2V, Fun."""
 
 from __future__ import annotations
 
 from loraport.files.names.tables.family import Family, Row, RowSlice
+from loraport.files.names.tables.record import FamilyRecord, PublishedSize, TrainerKey
 
 _IN_BLOCK = (
     # original, diffusers, FastVideo while it runs (on disk it uses the names of diffusers)
@@ -128,6 +123,58 @@ def _fused(block: str) -> list[tuple[str, RowSlice]]:
 
 _PATCH, _3X3, _3 = (1, 2, 2), (3, 3), (3,)
 
+_CLASS = "WanTransformer3DModel"
+_RECORD = FamilyRecord(
+    title="Wan 2.1 and 2.2",
+    summary="Video models of 1.3B to 17B, the bases of FastWan, Self-Forcing, Rolling Forcing, CausVid, Krea Realtime, "
+    "LightX2V and most accelerator LoRAs. Each of Wan 2.2's two experts is a model of its own here: "
+    "[two experts](../../how-to/two-experts.md).",
+    sizes=(
+        PublishedSize("Wan 2.1 T2V 1.3B", _CLASS, 825, 1_418_996_800),
+        PublishedSize("Wan 2.1 T2V 14B, each expert of Wan 2.2 T2V A14B", _CLASS, 1095, 14_288_491_584),
+        PublishedSize("Wan 2.1 I2V 14B", _CLASS, 1303, 16_394_878_784),
+        PublishedSize("each expert of Wan 2.2 I2V A14B", _CLASS, 1095, 14_288_901_184),
+        PublishedSize("Wan 2.2 TI2V 5B", _CLASS, 825, 4_999_787_712),
+        PublishedSize("Wan 2.1 VACE 14B", "WanVACETransformer3DModel", 1331, 17_337_592_896),
+        PublishedSize("Wan 2.2 Animate 14B", "WanAnimateTransformer3DModel", 1243, 15_177_050_484),
+    ),
+    trainers=(
+        TrainerKey("ai-toolkit, diffusion-pipe, DiffSynth for ComfyUI",
+                   "diffusion_model.blocks.0.self_attn.q.lora_A.weight", "alpha in a tensor, or none"),
+        TrainerKey("lightx2v, CausVid and other accelerators", "diffusion_model.blocks.0.self_attn.q.lora_down.weight",
+                   "`.alpha` in a tensor; `.diff`, `.diff_b` and `.diff_m` beside the factors"),
+        TrainerKey("musubi-tuner", "lora_unet_blocks_0_self_attn_q.lora_down.weight", "`.alpha` in a tensor"),
+        TrainerKey("diffusers", "transformer.blocks.0.attn1.to_q.lora_A.weight",
+                   "alpha in the header, as PEFT's configuration"),
+        TrainerKey("PEFT", "base_model.model.blocks.0.attn1.to_q.lora_A.weight", "alpha in `adapter_config.json`"),
+        TrainerKey("DiffSynth, PEFT's models in memory", "blocks.0.self_attn.q.lora_A.default.weight", "no alpha"),
+        TrainerKey("FastVideo", "blocks.0.to_q.lora_A.weight",
+                   "`.lora_alpha` in a tensor; self-attention stands in the block itself"),
+    ),
+    sources=(
+        "the models of github.com/Wan-Video (original)",
+        "diffusers' WanTransformer3DModel, WanVACETransformer3DModel, WanAnimateTransformer3DModel, and "
+        "`convert_wan_transformer_to_diffusers` for the way to their names",
+        "FastVideo's configs/models/dits/wanvideo.py for the names that it uses while it runs",
+        "ComfyUI's comfy/ldm/wan/ for what diffusers has no class for: S2V, the control adapter and reference of Fun, "
+        "HuMo",
+    ),
+    traps=(
+        "`norm3` is `norm2` in diffusers, which counts norms in the order of use.",
+        "FastWan has one more linear layer in each block, `to_gate_compress`. It has no counterpart in the base: no "
+        "drift, and it stays as it is.",
+        "Keys of the image branch (`k_img`, `v_img`, `img_emb`) have a place in Wan 2.1's image-to-video models only, "
+        "not in Wan 2.2's.",
+    ),
+    unverified=(
+        "the dtype of FastWan 14B: 52.5 GB fit neither fp32 nor bf16, with gates or without",
+        "the dtype of Krea's file, CausVid's and Self-Forcing's, and of LightX2V's beyond what its documentation says",
+        "which of `generator` and `generator_ema` `self_forcing_dmd.pt` holds",
+        "how many shards Wan 2.2 A14B has (6 and 9 are both reported), and how TI2V 5B lies on the Hub",
+        "S2V, Fun and HuMo on published files: their names were read in ComfyUI's source",
+    ),
+)  # fmt: skip
+
 WAN = Family(
     name="wan",
     namings=("original", "diffusers", "fastvideo"),
@@ -222,4 +269,5 @@ WAN = Family(
         ("conv1", _3X3),
         ("conv2", _3X3),
     ),
+    record=_RECORD,
 )

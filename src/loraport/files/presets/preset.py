@@ -1,0 +1,47 @@
+"""What a row of the presets says: a published model, or a published accelerator with its recommended strengths."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One model under a short name."""
+
+    name: str
+    family: str
+    repo: str
+    inside: str
+    """The folder or file to take; empty where the repository holds one network."""
+    base: str | None = None
+    """The preset that it was distilled from: what to give as `--source`."""
+    notes: str = ""
+    unverified: str = ""
+    revision: str | None = None
+    gigabytes: float | None = None
+    """What is fetched of it, where that is known."""
+    seen: str | None = None
+    """The commit (shortened, as the Hub shows it) at which the repository's listing was seen."""
+
+    @property
+    def where(self) -> str:
+        """The Hub id that `--source` and `--target` take."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}{f':{self.inside}' if self.inside else ''}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row of `presets --json`."""
+        return {**asdict(self), "where": self.where}
+
+    def words(self) -> str:
+        """Return the row for people: the id, then the notes."""
+        size = f", {self.gigabytes:g} GB" if self.gigabytes else ""
+        from_base = f", distilled from {self.base}" if self.base else ""
+        lines = [f"{self.where}  ({self.family}{from_base}{size})", self.notes]
+        lines += [f"not verified: {self.unverified}"] if self.unverified else []
+        if self.revision is None:
+            seen = f"; its listing was seen at {self.seen}, a shortened id, which pins nothing" if self.seen else ""
+            lines.append(f"no commit is pinned: the repository's newest is taken{seen}")
+        return "\n".join(line for line in lines if line)

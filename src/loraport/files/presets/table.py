@@ -1,0 +1,21 @@
+"""All presets by name: models, and accelerators that are loaded beside them.
+
+Ids and file names come from the projects' own READMEs and documentation and from the Hub's public listings. No weights
+were downloaded for these tables: `unverified` says what to look at when they are. Where `seen` is None, the listing
+itself was not seen. Nothing is pinned to a commit, since full commit ids were not to be had; `org/repo@COMMIT` pins
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraport.files.presets.hunyuan import HUNYUAN_MODELS
+from loraport.files.presets.preset import Preset
+from loraport.files.presets.unet import UNET_MODELS
+from loraport.files.presets.wan import WAN_MODELS
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS) for preset in models
+}
+"""The models. A family's rows stand in a module of its own."""
