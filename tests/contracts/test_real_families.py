@@ -12,8 +12,9 @@ from torch import Tensor
 
 from loraport.conversion import convert
 from loraport.files.loaders.facts import facts_of
+from loraport.files.loaders.rows import DOTTED_PAIR, PROCESSOR_PAIR
 from loraport.files.loaders.rules import DEFAULT_ADAPTER
-from loraport.files.loaders.table import DOTTED_PAIR, PROCESSOR_PAIR, verdicts
+from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
 from loraport.files.names.families import FAMILIES as TABLES

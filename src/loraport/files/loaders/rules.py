@@ -56,6 +56,8 @@ class Loader:
     folder: bool = False
     more: tuple[str, ...] = ()
     """What a user should know besides."""
+    remark: str = ""
+    """What the reference says besides: Markdown."""
 
     def unknown(self, facts: Facts) -> list[str]:
         """Return the layers that it does not know by their names."""

@@ -45,3 +45,27 @@ class Preset:
             seen = f"; its listing was seen at {self.seen}, a shortened id, which pins nothing" if self.seen else ""
             lines.append(f"no commit is pinned: the repository's newest is taken{seen}")
         return "\n".join(line for line in lines if line)
+
+
+@dataclass(frozen=True)
+class AcceleratorPreset:
+    """One accelerator LoRA under a short name, or several that are loaded together."""
+
+    name: str
+    family: str
+    models: tuple[str, ...]
+    """The presets of models that it is for; the first is what `--for` takes as the source."""
+    files: tuple[tuple[str, float], ...]
+    """`org/repo:file` and the recommended strength of each LoRA; several are loaded together."""
+    steps: int | None = None
+    """Steps that it is made for."""
+    guidance: float | None = None
+    """Guidance that it is made for; 1 is none."""
+    notes: str = ""
+    unverified: str = ""
+    seen: str | None = None
+    """Where the file's name and the strength were read."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row of `presets --json`."""
+        return asdict(self)
