@@ -18,7 +18,12 @@ import typer
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PACKAGES = [ROOT / "src" / "loraport", ROOT / "lab" / "src" / "loraport_lab"]
-sys.path[:0] = [str(package.parent) for package in PACKAGES]  # the pages are of this checkout, whatever is installed
+sys.path[:0] = [
+    str(DOCS),
+    *(str(package.parent) for package in PACKAGES),
+]  # the pages are of this checkout, whatever is installed
+
+import family_pages  # noqa: E402
 
 import loraport  # noqa: E402
 from loraport.cli import app  # noqa: E402
@@ -342,6 +347,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     DOCS / "reference" / "library.md": library_page,
     ARCHITECTURE: architecture_page,
     METRICS_PAGE: metrics_page,
+    **family_pages.pages(DOCS / "reference" / "formats"),
     DOCS / "lab" / "results.md": lambda: results_page(LAB_RESULTS),
     DOCS / "lab" / "first-family.md": lambda: first_family_page(LAB_RESULTS),
 }
@@ -352,11 +358,15 @@ def main() -> int:
     stale = [path for path, page in PAGES.items() if not path.is_file() or path.read_text(encoding="utf-8") != page()]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"docs/{path.parent.name}/{path.name} is stale: run `make docs`", file=sys.stderr)
+            print(
+                f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path} is stale: run `make docs`",
+                file=sys.stderr,
+            )
         return bool(stale)
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(PAGES[path](), encoding="utf-8")
-        print(f"docs/{path.parent.name}/{path.name} written")
+        print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path} written")
     return 0
 
 
