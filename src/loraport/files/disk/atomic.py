@@ -7,6 +7,7 @@ process lives. The next writer in that folder removes what belongs to no living 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,8 @@ TEMPORARY = re.compile(r"\.loraport-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a
 _DAY = 86400
 _WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds between the attempts to replace a file that is open."""
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.EINVAL}
+"""What systems answer where a disk has no hard links."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _making = threading.Lock()
 """Held while a name is made and locked: between the two, another thread would take the file for a dead process's."""
@@ -39,14 +42,58 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
         file.write(content)
 
 
+def create_whole(path: Path, content: bytes, *, workplace: Path | None = None) -> bool:
+    """Write a file that is not there, whole or not at all; return False, and change nothing, where there is one.
+
+    Of several processes that create the same file exactly one succeeds, where the disk can do that (`can_create`).
+    Raises OutputError.
+    """
+    if os.path.lexists(path):
+        return False
+    try:
+        with new_file(path, workplace=workplace, take_name=_take_free_name) as file:
+            file.write(content)
+    except _TakenError:
+        return False
+    return True
+
+
+class _TakenError(Exception):
+    """There is a file of this name already."""
+
+
+def can_create(folder: Path) -> bool:
+    """Return whether `create_whole` is one step on this disk: it has hard links, or moves that replace nothing.
+
+    Tries it there. Raises OutputError where nothing can be written.
+    """
+    with _writing(folder / "trial") as target:
+        one, other = _free_name(target), _free_name(target)
+        try:
+            with _making:  # what is not locked would count as a dead process's
+                one.touch()
+                return _taken_in_one_step(one, other)
+        finally:
+            _remove(one)
+            _remove(other)
+
+
 @contextmanager
-def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def new_file(
+    path: Path,
+    *,
+    private: bool = False,
+    workplace: Path | None = None,
+    take_name: Callable[[Path, Path], None] | None = None,
+) -> Iterator[BinaryIO]:
     """Open a file to write, which takes its name at the end, or is removed on any error; `private`: for its owner only.
 
+    `workplace` is where it lies until then: a folder on the same disk, for folders with too many files to be searched
+    for leftovers each time. `take_name` gives it its name.
     Raises OutputError where it cannot be written; what was there before is then still there.
     """
-    with _writing(path) as target:
-        temporary, file = _free_name(target), None
+    with _writing(path, workplace) as target:
+        temporary, file = _free_name(target if workplace is None else workplace / target.name), None
         try:  # a signal may come from here on
             with _making:
                 file = open(os.open(temporary, _CREATE, 0o600 if private else 0o666), "wb")
@@ -56,7 +103,7 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # before the name is taken: a crash of the machine could else leave it empty
             if sys.platform == "win32":  # where open files cannot be moved
                 file.close()
-            _take_name(temporary, target)
+            (take_name or _take_name)(temporary, target)
         except BaseException:
             _close(file)
             _remove(temporary)
@@ -109,8 +156,40 @@ def _take_name(temporary: Path, target: Path) -> None:
         raise
 
 
+def _take_free_name(temporary: Path, target: Path) -> None:
+    """Give what is finished a name that nothing has. Raises _TakenError, OSError."""
+    if not _taken_in_one_step(temporary, target):
+        if os.path.lexists(target):
+            raise _TakenError
+        os.replace(temporary, target)
+
+
+def _taken_in_one_step(temporary: Path, target: Path) -> bool:
+    """Give a file a free name so that only one of several processes can; return False where this disk cannot.
+
+    Raises _TakenError, OSError.
+    """
+    try:
+        if sys.platform == "win32":  # where a move replaces nothing
+            os.rename(temporary, target)
+        else:
+            os.link(temporary, target)
+            os.unlink(temporary)
+    except FileExistsError as error:
+        raise _TakenError from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if _renamed(temporary, target, 1):  # RENAME_NOREPLACE
+            return True
+        if os.path.lexists(target):
+            raise _TakenError from error
+        return False
+    return True
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[Path]:
+def _writing(path: Path, workplace: Path | None = None) -> Iterator[Path]:
     """Give the path behind all links, its folder made or cleared of dead leftovers; folders made for it alone go again.
 
     Errors of the system become OutputError.
@@ -124,7 +203,9 @@ def _writing(path: Path) -> Iterator[Path]:
         made = [folder for folder in target.parents if not folder.exists()]
         if made:
             target.parent.mkdir(parents=True, exist_ok=True)
-        remove_dead(target.parent)
+        if workplace is not None:
+            workplace.mkdir(parents=True, exist_ok=True)
+        remove_dead(target.parent if workplace is None else workplace)
         yield target
     except BaseException as error:
         for folder in made:
@@ -184,17 +265,24 @@ def _exchange(new: Path, old: Path) -> None:
 
 def _swapped(one: Path, other: Path) -> bool:
     """Exchange two names in one step and return whether that worked: not every file system can, and Windows cannot."""
-    import ctypes  # Python offers no exchange; with two renames a reader could find no folder in between
+    return _renamed(one, other, 2)  # RENAME_EXCHANGE, or macOS's RENAME_SWAP; with two renames a reader could see none
+
+
+def _renamed(one: Path, other: Path, flag: int) -> bool:
+    """Rename as Python does not offer it, and return whether that worked."""
+    import ctypes
 
     try:
         system = ctypes.CDLL(None)
     except (TypeError, OSError):
         return False
-    cwd, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE and RENAME_SWAP
+    cwd = -100  # AT_FDCWD
     names = os.fsencode(one), os.fsencode(other)
     if hasattr(system, "renameat2"):
-        return bool(system.renameat2(cwd, names[0], cwd, names[1], exchange) == 0)
-    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, exchange) == 0)
+        return bool(system.renameat2(cwd, names[0], cwd, names[1], flag) == 0)
+    if not hasattr(system, "renamex_np"):
+        return False
+    return bool(system.renamex_np(*names, flag if flag == 2 else 4) == 0)  # RENAME_EXCL
 
 
 def _close(file: BinaryIO | None) -> None:
