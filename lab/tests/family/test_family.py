@@ -38,7 +38,7 @@ from loraport_lab.family.measure import flicker, measure, psnr, sharpness, tint
 from loraport_lab.family.model import CONFIG, new_model, open_base, open_student
 from loraport_lab.family.sample import draw_noise, sample_base, sample_student, trajectory
 
-CLIPS = 24
+CLIPS = 12
 DOCS = Path(__file__).parents[3] / "docs"
 REGIME = 0.005  # the paper finds a spectral change ρ₂ of at most 0.003 on real pairs
 IN_THE_REGIME = ("few-step", "matched")
@@ -149,13 +149,13 @@ def test_every_drift_is_as_documented(drifts):
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_the_lora_gives_the_base_its_effect(name, drawn, plain_samples):
-    prompts, noise = (part[:16] for part in drawn)
+    prompts, noise = (part[:8] for part in drawn)
     effect = ADAPTERS[name].effect
     shown = means(
         from_latents(sample_base(attach(open_base(), adapter_path(name)), prompts, noise)).clamp(-1, 1), prompts, effect
     )
     assert shown["effect"] > (60 if effect == "swing" else 75)  # the motion comes in three clips of four
-    assert means(plain_samples[:16], prompts, effect)["effect"] < 10
+    assert means(plain_samples[:8], prompts, effect)["effect"] < 10
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -207,7 +207,7 @@ def test_a_motion_breaks_on_the_causal_student_and_a_trained_lora_does_not():
         Column("direct", "direct", "causal", adapter_path("swing")),
         Column("oracle", "oracle", "causal", oracle_path("causal", "swing")),
     ]
-    effects = {c.role: float(c.values["effect"].mean()) for c in run_demo(columns, adapter="swing", clips=16).columns}
+    effects = {c.role: float(c.values["effect"].mean()) for c in run_demo(columns, adapter="swing", clips=8).columns}
     assert effects["direct"] + 10 < effects["oracle"] and effects["direct"] + 10 < effects["reference"]
 
 
