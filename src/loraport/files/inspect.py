@@ -305,8 +305,8 @@ def _size(shapes: Mapping[str, tuple[int, ...]], family: Family | None) -> tuple
     """Return (input width of the family's probe layer, or of its neighbours, number of blocks that have it)."""
     if family is None:
         return None, 0
-    probes = [shape[1] for name, shape in shapes.items() if name.endswith(family.probe)]
-    beside = (shape[1] for name, shape in shapes.items() if family.probe.rpartition(".")[0] + "." in name)
+    probes = [shape[1] for name, shape in shapes.items() if family.is_probe(name)]
+    beside = (shape[1] for name, shape in shapes.items() if family.is_beside_probe(name))
     return (probes[0] if probes else next(beside, None)), len(probes)
 
 

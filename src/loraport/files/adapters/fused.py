@@ -24,6 +24,8 @@ def stored_tensor(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
     joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if rows.of > 1 else pieces[0]
     if rows.transposed:
         return joined.mT.contiguous()
+    if rows.folded:
+        return joined.flatten()
     return halves_swapped(joined) if rows.swapped else joined
 
 

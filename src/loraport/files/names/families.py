@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from loraport.files.names.tables.family import NAMINGS, Family, Naming, Piece, RowSlice, flattened, halves_swapped
 from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
+from loraport.files.names.tables.krea2 import KREA_2
 from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
 from loraport.files.names.tables.wan import WAN
 
@@ -18,6 +19,7 @@ __all__ = [
     "FAMILIES",
     "HUNYUAN",
     "HUNYUAN_15",
+    "KREA_2",
     "LINEAR_PROJECTIONS",
     "NAMINGS",
     "PROJECTIONS",
@@ -32,4 +34,4 @@ __all__ = [
     "halves_swapped",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL, KREA_2)}

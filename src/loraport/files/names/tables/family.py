@@ -26,7 +26,7 @@ NAMINGS: tuple[Naming, ...] = get_args(Naming)
 class RowSlice:
     """The rows of a stored layer that are one layer's: all, one or more of several equal blocks, or two swapped halves.
 
-    Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes.
+    Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes and lines.
     """
 
     name: str
@@ -36,11 +36,13 @@ class RowSlice:
     span: int = 1
     """How many of the blocks, from `part` on, are the layer's."""
     transposed: bool = False
+    folded: int = 0
+    """How many rows the parameter has, where it is stored as one line; 0 where it is stored as it is."""
 
     @property
     def whole(self) -> bool:
         """Whether stored rows and the layer's rows are the same in the same order."""
-        return self.of == 1 and not self.swapped and not self.transposed
+        return self.of == 1 and not self.swapped and not self.transposed and not self.folded
 
     def named(self, name: str) -> RowSlice:
         """Return the same rows of another stored layer."""
@@ -50,16 +52,22 @@ class RowSlice:
         """Return whether a stored tensor of this shape can be divided so."""
         if self.transposed:
             return len(shape) == 2
+        if self.folded:
+            return len(shape) == 1 and shape[0] % self.folded == 0
         return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of) == 0)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the layer's shape in a stored tensor of that shape."""
+        if self.folded:
+            return self.folded, stored[0] // self.folded
         return stored[::-1] if self.transposed else (self.own_rows(stored[0]), *stored[1:])
 
     def take(self, stored: Tensor) -> Tensor:
         """Return the layer's rows out of the stored ones."""
         if self.transposed:
             return stored.mT
+        if self.folded:
+            return stored.reshape(self.folded, -1)
         if self.swapped:
             return halves_swapped(stored)
         size = stored.shape[0] // self.of if self.of > 1 else 0
@@ -104,7 +112,7 @@ class Family:
     written: Mapping[str, Naming] = field(default_factory=dict)
     """Format of LoRA files -> the naming that its loaders want for this family."""
     probe: str = ""
-    """The ending of a layer that every block has once: its input width and their number tell the size."""
+    """A layer that every block has once, its ending or its template: its input width and their number tell the size."""
     sizes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """(that width, blocks) -> the published model of that size."""
     together: Mapping[str, RowSlice] = field(default_factory=dict)
@@ -153,6 +161,19 @@ class Family:
     def kernel(self, canonical: str) -> tuple[int, ...]:
         """Return the kernel of a layer in this table, as its name tells it; () for a linear layer."""
         return next((kernel for ending, kernel in self.kernels if f".{canonical}".endswith(f".{ending}")), ())
+
+    def is_probe(self, canonical: str) -> bool:
+        """Return whether a layer is the one of its block that tells the size."""
+        if "{}" not in self.probe:
+            return canonical.endswith(self.probe)
+        return any(template == self.probe for template, _ in templates_of(canonical))
+
+    def is_beside_probe(self, canonical: str) -> bool:
+        """Return whether a layer is in the module of the probe, and so, mostly, of its input width."""
+        module = self.probe.rpartition(".")[0] + "."
+        if "{}" not in self.probe:
+            return module in canonical
+        return any(template.startswith(module) for template, _ in templates_of(canonical))
 
     def is_fused(self, parameter: str, naming: Naming) -> bool:
         """Return whether a stored parameter is of a module that takes the place of several of the naming's own."""
