@@ -14,7 +14,7 @@ from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, P
 from loraport.files.names.lookup import spellings
 
 Spelling = tuple[str, str]
-"""(prefix, whose names); whose names may be `any`."""
+"""(prefix, whose names); whose names may be `any`, or end with `, fused` for modules in place of a naming's own."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
         return frozenset()
     by_key = [
         frozenset(
-            (key.prefix, naming) for one, naming in spellings(key.module, flat=key.dialect.flat) if one.name == family
+            (key.prefix, f"{naming}, fused" if one.is_fused(key.module, naming, key.dialect.flat) else naming)
+            for one, naming in spellings(key.module, flat=key.dialect.flat)
+            if one.name == family
         )
         for key in factors
     ]

@@ -19,7 +19,7 @@ from loraport.files.loaders.rows import (
     spelled_alike,
 )
 from loraport.files.loaders.rules import Loader
-from loraport.files.loaders.whole_or_nothing import SPELLINGS, of_mmgp
+from loraport.files.loaders.whole_or_nothing import SPELLINGS, mmgp
 from loraport.files.names.dialects import ADDITIONS, KOHYA_PAIR, PARAMETER_DIFF, PEFT_PAIR
 
 _CASA: tuple[Spelling, ...] = tuple(
@@ -94,7 +94,7 @@ WAN_LOADERS: tuple[Loader, ...] = (
         kinds=frozenset({"LoRA", "DoRA"}),
         extras=frozenset({".diff_b"}),
         convolutions=False,
-        converter=of_mmgp,
+        converter=mmgp(SPELLINGS, "blocks."),
         remark="one key of an unknown layer or ending and it refuses the file",
     ),
     Loader(

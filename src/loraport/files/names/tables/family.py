@@ -175,10 +175,9 @@ class Family:
             return module in canonical
         return any(template.startswith(module) for template, _ in templates_of(canonical))
 
-    def is_fused(self, parameter: str, naming: Naming) -> bool:
-        """Return whether a stored parameter is of a module that takes the place of several of the naming's own."""
-        layer = parameter.rpartition(".")[0]
-        return any((naming, template) in self._copies for template, _ in templates_of(layer))
+    def is_fused(self, layer: str, naming: Naming, flat: bool = False) -> bool:
+        """Return whether a stored layer is of a module that takes the place of the naming's own."""
+        return any((naming, flat, template) in self._copies for template, _ in templates_of(layer, flat=flat))
 
     def templates(self, naming: Naming, flat: bool = False) -> Iterator[str]:
         """Iterate over every stored layer of a naming, as a template."""
@@ -207,8 +206,12 @@ class Family:
         return tables
 
     @lazy_property
-    def _copies(self) -> frozenset[tuple[Naming, str]]:
-        return frozenset((naming, rows.name) for naming, _, rows in self.fused)
+    def _copies(self) -> frozenset[tuple[Naming, bool, str]]:
+        return frozenset(
+            (naming, flat, flattened(rows.name) if flat else rows.name)
+            for naming, _, rows in self.fused
+            for flat in (False, True)
+        )
 
     @lazy_property
     def _spellings(self) -> dict[tuple[Naming, bool], dict[str, tuple[Piece, ...]]]:
