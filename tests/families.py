@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.files.names.families import FAMILIES as TABLES
+from tests.image_families import krea2, original_krea2
 
 State = dict[str, Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -251,6 +252,7 @@ FAMILIES = {
     "hunyuanvideo": Tiny("hunyuanvideo", hunyuan_1, comfy_hunyuan_1),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
+    "krea2": Tiny("krea2", krea2, original_krea2),
 }
 
 
@@ -265,6 +267,9 @@ def factors(model: Any, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
         A = torch.randn(rank, inn, *kernel, generator=generator)
         found[name] = A, torch.randn(out, rank, *(1 for _ in kernel), generator=generator)
     return found
+
+
+IMAGE_PIPELINES = {"krea2": "Krea2Pipeline"}
 
 
 def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
@@ -284,6 +289,10 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
             **dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", "text_encoder_2", "tokenizer_2")),
             transformer=model,
         )
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+    elif family in IMAGE_PIPELINES:
+        others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+        pipe = getattr(diffusers, IMAGE_PIPELINES[family])(**others, transformer=model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     else:
         model.load_lora_adapter(path.parent, weight_name=path.name)

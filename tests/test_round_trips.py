@@ -103,6 +103,26 @@ FAMILIES = {
         UNET_PRODUCERS,
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "krea2": Row(
+        {
+            "transformer_blocks.0.attn.to_q": (16, 16),
+            "transformer_blocks.0.attn.to_v": (4, 16),
+            "transformer_blocks.10.ff.down": (16, 24),
+            "text_fusion.layerwise_blocks.1.ff.gate": (24, 8),
+            "time_embed.linear_1": (16, 8),
+            "final_layer.linear": (8, 16),
+        },
+        {
+            "Krea, ai-toolkit, ComfyUI": ("diffusion_model.", "original"),
+            "DiffSynth": ("", "original"),
+            "musubi-tuner": ("lora_unet_", "original"),
+            "SimpleTuner": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "older ai-toolkit": ("base_model.model.", "original"),
+            "PEFT": ("base_model.model.", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from loraport.files.loaders.table import LOADERS as TABLE
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
+from tests.contracts import images
 from tests.contracts.loaders import (
     Applied,
     RefusedError,
@@ -127,6 +128,7 @@ NAMES: dict[str, dict[str, Names]] = {
     "hunyuanvideo": HUNYUAN_1,
     "sd1.5": unet_names(UNET),
     "sdxl": unet_names(XL),
+    **images.NAMES,
 }
 PROGRAMS: dict[tuple[str, str], Program] = {
     ("hunyuanvideo-1.5", "ComfyUI"): Program(comfyui_hunyuan, "comfy", "comfy"),
@@ -138,6 +140,7 @@ PROGRAMS: dict[tuple[str, str], Program] = {
     ("sdxl", "ComfyUI"): Program(partial(comfyui_unet, names=XL_BACK), "original", "kohya"),
     ("sd1.5", "sd-scripts"): Program(sd_scripts, "diffusers", "kohya"),
     ("sdxl", "sd-scripts"): Program(partial(sd_scripts, names=XL_BACK), "original", "kohya"),
+    **{key: Program(*program) for key, program in images.PROGRAMS.items()},
 }
 
 
@@ -240,6 +243,9 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("hunyuanvideo-1.5", "musubi-tuner", lambda key: key.replace("img_mlp_fc1", "img_mlp_0")),
     ("sd1.5", "ComfyUI", lambda key: key.replace("attentions_0", "attentions_9")),
     ("sdxl", "sd-scripts", lambda key: key.replace("lora_unet_", "unet.")),
+    ("krea2", "ComfyUI", lambda key: key.replace("attn.gate", "attn.wgate")),
+    ("krea2", "musubi-tuner", lambda key: key.replace("mlp_gate", "ff_gate")),
+    ("krea2", "Wan2GP", lambda key: key.replace("txtfusion", "fusion")),
 ]
 
 

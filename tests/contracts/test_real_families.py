@@ -29,6 +29,7 @@ PARTS = {
     "hunyuanvideo": ("transformer_blocks.0.attn.to_", "single_transformer_blocks.0.proj_mlp", "norm_out", "proj_out"),
     "sd1.5": ("mid_block.resnets.0.", "down_blocks.0.attentions.0.transformer_blocks.0.attn2"),
     "sdxl": ("mid_block.resnets.0.", "up_blocks.0.attentions.0.transformer_blocks.1.attn1", "add_embedding"),
+    "krea2": ("transformer_blocks.0.", "text_fusion.", "time_", "final_layer"),
 }
 """The layers of each that are tried: attention, others, convolutions, layers outside the blocks."""
 SPELLED: list[tuple[str, Naming, Pair, str, str]] = [
@@ -40,6 +41,10 @@ SPELLED: list[tuple[str, Naming, Pair, str, str]] = [
     ("COMPONENT", "diffusers", DEFAULT_ADAPTER, "", ""),
     ("", "diffusers", PEFT_PAIR, "", ""),
     ("diffusion_model.", "original", PEFT_PAIR, "", ""),
+    ("diffusion_model.", "original", PEFT_PAIR, ".alpha", ""),
+    ("diffusion_model.", "original", KOHYA_PAIR, ".alpha", ""),
+    ("diffusion_model.", "diffusers", PEFT_PAIR, "", ""),
+    ("base_model.model.", "original", PEFT_PAIR, "", ""),
     ("lora_unet_", "diffusers", KOHYA_PAIR, ".alpha", ""),
     ("lora_unet_", "original", KOHYA_PAIR, ".alpha", ""),
     ("lora_unet_", "original", KOHYA_PAIR, "", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.families import flattened
 from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
-from tests.families import FAMILIES
+from tests.families import FAMILIES, IMAGE_PIPELINES
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -41,8 +42,14 @@ def hunyuan() -> Any:
     return diffusers.HunyuanVideoPipeline(**dict.fromkeys(others), transformer=FAMILIES["hunyuanvideo"].model())
 
 
+def image(family: str) -> Any:
+    others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+    return getattr(diffusers, IMAGE_PIPELINES[family])(**others, transformer=FAMILIES[family].model())
+
+
 PIPELINES: dict[str, Any] = {"wan": wan, "hunyuanvideo": hunyuan, "sd1.5": lambda: pipeline("sd1.5"),
-                             "sdxl": lambda: pipeline("sdxl")}  # fmt: skip
+                             "sdxl": lambda: pipeline("sdxl"),
+                             **{family: partial(image, family) for family in IMAGE_PIPELINES}}  # fmt: skip
 PARTS = ("transformer", "unet", "text_encoder", "text_encoder_2")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 
@@ -215,9 +222,25 @@ HUNYUAN: dict[str, Any] = {
     "diffusers' own": lambda: written("hunyuanvideo", r"(single_)?transformer_blocks.*attn\.to_[qk]", "transformer."),
     "an alpha": lambda: written("hunyuanvideo", r"single_transformer_blocks.*attn\.to_q", "transformer.", "alpha"),
 }
-CASES = [(family, name) for family, files in (("wan", WAN), ("sd1.5", UNETS), ("sdxl", XL), ("hunyuanvideo", HUNYUAN))
-         for name in files]  # fmt: skip
-FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN}
+KREA = r"(transformer_blocks|text_fusion.*)\.0\.(attn\.to_([kv]|gate)|ff\.down)"
+QKV = behind("transformer_blocks.0.attn.to_qkv.", lora_A__weight=(R, 24), lora_B__weight=(36, R))
+SCALE = "transformer.transformer_blocks.0.attn.to_k.dora_scale"
+KREA_2: dict[str, Any] = {
+    "diffusers' own": lambda: written("krea2", f"{KREA}|time_mod_proj", "transformer."),
+    "an alpha": lambda: written("krea2", KREA, "transformer.", "alpha"),
+    "dora_scale": lambda: beside(written("krea2", KREA, "transformer."), **{SCALE: (6, 1)}),
+    "original": lambda: written("krea2", f"{KREA}|img_in", "diffusion_model."),
+    "original, an alpha": lambda: written("krea2", KREA, "diffusion_model.", "alpha"),
+    "original, down and up": lambda: written("krea2", KREA, "diffusion_model.", ends=DOWN_UP),
+    "original, dora_scale": lambda: beside(written("krea2", KREA, D), **{f"{D}blocks.0.attn.wk.dora_scale": (6, 1)}),
+    "original, a difference": lambda: beside(written("krea2", KREA, D), **{f"{D}blocks.0.mod.lin.diff": (144,)}),
+    "original beside": lambda: both(written("krea2", KREA, "transformer."), written("krea2", "img_in", D)),
+    "diffusers' own beside": lambda: both(written("krea2", KREA, D), written("krea2", "img_in", "transformer.")),
+    "fused attention": lambda: beside(written("krea2", "img_in", "transformer."),
+                                      **{f"transformer.{key}": shape for key, shape in QKV.items()}),
+}  # fmt: skip
+FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN, "krea2": KREA_2}
+CASES = [(family, name) for family, files in FILES.items() for name in files]
 
 
 def weights(pipe: Any) -> dict[tuple[str, str], Tensor]:

@@ -42,6 +42,10 @@ LAYERS = {
             "mid_block.attentions.0.transformer_blocks.3.attn2.to_v",
         ),
     ),
+    "krea2": (
+        *("transformer_blocks.0.attn.to_k", "transformer_blocks.27.attn.to_gate", "transformer_blocks.9.ff.gate"),
+        *("text_fusion.refiner_blocks.1.attn.to_out.0", "text_fusion.projector", "time_mod_proj"),
+    ),
 }
 """Of each family a few layers; a module that fuses three of them counts for the three."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

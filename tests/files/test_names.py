@@ -78,6 +78,7 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
     "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
     "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
+    "krea2": (FAMILIES["krea2"], "Krea2Transformer2DModel", {}, 430, 12_820_073_036),
 }
 
 
@@ -193,6 +194,7 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
         ("wan2.1-vace", "convert_wan_transformer_to_diffusers"),
         ("wan2.2-animate", "convert_wan_transformer_to_diffusers"),
         ("hunyuanvideo", "convert_hunyuan_video_transformer_to_diffusers"),
+        ("krea2", "convert_krea2_transformer_checkpoint_to_diffusers"),
     ],
 )
 def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, converter: str) -> None:
@@ -204,7 +206,7 @@ def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, convert
         assert rows is not None
         if name.endswith("act_fn.bias"):
             continue  # of another shape there
-        stored[rows.name] = torch.arange(rows.stored_rows(shape[0]))
+        stored[rows.name] = torch.arange(math.prod(shape) if rows.folded else rows.stored_rows(shape[0]))
         wanted[name] = rows.take(stored[rows.name])
     converted = getattr(single_file, converter)(stored)
     assert converted.keys() == wanted.keys()
@@ -268,7 +270,8 @@ def test_fused_modules_hold_layers_of_the_table_and_none_twice(family: Family) -
         assert alone is not None and alone.whole and alone.name != rows.name.format(3)
         pieces = family.pieces(rows.name.format(3), naming)
         assert (name, rows.named(rows.name.format(3))) in pieces
-        assert sorted(one.part for _, one in pieces) == list(range(rows.of))
+        held = [part for _, one in pieces for part in range(one.part, one.part + one.span)]
+        assert sorted(held) == list(range(rows.of))
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -289,6 +292,8 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
                     located = find_layer(name, flat=flat, prefer=family.name)
                     assert located is not None and located.family is family
     assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo"}
+    for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
+        assert twice.pop(flattened(name) if flat else name) == {"hunyuanvideo-1.5", "hunyuanvideo", "krea2"}
     assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo"}
 
 

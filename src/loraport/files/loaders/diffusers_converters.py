@@ -3,17 +3,19 @@
 The converters themselves are private functions of a heavy package, go one way and need the whole file.
 
 Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
-`_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`, `load_lora_adapter`; and run on
-tiny models, file by file, in `tests/contracts/`.
+`_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`,
+`_convert_non_diffusers_krea2_lora_to_diffusers`, `load_lora_adapter`; and run on tiny models, file by file, in
+`tests/contracts/`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from loraport.files.loaders.facts import Facts
-from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, PEFT_PREFIX
 
 Findings = tuple[list[str], list[str]]
 """(why it raises, what it leaves out)."""
@@ -108,3 +110,39 @@ def hunyuan_original(facts: Facts) -> Findings:
     if narrow := [layer for layer, width in facts.single_widths.items() if width != 3072]:
         raised.append(f"it divides {narrow[0]} as in a model 3072 wide")
     return raised, []
+
+
+def krea2_component(facts: Facts) -> Findings:
+    """Judge diffusers' own names for Krea 2: a key of another spelling makes it take the whole file as that."""
+    if others := [key for key in facts.names if key.startswith(_KREA_2)]:
+        return [f"it takes the file as one of original names, since {others[0]} is there"], []
+    return without_dora_scale(facts, component_keys)
+
+
+_KREA_2 = ("diffusion_model.", PEFT_PREFIX)
+
+
+def krea2_original(facts: Facts) -> Findings:
+    """Judge Krea 2's original names behind `diffusion_model.` or `base_model.model.`: A and B alone, and no other key.
+
+    `_convert_non_diffusers_krea2_lora_to_diffusers` raises for what is left over, alphas among it.
+    """
+    alien = [
+        key for key in facts.names if not (key.startswith(_KREA_2) and key.endswith(PEFT_PAIR)) and not _is_dora(key)
+    ]
+    unknown = [layer for layer, ways in facts.spelled.items() if not any(naming == "original" for _, naming in ways)]
+    raised = [f"it refuses what it has no name for: {(alien or unknown)[0]}"] if alien or unknown else []
+    return raised, _DORA if any(map(_is_dora, facts.names)) else []
+
+
+_DORA = ["dora_scale is left out, so the update is another"]
+
+
+def _is_dora(key: str) -> bool:
+    return "dora_scale" in key
+
+
+def without_dora_scale(facts: Facts, judge: Converter) -> Findings:
+    """Judge a file as its pipeline does that leaves out `dora_scale`, with a warning, before anything else."""
+    raised, left = judge(replace(facts, names=tuple(key for key in facts.names if not _is_dora(key))))
+    return raised, [*left, *(_DORA if any(map(_is_dora, facts.names)) else [])]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from loraport.files.loaders.facts import Facts
 from loraport.files.loaders.rows import spelled_alike
 from loraport.files.loaders.rows_hunyuan import HUNYUAN_15_LOADERS, HUNYUAN_LOADERS
+from loraport.files.loaders.rows_images import IMAGE_LOADERS
 from loraport.files.loaders.rows_unet import UNET_LOADERS
 from loraport.files.loaders.rows_wan import WAN_LOADERS
 from loraport.files.loaders.rules import Loader, Verdict, verdict
@@ -22,6 +23,7 @@ LOADERS: tuple[Loader, ...] = (
     *HUNYUAN_15_LOADERS,
     *HUNYUAN_LOADERS,
     *UNET_LOADERS,
+    *IMAGE_LOADERS,
     Loader(
         "PEFT",
         "huggingface/peft 0.21, PeftModel.from_pretrained, run on tiny models",

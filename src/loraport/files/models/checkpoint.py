@@ -326,7 +326,9 @@ def _canonical(
         return dict.fromkeys(names, ()), None
     family, naming = spelling
     pieces = {name: family.parameter_pieces(name, naming) for name in names}
-    copies = {name for name, held in pieces.items() if len(held) > 1 and family.is_fused(name.rpartition(".")[0], naming)}
+    copies = {
+        name for name, held in pieces.items() if len(held) > 1 and family.is_fused(name.rpartition(".")[0], naming)
+    }
     own = {canonical for name, held in pieces.items() if name not in copies for canonical, _ in held}
     beside = {name for name in copies if not own.isdisjoint(canonical for canonical, _ in pieces[name])}
     return {name: () if name in beside else held for name, held in pieces.items()}, spelling

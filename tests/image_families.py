@@ -1,0 +1,91 @@
+"""Tiny image models of diffusers' own classes, and their files as ComfyUI and the original projects write them.
+
+The foreign layouts are written here by hand, not through the tables under test.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def krea2() -> Any:
+    """Krea 2, one block of each kind: four heads of q for one of k and v, 24 numbers wide, and text of 8."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.Krea2Transformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=6,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        intermediate_size=20,
+        timestep_embed_dim=8,
+        text_hidden_dim=8,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=12,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(2, 2, 2),
+    )
+    return with_noise_in_parameters(model)
+
+
+def with_noise_in_parameters(model: Any) -> Any:
+    """A model whose parameters that begin as zeros or ones tell themselves apart."""
+    for parameter in model.parameters():
+        if parameter.dim() < 2 or not parameter.any():
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def original_krea2(state: State) -> State:
+    """Krea 2 as its makers and ComfyUI store it, all of it."""
+    whole = {
+        "img_in": "first",
+        "time_embed.linear_1": "tmlp.0",
+        "time_embed.linear_2": "tmlp.2",
+        "time_mod_proj": "tproj.1",
+        "txt_in.linear_1": "txtmlp.1",
+        "txt_in.linear_2": "txtmlp.3",
+        "text_fusion.projector": "txtfusion.projector",
+        "final_layer.linear": "last.linear",
+    }
+    inner = {
+        "attn.to_q": "attn.wq",
+        "attn.to_k": "attn.wk",
+        "attn.to_v": "attn.wv",
+        "attn.to_gate": "attn.gate",
+        "attn.to_out.0": "attn.wo",
+        "ff.gate": "mlp.gate",
+        "ff.up": "mlp.up",
+        "ff.down": "mlp.down",
+    }
+    norms = {"norm1": "prenorm", "norm2": "postnorm", "attn.norm_q": "attn.qknorm.qnorm",
+             "attn.norm_k": "attn.qknorm.knorm"}  # fmt: skip
+    outer = {"txt_in.norm.weight": "txtmlp.0.scale", "final_layer.norm.weight": "last.norm.scale",
+             "final_layer.scale_shift_table": "last.modulation.lin"}  # fmt: skip
+    block = re.compile(r"(transformer_blocks|text_fusion\.layerwise_blocks|text_fusion\.refiner_blocks)\.(\d+)\.(.*)")
+    out = {}
+    for name, tensor in state.items():
+        layer, _, leaf = name.rpartition(".")
+        if found := block.fullmatch(name):
+            start = (
+                found[1].replace("transformer_blocks", "blocks").replace("text_fusion", "txtfusion") + f".{found[2]}"
+            )
+            rest = found[3].removesuffix(".weight")
+            if rest == "scale_shift_table":
+                out[f"{start}.mod.lin"] = tensor.flatten()
+            else:
+                out[f"{start}.{norms[rest]}.scale" if rest in norms else f"{start}.{inner[rest]}.weight"] = tensor
+        else:
+            out[outer.get(name) or f"{whole[layer]}.{leaf}"] = tensor
+    return {f"model.diffusion_model.{name}": tensor.contiguous().clone() for name, tensor in out.items()}
