@@ -291,8 +291,8 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
         )
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     elif family in IMAGE_PIPELINES:
-        others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
-        pipe = getattr(diffusers, IMAGE_PIPELINES[family])(**others, transformer=model)
+        beside = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+        pipe = getattr(diffusers, IMAGE_PIPELINES[family])(**beside, transformer=model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     else:
         model.load_lora_adapter(path.parent, weight_name=path.name)
