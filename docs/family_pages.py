@@ -79,7 +79,7 @@ def family_page(family: Family) -> str:
         _wrapped(record.summary),
         _section("Sizes", _sizes(family, record)),
         _section("Spellings", _spellings(family)),
-        _section("LoRAs that are read", _trainers(record)),
+        _section("LoRAs that are read", _trainers(family, record)),
         _section("LoRAs that are written", _written(family)),
         _section("Loaders", _loaders(family)),
         _section("To know", "\n".join(map(_bullet, record.traps))),
@@ -130,10 +130,15 @@ def _probe(family: Family) -> str:
     return next(found, str(family.layers[0][0])).replace("{}", "0")
 
 
-def _trainers(record: FamilyRecord) -> str:
+def _trainers(family: Family, record: FamilyRecord) -> str:
     rows = [(one.writers, f"`{one.key}`", one.remark) for one in record.trainers]
     words = _wrapped("As trainers and projects write them. [Every other form that is read](../lora-files.md).")
-    return f"{words}\n\n{_table(('by', 'a key', 'besides'), rows)}"
+    table = _table(("by", "a key", "besides"), rows)
+    alpha = _wrapped(
+        "A number `alpha` in the header of a file counts for every layer where no tensor is an alpha: the scale is "
+        "alpha / rank."
+    )
+    return f"{words}\n\n{table}\n{alpha}" if family.header_alpha else f"{words}\n\n{table}"
 
 
 def _written(family: Family) -> str:
@@ -194,6 +199,7 @@ def _scale(loader: Loader) -> str:
     words = [f"`{ending}`" for ending in sorted(loader.alphas)]
     words += ["needs it in every layer"] if loader.needs_alpha else []
     words += ["PEFT's configuration" if loader.folder else "PEFT's configuration in the header"] * loader.header
+    words += ["a number `alpha` in the header"] * loader.network_alpha
     return ", ".join(words) or "none"
 
 

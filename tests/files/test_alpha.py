@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraport.conversion import convert
+from loraport.errors import InputError
 from loraport.files.inspect import describe, summary_lines
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import Lora, read_lora
+from loraport.files.names.families import FAMILIES
 from loraport.merging import merge
 from tests import tiny
 
@@ -176,3 +179,54 @@ def test_each_component_has_its_own_alpha_whatever_stands_behind_its_name(inner:
     save_file(both, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(fields)})
     high, low = (read_lora(tmp_path / "x.safetensors", part=one) for one in ("transformer", "transformer_2"))
     assert (scales(high), scales(low)) == ({2.0}, {0.5})
+
+
+@pytest.fixture
+def of_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family whose loaders take the header's alpha, as MiniMax-H3's do: here Wan's tables with that said of them."""
+    monkeypatch.setitem(FAMILIES, "wan", replace(FAMILIES["wan"], header_alpha=True))  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("of_header")
+def test_one_alpha_in_the_header_counts_for_every_layer_where_its_loaders_take_it(tmp_path: Path) -> None:
+    path = stored(tmp_path / "x.safetensors", {"alpha": "8", "alphas": "3"})
+    lora = read_lora(path)
+    assert scales(lora) == {8 / RANK} and "alpha in the header is 8 and counts" in lora.notes[0]
+    B, A = FACTORS[LAYER]
+    torch.testing.assert_close(lora.updates[LAYER].dense(), 8 / RANK * (B @ A))
+    assert describe(str(path))["alpha"] == {"file header (alpha)": len(FACTORS)}
+    facts = facts_of(lora)
+    assert facts is not None and facts.network_alpha and not facts.header_scale
+    comfy = next(one for one in verdicts(facts) if one.loader == "ComfyUI")
+    assert comfy.takes == "partly" and "alpha in the header" in comfy.reasons[0]
+    convert(str(path), "comfy", str(tmp_path / "c.safetensors"))
+    again = read_lora(tmp_path / "c.safetensors")  # the scale is inside the factors: nothing is applied twice
+    assert scales(again) == {1.0} and "alpha" not in again.metadata and again.notes == ()
+    torch.testing.assert_close(again.updates[LAYER].dense(), 8 / RANK * (B @ A), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("of_header")
+@pytest.mark.parametrize(
+    ("header", "alpha", "scale"),
+    [
+        ({"alpha": "8"}, ALPHA, ALPHA / RANK),  # a tensor anywhere in the file, and the header's counts for none
+        ({"alpha": "as trained"}, None, 1.0),
+        ({"alpha": "4"}, None, 1.0),
+        ({"ss_network_alpha": "8"}, None, 1.0),
+        ({"lora_adapter_metadata": json.dumps({"r": RANK, "lora_alpha": 2}), "alpha": "8"}, None, 0.5),
+    ],
+)
+def test_the_headers_alpha_comes_last(
+    header: dict[str, str], alpha: float | None, scale: float, tmp_path: Path
+) -> None:
+    lora = read_lora(stored(tmp_path / "x.safetensors", header, alpha=alpha))
+    assert scales(lora) == {scale}
+    if header == {"alpha": "as trained"}:
+        assert "no number" in lora.notes[0]
+
+
+@pytest.mark.usefixtures("of_header")
+@pytest.mark.parametrize("value", ["0", "nan"])
+def test_a_headers_alpha_that_means_nothing_is_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="alpha in the header is"):
+        read_lora(stored(tmp_path / "x.safetensors", {"alpha": value}))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from loraport.files.adapters.peft_fields import CONFIG_NAME
-from loraport.files.lora.alpha import HEADER_FIELD
+from loraport.files.lora.alpha import HEADER_FIELD, OF_HEADER
 from loraport.files.lora.kernels import kernel_by_name, same_kernel
 from loraport.files.lora.kohya import is_complete
 from loraport.files.lora.read import Lora
@@ -36,7 +36,7 @@ class Facts:
     scaled: bool
     """Whether some scale is not 1."""
     header_scale: bool
-    """Whether a scale other than 1 stands in the header or a configuration only."""
+    """Whether a scale other than 1 stands in PEFT's configuration only, in the header or in a file."""
     mixed_ranks: bool
     """Whether layers have different ranks, and no configuration in the header says which."""
     convolutions: bool
@@ -59,6 +59,8 @@ class Facts:
     """Layers whose factors are not of the dimensions that their modules have, though of as many numbers."""
     mid: bool = False
     """Whether some layer has a factor between A and B."""
+    network_alpha: bool = False
+    """Whether a scale other than 1 stands in the header only, as one alpha for all layers."""
     single_widths: Mapping[str, int] = field(default_factory=dict)
     """Single blocks' layers that hold four -> the width of their input."""
 
@@ -73,6 +75,7 @@ def facts_of(lora: Lora) -> Facts | None:
     factors = [key for some in keys.values() for key in some if key.part in ("A", "B")]
     alphas = {layer for layer, some in keys.items() if any(key.part in (".alpha", ".lora_alpha") for key in some)}
     scaled = {name for name, layer in lora.layers.items() if layer.scale != 1}
+    of_header = {name for name in scaled if lora.layers[name].scale_source == OF_HEADER}
     return Facts(
         lora.dialect.family,
         lora.dialect.prefix,
@@ -84,7 +87,7 @@ def facts_of(lora: Lora) -> Facts | None:
         frozenset(key.part for some in keys.values() for key in some if key.part in (".alpha", ".lora_alpha")),
         len(set(lora.layers) - alphas),
         bool(scaled),
-        bool(scaled - alphas),
+        bool(scaled - alphas - of_header),
         len({layer.outline.rank for layer in lora.layers.values()}) > 1 and HEADER_FIELD not in lora.metadata,
         any(layer.kernel is not None for layer in lora.layers.values()),
         tuple(lora.layers),
@@ -95,6 +98,7 @@ def facts_of(lora: Lora) -> Facts | None:
         _names(lora),
         tuple(_misshapen(lora)),
         any(key.part == "lora_mid" for some in keys.values() for key in some),
+        bool(of_header),
         {
             key.module: lora.layers[layer].outline.shape[1]
             for layer, some in keys.items()

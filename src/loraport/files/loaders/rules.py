@@ -37,7 +37,9 @@ class Loader:
     needs_alpha: bool = False
     """Whether every layer must have one."""
     header: bool = False
-    """Whether it reads a scale from the header or from a configuration."""
+    """Whether it reads a scale from PEFT's configuration, in the header or in a file."""
+    network_alpha: bool = False
+    """Whether it takes a number `alpha` in the header for all layers, where no tensor is an alpha."""
     extras: frozenset[str] = frozenset()
     """The endings beside factors that it applies."""
     convolutions: bool = True
@@ -134,6 +136,8 @@ def _losses(loader: Loader, facts: Facts) -> list[str]:
         reasons.append(f"it ignores {', '.join(ignored)}, so the strength is wrong")
     if facts.header_scale and not loader.header:
         reasons.append("it does not read the scale in the header or configuration, so the strength is wrong")
+    if facts.network_alpha and not loader.network_alpha:
+        reasons.append("it does not read alpha in the header, so the strength is wrong")
     if facts.mixed_ranks and loader.mixed_ranks:
         reasons.append(loader.mixed_ranks)
     if loader.inside and (outside := [layer for layer in facts.layers if not layer.startswith(loader.inside)]):

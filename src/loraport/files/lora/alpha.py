@@ -98,6 +98,11 @@ def parse_json_object(text: str | bytes, origin: str) -> dict[str, Any]:
     return value
 
 
+HEADER_ALPHA = "alpha"
+"""The field of a safetensors header that holds one alpha for all layers; few families' loaders look for it."""
+OF_HEADER = f"file header ({HEADER_ALPHA})"
+"""Where the scale of a layer comes from that this field gives."""
+
 NO_ALPHA = "no alpha anywhere"
 """Where the scale 1 of a layer comes from that nothing gives an alpha for."""
 
@@ -129,6 +134,8 @@ class Scales:
     name: str
     components: Mapping[str, AdapterConfig] = field(default_factory=dict)
     noted: tuple[UnappliedAlpha, ...] = ()
+    network_alpha: float | None = None
+    """The header's one alpha for all layers, where the family's loaders take it."""
 
     def config(self, component: str) -> AdapterConfig | None:
         """Return the configuration that is meant for the keys of a component."""
@@ -139,11 +146,21 @@ class Scales:
         config = self.config(component)
         if config is not None:
             return config.scale(names, rank), config.origin
+        if self.network_alpha is not None and rank is not None:
+            return self.network_alpha / rank, OF_HEADER
         return 1.0, NO_ALPHA if rank is not None else "none: whole factors have the scale 1"
 
     def notes(self, unscaled: Mapping[str, int], total: int) -> list[str]:
-        """Say which alphas were not applied to layers without one ({module: rank}, of `total`) but would matter."""
+        """Say which alphas were not applied to layers without one ({module: rank}, of `total`) but would matter.
+
+        And that the header's was applied, which few loaders do.
+        """
         notes = []
+        if self.network_alpha is not None and total:
+            notes.append(
+                f"{HEADER_ALPHA} in the header is {self.network_alpha:g} and counts for every layer, as in diffusers "
+                "and SGLang; loaders that do not read it there load the same file at the scale 1"
+            )
         for alpha in self.noted:
             scales = [alpha.scale(module, rank) for module, rank in unscaled.items()]
             meant = sorted({f"{scale:g}" for scale in scales if scale is not None}, key=float)
@@ -171,13 +188,16 @@ def stored_scales(
     name: str,
     beside: AdapterConfig | None = None,
     fields: Mapping[str, str] | None = None,
+    *,
+    of_header: bool = False,
 ) -> Scales:
     """Collect the scales from an `adapter_config.json` (if there is one) and the metadata of a header.
 
     diffusers writes each field with its component in front (`transformer.lora_alpha`), or plainly for only one.
     `beside`: a configuration in the same folder that these keys are not PEFT's own for. `fields`: what stands in a
-    pickle beside its tensors. Numbers that stand there, or elsewhere in the header, are noted. Who reads which place is
-    in docs/reference/lora-files.md.
+    pickle beside its tensors. `of_header`: whether a number `alpha` in the header counts for all layers, as it does for
+    the loaders of few families where no tensor is an alpha. Numbers that stand there, or elsewhere in the header, are
+    noted. Who reads which place is in docs/reference/lora-files.md.
     Raises FileFormatError for metadata that cannot be read.
     """
     if config is not None:
@@ -196,7 +216,9 @@ def stored_scales(
                     f"{name}: the adapter of {component} is a {found.start}, which is for a changed base; {SAVE_AGAIN}"
                 )
         return Scales(name, configs)
-    noted = [_noted(key, value) for key, value in _alphas_in(metadata)]
+    alpha = _network_alpha(metadata, name) if of_header else None
+    rest = {key: value for key, value in metadata.items() if alpha is None or key != HEADER_ALPHA}
+    noted = [_noted(key, value, of_header) for key, value in _alphas_in(rest)]
     readers = "no loader that is known reads it there"
     noted += [
         UnappliedAlpha(f"{key} beside the tensors", value, readers)
@@ -206,7 +228,16 @@ def stored_scales(
     if beside is not None:
         readers = "PEFT reads it for keys behind base_model.model. only, and ComfyUI and diffusers do not read it"
         noted.append(UnappliedAlpha(f"alpha in {beside.origin} beside it", f"{beside.alpha:g}", readers, beside))
-    return Scales(name, noted=tuple(noted))
+    return Scales(name, noted=tuple(noted), network_alpha=alpha)
+
+
+def _network_alpha(metadata: Mapping[str, str], name: str) -> float | None:
+    """Return the header's one alpha; None where there is none, or no number. Raises InputError for zero and NaN."""
+    try:
+        alpha = float(metadata[HEADER_ALPHA])
+    except (KeyError, ValueError):
+        return None
+    return checked_alpha(alpha, f"{name}: {HEADER_ALPHA} in the header")
 
 
 def names_alpha(name: str) -> bool:
@@ -248,12 +279,12 @@ def _alphas_inside(fields: Any) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def _noted(key: str, value: str) -> UnappliedAlpha:
-    readers = (
-        "no loader reads it there, and converters that put alpha into the factors leave it behind"
-        if key.startswith("ss_")
-        else "ComfyUI, diffusers and LightX2V take alpha from tensors (SGLang reads this one)"
-    )
+def _noted(key: str, value: str, of_header: bool) -> UnappliedAlpha:
+    readers = "ComfyUI, diffusers and LightX2V take alpha from tensors (SGLang reads this one)"
+    if key.startswith("ss_"):
+        readers = "no loader reads it there, and converters that put alpha into the factors leave it behind"
+    elif of_header and key == HEADER_ALPHA:
+        readers = "it is no number, and diffusers ignores it then"
     return UnappliedAlpha(f"{key} in the header", value if len(value) <= 40 else f"{value[:40]}…", readers)
 
 

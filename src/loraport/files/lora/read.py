@@ -6,6 +6,7 @@ Every key of the file is in one of three places of a `Lora`: the `keys` of a lay
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,7 @@ from loraport.files.names.dialects import (
     majority_dialect,
     parse_key,
 )
-from loraport.files.names.families import RowSlice
+from loraport.files.names.families import FAMILIES, RowSlice
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +118,9 @@ def read_lora(
     start, every_key = parsed_keys(sorted(tensors), widths)
     parsed = [_of_folder(key, files.path) for key in keys_of_part(files.path, every_key, part)]
     refuse_unread(files.path, parsed)
-    scales = stored_scales(files.metadata, files.config, files.path.name, files.beside, files.fields)
+    scales = stored_scales(
+        files.metadata, files.config, files.path.name, files.beside, files.fields, of_header=_takes_header_alpha(parsed)
+    )
     groups = _by_layer(files.path, [key for key in parsed if not key.text_encoder])
     encoders = _by_layer(files.path, [key for key in parsed if key.clip])
     all_factors = [key for key in parsed if key.part in ("A", "B", *VARIANTS)]
@@ -164,6 +167,14 @@ def _of_folder(key: LoraKey, path: Path) -> LoraKey:
         return key
     name = f"{SECOND}.{key.layer.partition('.')[2]}"
     return replace(key, pieces=((name, RowSlice(name)),))
+
+
+def _takes_header_alpha(keys: Iterable[LoraKey]) -> bool:
+    """Return whether loaders of the file's family take a header's alpha: some do, where no tensor is an alpha."""
+    keys = list(keys)
+    families = Counter(key.dialect.family for key in keys if key.dialect.family is not None)
+    own = [FAMILIES[name] for name, _ in families.most_common(1)]
+    return any(family.header_alpha for family in own) and not any(key.part == ".alpha" for key in keys)
 
 
 def _other_entries(files: LoraFiles) -> list[str]:

@@ -121,6 +121,8 @@ class Family:
     """(naming, canonical name, rows) of modules that take the place of a naming's own: read, never written."""
     kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
+    header_alpha: bool = False
+    """Whether its loaders take a number `alpha` in a file's header for all layers, where no tensor is an alpha."""
     record: FamilyRecord | None = None
     """What the reference says of it."""
 
