@@ -37,7 +37,7 @@ class Portion:
         self, progress: Progress, *, keep_going: bool = False
     ) -> tuple[tuple[TransferInputs, ...], list[NotWritten]]:
         """Return the opened inputs, and what has become unusable since it was checked."""
-        return (self.opened, []) if self.opened is not None else _prepared(self.jobs, progress, None, keep_going)
+        return (self.opened, []) if self.opened is not None else prepare_portion(self.jobs, progress, None, keep_going)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_plan(
     for jobs in plan.passes:
         hashes, left = WeightHashes(), []
         for some in _in_portions(jobs):
-            ready, wrong = _prepared(some, progress, headers, keep_going)
+            ready, wrong = prepare_portion(some, progress, headers, keep_going)
             refused += wrong
             todo = []
             for inputs in ready:
@@ -110,7 +110,7 @@ def _in_portions(jobs: Pass) -> Iterator[Pass]:
         yield jobs[start : start + AT_ONCE]
 
 
-def _prepared(
+def prepare_portion(
     jobs: Pass, progress: Progress, headers: Opener | None, keep_going: bool
 ) -> tuple[tuple[TransferInputs, ...], list[NotWritten]]:
     """Open some jobs; where their models cannot be opened, all of them are refused for it."""
@@ -125,7 +125,7 @@ def _prepared(
             raise
         if len(jobs) == 1:
             return (), [NotWritten.of(jobs[0], fault_of_ours(fault))]
-        alone = [_prepared((job,), progress, headers, keep_going) for job in jobs]
+        alone = [prepare_portion((job,), progress, headers, keep_going) for job in jobs]
         return tuple(one for ready, _ in alone for one in ready), [one for _, refused in alone for one in refused]
     return ready, [NotWritten.of(one.config, one.error) for one in refused]
 

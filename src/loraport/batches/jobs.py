@@ -83,7 +83,7 @@ def _with_row(request: Request, row: ManifestRow) -> Request:
     folder = Path(row.where.rpartition(":")[0])
     for name in ("source", "target"):
         if name in values:
-            values[name] = _model(values[name], folder_of(str(folder)))
+            values[name] = placed(values[name], folder_of(str(folder)))
     own = request
     if "output" in values:
         own = replace(own, names=NameTemplate(values.pop("output")))
@@ -120,8 +120,10 @@ _KINDS_OF_VALUES: Mapping[type, str] = {
 }  # fmt: skip
 
 
-def _model(text: str, folder: Path) -> str:
-    """Return a model of a manifest: a path from the manifest's folder where there is one, else as it is written."""
+def placed(text: str, folder: Path) -> str:
+    """Return a place as it is found from a folder, such as a manifest's: a path from there where there is one, else as
+    it is written. Of a model with accelerators, each place.
+    """
     from loraport.inputs.accelerator import SOURCE, split_target
 
     for spelled in dict.fromkeys((text, text.replace("\\", "/"))):
@@ -131,10 +133,10 @@ def _model(text: str, folder: Path) -> str:
     if pieces is None:
         return text
     model, *accelerators = pieces
-    found = [model if model == SOURCE else _model(model, folder)]
+    found = [model if model == SOURCE else placed(model, folder)]
     for accelerator in accelerators:
         place, star, strength = accelerator.rpartition("*")
-        found.append(_model(place, folder) + star + strength if star else _model(accelerator, folder))
+        found.append(placed(place, folder) + star + strength if star else placed(accelerator, folder))
     return "+".join(found)
 
 

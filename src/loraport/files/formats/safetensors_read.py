@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from io import BufferedReader, FileIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +161,26 @@ def read_all(path: Path, *, pinned: bool = False) -> tuple[dict[str, Tensor], di
         readers = {key: stored.read for key, stored in described.tensors.items()}
         tensors = {key: read.of(file, pinned) for key, read in readers.items() if isinstance(read, ByteReader)}
         return tensors, described.metadata
+
+
+def tensors_in(raw: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return all tensors of a small file's bytes and its metadata; they share the memory of a copy of the bytes.
+
+    `where` is what messages call it. Raises FileFormatError as `read_safetensors`.
+    """
+    import torch
+
+    path = Path(where)
+    header = _raw_header(path, BufferedReader(BytesIO(raw)), len(raw))  # type: ignore[arg-type]
+    metadata, entries = _checked(path, _parsed(path, header))
+    start = 8 + len(header)
+    if _check_cover(path, entries, len(raw) - start) < len(raw) - start:
+        raise FileFormatError(f"{where} has bytes that its header does not describe; remove it")
+    data = torch.frombuffer(bytearray(raw[start:]) or bytearray(1), dtype=torch.uint8)
+    return {
+        key: data[begin:end].clone().view(dtype_of(kind)).view(shape)
+        for key, (kind, shape, begin, end) in entries.items()
+    }, metadata
 
 
 def described_header(path: Path, header: dict[str, Any], size: int) -> SafetensorsFile:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -87,6 +88,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending], metadata: Mapp
         _write(file, tensors, metadata)
         file.flush()
         os.fsync(file.fileno())
+
+
+def safetensors_bytes(tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes that such a file would have, for who keeps them elsewhere than in a file."""
+    file = BytesIO()
+    _write(file, tensors, metadata)
+    return file.getvalue()
 
 
 def _write(file: BinaryIO, tensors: Mapping[str, Pending], metadata: Mapping[str, str]) -> None:
