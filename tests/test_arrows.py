@@ -139,6 +139,11 @@ ALLOWED: dict[str, set[str]] = {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
         *("transfers", "diagnosis"),
     },
+    "workers": {
+        *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "objects"),
+        *("inputs", "estimates", "store", "transfers", "batches"),
+    },
+    "workers.local": {"batches", "objects", "workers"},
     "reports": {
         "files",
         "files.disk",
@@ -254,6 +259,7 @@ THIRD_PARTY = {
     "analysis": {"torch", "jaxtyping"},
     "analysis.measures": {"torch", "numpy", "scipy", "jaxtyping"},
     "diagnosis": {"torch", "jaxtyping"},
+    "workers": {"torch"},
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
     "evaluation.metrics": {"torch", "jaxtyping", "numpy"},
     "evaluation.networks": {"torch", "jaxtyping", "numpy", "PIL", "transformers", "tokenizers"},
@@ -470,6 +476,7 @@ def test_modules_are_named_for_what_they_hold():
 OWN_FILES = {
     *("inputs.config", "analysis.inputs", "inputs.identity", "store.keyed", "training.stages"),
     *("files.formats.safetensors_write", "files.models.write", "files.disk.ownership", "sampling.wan_pipelines"),
+    "workers.parts",
 }
 """Modules whose JSON is a key, a file that only the program itself reads, or a header of integers and texts."""
 

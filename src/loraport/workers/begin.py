@@ -105,7 +105,9 @@ def _reviewed(
             if lies == "ours" or (end is not None and end.made and lies):
                 again.append(job.name)
             elif lies:
-                reason = f"{job.name} is there already and is no transfer; give --overwrite to replace it, or another name"
+                reason = (
+                    f"{job.name} is there already and is no transfer; give --overwrite to replace it, or another name"
+                )
                 refused.append(NotWritten(job.name, reason, job.config.lora, job.config.method))
         report(1, job.name)
     if again:

@@ -19,7 +19,7 @@ from loraport.inputs.rank import common_rank
 from loraport.plain_json import json_text
 from loraport.workers.machine import Machine
 
-FORM = 1
+PART_FORM = 1
 """Of the parts' content and names."""
 PARTS = ".batch/parts/"
 SAMPLES, SAMPLE = 64, 4096
@@ -52,7 +52,7 @@ def job_key(inputs: TransferInputs, machine: Machine) -> str:
     layers = [[job.name, job.action, list(job.shape), job.rank, job.aim] for job in inputs.plan.jobs]
     rank = common_rank(inputs.config, inputs.plan)
     return text_digest(
-        f"loraport part {FORM}", machine.key, inputs.lora.sha256, work_digest(inputs.config), str(rank),
+        f"loraport part {PART_FORM}", machine.key, inputs.lora.sha256, work_digest(inputs.config), str(rank),
         json_text(layers),
     )[:32]  # fmt: skip
 
@@ -62,7 +62,9 @@ def layer_identity(inputs: TransferInputs, layer: str, samples: FileSamples) -> 
     lines = [layer, _stored(inputs.source, layer, samples)]
     target = inputs.target
     if isinstance(target, AcceleratedModel):
-        lines.append(target.content_hash(layer, "source" if target.on_source else _stored(target.model, layer, samples)))
+        lines.append(
+            target.content_hash(layer, "source" if target.on_source else _stored(target.model, layer, samples))
+        )
     else:
         lines.append(_stored(target, layer, samples))
     return text_digest(*lines)[:32]

@@ -27,7 +27,7 @@ class WorkerNote:
     host: str = HOST
     process: int = 0
     began: float = 0.0
-    """By its own clock, in seconds since 1970, as `seen`: good for people and for its own rate, and for nothing else."""
+    """By its own clock, in seconds since 1970, as `seen`: for people, and for its own rate."""
     seen: float = 0.0
     parts: int = 0
     jobs: int = 0

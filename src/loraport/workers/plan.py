@@ -7,8 +7,7 @@ reads the same plan, or makes the same one.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def make_plan_of_run(jobs: JobPlan, folder: str, machine: Machine) -> RunPlan:
 
 def _planned(job: TransferConfig, root: Path, here: Path) -> PlannedJob:
     name = Path(job.output).relative_to(root).as_posix()
-    places = {place: placed(getattr(job, place), here) for place in ("lora", "source", "target")}
+    places: dict[str, Any] = {place: placed(getattr(job, place), here) for place in ("lora", "source", "target")}
     return PlannedJob(name, replace(job, **places, **_OF_A_WORKER, output=name))
 
 
@@ -183,8 +182,3 @@ def _difference(mine: TransferConfig, other: TransferConfig) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json_text(value)
     return text if len(text) < 80 else f"{text[:77]}…"
-
-
-def outputs_inside(jobs: Iterable[PlannedJob], folder: Path) -> Sequence[str]:
-    """Return where outputs lie in a folder."""
-    return [os.fspath(folder / job.name) for job in jobs]

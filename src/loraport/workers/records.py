@@ -183,5 +183,3 @@ def _of_job(job: PlannedJob) -> str:
 
 def _tries(part: str) -> str:
     return f"{_TRIES}{text_digest(part)[:32]}/"
-
-

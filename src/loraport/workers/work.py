@@ -19,9 +19,9 @@ from loraport.errors import InputError, UnreadableError
 from loraport.estimates.layer_cost import layer_seconds
 from loraport.objects.store import ObjectStore
 from loraport.workers.claims import Claims, Lease
+from loraport.workers.fingerprint import PARTS, layer_prefix
 from loraport.workers.gather import PartMissingError, gather_job
 from loraport.workers.models import OpenJob, OpenModels, OpenWave, shared_seconds
-from loraport.workers.fingerprint import PARTS, layer_prefix
 from loraport.workers.parts import Part, run_part
 from loraport.workers.plan import RunPlan
 from loraport.workers.records import LEASES, JobEnd, Records
@@ -97,9 +97,7 @@ class Worker:
 
     def _missing(self, wave: OpenWave, layer: str) -> list[OpenJob]:
         return [
-            job
-            for job in wave.having(layer)
-            if job.number not in self.ended and job.parts[layer] not in self._present
+            job for job in wave.having(layer) if job.number not in self.ended and job.parts[layer] not in self._present
         ]
 
     # doing it

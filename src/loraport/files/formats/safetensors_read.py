@@ -171,7 +171,7 @@ def tensors_in(raw: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str
     import torch
 
     path = Path(where)
-    header = _raw_header(path, BufferedReader(BytesIO(raw)), len(raw))  # type: ignore[arg-type]
+    header = _raw_header(path, BufferedReader(BytesIO(raw)), len(raw))
     metadata, entries = _checked(path, _parsed(path, header))
     start = 8 + len(header)
     if _check_cover(path, entries, len(raw) - start) < len(raw) - start:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraport.errors import InputError
-from loraport.workers.process import FLUSH, Orders
+from loraport.workers.local.process import FLUSH, Orders
 
 DEATHS = 5
 """Deaths one after the other, without a part or a result between them, after which a worker is not started again."""
 Hear = Callable[[str, dict[str, Any]], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Process:
     """One worker's process and what is known of it."""
 
@@ -38,7 +38,7 @@ class _Process:
         """Start it, and listen."""
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "loraport.workers.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "loraport.workers.local.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, encoding="utf-8", env={**os.environ, **threads},
         )  # fmt: skip
         self.left = False

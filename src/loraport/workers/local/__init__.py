@@ -1,0 +1,1 @@
+"""The workers of this machine: a process each, and the command that starts them and listens."""
