@@ -69,6 +69,27 @@ def hunyuan_1() -> Any:
     )
 
 
+def minimax_h3(**changes: Any) -> Any:
+    """MiniMax-H3, a block and a refiner: two heads of the real size, for which the model is 12 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    small: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "hidden_size": 12,
+        "num_layers": 1,
+        "num_refiner_layers": 1,
+        "ffn_dim": 10,
+        "in_channels": 1,
+        "audio_in_channels": 3,
+        "text_dim": 6,
+        "freq_dim": 8,
+        "time_embed_hidden_dim": 14,
+        "time_embed_dim": 9,
+    }
+    return diffusers.MiniMaxH3Transformer3DModel(**small | changes)
+
+
 def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
@@ -199,6 +220,50 @@ def tencent_hunyuan(state: State) -> State:
     return {name: tensor.contiguous().clone() for name, tensor in out.items()}
 
 
+H3_NAMES = {
+    "proj_in": "video_patch_proj",
+    "audio_proj_in": "audio_patch_proj",
+    "context_embedder": "condition_proj",
+    "time_embedder.linear_1": "time_embedder.proj_in",
+    "time_embedder.linear_2": "time_embedder.proj_out",
+    "token_refiner.final_norm": "token_refiner.final_norm",
+    "norm_out.norm": "final_layer.norm",
+    "norm_out.linear": "final_layer.adaln_proj.linear",
+    "proj_out": "final_layer.video_out",
+    "audio_proj_out": "final_layer.audio_out",
+}
+H3_IN_BLOCKS = {
+    "attn.to_out.0": "attn.out_proj",
+    "attn.norm_q": "attn.q_norm",
+    "attn.norm_k": "attn.k_norm",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "adaln_proj.linear": "adaln_proj.linear",
+}
+
+
+def original_h3(state: State, *, interleaved: bool = False) -> State:
+    """MiniMax-H3 as ComfyUI stores it, all of it, or with the rows of q, k and v head by head, as MiniMax does."""
+    names = dict(H3_NAMES)
+    for mine, theirs in (("transformer_blocks", "blocks"), ("token_refiner.refiner_blocks", "token_refiner.blocks")):
+        blocks = {name.removeprefix(f"{mine}.").split(".")[0] for name in state if name.startswith(f"{mine}.")}
+        names |= {f"{mine}.{i}.{a}": f"{theirs}.{i}.{b}" for i in blocks for a, b in H3_IN_BLOCKS.items()}
+    out = {}
+    for name, tensor in state.items():
+        layer, _, leaf = name.rpartition(".")
+        if layer in names:
+            swapped = layer.endswith("ff.net.0.proj")
+            out[f"{names[layer]}.{leaf}"] = torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
+        if layer.endswith("attn.to_q"):
+            parts = [state[f"{layer[:-1]}{letter}.{leaf}"] for letter in "qkv"]
+            heads = [part.reshape(-1, 128, *part.shape[1:]) for part in parts]
+            fused = torch.stack(heads, dim=1).flatten(0, 2) if interleaved else torch.cat(parts)
+            out[f"{names[layer.replace('to_q', 'to_out.0')].replace('out_proj', 'qkv_proj')}.{leaf}"] = fused
+    return {name: tensor.contiguous().clone() for name, tensor in out.items()}
+
+
 PRUNED = {"transformer_layers_per_block": (0, 1, 2), "mid_block_type": "UNetMidBlock2D"}
 """As SSD-1B's: fewer transformer blocks, none in the middle, one residual block less."""
 
@@ -250,6 +315,7 @@ class Tiny:
 FAMILIES = {
     "hunyuanvideo-1.5": Tiny("hunyuanvideo-1.5", hunyuan, comfy_hunyuan, ("comfy", "diffusers", "peft", "kohya")),
     "hunyuanvideo": Tiny("hunyuanvideo", hunyuan_1, comfy_hunyuan_1),
+    "minimax-h3": Tiny("minimax-h3", minimax_h3, original_h3),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
     "krea2": Tiny("krea2", krea2, original_krea2),
@@ -275,6 +341,7 @@ IMAGE_PIPELINES = {"krea2": "Krea2Pipeline"}
 def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
     """A file loaded as its users load it, and baked in: the pipelines' way for U-Nets, else the model's own."""
     import diffusers
+    from diffusers.loaders.lora_pipeline import MiniMaxH3LoraLoaderMixin
 
     if TABLES[family].component == "unet":
         large = family == "sdxl"
@@ -294,6 +361,12 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
         beside = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
         pipe = getattr(diffusers, IMAGE_PIPELINES[family])(**beside, transformer=model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
+    elif family == "minimax-h3":
+
+        class Pipe(MiniMaxH3LoraLoaderMixin):  # type: ignore[misc]  # what its modular pipeline has of it
+            transformer, components, hf_device_map = model, {"transformer": model}, None
+
+        Pipe().load_lora_weights(path.parent, weight_name=path.name)
     else:
         model.load_lora_adapter(path.parent, weight_name=path.name)
     model.fuse_lora()

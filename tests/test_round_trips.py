@@ -81,6 +81,25 @@ FAMILIES = {
         },
         tuple(FORMATS),
     ),
+    "minimax-h3": Row(
+        {
+            **{f"transformer_blocks.0.attn.to_{letter}": (256, 8) for letter in "qkv"},
+            **{f"token_refiner.refiner_blocks.1.attn.to_{letter}": (128, 8) for letter in "qkv"},
+            "transformer_blocks.10.ff.net.0.proj": (12, 8),
+            "transformer_blocks.10.adaln_proj.linear": (12, 6),
+            "norm_out.linear": (16, 8),
+        },
+        {
+            "ComfyUI, ai-toolkit": ("diffusion_model.", "original"),
+            "larryvrh": ("", "original"),
+            "musubi-tuner": ("lora_unet_", "original"),
+            "diffusers": ("transformer.", "diffusers"),
+            "diffusers, of references": ("transformer_ref.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "DiffSynth": ("", "interleaved"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
     "sd1.5": Row(
         {
             "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": (8, 8),
@@ -171,7 +190,14 @@ KINDS: dict[str, Callable[[Shape, int, bool], Adapter]] = {
     "LoKr": lokr,
     "LoKr, whole": whole,
 }
-CASES = [(family, kind, who) for family, row in FAMILIES.items() for kind in KINDS for who in row.spellings]
+CASES = [
+    (family, kind, who)
+    for family, row in FAMILIES.items()
+    for kind in KINDS
+    for who in row.spellings
+    if kind != "mid factor" or any(len(shape) > 2 for shape in row.layers.values())
+    if kind == "LoRA" or who != "DiffSynth"  # whose layout is told by the name of the adapter in a LoRA's keys
+]
 
 
 def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
@@ -190,8 +216,15 @@ def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
             continue
         stem = prefix + (flattened(name) if prefix.endswith("_") else name)
         keys, delta = KINDS[kind]((out * len(slices), *rest), 100 * number, prefix.endswith("_"))
+        if who == "DiffSynth":
+            keys = {ending.replace(".weight", ".default.weight"): value for ending, value in keys.items()}
         tensors |= {stem + ending: value for ending, value in keys.items()} | {f"{stem}.alpha": torch.tensor(3.0)}
         for layer, rows in slices.items():
+            if naming == "interleaved" and rows.of > 1:
+                deltas[layer] = torch.cat(
+                    [delta[start : start + 128] for start in range(128 * rows.part, len(delta), 3 * 128)]
+                )
+                continue
             deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if rows.swapped else delta.chunk(rows.of)[rows.part]
     save_file(tensors, path)
     return deltas

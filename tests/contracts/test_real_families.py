@@ -27,6 +27,10 @@ peft = pytest.importorskip("peft")
 PARTS = {
     "hunyuanvideo-1.5": ("transformer_blocks.0.attn.to_", "transformer_blocks.0.ff.net.2", "norm_out", "proj_out"),
     "hunyuanvideo": ("transformer_blocks.0.attn.to_", "single_transformer_blocks.0.proj_mlp", "norm_out", "proj_out"),
+    "minimax-h3": (
+        *("transformer_blocks.0.attn.to_", "transformer_blocks.0.ff.net.2", "transformer_blocks.0.adaln_proj"),
+        *("norm_out", "proj_out"),
+    ),
     "sd1.5": ("mid_block.resnets.0.", "down_blocks.0.attentions.0.transformer_blocks.0.attn2"),
     "sdxl": ("mid_block.resnets.0.", "up_blocks.0.attentions.0.transformer_blocks.1.attn1", "add_embedding"),
     "krea2": ("transformer_blocks.0.", "text_fusion.", "time_", "final_layer"),

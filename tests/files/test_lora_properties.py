@@ -28,6 +28,10 @@ LAYERS = {
         *("transformer_blocks.0.attn.to_q", "transformer_blocks.53.attn.add_v_proj", "transformer_blocks.7.ff.net.2"),
         *("context_embedder.token_refiner.refiner_blocks.1.attn.to_k", "norm_out.linear"),
     ),
+    "minimax-h3": (
+        *("transformer_blocks.0.attn.to_out.0", "transformer_blocks.49.adaln_proj.linear", "norm_out.linear"),
+        *("token_refiner.refiner_blocks.1.ff.net.0.proj", "time_embedder.linear_1"),
+    ),
     "sd1.5": (
         *("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q", "up_blocks.3.resnets.2.time_emb_proj"),
         *(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loraport.errors import MismatchError
 from loraport.files.names.dialects import parse_key
-from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, SD15, SDXL, WAN, Family, flattened
+from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, MINIMAX_H3, SD15, SDXL, WAN, Family, flattened
 from loraport.files.names.lookup import (
     canonical_layer,
     detect_naming,
@@ -75,6 +75,7 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "hunyuanvideo": (HUNYUAN, "HunyuanVideoTransformer3DModel", {}, 1264, 12_821_012_544),
     "hunyuanvideo-1.5": (HUNYUAN_15, HUNYUAN_CLASS, {}, 1801, 8_326_608_160),
     "hunyuanvideo-1.5, mean flow": (HUNYUAN_15, HUNYUAN_CLASS, {"use_meanflow": True}, 1805, 8_331_330_848),
+    "minimax-h3": (MINIMAX_H3, "MiniMaxH3Transformer3DModel", {}, 638, 33_122_992_896),
     "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
     "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
     "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
@@ -161,6 +162,23 @@ def test_fused_rows_are_where_the_original_has_them() -> None:
         )
 
 
+def test_rows_of_heads_are_moved_as_in_the_converter_of_diffusers() -> None:
+    """Two heads of 128 rows for each of q, k and v; put is the way back, also where the tensor is a part of another."""
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    stored = torch.arange(768.0)[:, None] * torch.ones(1, 2)
+    name, back = "blocks.7.attn.qkv_proj", torch.zeros(768, 5)[:, 1:3]
+    config = {"num_attention_heads": 2, "attention_head_dim": 128}
+    for naming, layout in (("original", "stacked"), ("interleaved", "interleaved")):
+        wanted = single_file.convert_minimax_h3_transformer_checkpoint_to_diffusers(
+            {f"{name}.weight": stored}, config, qkv_layout=layout
+        )
+        for canonical, rows in MINIMAX_H3.pieces(name, naming):  # type: ignore[arg-type]
+            assert torch.equal(rows.take(stored), wanted[f"{canonical}.weight"]), layout
+            rows.put(back, rows.take(stored))
+        assert torch.equal(back, stored)
+    assert not MINIMAX_H3.pieces(name, "interleaved")[0][1].fits((3 * 64, 2))
+
+
 def test_rows_are_moved_as_in_the_converter_of_diffusers() -> None:
     stored = torch.arange(6.0)[:, None] * torch.ones(1, 2)
     parts = [rows.take(stored) for _, rows in HUNYUAN_15.pieces("double_blocks.7.img_attn.qkv", "comfy")]
@@ -195,6 +213,7 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
         ("wan2.2-animate", "convert_wan_transformer_to_diffusers"),
         ("hunyuanvideo", "convert_hunyuan_video_transformer_to_diffusers"),
         ("krea2", "convert_krea2_transformer_checkpoint_to_diffusers"),
+        ("minimax-h3", "convert_minimax_h3_transformer_checkpoint_to_diffusers"),
     ],
 )
 def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, converter: str) -> None:
@@ -208,7 +227,7 @@ def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, convert
             continue  # of another shape there
         stored[rows.name] = torch.arange(math.prod(shape) if rows.folded else rows.stored_rows(shape[0]))
         wanted[name] = rows.take(stored[rows.name])
-    converted = getattr(single_file, converter)(stored)
+    converted = getattr(single_file, converter)(stored, **({"config": {}} if model == "minimax-h3" else {}))
     assert converted.keys() == wanted.keys()
     assert all(torch.equal(converted[name], numbers) for name, numbers in wanted.items())
 
@@ -291,10 +310,10 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
                     twice.setdefault(name, set()).add(family.name)
                     located = find_layer(name, flat=flat, prefer=family.name)
                     assert located is not None and located.family is family
-    assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo"}
+    assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo", "minimax-h3"}
     for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
         assert twice.pop(flattened(name) if flat else name) == {"hunyuanvideo-1.5", "hunyuanvideo", "krea2"}
-    assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo"}
+    assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo", "minimax-h3", "wan", "krea2"}
 
 
 @given(

@@ -29,7 +29,7 @@ def layer_rows(stored: StoredTensor, rows: RowSlice) -> StoredTensor:
     shape = rows.shape(stored.shape)
     codes = stored.quantization
     codes = None if codes is None else replace(codes, read=partial(_read_rows, codes, rows))
-    if isinstance(stored.read, ByteReader) and rows.of > 1:  # no byte of the other layers
+    if isinstance(stored.read, ByteReader) and rows.of > 1 and not rows.group:  # no byte of the other layers
         height = stored.shape[0] // rows.of
         return replace(stored, shape=shape, read=stored.read.rows(rows.part * height, shape[0]), quantization=codes)
     return replace(stored, shape=shape, read=lambda: rows.take(stored.read()).contiguous(), quantization=codes)

@@ -21,6 +21,9 @@ from loraport.spectral.low_rank import LowRank
 
 def stored_tensor(pieces: Mapping[int, Tensor], rows: RowSlice) -> Tensor:
     """Return a stored tensor made of its layers' rows, by part: the inverse of `layer_rows`."""
+    if rows.group:
+        heads = [piece.reshape(-1, rows.group, *piece.shape[1:]) for _, piece in sorted(pieces.items())]
+        return torch.stack(heads, dim=1).flatten(0, 2)
     joined = torch.cat([piece for _, piece in sorted(pieces.items())]) if rows.of > 1 else pieces[0]
     if rows.transposed:
         return joined.mT.contiguous()
@@ -56,7 +59,7 @@ def _module(parts: list[tuple[LowRank, RowSlice]]) -> LowRank:
     B = first.B.new_zeros(heights.pop(), first.rank if shared else sum(part.rank for part, _ in parts))
     column = 0
     for part, rows in parts:
-        rows.take(B)[:, column : column + part.rank] = part.B
+        rows.put(B[:, column : column + part.rank], part.B)
         column += 0 if shared else part.rank
     return LowRank(B, first.A if shared else torch.cat([part.A for part, _ in parts]))
 
@@ -87,5 +90,5 @@ def _joined(parts: list[tuple[Pending, RowSlice]], shape: tuple[int, ...]) -> Te
     made = [(part.make(), rows) for part, rows in parts]
     joined = made[0][0].new_zeros(shape)
     for tensor, rows in made:
-        rows.take(joined).copy_(tensor)
+        rows.put(joined, tensor)
     return joined

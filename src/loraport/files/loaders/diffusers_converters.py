@@ -4,7 +4,8 @@ The converters themselves are private functions of a heavy package, go one way a
 
 Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
 `_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`,
-`_convert_non_diffusers_krea2_lora_to_diffusers`, `load_lora_adapter`; and run on tiny models, file by file, in
+`_convert_non_diffusers_krea2_lora_to_diffusers`, `_convert_non_diffusers_minimax_h3_lora_to_diffusers`,
+`load_lora_adapter`; and run on tiny models, file by file, in
 `tests/contracts/`.
 """
 
@@ -146,3 +147,27 @@ def without_dora_scale(facts: Facts, judge: Converter) -> Findings:
     """Judge a file as its pipeline does that leaves out `dora_scale`, with a warning, before anything else."""
     raised, left = judge(replace(facts, names=tuple(key for key in facts.names if not _is_dora(key))))
     return raised, [*left, *(_DORA if any(map(_is_dora, facts.names)) else [])]
+
+
+_H3_LAYER = re.compile(
+    r"(?:token_refiner[._])?blocks[._]\d+[._](?:attn[._](?:qkv|out)_proj|mlp[._]fc[12])"
+    r"|blocks[._]\d+[._]adaln_proj[._]linear|(?:video|audio)_patch_proj|condition_proj|time_embedder[._]proj_(?:in|out)"
+    r"|final_layer[._](?:adaln_proj[._]linear|(?:video|audio)_out)"
+)
+_H3_STARTS = ("diffusion_model.", "lora_unet_", "blocks.", "token_refiner.blocks.", "final_layer.")
+
+
+def h3_original(facts: Facts) -> Findings:
+    """Judge MiniMax-H3's original names: nothing but pairs of one ending and alphas may be there."""
+    if not any(key.startswith(_H3_STARTS) for key in facts.names):
+        return ["it knows original names by their blocks, and there is none"], []
+    names = [key.removeprefix("diffusion_model.").removeprefix("lora_unet_") for key in facts.names]
+    names = [key.replace(".default.", ".") for key in names if not _is_dora(key)]
+    pair = KOHYA_PAIR if any(".lora_down.weight" in key for key in names) else PEFT_PAIR
+    left = []
+    for key in names:
+        ending = next((one for one in (*pair, ".alpha") if key.endswith(one)), "")
+        module = key.removesuffix(ending)
+        if not ending or not _H3_LAYER.fullmatch(module) or f"{module}{pair[0]}" not in names:
+            left.append(key)
+    return [f"it refuses what it has no name for: {left[0]}"] if left else [], []

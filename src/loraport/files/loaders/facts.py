@@ -11,6 +11,7 @@ from loraport.files.lora.kernels import kernel_by_name, same_kernel
 from loraport.files.lora.kohya import is_complete
 from loraport.files.lora.read import Lora
 from loraport.files.names.dialects import ADDITIONS, PAIRS, VARIANTS, LoraKey, Pair
+from loraport.files.names.families import Family, Naming
 from loraport.files.names.lookup import spellings
 
 Spelling = tuple[str, str]
@@ -135,8 +136,14 @@ def _spellings(keys: list[LoraKey], family: str) -> frozenset[Spelling]:
         frozenset(
             (key.prefix, f"{naming}, fused" if one.is_fused(key.module, naming, key.dialect.flat) else naming)
             for one, naming in spellings(key.module, flat=key.dialect.flat)
-            if one.name == family
+            if one.name == family and (len(key.pieces) == 1 or naming not in _twins_of(one, key.dialect.naming))
         )
         for key in factors
     ]
     return frozenset.intersection(*by_key) if by_key else frozenset()
+
+
+def _twins_of(family: Family, naming: Naming | None) -> set[Naming]:
+    """Return the namings that call fused layers as this one does, and have their rows in another order."""
+    pairs = {(one, other) for one, other in family.twins.items()}
+    return {other for one, other in pairs if one == naming} | {one for one, other in pairs if other == naming}

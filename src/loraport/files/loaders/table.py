@@ -12,6 +12,7 @@ from loraport.files.loaders.facts import Facts
 from loraport.files.loaders.rows import spelled_alike
 from loraport.files.loaders.rows_hunyuan import HUNYUAN_15_LOADERS, HUNYUAN_LOADERS
 from loraport.files.loaders.rows_images import IMAGE_LOADERS
+from loraport.files.loaders.rows_minimax_h3 import MINIMAX_H3_LOADERS
 from loraport.files.loaders.rows_unet import UNET_LOADERS
 from loraport.files.loaders.rows_wan import WAN_LOADERS
 from loraport.files.loaders.rules import Loader, Verdict, verdict
@@ -22,6 +23,7 @@ LOADERS: tuple[Loader, ...] = (
     *WAN_LOADERS,
     *HUNYUAN_15_LOADERS,
     *HUNYUAN_LOADERS,
+    *MINIMAX_H3_LOADERS,
     *UNET_LOADERS,
     *IMAGE_LOADERS,
     Loader(

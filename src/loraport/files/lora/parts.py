@@ -11,7 +11,15 @@ from pathlib import Path
 from loraport.errors import MismatchError, SettingsError
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.locate import lora_keys
-from loraport.files.names.dialects import VARIANTS, LoraKey, majority_dialect, parse_key, unlisted_start
+from loraport.files.names.dialects import (
+    VARIANTS,
+    LoraKey,
+    holds_adapter_name,
+    majority_dialect,
+    parse_key,
+    unlisted_start,
+)
+from loraport.files.names.families import FAMILIES, Layout
 
 EXPERT_PARTS = {"transformer": "transformer_2", "dit": "dit2"}
 """The component of the high-noise expert -> that of the low-noise one."""
@@ -110,14 +118,22 @@ def input_widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
     return frozenset(shape[1] for shape in downs if len(shape) > 1)
 
 
-def parsed_keys(keys: list[str], widths: Collection[int] = ()) -> tuple[str, list[LoraKey]]:
-    """Return (a start of the names that is in no list, or "", the keys read as names of the file's own family)."""
+def parsed_keys(keys: list[str], widths: Collection[int] = (), qkv: Layout | None = None) -> tuple[str, list[LoraKey]]:
+    """Return (a start of the names that is in no list, or "", the keys read as names of the file's own family).
+
+    `qkv`: how the rows of fused layers lie, where names do not tell; None takes what the keys' endings say.
+    """
     first = [parse_key(key) for key in keys]
     start = unlisted_start(first)
     if start:
         first = [parse_key(key, start=start) for key in keys]
-    family = majority_dialect(first, widths).family if keys else None
-    return start, [parse_key(key, family, start) for key in keys]
+    dialect = majority_dialect(first, widths) if keys else None
+    if dialect is None:
+        return start, []
+    twins = FAMILIES[dialect.family].twins if dialect.family else {}
+    named = any(map(holds_adapter_name, keys)) if qkv is None else qkv == "interleaved"
+    naming = twins.get(dialect.naming) if named and dialect.naming else None
+    return start, [parse_key(key, dialect.family, start, naming) for key in keys]
 
 
 def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> list[str]:
@@ -138,6 +154,26 @@ def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> l
             "expects; they are left out of what is written"
         )
     return notes
+
+
+def layout_notes(parsed: list[LoraKey], qkv: Layout | None) -> list[str]:
+    """Say how the rows of fused layers were taken, where their names do not tell."""
+    namings = {
+        key.dialect.naming
+        for key in parsed
+        if key.part == "B" and len(key.pieces) > 1 and key.dialect.family and FAMILIES[key.dialect.family].twins
+    }
+    if not namings or qkv is not None:
+        return []
+    if "interleaved" in namings:
+        return [
+            "the rows of its fused q, k and v are taken head by head (interleaved), since its keys hold an adapter's "
+            "name, as those of DiffSynth do; --qkv lora=stacked says otherwise"
+        ]
+    return [
+        "the rows of its fused q, k and v are taken as stacked, as every trainer but DiffSynth writes them; the file "
+        "does not tell: --qkv lora=interleaved says otherwise"
+    ]
 
 
 def lora_parts_in(place: Path | str) -> list[str]:

@@ -20,7 +20,7 @@ from loraport.files.formats.safetensors_read import StoredTensor, dtype_of
 from loraport.files.lora.alpha import stored_scales
 from loraport.files.lora.layer_reader import LayerReader
 from loraport.files.lora.locate import LoraFiles, open_lora
-from loraport.files.lora.parts import input_widths, keys_of_part, notes_on_names, parsed_keys
+from loraport.files.lora.parts import input_widths, keys_of_part, layout_notes, notes_on_names, parsed_keys
 from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
 from loraport.files.names.clip import SECOND, is_named
 from loraport.files.names.dialects import (
@@ -31,7 +31,7 @@ from loraport.files.names.dialects import (
     majority_dialect,
     parse_key,
 )
-from loraport.files.names.families import FAMILIES, RowSlice
+from loraport.files.names.families import FAMILIES, Layout, RowSlice
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class Lora:
 
     def parse(self, key: str) -> LoraKey:
         """Parse one of its keys."""
-        return _of_folder(parse_key(key, self.dialect.family, self.start), self.path)
+        return _of_folder(parse_key(key, self.dialect.family, self.start, self.dialect.naming), self.path)
 
 
 def read_lora(
@@ -97,6 +97,7 @@ def read_lora(
     keep: bool = True,
     part: str | None = None,
     outlines: bool = False,
+    qkv: Layout | None = None,
 ) -> Lora:
     """Read the LoRA in a safetensors file, in a folder with one (PEFT's, or diffusers'), on the Hub (as a text), or in
     memory (its tensors by their keys).
@@ -106,7 +107,8 @@ def read_lora(
     `keep` off: the updates are checked now, and read again when they are asked for.
     `outlines`: for who only looks at a file. Plain factors are checked, and read when an update is asked for; what is
     known of them meanwhile stands in `LoraLayer.outline`, and PyTorch is not loaded for it.
-    `part`: which of several LoRAs in one file (`lora.parts`).
+    `part`: which of several LoRAs in one file (`lora.parts`). `qkv`: how the rows of fused layers lie, where names do
+    not tell (MiniMax-H3); None takes what the keys' endings say.
     Raises FileFormatError for what is not a safetensors file, not a LoRA, or an adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
@@ -115,7 +117,7 @@ def read_lora(
     part = None if part == files.entry else part
     tensors = files.tensors
     widths = input_widths(tensors)
-    start, every_key = parsed_keys(sorted(tensors), widths)
+    start, every_key = parsed_keys(sorted(tensors), widths, qkv)
     parsed = [_of_folder(key, files.path) for key in keys_of_part(files.path, every_key, part)]
     refuse_unread(files.path, parsed)
     scales = stored_scales(
@@ -155,7 +157,12 @@ def read_lora(
         files.metadata,
         files.sha256,
         files.path,
-        (*_other_entries(files), *notes_on_names(every_key, parsed, start), *reader.notes(of_encoders)),
+        (
+            *_other_entries(files),
+            *notes_on_names(every_key, parsed, start),
+            *layout_notes(parsed, qkv),
+            *reader.notes(of_encoders),
+        ),
         start,
         encoded,
     )

@@ -120,7 +120,9 @@ def output_dialect(like: Lora, format: str) -> Dialect:
             f"{format} is the format of HunyuanVideo-1.5's own code, but this LoRA is of {family.name}; use one of: "
             f"{', '.join(family.written)}"
         )
-    prefix = f"{family.component}." if format == "diffusers" else dialect.prefix
+    own = like.dialect.prefix.removesuffix(".")
+    component = own if own in family.partitions else family.component
+    prefix = f"{component}." if format == "diffusers" else dialect.prefix
     return replace(dialect, prefix=prefix, naming=family.written[format], family=family.name)
 
 

@@ -193,12 +193,21 @@ class LoraKey:
 
 # Reading a file and describing it ask for the same keys several times over.
 @lru_cache(maxsize=1 << 16)
-def parse_key(key: str, family: str | None = None, start: str = "") -> LoraKey:
+def parse_key(key: str, family: str | None = None, start: str = "", naming: Naming | None = None) -> LoraKey:
     """Take a key of a LoRA file apart: every ending, every prefix; what is in no table keeps its own name.
 
     `family` is the file's, where it is known: few names are in the tables of several, and they are read as its own.
-    `start` is a prefix in no list, as `unlisted_start` finds it.
+    `start` is a prefix in no list, as `unlisted_start` finds it. `naming` is the file's, where names do not tell it.
     """
+    found = _parsed(key, family, start)
+    twins = {} if found.dialect.family is None else FAMILIES[found.dialect.family].twins
+    if naming is None or found.dialect.naming is None or twins.get(found.dialect.naming) != naming:
+        return found
+    pieces = FAMILIES[str(found.dialect.family)].pieces(found.module, naming, flat=found.dialect.flat)
+    return replace(found, pieces=pieces or found.pieces, dialect=replace(found.dialect, naming=naming))
+
+
+def _parsed(key: str, family: str | None, start: str) -> LoraKey:
     stem, part, pair = _split_suffix(key)
     plain = without_wrappers(stem)
     head = known_start(plain)
@@ -301,6 +310,11 @@ def _split_suffix(key: str) -> tuple[str, str, Pair]:
     return key, "", PEFT_PAIR
 
 
+def holds_adapter_name(key: str) -> bool:
+    """Return whether a factor's key has the name of PEFT's adapter in it: `….lora_A.default.weight`."""
+    return _NAMED_ADAPTER.fullmatch(key) is not None
+
+
 def says_lora(key: str) -> bool:
     """Return whether a key calls itself a LoRA's, whatever its ending: no key of a model does."""
     return "lora" in key.lower()
@@ -319,7 +333,7 @@ def refused_kind(key: str) -> str | None:
 
 
 NO_NAME = "its layer is known by a flattened name only, which this format cannot hold"
-_OF_DIFFUSERS = frozenset({PEFT_PREFIX, "transformer.", "unet.", ""})
+_OF_DIFFUSERS = frozenset({PEFT_PREFIX, "transformer.", "transformer_ref.", "unet.", ""})
 _OF_COMFYUI = frozenset({"diffusion_model.", "model.diffusion_model.", "lora_unet_", "lora_unet__"})
 
 
@@ -365,6 +379,9 @@ def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> D
     families = sorted(FAMILIES.values(), key=lambda family: not any(width in widths for width, _ in family.sizes))
     pairs = ((family.name, naming) for family in families for naming in family.namings)
     family, naming = next((pair for pair in pairs if best and spelled[pair] == best), (None, None))
+    twin = FAMILIES[family].twins.get(naming) if family and naming else None
+    if any(key.dialect.naming == twin for key in keys if twin):
+        naming = twin
     return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)
 
 

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraport.files.names.tables.family import NAMINGS, Family, Naming, Piece, RowSlice, flattened, halves_swapped
+from loraport.files.names.tables.family import (
+    LAYOUTS,
+    NAMINGS,
+    Family,
+    Layout,
+    Naming,
+    Piece,
+    RowSlice,
+    flattened,
+    halves_swapped,
+)
 from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
 from loraport.files.names.tables.krea2 import KREA_2
+from loraport.files.names.tables.minimax_h3 import MINIMAX_H3
 from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
 from loraport.files.names.tables.wan import WAN
 
@@ -20,13 +31,16 @@ __all__ = [
     "HUNYUAN",
     "HUNYUAN_15",
     "KREA_2",
+    "LAYOUTS",
     "LINEAR_PROJECTIONS",
+    "MINIMAX_H3",
     "NAMINGS",
     "PROJECTIONS",
     "SD15",
     "SDXL",
     "WAN",
     "Family",
+    "Layout",
     "Naming",
     "Piece",
     "RowSlice",
@@ -34,4 +48,6 @@ __all__ = [
     "halves_swapped",
 ]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL, KREA_2)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3)
+}

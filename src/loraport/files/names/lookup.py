@@ -13,7 +13,7 @@ from loraport.files.names.families import FAMILIES, WAN, Family, Naming, Piece
 from loraport.files.names.tables.family import templates_of
 
 _KNOWN_START = re.compile(
-    r"(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer_2|transformer|unet|generator|model|module"
+    r"(?:base_model\.model|model\.diffusion_model|diffusion_model|transformer_2|transformer_ref|transformer|unet|generator|model|module"
     r"|net|dit2|dit|pipe)\."
 )
 """What programs put before a layer's name: diffusers' and ComfyUI's components, PEFT's model, trainers' attributes."""

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 
 from loraport.files.presets.hunyuan import HUNYUAN_MODELS
 from loraport.files.presets.images import IMAGE_MODELS
+from loraport.files.presets.minimax_h3 import MINIMAX_H3_MODELS
 from loraport.files.presets.preset import AcceleratorPreset, Preset
 from loraport.files.presets.unet import UNET_MODELS
 from loraport.files.presets.wan import WAN_MODELS
 
 PRESETS: Mapping[str, Preset] = {
-    preset.name: preset for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, IMAGE_MODELS) for preset in models
+    preset.name: preset
+    for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, IMAGE_MODELS, MINIMAX_H3_MODELS)
+    for preset in models
 }
 """The models. A family's rows stand in a module of its own."""
 

@@ -17,14 +17,23 @@ from loraport.lazy_property import lazy_property
 if TYPE_CHECKING:
     from torch import Tensor
 
-Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo"]
-"""Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on."""
+Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo", "interleaved"]
+"""Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on.
+
+`interleaved`: the original names, with the rows of fused layers in another order, which names do not tell.
+"""
 NAMINGS: tuple[Naming, ...] = get_args(Naming)
+
+Layout = Literal["stacked", "interleaved"]
+"""How the rows of q, k and v lie in a fused layer: one block behind the other, or head by head."""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True)
 class RowSlice:
     """The rows of a stored layer that are one layer's: all, one or more of several equal blocks, or two swapped halves.
+
+    The blocks stand one behind the other, or alternate in groups of `group` rows (a head's q, k, v, the next one's).
 
     Only rows are ever moved, so of a LoRA only B is: A belongs to the input. Models alone store transposes and lines.
     """
@@ -38,6 +47,8 @@ class RowSlice:
     transposed: bool = False
     folded: int = 0
     """How many rows the parameter has, where it is stored as one line; 0 where it is stored as it is."""
+    group: int = 0
+    """Rows of one block before the next block's begin; 0 where each block stands in one piece."""
 
     @property
     def whole(self) -> bool:
@@ -54,7 +65,7 @@ class RowSlice:
             return len(shape) == 2
         if self.folded:
             return len(shape) == 1 and shape[0] % self.folded == 0
-        return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of) == 0)
+        return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of * (self.group or 1)) == 0)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the layer's shape in a stored tensor of that shape."""
@@ -70,8 +81,19 @@ class RowSlice:
             return stored.reshape(self.folded, -1)
         if self.swapped:
             return halves_swapped(stored)
-        size = stored.shape[0] // self.of if self.of > 1 else 0
-        return stored if self.of == 1 else stored[self.part * size : (self.part + self.span) * size]
+        if self.of == 1:
+            return stored
+        return self._blocks(stored)[:, self.part : self.part + self.span].flatten(0, 2)
+
+    def put(self, stored: Tensor, own: Tensor) -> None:
+        """Write the layer's rows into the stored ones, which are several layers': the way back from `take`."""
+        mine = self._blocks(stored)[:, self.part : self.part + self.span]
+        mine.copy_(own.reshape(mine.shape))
+
+    def _blocks(self, stored: Tensor) -> Tensor:
+        """Return a view of the stored rows as (groups, blocks, rows of one, …)."""
+        height = self.group or stored.shape[0] // self.of
+        return stored.view(-1, self.of, height, *stored.shape[1:])
 
     def own_rows(self, stored: int) -> int:
         """Return how many of the stored rows are the layer's."""
@@ -109,6 +131,8 @@ class Family:
     parameters: tuple[Row, ...]
     component: str = "transformer"
     """What diffusers calls the network inside a pipeline, and puts before the keys of its LoRAs."""
+    partitions: tuple[str, ...] = ()
+    """Further networks of the same names in a pipeline, each with LoRAs of its own."""
     written: Mapping[str, Naming] = field(default_factory=dict)
     """Format of LoRA files -> the naming that its loaders want for this family."""
     probe: str = ""
@@ -117,6 +141,11 @@ class Family:
     """(that width, blocks) -> the published model of that size."""
     together: Mapping[str, RowSlice] = field(default_factory=dict)
     """Canonical name -> its rows in the canonical naming, where that holds several layers in one."""
+    twins: Mapping[Naming, Naming] = field(default_factory=dict)
+    """Naming -> the one with the same names and the rows of fused layers in another order.
+
+    Names do not tell them apart. A LoRA whose keys hold an adapter's name (`lora_A.default`) is of the second.
+    """
     fused: tuple[tuple[Naming, str, RowSlice], ...] = ()
     """(naming, canonical name, rows) of modules that take the place of a naming's own: read, never written."""
     kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
