@@ -136,7 +136,7 @@ def parsed_keys(keys: list[str], widths: Collection[int] = (), qkv: Layout | Non
     return start, [parse_key(key, dialect.family, start, naming) for key in keys]
 
 
-def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> list[str]:
+def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str, qkv: Layout | None = None) -> list[str]:
     """Say what was left alone of a file, and what was taken off the names so that the tables know them."""
     notes = []
     if len(every) > len(parsed):
@@ -153,10 +153,10 @@ def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str) -> l
             f"{len(wrapped)} keys hold the names of PyTorch's wrappers ({wrapped[0]}, for one), which no loader "
             "expects; they are left out of what is written"
         )
-    return notes
+    return [*notes, *_layout_notes(parsed, qkv)]
 
 
-def layout_notes(parsed: list[LoraKey], qkv: Layout | None) -> list[str]:
+def _layout_notes(parsed: list[LoraKey], qkv: Layout | None) -> list[str]:
     """Say how the rows of fused layers were taken, where their names do not tell."""
     namings = {
         key.dialect.naming

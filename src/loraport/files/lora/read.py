@@ -20,7 +20,7 @@ from loraport.files.formats.safetensors_read import StoredTensor, dtype_of
 from loraport.files.lora.alpha import stored_scales
 from loraport.files.lora.layer_reader import LayerReader
 from loraport.files.lora.locate import LoraFiles, open_lora
-from loraport.files.lora.parts import input_widths, keys_of_part, layout_notes, notes_on_names, parsed_keys
+from loraport.files.lora.parts import input_widths, keys_of_part, notes_on_names, parsed_keys
 from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
 from loraport.files.names.clip import SECOND, is_named
 from loraport.files.names.dialects import (
@@ -107,8 +107,8 @@ def read_lora(
     `keep` off: the updates are checked now, and read again when they are asked for.
     `outlines`: for who only looks at a file. Plain factors are checked, and read when an update is asked for; what is
     known of them meanwhile stands in `LoraLayer.outline`, and PyTorch is not loaded for it.
-    `part`: which of several LoRAs in one file (`lora.parts`). `qkv`: how the rows of fused layers lie, where names do
-    not tell (MiniMax-H3); None takes what the keys' endings say.
+    `part`: which of several LoRAs in one file (`lora.parts`). `qkv`: how the rows of fused layers lie; None takes
+    what the keys' endings say.
     Raises FileFormatError for what is not a safetensors file, not a LoRA, or an adapter that is not read (OFT, GLoRA,
     IA3, VeRA, replaced weights); MismatchError for half a pair, disagreeing ranks, a layer given twice; InputError for
     missing files and values that are not finite.
@@ -157,12 +157,7 @@ def read_lora(
         files.metadata,
         files.sha256,
         files.path,
-        (
-            *_other_entries(files),
-            *notes_on_names(every_key, parsed, start),
-            *layout_notes(parsed, qkv),
-            *reader.notes(of_encoders),
-        ),
+        (*_other_entries(files), *notes_on_names(every_key, parsed, start, qkv), *reader.notes(of_encoders)),
         start,
         encoded,
     )
