@@ -109,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs", "transfers"),
         *("analysis", "analysis.measures", "sampling", "estimates", "diagnosis.rule"),
     },
-    "compare.grid": {"methods", "files", "files.disk", "files.models", "clips"},
+    "compare.grid": {"methods", "files", "files.disk", "files.models", "inputs", "clips"},
     "compare.pipelines": {
         *("spectral", "files.disk", "files.names", "files.models", "files.lora", "inputs", "clips", "sampling"),
         *("sampling.choice", "compare.grid"),
@@ -137,7 +137,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "batches": {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
-        *("transfers", "diagnosis"),
+        *("transfers", "diagnosis", "diagnosis.rule"),
     },
     "workers": {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "objects"),

@@ -79,7 +79,7 @@ def choose(family, *words):
         (["core", "--tau", "2"], "--tau is a setting of CASA and means nothing to 'direct' or 'core'"),
         (["direct"], "direct reuse has no rival"),
         (["none"], "'none' cannot be kept"),
-        (["cassa"], "candidate 'cassa' is not a file, nor one of: casa, direct"),
+        (["cassa"], "unknown method or file 'cassa'; known: casa, direct"),
         (["casa", "undo", "casa"], "candidate 'casa' is given twice"),
         ([f"{known_place('toy:noir')}*0.5"], "is chosen at strength 1"),
         (["undo:much"], "'much' is not a number"),

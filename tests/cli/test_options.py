@@ -153,7 +153,8 @@ def shrink(layer: Layer, settings: ShrinkSettings) -> Update:
 @pytest.fixture
 def shrinking(monkeypatch):
     """The command with one method more: its rule, its row, and its settings class."""
-    monkeypatch.setitem(METHODS, "shrink", Method(shrink, ShrinkSettings, needs_basis=False, low_rank=True))
+    monkeypatch.setattr("loraport.methods.controls.shrink", shrink, raising=False)
+    monkeypatch.setitem(METHODS, "shrink", Method("controls.shrink", ShrinkSettings, needs_basis=False, low_rank=True))
     for module in ("loraport.cli.options.expansion", "loraport.inputs.recipes"):
         monkeypatch.setattr(f"{module}.KINDS", (*KINDS, ShrinkSettings))
     app = typer.Typer(rich_markup_mode=None)

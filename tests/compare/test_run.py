@@ -199,7 +199,7 @@ def test_the_command_says_what_it_did(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--with", "casa,nonsense"), "neither a file that is there nor one of: casa"),
+        (("--with", "casa,nonsense"), "unknown method or file 'nonsense'; known: casa"),
         (("--with", "core,core"), "two columns would be called 'core'"),
         (("--with", "core:2"), "core"),
         (("--prompts", "none.txt"), "the embedded family has prompts and ways of its own"),

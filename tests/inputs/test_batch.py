@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import FileFormatError, InputError, OutputError, SettingsError
 from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import Checkpoint
-from loraport.inputs.batch import method_list, one_or_many, output_name
+from loraport.inputs.batch import one_or_many, output_name
 from loraport.inputs.open import prepare_many
+from loraport.inputs.recipes import method_list
 from loraport.methods import layer as method_layer
 from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import ProloraSettings

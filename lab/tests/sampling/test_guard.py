@@ -228,5 +228,5 @@ def test_choosing_from_python_opens_the_models_by_itself(tmp_path):
     choice = loraport.choose(config, ["direct:0.5"], clips=2, progress=SimpleNamespace(note=notes.append))
     assert choice.verdict.kept == "direct" and (tmp_path / "chosen" / "adapter_config.json").is_file()
     assert [row.label for row in choice.verdict.scores] == ["direct", "direct:0.5"] and choice.result is not None
-    with pytest.raises(loraport.SettingsError, match="candidate 'magic' is not a file"):
+    with pytest.raises(loraport.SettingsError, match="unknown method or file 'magic'"):
         loraport.choose(config, ["magic"])

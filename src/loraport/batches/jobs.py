@@ -10,7 +10,8 @@ from typing import Any
 from loraport.batches.find import FoundLora, find_loras
 from loraport.batches.manifest import ManifestRow, folder_of, is_manifest, read_manifest
 from loraport.batches.names import NameTemplate, same_place
-from loraport.diagnosis.recommend import is_recommended, recommended
+from loraport.diagnosis.recommend import recommended
+from loraport.diagnosis.rule.advice import is_recommended
 from loraport.errors import LoraportError, SettingsError, unknown_name
 from loraport.files.disk.user_paths import expand_home
 from loraport.inputs.batch import becomes_folder, in_parts

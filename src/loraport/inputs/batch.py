@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.errors import InputError, OutputError, SettingsError
+from loraport.errors import InputError, OutputError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import lora_keys
 from loraport.files.lora.write import written_as_folder
@@ -62,17 +62,6 @@ def output_name(lora: str, method: str) -> str:
     else:
         name = file.resolve().name if path.exists() else file.name  # `.` and `..` have a name of their own
     return f"{name}-{method.replace(':', '-')}"
-
-
-def method_list(text: str) -> tuple[str, ...]:
-    """Return the methods in `casa,prolora,direct:1.15`. Raises SettingsError for an empty or repeated one."""
-    names = tuple(name.strip() for name in text.split(","))
-    for number, name in enumerate(names):
-        if not name:
-            raise SettingsError(f"methods {text!r}: one of them is empty; write for example casa,prolora,direct")
-        if name in names[:number]:
-            raise SettingsError(f"methods {text!r}: {name!r} is given twice; give each method once")
-    return names
 
 
 def in_parts(config: TransferConfig) -> list[TransferConfig]:

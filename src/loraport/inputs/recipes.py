@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loraport.errors import SettingsError, unknown_name
-from loraport.methods.recipes import Recipe, find_recipe
+from loraport.files.disk.user_paths import expand_home
+from loraport.files.models.hub import looks_like_hub_id
+from loraport.files.models.shards import WEIGHTS
+from loraport.files.strength import split_strength
+from loraport.methods.recipes import METHODS, Recipe, find_recipe
 from loraport.methods.settings import (
     CASA_PRESETS,
     KINDS,
@@ -18,6 +22,27 @@ from loraport.methods.settings import (
 )
 
 NO_CHANGES: Changes = {}
+
+
+def method_list(text: str) -> tuple[str, ...]:
+    """Return the methods in `casa,prolora,direct:1.15`. Raises SettingsError for an empty or repeated one."""
+    names = tuple(name.strip() for name in text.split(","))
+    for number, name in enumerate(names):
+        if not name:
+            raise SettingsError(f"methods {text!r}: one of them is empty; write for example casa,prolora,direct")
+        if name in names[:number]:
+            raise SettingsError(f"methods {text!r}: {name!r} is given twice; give each method once")
+    return names
+
+
+def check_method_or_file(text: str, others: Sequence[str] = ()) -> None:
+    """Raise SettingsError for a word that is no method, none of the `others`, no file that is there, and no Hub id."""
+    known = [*METHODS, *others]
+    place = split_strength(text)[0]
+    if text.partition(":")[0] not in known and not expand_home(place).exists() and not looks_like_hub_id(place):
+        if "/" in place or place.lower().endswith(WEIGHTS):
+            raise SettingsError(f"{place} does not exist; give a LoRA on the target, or one of: {', '.join(known)}")
+        raise unknown_name("method or file", text, known)
 
 
 def chosen_recipes(

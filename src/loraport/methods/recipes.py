@@ -2,35 +2,18 @@
 
 recipe = find_recipe("casa")                 # or "direct:1.15", "prolora", "direct-matched:prolora", ...
 update = recipe(Layer(lora, drift, basis))   # an Update: low-rank part, dense correction, facts
+
+The rules' modules are imported when a rule is first called, so that names and settings are checked without PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from loraport.errors import SettingsError, unknown_name
-from loraport.methods.casa import casa, casa_parts
-from loraport.methods.controls import (
-    arbitrate_only,
-    arbitrate_only_parts,
-    direct_matched,
-    restore_only,
-    restore_only_parts,
-    rollback,
-    rollback_parts,
-    undo,
-    undo_matched,
-    undo_matched_parts,
-    undo_parts,
-)
-from loraport.methods.core_undo import core, core_parts
-from loraport.methods.direct import direct
-from loraport.methods.drift_orthogonal import drift_orthogonal
-from loraport.methods.layer import Layer, Parts, Update
-from loraport.methods.lorax import lorax
-from loraport.methods.prolora import prolora
 from loraport.methods.settings import (
     AnySettings,
     CasaSettings,
@@ -44,12 +27,16 @@ from loraport.methods.settings import (
     setting_names,
 )
 
+if TYPE_CHECKING:
+    from loraport.methods.layer import Layer, Parts, Update
+
 
 @dataclass(frozen=True)
 class Method:
     """A rule for one layer, and what it needs to know."""
 
-    rule: Callable[[Layer, Any], Update]
+    rule: str
+    """`module.function` of this package, which takes a layer and settings and returns an Update."""
     settings: type[AnySettings] = CasaSettings
     argument: str | None = None
     """The setting that `name:value` sets; None for the methods whose name stands alone."""
@@ -65,29 +52,45 @@ class Method:
     """Whether it returns the LoRA unchanged where there is no drift."""
     fixed: tuple[str, ...] = ()
     """Settings of its class that it sets itself, or does not look at."""
-    parts: Callable[[Layer, Any], Parts] | None = None
-    """The same update in two, for methods that take drift back; None for those that take none."""
+    parts: str | None = None
+    """The function that gives the same update in two, for methods that take drift back; None for others."""
+
+
+def _function(name: str) -> Callable[[Layer, Any], Any]:
+    """Return the function that `module.name` means among the modules of this package."""
+    module, _, name = name.partition(".")
+    function: Callable[[Layer, Any], Any] = getattr(import_module(f"loraport.methods.{module}"), name)
+    return function
 
 
 _RESTORES = ("arbitrate", "q_act")
 """Settings that mean nothing to methods that only restore."""
 
 METHODS = {
-    "casa": Method(casa, needs_routing=True, parts=casa_parts),
-    "direct": Method(direct, DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
-    "direct-matched": Method(direct_matched, low_rank=True),
-    "undo": Method(undo, UndoSettings, "amount", needs_basis=False, parts=undo_parts),
-    "undo-matched": Method(undo_matched, needs_routing=True, fixed=_RESTORES, parts=undo_matched_parts),
-    "core": Method(core, CoreSettings, needs_basis=False, low_rank=True, parts=core_parts),
-    "drift-orthogonal": Method(
-        drift_orthogonal, DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
+    "casa": Method("casa.casa", needs_routing=True, parts="casa.casa_parts"),
+    "direct": Method("direct.direct", DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
+    "direct-matched": Method("controls.direct_matched", low_rank=True),
+    "undo": Method("controls.undo", UndoSettings, "amount", needs_basis=False, parts="controls.undo_parts"),
+    "undo-matched": Method(
+        "controls.undo_matched", needs_routing=True, fixed=_RESTORES, parts="controls.undo_matched_parts"
     ),
-    "prolora": Method(prolora, ProloraSettings, needs_target=True, reuses=False),
-    "lora-x": Method(lorax, LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
-    "rollback": Method(rollback, needs_routing=True, reuses=False, fixed=_RESTORES, parts=rollback_parts),
-    "restore-only": Method(restore_only, needs_routing=True, fixed=_RESTORES, parts=restore_only_parts),
+    "core": Method("core_undo.core", CoreSettings, needs_basis=False, low_rank=True, parts="core_undo.core_parts"),
+    "drift-orthogonal": Method(
+        "drift_orthogonal.drift_orthogonal", DriftOrthogonalSettings, "directions", needs_basis=False, low_rank=True
+    ),
+    "prolora": Method("prolora.prolora", ProloraSettings, needs_target=True, reuses=False),
+    "lora-x": Method("lorax.lorax", LoraxSettings, needs_basis=False, needs_target=True, low_rank=True, reuses=False),
+    "rollback": Method(
+        "controls.rollback", needs_routing=True, reuses=False, fixed=_RESTORES, parts="controls.rollback_parts"
+    ),
+    "restore-only": Method(
+        "controls.restore_only", needs_routing=True, fixed=_RESTORES, parts="controls.restore_only_parts"
+    ),
     "arbitrate-only": Method(
-        arbitrate_only, needs_routing=True, fixed=("restore", "arbitrate"), parts=arbitrate_only_parts
+        "controls.arbitrate_only",
+        needs_routing=True,
+        fixed=("restore", "arbitrate"),
+        parts="controls.arbitrate_only_parts",
     ),
 }
 
@@ -106,7 +109,8 @@ class Recipe:
 
     def __call__(self, layer: Layer) -> Update:
         """Return the layer's new update."""
-        return self.method.rule(layer, self.matched(layer) if self.matched else self.settings)
+        rule: Callable[[Layer, Any], Update] = _function(self.method.rule)
+        return rule(layer, self.matched(layer) if self.matched else self.settings)
 
     def parts(self, layer: Layer) -> Parts:
         """Return the layer's new update in two. Raises as `check_parts`."""
@@ -119,7 +123,7 @@ class Recipe:
             raise SettingsError(
                 f"method {self.name!r} takes nothing of the drift back, so it cannot be split; these can: {known}"
             )
-        return self.method.parts
+        return _function(self.method.parts)
 
     @property
     def knobs(self) -> set[str]:

@@ -27,6 +27,7 @@ from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
+from loraport.cli.options.readable import refuse_unknown
 from loraport.errors import LOST
 from loraport.sampling.providers import known_place
 
@@ -75,6 +76,7 @@ def choose(
     idle = {"pair_min": "it belongs to pairing by similarity"} if layers.pairing == "name" else {}
     refuse_idle(context, idle | ({"report": "a dry run has nothing to report"} if result.dry_run else {}))
     places = ModelOptions(known_place(models.source), known_place(models.target))
+    refuse_unknown(map(known_place, candidates or ()), ("none", "calibrated"))
     template = transfer_config(
         known_place(lora), os.path.expanduser(output), places, layers, result, run, lora_part=lora_part
     )

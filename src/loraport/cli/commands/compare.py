@@ -24,6 +24,7 @@ from loraport.cli.options import (
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.pairs import SampledModels, numbers, size_of
+from loraport.cli.options.readable import refuse_unknown
 from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 
@@ -172,6 +173,8 @@ def compare(
     first where it is a method. The folder has every clip twice, lossless to measure and H.264 to look at, a manifest
     with all hashes, and a page. A run that was stopped goes on with the clips that are missing.
     """
+    others = tuple(known_place(name.strip()) for name in columns.with_.split(",") if name.strip())
+    refuse_unknown(others)
     from loraport import console
     from loraport.compare.grid.requests import Comparison, Course
     from loraport.compare.manifest import existing_manifest
@@ -186,7 +189,7 @@ def compare(
         raise SettingsError(f"{output} is a file; name a folder")
     comparison = Comparison(
         known_place(lora), known_place(models.source), known_place(models.target), folder,
-        tuple(known_place(name.strip()) for name in columns.with_.split(",") if name.strip()), columns.without_lora,
+        others, columns.without_lora,
         prompts.prompts, prompts.first, prompts.seeds, prompts.trigger,
         Course(
             course.frames, height, width, course.source_steps, course.source_guidance, course.target_steps,

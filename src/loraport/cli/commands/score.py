@@ -24,6 +24,7 @@ from loraport.cli.options.existing import keep_existing
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.pairs import BY_DEFAULT, Adapter, Clips, SampledModels, SamplingOptions, open_pair
+from loraport.cli.options.readable import refuse_unknown
 from loraport.sampling.providers import known_place
 
 app = typer.Typer()
@@ -54,6 +55,7 @@ def score(
     lora_part: LoraPart = None,
 ) -> None:
     """Say how far adapters on the target are from the adapter's effect on the source, by sampling both models."""
+    refuse_unknown(map(known_place, candidates), ("none",))
     from loraport import console
     from loraport.sampling.choice.commands import run_score
 

@@ -102,9 +102,8 @@ class MethodOptions:
 
         Raises SettingsError for what none of them knows.
         """
-        from loraport.diagnosis.recommend import is_recommended
-        from loraport.inputs.batch import method_list
-        from loraport.inputs.recipes import chosen_recipes
+        from loraport.diagnosis.rule.advice import is_recommended
+        from loraport.inputs.recipes import chosen_recipes, method_list
 
         names = method_list(self.method)
         if is_recommended(names, self.settings.preset, self.settings.changes):
@@ -182,6 +181,7 @@ def transfer(
         _say_what_to_type(context, loras[0], models, method.method, output, guard)
     loras, output = [known_place(lora) for lora in loras], os.path.expanduser(output)
     models = replace(models, source=known_place(models.source), target=known_place(models.target))
+    recipes = () if is_guarded else method.recipes()  # refused before anything is read
     together = not models.experts and not is_guarded and are_many(loras, method.method, output, many, result)
     if not together:
         from loraport.batches.find import find_loras
@@ -202,7 +202,6 @@ def transfer(
     if together:
         _run_many(template, loras, method, many, page, result, messages)
         return
-    recipes = method.recipes()
     _run(passes_of(template, loras, recipes, models, result, messages), page, result, messages)
 
 
@@ -224,7 +223,7 @@ def _run_many(
     """Move many LoRAs into a folder, or say what would be done."""
     from loraport.batches.jobs import Request
     from loraport.batches.names import NameTemplate
-    from loraport.inputs.batch import method_list
+    from loraport.inputs.recipes import method_list
 
     request = Request(
         template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),

@@ -1,4 +1,4 @@
-"""Refuse files that cannot be read before PyTorch is loaded: by their place and their headers, in milliseconds.
+"""Refuse, before PyTorch is loaded, files that cannot be read and words that mean nothing, in milliseconds.
 
 What is said here the commands would say too, two seconds later. What is not seen here (pickles, folders, models with an
 accelerator, what lies on the Hub) is left to them.
@@ -6,7 +6,7 @@ accelerator, what lies on the Hub) is left to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def refuse_unreadable(loras: Iterable[str], models: Iterable[str | None]) -> None:
@@ -19,6 +19,14 @@ def refuse_unreadable(loras: Iterable[str], models: Iterable[str | None]) -> Non
     for model in models:
         if model is not None:
             _refuse_model(model)
+
+
+def refuse_unknown(candidates: Iterable[str], others: Sequence[str] = ()) -> None:
+    """Raise SettingsError for a candidate that is no method, none of the `others`, and no file that is there."""
+    from loraport.inputs.recipes import check_method_or_file
+
+    for candidate in candidates:
+        check_method_or_file(candidate.strip(), others)
 
 
 def _refuse_lora(place: str) -> None:

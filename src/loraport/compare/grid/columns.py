@@ -9,8 +9,8 @@ from typing import Any
 
 from loraport.errors import SettingsError
 from loraport.files.disk.user_paths import expand_home
-from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.strength import split_strength
+from loraport.inputs.recipes import check_method_or_file
 from loraport.methods.recipes import METHODS
 
 SOURCE, TARGET = "source", "target"
@@ -78,9 +78,8 @@ def _made(method: str) -> Column:
 def _other(text: str) -> Column:
     if text.partition(":")[0] in METHODS:
         return _made(text)
+    check_method_or_file(text)
     place, strength = split_strength(text)
-    if not expand_home(place).exists() and not looks_like_hub_id(place):
-        raise SettingsError(f"{text!r} in --with is neither a file that is there nor one of: {', '.join(METHODS)}")
     path = expand_home(place)
     name = re.sub(r"[/:@]", "-", place) if not path.exists() else path.resolve().name if path.is_dir() else path.stem
     if name in _TAKEN:

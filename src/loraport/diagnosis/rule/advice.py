@@ -7,12 +7,13 @@ Between the two, and far from every measured pair: sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraport.diagnosis.rule.measured_map import MeasuredCell, MeasuredMap, measured_map
 from loraport.diagnosis.rule.traits import Traits
+from loraport.errors import SettingsError
 
 SAFE = "undo:0.25"
 """What to take where nothing can be sampled: of all fixed rules the one that loses least on the map."""
@@ -40,6 +41,20 @@ class Thresholds:
     """Beyond this share CASA is advised."""
     accelerated: str
     """What is advised for an accelerator beside the source, wherever its drift lies."""
+
+
+def is_recommended(methods: Sequence[str], preset: str | None, changes: Mapping[str, Any] | None) -> bool:
+    """Return whether the method is to be the advised one.
+
+    Raises SettingsError where others are named beside it, and for settings, which are of a method that is known.
+    """
+    if RECOMMEND not in methods:
+        return False
+    if len(methods) > 1:
+        raise SettingsError(f"--method {','.join(methods)}: {RECOMMEND} stands for one method; give it alone")
+    if preset or changes:
+        raise SettingsError(f"settings belong to a method by name; with --method {RECOMMEND}, leave them out")
+    return True
 
 
 def verdict_of(accelerated: bool, head: float, thresholds: Thresholds) -> str:

@@ -8,11 +8,9 @@ from functools import partial
 
 from loraport.compute import find_device
 from loraport.errors import SettingsError
-from loraport.files.disk.user_paths import expand_home
-from loraport.files.strength import split_strength
 from loraport.inputs.batch import one_or_many
 from loraport.inputs.config import RankRule, TransferConfig
-from loraport.inputs.recipes import chosen_recipes
+from loraport.inputs.recipes import check_method_or_file, chosen_recipes
 from loraport.methods.recipes import METHODS
 from loraport.methods.settings import Value
 from loraport.progress import NO_PROGRESS, Progress, observer
@@ -72,7 +70,7 @@ def candidates_by_name(
     methods = [name for name in names if name.partition(":")[0] in METHODS]
     files = [known_place(name) for name in names if name not in methods and name != CALIBRATED]
     for name in files:
-        _check_file(name, [*METHODS, CALIBRATED])
+        _check_file(name, [CALIBRATED])
     if names == [DIRECT]:
         raise SettingsError("direct reuse has no rival; name another method, a LoRA on the target, or calibrated")
     recipes = chosen_recipes([*dict.fromkeys((DIRECT, *methods))], preset, changes or {})
@@ -85,6 +83,4 @@ def _check_file(name: str, known: Sequence[str]) -> None:
     """Raise SettingsError for a word that is not a candidate."""
     if name == "none":
         raise SettingsError("'none' cannot be kept; loraport score says how far it is")
-    path = split_strength(name)[0]
-    if not expand_home(path).exists() and "/" not in path:
-        raise SettingsError(f"candidate {name!r} is not a file, nor one of: {', '.join(known)}")
+    check_method_or_file(name, known)
