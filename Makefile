@@ -14,7 +14,7 @@ SITE = if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then OMP_
 	--fail-on-warning --keep-going --fresh-env --quiet docs build/docs; \
 	else echo "The site needs Python 3.11 or newer and was not built." >&2; fi
 
-.PHONY: help setup demo hero quick test fuzz check format lint types docs docs-check family bench clean
+.PHONY: help setup demo hero quick test fuzz comfyui check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -46,6 +46,10 @@ test: setup  ## The whole test suite
 
 fuzz: setup  ## Attack every reader and the command line, kill every writer; by hand make fuzz CASES=10000 KILLS=500 SEED=7
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)
+
+comfyui: setup  ## The nodes in ComfyUI itself: make comfyui COMFYUI=/path/to/ComfyUI (and COMFYUI_PYTHON, if it has its own)
+	@test -f "$(COMFYUI)/main.py" || { echo "COMFYUI names no checkout: make comfyui COMFYUI=/path/to/ComfyUI" >&2; exit 2; }
+	@COMFYUI="$(COMFYUI)" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 0 tests/comfyui
 
 check: setup lint types docs-check test fuzz  ## What CI runs: format, lint, types, docs, tests, a minute of attacks
 

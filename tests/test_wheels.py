@@ -70,6 +70,7 @@ def test_the_wheel_of_loraport_is_small_and_holds_the_program_alone(core):
     program = {name for name in contents(core) if ".dist-info/" not in name}
     assert program == sources(ROOT / "src" / "loraport")
     assert not [name for name in program if not name.endswith(ENDINGS)]
+    assert not [name for name in contents(core) if "comfyui" in name.split("/")], "the nodes have another licence"
     assert (
         f"Version: {loraport.__version__}\n" in metadata(core) and "loraport-lab" not in metadata(core).split("\n\n")[0]
     )
