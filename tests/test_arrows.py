@@ -201,7 +201,7 @@ ALLOWED: dict[str, set[str]] = {
             "reports",
             "console",
         ),
-        *("compare", "compare.grid"),
+        *("compare", "compare.grid", "objects", "workers", "workers.local"),
         "reports.evaluation",
         "reports.comparison",
         "publishing",

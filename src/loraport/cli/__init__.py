@@ -13,6 +13,7 @@ from loraport._version import __version__
 from loraport.cli.annex import add_commands
 from loraport.cli.commands import (
     analyze,
+    batch,
     cache,
     choose,
     compare,
@@ -36,6 +37,7 @@ class Program(GroupedCommands):
 
     headings: ClassVar[dict[str, tuple[str, ...]]] = {
         "Start here": ("inspect", "diagnose", "transfer"),
+        "Many at once": ("batch", "status", "gather"),
         "Judge by sampling": ("compare", "evaluate", "choose", "score", "calibrate"),
         "Look into the weights": ("analyze", "probe"),
         "Files and models": ("convert", "merge", "presets", "cache", "push"),
@@ -54,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, diagnose, compare, choose, score, evaluate, analyze, files, push):
+for group in (transfer, batch, diagnose, compare, choose, score, evaluate, analyze, files, push):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")

@@ -14,7 +14,7 @@ from loraport.store.basis_source import BasisSource
 from loraport.transfers.run import finished_result
 from loraport.workers.models import OpenJob, OpenModels
 from loraport.workers.outputs import Outputs
-from loraport.workers.parts import StoredParts
+from loraport.workers.parts import StoredParts, each
 from loraport.workers.plan import lora_state
 from loraport.workers.records import JobEnd, Records
 
@@ -26,6 +26,7 @@ class PartMissingError(UnreadableError):
 def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
     """Write a job's output and its record, and remove its parts. Raises PartMissingError, and what writing raises."""
     planned, parts = models.plan.jobs[job.number], StoredParts(store, job)
+    parts.read_all()
     recalled = {}
     for name in job.layers:
         part = parts.recall(name)
@@ -42,8 +43,7 @@ def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
         result.lost, notes=tuple(result.warnings),
     )  # fmt: skip
     Records(store).put_end(planned, end)
-    for name in job.layers:
-        store.delete(job.parts[name])
+    each(store, store.delete, job.parts.values())
     return end
 
 

@@ -6,9 +6,10 @@ Any worker may make any part again: its bytes follow from its name. Seconds are 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ from loraport.store.keyed import Entry
 from loraport.transfers.journal import LayerStore
 from loraport.workers.models import OpenJob, OpenModels
 from loraport.workers.plan import RunPlan
+
+AT_ONCE = 16
+"""Requests to a store on the network that wait at the same time."""
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,27 @@ def _seal(name: str, tensors: Mapping[str, Tensor], facts: str) -> str:
 
 
 class StoredParts(LayerStore):
-    """The parts of one job as the finished layers of its transfer."""
+    """The parts of one job as the finished layers of its transfer, each read once."""
 
     def __init__(self, store: ObjectStore, job: OpenJob) -> None:
         self._store, self._job = store, job
+        self._read: dict[str, Entry] = {}
         self.dtype = TORCH_DTYPES[job.inputs.config.dtype]
         self.where = store.url
 
+    def read_all(self) -> None:
+        """Read all parts that are there: from a store on the network several at a time."""
+        for name, entry in zip(self._job.layers, each(self._store, self._entry, self._job.layers), strict=True):
+            if entry is not None:
+                self._read[name] = entry
+
     def get(self, name: str) -> Entry | None:
         """Return a part, or None where there is none; what is damaged counts as absent, and is removed."""
+        if name not in self._read and (entry := self._entry(name)) is not None:
+            self._read[name] = entry
+        return self._read.get(name)
+
+    def _entry(self, name: str) -> Entry | None:
         where = self._job.parts[name]
         try:
             raw = self._store.read(where)
@@ -91,6 +108,14 @@ class StoredParts(LayerStore):
         except FileFormatError:
             self._store.delete(where)
             return None
+
+
+def each(store: ObjectStore, do: Callable[[str], Made], names: Iterable[str]) -> list[Made]:
+    """Do something with each of several objects, at once where requests take long."""
+    if store.folder is not None:
+        return [do(name) for name in names]
+    with ThreadPoolExecutor(AT_ONCE, "loraport-objects") as pool:
+        return list(pool.map(do, names))
 
 
 def unpacked(raw: bytes, name: str) -> Entry:

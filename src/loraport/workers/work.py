@@ -64,8 +64,8 @@ class Worker:
 
     def look(self) -> None:
         """Look in the store what is done by now, by whomever."""
-        self.ended = self.records.ended(self.plan)
         self._present = set(self.store.names(PARTS))
+        self.ended = self.records.ended(self.plan)  # after the parts, which are removed when a job has ended
 
     def open(self, number: int) -> OpenWave:
         """Open a wave, and put aside what cannot be opened."""
@@ -110,6 +110,7 @@ class Worker:
         """
         wave = self.open(unit.wave)
         self._present.update(self.store.names(layer_prefix(unit.layer)))
+        self.ended |= self.records.ended(self.plan)
         made = 0
         for job in self._missing(wave, unit.layer):
             if self.stop.is_set():

@@ -15,6 +15,8 @@ from loraport.errors import OutputError
 if TYPE_CHECKING:
     from loraport.batches.jobs import JobPlan, Request
     from loraport.batches.results import JobRow, ManyResult
+    from loraport.cli.options.transfers import MethodOptions, OutputOptions
+    from loraport.inputs.config import TransferConfig
 
 SECTIONS = 20
 """Transfers that have a section of their own on a page about many."""
@@ -36,6 +38,18 @@ def are_many(words: Sequence[str], methods: str, output: str, many: ManyOptions,
     return (output.endswith(("/", os.sep)) or os.path.isdir(output)) and not becomes_folder_itself(
         words[0], result.format
     )
+
+
+def request_of(template: TransferConfig, method: MethodOptions, many: ManyOptions, result: OutputOptions) -> Request:
+    """Return what the options say of every job. Raises SettingsError."""
+    from loraport.batches.jobs import Request
+    from loraport.batches.names import NameTemplate
+    from loraport.inputs.recipes import method_list
+
+    return Request(
+        template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),
+        NameTemplate() if many.name is None else NameTemplate(many.name), result.split,
+    )  # fmt: skip
 
 
 def plan(words: Sequence[str], request: Request, messages: MessageOptions) -> JobPlan:
@@ -98,7 +112,6 @@ def run_and_tell(
     from loraport.batches.run import run_many
     from loraport.cli.commands.choose import input_places
     from loraport.cli.options.existing import keep_existing
-    from loraport.console import print_facts
 
     table = None if many.table is None else Path(os.path.expanduser(many.table))
     inputs = input_places(jobs.jobs)
@@ -113,12 +126,19 @@ def run_and_tell(
             )  # fmt: skip
     finally:
         log.close()
+    tell_many(done, folder, page, table, messages)
+    return done
+
+
+def tell_many(done: ManyResult, folder: str, page: Path | None, table: Path | None, messages: MessageOptions) -> None:
+    """Write the page and the table of many transfers, and print what became of them."""
+    from loraport.console import print_facts
+
     _write(done, page, table, messages)
     if messages.json:
         print_facts(done.as_json(), json=True)
     else:
         _print(done, folder, quiet=messages.quiet, verbose=messages.verbose)
-    return done
 
 
 def _write(done: ManyResult, page: Path | None, table: Path | None, messages: MessageOptions) -> None:

@@ -12,7 +12,8 @@ from loraport.diagnosis.rule.advice import RECOMMEND
 from loraport.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loraport.cli.commands.transfer import OutputOptions, TransferModels
+    from loraport.cli.commands.transfer import TransferModels
+    from loraport.cli.options.transfers import OutputOptions
     from loraport.inputs.config import TransferConfig
     from loraport.methods.recipes import Recipe
     from loraport.transfers.passes import Pass

@@ -6,68 +6,50 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraport.cli.commands.choose import candidates_of, choose_and_tell, input_places, tell_plan
-from loraport.cli.commands.many import are_many, plan, run_and_tell, say_what_would_be_done
+from loraport.cli.commands.many import are_many, plan, request_of, run_and_tell, say_what_would_be_done
 from loraport.cli.commands.passes import lineage_notes, passes_of, refuse_unseen
 from loraport.cli.options import (
-    METHOD,
     LayerOptions,
-    LoraPart,
     Loras,
     MessageOptions,
     ModelOptions,
     OutputOrFolder,
     ResultOptions,
     RunOptions,
-    SettingOptions,
-    Source,
-    Target,
     page_path,
     refuse_idle,
     transfer_config,
     write_report,
 )
-from loraport.cli.options.completion import complete_method
 from loraport.cli.options.existing import earlier_transfers, keep_existing
 from loraport.cli.options.expansion import HIDDEN, with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.many import ManyOptions
 from loraport.cli.options.pairs import SamplingOptions
 from loraport.cli.options.readable import refuse_unreadable
+from loraport.cli.options.transfers import ManyModels, MethodOptions, OutputOptions, idle_options
 from loraport.errors import LOST, SettingsError
 from loraport.sampling.providers import known_place
 
 if TYPE_CHECKING:
     from loraport.inputs.config import TransferConfig
-    from loraport.methods.recipes import Recipe
     from loraport.transfers.passes import Pass
 
 app = typer.Typer()
 AUTO = "auto"
 
 
-def _unless_in_manifest(option: Any) -> Any:
-    """Return an option that may be left out where a manifest has it, which `--help` says."""
-    own = copy(get_args(option)[1])
-    own.help += " [required, unless a manifest has it]"
-    own.show_default = False
-    return own
-
-
 @dataclass(frozen=True)
-class TransferModels(ModelOptions):
+class TransferModels(ManyModels):
     """The two models, which may have two experts each."""
 
-    source: Annotated[str, _unless_in_manifest(Source)] = ""
-    target: Annotated[str, _unless_in_manifest(Target)] = ""
-    lora_part: LoraPart = None
     experts: Annotated[
         bool,
         typer.Option(
@@ -76,54 +58,6 @@ class TransferModels(ModelOptions):
             "high-noise and the low-noise one's; one LoRA is for both, unless its name says high or low (HIGH, "
             "high_noise, HighNoise, -H) and the other one's lies beside it. MODEL: a folder or repository with both, "
             "wan2.2-t2v-a14b, or one expert's file whose name says so.",
-        ),
-    ] = False
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """By which method, with which settings."""
-
-    heading: ClassVar[str] = METHOD
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="METHOD[,METHOD...]",
-            help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], "
-            "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. recommend: what "
-            "`loraport diagnose` advises. To choose one by sampling: loraport choose.",
-            autocompletion=complete_method,
-        ),
-    ] = "casa"
-    settings: SettingOptions = SettingOptions()  # noqa: RUF009  # a frozen value
-
-    def recipes(self) -> tuple[Recipe, ...]:
-        """Return the methods with their settings; none where the method is to be recommended.
-
-        Raises SettingsError for what none of them knows.
-        """
-        from loraport.diagnosis.rule.advice import is_recommended
-        from loraport.inputs.recipes import chosen_recipes, method_list
-
-        names = method_list(self.method)
-        if is_recommended(names, self.settings.preset, self.settings.changes):
-            return ()
-        return chosen_recipes(names, self.settings.preset, self.settings.changes)
-
-
-@dataclass(frozen=True)
-class OutputOptions(ResultOptions):
-    """Where the new LoRA goes, and in which form."""
-
-    as_: Annotated[
-        str, typer.Option("--as", metavar="FORM", help="lora, or diff: dense .diff keys, lossless and large.")
-    ] = "lora"
-    split: Annotated[
-        bool,
-        typer.Option(
-            "--split",
-            help="Write two files that add up: what is left of the LoRA to OUT, what is taken back of the drift to "
-            "OUT-counter-drift.",
         ),
     ] = False
 
@@ -190,7 +124,8 @@ def transfer(
         _check_alone(models, many)
         # where two experts are meant a name may stand for both, and is none of one model
         refuse_unreadable(loras, [] if models.experts else [models.source, models.target])
-    refuse_idle(context, _idle(models, layers, result, is_guarded))
+    of_choose = {} if is_guarded else dict.fromkeys(_OF_CHOOSE, "it belongs to `loraport choose`")
+    refuse_idle(context, of_choose | idle_options(models, layers, result))
     page = None if result.report is None else page_path(result.report)
     if is_guarded:
         _choose_instead(loras, models, method, layers, output, result, run, guard, messages)
@@ -221,41 +156,12 @@ def _run_many(
     result: OutputOptions, messages: MessageOptions,
 ) -> None:  # fmt: skip
     """Move many LoRAs into a folder, or say what would be done."""
-    from loraport.batches.jobs import Request
-    from loraport.batches.names import NameTemplate
-    from loraport.inputs.recipes import method_list
-
-    request = Request(
-        template, method_list(method.method), method.settings.preset, method.settings.changes, result.rank_rule(),
-        NameTemplate() if many.name is None else NameTemplate(many.name), result.split,
-    )  # fmt: skip
-    jobs = plan(words, request, messages)
+    jobs = plan(words, request_of(template, method, many, result), messages)
     if result.dry_run:
         say_what_would_be_done(jobs, many, result, messages)
         return
     done = run_and_tell(jobs, template.output, many, result, page, messages)
     raise typer.Exit(LOST if done.lost else 0)
-
-
-def _idle(models: TransferModels, layers: LayerOptions, result: OutputOptions, is_guarded: bool) -> dict[str, str]:
-    """Return the options that do nothing beside the others, with the reason."""
-    from loraport.inputs.accelerator import SOURCE, split_target
-
-    idle: dict[str, str] = {}
-    if not is_guarded:
-        idle |= dict.fromkeys(_OF_CHOOSE, "it belongs to `loraport choose`")
-    if layers.pairing == "name":
-        idle["pair_min"] = "it belongs to pairing by similarity"
-    if result.dry_run:
-        idle["report"] = "a dry run has nothing to report"
-    if result.as_ == "diff":
-        if result.rank not in ("full", "auto"):
-            idle["rank"] = "dense differences have no rank"
-        if result.format not in ("same", "comfy"):
-            idle["format"] = "dense differences are written for ComfyUI"
-    if (pair := split_target(models.target)) and pair[0] == SOURCE:
-        idle["target_part"] = "the target's model is the source, of which --source-part is taken"
-    return idle
 
 
 def _choose_instead(
