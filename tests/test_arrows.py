@@ -143,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
         *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "objects"),
         *("inputs", "estimates", "store", "transfers", "batches"),
     },
-    "workers.local": {"batches", "objects", "workers"},
+    "workers.local": {"transfers", "batches", "objects", "workers"},
     "reports": {
         "files",
         "files.disk",
@@ -161,6 +161,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {
+        "diagnosis",
         "diagnosis.rule",
         "files.disk",
         "files.names",
@@ -260,6 +261,7 @@ THIRD_PARTY = {
     "analysis.measures": {"torch", "numpy", "scipy", "jaxtyping"},
     "diagnosis": {"torch", "jaxtyping"},
     "workers": {"torch"},
+    "workers.local": {"torch"},
     "sampling": {"torch", "jaxtyping", "numpy", "scipy"},
     "evaluation.metrics": {"torch", "jaxtyping", "numpy"},
     "evaluation.networks": {"torch", "jaxtyping", "numpy", "PIL", "transformers", "tokenizers"},

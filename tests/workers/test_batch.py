@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from loraport.transfers.run import transfer_many
 from tests import tiny
 from tests.transfers.models import make_family
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from loraport.workers.summary import RunStatus
 
 app = typer.Typer()
-SHOWN = 20
+FAILURES_SHOWN = 20
 """Failures that `status` prints; -v prints all."""
 
 Place = Annotated[
@@ -211,7 +211,7 @@ def status(place: Place, messages: MessageOptions) -> None:
         print_facts(told.as_json(), json=True)
         return
     print_facts(_words(told), json=False)
-    shown = told.failures if messages.verbose else told.failures[:SHOWN]
+    shown = told.failures if messages.verbose else told.failures[:FAILURES_SHOWN]
     for row in shown:
         say_aside(f"failed: {row.lora}: {row.reason}")
     if len(shown) < len(told.failures):
