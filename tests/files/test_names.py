@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from loraport.errors import MismatchError
 from loraport.files.names.dialects import parse_key
-from loraport.files.names.families import FAMILIES, HUNYUAN, HUNYUAN_15, MINIMAX_H3, SD15, SDXL, WAN, Family, flattened
+from loraport.files.names.families import (
+    FAMILIES,
+    FLUX_1,
+    HUNYUAN,
+    HUNYUAN_15,
+    MINIMAX_H3,
+    SD15,
+    SDXL,
+    WAN,
+    Family,
+    flattened,
+)
 from loraport.files.names.lookup import (
     canonical_layer,
     detect_naming,
@@ -76,6 +87,8 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "hunyuanvideo-1.5": (HUNYUAN_15, HUNYUAN_CLASS, {}, 1801, 8_326_608_160),
     "hunyuanvideo-1.5, mean flow": (HUNYUAN_15, HUNYUAN_CLASS, {"use_meanflow": True}, 1805, 8_331_330_848),
     "minimax-h3": (MINIMAX_H3, "MiniMaxH3Transformer3DModel", {}, 638, 33_122_992_896),
+    "flux.1-dev": (FLUX_1, "FluxTransformer2DModel", {"guidance_embeds": True}, 1160, 11_901_408_320),
+    "flux.1-schnell": (FLUX_1, "FluxTransformer2DModel", {}, 1156, 11_891_178_560),
     "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
     "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
     "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
@@ -105,8 +118,8 @@ def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str)
     assert len(set(names)) == tensors
     for naming in family.namings:
         stored: dict[str, set[tuple[str, int]]] = {}
-        if naming == "fastvideo" and model in ("wan2.1-vace", "wan2.2-animate"):
-            continue  # it runs neither
+        if naming == "xlabs" or (naming == "fastvideo" and model in ("wan2.1-vace", "wan2.2-animate")):
+            continue  # XLabs' LoRAs are of attention alone; FastVideo runs neither
         for name in names:
             rows = family.parameter_rows(name, naming)
             assert rows is not None
@@ -214,6 +227,8 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
         ("hunyuanvideo", "convert_hunyuan_video_transformer_to_diffusers"),
         ("krea2", "convert_krea2_transformer_checkpoint_to_diffusers"),
         ("minimax-h3", "convert_minimax_h3_transformer_checkpoint_to_diffusers"),
+        ("flux.1-dev", "convert_flux_transformer_checkpoint_to_diffusers"),
+        ("flux.1-schnell", "convert_flux_transformer_checkpoint_to_diffusers"),
     ],
 )
 def test_the_converters_of_diffusers_agree_on_names_and_rows(model: str, converter: str) -> None:
@@ -310,10 +325,11 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
                     twice.setdefault(name, set()).add(family.name)
                     located = find_layer(name, flat=flat, prefer=family.name)
                     assert located is not None and located.family is family
-    assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo", "minimax-h3"}
+    assert twice.pop("proj_out") == {"wan", "hunyuanvideo-1.5", "hunyuanvideo", "flux.1", "minimax-h3"}
+    of_flux = {"hunyuanvideo-1.5", "hunyuanvideo", "flux.1"}
     for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
-        assert twice.pop(flattened(name) if flat else name) == {"hunyuanvideo-1.5", "hunyuanvideo", "krea2"}
-    assert set().union(*twice.values()) == {"hunyuanvideo-1.5", "hunyuanvideo", "minimax-h3", "wan", "krea2"}
+        assert twice.pop(flattened(name) if flat else name) == of_flux | {"krea2"}
+    assert set().union(*twice.values()) == of_flux | {"minimax-h3", "wan", "krea2"}
 
 
 @given(

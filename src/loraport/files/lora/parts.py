@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import MismatchError, SettingsError
-from loraport.files.formats.safetensors_read import StoredTensor
-from loraport.files.lora.locate import lora_keys
+from loraport.files.lora.locate import LoraFiles, lora_keys
 from loraport.files.names.dialects import (
     VARIANTS,
     LoraKey,
     holds_adapter_name,
     majority_dialect,
     parse_key,
+    rival_families,
     unlisted_start,
 )
+from loraport.files.names.evidence import NO_EVIDENCE, Evidence, words_of
 from loraport.files.names.families import FAMILIES, Layout
 
 EXPERT_PARTS = {"transformer": "transformer_2", "dit": "dit2"}
@@ -111,14 +112,15 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def input_widths(tensors: Mapping[str, StoredTensor]) -> frozenset[int]:
-    """Return the widths of the layers' inputs, text encoders left out."""
-    keys = [key for key in map(parse_key, tensors) if key.part in ("A", "hada_w1_b") and not key.text_encoder]
-    downs = [tensors[key.key].shape for key in keys]
-    return frozenset(shape[1] for shape in downs if len(shape) > 1)
+def evidence_of(files: LoraFiles) -> Evidence:
+    """Return what a file says of its family beside the names of its layers."""
+    own = [config.base_model for config in (files.config, files.beside) if config]
+    return Evidence({key: tensor.shape for key, tensor in files.tensors.items()}, words_of(files.metadata, *own))
 
 
-def parsed_keys(keys: list[str], widths: Collection[int] = (), qkv: Layout | None = None) -> tuple[str, list[LoraKey]]:
+def parsed_keys(
+    keys: list[str], evidence: Evidence = NO_EVIDENCE, qkv: Layout | None = None
+) -> tuple[str, list[LoraKey]]:
     """Return (a start of the names that is in no list, or "", the keys read as names of the file's own family).
 
     `qkv`: how the rows of fused layers lie, where names do not tell; None takes what the keys' endings say.
@@ -127,7 +129,7 @@ def parsed_keys(keys: list[str], widths: Collection[int] = (), qkv: Layout | Non
     start = unlisted_start(first)
     if start:
         first = [parse_key(key, start=start) for key in keys]
-    dialect = majority_dialect(first, widths) if keys else None
+    dialect = majority_dialect(first, evidence) if keys else None
     if dialect is None:
         return start, []
     twins = FAMILIES[dialect.family].twins if dialect.family else {}
@@ -136,9 +138,21 @@ def parsed_keys(keys: list[str], widths: Collection[int] = (), qkv: Layout | Non
     return start, [parse_key(key, dialect.family, start, naming) for key in keys]
 
 
-def notes_on_names(every: list[LoraKey], parsed: list[LoraKey], start: str, qkv: Layout | None = None) -> list[str]:
-    """Say what was left alone of a file, and what was taken off the names so that the tables know them."""
+def notes_on_names(
+    every: list[LoraKey],
+    parsed: list[LoraKey],
+    start: str,
+    evidence: Evidence = NO_EVIDENCE,
+    qkv: Layout | None = None,
+) -> list[str]:
+    """Say what was left alone of a file, what was taken off its names for the tables, and what was guessed."""
     notes = []
+    if rivals := rival_families([key for key in parsed if key.part in ("A", "B", *VARIANTS)], evidence):
+        taken, *others = rivals
+        notes.append(
+            f"its layers are called alike in {taken} and {' and '.join(others)}, and nothing in the file says which it "
+            f"is of; it is read as one of {taken}"
+        )
     if len(every) > len(parsed):
         names = ", ".join(lora_part_names(every))
         notes.append(f"the file holds {names}: {len(parsed)} of its {len(every)} keys are of the one that was chosen")

@@ -20,7 +20,7 @@ from loraport.files.formats.safetensors_read import StoredTensor, dtype_of
 from loraport.files.lora.alpha import stored_scales
 from loraport.files.lora.layer_reader import LayerReader
 from loraport.files.lora.locate import LoraFiles, open_lora
-from loraport.files.lora.parts import input_widths, keys_of_part, notes_on_names, parsed_keys
+from loraport.files.lora.parts import evidence_of, keys_of_part, notes_on_names, parsed_keys
 from loraport.files.lora.refusals import refuse_unread, refuse_without_layers
 from loraport.files.names.clip import SECOND, is_named
 from loraport.files.names.dialects import (
@@ -116,8 +116,8 @@ def read_lora(
     files = open_lora(path, part)
     part = None if part == files.entry else part
     tensors = files.tensors
-    widths = input_widths(tensors)
-    start, every_key = parsed_keys(sorted(tensors), widths, qkv)
+    evidence = evidence_of(files)
+    start, every_key = parsed_keys(sorted(tensors), evidence, qkv)
     parsed = [_of_folder(key, files.path) for key in keys_of_part(files.path, every_key, part)]
     refuse_unread(files.path, parsed)
     scales = stored_scales(
@@ -150,14 +150,14 @@ def read_lora(
     extras = reader.extras([key for key in parsed if key.key not in done])
     return Lora(
         layers,
-        majority_dialect(factors or all_factors or parsed, widths),
+        majority_dialect(factors or all_factors or parsed, evidence),
         extras,
         tuple(dropped),
         tuple(sorted({tensors[key.key].kind for key in factors or all_factors})),
         files.metadata,
         files.sha256,
         files.path,
-        (*_other_entries(files), *notes_on_names(every_key, parsed, start, qkv), *reader.notes(of_encoders)),
+        (*_other_entries(files), *notes_on_names(every_key, parsed, start, evidence, qkv), *reader.notes(of_encoders)),
         start,
         encoded,
     )

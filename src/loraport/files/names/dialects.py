@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from loraport.files.names.clip import encoder_layer, encoder_prefix
-from loraport.files.names.families import FAMILIES, Naming, Piece, RowSlice, flattened
+from loraport.files.names.evidence import NO_EVIDENCE, Evidence, Sight, likeliest, scored
+from loraport.files.names.families import FAMILIES, Family, Naming, Piece, RowSlice, flattened
 from loraport.files.names.lookup import (
     NameMatch,
     find_layer,
@@ -40,6 +41,9 @@ PAIRS: tuple[Pair, ...] = (
     (".lora.down.weight", ".lora.up.weight"),
     (".lora_A", ".lora_B"),
 )
+XLABS_PAIR: Pair = (".down.weight", ".up.weight")
+_XLABS = re.compile(r"(.+\.processor\.(?:qkv|proj)_lora[12]?)\.(down|up)\.weight")
+"""The keys of XLabs' LoRAs of FLUX.1; elsewhere `down` and `up` are layers of models."""
 _NAMED_ADAPTER = re.compile(r"(.+)\.lora_(A|B)\.([^.]+)\.weight")
 _NAMED_BIAS = re.compile(r"(.+)\.lora_B\.([^.]+)\.bias")
 """The state of a PEFT model in memory carries the adapter's name, mostly `default`."""
@@ -292,6 +296,8 @@ def _unknown(name: str) -> tuple[Piece, ...]:
 
 def _split_suffix(key: str) -> tuple[str, str, Pair]:
     """Return (what stands before the ending, the part it names, the pair of endings it belongs to)."""
+    if xlabs := _XLABS.fullmatch(key):
+        return xlabs[1], "A" if xlabs[2] == "down" else "B", XLABS_PAIR
     for pair in PAIRS:
         for part, suffix in zip("AB", pair, strict=True):
             if key.endswith(suffix):
@@ -363,26 +369,49 @@ def _same_modules(was: Dialect, becomes: Dialect) -> bool:
     return was.naming == "diffusers" and prefixes <= _OF_DIFFUSERS
 
 
-def majority_dialect(keys: Iterable[LoraKey], widths: Collection[int] = ()) -> Dialect:
+def majority_dialect(keys: Iterable[LoraKey], evidence: Evidence = NO_EVIDENCE) -> Dialect:
     """Return the dialect of most of the given factors, and the table and naming that have most of them.
 
-    Of several tables that have as many, the one with a published model that has one of the layers' `widths`: the double
-    blocks of both HunyuanVideos, and much of the U-Nets, are called alike.
+    Of several tables that have as many, the one that the rest of the file speaks for (`names.evidence`).
     """
     keys = list(keys)
     shapes = Counter(replace(_of_network(key), naming=None, family=None) for key in keys)
+    found = likeliest(_families_of(keys), evidence, _sights(keys, evidence))
+    family, naming = (found[0][0].name, found[0][1]) if found else (None, None)
+    twin = FAMILIES[family].twins.get(naming) if family and naming else None
+    if any(key.dialect.naming == twin for key in keys if twin):
+        naming = twin
+    return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)
+
+
+def rival_families(keys: Iterable[LoraKey], evidence: Evidence) -> list[str]:
+    """Return the families for which as much speaks as for the one that was taken, that one first; [] if there is one.
+
+    None either where the layers are as wide as those of no published model: nobody can mean another one.
+    """
+    keys = [key for key in keys if not key.text_encoder]
+    scores = scored(_families_of(keys), evidence, _sights(keys, evidence))
+    best = [name for name, score in scores.items() if score == max(scores.values()) and score.known]
+    return best if len(best) > 1 else []
+
+
+def _sights(keys: Iterable[LoraKey], evidence: Evidence) -> list[Sight]:
+    return [Sight(key.module, key.dialect.flat, key.part, evidence.shapes.get(key.key, ())) for key in keys]
+
+
+def _families_of(keys: Iterable[LoraKey]) -> list[tuple[Family, Naming]]:
+    """Return the tables and namings that have most of some keys: several, where they call layers alike."""
     spelled: Counter[tuple[str, Naming]] = Counter()
     for key in keys:
         if not key.text_encoder:
             spelled.update((family.name, naming) for family, naming in spellings(key.module, flat=key.dialect.flat))
     best = max(spelled.values(), default=0)
-    families = sorted(FAMILIES.values(), key=lambda family: not any(width in widths for width, _ in family.sizes))
-    pairs = ((family.name, naming) for family in families for naming in family.namings)
-    family, naming = next((pair for pair in pairs if best and spelled[pair] == best), (None, None))
-    twin = FAMILIES[family].twins.get(naming) if family and naming else None
-    if any(key.dialect.naming == twin for key in keys if twin):
-        naming = twin
-    return replace(max(shapes, key=lambda dialect: shapes[dialect]), naming=naming, family=family)
+    return [
+        (family, naming)
+        for family in FAMILIES.values()
+        for naming in family.namings
+        if best and spelled[family.name, naming] == best
+    ]
 
 
 def _of_network(key: LoraKey) -> Dialect:

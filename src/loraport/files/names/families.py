@@ -19,6 +19,7 @@ from loraport.files.names.tables.family import (
     flattened,
     halves_swapped,
 )
+from loraport.files.names.tables.flux import FLUX_1
 from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
 from loraport.files.names.tables.krea2 import KREA_2
@@ -28,6 +29,7 @@ from loraport.files.names.tables.wan import WAN
 
 __all__ = [
     "FAMILIES",
+    "FLUX_1",
     "HUNYUAN",
     "HUNYUAN_15",
     "KREA_2",
@@ -49,5 +51,5 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (WAN, HUNYUAN_15, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3)
+    family.name: family for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3)
 }

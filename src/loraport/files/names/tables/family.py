@@ -17,7 +17,7 @@ from loraport.lazy_property import lazy_property
 if TYPE_CHECKING:
     from torch import Tensor
 
-Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo", "interleaved"]
+Naming = Literal["original", "diffusers", "comfy", "diffusion-pipe", "fastvideo", "interleaved", "xlabs"]
 """Whose spelling: the original project's, diffusers', ComfyUI's repackaged files', and so on.
 
 `interleaved`: the original names, with the rows of fused layers in another order, which names do not tell.
@@ -139,6 +139,12 @@ class Family:
     """A layer that every block has once, its ending or its template: its input width and their number tell the size."""
     sizes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """(that width, blocks) -> the published model of that size."""
+    depths: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    """Width -> list of modules, by its canonical name -> how many of them the published model of that width has."""
+    ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Canonical template -> (rows, columns) of its weight as a ratio, where another family has it in another one."""
+    marks: str = ""
+    """What a trainer's header says of a LoRA's base, as a pattern (`names.evidence`)."""
     together: Mapping[str, RowSlice] = field(default_factory=dict)
     """Canonical name -> its rows in the canonical naming, where that holds several layers in one."""
     twins: Mapping[Naming, Naming] = field(default_factory=dict)

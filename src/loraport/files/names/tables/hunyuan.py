@@ -5,14 +5,14 @@ Its double blocks and refiners are those of HunyuanVideo-1.5, with q, k and v in
 
 from __future__ import annotations
 
-from loraport.files.names.tables.family import Family, Row, RowSlice
+from loraport.files.names.tables.family import Family, Naming, Row, RowSlice
 from loraport.files.names.tables.hunyuan15 import BLOCKS, FUSED, NORM_SCALES, REFINERS
 from loraport.files.names.tables.record import FamilyRecord, PublishedSize, TrainerKey
 
 _MINE, _ORIGINAL, _COMFY = "single_transformer_blocks.{}", "single_blocks.{}", "single_blocks.{}"
 _LINEAR1 = f"{_ORIGINAL}.linear1"
 
-_SINGLE: tuple[Row, ...] = (
+SINGLE_BLOCKS: tuple[Row, ...] = (
     *(
         (f"{_MINE}.attn.to_{letter}", RowSlice(_LINEAR1, part, 7), RowSlice(_LINEAR1, part, 7))
         for part, letter in enumerate("qkv")
@@ -24,6 +24,16 @@ _SINGLE: tuple[Row, ...] = (
     (f"{_MINE}.attn.norm_q", f"{_ORIGINAL}.q_norm", f"{_COMFY}.norm.query_norm"),
     (f"{_MINE}.attn.norm_k", f"{_ORIGINAL}.k_norm", f"{_COMFY}.norm.key_norm"),
 )
+
+RATIOS: dict[str, tuple[int, int]] = {
+    **{f"transformer_blocks.{{}}.attn.{name}": (1, 1) for name in ("to_q", "add_q_proj", "to_out.0", "to_add_out")},
+    **{f"transformer_blocks.{{}}.{name}.net.0.proj": (4, 1) for name in ("ff", "ff_context")},
+    **{f"transformer_blocks.{{}}.{name}.net.2": (1, 4) for name in ("ff", "ff_context")},
+    f"{_MINE}.attn.to_q": (1, 1),
+    f"{_MINE}.proj_mlp": (4, 1),
+    f"{_MINE}.proj_out": (1, 5),
+}
+"""Rows to columns in the blocks."""
 
 _TIME, _TEXT = "time_text_embed.{}_embedder.linear_", "context_embedder.time_text_embed.{}_embedder.linear_"
 _OUTSIDE: tuple[Row, ...] = (
@@ -72,12 +82,18 @@ _RECORD = FamilyRecord(
     unverified=("a published LoRA or checkpoint of it: none was at hand",),
 )  # fmt: skip
 
+SINGLE_FUSED: tuple[tuple[Naming, str, RowSlice], ...] = tuple(
+    ("diffusers", f"{_MINE}.attn.to_{letter}", RowSlice(f"{_MINE}.attn.to_qkv", part, 3))
+    for part, letter in enumerate("qkv")
+)
+"""What diffusers' `fuse_qkv_projections` makes of a single block."""
+
 HUNYUAN = Family(
     name="hunyuanvideo",
     namings=("diffusers", "original", "comfy", "diffusion-pipe"),
     layers=(
         *((canonical, fused, comfy, fused) for canonical, _, comfy, fused, _ in (*BLOCKS, *REFINERS)),
-        *((canonical, original, comfy, original) for canonical, original, comfy in _SINGLE),
+        *((canonical, original, comfy, original) for canonical, original, comfy in SINGLE_BLOCKS),
         *((canonical, original, comfy, comfy) for canonical, original, comfy in _OUTSIDE),
         ("norm_out.linear", _SWAPPED, _SWAPPED, _SWAPPED),
     ),
@@ -99,13 +115,13 @@ HUNYUAN = Family(
     written={"comfy": "comfy", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe=".attn.add_q_proj",
     sizes={(3072, 20): "HunyuanVideo 13B"},
+    depths={3072: {"transformer_blocks": 20, "single_transformer_blocks": 40}},
+    ratios=RATIOS,
+    marks=r"hunyuan(?!.*1[-_.]?5)|framepack",
     kernels=(("x_embedder.proj", (1, 2, 2)),),
     fused=(
         *FUSED,
-        *(
-            ("diffusers", f"{_MINE}.attn.to_{letter}", RowSlice(f"{_MINE}.attn.to_qkv", part, 3))
-            for part, letter in enumerate("qkv")
-        ),
+        *SINGLE_FUSED,
     ),
     record=_RECORD,
 )

@@ -255,6 +255,8 @@ HUNYUAN_15 = Family(
     },
     probe=".attn.add_q_proj",
     sizes={(2048, 54): "HunyuanVideo-1.5 8.3B"},
+    depths={2048: {"transformer_blocks": 54}},
+    marks=r"hunyuan.*1[-_.]?5|hv_1_5",
     kernels=(("x_embedder.proj", (1, 1, 1)),),
     fused=FUSED,
     record=_RECORD,
