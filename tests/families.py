@@ -90,6 +90,24 @@ def minimax_h3(**changes: Any) -> Any:
     return diffusers.MiniMaxH3Transformer3DModel(**small | changes)
 
 
+def flux_1() -> Any:
+    """FLUX.1 dev, a double and a single block, 8 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        joint_attention_dim=6,
+        pooled_projection_dim=4,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 2, 2),
+    )
+
+
 def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
@@ -143,6 +161,42 @@ def comfy_hunyuan_1(state: State) -> State:
         out[f"model.diffusion_model.single_blocks.0.modulation.lin.{leaf}"] = state[f"{single}.norm.linear.{leaf}"]
         time = state[f"time_text_embed.guidance_embedder.linear_2.{leaf}"]
         out[f"model.diffusion_model.guidance_in.out_layer.{leaf}"] = time
+    return {name: tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+def original_flux_1(state: State) -> State:
+    """FLUX.1 as its makers and ComfyUI store it, most of it."""
+    out: State = {}
+    double, single = "transformer_blocks.0", "single_transformer_blocks.0"
+    names = {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+        f"{double}.norm1.linear": "double_blocks.0.img_mod.lin",
+        f"{double}.attn.to_out.0": "double_blocks.0.img_attn.proj",
+        f"{double}.attn.to_add_out": "double_blocks.0.txt_attn.proj",
+        f"{double}.ff.net.0.proj": "double_blocks.0.img_mlp.0",
+        f"{double}.ff_context.net.2": "double_blocks.0.txt_mlp.2",
+        f"{single}.norm.linear": "single_blocks.0.modulation.lin",
+        f"{single}.proj_out": "single_blocks.0.linear2",
+        "proj_out": "final_layer.linear",
+    }
+    fused = {
+        "double_blocks.0.img_attn.qkv": [f"{double}.attn.to_{letter}" for letter in "qkv"],
+        "double_blocks.0.txt_attn.qkv": [f"{double}.attn.add_{letter}_proj" for letter in "qkv"],
+        "single_blocks.0.linear1": [*(f"{single}.attn.to_{letter}" for letter in "qkv"), f"{single}.proj_mlp"],
+    }
+    for leaf in ("weight", "bias"):
+        out |= {f"{theirs}.{leaf}": state[f"{mine}.{leaf}"] for mine, theirs in names.items()}
+        out |= {
+            f"{theirs}.{leaf}": torch.cat([state[f"{one}.{leaf}"] for one in mine]) for theirs, mine in fused.items()
+        }
+        scale, shift = state[f"norm_out.linear.{leaf}"].chunk(2)
+        out[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
+    out["double_blocks.0.txt_attn.norm.key_norm.scale"] = state[f"{double}.attn.norm_added_k.weight"]
+    out["single_blocks.0.norm.query_norm.scale"] = state[f"{single}.attn.norm_q.weight"]
     return {name: tensor.contiguous().clone() for name, tensor in out.items()}
 
 
@@ -316,6 +370,7 @@ FAMILIES = {
     "hunyuanvideo-1.5": Tiny("hunyuanvideo-1.5", hunyuan, comfy_hunyuan, ("comfy", "diffusers", "peft", "kohya")),
     "hunyuanvideo": Tiny("hunyuanvideo", hunyuan_1, comfy_hunyuan_1),
     "minimax-h3": Tiny("minimax-h3", minimax_h3, original_h3),
+    "flux.1": Tiny("flux.1", flux_1, original_flux_1),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
     "krea2": Tiny("krea2", krea2, original_krea2),
@@ -336,6 +391,13 @@ def factors(model: Any, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 IMAGE_PIPELINES = {"krea2": "Krea2Pipeline"}
+PIPELINES = {
+    "hunyuanvideo": ("HunyuanVideoPipeline", "text_encoder_2", "tokenizer_2"),
+    "flux.1": ("FluxPipeline", "text_encoder_2", "tokenizer_2"),
+}
+"""The pipelines that load LoRAs, with the parts that not all have."""
+HEADERS = {"hunyuanvideo": {"modelspec.architecture": "hunyuan-video/lora"}}
+"""What a trainer writes that tells families apart whose layers are called alike."""
 
 
 def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
@@ -351,11 +413,10 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
         )
         pipe = kind(**dict.fromkeys(others), unet=model, scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1))
         pipe.load_lora_weights(path.parent, weight_name=path.name)
-    elif family == "hunyuanvideo":
-        pipe = diffusers.HunyuanVideoPipeline(
-            **dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", "text_encoder_2", "tokenizer_2")),
-            transformer=model,
-        )
+    elif family in PIPELINES:
+        pipeline, *more = PIPELINES[family]
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", *more))
+        pipe = getattr(diffusers, pipeline)(**parts, transformer=model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     elif family in IMAGE_PIPELINES:
         beside = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))

@@ -60,6 +60,27 @@ FAMILIES = {
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "flux.1": Row(
+        {
+            **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            "transformer_blocks.3.ff_context.net.2": (8, 32),
+            **{f"single_transformer_blocks.2.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            "single_transformer_blocks.2.proj_mlp": (32, 8),
+            "x_embedder": (8, 4),
+            "norm_out.linear": (16, 8),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "original"),
+            "kohya": ("lora_unet_", "original"),
+            "OneTrainer": ("lora_transformer_", "diffusers"),
+            "LyCORIS": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "fal": ("base_model.model.", "original"),
+            "DiffSynth": ("", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
     "hunyuanvideo-1.5": Row(
         {
             **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},
@@ -211,11 +232,12 @@ def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
         modules.setdefault(rows.name, {})[layer] = rows
     tensors, deltas = {}, {}
     for number, (name, slices) in enumerate(modules.items()):
-        out, *rest = row.layers[next(iter(slices))]
+        first, place = next(iter(slices.items()))
+        out, *rest = row.layers[first]
         if kind == "mid factor" and len(rest) == 1:
             continue
         stem = prefix + (flattened(name) if prefix.endswith("_") else name)
-        keys, delta = KINDS[kind]((out * len(slices), *rest), 100 * number, prefix.endswith("_"))
+        keys, delta = KINDS[kind]((place.stored_rows(out), *rest), 100 * number, prefix.endswith("_"))
         if who == "DiffSynth":
             keys = {ending.replace(".weight", ".default.weight"): value for ending, value in keys.items()}
         tensors |= {stem + ending: value for ending, value in keys.items()} | {f"{stem}.alpha": torch.tensor(3.0)}
@@ -225,7 +247,8 @@ def build(family: str, kind: str, who: str, path: Path) -> dict[str, Tensor]:
                     [delta[start : start + 128] for start in range(128 * rows.part, len(delta), 3 * 128)]
                 )
                 continue
-            deltas[layer] = torch.cat(delta.chunk(2)[::-1]) if rows.swapped else delta.chunk(rows.of)[rows.part]
+            parts = delta.chunk(2)[::-1] if rows.swapped else delta.chunk(rows.of)[rows.part : rows.part + rows.span]
+            deltas[layer] = torch.cat(parts)
     save_file(tensors, path)
     return deltas
 

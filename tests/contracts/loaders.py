@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -72,6 +73,89 @@ def _of_hunyuan(module: str) -> tuple[str, ...]:
 def comfyui_hunyuan(shapes: Shapes, tensors: Tensors) -> Applied:
     """ComfyUI's HunyuanVideo and HunyuanVideo15: its own fused names as for any model, and diffusion-pipe's."""
     return comfyui(shapes, tensors, _of_hunyuan)
+
+
+FLUX_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{theirs}.{layer}_layer": f"time_text_embed.{mine}_embedder.linear_{number}"
+        for theirs, mine in (("time_in", "timestep"), ("guidance_in", "guidance"), ("vector_in", "text"))
+        for layer, number in (("in", 1), ("out", 2))
+    },
+}
+FLUX_DOUBLE = {
+    "img_attn.proj": "attn.to_out.0",
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+FLUX_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
+
+
+def comfyui_flux(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI's Flux: its own names as for any model, and diffusers' names behind four prefixes.
+
+    comfy/utils.py `flux_to_diffusers`: q, k and v, and in single blocks the inner layer, are rows of a fused weight;
+    the halves of the last modulation change places. A patch of such rows is added to them alone. Several patches of one
+    weight are all added.
+    """
+    named: dict[str, tuple[str, int, int, bool]] = {}
+    for module, (rows, _) in ((name, shape) for name, shape in shapes.items()):
+        block, _, layer = module.partition(".0.")
+        if module == "final_layer.adaLN_modulation.1":
+            named["norm_out.linear"] = (module, 0, rows, True)
+        elif module in FLUX_OUTSIDE:
+            named[FLUX_OUTSIDE[module]] = (module, 0, rows, False)
+        elif layer == "linear1":
+            size = rows // 7
+            for part, letter in enumerate("qkv"):
+                named[f"single_transformer_blocks.0.attn.to_{letter}"] = (module, part * size, size, False)
+            named["single_transformer_blocks.0.proj_mlp"] = (module, 3 * size, 4 * size, False)
+        elif layer.endswith("_attn.qkv"):
+            theirs = ("to_q", "to_k", "to_v") if layer.startswith("img") else ("add_q_proj", "add_k_proj", "add_v_proj")
+            for part, name in enumerate(theirs):
+                named[f"transformer_blocks.0.attn.{name}"] = (module, part * rows // 3, rows // 3, False)
+        else:
+            other = (FLUX_SINGLE if block == "single_blocks" else FLUX_DOUBLE)[layer]
+            blocks = "single_transformer_blocks" if block == "single_blocks" else "transformer_blocks"
+            named[f"{blocks}.0.{other}"] = (module, 0, rows, False)
+    result = comfyui(shapes, tensors)
+    sliced = {name: (size, shapes[module][1]) for name, (module, _, size, _) in named.items()}
+
+    def stems(name: str) -> tuple[str, ...]:
+        flat = name.replace(".", "_")
+        return f"transformer.{name}", f"lycoris_{flat}", f"lora_transformer_{flat}", name
+
+    for name, delta in comfyui(sliced, tensors, stems).added.items():
+        module, start, size, swapped = named[name]
+        whole = result.added.setdefault(module, torch.zeros(shapes[module], dtype=torch.float64))
+        whole[start : start + size] += torch.cat(delta.chunk(2)[::-1]) if swapped else delta
+    return result
+
+
+def sd_scripts_flux(shapes: Shapes, tensors: Tensors) -> Applied:
+    """sd-scripts: adapters for the layers of both kinds of blocks, by the original names.
+
+    networks/lora_flux.py `LoRANetwork`: every Linear of DoubleStreamBlock and SingleStreamBlock; else as for U-Nets.
+    """
+    inside = {
+        module: shape for module, shape in shapes.items() if module.startswith(("double_blocks", "single_blocks"))
+    }
+    result = Applied()
+    for module in inside:
+        stem = "lora_unet_" + module.replace(".", "_")
+        down, up, alpha = f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"
+        if down in tensors and up in tensors:
+            rank = tensors[down].shape[0]
+            scale = float(tensors[alpha]) / rank if alpha in tensors else 1.0
+            result.added[module] = _product(tensors[up], tensors[down], scale)
+    return result
 
 
 def comfyui_unet(shapes: Shapes, tensors: Tensors, names: Mapping[str, str]) -> Applied:

@@ -19,17 +19,20 @@ from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import LOADERS as TABLE
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
-from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Pair
+from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, XLABS_PAIR, Pair
 from tests.contracts import images
 from tests.contracts.loaders import (
     Applied,
     RefusedError,
+    comfyui_flux,
     comfyui_hunyuan,
     comfyui_unet,
     fastvideo_hunyuan,
     musubi,
     sd_scripts,
+    sd_scripts_flux,
 )
+from tests.families import HEADERS
 
 WIDTH, RANK, ALPHA = 4, 2, 3.0
 Names = Mapping[str, tuple[str, ...]]
@@ -87,6 +90,20 @@ HUNYUAN_1: dict[str, Names] = {
     )
 }
 SWAPPED = {(naming, MOD) for naming in ("original", "comfy", "diffusion-pipe")}
+GUIDANCE, EMBEDDER = "time_text_embed.guidance_embedder.linear_1", "x_embedder"
+FLUX_1: dict[str, Names] = {
+    "diffusers": {name: (name,) for name in (Q, K, V, PROJ, FC1, MOD, *SINGLE, GUIDANCE, EMBEDDER)},
+    "original": {
+        f"{BLOCK}.img_attn.qkv": (Q, K, V),
+        f"{BLOCK}.img_attn.proj": (PROJ,),
+        f"{BLOCK}.img_mlp.0": (FC1,),
+        "single_blocks.0.linear1": SINGLE,
+        "guidance_in.in_layer": (GUIDANCE,),
+        "img_in": (EMBEDDER,),
+        "final_layer.adaLN_modulation.1": (MOD,),
+    },
+    "xlabs": {"double_blocks.0.processor.qkv_lora1": (Q, K, V), "double_blocks.0.processor.proj_lora1": (PROJ,)},
+}
 
 UNET = {
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
@@ -126,6 +143,7 @@ BACK, XL_BACK = ({theirs: name for name, theirs in layers.items()} for layers in
 NAMES: dict[str, dict[str, Names]] = {
     "hunyuanvideo-1.5": HUNYUAN,
     "hunyuanvideo": HUNYUAN_1,
+    "flux.1": FLUX_1,
     "sd1.5": unet_names(UNET),
     "sdxl": unet_names(XL),
     **images.NAMES,
@@ -136,6 +154,9 @@ PROGRAMS: dict[tuple[str, str], Program] = {
     ("hunyuanvideo-1.5", "FastVideo"): Program(fastvideo_hunyuan, "fastvideo", None),
     ("hunyuanvideo", "ComfyUI"): Program(comfyui_hunyuan, "comfy", "comfy"),
     ("hunyuanvideo", "musubi-tuner"): Program(musubi, "original", "kohya"),
+    ("flux.1", "ComfyUI"): Program(comfyui_flux, "original", "comfy"),
+    ("flux.1", "musubi-tuner"): Program(musubi, "original", "kohya"),
+    ("flux.1", "sd-scripts"): Program(sd_scripts_flux, "original", "kohya"),
     ("sd1.5", "ComfyUI"): Program(partial(comfyui_unet, names=BACK), "original", "kohya"),
     ("sdxl", "ComfyUI"): Program(partial(comfyui_unet, names=XL_BACK), "original", "kohya"),
     ("sd1.5", "sd-scripts"): Program(sd_scripts, "diffusers", "kohya"),
@@ -167,7 +188,7 @@ def build(family: str, naming: str, prefix: str, pair: Pair, alpha: str, path: P
         delta = (ALPHA / RANK if alpha else 1.0) * (B.double().flatten(1) @ A.double().flatten(1))
         delta = rolled(delta) if (naming, layers[0]) in SWAPPED else delta
         deltas |= dict(zip(layers, delta.split([shape_of(layer)[0] for layer in layers]), strict=True))
-    save_file(tensors, path)
+    save_file(tensors, path, HEADERS.get(family))
     return deltas
 
 
@@ -175,6 +196,8 @@ def in_naming(family: str, naming: str, deltas: Mapping[str, Tensor]) -> dict[st
     """The same updates by the modules of another naming."""
     together = {}
     for module, layers in NAMES[family][naming].items():
+        if deltas.keys().isdisjoint(layers):
+            continue
         delta = torch.cat([deltas[layer] for layer in layers])
         together[module] = rolled(delta) if (naming, layers[0]) in SWAPPED else delta
     return together
@@ -200,6 +223,9 @@ def written_by_others() -> Iterator[tuple[str, str, str, Pair, str]]:
     """Every family in every naming, prefix and ending that somebody writes."""
     dotted, flat = ("diffusion_model.", "transformer.", "unet.", ""), ("lora_unet_", "lycoris_")
     for family, names in NAMES.items():
+        if "xlabs" in names:
+            yield from ((family, "xlabs", prefix, XLABS_PAIR, "") for prefix in ("", "diffusion_model."))
+        names = {naming: some for naming, some in names.items() if naming != "xlabs"}
         for naming, prefix in itertools.product(names, dotted):
             for pair, alpha in ((PEFT_PAIR, ""), (PEFT_PAIR, ".alpha"), (KOHYA_PAIR, ".alpha")):
                 yield family, naming, prefix, pair, alpha
@@ -231,9 +257,11 @@ def test_what_is_written_is_loaded_whole(family: str, loader: str, tmp_path: Pat
     """From every naming; sd-scripts has no adapters outside the blocks."""
     program, path, out = PROGRAMS[family, loader], tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     for naming in NAMES[family]:
-        deltas = build(family, naming, "", PEFT_PAIR, ".alpha", path)
+        pair, alpha = (XLABS_PAIR, "") if naming == "xlabs" else (PEFT_PAIR, ".alpha")
+        deltas = build(family, naming, "", pair, alpha, path)
         convert(str(path), str(program.format), str(out), dtype="fp32")
-        expected = "partly" if (family, loader) == ("sdxl", "sd-scripts") else "yes"
+        outside = loader == "sd-scripts" and (family == "sdxl" or (family == "flux.1" and naming != "xlabs"))
+        expected = "partly" if outside else "yes"
         assert seen(family, loader, out, deltas) == expected, naming
 
 
@@ -241,6 +269,8 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("hunyuanvideo-1.5", "ComfyUI", lambda key: key.replace("attn.qkv", "attn_q")),
     ("hunyuanvideo-1.5", "ComfyUI", lambda key: key.replace("diffusion_model.", "")),
     ("hunyuanvideo-1.5", "musubi-tuner", lambda key: key.replace("img_mlp_fc1", "img_mlp_0")),
+    ("flux.1", "ComfyUI", lambda key: key.replace("img_attn.qkv", "img_attn_qkv")),
+    ("flux.1", "sd-scripts", lambda key: key.replace("linear1", "linear_1")),
     ("sd1.5", "ComfyUI", lambda key: key.replace("attentions_0", "attentions_9")),
     ("sdxl", "sd-scripts", lambda key: key.replace("lora_unet_", "unet.")),
     ("krea2", "ComfyUI", lambda key: key.replace("attn.gate", "attn.wgate")),

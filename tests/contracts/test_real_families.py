@@ -19,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
 from loraport.files.names.families import FAMILIES as TABLES
 from loraport.files.names.families import Naming
-from tests.families import FAMILIES, delta, factors, fused_by_diffusers
+from tests.families import FAMILIES, HEADERS, delta, factors, fused_by_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -31,6 +31,7 @@ PARTS = {
         *("transformer_blocks.0.attn.to_", "transformer_blocks.0.ff.net.2", "transformer_blocks.0.adaln_proj"),
         *("norm_out", "proj_out"),
     ),
+    "flux.1": ("transformer_blocks.0.attn.", "single_transformer_blocks.0.proj_", "norm_out", "x_embedder"),
     "sd1.5": ("mid_block.resnets.0.", "down_blocks.0.attentions.0.transformer_blocks.0.attn2"),
     "sdxl": ("mid_block.resnets.0.", "up_blocks.0.attentions.0.transformer_blocks.1.attn1", "add_embedding"),
     "krea2": ("transformer_blocks.0.", "text_fusion.", "time_", "final_layer"),
@@ -74,7 +75,7 @@ def write(path: Path, dialect: Dialect, found: dict[str, tuple[Tensor, Tensor]],
         if alpha:
             tensors[dialect.key(name, alpha)] = torch.tensor(1.0)
             deltas[name] /= A.shape[0]
-    save_file(tensors, path)
+    save_file(tensors, path, HEADERS.get(str(dialect.family)))
     return deltas
 
 

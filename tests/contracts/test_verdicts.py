@@ -19,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.families import flattened
 from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
-from tests.families import FAMILIES, IMAGE_PIPELINES
+from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -278,7 +278,7 @@ def test_the_verdict_on_diffusers_is_what_it_does(family: str, name: str, tmp_pa
     tensors, deltas = FILES[family][name]()
     tensors = {key.replace("__", "."): tensor for key, tensor in tensors.items()}
     path = tmp_path / "x.safetensors"
-    save_file(tensors, path)
+    save_file(tensors, path, HEADERS.get(family))
     facts = facts_of(read_lora(path))
     assert facts is not None and facts.family == family
     (said,) = (one for one in verdicts(facts) if one.loader == "diffusers")

@@ -237,7 +237,7 @@ def wan_of_images() -> Any:
 
 
 FUSED = {"wan": wan_of_images} | {
-    name: FAMILIES[name].model for name in ("hunyuanvideo-1.5", "hunyuanvideo", "sd1.5", "krea2")
+    name: FAMILIES[name].model for name in ("hunyuanvideo-1.5", "hunyuanvideo", "flux.1", "sd1.5", "krea2")
 }
 
 

@@ -4,9 +4,9 @@ The converters themselves are private functions of a heavy package, go one way a
 
 Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
 `_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`,
-`_convert_non_diffusers_krea2_lora_to_diffusers`, `_convert_non_diffusers_minimax_h3_lora_to_diffusers`,
-`load_lora_adapter`; and run on tiny models, file by file, in
-`tests/contracts/`.
+`_convert_non_diffusers_krea2_lora_to_diffusers`, `_convert_non_diffusers_minimax_h3_lora_to_diffusers`, those of FLUX.1
+for the files of kohya's scripts, OneTrainer, XLabs and fal, `load_lora_adapter`; and run on tiny models, file by file,
+in `tests/contracts/`.
 """
 
 from __future__ import annotations
@@ -171,3 +171,58 @@ def h3_original(facts: Facts) -> Findings:
         if not ending or not _H3_LAYER.fullmatch(module) or f"{module}{pair[0]}" not in names:
             left.append(key)
     return [f"it refuses what it has no name for: {left[0]}"] if left else [], []
+
+
+FLUX_WIDTH, FLUX_BLOCKS = 3072, (("double_blocks", 19), ("single_blocks", 38))
+"""What the converters of FLUX.1 are written for: the width of single blocks, and how many blocks there are."""
+
+
+def flux_own(facts: Facts) -> Findings:
+    """Judge diffusers' own names of FLUX.1: of lora_down and lora_up the alphas go unread."""
+    left = [key for key in facts.names if not key.startswith(_OWN)]
+    lost = [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
+    if KOHYA_PAIR in facts.pairs and facts.scaled and facts.alphas:
+        lost.append("it ignores .alpha beside lora_down and lora_up, so the strength is wrong")
+    return [], lost
+
+
+def flux_kohya(facts: Facts) -> Findings:
+    """Judge FLUX.1's original names with lora_down and lora_up, flattened or behind `diffusion_model.`."""
+    raised, modules = [], {key.partition(".lora_")[0] for key in facts.names if ".lora_" in key}
+    for blocks, count in FLUX_BLOCKS:
+        numbers = {name: re.search(rf"{blocks}[._](\d+)", name) for name in modules}
+        if deep := sorted(name for name, number in numbers.items() if number and int(number[1]) >= count):
+            raised.append(f"it has {count} {blocks}, and refuses {deep[0]}")
+    if narrow := [layer for layer, width in facts.single_widths.items() if width != FLUX_WIDTH]:
+        raised.append(f"it divides {narrow[0]} as in a model {FLUX_WIDTH} wide")
+    return raised, []
+
+
+def flux_onetrainer(facts: Facts) -> Findings:
+    """Judge FLUX.1's names of diffusers flattened behind `lora_transformer_`, as OneTrainer writes them."""
+    raised = ["it needs an alpha for every layer"] if facts.without_alpha else []
+    if others := [
+        layer for layer in facts.layers if "blocks." in layer and ".attn.to_" not in layer.replace("add_", "to_")
+    ]:
+        raised.append(f"inside the blocks it knows attention only, and refuses {others[0]}")
+    return raised, []
+
+
+def flux_whole(facts: Facts) -> Findings:
+    """Judge FLUX.1's original names behind `base_model.model.`: nothing may be missing, and nothing beside."""
+    double = ("img_mod.lin", "txt_mod.lin", "img_attn.qkv", "txt_attn.qkv", "img_attn.proj", "txt_attn.proj",
+              "img_mlp.0", "img_mlp.2", "txt_mlp.0", "txt_mlp.2")  # fmt: skip
+    layers = {"double_blocks": double, "single_blocks": ("modulation.lin", "linear1", "linear2")}
+    wanted = {
+        f"{blocks}.{number}.{layer}"
+        for blocks, count in FLUX_BLOCKS
+        for number in range(count)
+        for layer in layers[blocks]
+    }
+    wanted.add("final_layer.linear")
+    keys = {f"{PEFT_PREFIX}{layer}{ending}" for layer in wanted for ending in PEFT_PAIR}
+    if keys != set(facts.names):
+        return [
+            "it takes these names only where every layer of all blocks and final_layer.linear are there, no other"
+        ], []
+    return [], []

@@ -15,7 +15,13 @@ from typing import NamedTuple
 from loraport.files.names.tables.family import Family, Naming, templates_of
 
 Spelled = tuple[Family, Naming]
-FIELDS = ("modelspec.architecture", "ss_base_model_version", "ss_network_module", "base_model", "base_model_name_or_path")
+FIELDS = (
+    "modelspec.architecture",
+    "ss_base_model_version",
+    "ss_network_module",
+    "base_model",
+    "base_model_name_or_path",
+)
 """The header's fields in which kohya's scripts, musubi-tuner, ai-toolkit and PEFT name the base."""
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.")
 _ROWS, _COLUMNS = ("B", "hada_w1_a"), ("A", "hada_w1_b")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraport.files.presets.flux import FLUX_ACCELERATORS, FLUX_MODELS
 from loraport.files.presets.hunyuan import HUNYUAN_MODELS
 from loraport.files.presets.images import IMAGE_MODELS
 from loraport.files.presets.minimax_h3 import MINIMAX_H3_MODELS
@@ -19,10 +20,12 @@ from loraport.files.presets.wan import WAN_MODELS
 
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
-    for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, IMAGE_MODELS, MINIMAX_H3_MODELS)
+    for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, FLUX_MODELS, IMAGE_MODELS, MINIMAX_H3_MODELS)
     for preset in models
 }
 """The models. A family's rows stand in a module of its own."""
 
-ACCELERATORS: Mapping[str, AcceleratorPreset] = {}
+ACCELERATORS: Mapping[str, AcceleratorPreset] = {
+    accelerator.name: accelerator for accelerators in (FLUX_ACCELERATORS,) for accelerator in accelerators
+}
 """The accelerators, by name."""
