@@ -14,13 +14,12 @@ from loraport.files.names.dialects import (
     VARIANTS,
     LoraKey,
     holds_adapter_name,
-    majority_dialect,
     parse_key,
-    rival_families,
     unlisted_start,
 )
 from loraport.files.names.evidence import NO_EVIDENCE, Evidence, words_of
 from loraport.files.names.families import FAMILIES, Layout
+from loraport.files.names.majority import majority_dialect, rival_families
 
 EXPERT_PARTS = {"transformer": "transformer_2", "dit": "dit2"}
 """The component of the high-noise expert -> that of the low-noise one."""

@@ -28,10 +28,10 @@ from loraport.files.names.dialects import (
     VARIANTS,
     Dialect,
     LoraKey,
-    majority_dialect,
     parse_key,
 )
 from loraport.files.names.families import FAMILIES, Layout, RowSlice
+from loraport.files.names.majority import majority_dialect
 
 if TYPE_CHECKING:
     import torch

@@ -43,11 +43,11 @@ from loraport.files.names.dialects import (
     PEFT_PREFIX,
     VARIANTS,
     Dialect,
-    majority_dialect,
     no_name,
     parse_key,
 )
 from loraport.files.names.families import FAMILIES
+from loraport.files.names.majority import majority_dialect
 from loraport.plain_json import json_text
 from loraport.spectral.low_rank import LowRank
 
