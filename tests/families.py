@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.files.names.families import FAMILIES as TABLES
-from tests.image_families import krea2, original_krea2
+from tests.image_families import (
+    comfy_qwen_image,
+    comfy_qwen_image_21,
+    krea2,
+    original_krea2,
+    qwen_image,
+    qwen_image_21,
+)
 
 State = dict[str, Tensor]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -374,6 +382,8 @@ FAMILIES = {
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
     "krea2": Tiny("krea2", krea2, original_krea2),
+    "qwen-image": Tiny("qwen-image", qwen_image, comfy_qwen_image),
+    "qwen-image-2.1": Tiny("qwen-image-2.1", qwen_image_21, comfy_qwen_image_21),
 }
 
 
@@ -390,7 +400,11 @@ def factors(model: Any, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-IMAGE_PIPELINES = {"krea2": "Krea2Pipeline"}
+IMAGE_PIPELINES = {
+    "krea2": "Krea2Pipeline",
+    "qwen-image": "QwenImagePipeline",
+    "qwen-image-2.1": "QwenImage21Pipeline",
+}
 PIPELINES = {
     "hunyuanvideo": ("HunyuanVideoPipeline", "text_encoder_2", "tokenizer_2"),
     "flux.1": ("FluxPipeline", "text_encoder_2", "tokenizer_2"),
@@ -398,6 +412,32 @@ PIPELINES = {
 """The pipelines that load LoRAs, with the parts that not all have."""
 HEADERS = {"hunyuanvideo": {"modelspec.architecture": "hunyuan-video/lora"}}
 """What a trainer writes that tells families apart whose layers are called alike."""
+
+
+class NoProcessor:
+    """In the place of a tokenizer: every text is one token."""
+
+    @property
+    def tokenizer(self) -> NoProcessor:
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        return [0]
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> list[list[int]]:
+        return [[0]]
+
+
+def image_pipeline(family: str, model: Any) -> Any:
+    """diffusers' own pipeline around a model, with nothing else in it."""
+    import diffusers
+
+    kind = getattr(diffusers, IMAGE_PIPELINES[family])
+    needed = [one.name for one in signature(kind).parameters.values() if one.default is one.empty]
+    given: dict[str, Any] = dict.fromkeys(needed) | {"transformer": model}
+    if "processor" in needed:  # Qwen-Image 2.1's pipeline counts the tokens of its prompt as it is made
+        given["processor"] = NoProcessor()
+    return kind(**given)
 
 
 def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
@@ -419,9 +459,7 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
         pipe = getattr(diffusers, pipeline)(**parts, transformer=model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     elif family in IMAGE_PIPELINES:
-        beside = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
-        pipe = getattr(diffusers, IMAGE_PIPELINES[family])(**beside, transformer=model)
-        pipe.load_lora_weights(path.parent, weight_name=path.name)
+        image_pipeline(family, model).load_lora_weights(path.parent, weight_name=path.name)
     elif family == "minimax-h3":
 
         class Pipe(MiniMaxH3LoraLoaderMixin):  # type: ignore[misc]  # what its modular pipeline has of it

@@ -89,3 +89,50 @@ def original_krea2(state: State) -> State:
         else:
             out[outer.get(name) or f"{whole[layer]}.{leaf}"] = tensor
     return {f"model.diffusion_model.{name}": tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+def qwen_image() -> Any:
+    """Qwen-Image, one block, 12 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.QwenImageTransformer2DModel(
+        in_channels=4,
+        out_channels=1,
+        num_layers=1,
+        attention_head_dim=6,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=(2, 2, 2),
+    )
+    return with_noise_in_parameters(model)
+
+
+def comfy_qwen_image(state: State) -> State:
+    """Qwen-Image as ComfyUI stores it, and everybody else: diffusers' names."""
+    return {f"model.diffusion_model.{name}": tensor.contiguous().clone() for name, tensor in state.items()}
+
+
+def qwen_image_21() -> Any:
+    """Qwen-Image 2.1, one block, 12 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=6,
+        num_attention_heads=2,
+        context_in_dim=8,
+        axes_dims_rope=(2, 2, 2),
+    )
+    return with_noise_in_parameters(model)
+
+
+def comfy_qwen_image_21(state: State) -> State:
+    """Qwen-Image 2.1 as ComfyUI stores it: the gate and the inner layer in one, the gate's rows first."""
+    out = dict(state)
+    inner = "transformer_blocks.0.img_mlp"
+    parts = [out.pop(f"{inner}.{name}.weight") for name in ("gate_layer", "proj")]
+    return comfy_qwen_image(out | {f"{inner}.gate_up.weight": torch.cat(parts)})

@@ -163,6 +163,41 @@ FAMILIES = {
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "qwen-image": Row(
+        {
+            "transformer_blocks.0.attn.to_q": (8, 8),
+            "transformer_blocks.59.attn.add_k_proj": (8, 8),
+            "transformer_blocks.10.img_mod.1": (16, 8),
+            "transformer_blocks.10.txt_mlp.net.2": (8, 12),
+            "proj_out": (4, 8),
+        },
+        {
+            "Lightning": ("", "diffusers"),
+            "ai-toolkit": ("diffusion_model.", "diffusers"),
+            "musubi-tuner": ("lora_unet_", "diffusers"),
+            "SimpleTuner": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
+    "qwen-image-2.1": Row(
+        {
+            "transformer_blocks.0.img_mlp.gate_layer": (12, 8),
+            "transformer_blocks.0.img_mlp.proj": (12, 8),
+            "transformer_blocks.31.attn.to_v": (8, 8),
+            "modulation.1": (16, 8),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "comfy"),
+            "kohya for ComfyUI": ("lora_unet_", "comfy"),
+            "ai-toolkit": ("diffusion_model.", "diffusers"),
+            "musubi-tuner": ("lora_unet_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
 }
 
 

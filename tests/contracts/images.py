@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from tests.contracts.loaders import Applied, RefusedError, Shapes, Tensors, _product, comfyui, musubi
+from tests.contracts.loaders import Applied, RefusedError, Shapes, Tensors, _product, comfyui, lightx2v, musubi
 
 Names = Mapping[str, tuple[str, ...]]
 
@@ -32,10 +33,23 @@ KREA_2 = {
 """diffusers' name -> the original one."""
 _KREA_2_BACK = {theirs: mine for mine, theirs in KREA_2.items()}
 
+QWEN_IMAGE = tuple(
+    f"transformer_blocks.0.{layer}"
+    for layer in ("attn.to_q", "attn.add_v_proj", "attn.to_add_out", "img_mod.1", "txt_mlp.net.0.proj", "img_mlp.net.2")
+)
+INNER = "transformer_blocks.0.img_mlp"
+GATE, UP = f"{INNER}.gate_layer", f"{INNER}.proj"
+QWEN_IMAGE_21 = ("transformer_blocks.0.attn.to_k", "modulation.1", "txt_in.in_layer", f"{INNER}.out")
+
 NAMES: dict[str, dict[str, Names]] = {
     "krea2": {
         "diffusers": {name: (name,) for name in KREA_2},
         "original": {theirs: (mine,) for mine, theirs in KREA_2.items()},
+    },
+    "qwen-image": {"diffusers": {name: (name,) for name in QWEN_IMAGE}},
+    "qwen-image-2.1": {
+        "diffusers": {name: (name,) for name in (*QWEN_IMAGE_21, GATE, UP)},
+        "comfy": {name: (name,) for name in QWEN_IMAGE_21} | {f"{INNER}.gate_up": (GATE, UP)},
     },
 }
 
@@ -59,6 +73,50 @@ def comfyui_image(shapes: Shapes, tensors: Tensors, names: Mapping[str, str]) ->
         )
 
     return comfyui(shapes, tensors, stems)
+
+
+def comfyui_qwen(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI's Qwen-Image, both: also without prefix, behind `transformer.`, flattened behind `lycoris_`.
+
+    comfy/lora.py `model_lora_keys_unet` for QwenImage; of 2.1's `gate_up` these address the halves, the gate first.
+    """
+    halves = {}
+    for module, shape in shapes.items():
+        names = (GATE, UP) if module.endswith("img_mlp.gate_up") else (module,)
+        halves |= {name: (shape[0] // len(names), *shape[1:]) for name in names}
+
+    def apart(name: str) -> tuple[str, ...]:
+        return f"transformer.{name}", name, "lycoris_" + name.replace(".", "_")
+
+    result, more = comfyui(shapes, tensors), comfyui(halves, tensors, apart)
+    for module in shapes:
+        if not module.endswith("img_mlp.gate_up"):
+            result.added |= {module: more.added[module]} if module in more.added else {}
+        elif GATE in more.added or UP in more.added:
+            parts = [more.added.get(name, torch.zeros(halves[name]).double()) for name in (GATE, UP)]
+            result.added[module] = torch.cat(parts)
+    return result
+
+
+def wan2gp_qwen(shapes: Shapes, tensors: Tensors) -> Applied:
+    """Wan2GP's Qwen-Image respells by the first key: models/qwen/transformer_qwenimage.py `preprocess_loras`."""
+    named = {
+        key.replace(".lora.", ".lora_").replace(".default.weight", ".weight"): tensor for key, tensor in tensors.items()
+    }
+    first, flat = next(iter(tensors)), "lora_unet_transformer_blocks"
+    if first.startswith(flat):
+        respelled = {}
+        for key, tensor in named.items():
+            new = "diffusion_model.transformer_blocks." + key[len(flat) + 1 :]
+            for part in ("attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod"):
+                new = new.replace(f"_{part}_", f".{part}.")
+            for old, dotted in (("_0_", ".0."), ("_0.", ".0."), ("_1.", ".1."), ("_2.", ".2.")):
+                new = new.replace(old, dotted)
+            respelled[new] = tensor
+        named = respelled
+    elif first.startswith("transformer_blocks"):
+        named = {f"diffusion_model.{key}": value for key, value in named.items() if key.startswith("transformer_block")}
+    return mmgp(shapes, named)
 
 
 def mmgp(shapes: Shapes, tensors: Tensors) -> Applied:
@@ -122,5 +180,10 @@ PROGRAMS = {
     ("krea2", "ComfyUI"): (partial(comfyui_image, names=_KREA_2_BACK), "original", "comfy"),
     ("krea2", "musubi-tuner"): (musubi, "original", "kohya"),
     ("krea2", "Wan2GP"): (wan2gp_krea2, "original", "comfy"),
+    ("qwen-image", "ComfyUI"): (comfyui_qwen, "diffusers", "comfy"),
+    ("qwen-image", "musubi-tuner"): (musubi, "diffusers", "kohya"),
+    ("qwen-image", "LightX2V"): (lightx2v, "diffusers", "comfy"),
+    ("qwen-image", "Wan2GP"): (wan2gp_qwen, "diffusers", "comfy"),
+    ("qwen-image-2.1", "ComfyUI"): (comfyui_qwen, "comfy", "comfy"),
 }
 """(family, loader) -> the program, the naming that its model has, and the format of ours that it takes."""

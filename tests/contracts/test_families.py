@@ -276,6 +276,11 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("krea2", "ComfyUI", lambda key: key.replace("attn.gate", "attn.wgate")),
     ("krea2", "musubi-tuner", lambda key: key.replace("mlp_gate", "ff_gate")),
     ("krea2", "Wan2GP", lambda key: key.replace("txtfusion", "fusion")),
+    ("qwen-image", "ComfyUI", lambda key: key.replace("img_mod.1", "img_mod.lin")),
+    ("qwen-image", "musubi-tuner", lambda key: key.replace("lora_down", "lora_A").replace("lora_up", "lora_B")),
+    ("qwen-image", "LightX2V", lambda key: key.replace("diffusion_model.", "transformer.")),
+    ("qwen-image", "Wan2GP", lambda key: key.replace("to_add_out", "to_out_added")),
+    ("qwen-image-2.1", "ComfyUI", lambda key: key.replace("gate_up", "up_gate")),
 ]
 
 

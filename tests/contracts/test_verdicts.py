@@ -19,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.families import flattened
 from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
-from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES
+from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES, image_pipeline
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -42,14 +42,13 @@ def hunyuan() -> Any:
     return diffusers.HunyuanVideoPipeline(**dict.fromkeys(others), transformer=FAMILIES["hunyuanvideo"].model())
 
 
-def image(family: str) -> Any:
-    others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
-    return getattr(diffusers, IMAGE_PIPELINES[family])(**others, transformer=FAMILIES[family].model())
+def tiny_pipeline(family: str) -> Any:
+    return image_pipeline(family, FAMILIES[family].model())
 
 
 PIPELINES: dict[str, Any] = {"wan": wan, "hunyuanvideo": hunyuan, "sd1.5": lambda: pipeline("sd1.5"),
                              "sdxl": lambda: pipeline("sdxl"),
-                             **{family: partial(image, family) for family in IMAGE_PIPELINES}}  # fmt: skip
+                             **{family: partial(tiny_pipeline, family) for family in IMAGE_PIPELINES}}  # fmt: skip
 PARTS = ("transformer", "unet", "text_encoder", "text_encoder_2")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 
@@ -104,6 +103,8 @@ def spell(family: str, name: str, spelling: str) -> str:
 
     table = TABLES[family]
     canonical = table.parameter_pieces(f"{name}.weight", "diffusers")[0][0].removesuffix(".weight")
+    if spelling == "diffusion_model.diffusers_":
+        return f"diffusion_model.{name}"
     if spelling in ("diffusion_model.", "lora_unet_original_"):
         name = str(layer_in(canonical, "original", table))
     if spelling.startswith("lora_unet_"):
@@ -239,7 +240,34 @@ KREA_2: dict[str, Any] = {
     "fused attention": lambda: beside(written("krea2", "img_in", "transformer."),
                                       **{f"transformer.{key}": shape for key, shape in QKV.items()}),
 }  # fmt: skip
-FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN, "krea2": KREA_2}
+QWEN = r"transformer_blocks\.0\.(attn\.(to_out\.0|add_k_proj)|img_mod\.1|txt_mlp\.net\.0\.proj)"
+FLAT = "lora_unet_transformer_blocks_0_attn_to_q"
+DEFAULT = ("lora_A.default.weight", "lora_B.default.weight")
+T = "transformer."
+QWEN_IMAGE: dict[str, Any] = {
+    "diffusers' own": lambda: written("qwen-image", f"{QWEN}|img_in", T),
+    "diffusers' own, an alpha": lambda: written("qwen-image", QWEN, T, "alpha"),
+    "diffusers' own, default": lambda: written("qwen-image", QWEN, T, ends=DEFAULT),
+    "diffusers' own, a dora_scale": lambda: beside(written("qwen-image", QWEN, T),
+                                                   **{f"{T}transformer_blocks.0.img_mod.1.dora_scale": (72, 1)}),
+    "Lightning": lambda: written("qwen-image", QWEN, "", "alpha", DOWN_UP),
+    "no prefix, no alpha": lambda: written("qwen-image", QWEN, ""),
+    "DiffSynth": lambda: written("qwen-image", QWEN, "", ends=DEFAULT),
+    "ai-toolkit": lambda: written("qwen-image", f"{QWEN}|proj_out", "diffusion_model.diffusers_"),
+    "A and B, then down and up": lambda: both(written("qwen-image", QWEN, "", "alpha"),
+                                             written("qwen-image", "img_in", "", "alpha", DOWN_UP)),
+    "a difference": lambda: beside(written("qwen-image", QWEN, "", "alpha", DOWN_UP), **{"img_in.diff": (12, 4)}),
+    "musubi-tuner": lambda: written("qwen-image", f"{QWEN}|time_text.*linear_2", "lora_unet_", "alpha", DOWN_UP),
+    "musubi-tuner, no alpha": lambda: written("qwen-image", QWEN, "lora_unet_", ends=DOWN_UP),
+    "flattened beside dotted": lambda: both(written("qwen-image", QWEN, D + "diffusers_", "alpha", DOWN_UP),
+                                           written("qwen-image", "img_in", "lora_unet_", "alpha", DOWN_UP)),
+    "diffusers' own beside": lambda: both(written("qwen-image", QWEN, D + "diffusers_"),
+                                         written("qwen-image", "img_in", T)),
+    "a LoHa": lambda: beside(written("qwen-image", QWEN, "", "alpha", DOWN_UP),
+                            **behind("img_in.", hada_w1_a=(12, R), hada_w1_b=(R, 4), hada_w2_a=(12, R),
+                                     hada_w2_b=(R, 4))),
+}  # fmt: skip
+FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN, "krea2": KREA_2, "qwen-image": QWEN_IMAGE}
 CASES = [(family, name) for family, files in FILES.items() for name in files]
 
 

@@ -54,6 +54,14 @@ LAYERS = {
         *("transformer_blocks.0.attn.to_k", "transformer_blocks.27.attn.to_gate", "transformer_blocks.9.ff.gate"),
         *("text_fusion.refiner_blocks.1.attn.to_out.0", "text_fusion.projector", "time_mod_proj"),
     ),
+    "qwen-image": (
+        *("transformer_blocks.0.attn.add_k_proj", "transformer_blocks.59.img_mod.1", "norm_out.linear"),
+        *("transformer_blocks.7.txt_mlp.net.0.proj", "transformer_blocks.30.img_mlp.net.2"),
+    ),
+    "qwen-image-2.1": (
+        *("transformer_blocks.0.img_mlp.gate_layer", "transformer_blocks.0.attn.to_out.0", "modulation.1"),
+        *("transformer_blocks.31.img_mlp.out", "txt_in.in_layer"),
+    ),
 }
 """Of each family a few layers; a module that fuses three of them counts for the three."""
 FUSED = ("hunyuanvideo-1.5", "flux.1")

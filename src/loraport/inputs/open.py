@@ -27,7 +27,7 @@ from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fit_extras
 from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
-from loraport.inputs.plan import Plan, make_plan
+from loraport.inputs.plan import Plan, check_families, make_plan
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import BasisSource
@@ -144,10 +144,12 @@ def _open_models(config: TransferConfig, loras: Iterable[Lora], open_model: Open
     """Open both models, of which no more is needed than what the LoRAs touch."""
     layers = None if split_target(config.target) else touched_layers(loras)
     source = open_model(config.source, part=config.source_part, layers=layers)
-    return source, open_target(
+    target = open_target(
         config.target, source, part=config.target_part, layers=layers, lora_part=_accelerator_part(config),
         open_model=open_model,
     )  # fmt: skip
+    check_families(source, target)
+    return source, target
 
 
 def _accelerator_part(config: TransferConfig) -> str | None:

@@ -14,6 +14,7 @@ from loraport.files.additions import no_fit_message
 from loraport.files.lora.kernels import same_kernel
 from loraport.files.lora.read import Lora
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.names.families import Family
 from loraport.inputs.accelerator import AcceleratedModel, Target
 from loraport.inputs.config import matches
 
@@ -141,6 +142,26 @@ def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:
         if not any(matches(name, pattern) for name in lora.layers):
             example = next(iter(lora.layers))
             raise SettingsError(f"pattern {pattern!r} fits no layer of the LoRA; names look like {example!r}")
+
+
+def check_families(source: Checkpoint, target: Target) -> None:
+    """Raise MismatchError for models of two families, of which each has names that the other's table lacks."""
+    other = target if isinstance(target, Checkpoint) else target.model
+    if source.family is None or other.family is None or source.family.name == other.family.name:
+        return
+    if _all_named(source, other.family) or _all_named(other, source.family):
+        return  # so little of a model that its names are both families'
+    reason = source.family.apart.get(other.family.name, "")
+    raise MismatchError(
+        f"{source.where} is {source.family.name}, and {other.where} {other.family.name}"
+        f"{f': {reason}' if reason else ''}; a LoRA moves from a base to a model that was made from it: give two of "
+        "one family"
+    )
+
+
+def _all_named(model: Checkpoint, family: Family) -> bool:
+    names = [name for name in model.own if name not in model.extra]
+    return all(family.parameter_rows(name, family.canonical) for name in names)
 
 
 def _nothing_matches(lora: Lora, source: Checkpoint, target: Target) -> str:

@@ -4,9 +4,9 @@ The converters themselves are private functions of a heavy package, go one way a
 
 Read in diffusers 0.42: `_convert_non_diffusers_wan_lora_to_diffusers`, `_convert_musubi_wan_lora_to_diffusers`,
 `_convert_non_diffusers_lora_to_diffusers`, `_convert_hunyuan_video_lora_to_diffusers`,
-`_convert_non_diffusers_krea2_lora_to_diffusers`, `_convert_non_diffusers_minimax_h3_lora_to_diffusers`, those of FLUX.1
-for the files of kohya's scripts, OneTrainer, XLabs and fal, `load_lora_adapter`; and run on tiny models, file by file,
-in `tests/contracts/`.
+`_convert_non_diffusers_krea2_lora_to_diffusers`, `_convert_non_diffusers_minimax_h3_lora_to_diffusers`,
+`_convert_non_diffusers_qwen_lora_to_diffusers`, those of FLUX.1 for the files of kohya's scripts, OneTrainer, XLabs and
+fal, `load_lora_adapter`; and run on tiny models, file by file, in `tests/contracts/`.
 """
 
 from __future__ import annotations
@@ -226,3 +226,41 @@ def flux_whole(facts: Facts) -> Findings:
             "it takes these names only where every layer of all blocks and final_layer.linear are there, no other"
         ], []
     return [], []
+
+
+def _is_converted(key: str) -> bool:
+    """Return whether a key makes the pipelines of Qwen-Image and Z-Image take a file as none of their own."""
+    return key.endswith(".alpha") or key.startswith(("diffusion_model.", "lora_unet_")) or "default." in key
+
+
+def component_unless_converted(facts: Facts) -> Findings:
+    """Judge diffusers' own names for Qwen-Image and Z-Image: of a file that is converted, they get `transformer` twice.
+
+    `_convert_non_diffusers_qwen_lora_to_diffusers`, `_convert_non_diffusers_z_image_lora_to_diffusers`.
+    """
+    if marks := [key for key in facts.names if _is_converted(key)]:
+        return [f"it converts a file with keys like {marks[0]}, and finds no layer behind transformer. then"], []
+    return without_dora_scale(facts, component_keys)
+
+
+_BESIDE_FLAT = ("lora_unet_", "transformer_blocks.", "img_in.", "txt_in.", "proj_out.")
+"""How the dotted keys begin that its converter takes beside flattened ones."""
+
+
+def qwen_converted(facts: Facts) -> Findings:
+    """Judge what becomes of Qwen-Image's names without prefix, behind `diffusion_model.` and flattened."""
+    return without_dora_scale(facts, _qwen_converted)
+
+
+def _qwen_converted(facts: Facts) -> Findings:
+    if not any(map(_is_converted, facts.names)):
+        return ["names without prefix are left out, since there is no alpha that would make it convert them"], []
+    flat = [key for key in facts.names if key.startswith("lora_unet_")]
+    dotted = [key for key in facts.names if not key.removeprefix("diffusion_model.").startswith(_BESIDE_FLAT)]
+    if flat and dotted:
+        return [f"it takes all keys as flattened, since {flat[0]} is there, and loses {dotted[0]}"], []
+    down_up = any(key.endswith(KOHYA_PAIR) for key in facts.names)
+    pairs = KOHYA_PAIR if down_up else PEFT_PAIR
+    taken = (*pairs, ".alpha")
+    alien = [key for key in facts.names if not key.replace("default.", "").endswith(taken)]
+    return [f"it refuses what it has no name for: {alien[0]}"] if alien else [], []

@@ -1,19 +1,26 @@
-"""The loaders of LoRAs of image models: Krea 2."""
+"""The loaders of LoRAs of image models: Krea 2, Qwen-Image."""
 
 from __future__ import annotations
 
-from loraport.files.loaders.diffusers_converters import krea2_component, krea2_original
-from loraport.files.loaders.facts import Spelling
+from loraport.files.loaders.diffusers_converters import (
+    Findings,
+    component_unless_converted,
+    krea2_component,
+    krea2_original,
+    qwen_converted,
+)
+from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rows import (
     COMFYUI,
     COMFYUI_EXTRAS,
     DIFFUSERS,
+    DOTTED_PAIR,
     DOWN_UP,
     MIXED_RANKS,
     OF_DIFFUSERS,
     spelled_alike,
 )
-from loraport.files.loaders.rules import Loader
+from loraport.files.loaders.rules import DEFAULT_ADAPTER, Loader
 from loraport.files.loaders.whole_or_nothing import mmgp
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, PEFT_PREFIX
 
@@ -91,4 +98,120 @@ _KREA_2: tuple[Loader, ...] = (
     ),
 )  # fmt: skip
 
-IMAGE_LOADERS: tuple[Loader, ...] = (*_KREA_2,)
+_QWEN_PIPELINE = f"{DIFFUSERS}, QwenImagePipeline.load_lora_weights, run on tiny models; mixed ranks: its issue 14409"
+_QWEN_WAN2GP = frozenset(_behind("diffusers", *_DOTTED, "lora_unet_"))
+_FULL_DIFFERENCES = frozenset({".diff", ".diff_b", ".diff_m"})
+
+
+def _qwen_of_mmgp(facts: Facts) -> Findings:
+    """Judge Wan2GP on Qwen-Image: without prefix it looks at the first key, and passes over all that is not as that."""
+    refused, left = mmgp(_QWEN_WAN2GP, "transformer_blocks.", (*DEFAULT_ADAPTER, *DOTTED_PAIR))(facts)
+    if not facts.prefix and facts.names[:1] and facts.names[0].startswith("transformer_blocks"):
+        others = [key for key in facts.names if not key.startswith("transformer_blocks")]
+        left += [f"{len(others)} keys are left out, such as {others[0]}"] if others else []
+    return refused, left
+
+
+_QWEN_IMAGE: tuple[Loader, ...] = (
+    Loader(
+        "ComfyUI",
+        COMFYUI,
+        spelled_alike("qwen-image", *_behind("diffusers", *_DOTTED, "lora_unet_", "lycoris_")),
+        "comfy",
+        kinds=_ADAPTERS,
+        extras=COMFYUI_EXTRAS,
+    ),
+    Loader(
+        "diffusers",
+        _QWEN_PIPELINE,
+        spelled_alike("qwen-image", ("transformer.", "diffusers")),
+        "diffusers",
+        pairs=OF_DIFFUSERS,
+        kinds=frozenset({"LoRA", "DoRA", "DoRA of PEFT"}),
+        converter=component_unless_converted,
+        strict=True,
+        header=True,
+        extras=frozenset({".lora_B.bias"}),
+        mixed_ranks=MIXED_RANKS,
+    ),
+    Loader(
+        "diffusers",
+        _QWEN_PIPELINE,
+        spelled_alike("qwen-image", *_behind("diffusers", "diffusion_model.", "lora_unet_", "")),
+        "diffusers",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER}),
+        kinds=frozenset({"LoRA", "DoRA"}),
+        converter=qwen_converted,
+        strict=True,
+        header=True,
+        mixed_ranks=MIXED_RANKS,
+    ),
+    Loader(
+        "musubi-tuner",
+        "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_qwen_image.py (30c658c)",
+        spelled_alike("qwen-image", ("lora_unet_", "diffusers")),
+        "kohya",
+        pairs=DOWN_UP,
+        needs_alpha=True,
+        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
+    ),
+    Loader(
+        "LightX2V",
+        "github.com/ModelTC/LightX2V, lightx2v/utils/lora_loader.py (0d6b494), models/runners/qwen_image/ (f8aee98)",
+        spelled_alike("qwen-image", *_behind("diffusers", "diffusion_model.", "model.", "unet.", "")),
+        "comfy",
+        extras=_FULL_DIFFERENCES,
+        convolutions=False,
+    ),
+    Loader(
+        "Wan2GP",
+        _WAN2GP.format("models/qwen/transformer_qwenimage.py"),
+        {"qwen-image": _QWEN_WAN2GP},
+        "comfy",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR}),
+        kinds=frozenset({"LoRA", "DoRA"}),
+        extras=frozenset({".diff_b"}),
+        convolutions=False,
+        converter=_qwen_of_mmgp,
+    ),
+)  # fmt: skip
+
+_QWEN_IMAGE_21: tuple[Loader, ...] = (
+    Loader(
+        "ComfyUI",
+        COMFYUI,
+        spelled_alike(
+            "qwen-image-2.1",
+            *_behind("diffusers", "transformer.", "", "lycoris_"),
+            *_behind("comfy", "diffusion_model.", "lora_unet_"),
+        ),
+        "comfy",
+        kinds=_ADAPTERS,
+        extras=COMFYUI_EXTRAS,
+    ),
+    Loader(
+        "diffusers",
+        f"{DIFFUSERS}, QwenImage21Pipeline.load_lora_weights, run on tiny models",
+        spelled_alike("qwen-image-2.1", ("transformer.", "diffusers")),
+        "diffusers",
+        pairs=OF_DIFFUSERS,
+        kinds=frozenset({"LoRA", "DoRA", "DoRA of PEFT"}),
+        converter=component_unless_converted,
+        strict=True,
+        header=True,
+        extras=frozenset({".lora_B.bias"}),
+    ),
+    Loader(
+        "diffusers",
+        f"{DIFFUSERS}, QwenImage21Pipeline.load_lora_weights, run on tiny models",
+        spelled_alike("qwen-image-2.1", *_behind("diffusers", "diffusion_model.", "")),
+        "diffusers",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER}),
+        kinds=frozenset({"LoRA", "DoRA"}),
+        converter=qwen_converted,
+        strict=True,
+        header=True,
+    ),
+)  # fmt: skip
+
+IMAGE_LOADERS: tuple[Loader, ...] = (*_KREA_2, *_QWEN_IMAGE, *_QWEN_IMAGE_21)

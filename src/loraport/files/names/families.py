@@ -24,6 +24,7 @@ from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
 from loraport.files.names.tables.krea2 import KREA_2
 from loraport.files.names.tables.minimax_h3 import MINIMAX_H3
+from loraport.files.names.tables.qwen_image import QWEN_IMAGE, QWEN_IMAGE_21
 from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
 from loraport.files.names.tables.wan import WAN
 
@@ -38,6 +39,8 @@ __all__ = [
     "MINIMAX_H3",
     "NAMINGS",
     "PROJECTIONS",
+    "QWEN_IMAGE",
+    "QWEN_IMAGE_21",
     "SD15",
     "SDXL",
     "WAN",
@@ -51,5 +54,6 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3)
+    family.name: family
+    for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21)
 }

@@ -158,6 +158,8 @@ class Family:
     """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
     header_alpha: bool = False
     """Whether its loaders take a number `alpha` in a file's header for all layers, where no tensor is an alpha."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Another family, mostly a version -> why nothing moves between the two, as a clause for people."""
     record: FamilyRecord | None = None
     """What the reference says of it."""
 
