@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from loraport.files.presets.flux import FLUX_ACCELERATORS, FLUX_MODELS
 from loraport.files.presets.hunyuan import HUNYUAN_MODELS
-from loraport.files.presets.images import IMAGE_MODELS
+from loraport.files.presets.images import IMAGE_ACCELERATORS, IMAGE_MODELS
 from loraport.files.presets.minimax_h3 import MINIMAX_H3_MODELS
 from loraport.files.presets.preset import AcceleratorPreset, Preset
 from loraport.files.presets.unet import UNET_MODELS
@@ -26,6 +26,8 @@ PRESETS: Mapping[str, Preset] = {
 """The models. A family's rows stand in a module of its own."""
 
 ACCELERATORS: Mapping[str, AcceleratorPreset] = {
-    accelerator.name: accelerator for accelerators in (FLUX_ACCELERATORS,) for accelerator in accelerators
+    accelerator.name: accelerator
+    for accelerators in (FLUX_ACCELERATORS, IMAGE_ACCELERATORS)
+    for accelerator in accelerators
 }
 """The accelerators, by name."""
