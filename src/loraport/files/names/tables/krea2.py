@@ -114,6 +114,9 @@ KREA_2 = Family(
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe=f"{_BLOCK}.attn.to_q",
     sizes={(6144, 28): "Krea 2 12.8B"},
+    depths={6144: {_BLOCK[:-3]: 28} | {block[:-3]: 2 for block, _ in _BLOCKS[1:]}},
+    ratios={f"{_BLOCK}.attn.to_q": (1, 1)} | {f"{_BLOCK}.attn.to_{letter}": (1, _GROUPS) for letter in "kv"},
+    marks=r"krea[-_. ]?2",
     fused=(
         *(
             ("diffusers", f"{_BLOCK}.attn.to_{letter}", RowSlice(f"{_BLOCK}.attn.to_qkv", part, _GROUPS + 2, span=span))
