@@ -14,7 +14,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from loraport.files.models.presets import PRESETS
+from loraport.files.presets.table import ACCELERATORS, PRESETS
 from tests import tiny
 from tests.compare import pipelines as whole_pipelines
 from tests.compare.pipelines import with_vae
@@ -76,12 +76,23 @@ def write_hub(cache: Path) -> None:
         "ssd-1b": lambda root: write_pipeline(root, target.state_dict(), "unet", "StableDiffusionXLPipeline"),
     }
     for name, write in contents.items():
-        repository = cache / f"models--{PRESETS[name].repo.replace('/', '--')}"
-        root = repository / "snapshots" / COMMIT
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text(COMMIT)
-        root.mkdir(parents=True)
-        write(root)
+        write(_snapshot(cache, PRESETS[name].repo))
+    for name in ("lightx2v-lora-wan2.1-t2v-14b", "longlive-plug-wan2.1-t2v-14b"):
+        for seed, (place, _) in enumerate(ACCELERATORS[name].files, 30):
+            where, _, inside = place.partition(":")
+            repo, _, revision = where.partition("@")
+            file = _snapshot(cache, repo, revision or COMMIT) / (inside or "adapter_model.safetensors")
+            tiny.write_lora(file, _few(wan, seed))
+
+
+def _snapshot(cache: Path, repo: str, commit: str = COMMIT) -> Path:
+    """Make a repository of the Hub's cache with one commit, which `main` names, and return its folder."""
+    repository = cache / f"models--{repo.replace('/', '--')}"
+    root = repository / "snapshots" / commit
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    root.mkdir(parents=True)
+    return root
 
 
 def _few(state: tiny.State, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

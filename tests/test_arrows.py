@@ -45,10 +45,11 @@ ALLOWED: dict[str, set[str]] = {
     "files.loaders": {"files.names", "files.adapters", "files.lora"},
     "files": {
         *("spectral", "files.disk", "files.names", "files.formats", "files.adapters", "files.models", "files.lora"),
-        "files.loaders",
+        *("files.loaders", "files.presets"),
     },
     "store": {"spectral", "methods", "files.disk", "files.formats"},
     "inputs": {
+        "files.presets",
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
         "files.formats",
         "store",
@@ -163,6 +164,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli.options": {
         "diagnosis",
         "diagnosis.rule",
+        *("files", "files.presets"),
         "files.disk",
         "files.names",
         "files.formats",

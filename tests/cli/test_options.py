@@ -106,7 +106,7 @@ def test_transfer_help_shows_every_default_in_groups():
     for param in command.params:
         if isinstance(param.default, str | int | float) and not isinstance(param.default, bool) and not param.hidden:
             if param.default == "":  # source and target
-                assert "[required, unless a manifest has it]" in param.help
+                assert "[required, unless --for or a manifest has it]" in param.help
                 continue
             assert f"[default: {param.default}]" in text, param.name
         assert param.name not in taken or param.default is None

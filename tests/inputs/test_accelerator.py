@@ -9,10 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.files.accelerator_names import fitted
 from loraport.files.loaders.how_to_load import ToLoad, how_to_load
 from loraport.files.lora.provenance import accelerators_of, loading_hint
 from loraport.files.models.checkpoint import open_checkpoint
+from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.weight import Weight
+from loraport.files.presets.pairs import published_pair, published_pairs
+from loraport.files.presets.table import ACCELERATORS, PRESETS
 from loraport.inputs.accelerator import AcceleratedModel, open_target, split_target
 from loraport.inputs.config import RankRule
 from loraport.inputs.open import prepare
@@ -240,3 +244,73 @@ def test_the_file_names_all_accelerators_and_inspect_says_so(family, accelerator
 @pytest.mark.parametrize("text", ["[1]", "{}", "nonsense", '[{"name": 1}]', '[{"name": "a", "strength": "x"}]'])
 def test_a_list_of_accelerators_that_is_none_is_left_out(text):
     assert accelerators_of({"loraport.accelerators": text}) == ()
+
+
+def test_a_name_stands_for_its_files_at_their_strengths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few, cfg = (place for place, _ in ACCELERATORS["longlive-plug-wan2.1-t2v-14b"].files)
+    file = ACCELERATORS["lightx2v-lora-wan2.1-t2v-14b"].files[0][0]
+    high = ACCELERATORS["lightning-lora-wan2.2-t2v-a14b-high"].files[0][0]
+    causvid = ACCELERATORS["causvid-lora-wan2.1-t2v-14b"].files[0][0]
+    cases = {
+        "wan2.1-t2v-14b+longlive-plug-wan2.1-t2v-14b": ("wan2.1-t2v-14b", f"{few}*1", f"{cfg}*0.5"),
+        "wan2.1-t2v-14b+longlive-plug": ("wan2.1-t2v-14b", f"{few}*1", f"{cfg}*0.5"),
+        "source+lightx2v-lora-wan2.1-t2v-14b*0.8": ("source", f"{file}*0.8"),
+        "wan2.1-t2v-14b+lightx2v+mine.safetensors*0.3": ("wan2.1-t2v-14b", f"{file}*1", "mine.safetensors*0.3"),
+        "source+causvid-lora-wan2.1-t2v-14b": ("source", f"{causvid}*0.3"),
+        "wan2.2-t2v-a14b-high+lightning": ("wan2.2-t2v-a14b-high", f"{high}*1"),
+        "wan2.2-t2v-a14b+lightning-lora-wan2.2-t2v-a14b": ("wan2.2-t2v-a14b", f"{high}*1"),
+    }
+    for text, wanted in cases.items():
+        assert split_target(text) == wanted, text
+        assert split_target("+".join(wanted)) == wanted, "what it stands for is a target, too"
+    assert fitted("source+lightx2v*0.7", "wan2.1-t2v-14b") == "source+lightx2v-lora-wan2.1-t2v-14b*0.7"
+    assert fitted("source+fast.safetensors", "wan2.1-t2v-14b") == "source+fast.safetensors"
+    Path("lightx2v").touch()
+    assert fitted("source+lightx2v", "wan2.1-t2v-14b") == "source+lightx2v", "a file of that name is meant"
+    with pytest.raises(SettingsError, match=r"also lies here; write \./lightx2v"):
+        split_target("wan2.1-t2v-14b+lightx2v")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("wan2.1-t2v-14b+longlive-plug*0.7", "several LoRAs, at strengths 1 and 0.5, and 0.7 is one number"),
+        ("wan2.1-t2v-1.3b+lightx2v", "no lightx2v for wan2.1-t2v-1.3b"),
+        ("source+lightx2v", "a kind of accelerators, one for each model"),
+    ],
+)
+def test_a_name_that_does_not_say_which_is_one_message(target, said):
+    with pytest.raises(SettingsError, match=said):
+        split_target(target)
+
+
+def test_pairs_by_name():
+    assert published_pair("fastwan") == ("wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b")
+    assert published_pair("krea-realtime") == ("wan2.1-t2v-14b", "krea-realtime-14b")
+    assert published_pair("ssd") == ("sdxl", "ssd-1b"), "the start of one"
+    name = "lightx2v-lora-wan2.1-t2v-14b"
+    assert published_pair(name) == ("wan2.1-t2v-14b", f"source+{name}")
+    assert published_pair("lightx2v-wan2.2-i2v-a14b") == ("wan2.2-i2v-a14b", "lightx2v-wan2.2-i2v-a14b"), "both experts"
+    both = published_pair("lightning-lora-wan2.2-t2v-a14b")
+    assert both == ("wan2.2-t2v-a14b", "source+lightning-lora-wan2.2-t2v-a14b")
+    for name, (source, target) in published_pairs().items():
+        assert source in PRESETS or f"{source}-high" in PRESETS, name
+        assert split_target(target) or target in PRESETS or f"{target}-high" in PRESETS, name
+    for wrong, said in (("fastwan2", "several pairs"), ("sdxl", "a base"), ("fastwann", "did you mean 'fastwan'")):
+        with pytest.raises(SettingsError, match=said):
+            published_pair(wrong)
+
+
+def test_the_accelerators_are_sound():
+    assert (
+        list(ACCELERATORS) == [one.name for one in ACCELERATORS.values()] and not ACCELERATORS.keys() & PRESETS.keys()
+    )
+    for one in ACCELERATORS.values():
+        assert one.files and one.models and (one.unverified or one.seen), one.name
+        assert all(looks_like_hub_id(place) and "+" not in place and "*" not in place for place, _ in one.files)
+        assert {PRESETS[model].family for model in one.models} == {one.family}
+        assert one.name == one.name.lower() and "+" not in one.name and "*" not in one.name
+        json.dumps(one.as_json())
+    kinds = [(one.kind, model) for one in ACCELERATORS.values() if one.kind for model in one.models]
+    assert len(set(kinds)) == len(kinds), "a kind names one for a model"

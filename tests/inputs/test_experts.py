@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.files.presets.table import ACCELERATORS
 from loraport.inputs.experts import both, experts
 from tests import tiny
 from tests.transfers.models import deltas
@@ -144,3 +145,13 @@ def test_a_place_of_two_experts_says_how_to_take_both(tmp_path, states):
     arguments = ["transfer", lora, "--source", place, "--target", place, "-o", tmp_path / "out.safetensors"]
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert isinstance(done.exception, InputError) and "transfer --experts takes both" in str(done.exception)
+
+
+def test_an_accelerator_by_name_is_each_experts_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("loraport.inputs.experts.listing", lambda repo: None)  # no network
+    for target in ("source+lightning", "source+lightning-lora-wan2.2-t2v-a14b"):
+        found = experts(["style.safetensors"], "wan2.2-t2v-a14b", target)
+        assert [one.source for one in found] == ["wan2.2-t2v-a14b-high", "wan2.2-t2v-a14b-low"]
+        places = [ACCELERATORS[f"lightning-lora-wan2.2-t2v-a14b-{noise}"].files[0][0] for noise in ("high", "low")]
+        assert [one.target for one in found] == [f"source+{place}*1" for place in places]

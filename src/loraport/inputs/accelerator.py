@@ -14,6 +14,7 @@ import torch
 
 from loraport.digests import text_digest
 from loraport.errors import SettingsError
+from loraport.files.accelerator_names import files_of, is_named
 from loraport.files.additions import Addition, additions
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.parts import lora_parts_in
@@ -23,13 +24,11 @@ from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.presets import PRESETS, Opener, open_model
 from loraport.files.models.weight import StoredWeight, Weight
+from loraport.files.presets.pairs import SOURCE as SOURCE
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.inputs.drift import Drift, drift_between
 from loraport.spectral.kernels import norm
-
-SOURCE = "source"
-"""The word for the source itself; a folder of this name is written ./source."""
 
 
 class AcceleratedPlace(str):
@@ -236,8 +235,9 @@ def open_target(
 def split_target(text: str) -> tuple[str, ...] | None:
     """Return (MODEL, ACCELERATOR[*STRENGTH], ...); None for a single model: without a plus sign, or a path that exists.
 
-    A plus sign may also be part of a path or a number: they divide so that all pieces exist, if they can. Raises
-    SettingsError if a piece is empty.
+    A plus sign may also be part of a path or a number: they divide so that all pieces exist, if they can. Names of
+    accelerators stand for their files, at the recommended strengths. Raises SettingsError if a piece is empty, and for
+    a name that means none or several.
     """
     if "+" not in text or expand_home(text).exists():
         return None
@@ -251,7 +251,8 @@ def split_target(text: str) -> tuple[str, ...] | None:
             f"{text!r} is missing the model or the accelerator: write MODEL+ACCELERATOR.safetensors, or "
             "source+ACCELERATOR"
         )
-    return chosen
+    model, *beside = chosen
+    return (model, *(file for one in beside for file in files_of(one, model)))
 
 
 def _joined(words: Sequence[str]) -> tuple[str, ...]:
@@ -278,7 +279,7 @@ def _is_there(text: str) -> bool:
         place, _ = split_strength(text)
     except SettingsError:
         return False
-    return _exists(place) or looks_like_hub_id(place)
+    return _exists(place) or looks_like_hub_id(place) or is_named(text)
 
 
 def _exists(place: str) -> bool:

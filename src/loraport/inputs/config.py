@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from loraport.compute import find_device
 from loraport.errors import SettingsError, unknown_name
 from loraport.field_types import check_fields
+from loraport.files.accelerator_names import fitted
 from loraport.files.lora.write import Format
 from loraport.files.models.named_places import known_place
 from loraport.methods.recipes import Recipe, find_recipe
@@ -130,6 +131,8 @@ class TransferConfig:
     def __post_init__(self) -> None:
         for name in ("lora", "source", "target", "output", "cache"):
             object.__setattr__(self, name, _place(name, getattr(self, name)))
+        if isinstance(self.target, str) and isinstance(self.source, str):
+            object.__setattr__(self, "target", fitted(self.target, self.source))
         object.__setattr__(self, "output", os.path.expanduser(self.output))
         object.__setattr__(self, "rank", _rank(self.rank))
         check_fields(self)

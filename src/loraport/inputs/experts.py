@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import SettingsError
+from loraport.files.accelerator_names import fitted
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.formats.in_memory import InMemory
 from loraport.files.lora.parts import expert_parts
@@ -57,7 +58,7 @@ def experts(loras: Sequence[str], source: str, target: str) -> tuple[Expert, Exp
 
     Raises SettingsError for a model without two experts, for more than two LoRAs, and for two in the wrong order.
     """
-    sources, targets, beside = both(source), *_targets(target)
+    sources, targets, beside = both(source), *_targets(fitted(target, source))
     adapters, own, guesses = adapters_of_experts(loras)
     notes = [(*guesses[at], *_guesses(beside, at)) for at in (0, 1)]
     of_accelerator = _parts(beside[0][1]) if beside else (None, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import InputError, MismatchError, SettingsError
+from loraport.files.accelerator_names import fitted
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.lora.locate import open_lora
 from loraport.files.models.hub import fetch_pipeline, listing, looks_like_hub_id
@@ -91,7 +92,7 @@ def find_model(
     network alone: then `pipeline` has the rest, or the source's pipeline does. Raises InputError for what is not there,
     and for a network without the rest.
     """
-    base, accelerators = split_accelerators(text)
+    base, accelerators = split_accelerators(text if source is None else fitted(text, source))
     if base == SOURCE:
         if source is None:
             raise SettingsError(f"{text!r}: only the target can be the source with an accelerator")

@@ -165,17 +165,27 @@ def presets(
         typer.Option(metavar="FAMILY", help="Only the models of a family, such as wan.", rich_help_panel=FILES),
     ] = None,
 ) -> None:
-    """List the models known by name: where each is on the Hub, what it was distilled from, what is unverified."""
-    from loraport import console
-    from loraport.files.models.presets import chosen_presets, preset_tables
+    """List what is known by name: models with what they were distilled from, accelerators with their strengths.
 
-    chosen = chosen_presets(names or (), family)
+    Where each is on the Hub, and what of it is not verified, is said of those that are named.
+    """
+    from loraport import console
+    from loraport.files.models import presets as known
+
+    models = known.chosen_presets(names or (), family)
+    accelerators = known.chosen_accelerators(names or (), family)
     if messages.json:
-        console.print_facts({"presets": [preset.as_json() for preset in chosen]}, json=True)
+        rows = {"presets": [one.as_json() for one in models], "accelerators": [one.as_json() for one in accelerators]}
+        console.print_facts(rows, json=True)
     elif names or messages.verbose:
-        console.print_facts({preset.name: preset.words() for preset in chosen}, json=False)
+        words = {one.name: one.words() for one in models} | {one.name: one.words() for one in accelerators}
+        console.print_facts(words, json=False)
     else:
-        for number, (title, rows) in enumerate(preset_tables(chosen).items()):
+        beside = known.accelerator_tables(accelerators)
+        for number, (title, table) in enumerate(known.preset_tables(models).items()):
             console.say_line(f"{chr(10) * bool(number)}{title}")
-            console.say_table(rows)
+            console.say_table(table)
+            if title in beside:
+                console.say_line("")
+                console.say_table(beside[title])
         console.say_line("\n* something of it is not verified: `loraport presets NAME` says what, and where it lies")

@@ -144,7 +144,10 @@ def _check_alone(models: TransferModels, many: ManyOptions) -> None:
     """Raise SettingsError for a model that is missing, and for what only many transfers have."""
     for option in ("source", "target"):
         if not getattr(models, option):
-            raise SettingsError(f"--{option} is missing: name a model, or give a manifest that says it for every LoRA")
+            raise SettingsError(
+                f"--{option} is missing: name a model, or a published pair with --for, or give a manifest that says it "
+                "for every LoRA"
+            )
     if many.typed:
         raise SettingsError(
             "--experts and --guard are for one LoRA, or its two; for many, name each expert's models in a manifest"

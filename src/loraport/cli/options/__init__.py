@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.options.completion import complete_model
+from loraport.cli.options.completion import complete_model, complete_pair
 from loraport.cli.options.expansion import SettingFlags
 from loraport.errors import OutputError, SettingsError
+from loraport.files.accelerator_names import fitted
+from loraport.files.presets.pairs import published_pair
 from loraport.methods.settings import Changes
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ MODEL_FORMS = (
     "a safetensors or GGUF file, a folder of shards, a diffusers folder, a .pt/.pth/.ckpt/.bin, a Hub id, or a name "
     "from `loraport presets`"
 )
+NEEDED = "[required, unless --for has it]"
 
 Lora = Annotated[
     str,
@@ -41,7 +44,10 @@ Loras = Annotated[
 Source = Annotated[
     str,
     typer.Option(
-        metavar="MODEL", help=f"The model that the LoRA was trained on: {MODEL_FORMS}.", autocompletion=complete_model
+        metavar="MODEL",
+        help=f"The model that the LoRA was trained on: {MODEL_FORMS}. {NEEDED}",
+        autocompletion=complete_model,
+        show_default=False,
     ),
 ]
 Target = Annotated[
@@ -49,10 +55,21 @@ Target = Annotated[
     typer.Option(
         metavar="MODEL",
         help="The distilled model to run it on, likewise; or 'MODEL+ACCELERATOR.safetensors*0.8' for a model with an "
-        "accelerator LoRA (strength 1 if none is given), where MODEL may be the word source.",
+        "accelerator LoRA (strength 1 if none is given), where MODEL may be the word source, and ACCELERATOR a name "
+        f"from `loraport presets`, which has a strength of its own. {NEEDED}",
         autocompletion=complete_model,
+        show_default=False,
     ),
 ]
+Pair = Annotated[
+    str | None,
+    typer.Option(
+        "--for", metavar="PAIR", help="A published pair: source and target at once, by the name of a distilled model "
+        "or an accelerator from `loraport presets` (fastwan, rolling-forcing, lightx2v-lora-wan2.1-t2v-14b). A model "
+        "that is named besides takes the place of the pair's.",
+        autocompletion=complete_pair,
+    ),
+]  # fmt: skip
 _PART = "an entry of a .pt file (generator; default generator_ema) or a subfolder of a pipeline (transformer_2)"
 SourcePart = Annotated[str | None, typer.Option(metavar="NAME", help=f"Which part of the source: {_PART}.")]
 TargetPart = Annotated[str | None, typer.Option(metavar="NAME", help="Which part of the target, likewise.")]
@@ -118,12 +135,33 @@ CacheDir = Annotated[
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The two models."""
+class PairOptions:
+    """Two models: each by itself, or both by the name of a published pair."""
 
     heading: ClassVar[str] = FILES
-    source: Source
-    target: Target
+    needed: ClassVar[bool] = True
+    """Whether there have to be two; else a manifest may have them."""
+    source: Source = ""
+    target: Target = ""
+    pair: Pair = None
+
+    def __post_init__(self) -> None:
+        """Fill in what the pair says. Raises SettingsError for an unknown pair, and where a model is missing."""
+        if self.pair is not None:
+            for name, place in zip(("source", "target"), published_pair(self.pair), strict=True):
+                object.__setattr__(self, name, getattr(self, name) or place)
+        if self.needed and (missing := [f"--{name}" for name in ("source", "target") if not getattr(self, name)]):
+            raise SettingsError(
+                f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: name the model, or a "
+                "published pair with --for, such as --for fastwan"
+            )
+        object.__setattr__(self, "target", fitted(self.target, self.source))
+
+
+@dataclass(frozen=True)
+class ModelOptions(PairOptions):
+    """The two models, and which parts of them."""
+
     source_part: SourcePart = None
     target_part: TargetPart = None
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 
 def complete_model(incomplete: str) -> list[str]:
     """Return the presets that a word may become."""
-    from loraport.files.models.presets import PRESETS
+    from loraport.files.presets.table import ACCELERATORS, PRESETS
 
+    model, plus, beside = incomplete.rpartition("+")
+    if plus:
+        return [f"{model}+{name}" for name in ACCELERATORS if name.startswith(beside)]
     return [name for name in PRESETS if name.startswith(incomplete)] if incomplete else []
+
+
+def complete_pair(incomplete: str) -> list[str]:
+    """Return the published pairs that a word may become."""
+    from loraport.files.presets.pairs import published_pairs
+
+    return [name for name in published_pairs() if name.startswith(incomplete)]
 
 
 def complete_method(incomplete: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from loraport.cli.options import FILES, need
+from loraport.cli.options import FILES, NEEDED, PairOptions, need
 from loraport.errors import InputError, SettingsError
 from loraport.sampling.providers import known_place, owner_of, pair_at
 
@@ -35,19 +35,22 @@ Adapter = Annotated[
 
 
 @dataclass(frozen=True)
-class SampledModels:
+class SampledModels(PairOptions):
     """Two models that can be sampled."""
 
-    heading: ClassVar[str] = FILES
-    source: Annotated[str, typer.Option(metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}.")]
+    source: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help=f"What the LoRA was trained on: {SAMPLED}. {NEEDED}", show_default=False),
+    ] = ""
     target: Annotated[
         str,
         typer.Option(
             metavar="MODEL",
             help="The distilled model, likewise; or MODEL+ACCELERATOR[*STRENGTH]+..., where MODEL may be the word "
-            "source.",
+            f"source, and ACCELERATOR a name from `loraport presets`. {NEEDED}",
+            show_default=False,
         ),
-    ]
+    ] = ""
 
 
 @dataclass(frozen=True)

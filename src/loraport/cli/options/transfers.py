@@ -10,6 +10,7 @@ import typer
 
 from loraport.cli.options import (
     METHOD,
+    NEEDED,
     LayerOptions,
     LoraPart,
     ModelOptions,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def _unless_in_manifest(option: Any) -> Any:
     """Return an option that may be left out where a manifest has it, which `--help` says."""
     own = copy(get_args(option)[1])
-    own.help += " [required, unless a manifest has it]"
+    own.help = own.help.replace(NEEDED, "[required, unless --for or a manifest has it]")
     own.show_default = False
     return own
 
@@ -36,6 +37,7 @@ def _unless_in_manifest(option: Any) -> Any:
 class ManyModels(ModelOptions):
     """The two models of all LoRAs for which a manifest names no others."""
 
+    needed: ClassVar[bool] = False
     source: Annotated[str, _unless_in_manifest(Source)] = ""
     target: Annotated[str, _unless_in_manifest(Target)] = ""
     lora_part: LoraPart = None

@@ -9,13 +9,15 @@ from typing import Protocol
 from loraport.errors import SettingsError, near_miss, unknown_name
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.files.presets.preset import Preset
-from loraport.files.presets.table import PRESETS
+from loraport.files.presets.preset import AcceleratorPreset, Preset
+from loraport.files.presets.table import ACCELERATORS, PRESETS
 
 __all__ = [
     "PRESETS",
     "Opener",
     "Preset",
+    "accelerator_tables",
+    "chosen_accelerators",
     "chosen_presets",
     "is_local",
     "location",
@@ -41,12 +43,30 @@ def presets(family: str | None = None) -> dict[str, Preset]:
 
 
 def chosen_presets(names: Collection[str] = (), family: str | None = None) -> tuple[Preset, ...]:
-    """Return the presets of these names, or all; of one family where it is given. Raises SettingsError for others."""
+    """Return the presets of these names, or all; of one family where it is given. Names of accelerators are none here.
+
+    Raises SettingsError for a name that is neither.
+    """
     for name in names:
-        if name not in PRESETS:
-            raise unknown_name("preset", name, PRESETS)
+        if name not in PRESETS and name not in ACCELERATORS:
+            raise unknown_name("preset", name, (*PRESETS, *ACCELERATORS))
     of_family = presets(family)
     return tuple(of_family[name] for name in names or of_family if name in of_family)
+
+
+def chosen_accelerators(names: Collection[str] = (), family: str | None = None) -> tuple[AcceleratorPreset, ...]:
+    """Return the accelerators of these names, or all; of one family where it is given."""
+    chosen = (ACCELERATORS[name] for name in names or ACCELERATORS if name in ACCELERATORS)
+    return tuple(one for one in chosen if family in (None, one.family))
+
+
+def accelerator_tables(chosen: Iterable[AcceleratorPreset]) -> dict[str, list[list[str]]]:
+    """Return a table for each family, headings first: name, what it is for, strengths, steps."""
+    tables: dict[str, list[list[str]]] = {}
+    for one in chosen:
+        rows = tables.setdefault(one.family, [["accelerator", "for", "strength", "steps"]])
+        rows.append([one.name, one.models[0], one.strengths, str(one.steps or "")])
+    return tables
 
 
 def preset_tables(chosen: Iterable[Preset]) -> dict[str, list[list[str]]]:

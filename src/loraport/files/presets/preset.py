@@ -24,6 +24,8 @@ class Preset:
     """What is fetched of it, where that is known."""
     seen: str | None = None
     """The commit (shortened, as the Hub shows it) at which the repository's listing was seen."""
+    short: str = ""
+    """What `--for` also takes for it: of several models of one project, the one that is meant by its name alone."""
 
     @property
     def where(self) -> str:
@@ -64,8 +66,26 @@ class AcceleratorPreset:
     notes: str = ""
     unverified: str = ""
     seen: str | None = None
-    """Where the file's name and the strength were read."""
+    """Where the file's name, and the strength, were read."""
+    kind: str = ""
+    """What it is called for short, behind the name of a model: `wan2.1-t2v-14b+lightx2v`."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the row of `presets --json`."""
-        return asdict(self)
+        files = [{"where": where, "strength": strength} for where, strength in self.files]
+        return {**asdict(self), "files": files}
+
+    @property
+    def strengths(self) -> str:
+        """The recommended strengths, in the order of the files."""
+        return " and ".join(f"{strength:g}" for _, strength in self.files)
+
+    def words(self) -> str:
+        """Return the row for people: files with strengths, how it is sampled, notes."""
+        steps = f", {self.steps} steps" if self.steps else ""
+        guidance = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        lines = [f"{where} at strength {strength:g}" for where, strength in self.files]
+        lines[-1] += f"  ({self.family}, beside {' or '.join(self.models)}{steps}{guidance})"
+        lines += [self.notes, f"not verified: {self.unverified}" if self.unverified else ""]
+        lines += [f"read in: {self.seen}" if self.seen else ""]
+        return "\n".join(line for line in lines if line)

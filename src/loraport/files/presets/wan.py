@@ -16,9 +16,10 @@ def _wan(
     *,
     seen: str | None = None,
     gigabytes: float | None = None,
+    short: str = "",
 ) -> Preset:
     repo, _, inside = where.partition(":")
-    return Preset(name, "wan", repo, inside, base, notes, unverified, seen=seen, gigabytes=gigabytes)
+    return Preset(name, "wan", repo, inside, base, notes, unverified, seen=seen, gigabytes=gigabytes, short=short)
 
 
 WAN_MODELS: tuple[Preset, ...] = (
@@ -37,7 +38,7 @@ WAN_MODELS: tuple[Preset, ...] = (
     # FastWan
     _wan("fastwan2.1-t2v-1.3b", "FastVideo/FastWan2.1-T2V-1.3B-Diffusers:transformer", "wan2.1-t2v-1.3b",
          "one file: 16 bits, with the gates of sparse attention, which the base lacks and which stay",
-         "that the 16 bits are bf16", seen="75640eb", gigabytes=2.98),
+         "that the 16 bits are bf16", seen="75640eb", gigabytes=2.98, short="fastwan"),
     _wan("fastwan2.1-t2v-14b", "FastVideo/FastWan2.1-T2V-14B-Diffusers:transformer", "wan2.1-t2v-14b",
          "two shards, with gates", "the dtype: the size fits neither fp32 nor bf16", seen="ab7d614", gigabytes=52.5),
     _wan("fastwan2.1-t2v-14b-480p", "FastVideo/FastWan2.1-T2V-14B-480P-Diffusers:transformer", "wan2.1-t2v-14b",
@@ -56,7 +57,7 @@ WAN_MODELS: tuple[Preset, ...] = (
     _wan("causvid", "tianweiy/CausVid:autoregressive_checkpoint/model.pt", "wan2.1-t2v-1.3b",
          "bidirectional_checkpoint1 and 2 lie beside it", "the dtype, and whether it holds a critic"),
     _wan("krea-realtime-14b", "krea/krea-realtime-video:krea-realtime-video-14b.safetensors", "wan2.1-t2v-14b",
-         "original names behind `model.`", "the dtype"),
+         "original names behind `model.`", "the dtype", short="krea-realtime"),
     # LightX2V, four steps
     *(_wan(f"lightx2v-{name}", f"lightx2v/Wan2.1-Distill-Models:wan2.1_{file}_lightx2v_4step.safetensors",
            f"wan2.1-{name}", _LIGHTX2V, "the dtype")
