@@ -20,6 +20,7 @@ from tests.compare import pipelines as whole_pipelines
 from tests.compare.pipelines import with_vae
 from tests.evaluation import clips
 from tests.families import sdxl_and_pruned, write_pipeline
+from tests.parametrizations import forms
 from tests.sampling import pipelines
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,10 @@ def write_inputs(folder: Path) -> None:
     _experts(folder / "Wan2.2-T2V-A14B", state)
     _experts(folder / "lightning", tiny.drifted(state, 5))
     _sdxl_lora(folder / "sdxl-style.safetensors")
+    h3 = forms.full()
+    save_file(h3, folder / "h3-full.safetensors")
+    save_file(forms.pruned(h3), folder / "h3-pruned.safetensors")
+    forms.write_lora(folder / "h3-style.safetensors", forms.WIDTH)
 
 
 def write_hub(cache: Path) -> None:

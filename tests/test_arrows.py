@@ -44,14 +44,19 @@ ALLOWED: dict[str, set[str]] = {
     "files.lora": {"spectral", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"},
     "files.loaders": {"files.names", "files.adapters", "files.lora"},
     "files": {
-        *("spectral", "files.disk", "files.names", "files.formats", "files.adapters", "files.models", "files.lora"),
-        *("files.loaders", "files.presets"),
+        *("spectral", "files.disk", "files.names", "files.names.tables", "files.formats", "files.adapters"),
+        *("files.models", "files.lora", "files.loaders", "files.presets"),
+    },
+    "parametrizations": {
+        *("spectral", "files.names", "files.names.tables", "files.formats", "files.adapters", "files.models"),
+        "files.lora",
     },
     "store": {"spectral", "methods", "files.disk", "files.formats"},
     "inputs": {
         "files.presets",
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
         "files.formats",
+        "parametrizations",
         "store",
     },
     "estimates": {"spectral", "methods", "files.models", "store", "inputs"},
@@ -63,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "merging": {"files", "files.formats", "files.models", "files.lora"},
     "conversion": {
         *("spectral", "files", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
-        *("files.lora", "inputs", "transfers"),
+        *("files.lora", "parametrizations", "inputs", "transfers"),
     },
     "analysis.measures": {"spectral"},
     "analysis": {
@@ -180,6 +185,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli.commands": {
         "cli.options",
+        "files.names",
         *(
             "",
             "files",
@@ -242,6 +248,7 @@ THIRD_PARTY = {
     "files.lora": {"torch"},
     "files.loaders": set(),
     "files": {"torch"},
+    "parametrizations": {"torch", "scipy", "jaxtyping"},
     "store": {"torch", "jaxtyping"},
     "clips": {"av", "numpy", "PIL"},
     "objects.open": {"fsspec"},

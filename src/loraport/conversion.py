@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import FORMATS, WrittenLora, check_form, nameless_layers, output_dialect, write_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.presets import open_model
-from loraport.files.names.families import WAN
-from loraport.files.whole_weights import as_differences, carried_note, check_without_base
+from loraport.files.names.families import MINIMAX_H3, WAN, Layout
+from loraport.files.whole_weights import as_differences, carried_note, check_without_base, whole_weights
 from loraport.inputs.config import DTYPES, RankRule
+from loraport.parametrizations.port import carry_over
+from loraport.parametrizations.time_path import read_time_path
 from loraport.spectral.low_rank import LowRank
 from loraport.transfers.encoders import encoder_factors
 from loraport.transfers.method_input import factors_at_rule
@@ -73,7 +75,9 @@ def convert(
     dtype: str | None = None,
     rank: str | float = "auto",
     source: str | os.PathLike[str] | None = None,
+    target: str | os.PathLike[str] | None = None,
     lora_part: str | None = None,
+    qkv: Layout | None = None,
     each: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
@@ -81,8 +85,10 @@ def convert(
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
     Full differences become factors in a file that has nothing else, if a `rank` is named; beside factors they are
     copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
-    those that follow from their names. `each` gets a line about every layer. `lora_part`: which of several LoRAs in the
-    file. Ranks are padded with zeros to the largest; what is not a factor keeps its dtype.
+    those that follow from their names. `target`: the model that it is to fit, where that stores layers in another form
+    (a pruned MiniMax-H3, or the full one), which the form of the `source` is carried over to. `qkv`: how the rows of
+    fused layers lie in the file, where it does not tell. `each` gets a line about every layer. `lora_part`: which of
+    several LoRAs in the file. Ranks are padded with zeros to the largest; what is not a factor keeps its dtype.
 
         done = loraport.convert("style.safetensors", "kohya", "style-kohya.safetensors", rank=8)
         print(done.rank, done.keys.dropped, done.notes)
@@ -95,16 +101,15 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     output, rule = os.path.expanduser(os.fspath(output)), RankRule.parse(str(rank))
-    place, source = os.fspath(place), None if source is None else os.fspath(source)
-    lora = read_lora(place, dense=True, part=lora_part)
-    of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
-    if of_matrices and rule.kind in ("fixed", "energy", "full"):
-        lora = read_lora(place, diffs=True, part=lora_part)
-    if source is None:
+    place = os.fspath(place)
+    trained_on, fits = (None if one is None else os.fspath(one) for one in (source, target))
+    lora = _read(place, rule, lora_part, qkv)
+    # to carry layers over, only what they see is read of the model that they were made for
+    base = None if fits is not None and not _needs_base(lora) else trained_on
+    if base is None:
         check_without_base(lora)
     else:
-        lora = as_differences(lora, open_model(source))
-    output_dialect(lora, to)
+        lora = as_differences(lora, open_model(base))
     if each is not None:
         for line in layer_lines(lora):
             each(line)
@@ -114,13 +119,14 @@ def convert(
     if not kept and not respell_extras(lora, dialect, kept)[0] and (dialect.folder or not lora.encoders):
         raise MismatchError(f"{place}: nothing in it can be written as {to}, {_why_nothing(lora, nameless)}")
     chosen = dtype or own_dtype(lora)
-    _check_output(Path(output), lora, dialect.folder, source)
-    layers = plain_layers(lora, source, rule)
-    model = None if source is None else open_model(source)
+    _check_output(Path(output), lora, dialect.folder, (trained_on, fits))
+    layers = plain_layers(lora, base, rule)
+    model = None if base is None else open_model(base)
     lora = with_kernels(lora, kept, model, flat=dialect.flat)
-    for layer in lora.encoders.values() if model is None else ():
-        if needs_weight(layer.update):
-            raise SettingsError(_needs_source(lora, adapter_kind(layer.update)))
+    if fits is not None:
+        lora, layers = _carried(lora, layers, trained_on, fits)
+    if model is None:
+        _check_encoders(lora)
     encoders = encoder_factors(lora, rule, model, plain=True)
     written = write_lora(
         output, layers, lora, format=to, dtype=TORCH_DTYPES[chosen], provenance=converted_from(lora),
@@ -137,6 +143,47 @@ def convert(
     )
     count = len(kept) + (0 if dialect.folder else len(encoders))
     return Conversion(output, to, chosen, written.rank, count, account(lora, written), notes)
+
+
+def _read(place: str, rule: RankRule, part: str | None, qkv: Layout | None) -> Lora:
+    """Read a LoRA; full differences are layers where there is nothing else and a rank for their factors."""
+    lora = read_lora(place, dense=True, part=part, qkv=qkv)
+    of_matrices = not lora.layers and any(key.endswith(".diff") for key in lora.extras)
+    if of_matrices and rule.kind in ("fixed", "energy", "full"):
+        return read_lora(place, diffs=True, part=part, qkv=qkv)
+    return lora
+
+
+def _needs_base(lora: Lora) -> bool:
+    """Return whether weights of the model that it was trained on are needed to tell what it adds."""
+    return bool(whole_weights(lora)) or any(map(needs_weight, lora.updates.values()))
+
+
+def _check_encoders(lora: Lora) -> None:
+    for layer in lora.encoders.values():
+        if needs_weight(layer.update):
+            raise SettingsError(_needs_source(lora, adapter_kind(layer.update)))
+
+
+def _carried(
+    lora: Lora, layers: Mapping[str, LowRank], source: str | None, target: str
+) -> tuple[Lora, dict[str, LowRank]]:
+    """Return a LoRA and its factors with the modulation layers in the form of the target.
+
+    Raises SettingsError for a target of another family, MismatchError where they cannot be carried over.
+    """
+    to, of = read_time_path(target), None if source is None else read_time_path(source)
+    if to is None or lora.dialect.family != MINIMAX_H3.name:
+        raise SettingsError(
+            f"a target is for models that store layers in several forms, as MiniMax-H3 does; {target} and this LoRA "
+            f"({lora.dialect.family or 'of an unknown family'}) are not such: leave out --target"
+        )
+    try:
+        done = carry_over(lora, of, to, layers)
+    except MismatchError as error:
+        raise MismatchError(f"{lora.path}: {error}") from error
+    notes = done.notes or (f"its layers are in the form that {target} has; nothing was carried over",)
+    return replace(done.lora, notes=(*done.lora.notes, *notes)), {**layers, **done.layers}
 
 
 def plain_layers(lora: Lora, source: str | None, rule: RankRule) -> dict[str, LowRank]:
@@ -198,9 +245,9 @@ def _why_nothing(lora: Lora, nameless: Mapping[str, str]) -> str:
     return "since it holds full differences and no factors; use comfy or kohya, or make factors of them with --rank 64"
 
 
-def _check_output(output: Path, lora: Lora, folder: bool, source: str | None) -> None:
+def _check_output(output: Path, lora: Lora, folder: bool, models: Iterable[str | None]) -> None:
     check_form(output, folder)
-    protect_inputs(output, (lora.path, source))
+    protect_inputs(output, (lora.path, *models))
 
 
 def _loss_note(lora: Lora, layers: Mapping[str, LowRank]) -> list[str]:

@@ -23,6 +23,7 @@ from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.files.names.families import Family, flattened
 from loraport.files.names.lookup import find_start
+from loraport.files.names.tables.minimax_h3 import FOLDED
 from loraport.spectral.low_rank import LowRank
 
 PARAMETERS = {
@@ -133,6 +134,9 @@ def additions(lora: Lora, strength: float, model: Checkpoint) -> Additions:
 def parameter_of(key: LoraKey, layer: str, model: Container[object]) -> str:
     """Return the parameter that a key's difference is added to in a layer; `layer` may be a parameter itself."""
     name = layer if key.bare else f"{layer}.{PARAMETERS[key.part]}"
+    folded = name.removesuffix(FOLDED[0]) + FOLDED[1]
+    if name not in model and name.endswith(FOLDED[0]) and folded in model:
+        return folded
     return layer if name not in model and key.part == ".diff" and layer in model else name
 
 

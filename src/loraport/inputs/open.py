@@ -22,12 +22,14 @@ from loraport.files.models.presets import Opener, open_model
 from loraport.files.names.blocks import layer_role
 from loraport.files.names.dialects import Dialect
 from loraport.files.whole_weights import as_differences, carried_note
-from loraport.inputs.accelerator import Target, open_target, split_target, target_places
+from loraport.inputs.accelerator import SOURCE, AcceleratedPlace, Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.extras import fit_extras
 from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
 from loraport.inputs.plan import Plan, check_families, make_plan
+from loraport.parametrizations.port import carry_or_drop, differ_in_form
+from loraport.parametrizations.time_path import TimePath, read_time_path
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import BasisSource
@@ -122,7 +124,9 @@ def prepare_each(
         if pairing is not None:
             where = target.where
             loras = {place: pairing.of(lora, where) for place, lora in loras.items()}
-        loras = each(lambda place: fit_extras(as_differences(loras[place], source), target), loras)
+        loras = each(lambda place: as_differences(loras[place], source), loras)
+        paths = _time_paths(first, loras.values(), source, target)
+        loras = each(lambda place: fit_extras(carry_or_drop(loras[place], *paths), target), loras)
     refused = [Refusal(config, wrong[config.lora]) for config in configs if config.lora in wrong]
     for config in configs:
         if config.lora not in loras:
@@ -150,6 +154,24 @@ def _open_models(config: TransferConfig, loras: Iterable[Lora], open_model: Open
     )  # fmt: skip
     check_families(source, target)
     return source, target
+
+
+def _time_paths(
+    config: TransferConfig, loras: Iterable[Lora], source: Checkpoint, target: Target
+) -> tuple[TimePath | None, TimePath | None]:
+    """Return what both models' modulation layers see, where they store them in different forms; else None of both."""
+    model = target if isinstance(target, Checkpoint) else target.model
+    weights = [name for name in model if name.endswith(".weight")]
+    widths = {name.removesuffix(".weight"): model.shape(name)[-1] for name in weights if model.shape(name)}
+    names = [{*one, *one.absent} for one in (source, model)]
+    if not any(differ_in_form(lora, names[0], names[1], widths) for lora in loras) or not (
+        source.is_here and is_here(model)
+    ):
+        return None, None
+    beside = isinstance(config.target, AcceleratedPlace)
+    place = config.target.model if beside else (split_target(config.target) or (config.target,))[0]
+    of_source = read_time_path(config.source, config.source_part)
+    return of_source, of_source if place == SOURCE else read_time_path(place, config.target_part)
 
 
 def _accelerator_part(config: TransferConfig) -> str | None:

@@ -78,8 +78,10 @@ def make_plan(
         and not any(matches(name, pattern) for pattern in exclude)
     }
     jobs = tuple(_job(name, lora, source, target, chosen=name in chosen, reuses=reuses) for name in lora.layers)
-    _check_most([job for job in jobs if job.name in chosen], lora, source, target)
-    if not any(job.action == "transfer" or job.name not in chosen for job in jobs):
+    open_jobs = [job for job in jobs if job.name in chosen and not lora.layers[job.name].settled]
+    _check_most(open_jobs, lora, source, target)
+    settled = any(layer.settled for layer in lora.layers.values())
+    if not settled and not any(job.action == "transfer" or job.name not in chosen for job in jobs):
         raise MismatchError(_nothing_matches(lora, source, target))
     return Plan(jobs, tuple(_warnings(lora, source, target, jobs)))
 
@@ -105,6 +107,8 @@ def _job(name: str, lora: Lora, source: Checkpoint, target: Target, *, chosen: b
         return job("copy", f"{_EXCLUDED}, though {wrong}" if wrong else _EXCLUDED)
     if wrong:
         return job("drop", wrong)
+    if lora.layers[name].settled:
+        return job("copy", lora.layers[name].settled)
     missing = _misfit(name, update.shape, lora, source) if base is source else f"{source.where} has no such layer"
     if missing:
         return job("copy", f"{missing}, so its drift is unknown: copied, not transferred", unknown=not reuses)

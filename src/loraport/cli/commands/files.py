@@ -13,9 +13,36 @@ from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.readable import refuse_unreadable
 from loraport.errors import LOST
+from loraport.files.names.families import Layout
 from loraport.sampling.providers import known_place
 
 app = typer.Typer()
+
+TrainedOn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The model that the LoRA was trained on; a DoRA, PiSSA or OLoRA needs it, and mostly so does --target.",
+        rich_help_panel=FILES,
+    ),
+]
+ToFit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The model that it is to fit, where that stores layers in another form: a pruned MiniMax-H3, or the full "
+        "one.",
+        rich_help_panel=FILES,
+    ),
+]
+RowLayout = Annotated[
+    Layout | None,
+    typer.Option(
+        help="How the rows of fused q, k and v lie in the LoRA, where names do not tell (MiniMax-H3).",
+        show_default="as its keys say",
+        rich_help_panel=FILES,
+    ),
+]
 
 
 @app.command(
@@ -44,26 +71,24 @@ def convert(
             rich_help_panel=OUTPUT,
         ),
     ] = "auto",
-    source: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The model that a DoRA, PiSSA or OLoRA was trained on; only these need it.",
-            rich_help_panel=FILES,
-        ),
-    ] = None,
+    source: TrainedOn = None,
+    target: ToFit = None,
+    qkv: RowLayout = None,
     lora_part: LoraPart = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a LoRA in another dialect: the same updates, with alpha inside the factors."""
-    lora, source = known_place(lora), source and known_place(source)
-    refuse_unreadable([lora], [source])
-    keep_existing([output], [lora, source], overwrite)
+    lora, source, target = known_place(lora), source and known_place(source), target and known_place(target)
+    refuse_unreadable([lora], [source, target])
+    keep_existing([output], [lora, source, target], overwrite)
     from loraport import console
     from loraport.conversion import convert as run
 
     with messages.terminal() as terminal:
-        result = run(lora, to, output, dtype=dtype, rank=rank, source=source, lora_part=lora_part, each=terminal.detail)
+        result = run(
+            lora, to, output, dtype=dtype, rank=rank, source=source, target=target, lora_part=lora_part, qkv=qkv,
+            each=terminal.detail,
+        )  # fmt: skip
     console.print_outcome(
         result.as_json(),
         console.conversion_words(result),

@@ -34,6 +34,8 @@ class LoraLayer:
     """Whether its name is canonical; one known by a flattened name only is looked up among a checkpoint's."""
     known: Outline | None = None
     """What the header says of the update, where it was not read."""
+    settled: str = ""
+    """Why it is already what it should become, so that nothing is left to transfer; empty for others."""
 
     @property
     def update(self) -> LayerUpdate:

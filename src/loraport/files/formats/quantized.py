@@ -76,11 +76,12 @@ def decode(stored: Mapping[str, StoredTensor], headers: Iterable[Mapping[str, st
     that is double or of another shape, or missing without anything that says why.
     """
     noted = {name for header in headers if stored for name in _noted(header, stored)}
-    for key, tensor in stored.items():
-        _refuse(key, tensor)
+    for key, tensor in stored.items():  # first: a note names what codes alone do not
         if key.endswith(".comfy_quant"):
             _check_note(key, tensor)
             noted.add(key.removesuffix(".comfy_quant"))
+    for key, tensor in stored.items():
+        _refuse(key, tensor)
     reading = _Reading(stored, frozenset(noted))
     tensors = dict(filter(None, (reading.tensor(key) for key in stored)))
     return NetworkTensors(tensors, tuple(reading.notes()))
@@ -301,12 +302,13 @@ def _check_note(key: str, tensor: StoredTensor) -> None:
 
         if math.prod(tensor.shape) > _LONGEST_NOTE:
             raise ValueError
-        format = json.loads(tensor.read().view(torch.uint8).numpy().tobytes())["format"]
-    except (ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
+        note = json.loads(tensor.read().view(torch.uint8).numpy().tobytes())
+        format = f"{note['format']} with rotated inputs (convrot)" if note.get("convrot") else note["format"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise FileFormatError(f"{tensor.path}: {key!r} is not a readable note on quantisation") from error
     _check_format(f"{tensor.path}: {key}", format)
 
 
 def _check_format(where: str, format: object) -> None:
     if format not in _FORMATS:
-        raise FileFormatError(f"{where} is quantised as {str(format)[:40]}; {NOT_READ}")
+        raise FileFormatError(f"{where} is quantised as {str(format)[:60]}; {NOT_READ}")

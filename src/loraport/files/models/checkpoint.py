@@ -209,7 +209,7 @@ def open_checkpoint(
         where = InMemory("the model in memory", where)
     if isinstance(where, InMemory):
         return named_checkpoint(str(where), files_in_memory(where), part, None)
-    path = _on_disk(where, needed)
+    path = on_disk(where, needed)
     try:
         return _opened(str(where), path, part, needed)
     except OSError as error:
@@ -225,18 +225,20 @@ def _opened(where: str, path: Path, part: str | None, needed: ShardFilter | None
 
 
 def shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str | None) -> set[str]:
-    """Return the shards that hold parameters of some layers; all shards where none of the layers is found."""
+    """Return the shards that hold some layers, or parameters by their full names; all shards where none is found."""
     names = find_network(weight_map, part).names
     spelling = detect_naming(names.values())
     shards: set[str] = set()
     for key, name in names.items():
         holds, leaf = layers_of(name, spelling)
-        if leaf != "bias" and not layers.isdisjoint(holds):
+        of_layer = leaf != "bias" and not layers.isdisjoint(holds)
+        if of_layer or (spelling and any(one in layers for one, _ in spelling[0].parameter_pieces(name, spelling[1]))):
             shards.add(weight_map[key])
     return shards or set(weight_map.values())
 
 
-def _on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
+def on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
+    """Return the path of a model, of which the needed shards are fetched if it is on the Hub. Raises InputError."""
     where = known_place(where) if isinstance(where, str) else where
     path = expand_home(where)
     if path.exists():

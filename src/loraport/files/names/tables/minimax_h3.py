@@ -68,6 +68,8 @@ TABLE, BASIS, MEAN = "time_embedder.table", "adaln_basis", "adaln_mean"
 "[in]."""
 REDUCED = "adaln_basis.weight"
 """What a model of reduced rank has beside its time embedder: [rank, in]."""
+FOLDED = (".linear.bias", ".folded_bias")
+"""The ending of a modulation's bias, and what it is called in pruned models that keep their basis."""
 _PARAMETERS: tuple[Row, ...] = (
     (TABLE, "adaln_t_table", "adaln_t_table"),
     (BASIS, BASIS, BASIS),
@@ -122,7 +124,8 @@ _RECORD = FamilyRecord(
         "The inner layer of the feed-forward is (gate, value) in the original and (value, gate) in diffusers: rows of"
         " B change places, A does not.",
         "The modulation (`adaln_proj.linear`) is 2,688 numbers wide in the full model, as wide as the table in a "
-        "pruned one, and as wide as the basis in one of reduced rank.",
+        "pruned one, and as wide as the basis in one of reduced rank. A LoRA for one form is carried over to another:"
+        " [Use a LoRA with a pruned MiniMax-H3](../../how-to/pruned-models.md).",
         "LoRAs of the two partitions have the same names, and load in the other. `--source` one and `--target` the "
         "other is a pair like any other.",
         "FastH3 with sparse attention has `attn.to_gate_compress` in every block, which the base lacks: left alone "
