@@ -168,8 +168,8 @@ def _time_paths(
         source.is_here and is_here(model)
     ):
         return None, None
-    beside = isinstance(config.target, AcceleratedPlace)
-    place = config.target.model if beside else (split_target(config.target) or (config.target,))[0]
+    place: str = config.target
+    place = place.model if isinstance(place, AcceleratedPlace) else (split_target(place) or (place,))[0]
     of_source = read_time_path(config.source, config.source_part)
     return of_source, of_source if place == SOURCE else read_time_path(place, config.target_part)
 
