@@ -64,7 +64,7 @@ def target_of(model: Any, *, with_patches: bool, instead: str = "") -> ModelTarg
     if not added:
         return ModelTarget(place, known, 0)
     beside = InMemory("the LoRAs loaded before this node", added)
-    return ModelTarget(AcceleratedPlace(place, beside, 1.0), _digest(added, known), patched)
+    return ModelTarget(AcceleratedPlace(place, (beside, 1.0)), _digest(added, known), patched)
 
 
 def _refuse_codes(weights: Mapping[str, Tensor], title: str) -> None:

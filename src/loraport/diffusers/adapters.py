@@ -1,9 +1,9 @@
-"""The adapters that are loaded in a network: which of them speeds it up, which are ours, which are active."""
+"""The adapters that are loaded in a network: which of them speed it up, which are ours, which are active."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,25 +51,31 @@ def activate(network: torch.nn.Module, names: list[str]) -> None:
         layer.set_adapter(names)
 
 
-def accelerator_in(component: str, network: torch.nn.Module, wanted: str | None) -> Accelerator | None:
-    """Return the adapter that counts as the target's accelerator: the one named, or the only active one not ours.
+def accelerators_in(
+    component: str, network: torch.nn.Module, wanted: str | Sequence[str] | None
+) -> tuple[Accelerator, ...]:
+    """Return the adapters that count as the target's accelerators: those named, or the only active one not ours.
 
-    `wanted` "" takes none. Raises SettingsError where several are active and none is named, for one that is not there,
-    and for a kind that is not read.
+    `wanted` "" or () takes none. Raises SettingsError where several are active and none is named, for one that is not
+    there or is named twice, and for a kind that is not read.
     """
     active = [name for name in active_in(network) if not getattr(adapters_in(network)[name], _OURS, False)]
-    if wanted == "" or (wanted is None and not active):
-        return None
     if wanted is None and len(active) > 1:
         raise SettingsError(
             f"{len(active)} adapters are active in the pipeline's {component}: {', '.join(active)}; say which of them "
-            "speeds it up (accelerator='NAME'), or that none does (accelerator='')"
+            f"speed it up (accelerator={active[0]!r}, or accelerator={tuple(active)!r} for several), or that none does "
+            "(accelerator='')"
         )
-    name = wanted if wanted is not None else active[0]
-    if name not in active:
+    names = active if wanted is None else [wanted] * bool(wanted) if isinstance(wanted, str) else list(wanted)
+    if lacking := [name for name in names if name not in active]:
         known = ", ".join(active) or "none"
-        raise SettingsError(f"the pipeline's {component} has no active adapter {name!r} of yours; active: {known}")
-    return _read(component, network, name)
+        raise SettingsError(
+            f"the pipeline's {component} has no active adapter {lacking[0]!r} of yours; active: {known}"
+        )
+    if len(set(names)) < len(names):
+        raise SettingsError(f"accelerator names an adapter twice: {', '.join(names)}; name each once")
+    read = (_read(component, network, name) for name in names)
+    return tuple(one for one in read if one is not None)
 
 
 def check_not_merged(component: str, network: torch.nn.Module) -> None:

@@ -17,7 +17,7 @@ from loraport.diagnosis.recommend import recommended
 from loraport.diagnosis.result import Diagnosis
 from loraport.diagnosis.rule.advice import RECOMMEND
 from loraport.diffusers.adapters import (
-    accelerator_in,
+    accelerators_in,
     activate,
     active_in,
     adapters_in,
@@ -67,7 +67,7 @@ def load(
     *,
     method: str = "casa",
     adapter_name: str | None = None,
-    accelerator: str | None = None,
+    accelerator: str | Sequence[str] | None = None,
     target: Given | None = None,
     progress: Progress = NO_PROGRESS,
     **settings: Any,
@@ -80,9 +80,10 @@ def load(
     place that holds both, or (high-noise, low-noise).
 
     An adapter that is active already, and was not loaded by this function, counts as a part of the target, as an
-    accelerator does, and stays active beside the new one; `accelerator` names it where there are several, and "" says
-    that none does. Several LoRAs are several calls: none of them counts for another. `target` names the place of the
-    unquantised model where the pipeline's own weights cannot be read.
+    accelerator does, and stays active beside the new one. Where several are active, `accelerator` names it, or all that
+    do, such as ("few-step", "cfg"), each at the weight that it has; "" says that none does. Several LoRAs are several
+    calls: none of them counts for another. `target` names the place of the unquantised model where the pipeline's own
+    weights cannot be read.
 
     `method` is one of the transfer's, or `recommend`: what the weights speak for (`loraport.diagnose`). `settings` are
     further fields of TransferConfig; `dtype` is the network's own unless it is given.
@@ -141,13 +142,15 @@ class _Run:
     title: str = ""
     notes: tuple[str, ...] = ()
 
-    def config(self, component: str, network: torch.nn.Module, accelerator: str | None) -> TransferConfig:
+    def config(
+        self, component: str, network: torch.nn.Module, accelerator: str | Sequence[str] | None
+    ) -> TransferConfig:
         """Return the transfer onto a network's weights, with what speeds it up beside it."""
         check_not_merged(component, network)
-        beside = accelerator_in(component, network, accelerator)
+        beside = accelerators_in(component, network, accelerator)
         place = weights_in_memory(component, network) if self.target is None else self.target
-        if beside is not None:
-            place = AcceleratedPlace(place, beside.place, beside.strength)
+        if beside:
+            place = AcceleratedPlace(place, *((one.place, one.strength) for one in beside))
         dtype = _DTYPES.get(getattr(network, "dtype", torch.bfloat16), "bf16")
         return state_config(self.lora, self.source, place, {"dtype": dtype, **self.settings})
 

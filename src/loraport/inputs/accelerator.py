@@ -32,19 +32,19 @@ from loraport.spectral.kernels import norm
 
 
 class AcceleratedPlace(str):
-    """A model with an accelerator beside it, where either may be in memory, in the place of MODEL+ACCELERATOR.
+    """A model with accelerators beside it, any of them perhaps in memory, in the place of MODEL+ACCELERATOR+....
 
     As a text it is the model's name, as messages use it.
     """
 
     model: str
-    accelerator: str
-    strength: float
+    beside: tuple[tuple[str, float], ...]
+    """The accelerators' places, with their strengths."""
 
-    def __new__(cls, model: str, accelerator: str, strength: float = 1.0) -> AcceleratedPlace:
-        """Return the place of a model and an accelerator."""
+    def __new__(cls, model: str, *beside: tuple[str, float]) -> AcceleratedPlace:
+        """Return the place of a model and accelerators."""
         place = super().__new__(cls, model)
-        place.model, place.accelerator, place.strength = model, accelerator, strength
+        place.model, place.beside = model, beside
         return place
 
     def __deepcopy__(self, memo: object) -> AcceleratedPlace:
@@ -210,7 +210,7 @@ def open_target(
     invalid strength.
     """
     if isinstance(text, AcceleratedPlace):
-        beside, on_source = [(text.accelerator, text.strength)], False
+        beside, on_source = list(text.beside), False
         model = open_model(text.model, part=part)
     elif (pieces := split_target(text)) is None:
         return open_model(text, part=part, layers=layers)
