@@ -163,7 +163,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports.evaluation": {"files.disk", "sampling", "evaluation.metrics", "evaluation", "reports"},
     "reports.comparison": {"compare", "reports"},
     "publishing": {
-        *("files.disk", "files.adapters", "files.loaders", "files.lora", "files.models", "compare"),
+        *("files.disk", "files.adapters", "files.loaders", "files.lora", "files.models", "files.presets", "compare"),
     },
     "console": {"files.models", "inputs", "transfers", "merging", "conversion", "analysis"},
     "cli.options": {

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
 from loraport.files.accelerator_names import fitted
 from loraport.files.loaders.how_to_load import ToLoad, how_to_load
-from loraport.files.lora.provenance import accelerators_of, loading_hint
+from loraport.files.lora.provenance import accelerator_hub_ids, accelerators_of, loading_hint
+from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.models.hub import looks_like_hub_id
 from loraport.files.models.weight import Weight
@@ -283,6 +284,20 @@ def test_a_name_stands_for_its_files_at_their_strengths(tmp_path, monkeypatch):
 def test_a_name_that_does_not_say_which_is_one_message(target, said):
     with pytest.raises(SettingsError, match=said):
         split_target(target)
+
+
+def test_the_file_says_where_on_the_hub_an_accelerator_is(family, accelerator, second, monkeypatch):
+    here = {"org/fast:fast.safetensors": accelerator, "org/cfg@main": second}
+    monkeypatch.setattr(
+        "loraport.inputs.accelerator.read_lora", lambda place, **more: read_lora(here.get(place, place), **more)
+    )
+    source = open_checkpoint(family.source)
+    beside = "+".join(f"{place}*0.5" for place in here)
+    for target, wanted in ((f"source+{beside}", tuple(here)), (f"source+{accelerator}", ("",))):
+        fields = open_target(target, source).provenance()
+        assert accelerator_hub_ids({f"loraport.{name}": value for name, value in fields.items()}) == wanted
+    one = open_target("source+org/cfg@main", source).provenance()
+    assert one["accelerator_hub"] == "org/cfg@main"
 
 
 def test_pairs_by_name():

@@ -158,6 +158,21 @@ def test_models_that_are_no_place_on_the_hub_are_said_or_named(run, tmp_path):
     assert ModelCard(told["card"]).data.base_model == ["me/fast", "me/base"] and told["notes"] == []
 
 
+def test_accelerators_on_the_hub_are_linked(run, tmp_path):
+    """By what the file says of where they were fetched, else by the name of a published file."""
+    rows = [
+        {"name": "speed.safetensors", "strength": 1.0, "hub": "org/speed@main:loras/speed.safetensors"},
+        {"name": "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors", "strength": 0.5},
+        {"name": "mine.safetensors", "strength": 0.5, "hub": "javascript:alert(1)"},
+    ]
+    fields = {"loraport.accelerators": json.dumps(rows), "loraport.target": "wan2.1-t2v-1.3b"}
+    local = write_lora(tmp_path / "x.safetensors", **fields)
+    told = json.loads(run("push", local, REPO, "--dry-run", "--json")[1])
+    assert "`speed.safetensors` of [org/speed](https://huggingface.co/org/speed) at strength 1" in told["card"]
+    assert "of [lightx2v/Wan2.1-Distill-Loras](https://huggingface.co/lightx2v/Wan2.1-Distill-Loras)" in told["card"]
+    assert "and `mine.safetensors` at strength 0.5 beside it" in told["card"] and "javascript" not in told["card"]
+
+
 def test_beside_an_accelerator_the_model_is_the_source_and_the_accelerator_is_named(run, tmp_path):
     beside = {"loraport.accelerator": "acc.safetensors", "loraport.accelerator_strength": "0.8"}
     target = {"loraport.target": "wan2.1-t2v-1.3b+acc.safetensors"}

@@ -59,6 +59,8 @@ class Accelerator:
     strength: float
     dropped: tuple[tuple[str, str], ...]
     """Its keys that have no place in the model, with the reason."""
+    hub: str = ""
+    """Its Hub id, where it was fetched from there."""
 
     @property
     def name(self) -> str:
@@ -181,7 +183,7 @@ class AcceleratedModel:
         """Return what a written file says of its target."""
         return {
             "target": "+".join((Path(self.model.where).name, *self.names)),
-            **accelerator_fields((one.name, one.lora.sha256, one.strength) for one in self.accelerators),
+            **accelerator_fields((one.name, one.lora.sha256, one.strength, one.hub) for one in self.accelerators),
         }
 
     def _hash(self, model_hash: str) -> str:
@@ -224,7 +226,8 @@ def open_target(
         own_part = lora_part if lora_part is not None and lora_parts_in(place) else None
         lora = as_differences(read_lora(place, dense=True, keep=False, part=own_part), model)
         adds = additions(lora, strength, model)
-        accelerators.append(Accelerator(lora, strength, adds.keys.dropped))
+        hub = place if isinstance(place, str) and not _exists(place) and looks_like_hub_id(place) else ""
+        accelerators.append(Accelerator(lora, strength, adds.keys.dropped, hub))
         for name, terms in adds.by_parameter.items():
             if name.endswith(".weight"):
                 layer = name.removesuffix(".weight")

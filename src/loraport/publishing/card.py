@@ -77,7 +77,10 @@ def _front_matter(lora: MovedLora, gallery: Gallery | None) -> str:
 def _moved(lora: MovedLora) -> str:
     step = lora.step
     source, target = lora.source or step.get("source", "?"), lora.target or step.get("target", "?")
-    beside = " and ".join(f"{_code(name)} at strength {strength:g}" for name, strength in lora.beside)
+    beside = " and ".join(
+        f"{_linked(name, hub)} at strength {strength:g}"
+        for (name, strength), hub in zip(lora.beside, lora.hub_ids, strict=True)
+    )
     target_words = _code(target) + (f" with {beside} beside it" if beside else "")
     lines = [
         f"The LoRA {_code(step.get('lora', '?'))} was trained on {_code(source)}. It was moved to {target_words} by "
@@ -94,6 +97,14 @@ def _moved(lora: MovedLora) -> str:
     if lora.header_licence and lora.header_licence != lora.licence:
         words += f" The file's header says {_code(lora.header_licence)}."
     return "\n\n".join([*lines, words])
+
+
+def _linked(name: str, hub: str | None) -> str:
+    """Return an accelerator's name, with a link to its page where it is known to be on the Hub."""
+    if hub is None:
+        return _code(name)
+    repo = hub.partition(":")[0].partition("@")[0]
+    return f"{_code(name)} of [{repo}](https://huggingface.co/{repo})"
 
 
 def _loading(lora: MovedLora, repo: str | None) -> str:

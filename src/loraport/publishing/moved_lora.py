@@ -16,9 +16,15 @@ from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.rules import Verdict
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.header import shown_fields
-from loraport.files.lora.provenance import accelerators_of, loading_hint, provenance_facts, transfer_steps
+from loraport.files.lora.provenance import (
+    accelerator_hub_ids,
+    accelerators_of,
+    loading_hint,
+    provenance_facts,
+    transfer_steps,
+)
 from loraport.files.lora.read import read_lora
-from loraport.files.models.presets import PRESETS
+from loraport.files.presets.table import ACCELERATORS, PRESETS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """`org/repo`."""
@@ -40,6 +46,8 @@ class MovedLora:
     made: Mapping[str, str]
     beside: tuple[tuple[str, float], ...]
     """The accelerators that it is loaded beside."""
+    hub_ids: tuple[str | None, ...]
+    """The Hub id of each of them; None where it is not known."""
     hint: str | None
     header_licence: str | None
     licence: str
@@ -72,7 +80,10 @@ class MovedLora:
             "format": 1, "loraport": __version__, "file": self.path.name, "sha256": self.sha256,
             "family": self.family, "licence": self.licence, "source": self.source, "target": self.target,
             "base_model": self.base_models, "made": dict(self.made), "transfers": [dict(step) for step in self.steps],
-            "beside": [{"name": name, "strength": strength} for name, strength in self.beside],
+            "beside": [
+                {"name": name, "strength": strength, "hub": hub}
+                for (name, strength), hub in zip(self.beside, self.hub_ids, strict=True)
+            ],
             "trigger_words": list(self.triggers),
         }  # fmt: skip
 
@@ -110,10 +121,25 @@ def read_moved(place: str, licence: str | None, source: str | None, target: str 
         model = made.get("target", "").removesuffix("".join(f"+{name}" for name, _ in beside))
         own_target = own_source if model in ("source", made.get("source")) else _hub_id("", None, model)
     return MovedLora(
-        path, lora.dialect.family, lora.sha256, steps[-1], tuple(steps), made, beside, loading_hint(lora.metadata),
+        path, lora.dialect.family, lora.sha256, steps[-1], tuple(steps), made, beside,
+        tuple(map(_accelerator_id, (name for name, _ in beside), accelerator_hub_ids(lora.metadata))),
+        loading_hint(lora.metadata),
         stated, chosen, tuple(word for word in words if not word.endswith(_GUESSED)),
         () if facts is None else verdicts(facts), own_source, own_target,
     )  # fmt: skip
+
+
+_PLACE = re.compile(HUB_ID.pattern + r"(@[\w./-]+)?(:[\w./ -]+)?")
+"""A Hub id with a revision and a file in it."""
+
+
+def _accelerator_id(name: str, recorded: str) -> str | None:
+    """Return where an accelerator is on the Hub: as the file says, else as the presets say of a file of that name."""
+    if _PLACE.fullmatch(recorded):
+        return recorded
+    places = {place for one in ACCELERATORS.values() for place, _ in one.files}
+    fits = [place for place in places if place.rpartition(":")[2].rpartition("/")[2] == name]
+    return fits[0] if len(fits) == 1 else None
 
 
 def _hub_id(option: str, named: str | None, recorded: str | None) -> str | None:

@@ -26,8 +26,8 @@ LEFT_OUT = "left_out"
 
 FIELDS = (
     "version", "method", "settings", "part", "lora", "lora_sha256", "source", "source_hash", "target", "target_hash",
-    "accelerator", "accelerator_sha256", "accelerator_strength", "accelerators", "converted", "converted_sha256",
-    LEFT_OUT,
+    "accelerator", "accelerator_sha256", "accelerator_strength", "accelerator_hub", "accelerators", "converted",
+    "converted_sha256", LEFT_OUT,
 )  # fmt: skip
 MOST_STEPS = 8
 LONGEST = 1000
@@ -129,14 +129,21 @@ def loading_hint(metadata: Mapping[str, str]) -> str | None:
     return words
 
 
-def accelerator_fields(beside: Iterable[tuple[str, str, float]]) -> dict[str, str]:
-    """Return what a file says of the accelerators that it is loaded beside: (name, sha256, strength) of each."""
+def accelerator_fields(beside: Iterable[tuple[str, str, float, str]]) -> dict[str, str]:
+    """Return what a file says of the accelerators that it is loaded beside: (name, sha256, strength, Hub id) of each.
+
+    The Hub id is "" where there is none.
+    """
     found = list(beside)
     if len(found) == 1:
-        name, digest, strength = found[0]
+        name, digest, strength, hub = found[0]
         fields = {"accelerator": name, "accelerator_sha256": digest, "accelerator_strength": repr(strength)}
+        fields |= {"accelerator_hub": hub} if hub else {}
         return {**fields, "load": "beside the accelerator, which is not in this file"}
-    rows = [{"name": name, "sha256": digest, "strength": strength} for name, digest, strength in found]
+    rows = [
+        {"name": name, "sha256": digest, "strength": strength, **({"hub": hub} if hub else {})}
+        for name, digest, strength, hub in found
+    ]
     return {"accelerators": json_text(rows), "load": "beside the accelerators, which are not in this file"}
 
 
@@ -145,23 +152,33 @@ def accelerators_of(metadata: Mapping[str, str]) -> tuple[tuple[str, float], ...
 
     A file may say anything: what is no list of names with numbers is left out.
     """
+    return tuple((name, strength) for name, strength, _ in _accelerators(metadata))
+
+
+def accelerator_hub_ids(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the Hub id of each of these accelerators, "" where the file does not say it."""
+    return tuple(hub for _, _, hub in _accelerators(metadata))
+
+
+def _accelerators(metadata: Mapping[str, str]) -> list[tuple[str, float, str]]:
     own = _own_fields(metadata)
     if (name := own.get("accelerator")) is not None:
-        rows: Any = [{"name": name, "strength": own.get("accelerator_strength", "1")}]
+        one = {"name": name, "strength": own.get("accelerator_strength", "1"), "hub": own.get("accelerator_hub", "")}
+        rows: Any = [one]
     else:
         try:
             rows = json.loads(own.get("accelerators", "[]"))
         except (ValueError, RecursionError):
-            return ()
+            return []
     found = []
     for row in rows if isinstance(rows, list) else ():
         try:
-            name, strength = str(row["name"]), float(row["strength"])
-        except (KeyError, TypeError, ValueError):
+            name, strength, hub = str(row["name"]), float(row["strength"]), str(row.get("hub", ""))
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
         if len(name) <= LONGEST:
-            found.append((name, strength))
-    return tuple(found)
+            found.append((name, strength, hub if len(hub) <= LONGEST else ""))
+    return found
 
 
 def made_on(metadata: Mapping[str, str]) -> str | None:
