@@ -20,10 +20,12 @@ from loraport.files.names.families import FAMILIES as TABLES
 from tests.image_families import (
     comfy_qwen_image,
     comfy_qwen_image_21,
+    comfy_z_image,
     krea2,
     original_krea2,
     qwen_image,
     qwen_image_21,
+    z_image,
 )
 
 State = dict[str, Tensor]
@@ -384,6 +386,7 @@ FAMILIES = {
     "krea2": Tiny("krea2", krea2, original_krea2),
     "qwen-image": Tiny("qwen-image", qwen_image, comfy_qwen_image),
     "qwen-image-2.1": Tiny("qwen-image-2.1", qwen_image_21, comfy_qwen_image_21),
+    "z-image": Tiny("z-image", z_image, comfy_z_image),
 }
 
 
@@ -404,6 +407,7 @@ IMAGE_PIPELINES = {
     "krea2": "Krea2Pipeline",
     "qwen-image": "QwenImagePipeline",
     "qwen-image-2.1": "QwenImage21Pipeline",
+    "z-image": "ZImagePipeline",
 }
 PIPELINES = {
     "hunyuanvideo": ("HunyuanVideoPipeline", "text_encoder_2", "tokenizer_2"),

@@ -136,3 +136,41 @@ def comfy_qwen_image_21(state: State) -> State:
     inner = "transformer_blocks.0.img_mlp"
     parts = [out.pop(f"{inner}.{name}.weight") for name in ("gate_layer", "proj")]
     return comfy_qwen_image(out | {f"{inner}.gate_up.weight": torch.cat(parts)})
+
+
+def z_image() -> Any:
+    """Z-Image, one layer and one of each refiner, 24 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.ZImageTransformer2DModel(
+        in_channels=2,
+        dim=24,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=8,
+        axes_dims=[4, 4, 4],
+        axes_lens=[8, 8, 8],
+    )
+    return with_noise_in_parameters(model)
+
+
+def comfy_z_image(state: State) -> State:
+    """Z-Image as ComfyUI stores it: q, k and v in one, other names of norms, of the way out and of both ends."""
+    out = {}
+    for name, tensor in state.items():
+        for mine, theirs in (
+            ("attention.to_out.0.", "attention.out."),
+            ("attention.norm_q.", "attention.q_norm."),
+            ("attention.norm_k.", "attention.k_norm."),
+            ("all_x_embedder.2-1.", "x_embedder."),
+            ("all_final_layer.2-1.", "final_layer."),
+        ):
+            name = name.replace(mine, theirs)
+        out[name] = tensor
+    for block in ("layers.0", "noise_refiner.0", "context_refiner.0"):
+        parts = [out.pop(f"{block}.attention.to_{letter}.weight") for letter in "qkv"]
+        out[f"{block}.attention.qkv.weight"] = torch.cat(parts)
+    return comfy_qwen_image(out)

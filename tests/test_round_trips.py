@@ -181,6 +181,26 @@ FAMILIES = {
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "z-image": Row(
+        {
+            **{f"layers.0.attention.to_{letter}": (8, 8) for letter in "qkv"},
+            **{f"noise_refiner.1.attention.to_{letter}": (8, 8) for letter in "qkv"},
+            "layers.29.feed_forward.w2": (8, 12),
+            "layers.29.adaLN_modulation.0": (32, 4),
+            "all_final_layer.2-1.linear": (4, 8),
+            "layers.10.attention.to_out.0": (8, 8),
+        },
+        {
+            "ai-toolkit": ("diffusion_model.", "diffusers"),
+            "ComfyUI": ("diffusion_model.", "comfy"),
+            "kohya for ComfyUI": ("lora_unet_", "comfy"),
+            "musubi-tuner": ("lora_unet_", "diffusers"),
+            "SimpleTuner": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
     "qwen-image-2.1": Row(
         {
             "transformer_blocks.0.img_mlp.gate_layer": (12, 8),

@@ -41,10 +41,26 @@ INNER = "transformer_blocks.0.img_mlp"
 GATE, UP = f"{INNER}.gate_layer", f"{INNER}.proj"
 QWEN_IMAGE_21 = ("transformer_blocks.0.attn.to_k", "modulation.1", "txt_in.in_layer", f"{INNER}.out")
 
+Z_Q, Z_K, Z_V = (f"layers.0.attention.to_{letter}" for letter in "qkv")
+Z_IMAGE = {
+    "layers.0.attention.to_out.0": "layers.0.attention.out",
+    "layers.0.feed_forward.w1": "layers.0.feed_forward.w1",
+    "noise_refiner.1.adaLN_modulation.0": "noise_refiner.1.adaLN_modulation.0",
+    "context_refiner.0.feed_forward.w2": "context_refiner.0.feed_forward.w2",
+    "all_x_embedder.2-1": "x_embedder",
+    "all_final_layer.2-1.linear": "final_layer.linear",
+}
+"""diffusers' name -> ComfyUI's."""
+_Z_BACK = {theirs: mine for mine, theirs in Z_IMAGE.items()}
+
 NAMES: dict[str, dict[str, Names]] = {
     "krea2": {
         "diffusers": {name: (name,) for name in KREA_2},
         "original": {theirs: (mine,) for mine, theirs in KREA_2.items()},
+    },
+    "z-image": {
+        "diffusers": {name: (name,) for name in (Z_Q, Z_K, Z_V, *Z_IMAGE)},
+        "comfy": {theirs: (mine,) for mine, theirs in Z_IMAGE.items()} | {"layers.0.attention.qkv": (Z_Q, Z_K, Z_V)},
     },
     "qwen-image": {"diffusers": {name: (name,) for name in QWEN_IMAGE}},
     "qwen-image-2.1": {
@@ -73,6 +89,34 @@ def comfyui_image(shapes: Shapes, tensors: Tensors, names: Mapping[str, str]) ->
         )
 
     return comfyui(shapes, tensors, stems)
+
+
+def comfyui_z_image(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI's Z-Image: diffusers' names as for Krea 2, of which q, k and v are thirds of its `qkv`.
+
+    comfy/utils.py `z_image_to_diffusers`.
+    """
+    fused = "layers.0.attention.qkv"
+    result = comfyui_image({name: shapes[name] for name in shapes if name != fused}, tensors, _Z_BACK)
+    own = comfyui({fused: shapes[fused]}, tensors)
+    out, inn = shapes[fused]
+    thirds = dict.fromkeys((Z_Q, Z_K, Z_V), (out // 3, inn))
+    more = comfyui_image(thirds, tensors, {name: name for name in thirds})
+    if more.added:  # its own names of them are none
+        known = {name for name in more.added if f"lora_unet_{name.replace('.', '_')}.lora_down.weight" not in tensors}
+        parts = [more.added[name] if name in known else torch.zeros(size).double() for name, size in thirds.items()]
+        result.added |= {fused: torch.cat(parts)} if known else {}
+    result.added |= own.added
+    return result
+
+
+def wan2gp_z_image(shapes: Shapes, tensors: Tensors) -> Applied:
+    """Wan2GP's Z-Image respells endings where the first key has them: z_image_transformer2d.py `preprocess_loras`."""
+    first = next(iter(tensors))
+    if ".default." not in first and ".lora." not in first:
+        return mmgp(shapes, tensors)
+    named = {key.replace(".default.", ".").replace(".lora.", ".lora_"): tensor for key, tensor in tensors.items()}
+    return mmgp(shapes, named)
 
 
 def comfyui_qwen(shapes: Shapes, tensors: Tensors) -> Applied:
@@ -185,5 +229,9 @@ PROGRAMS = {
     ("qwen-image", "LightX2V"): (lightx2v, "diffusers", "comfy"),
     ("qwen-image", "Wan2GP"): (wan2gp_qwen, "diffusers", "comfy"),
     ("qwen-image-2.1", "ComfyUI"): (comfyui_qwen, "comfy", "comfy"),
+    ("z-image", "ComfyUI"): (comfyui_z_image, "comfy", "comfy"),
+    ("z-image", "musubi-tuner"): (musubi, "diffusers", "kohya"),
+    ("z-image", "LightX2V"): (lightx2v, "diffusers", "comfy"),
+    ("z-image", "Wan2GP"): (wan2gp_z_image, "diffusers", "comfy"),
 }
 """(family, loader) -> the program, the naming that its model has, and the format of ours that it takes."""

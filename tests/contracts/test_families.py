@@ -281,6 +281,10 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("qwen-image", "LightX2V", lambda key: key.replace("diffusion_model.", "transformer.")),
     ("qwen-image", "Wan2GP", lambda key: key.replace("to_add_out", "to_out_added")),
     ("qwen-image-2.1", "ComfyUI", lambda key: key.replace("gate_up", "up_gate")),
+    ("z-image", "ComfyUI", lambda key: key.replace("attention.to_k", "attention.k")),
+    ("z-image", "musubi-tuner", lambda key: key.replace("attention_to_q", "attention_qkv")),
+    ("z-image", "LightX2V", lambda key: key.replace("diffusion_model.", "transformer.")),
+    ("z-image", "Wan2GP", lambda key: key.replace("all_x_embedder.2-1", "x_embedder")),
 ]
 
 

@@ -35,6 +35,7 @@ PARTS = {
     "sd1.5": ("mid_block.resnets.0.", "down_blocks.0.attentions.0.transformer_blocks.0.attn2"),
     "sdxl": ("mid_block.resnets.0.", "up_blocks.0.attentions.0.transformer_blocks.1.attn1", "add_embedding"),
     "krea2": ("transformer_blocks.0.", "text_fusion.", "time_", "final_layer"),
+    "z-image": ("layers.0.", "noise_refiner.0.feed", "all_", "cap_embedder", "t_embedder"),
     "qwen-image": ("transformer_blocks.0.", "img_in", "time_", "norm_out", "proj_out"),
     "qwen-image-2.1": ("transformer_blocks.0.", "img_in", "time_", "modulation", "txt_in"),
 }

@@ -237,7 +237,7 @@ KREA_2: dict[str, Any] = {
     "original, a difference": lambda: beside(written("krea2", KREA, D), **{f"{D}blocks.0.mod.lin.diff": (144,)}),
     "original beside": lambda: both(written("krea2", KREA, "transformer."), written("krea2", "img_in", D)),
     "diffusers' own beside": lambda: both(written("krea2", KREA, D), written("krea2", "img_in", "transformer.")),
-    "fused attention": lambda: beside(written("krea2", "img_in", "transformer."),
+    "fused attention": lambda: beside(written("krea2", "img_in|time_mod_proj", "transformer."),
                                       **{f"transformer.{key}": shape for key, shape in QKV.items()}),
 }  # fmt: skip
 QWEN = r"transformer_blocks\.0\.(attn\.(to_out\.0|add_k_proj)|img_mod\.1|txt_mlp\.net\.0\.proj)"
@@ -267,7 +267,47 @@ QWEN_IMAGE: dict[str, Any] = {
                             **behind("img_in.", hada_w1_a=(12, R), hada_w1_b=(R, 4), hada_w2_a=(12, R),
                                      hada_w2_b=(R, 4))),
 }  # fmt: skip
-FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN, "krea2": KREA_2, "qwen-image": QWEN_IMAGE}
+Z = r"(layers|noise_refiner|context_refiner)\.0\.(attention\.to_(v|out\.0)|feed_forward\.w[12]|adaLN_modulation\.0)"
+Z_ENDS = r"all_(x_embedder|final_layer).*|t_embedder.mlp.2|cap_embedder.1"
+DOTS = ("lora.down.weight", "lora.up.weight")
+DD = f"{D}diffusers_"
+
+
+def z(which: str, spelling: str, how: str = "", ends: tuple[str, str] = AB) -> Any:
+    return lambda: written("z-image", which, spelling, how, ends)
+
+
+def z_beside(which: str, spelling: str, ends: tuple[str, str], **more: tuple[int, ...]) -> Any:
+    return lambda: beside(written("z-image", which, spelling, "alpha", ends), **more)
+
+
+def lokr(stem: str, alpha: str = "") -> dict[str, tuple[int, ...]]:
+    keys: dict[str, tuple[int, ...]] = {f"{stem}.lokr_w1": (2, 2), f"{stem}.lokr_w2": (12, 12)}
+    return keys | ({f"{stem}.alpha": ()} if alpha else {})
+
+
+QKV_OF_COMFYUI = f"{D}layers.0.attention.qkv."
+Z_IMAGE: dict[str, Any] = {
+    "diffusers' own": z(f"{Z}|{Z_ENDS}", T),
+    "diffusers' own, an alpha": z(Z, T, "alpha"),
+    "ai-toolkit": z(f"{Z}|{Z_ENDS}", DD),
+    "ai-toolkit, an alpha": z(Z, DD, "alpha"),
+    "DiffSynth": z(Z, "", "", DEFAULT),
+    "no prefix, no alpha": z(Z, ""),
+    "no prefix, an alpha": z(f"{Z}|{Z_ENDS}", "", "alpha", DOWN_UP),
+    "musubi-tuner": z(f"{Z}|{Z_ENDS}", "lora_unet_", "alpha", DOWN_UP),
+    "musubi-tuner, no alpha": z(Z, "lora_unet_", "", DOWN_UP),
+    "dots": z(Z, DD, "alpha", DOTS),
+    "A and B, then down and up": lambda: both(z(Z, DD)(), z("cap_embedder.1", DD, "", DOWN_UP)()),
+    "a difference": z_beside(Z, DD, DOWN_UP, **{f"{D}cap_embedder.1.diff": (24, 8)}),
+    "fused by ComfyUI": z_beside(Z.replace("v|", ""), DD, AB, **behind(
+        QKV_OF_COMFYUI, lora_A__weight=(R, 24), lora_B__weight=(72, R))),
+    "fused, down and up": z_beside(Z.replace("v|", ""), DD, DOWN_UP, **behind(
+        QKV_OF_COMFYUI, lora_down__weight=(R, 24), lora_up__weight=(72, R))),
+    "a LoKr beside": z_beside(Z, DD, AB, **lokr(f"{D}layers.0.attention.to_q")),
+}  # fmt: skip
+FILES = {"wan": WAN, "sd1.5": UNETS, "sdxl": XL, "hunyuanvideo": HUNYUAN, "krea2": KREA_2, "qwen-image": QWEN_IMAGE,
+         "z-image": Z_IMAGE}  # fmt: skip
 CASES = [(family, name) for family, files in FILES.items() for name in files]
 
 
@@ -293,8 +333,8 @@ def happens(family: str, path: Path, tensors: Tensors, deltas: Tensors) -> str:
         torch.allclose(after[network, f"{name}.weight"] - before[network, f"{name}.weight"], delta, atol=1e-4)
         for name, delta in deltas.items()
     )
-    known = {"lora_down", "lora_up", "lora_A", "lora_B", "alpha"}
-    stems = {re.split(r"\.(?:lora_|alpha)", key)[0] for key in tensors}
+    known = {"lora_down", "lora_up", "lora_A", "lora_B", "lora", "alpha"}
+    stems = {re.split(r"\.(?:lora[_.]|alpha)", key)[0] for key in tensors}
     more = any(not known & set(key.split(".")) for key in tensors) or len(stems) > len(deltas)
     return "no" if not moved else "yes" if right and not more else "partly"
 
@@ -334,3 +374,30 @@ def test_the_verdict_on_peft_is_what_it_does(how: str, tmp_path: Path) -> None:
     except Exception:
         found = "no"
     assert said.takes == found == ("no" if how else "yes"), said.reasons
+
+
+@pytest.mark.parametrize("alpha", ["", ".alpha"])
+@pytest.mark.parametrize("prefix", [D, T, ""])
+def test_the_verdict_on_a_lokr_of_z_image_is_what_diffusers_does(prefix: str, alpha: str, tmp_path: Path) -> None:
+    """It takes what ai-toolkit writes, which no other pipeline here does."""
+    w1, w2 = torch.randn(2, 2), torch.randn(12, 12)
+    stem = f"{prefix}layers.0.attention.to_q."
+    tensors = {f"{stem}lokr_w1": w1, f"{stem}lokr_w2": w2} | ({f"{stem}alpha": torch.tensor(1.0)} if alpha else {})
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    facts = facts_of(read_lora(path))
+    assert facts is not None and facts.family == "z-image"
+    (said,) = (one for one in verdicts(facts) if one.loader == "diffusers")
+    pipe = tiny_pipeline("z-image")
+    layer = pipe.transformer.layers[0].attention.to_q
+    before = layer.weight.detach().clone()
+    try:
+        pipe.load_lora_weights(tmp_path, weight_name=path.name)
+        pipe.fuse_lora(components=["transformer"])
+        pipe.unload_lora_weights()
+    except Exception:  # whatever a library raises is a refusal
+        pass
+    moved = pipe.transformer.layers[0].attention.to_q.weight - before
+    right = torch.allclose(moved, torch.kron(w1, w2), atol=1e-4)
+    assert said.takes == ("yes" if right else "no"), said.reasons
+    assert right or not moved.any()

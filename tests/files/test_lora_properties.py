@@ -62,6 +62,10 @@ LAYERS = {
         *("transformer_blocks.0.img_mlp.gate_layer", "transformer_blocks.0.attn.to_out.0", "modulation.1"),
         *("transformer_blocks.31.img_mlp.out", "txt_in.in_layer"),
     ),
+    "z-image": (
+        *("layers.0.feed_forward.w3", "layers.29.attention.to_out.0", "context_refiner.1.feed_forward.w2"),
+        *("noise_refiner.0.adaLN_modulation.0", "cap_embedder.1"),
+    ),
 }
 """Of each family a few layers; a module that fuses three of them counts for the three."""
 FUSED = ("hunyuanvideo-1.5", "flux.1")

@@ -25,6 +25,7 @@ from loraport.files.names.families import (
     SD15,
     SDXL,
     WAN,
+    Z_IMAGE,
     Family,
     flattened,
 )
@@ -100,6 +101,8 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
         *(QWEN_IMAGE, "QwenImageTransformer2DModel", {"use_additional_t_cond": True}, 1934, 20_430_407_232),
     ),
     "qwen-image-2.1": (QWEN_IMAGE_21, "QwenImage21Transformer2DModel", {}, 297, 7_115_124_736),
+    "z-image": (Z_IMAGE, "ZImageTransformer2DModel", {}, 521, 6_154_908_736),
+    "z-image-omni": (Z_IMAGE, "ZImageTransformer2DModel", {"siglip_feat_dim": 1152}, 551, 6_513_266_880),
 }
 
 
@@ -336,7 +339,7 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
     of_flux = {"hunyuanvideo-1.5", "hunyuanvideo", "flux.1"}
     for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
         assert of_flux | {"krea2"} <= twice.pop(flattened(name) if flat else name)
-    of_images = {"krea2", "qwen-image", "qwen-image-2.1"}
+    of_images = {"krea2", "qwen-image", "qwen-image-2.1", "z-image"}
     assert set().union(*twice.values()) <= of_flux | of_images | {"minimax-h3", "wan"}
 
 

@@ -26,6 +26,7 @@ TRAINED = {
     "krea2": ("diffusion_model.", "original", ("lora_A.weight", "lora_B.weight")),
     "qwen-image": ("", "diffusers", ("lora_A.default.weight", "lora_B.default.weight")),
     "qwen-image-2.1": ("transformer.", "diffusers", ("lora_A.weight", "lora_B.weight")),
+    "z-image": ("diffusion_model.", "diffusers", ("lora_A.weight", "lora_B.weight")),
 }
 
 

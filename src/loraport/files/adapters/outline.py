@@ -29,6 +29,7 @@ def check_division(shape: tuple[int, int], rows: RowSlice, where: Path) -> None:
     """Raise MismatchError where a module of this size cannot hold layers in that way."""
     if not rows.fits(shape):
         parts = "two halves" if rows.swapped else f"{rows.of} equal parts"
+        parts = f"{rows.of} parts of {shape[1]} rows" if rows.square else parts
         parts = f"heads of {rows.group} rows for each of {rows.of} parts" if rows.group else parts
         raise MismatchError(
             f"{where}: {rows.name} has {shape[0]} rows, which cannot be divided into {parts}; "

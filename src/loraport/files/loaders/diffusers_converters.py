@@ -254,7 +254,7 @@ def qwen_converted(facts: Facts) -> Findings:
 
 def _qwen_converted(facts: Facts) -> Findings:
     if not any(map(_is_converted, facts.names)):
-        return ["names without prefix are left out, since there is no alpha that would make it convert them"], []
+        return [_NO_MARK], []
     flat = [key for key in facts.names if key.startswith("lora_unet_")]
     dotted = [key for key in facts.names if not key.removeprefix("diffusion_model.").startswith(_BESIDE_FLAT)]
     if flat and dotted:
@@ -262,5 +262,49 @@ def _qwen_converted(facts: Facts) -> Findings:
     down_up = any(key.endswith(KOHYA_PAIR) for key in facts.names)
     pairs = KOHYA_PAIR if down_up else PEFT_PAIR
     taken = (*pairs, ".alpha")
+    alien = [key for key in facts.names if not key.replace("default.", "").endswith(taken)]
+    return [f"it refuses what it has no name for: {alien[0]}"] if alien else [], []
+
+
+def z_image_component(facts: Facts) -> Findings:
+    """Judge diffusers' own names for Z-Image, whose pipeline alone takes LoKr, too."""
+    if not any(map(_is_lokr, facts.names)):
+        return component_unless_converted(facts)
+    if marks := [key for key in facts.names if key.endswith(".alpha") or key.startswith("diffusion_model.")]:
+        return [f"it converts a file with keys like {marks[0]}, and finds no layer behind transformer. then"], []
+    left = [key for key in facts.names if not key.startswith(_OWN)]
+    return [], [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
+
+
+def z_image_converted(facts: Facts) -> Findings:
+    """Judge what becomes of Z-Image's names without prefix, behind `diffusion_model.` and flattened."""
+    return without_dora_scale(facts, _z_image_lokr if any(map(_is_lokr, facts.names)) else _z_image_converted)
+
+
+def _is_lokr(key: str) -> bool:
+    return ".lokr_" in key
+
+
+def _z_image_lokr(facts: Facts) -> Findings:
+    alien = [key for key in facts.names if not _is_lokr(key) and not key.endswith(".alpha")]
+    if alien or any(key.startswith("lora_unet_") for key in facts.names):
+        return [f"beside LoKr it refuses all else: {(alien or facts.names)[0]}"], []
+    if not any(key.startswith("diffusion_model.") or key.endswith(".alpha") for key in facts.names):
+        return [_NO_MARK], []
+    return [], []
+
+
+_NO_MARK = "names without prefix are left out, since there is no alpha that would make it convert them"
+_DOTS = (".lora.down.weight", ".lora.up.weight")
+
+
+def _z_image_converted(facts: Facts) -> Findings:
+    if not any(map(_is_converted, facts.names)):
+        return [_NO_MARK], []
+    flat = [key for key in facts.names if key.startswith("lora_unet_")]
+    if flat and len(flat) < len(facts.names):
+        return [f"it takes all keys as flattened, since {flat[0]} is there"], []
+    down_up = any(key.endswith(KOHYA_PAIR) for key in facts.names)
+    taken = (*(KOHYA_PAIR if down_up else PEFT_PAIR), *_DOTS, ".alpha")
     alien = [key for key in facts.names if not key.replace("default.", "").endswith(taken)]
     return [f"it refuses what it has no name for: {alien[0]}"] if alien else [], []

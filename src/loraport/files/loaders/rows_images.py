@@ -1,4 +1,4 @@
-"""The loaders of LoRAs of image models: Krea 2, Qwen-Image."""
+"""The loaders of LoRAs of image models: Krea 2, Qwen-Image, Z-Image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from loraport.files.loaders.diffusers_converters import (
     krea2_component,
     krea2_original,
     qwen_converted,
+    z_image_component,
+    z_image_converted,
 )
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rows import (
@@ -214,4 +216,75 @@ _QWEN_IMAGE_21: tuple[Loader, ...] = (
     ),
 )  # fmt: skip
 
-IMAGE_LOADERS: tuple[Loader, ...] = (*_KREA_2, *_QWEN_IMAGE, *_QWEN_IMAGE_21)
+_Z_PIPELINE = f"{DIFFUSERS}, ZImagePipeline.load_lora_weights, run on tiny models; mixed ranks: its issue 14409"
+_Z_WAN2GP = frozenset(_behind("diffusers", *_DOTTED))
+
+_Z_IMAGE: tuple[Loader, ...] = (
+    Loader(
+        "ComfyUI",
+        f"{COMFYUI}; comfy/utils.py, z_image_to_diffusers (09708ea)",
+        spelled_alike(
+            "z-image",
+            *_behind("diffusers", *_DOTTED, "lycoris_"),
+            *_behind("comfy", "diffusion_model.", "lora_unet_"),
+        ),
+        "comfy",
+        kinds=_ADAPTERS,
+        extras=COMFYUI_EXTRAS,
+    ),
+    Loader(
+        "diffusers",
+        _Z_PIPELINE,
+        spelled_alike("z-image", ("transformer.", "diffusers")),
+        "diffusers",
+        pairs=OF_DIFFUSERS,
+        kinds=frozenset({"LoRA", "LoKr", "DoRA", "DoRA of PEFT"}),
+        converter=z_image_component,
+        strict=True,
+        header=True,
+        extras=frozenset({".lora_B.bias"}),
+        mixed_ranks=MIXED_RANKS,
+    ),
+    Loader(
+        "diffusers",
+        _Z_PIPELINE,
+        spelled_alike("z-image", *_behind("diffusers", "diffusion_model.", "lora_unet_", "")),
+        "diffusers",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR}),
+        kinds=frozenset({"LoRA", "LoKr", "DoRA"}),
+        converter=z_image_converted,
+        strict=True,
+        header=True,
+        mixed_ranks=MIXED_RANKS,
+    ),
+    Loader(
+        "musubi-tuner",
+        "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_zimage.py (30c658c)",
+        spelled_alike("z-image", ("lora_unet_", "diffusers")),
+        "kohya",
+        pairs=DOWN_UP,
+        needs_alpha=True,
+        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
+    ),
+    Loader(
+        "LightX2V",
+        "github.com/ModelTC/LightX2V, lightx2v/utils/lora_loader.py (0d6b494), models/runners/z_image/ (f8aee98)",
+        spelled_alike("z-image", *_behind("diffusers", "diffusion_model.", "model.", "unet.", "")),
+        "comfy",
+        extras=_FULL_DIFFERENCES,
+        convolutions=False,
+    ),
+    Loader(
+        "Wan2GP",
+        _WAN2GP.format("models/z_image/z_image_transformer2d.py"),
+        {"z-image": _Z_WAN2GP},
+        "comfy",
+        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR}),
+        kinds=frozenset({"LoRA", "DoRA"}),
+        extras=frozenset({".diff_b"}),
+        convolutions=False,
+        converter=mmgp(_Z_WAN2GP, more_endings=(*DEFAULT_ADAPTER, *DOTTED_PAIR)),
+    ),
+)  # fmt: skip
+
+IMAGE_LOADERS: tuple[Loader, ...] = (*_KREA_2, *_QWEN_IMAGE, *_QWEN_IMAGE_21, *_Z_IMAGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _FIRST_NUMBER = re.compile(r"\.(\d+)\.")
-_NUMBERED = re.compile(r"(?<![^.])(\w*blocks|resnets|attentions|downsamplers|upsamplers)\.\d+")
+_NUMBERED = re.compile(r"(?<![^.])(\w*blocks|layers|\w+_refiner|resnets|attentions|downsamplers|upsamplers)\.\d+")
 """Lists of modules that a model of another depth has more or fewer of; U-Nets nest them."""
 
 

@@ -27,6 +27,7 @@ from loraport.files.names.tables.minimax_h3 import MINIMAX_H3
 from loraport.files.names.tables.qwen_image import QWEN_IMAGE, QWEN_IMAGE_21
 from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
 from loraport.files.names.tables.wan import WAN
+from loraport.files.names.tables.z_image import Z_IMAGE
 
 __all__ = [
     "FAMILIES",
@@ -44,6 +45,7 @@ __all__ = [
     "SD15",
     "SDXL",
     "WAN",
+    "Z_IMAGE",
     "Family",
     "Layout",
     "Naming",
@@ -55,5 +57,5 @@ __all__ = [
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
-    for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21)
+    for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21, Z_IMAGE)
 }

@@ -43,18 +43,26 @@ def _sights(keys: Iterable[LoraKey], evidence: Evidence) -> list[Sight]:
 
 
 def _families_of(keys: Iterable[LoraKey]) -> list[tuple[Family, Naming]]:
-    """Return the tables and namings that have most of some keys: several, where they call layers alike."""
+    """Return the tables and namings that have most of some keys: several, where they call layers alike.
+
+    Of those the families that have most keys in all of their namings together: a file may mix them.
+    """
     spelled: Counter[tuple[str, Naming]] = Counter()
+    known: Counter[str] = Counter()
     for key in keys:
         if not key.text_encoder:
-            spelled.update((family.name, naming) for family, naming in spellings(key.module, flat=key.dialect.flat))
+            found = {(family.name, naming) for family, naming in spellings(key.module, flat=key.dialect.flat)}
+            spelled.update(found)
+            known.update({name for name, _ in found})
     best = max(spelled.values(), default=0)
-    return [
+    pairs = [
         (family, naming)
         for family in FAMILIES.values()
         for naming in family.namings
         if best and spelled[family.name, naming] == best
     ]
+    most = max((known[family.name] for family, _ in pairs), default=0)
+    return [(family, naming) for family, naming in pairs if known[family.name] == most]
 
 
 def _of_network(key: LoraKey) -> Dialect:

@@ -1,4 +1,4 @@
-"""Image models beside the U-Nets, and what is distilled from them, as published: Krea 2, Qwen-Image."""
+"""Image models beside the U-Nets, and what is distilled from them, as published: Krea 2, Qwen-Image, Z-Image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _KREA_COMFY = "the same weights in one open file; fp8_scaled beside it is read t
 
 _QWEN, _LIGHTNING = "qwen-image", "lightx2v/Qwen-Image-Lightning"
 _SHARDS = "shards with index; diffusers' names, which everybody has"
+_FUSED = "one file, bf16 by its size; q, k and v in one matrix"
 _FP8 = "Lightning merged into the weights, in scaled fp8: how much of its drift is rounding, inspect and transfer say"
 
 IMAGE_MODELS: tuple[Preset, ...] = (
@@ -30,6 +31,15 @@ IMAGE_MODELS: tuple[Preset, ...] = (
       for steps in (4, 8)),
     Preset("qwen-image-2.1", "qwen-image-2.1", "Qwen/Qwen-Image-2.1", "transformer",
            notes="another model than Qwen-Image", unverified="the listing and the dtype"),
+    Preset("z-image", "z-image", "Tongyi-MAI/Z-Image", "transformer", notes=_SHARDS,
+           unverified="the listing and the dtype"),
+    Preset("z-image-turbo", "z-image", "Tongyi-MAI/Z-Image-Turbo", "transformer", "z-image",
+           f"8 steps without guidance; {_SHARDS}", "the listing and the dtype"),
+    Preset("z-image-comfy", "z-image", "Comfy-Org/z_image", "split_files/diffusion_models/z_image_bf16.safetensors",
+           notes=_FUSED, gigabytes=12.3),
+    Preset("z-image-turbo-comfy", "z-image", "Comfy-Org/z_image_turbo",
+           "split_files/diffusion_models/z_image_turbo_bf16.safetensors", "z-image-comfy",
+           f"8 steps without guidance; {_FUSED}", gigabytes=12.3),
 )  # fmt: skip
 
 _WITHOUT_GUIDANCE = "without guidance, with a fixed shift of 3; names without prefix, alpha in tensors"

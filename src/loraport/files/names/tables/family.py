@@ -49,6 +49,8 @@ class RowSlice:
     """How many rows the parameter has, where it is stored as one line; 0 where it is stored as it is."""
     group: int = 0
     """Rows of one block before the next block's begin; 0 where each block stands in one piece."""
+    square: bool = False
+    """Whether the layer has as many rows as columns: another model's, of the same names, is divided otherwise."""
 
     @property
     def whole(self) -> bool:
@@ -65,6 +67,8 @@ class RowSlice:
             return len(shape) == 2
         if self.folded:
             return len(shape) == 1 and shape[0] % self.folded == 0
+        if self.square and len(shape) > 1 and self.own_rows(shape[0]) != shape[1]:
+            return False
         return self.whole or (bool(shape) and shape[0] % (2 if self.swapped else self.of * (self.group or 1)) == 0)
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
