@@ -44,8 +44,9 @@ quick: setup  ## The tests that take a moment each: what one runs while editing
 test: setup  ## The whole test suite
 	@$(TEST)
 
-fuzz: setup  ## Attack every reader and the command line, kill every writer; by hand make fuzz CASES=10000 KILLS=500 SEED=7
+fuzz: setup  ## Attack every reader and the command line, kill every writer and workers; by hand make fuzz CASES=10000 KILLS=500 WORKER_KILLS=100 SEED=7
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz.worker_kills --kills $(or $(WORKER_KILLS),3) --loras 24 --seed $(or $(SEED),0)
 
 comfyui: setup  ## The nodes in ComfyUI itself: make comfyui COMFYUI=/path/to/ComfyUI (and COMFYUI_PYTHON, if it has its own)
 	@test -f "$(COMFYUI)/main.py" || { echo "COMFYUI names no checkout: make comfyui COMFYUI=/path/to/ComfyUI" >&2; exit 2; }

@@ -7,50 +7,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from loraport.transfers.run import transfer_many
-from tests import tiny
-from tests.transfers.models import make_family
+from tests.workers.runs import COUNT, LAYERS, written
 
 LAYER = "diffusion_model.blocks.0.self_attn.q"
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    made = make_family(tmp_path_factory.mktemp("pair"), blocks=1)
-    for number in range(4):
-        path = made.folder / "loras" / f"style{number}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        tiny.write_lora(path, tiny.lora_factors(made.source_state, seed=number, rank=2))
-    return made
 
 
 def words(family, out, *more, loras=None):
     return ["batch", loras or family.folder / "loras", "--source", family.source, "--target", family.target,
             "-o", out, "--no-cache", "--device", "cpu", *more]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def alone(family):
-    """What `transfer` writes: name -> bytes."""
-    out = family.folder / "alone"
-    transfer_many(
-        [
-            family.config(
-                f"alone/style{number}-casa.safetensors", lora=str(family.folder / f"loras/style{number}.safetensors"),
-                dtype="bf16", cache=None,
-            )
-            for number in range(4)
-        ]
-    )  # fmt: skip
-    return written(out)
-
-
-def written(folder) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if ".batch" not in path.parts and ".loraport" not in str(path) and path.is_file()
-    }
 
 
 @pytest.fixture
@@ -87,7 +51,7 @@ def test_two_processes_write_what_transfer_writes(family, alone, run, tmp_path):
     kinds = [one["event"] for one in told]
     assert (kinds[0], kinds[-1]) == ("planned", "ended") and kinds.count("finished") == 4 == kinds.count("started")
     parts = [one for one in told if one["event"] == "part"]
-    assert len(parts) >= 40 and all(one["seconds"] > 0 and one["bytes"] > 0 for one in parts)
+    assert len(parts) >= COUNT * len(LAYERS) and all(one["seconds"] > 0 and one["bytes"] > 0 for one in parts)
 
 
 def test_shards_status_and_gather(family, alone, run, tmp_path, in_this_process):

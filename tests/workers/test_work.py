@@ -3,72 +3,17 @@
 import json
 import random
 import threading
-from pathlib import Path
 
 import pytest
 
-from loraport.batches.jobs import Request, plan_jobs
 from loraport.errors import FileFormatError
-from loraport.inputs.config import TransferConfig
-from loraport.objects.open import open_objects
-from loraport.objects.store import ObjectStore
-from loraport.transfers.run import transfer
 from loraport.workers.begin import begin_run
-from loraport.workers.machine import Machine
 from loraport.workers.models import OpenModels
-from loraport.workers.plan import RunPlan, make_plan_of_run
+from loraport.workers.plan import RunPlan
 from loraport.workers.records import Records
 from loraport.workers.share import Share
 from loraport.workers.work import Worker
-from tests import tiny
-from tests.transfers.models import make_family
-
-COUNT = 5
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    made = make_family(tmp_path_factory.mktemp("pair"), blocks=1)
-    for number in range(COUNT):
-        path = made.folder / "loras" / f"style{number}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        tiny.write_lora(path, tiny.lora_factors(made.source_state, seed=number, rank=2 + number % 2))
-    return made
-
-
-@pytest.fixture(scope="module")
-def alone(family):
-    """What `transfer` writes: name -> bytes."""
-    written = {}
-    for number in range(COUNT):
-        lora = str(family.folder / f"loras/style{number}.safetensors")
-        config = family.config(f"alone{number}.safetensors", lora=lora, dtype="bf16", cache=None)
-        transfer(config)
-        written[f"style{number}-casa.safetensors"] = Path(config.output).read_bytes()
-    return written
-
-
-def planned(family, folder, *, methods=("casa",), **changes) -> RunPlan:
-    template = TransferConfig("", family.source, family.target, str(folder), **changes)
-    jobs = plan_jobs([str(family.folder / "loras")], Request(template, methods))
-    return make_plan_of_run(jobs, str(folder), Machine.here("cpu", 1))
-
-
-def store_in(folder) -> ObjectStore:
-    return open_objects(str(folder))
-
-
-def written(folder) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*.safetensors"))
-        if ".batch" not in path.parts
-    }
-
-
-def work(store, plan, **given) -> bool:
-    with_run = {name: given.pop(name) for name in ("help_others", "wait") if name in given}
-    return Worker(store, plan, OpenModels(plan), **given).run(**with_run)
+from tests.workers.runs import COUNT, LAYERS, begun, planned, store_in, work, written
 
 
 def test_one_worker_writes_what_transfer_writes(family, alone, tmp_path):
@@ -89,18 +34,19 @@ def test_shards_one_after_the_other_make_the_same_and_the_last_one_gathers(famil
     order = list(range(of))
     random.Random(of).shuffle(order)
     for number in order:
-        assert written(tmp_path / "out") == {}
         begun = begin_run(store, planned(family, tmp_path / "out"), OpenModels(plan))
-        over = work(store, begun.plan, share=Share(number, of), help_others=False, wait=None)
-        assert over == (number == order[-1])
-    assert written(tmp_path / "out") == alone
+        assert begun.joined == (number != order[0])
+        over = work(store, begun.plan, share=Share(number, of), wait=None)
+        assert written(tmp_path / "out") == (alone if over else {})
+        assert not over or number != order[0]
+    assert over and written(tmp_path / "out") == alone
 
 
 def test_several_workers_that_meet_at_every_part_make_the_same(family, alone, tmp_path):
     """Each worker in turn makes a part, in an order that changes; some of them twice, some for another's lease."""
     store, plan = store_in(tmp_path / "out"), planned(family, tmp_path / "out")
     plan = begin_run(store, plan, OpenModels(plan)).plan
-    workers = [Worker(store, plan, OpenModels(plan), share=Share(number, 3)) for number in range(3)]
+    workers = [Worker(store, plan, OpenModels(plan), prefer=Share(number, 3)) for number in range(3)]
     turns = random.Random(1)
     for worker in workers:
         worker.look()
@@ -125,12 +71,12 @@ def test_a_run_that_is_stopped_goes_on_with_the_parts_that_are_missing(family, a
         def tell(event, stop=stop, **facts):
             nonlocal made
             made += event == "part"
-            if event == "part" and made % 7 == 6:
+            if event == "part" and made % 4 == 3:
                 stop.set()
 
         work(store, plan, tell=tell, stop=stop)
         assert starts < 50
-    assert starts > 3 and made == COUNT * 10, "no part was made twice"
+    assert starts > 3 and made == COUNT * len(LAYERS), "no part was made twice"
     assert Records(store).ended(plan) == set(range(COUNT))
     # again: nothing is left to do, and a new start of the same command finds it so
     told = []
@@ -145,7 +91,7 @@ def test_a_damaged_part_is_made_again(family, alone, tmp_path):
     for unit in first.units(0):
         first.do(unit)
     names = store.names(".batch/parts/")
-    assert len(names) == COUNT * 10
+    assert len(names) == COUNT * len(LAYERS)
     raw = store.read(names[0])
     store.write(names[0], raw[:-9])
     store.write(names[1], store.read(names[1])[:-2] + b"xx")
@@ -160,3 +106,31 @@ def test_a_plan_reads_back_as_it_was_written(family, tmp_path):
     assert RunPlan.read(planned(family, tmp_path / "out").text(), "there").id != plan.id
     with pytest.raises(FileFormatError, match="no plan of this version"):
         RunPlan.read(plan.text().replace('"plan": 1', '"plan": 99', 1), "there")
+
+
+def test_shares_are_even_in_every_kind_of_layer_and_leave_nothing_out():
+    kinds = {"q": 4.0, "k": 4.0, "o": 4.0, "ffn": 17.0}
+    seconds = {f"blocks.{number}.{kind}": cost for number in range(40) for kind, cost in kinds.items()}
+    for of in (1, 3, 8, 64):
+        shares = [Share(number, of).own(seconds) for number in range(of)]
+        assert sorted(name for share in shares for name in share) == sorted(seconds)
+        loads = [sum(seconds[name] for name in share) for share in shares]
+        assert max(loads) - min(loads) <= max(kinds.values())
+        if of <= 8:
+            for kind in kinds:
+                counts = [sum(name.endswith(f".{kind}") for name in share) for share in shares]
+                assert max(counts) - min(counts) <= 5, (of, kind, counts)
+
+
+def test_a_share_takes_what_the_dead_of_others_have_left_and_nothing_else(family, alone, tmp_path):
+    store, plan = begun(family, tmp_path / "out")
+    seconds = Worker(store, plan, OpenModels(plan))._seconds_of_layers(0)
+    mine, theirs = (Share(number, 2).own(seconds) for number in range(2))
+    worker = Worker(store, plan, OpenModels(plan), share=Share(0, 2))
+    dead = next(name for name in sorted(theirs) if name.endswith(LAYERS))
+    store.write(worker._lease_of_layer(0, dead), b"{}")
+    told = []
+    worker.tell = lambda event, **facts: told.append(facts.get("layer"))
+    assert not worker.run(wait=None)
+    assert {name for name in told if name} == {name for name in mine if name.endswith(LAYERS)} | {dead}
+    assert work(store, plan) and written(tmp_path / "out") == alone

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraport.batches.results import JobRow
 from loraport.digests import text_digest
-from loraport.errors import UnreadableError
+from loraport.errors import InputError, UnreadableError
 from loraport.objects.store import ObjectStore
 from loraport.store.bases import BasisCache
 from loraport.store.basis_source import BasisSource
@@ -19,12 +19,20 @@ from loraport.workers.plan import lora_state
 from loraport.workers.records import JobEnd, Records
 
 
+class UnwritableJobError(InputError):
+    """A job of which all parts are there, and yet no result can be made: its LoRA has changed, or has nothing left."""
+
+
 class PartMissingError(UnreadableError):
     """A part is not there, or damaged, so that it has to be made again."""
 
 
 def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
-    """Write a job's output and its record, and remove its parts. Raises PartMissingError, and what writing raises."""
+    """Write a job's output and its record, and remove its parts.
+
+    Raises PartMissingError; UnwritableJobError where the job is at fault, UnreadableError and OutputError where the
+    store is.
+    """
     planned, parts = models.plan.jobs[job.number], StoredParts(store, job)
     parts.read_all()
     recalled = {}
@@ -36,7 +44,10 @@ def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
     run = replace(job.run, journal=parts, results=recalled)
     files: dict[str, int] = {}
     bases = BasisSource(BasisCache(None), models.torch_device)
-    result = finished_result(run, bases, lambda contents: files.update(Outputs(store).save(planned.name, contents)))
+    try:
+        result = finished_result(run, bases, lambda contents: files.update(Outputs(store).save(planned.name, contents)))
+    except InputError as error:
+        raise UnwritableJobError(str(error)) from error
     row = replace(JobRow.of(result), lora=planned.config.lora, output=planned.name)
     end = JobEnd(
         planned.name, planned.id, models.plan.machine.key, row, files, contents_of(job), seen_files(job),

@@ -20,7 +20,7 @@ from loraport.estimates.layer_cost import layer_seconds
 from loraport.objects.store import ObjectStore
 from loraport.workers.claims import Claims, Lease
 from loraport.workers.fingerprint import PARTS, layer_prefix
-from loraport.workers.gather import PartMissingError, gather_job
+from loraport.workers.gather import PartMissingError, UnwritableJobError, gather_job
 from loraport.workers.models import OpenJob, OpenModels, OpenWave, shared_seconds
 from loraport.workers.parts import Part, run_part
 from loraport.workers.plan import RunPlan
@@ -51,10 +51,14 @@ class Worker:
 
     def __init__(
         self, store: ObjectStore, plan: RunPlan, models: OpenModels, *, share: Share | None = None,
-        claims: Claims | None = None, tell: Tell = tell_nobody, stop: threading.Event | None = None,
+        prefer: Share | None = None, claims: Claims | None = None, tell: Tell = tell_nobody,
+        stop: threading.Event | None = None,
     ) -> None:  # fmt: skip
+        """`share`: it takes only these layers, and those at which another worker has died; None takes all.
+        `prefer`: with which it begins, so that workers of one machine keep their layers from wave to wave.
+        """
         self.store, self.plan, self.models, self.tell = store, plan, models, tell
-        self.records, self.share = Records(store), share or Share()
+        self.records, self.share, self.prefer = Records(store), share or Share(), prefer or Share()
         self.claims = claims or Claims(store)
         self.stop = stop or threading.Event()
         self.ended: set[int] = set()
@@ -125,8 +129,8 @@ class Worker:
             return False
         try:
             content = self._tried(job, layer)
-        except InputError as error:
-            self.put_aside(job.number, str(error), getattr(error, "tries", 1))
+        except _GivenUpError as error:
+            self.put_aside(job.number, str(error), error.tries)
             return False
         self.store.write(name, content)
         self._present.add(name)
@@ -137,8 +141,13 @@ class Worker:
         return True
 
     def _tried(self, job: OpenJob, layer: str) -> bytes:
-        """Return a part's bytes. Raises InputError when trying is over, UnreadableError for the models."""
-        weights = self.models.layer(job, layer)
+        """Return a part's bytes. Raises _GivenUpError when trying is over, UnreadableError for the models."""
+        try:
+            weights = self.models.layer(job, layer)
+        except UnreadableError:
+            raise
+        except InputError as error:
+            raise _GivenUpError(layer, error, 1) from error
         self.records.check_layer(job.identities[layer], layer, weights.facts)
         for number in range(1, TRIES + 1):
             try:
@@ -173,25 +182,29 @@ class Worker:
 
     def gather(self, number: int) -> JobEnd | None:
         """Write a job's output of its parts; None where parts are missing, which are known to be missing then."""
-        job = self.models.job(number)
         try:
-            end = gather_job(self.store, self.models, job)
+            end = gather_job(self.store, self.models, self._opened(number))
         except PartMissingError:
             self.look()
             return None
-        except InputError as error:  # of the whole: a method that gives no layer an adapter
+        except UnwritableJobError as error:
             self.put_aside(number, str(error))
             return None
         self.ended.add(number)
         self.tell("made", job=number, row=end.row.as_json(), lost=end.lost, notes=list(end.notes))
         return end
 
+    def _opened(self, number: int) -> OpenJob:
+        try:
+            return self.models.job(number)
+        except InputError as error:
+            raise UnwritableJobError(str(error)) from error
+
     # by itself, beside others
 
-    def run(self, *, help_others: bool = True, wait: float | None = 0.5) -> bool:
+    def run(self, *, wait: float | None = 0.5) -> bool:
         """Work until all is done, or the stop is set; return whether all is done.
 
-        `help_others`: take also layers of other shares that nobody has; else only those whose worker has died.
         `wait`: how long to wait before looking again where others have all that is left; None leaves then.
         """
         self.models.set_threads()
@@ -199,7 +212,7 @@ class Worker:
             self.look()
             if len(self.ended) == len(self.plan.jobs):
                 return True
-            moved = sum(self._wave(wave.number, help_others) for wave in self.plan.waves)
+            moved = sum(self._wave(wave.number) for wave in self.plan.waves)
             if moved or self.stop.is_set():
                 continue
             self.look()
@@ -211,13 +224,13 @@ class Worker:
             self.stop.wait(wait)
         return False
 
-    def _wave(self, number: int, help_others: bool) -> int:
+    def _wave(self, number: int) -> int:
         """Do what can be done of a wave now; return how much that was."""
         done = 0
         if not any(job not in self.ended for job in self.plan.waves[number].jobs):
             return done
         self._tell_opened(number)
-        for unit, lease in self._claimed(number, help_others):
+        for unit, lease in self._claimed(number):
             try:
                 done += self.do(unit, careful=lease.after_death)
             finally:
@@ -231,17 +244,19 @@ class Worker:
             done += self._gather_claimed(job)
         return done
 
-    def _claimed(self, number: int, help_others: bool) -> Iterator[tuple[Unit, Lease]]:
-        """Yield units with their leases: those of the own share first, then those that others have left."""
-        own = self.share.own(self._seconds_of_layers(number))
+    def _claimed(self, number: int) -> Iterator[tuple[Unit, Lease]]:
+        """Yield units with their leases, first those that it prefers; of other shares those that the dead have left."""
+        seconds = self._seconds_of_layers(number)
+        own = self.share.own(seconds)
+        preferred = self.prefer.own({name: seconds[name] for name in seconds if name in own})
         tried: set[str] = set()
         while not self.stop.is_set():
             units = [unit for unit in self.units(number) if unit.layer not in tried]
             taken = set(self.store.names(f"{LEASES}{self.plan.id}-{number}-"))
-            for unit in sorted(units, key=lambda unit: unit.layer not in own):
+            for unit in sorted(units, key=lambda unit: (unit.layer not in preferred, unit.layer not in own)):
                 name = self._lease_of_layer(number, unit.layer)
                 tried.add(unit.layer)
-                if unit.layer not in own and not help_others and name not in taken:
+                if unit.layer not in own and name not in taken:
                     continue
                 if (lease := self.claims.take(name)) is not None:
                     yield unit, lease

@@ -91,8 +91,7 @@ class CrewOptions:
         from loraport.workers.share import Share
 
         share = None if self.shard is None else Share.parse(self.shard)
-        workers = 1 if self.workers is None and share is not None and run.device == "cpu" else self.workers
-        return Crew(workers, share, run.device, run.folder)
+        return Crew(self.workers, share, run.device, run.folder)
 
 
 @app.command(
@@ -135,6 +134,7 @@ def batch(
     )  # fmt: skip
     refuse_idle(context, idle_options(models, layers, result))
     refuse_unseen(method.method, result)
+    method.recipes()  # refused before anything is read
     page = None if result.report is None else page_path(result.report)
     table = None if many.table is None else Path(os.path.expanduser(many.table))
     store = open_objects(output)
@@ -231,7 +231,8 @@ def _words(told: RunStatus) -> dict[str, str]:
         words["left"] = duration(told.seconds_left)
     if told.workers:
         words["workers"] = "\n".join(
-            f"{one.host} {one.process}, share {one.share}: {one.parts} parts, {one.jobs} results, {one.state}"
+            f"{one.host} {one.process}{f', shard {one.share}' * bool(one.share)}: {one.parts} parts, "
+            f"{one.jobs} results, {one.state}"
             for one in told.workers
         )
     return words

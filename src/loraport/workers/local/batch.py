@@ -52,12 +52,11 @@ class Crew:
     def orders(self, store: ObjectStore, run: str, threads: int) -> list[Orders]:
         """Return what each of them is told. Raises SettingsError for too few of them."""
         devices = self.devices(threads)
-        share, count = self.share or Share(), len(devices)
+        shard = None if self.share is None else str(self.share)
         return [
             Orders(
-                store.url, run, share.number * count + number, share.of * count, self.share is None,
-                0.5 if self.share is None else None, device, self.cache, _resident_bytes(device), self.beat,
-                self.patience,
+                store.url, run, number, len(devices), shard, 0.5 if shard is None else None, device, self.cache,
+                _resident_bytes(device), self.beat, self.patience,
             )
             for number, device in enumerate(devices)
         ]  # fmt: skip

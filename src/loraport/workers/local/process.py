@@ -29,7 +29,9 @@ class Orders:
     run: str
     number: int = 0
     of: int = 1
-    help_others: bool = True
+    """Which of the workers of this machine it is."""
+    shard: str | None = None
+    """The share of the machine, where the run is divided in advance."""
     wait: float | None = 0.5
     device: str = "auto"
     cache: str | None = None
@@ -75,12 +77,12 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
     plan = Records(store).plan(orders.run)
     machine = Machine.here(orders.device, plan.machine.threads)
     machine.check(plan.machine, f"the run in {store.url}")
-    share = Share(orders.number, orders.of)
+    share = None if orders.shard is None else Share.parse(orders.shard)
     models = OpenModels(
         plan, device=orders.device, cache=orders.cache, resident_bytes=orders.resident_bytes
     )  # fmt: skip
     claims = Claims(store, beat=orders.beat, patience=orders.patience, also=lambda: note.write(store))
-    note = WorkerNote.here(claims.who, plan.id, str(share), machine.device)
+    note = WorkerNote.here(claims.who, plan.id, orders.shard or "", machine.device)
 
     def tell(event: str, **facts: Any) -> None:
         nonlocal note
@@ -91,8 +93,11 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
     events.tell("began", who=claims.who)
     note.write(store)
     try:
-        worker = Worker(store, plan, models, share=share, claims=claims, tell=tell, stop=stop)
-        over = worker.run(help_others=orders.help_others, wait=orders.wait)
+        worker = Worker(
+            store, plan, models, share=share, prefer=Share(orders.number, orders.of), claims=claims, tell=tell,
+            stop=stop,
+        )  # fmt: skip
+        over = worker.run(wait=orders.wait)
     finally:
         claims.close()
     note.write(store, "done" if over else "stopped")
