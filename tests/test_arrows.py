@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
         *("files.lora", "store", "inputs", "estimates", "diagnosis.rule"),
     },
-    "merging": {"files", "files.formats", "files.models", "files.lora"},
+    "merging": {"files", "files.names", "files.formats", "files.models", "files.lora"},
     "conversion": {
         *("spectral", "files", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
         *("files.lora", "parametrizations", "inputs", "transfers"),

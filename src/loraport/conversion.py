@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from loraport.files.lora.provenance import converted_from
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import FORMATS, WrittenLora, check_form, nameless_layers, output_dialect, write_lora
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.layout import parse_layouts
 from loraport.files.models.presets import open_model
 from loraport.files.names.families import MINIMAX_H3, WAN, Layout
 from loraport.files.whole_weights import as_differences, carried_note, check_without_base, whole_weights
@@ -77,7 +78,7 @@ def convert(
     source: str | os.PathLike[str] | None = None,
     target: str | os.PathLike[str] | None = None,
     lora_part: str | None = None,
-    qkv: Layout | None = None,
+    qkv: Sequence[str] = (),
     each: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Write a LoRA in another format. The scale goes into the factors; dtype None is the input's own.
@@ -85,10 +86,11 @@ def convert(
     LoHa, LoKr and DoRA become plain LoRAs: exactly where `rank` allows it, by default up to 128, else at that rank.
     Full differences become factors in a file that has nothing else, if a `rank` is named; beside factors they are
     copied. DoRA needs the model that it was trained on, as `source`. Convolutions have the kernels of the source, else
-    those that follow from their names. `target`: the model that it is to fit, where that stores layers in another form
-    (a pruned MiniMax-H3, or the full one), which the form of the `source` is carried over to. `qkv`: how the rows of
-    fused layers lie in the file, where it does not tell. `each` gets a line about every layer. `lora_part`: which of
-    several LoRAs in the file. Ranks are padded with zeros to the largest; what is not a factor keeps its dtype.
+    those that follow from their names. `target`: the model that it is to fit, where that stores layers in another
+    form (a pruned MiniMax-H3, or the full one), which the form of the `source` is carried over to. `qkv`: how the
+    rows of fused layers lie in the file, where it does not tell: `interleaved` or `stacked`. `each` gets a line
+    about every layer. `lora_part`: which of several LoRAs in the file. Ranks are padded with zeros to the largest;
+    what is not a factor keeps its dtype.
 
         done = loraport.convert("style.safetensors", "kohya", "style-kohya.safetensors", rank=8)
         print(done.rank, done.keys.dropped, done.notes)
@@ -103,7 +105,7 @@ def convert(
     output, rule = os.path.expanduser(os.fspath(output)), RankRule.parse(str(rank))
     place = os.fspath(place)
     trained_on, fits = (None if one is None else os.fspath(one) for one in (source, target))
-    lora = _read(place, rule, lora_part, qkv)
+    lora = _read(place, rule, lora_part, parse_layouts(qkv, ("lora",)).get("lora"))
     # to carry layers over, only what they see is read of the model that they were made for
     base = None if fits is not None and not _needs_base(lora) else trained_on
     if base is None:

@@ -23,10 +23,12 @@ from loraport.files.lora.provenance import own_header
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.models.encoders import with_encoders
+from loraport.files.models.layout import assumed_layout, parse_layouts
 from loraport.files.models.locate import INNER_FOLDERS
 from loraport.files.models.presets import open_model
 from loraport.files.models.shards import SAFETENSORS
 from loraport.files.models.write import check_output_path, is_folder, write_model
+from loraport.files.names.families import Layout
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.progress import NO_PROGRESS, Progress, counter, observer
@@ -81,11 +83,14 @@ def merge(
     *,
     part: str | None = None,
     lora_part: str | None = None,
+    qkv: Sequence[str] = (),
     progress: Progress = NO_PROGRESS,
 ) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
     A path is a text or a `Path`; one LoRA may stand without a list. The model keeps its names, dtypes and shards.
+
+    `qkv`: how the rows of fused q, k and v lie where names do not tell: `interleaved`, `lora=stacked`, `model=stacked`.
 
         loraport.merge("wan2.1_t2v_1.3B_fp16.safetensors", "accelerator.safetensors*0.8", "fast.safetensors")
 
@@ -95,9 +100,10 @@ def merge(
     if not places:
         raise SettingsError("there is no LoRA to merge; give at least one")
     model_place, output = os.fspath(model_place), os.path.expanduser(os.fspath(output))
-    model = with_encoders(open_model(model_place, part=part))
+    asked = parse_layouts(qkv, ("lora", "model"))
+    model = with_encoders(assumed_layout(open_model(model_place, part=part), asked.get("model"), "model"))
     check_output_path(Path(output), model, [model_place, *(split_strength(text)[0] for text in places)])
-    parts = [_ingredient(text, model, lora_part) for text in places]
+    parts = [_ingredient(text, model, lora_part, asked.get("lora")) for text in places]
     check_output_path(Path(output), model, [one.lora.path for one in parts])
     terms: dict[str, list[Addition]] = {}
     for one in parts:
@@ -149,9 +155,9 @@ def summed(model: Checkpoint, name: str, terms: Sequence[Addition]) -> Tensor:
     return rounded
 
 
-def _ingredient(text: str, model: Checkpoint, part: str | None) -> Ingredient:
+def _ingredient(text: str, model: Checkpoint, part: str | None, qkv: Layout | None) -> Ingredient:
     place, strength = split_strength(text)
-    lora = as_differences(read_lora(place, dense=True, keep=False, part=part), model)
+    lora = as_differences(read_lora(place, dense=True, keep=False, part=part, qkv=qkv), model)
     return Ingredient(place, strength, lora, additions(lora, strength, model))
 
 

@@ -109,6 +109,25 @@ def test_the_verdicts_are_what_happens_and_converting_mends_them(who: str, tmp_p
         assert close(moved_by_diffusers(out), deltas), format
 
 
+@pytest.mark.parametrize("who", ["larryvrh", "DiffSynth"])
+def test_alpha_in_the_header_counts_as_in_diffusers_and_is_baked_for_others(who: str, tmp_path: Path) -> None:
+    """One alpha for layers of several ranks: alpha / rank of each; ComfyUI reads no header."""
+    path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    deltas = write(who, path)
+    save_file(load_file(path), path, {"alpha": "8"})
+    wanted = {module: 8 / (2 if "adaln" in module else 3) * delta for module, delta in deltas.items()}
+    assert close(moved_by_diffusers(path), wanted)
+    facts = facts_of(read_lora(path))
+    assert facts is not None
+    said = {one.loader: one.takes for one in verdicts(facts)}
+    assert said["diffusers"] == "yes" and said["ComfyUI"] == "partly"
+    assert not close(comfyui_h3(load_file(path)).added, wanted)
+    for format in ("comfy", "diffusers"):
+        convert(str(path), format, str(out), dtype="fp32")
+        assert close(moved_by_diffusers(out), wanted), format
+    assert not close(moved_by_diffusers(out), deltas)
+
+
 def test_what_is_written_for_another_layout_fails(tmp_path: Path) -> None:
     """The same file read with the other layout is another update: the flag matters."""
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"

@@ -14,6 +14,7 @@ from loraport.errors import SettingsError, unknown_name
 from loraport.field_types import check_fields
 from loraport.files.accelerator_names import fitted
 from loraport.files.lora.write import Format
+from loraport.files.models.layout import parse_layouts
 from loraport.files.models.named_places import known_place
 from loraport.methods.recipes import Recipe, find_recipe
 from loraport.methods.settings import AnySettings
@@ -24,6 +25,7 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 Part = Literal["whole", "adapter", "counter-drift"]
 DTYPES = ("fp32", "bf16", "fp16")
 DORA_READINGS = ("effective", "magnitude")
+LAYOUT_ROLES = ("lora", "source", "target")
 PAIRINGS = ("auto", "name", "similarity")
 
 
@@ -108,6 +110,8 @@ class TransferConfig:
     dora: str = "effective"
     """effective: the method gets all that a DoRA adds to the weight; magnitude: its factors, and the magnitudes are put
     back afterwards."""
+    qkv: tuple[str, ...] = ()
+    """How the rows of fused q, k and v lie where names do not tell: `interleaved`, or `source=stacked` and the like."""
     transfer_diffs: bool = False
     """Whether full differences of matrices are transferred like any other update, instead of copied."""
     dtype: str = "bf16"
@@ -144,6 +148,7 @@ class TransferConfig:
             raise unknown_name("pairing", self.pairing, PAIRINGS)
         if not 0 <= self.pair_min <= 1:
             raise SettingsError(f"the least similarity is {self.pair_min:g}, but an overlap lies in [0, 1]")
+        parse_layouts(self.qkv, LAYOUT_ROLES)
         find_device(self.device)
         if self.seed < 0:
             raise SettingsError(f"seed is {self.seed}, but it must be 0 or more")
@@ -168,6 +173,7 @@ class TransferConfig:
             **{name: part for name in _PARTS if (part := getattr(self, name))},
             **({"force_drift": True} if self.force_drift else {}),
             **({"dora": self.dora} if self.dora != "effective" else {}),
+            **({"qkv": list(self.qkv)} if self.qkv else {}),
             **({"transfer_diffs": True} if self.transfer_diffs else {}),
             **({} if self.part == "whole" else {"part": self.part}),
             **({"advised": self.advised} if self.advised else {}),

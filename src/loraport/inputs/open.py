@@ -18,13 +18,14 @@ from loraport.files.lora.provenance import accumulated_loss
 from loraport.files.lora.read import Lora, read_lora
 from loraport.files.lora.write import check_form, nameless_layers, output_dialect
 from loraport.files.models.checkpoint import Checkpoint
+from loraport.files.models.layout import assumed_layout, parse_layouts, settled_layouts
 from loraport.files.models.presets import Opener, open_model
 from loraport.files.names.blocks import layer_role
 from loraport.files.names.dialects import Dialect
 from loraport.files.whole_weights import as_differences, carried_note
 from loraport.inputs.accelerator import SOURCE, AcceleratedPlace, Target, open_target, split_target, target_places
 from loraport.inputs.batch import counter_drift_place
-from loraport.inputs.config import TransferConfig
+from loraport.inputs.config import LAYOUT_ROLES, TransferConfig
 from loraport.inputs.extras import fit_extras
 from loraport.inputs.pairing import Pairing, differ_in_depth, find_pairing
 from loraport.inputs.plan import Plan, check_families, make_plan
@@ -141,7 +142,8 @@ def prepare_each(
 
 
 def _read(place: str, config: TransferConfig, *, keep: bool) -> Lora:
-    return read_lora(place, diffs=config.transfer_diffs, keep=keep, part=config.lora_part)
+    qkv = parse_layouts(config.qkv, LAYOUT_ROLES).get("lora")
+    return read_lora(place, diffs=config.transfer_diffs, keep=keep, part=config.lora_part, qkv=qkv)
 
 
 def _open_models(config: TransferConfig, loras: Iterable[Lora], open_model: Opener) -> tuple[Checkpoint, Target]:
@@ -153,7 +155,14 @@ def _open_models(config: TransferConfig, loras: Iterable[Lora], open_model: Open
         open_model=open_model,
     )  # fmt: skip
     check_families(source, target)
-    return source, target
+    asked, touched = parse_layouts(config.qkv, LAYOUT_ROLES), touched_layers(loras) or set()
+    if isinstance(target, Checkpoint):
+        return settled_layouts(source, target, asked, touched)
+    if target.on_source:
+        source = assumed_layout(source, asked.get("source"), "source")
+        return source, replace(target, model=source)
+    source, model = settled_layouts(source, target.model, asked, touched)
+    return source, replace(target, model=model)
 
 
 def _time_paths(
@@ -324,7 +333,7 @@ def check_output(inputs: TransferInputs, protected: ProtectedInputs) -> None:
 
 SHARED_SETTINGS = (
     *("source", "target", "source_part", "target_part", "lora_part", "accelerator_part", "device", "cache"),
-    *("transfer_diffs", "force_drift"),
+    *("transfer_diffs", "force_drift", "qkv"),
 )
 """The settings that all runs in one pass share."""
 

@@ -13,7 +13,6 @@ from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
 from loraport.cli.options.readable import refuse_unreadable
 from loraport.errors import LOST
-from loraport.files.names.families import Layout
 from loraport.sampling.providers import known_place
 
 app = typer.Typer()
@@ -36,10 +35,12 @@ ToFit = Annotated[
     ),
 ]
 RowLayout = Annotated[
-    Layout | None,
+    list[str] | None,
     typer.Option(
-        help="How the rows of fused q, k and v lie in the LoRA, where names do not tell (MiniMax-H3).",
-        show_default="as its keys say",
+        metavar="LAYOUT",
+        help="How the rows of fused q, k and v lie, where names do not tell (MiniMax-H3): stacked or interleaved; of "
+        "one file with lora= or (merge) model= before it.",
+        show_default="as the files tell",
         rich_help_panel=FILES,
     ),
 ]
@@ -86,7 +87,7 @@ def convert(
 
     with messages.terminal() as terminal:
         result = run(
-            lora, to, output, dtype=dtype, rank=rank, source=source, target=target, lora_part=lora_part, qkv=qkv,
+            lora, to, output, dtype=dtype, rank=rank, source=source, target=target, lora_part=lora_part, qkv=qkv or (),
             each=terminal.detail,
         )  # fmt: skip
     console.print_outcome(
@@ -126,6 +127,7 @@ def merge(
     messages: MessageOptions,
     part: Part = None,
     lora_part: LoraPart = None,
+    qkv: RowLayout = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
@@ -139,7 +141,7 @@ def merge(
     from loraport.merging import merge as run
 
     with messages.terminal() as terminal:
-        result = run(model, loras, output, part=part, lora_part=lora_part, progress=terminal)
+        result = run(model, loras, output, part=part, lora_part=lora_part, qkv=qkv or (), progress=terminal)
     console.print_outcome(
         result.as_json(),
         console.merge_words(result),

@@ -187,6 +187,15 @@ class LayerOptions:
         None
     )
     force_drift: ForceDrift = False
+    qkv: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="How the rows of fused q, k and v lie, where names do not tell (MiniMax-H3): stacked or interleaved, "
+            "of all files, or lora=, source= or target= before it.",
+            show_default="as the files and their drift tell",
+        ),
+    ] = None
     pairing: Annotated[
         str,
         typer.Option(
@@ -300,7 +309,7 @@ def transfer_config(
         format=chosen_format(result.format), as_diff=chosen_output(form) == "diff", dora=layers.dora,
         transfer_diffs=layers.transfer_diffs, dtype=result.dtype, include=tuple(layers.include or ()),
         exclude=tuple(layers.exclude or ()), force_drift=layers.force_drift, pairing=layers.pairing,
-        pair_min=layers.pair_min, device=run.device, seed=run.seed, cache=run.folder,
+        pair_min=layers.pair_min, qkv=tuple(layers.qkv or ()), device=run.device, seed=run.seed, cache=run.folder,
     )  # fmt: skip
 
 

@@ -151,6 +151,9 @@ MINIMAX_H3 = Family(
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe="transformer_blocks.{}.attn.to_q",
     sizes={(5376, 50): "MiniMax-H3"},
+    header_alpha=True,
+    depths={5376: {"transformer_blocks": 50}},
+    marks=r"minimax[-_. ]?h3",
     record=_RECORD,
     twins={"original": "interleaved"},
 )
