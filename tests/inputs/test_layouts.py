@@ -95,7 +95,7 @@ def test_where_nothing_tells_which_it_is_refused(
 ) -> None:
     """Taken as they seem, the drift would be that of other rows."""
     places = [write(tmp_path / name, state, how) for name, state, how in zip("st", states, case, strict=True)]
-    with pytest.raises(SettingsError, match="say which order that is: --qkv stacked or --qkv interleaved") as caught:
+    with pytest.raises(SettingsError, match="say which order it is: --qkv stacked or --qkv interleaved") as caught:
         prepare(TransferConfig(lora[0], *places, str(tmp_path / "o.safetensors")))
     assert "\n" not in str(caught.value)
     wrong = [assumed_layout(open_checkpoint(place), None, "source") for place in places]

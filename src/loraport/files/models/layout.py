@@ -113,9 +113,9 @@ def settled_layouts(
         return models["source"], models["target"]
     if len(near) > 1:
         raise SettingsError(
-            f"{source.where} and {target.where} have the rows of their fused q, k and v in one order, though one of "
-            "them is a single file, which are published stacked, and one in shards, as MiniMax's own interleaved ones; say "
-            "which order that is: --qkv stacked or --qkv interleaved"
+            f"{source.where} and {target.where} have the rows of their fused q, k and v in one order, though one is a "
+            "single file, which are published stacked, and one in shards, which MiniMax published interleaved; say "
+            "which order it is: --qkv stacked or --qkv interleaved"
         )
     for role, layout in near[0].items():
         if layout != assumed[role]:
