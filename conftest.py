@@ -8,10 +8,16 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKED = [
-    *("loraport.spectral", "loraport.methods", "loraport.analysis.measures", "loraport.analysis.layer_statistics"),
+    *(
+        "loraport.spectral",
+        "loraport.methods",
+        "loraport.parametrizations",
+        "loraport.analysis.measures",
+        "loraport.analysis.layer_statistics",
+    ),
     *("loraport.analysis.probes", "loraport.sampling.statistics", "loraport.sampling.calibration.least_squares"),
     *("loraport.sampling.calibration.gains", "loraport.sampling.calibration.residual_writers"),
-    "loraport.diagnosis.look",
+    *("loraport.diagnosis.look", "loraport.parametrizations.curve"),
     *(f"loraport.evaluation.metrics.{name}" for name in "appearance efficientnet fidelity flow pixels".split()),
     *(f"loraport.evaluation.networks.{name}" for name in "clip clip_towers csd dinov2 discrepancy hpsv2 lpips".split()),
     *(f"loraport.evaluation.networks.{name}" for name in "musiq pictures texts videoalign videoalign_input".split()),
