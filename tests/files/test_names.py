@@ -86,6 +86,10 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "wan2.2-ti2v-5b": (WAN, WAN_CLASS, MIDDLE | {"in_channels": 48, "out_channels": 48}, 825, 4_999_787_712),
     "wan2.1-vace": (WAN, "WanVACETransformer3DModel", {}, 1331, 17_337_592_896),
     "wan2.2-animate": (WAN, "WanAnimateTransformer3DModel", {}, 1243, 15_177_050_484),
+    "anyflow-14b": (WAN, "AnyFlowTransformer3DModel", {}, 1099, 14_316_026_944),
+    "anyflow-1.3b": (WAN, "AnyFlowTransformer3DModel", SMALL, 829, 1_421_752_384),
+    "anyflow-far-14b": (WAN, "AnyFlowFARTransformer3DModel", {}, 1101, 14_317_342_784),
+    "helios": (WAN, "HeliosTransformer3DModel", {}, 1101, 14_312_427_584),
     "hunyuanvideo": (HUNYUAN, "HunyuanVideoTransformer3DModel", {}, 1264, 12_821_012_544),
     "hunyuanvideo-1.5": (HUNYUAN_15, HUNYUAN_CLASS, {}, 1801, 8_326_608_160),
     "hunyuanvideo-1.5, mean flow": (HUNYUAN_15, HUNYUAN_CLASS, {"use_meanflow": True}, 1805, 8_331_330_848),
@@ -128,8 +132,8 @@ def test_every_name_of_the_real_model_goes_both_ways_in_every_naming(model: str)
     assert len(set(names)) == tensors
     for naming in family.namings:
         stored: dict[str, set[tuple[str, int]]] = {}
-        if naming == "xlabs" or (naming == "fastvideo" and model in ("wan2.1-vace", "wan2.2-animate")):
-            continue  # XLabs' LoRAs are of attention alone; FastVideo runs neither
+        if naming == "xlabs" or (naming == "fastvideo" and PUBLISHED[model][1] not in (WAN_CLASS, HUNYUAN_CLASS)):
+            continue  # XLabs' LoRAs are of attention alone; FastVideo runs none of the others
         for name in names:
             rows = family.parameter_rows(name, naming)
             assert rows is not None

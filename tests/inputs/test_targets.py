@@ -26,6 +26,18 @@ def fastwan(place, family):
     return tiny.write_diffusers(place / "fastwan", state), {}
 
 
+def anyflow(place, family):
+    """diffusers' names, and a second time embedding."""
+    delta = {f"condition_embedder.delta_embedder.linear_{n}.weight": torch.ones(24, 24) for n in (1, 2)}
+    return tiny.write_diffusers(place / "anyflow", family.target_state | delta), {}
+
+
+def helios(place, family):
+    """diffusers' names, patches of history, the last modulation under a name of its own."""
+    own = {"patch_short.weight": torch.ones(24, 4, 1, 2, 2), "norm_out.scale_shift_table": torch.ones(1, 2, 24)}
+    return tiny.write_diffusers(place / "helios", family.target_state | own), {}
+
+
 def self_forcing(place, family):
     parts = {"generator": family.source_state, "generator_ema": family.target_state}
     return tiny.write_pickle(place / "self_forcing_dmd.pt", parts), {}
@@ -97,6 +109,8 @@ def comfy_fp8(place, family):
 
 
 TARGETS = {
+    anyflow: 0,
+    helios: 0,
     # how it is written: how far its weights are from the planted ones, relatively
     fastwan: 2e-3,
     self_forcing: 0,
@@ -135,6 +149,9 @@ def test_the_gates_and_branches_are_named_and_left_alone(family, tmp_path):
     assert any(
         "has layers that the source lacks, left alone: blocks.0.to_gate_compress" in w for w in ready.plan.warnings
     )
+    for write, extra in ((anyflow, "condition_embedder.delta_embedder.linear_1"), (helios, "patch_short")):
+        ready = prepare(family.config(target=str(write(tmp_path, family)[0])))
+        assert any(f"has layers that the source lacks, left alone: {extra}" in w for w in ready.plan.warnings)
     ready = prepare(family.config(target=str(self_forcing_gan(tmp_path, family)[0])))
     assert any("outside its family's table, left alone: _cls_pred_branch" in w for w in ready.plan.warnings)
 

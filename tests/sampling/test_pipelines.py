@@ -21,13 +21,14 @@ from loraport.merging import merge
 from loraport.sampling.calibration.run import CalibrationSettings, calibrate
 from loraport.sampling.end_error import EndEffect
 from loraport.sampling.hooks import fingerprint, linear_layers
-from loraport.sampling.pair import Clips
+from loraport.sampling.pair import Chain, Clips
 from loraport.sampling.pass_counter import PassCounter
 from loraport.sampling.places import find_model
 from loraport.sampling.samples import SampleStore
 from loraport.sampling.score import score
 from loraport.sampling.wan_pipelines import PipelinePair, PipelineSettings, at_levels
 from loraport.spectral.low_rank import LowRank
+from tests.compare.pipelines import anyflow_transformer, write_anyflow
 from tests.sampling.pipelines import as_fastvideo, drifted, tiny_transformer, write_pipeline
 from tests.tiny import write_lora
 
@@ -62,6 +63,7 @@ def places(tmp_path_factory):
     fastwan = as_fastvideo(write_pipeline(folder / "fastwan", target, schedulers["unipc"]))
     return found | {
         "fastwan": str(fastwan),
+        "anyflow": str(write_anyflow(folder / "anyflow", flow_map_of(target))),
         "source": str(write_pipeline(folder / "source", source)),
         "itself": str(write_pipeline(folder / "itself", source)),
     }
@@ -80,6 +82,13 @@ def adapter():
     }
 
 
+def flow_map_of(network):
+    """AnyFlow with the weights of a Wan network wherever it has them."""
+    flow = anyflow_transformer(0)
+    flow.load_state_dict(network.state_dict(), strict=False)
+    return flow
+
+
 def opened(places, target, **changes):
     steps = {} if target == "fastwan" or "target_timesteps" in changes else {"target_steps": 2}
     return PipelinePair(places["source"], places[target], PipelineSettings(**{**SETTINGS, **steps, **changes}))
@@ -90,7 +99,7 @@ def effect_of(pair, adapter, store=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["euler", "unipc", "renoise", "fastwan"])
+@pytest.mark.parametrize("target", ["euler", "unipc", "renoise", "fastwan", "anyflow"])
 def test_every_scheduler_is_scored(places, adapter, target):
     pair = opened(places, target)
     effect = effect_of(pair, adapter)
@@ -99,6 +108,23 @@ def test_every_scheduler_is_scored(places, adapter, target):
     again = effect_of(pair, adapter)
     assert torch.equal(effect.wanted[0], again.wanted[0])  # the noise of re-noising schedulers is drawn again alike
     assert pair.prompts(Clips("fit", 0, 3)) == ("a red ball", "a cat", "a red ball")
+
+
+@pytest.mark.slow
+def test_a_flow_map_is_run_as_its_own_pipeline_runs_it(places, adapter):
+    """Its evaluations, put together by their weights, end where diffusers' pipeline ends; in any number of steps."""
+    for steps in (2, 3):
+        pair = opened(places, "anyflow", target_steps=steps)
+        assert len(pair.sampler.levels) == steps + 1 and not pair.sampler.renoises
+        states = [pair._noise(CLIPS)]
+        for one in pair.evaluations:
+            chain = Chain(torch.stack([*states, *states[-1:] * 9], dim=1), torch.zeros(1))
+            states.append(states[-1] - one.weight * pair.velocity(one, CLIPS, chain))
+        assert torch.allclose(states[-1], pair.target(CLIPS, {}), atol=1e-5)
+    changed = pair.target(CLIPS, adapter)
+    assert not torch.allclose(changed, states[-1], atol=1e-3)
+    with pytest.raises(MismatchError, match="is a AnyFlowPipeline, a distilled model"):
+        PipelinePair(places["anyflow"], places["source"], PipelineSettings(**SETTINGS))
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import WanPipeline
+from diffusers import AnyFlowPipeline, WanPipeline
 from torch import Tensor
 
 from loraport.errors import FileFormatError, InputError, MismatchError
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint
 from loraport.files.names.families import WAN
 from loraport.files.names.lookup import parameter_in
-from loraport.sampling.pipeline_files import GATE, opening, read_json
+from loraport.sampling.pipeline_files import FLOW_MAP, GATE, opening, pipeline_class, read_json
 from loraport.sampling.places import SampledModel
 
 TEXT_ENCODER = "UMT5EncoderModel"
@@ -36,7 +36,7 @@ NETWORKS = (
 
 
 def open_pipeline(model: SampledModel, dtype: torch.dtype) -> Any:
-    """Return a Wan pipeline without its VAE: only latents are measured.
+    """Return a Wan pipeline, or AnyFlow's, without its VAE: only latents are measured.
 
     Raises InputError for anything missing or damaged in the folder.
     """
@@ -44,8 +44,9 @@ def open_pipeline(model: SampledModel, dtype: torch.dtype) -> Any:
     folder = model.folder
     network = open_network(folder / "transformer", dtype, model.network)
     encoder = open_text_encoder(folder, dtype)
+    kind = AnyFlowPipeline if pipeline_class(folder) == FLOW_MAP else WanPipeline
     with opening("pipeline", folder):
-        pipe = WanPipeline.from_pretrained(folder, vae=None, transformer=network, text_encoder=encoder, dtype=dtype)
+        pipe = kind.from_pretrained(folder, vae=None, transformer=network, text_encoder=encoder, dtype=dtype)
     if pipe.tokenizer is None:
         raise InputError(f"{folder} has no tokenizer; download the folder whole")
     pipe.set_progress_bar_config(disable=True)

@@ -13,12 +13,14 @@ from loraport.errors import FileFormatError, InputError, LoraportError, Mismatch
 from loraport.files.models.checkpoint import open_checkpoint
 
 WAN, FASTVIDEO, CAUSAL = "WanPipeline", "WanDMDPipeline", "WanCausalDMDPipeline"
+FLOW_MAP = "AnyFlowPipeline"
+"""Whose network knows where a step leads to, and predicts the mean velocity up to there."""
 GATE = "to_gate_compress"
 """Part of the name of FastVideo's gates for video sparse attention, which diffusers' network does not have."""
 
 
 def check_pipeline(folder: Path, place: str) -> None:
-    """Refuse what is not a `WanPipeline`, or FastVideo's with the same parts, and one with two transformers.
+    """Refuse what is not a `WanPipeline`, or FastVideo's or AnyFlow's with the same parts, and one with two networks.
 
     Raises MismatchError.
     """
@@ -26,12 +28,12 @@ def check_pipeline(folder: Path, place: str) -> None:
     if name == CAUSAL:
         raise MismatchError(
             f"{place} is a {CAUSAL}, which samples frames in turn and caches the earlier ones; "
-            f"that is not supported, only {WAN} and {FASTVIDEO} are, which sample all frames at once"
+            f"that is not supported, only {WAN}, {FASTVIDEO} and {FLOW_MAP} are, which sample all frames at once"
         )
-    if name not in (WAN, FASTVIDEO):
+    if name not in (WAN, FASTVIDEO, FLOW_MAP):
         raise MismatchError(
-            f"{place} is a {name}; only {WAN} and FastVideo's {FASTVIDEO} can be sampled: if its networks are Wan's, "
-            "make a folder of them with a scheduler of diffusers that samples as it does, and give that"
+            f"{place} is a {name}; only {WAN}, {FLOW_MAP} and FastVideo's {FASTVIDEO} can be sampled: if its networks "
+            "are Wan's, make a folder of them with a scheduler of diffusers that samples as it does, and give that"
         )
     if has_two_experts(folder):
         raise MismatchError(f"{place} has two transformers, which take turns in one run; that is not supported yet")

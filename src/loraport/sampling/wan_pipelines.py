@@ -1,4 +1,4 @@
-"""Two of diffusers' Wan pipelines as a `Pair`: each with its own scheduler, latents only, one in memory at a time."""
+"""Two of diffusers' Wan pipelines as a `Pair`, the target perhaps AnyFlow's: latents only, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from loraport.sampling.network import empty_network, open_pipeline
 from loraport.sampling.pair import Chain, Clips, Evaluation, Passes, Updates
 from loraport.sampling.pipeline_files import (
     FASTVIDEO,
+    FLOW_MAP,
     channels,
     check_pipeline,
     check_size,
@@ -56,7 +57,7 @@ class PipelineSettings:
 
 
 class PipelinePair:
-    """Two folders of `WanPipeline`; see `loraport.sampling.pair.Pair` for what each member means.
+    """Two folders of `WanPipeline`, or one of `AnyFlowPipeline` as the target; `Pair` says what each member means.
 
     For a target that follows one trajectory, the source's states at the target's levels are interpolated on its own
     trajectory, which is straight between two steps. For a target that re-noises, the source samples a clip from each
@@ -73,10 +74,12 @@ class PipelinePair:
         self.places = {role: model.folder for role, model in self.models.items()}
         for role, text in (("source", source), ("target", target)):
             check_pipeline(self.places[role], text)
-        if pipeline_class(self.places["source"]) == FASTVIDEO:
+        kinds = {role: pipeline_class(folder) for role, folder in self.places.items()}
+        if kinds["source"] in (FASTVIDEO, FLOW_MAP):
             raise MismatchError(
-                f"{source} is a {FASTVIDEO}, a distilled model; give the model that the LoRA was made for"
+                f"{source} is a {kinds['source']}, a distilled model; give the model that the LoRA was made for"
             )
+        self.flow_map = kinds["target"] == FLOW_MAP
         self._check()
         self.open: tuple[str, Any] | None = None
         self.own: Any = None
@@ -152,9 +155,13 @@ class PipelinePair:
         network: Any = self.network()
         device, dtype = self.settings.device, network.dtype
         state = chain.states[:, evaluation.step].to(device, dtype)
-        time = torch.full((len(clips),), self.sampler.times[evaluation.step], device=device)
+        now = self.sampler.times[evaluation.step]
         text = self._text("target", self.prompts(clips))[0].to(device, dtype)
         with adapted(network, self.acceleration["target"].updates):
+            if self.flow_map:
+                then = (*self.sampler.times, 0.0)[evaluation.step + 1]
+                return flow_map_velocity(network, state, now, then, text).float().cpu()
+            time = torch.full((len(clips),), now, device=device)
             return network(state, timestep=time, encoder_hidden_states=text, return_dict=False)[0].float().cpu()
 
     def network(self) -> nn.Module:
@@ -198,13 +205,15 @@ class PipelinePair:
         settings, pipe = self.settings, self._opened(role)
         pipe.scheduler = self.own if scheduler is None else scheduler
         states = [start]
+        source = role == "source"
+        frames_first = self.flow_map and not source
 
         def keep(_: Any, step: int, time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-            states.append(values["latents"].float().cpu())
+            latents = values["latents"].float().cpu()
+            states.append(latents.transpose(1, 2).contiguous() if frames_first else latents)
             return {}
 
         text, nothing = self._text(role, self.prompts(clips))
-        source = role == "source"
         both = add_updates(self.acceleration[role].updates, updates)
         with adapted(pipe.transformer, both), torch.random.fork_rng():
             torch.manual_seed(next(clips.generators("steps")).initial_seed())  # for schedulers that draw noise
@@ -265,6 +274,16 @@ class PipelinePair:
 
 
 NO_ACCELERATION = Acceleration({}, {}, ())
+
+
+def flow_map_velocity(network: nn.Module, state: Tensor, now: float, then: float, text: Tensor) -> Tensor:
+    """Return a flow map's mean velocity between two timesteps: its network takes frames before channels."""
+    times = (torch.full(state.shape[:1] + state.shape[2:3], time, device=state.device) for time in (now, then))
+    timestep, r_timestep = times
+    velocity: Tensor = network(
+        state.transpose(1, 2), timestep=timestep, r_timestep=r_timestep, encoder_hidden_states=text, return_dict=False
+    )[0]
+    return velocity.transpose(1, 2)
 
 
 def at_levels(states: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraport.files.presets.preset import Preset
 
 _LIGHTX2V = "bf16, says LightX2V's documentation; the scaled fp8 file beside it is read too, the int8 one is not"
+_ANYFLOW = "the listing and the dtype; its configuration was seen with the classes of its own repository"
 
 
 def _wan(
@@ -47,6 +48,21 @@ WAN_MODELS: tuple[Preset, ...] = (
          "with gates", "the listing and the dtype"),
     _wan("fastwan2.2-ti2v-5b-fullattn", "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers:transformer",
          "wan2.2-ti2v-5b", "without gates", "the files of the transformer and the dtype", seen="7b04595"),
+    # AnyFlow: any number of steps, sampled by a pipeline of diffusers
+    *(_wan(f"anyflow-t2v-{size}", f"nvidia/AnyFlow-Wan2.1-T2V-{size.upper()}-Diffusers:transformer",
+           f"wan2.1-t2v-{size}", "any number of steps, four usually; a second time embedding, which the base lacks and "
+           "which stays", _ANYFLOW, short="anyflow" if size == "1.3b" else "") for size in ("1.3b", "14b")),
+    *(_wan(f"anyflow-far-{size}", f"nvidia/AnyFlow-FAR-Wan2.1-{size.upper()}-Diffusers:transformer",
+           f"wan2.1-t2v-{size}", "causal; clips are not made here: merge, and run its own program", _ANYFLOW)
+      for size in ("1.3b", "14b")),
+    # Helios: long videos, 14B
+    *(_wan(f"helios-{kind}", f"BestWishYsh/Helios-{kind.title()}:transformer", "wan2.1-t2v-14b", notes,
+           "the listing and the dtype; which networks lie in the repository")
+      for kind, notes in (
+          ("base", "patches of history, which Wan lacks and which stay"),
+          ("mid", "between base and distilled; for a LoRA of Helios itself: --source helios-base"),
+          ("distilled", "few steps; for a LoRA of Helios itself: --source helios-base"),
+      )),
     # causal models
     _wan("self-forcing", "gdhe17/Self-Forcing:checkpoints/self_forcing_dmd.pt", "wan2.1-t2v-1.3b",
          "generator_ema is taken where it is there; --target-part generator takes the other",

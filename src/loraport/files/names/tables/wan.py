@@ -108,6 +108,17 @@ _HUMO = _original(
 )
 
 
+_DELTA = "condition_embedder.delta_embedder.linear_{}"
+_FLOW_MAPS = _same(
+    # AnyFlow's second time, and the patches of the frames before in its causal form; Helios' patches of history
+    *(_DELTA.format(number) for number in (1, 2)),
+    "far_patch_embedding",
+    "patch_short",
+    "patch_mid",
+    "patch_long",
+)
+
+
 def _fused(block: str) -> list[tuple[str, RowSlice]]:
     """Return (canonical name, rows) of what diffusers' `fuse_qkv_projections` makes of one kind of blocks."""
     self_attention, cross = f"{block}.attn1.to_qkv", f"{block}.attn2"
@@ -126,9 +137,9 @@ _PATCH, _3X3, _3 = (1, 2, 2), (3, 3), (3,)
 _CLASS = "WanTransformer3DModel"
 _RECORD = FamilyRecord(
     title="Wan 2.1 and 2.2",
-    summary="Video models of 1.3B to 17B, the bases of FastWan, Self-Forcing, Rolling Forcing, CausVid, Krea Realtime, "
-    "LightX2V and most accelerator LoRAs. Each of Wan 2.2's two experts is a model of its own here: "
-    "[two experts](../../how-to/two-experts.md).",
+    summary="Video models of 1.3B to 17B, the bases of FastWan, AnyFlow, Helios, Self-Forcing, Rolling Forcing, "
+    "CausVid, Krea Realtime, LightX2V and most accelerator LoRAs. Each of Wan 2.2's two experts is a model of its own "
+    "here: [two experts](../../how-to/two-experts.md).",
     sizes=(
         PublishedSize("Wan 2.1 T2V 1.3B", _CLASS, 825, 1_418_996_800),
         PublishedSize("Wan 2.1 T2V 14B, each expert of Wan 2.2 T2V A14B", _CLASS, 1095, 14_288_491_584),
@@ -137,6 +148,10 @@ _RECORD = FamilyRecord(
         PublishedSize("Wan 2.2 TI2V 5B", _CLASS, 825, 4_999_787_712),
         PublishedSize("Wan 2.1 VACE 14B", "WanVACETransformer3DModel", 1331, 17_337_592_896),
         PublishedSize("Wan 2.2 Animate 14B", "WanAnimateTransformer3DModel", 1243, 15_177_050_484),
+        PublishedSize("AnyFlow 14B", "AnyFlowTransformer3DModel", 1099, 14_316_026_944),
+        PublishedSize("AnyFlow 1.3B", "AnyFlowTransformer3DModel", 829, 1_421_752_384),
+        PublishedSize("AnyFlow FAR 14B, causal", "AnyFlowFARTransformer3DModel", 1101, 14_317_342_784),
+        PublishedSize("Helios 14B", "HeliosTransformer3DModel", 1101, 14_312_427_584),
     ),
     trainers=(
         TrainerKey("ai-toolkit, diffusion-pipe, DiffSynth for ComfyUI",
@@ -153,7 +168,8 @@ _RECORD = FamilyRecord(
     ),
     sources=(
         "the models of github.com/Wan-Video (original)",
-        "diffusers' WanTransformer3DModel, WanVACETransformer3DModel, WanAnimateTransformer3DModel, and "
+        "diffusers' WanTransformer3DModel, WanVACETransformer3DModel, WanAnimateTransformer3DModel, "
+        "AnyFlowTransformer3DModel, AnyFlowFARTransformer3DModel, HeliosTransformer3DModel, and "
         "`convert_wan_transformer_to_diffusers` for the way to their names",
         "FastVideo's configs/models/dits/wanvideo.py for the names that it uses while it runs",
         "ComfyUI's comfy/ldm/wan/ for what diffusers has no class for: S2V, the control adapter and reference of Fun, "
@@ -163,6 +179,10 @@ _RECORD = FamilyRecord(
         "`norm3` is `norm2` in diffusers, which counts norms in the order of use.",
         "FastWan has one more linear layer in each block, `to_gate_compress`. It has no counterpart in the base: no "
         "drift, and it stays as it is.",
+        "AnyFlow has a second time embedding, `condition_embedder.delta_embedder`, Helios patches of the frames before "
+        "(`patch_short`, `patch_mid`, `patch_long`) and its last modulation under another name. They have no "
+        "counterpart in Wan: they are left alone and named. LoRAs that were trained on AnyFlow may hold factors for "
+        "the first.",
         "Keys of the image branch (`k_img`, `v_img`, `img_emb`) have a place in Wan 2.1's image-to-video models only, "
         "not in Wan 2.2's.",
     ),
@@ -171,6 +191,9 @@ _RECORD = FamilyRecord(
         "the dtype of Krea's file, CausVid's and Self-Forcing's, and of LightX2V's beyond what its documentation says",
         "which of `generator` and `generator_ema` `self_forcing_dmd.pt` holds",
         "how many shards Wan 2.2 A14B has (6 and 9 are both reported), and how TI2V 5B lies on the Hub",
+        "AnyFlow's repositories as they are now: an older index names the classes of its own code "
+        "(`WanAnyFlowPipeline`), by which clips are not made here; diffusers' documentation opens them by its own",
+        "Helios' listing, and how many of its networks lie in each repository",
         "S2V, Fun and HuMo on published files: their names were read in ComfyUI's source",
     ),
 )  # fmt: skip
@@ -223,6 +246,7 @@ WAN = Family(
         *_S2V,
         *_FUN,
         *_HUMO,
+        *_FLOW_MAPS,
     ),
     parameters=(
         ("blocks.{}.modulation", "blocks.{}.scale_shift_table", "blocks.{}.scale_shift_table"),
@@ -235,6 +259,8 @@ WAN = Family(
         ("vace_blocks.{}.modulation", "vace_blocks.{}.scale_shift_table", None),
         ("face_encoder.padding_tokens", "face_encoder.padding_tokens", None),
         ("motion_encoder.dec.direction.weight", "motion_encoder.motion_synthesis_weight", None),
+        # of Helios, in the place of head.modulation
+        ("norm_out.scale_shift_table", "norm_out.scale_shift_table", None),
     ),
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe=".self_attn.q",
@@ -252,6 +278,10 @@ WAN = Family(
     kernels=(
         *((name, _PATCH) for name in ("patch_embedding", "vace_patch_embedding", "pose_patch_embedding")),
         ("cond_encoder", _PATCH),
+        ("far_patch_embedding", (1, 4, 4)),
+        ("patch_short", _PATCH),
+        ("patch_mid", (2, 4, 4)),
+        ("patch_long", (4, 8, 8)),
         ("frame_packer.proj", _PATCH),
         ("frame_packer.proj_2x", (2, 4, 4)),
         ("frame_packer.proj_4x", (4, 8, 8)),
