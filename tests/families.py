@@ -118,6 +118,22 @@ def flux_1() -> Any:
     )
 
 
+def flux_2() -> Any:
+    """FLUX.2 dev, a double and a single block, 8 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        joint_attention_dim=6,
+        axes_dims_rope=(2, 2, 2, 2),
+    )
+
+
 def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
@@ -171,6 +187,35 @@ def comfy_hunyuan_1(state: State) -> State:
         out[f"model.diffusion_model.single_blocks.0.modulation.lin.{leaf}"] = state[f"{single}.norm.linear.{leaf}"]
         time = state[f"time_text_embed.guidance_embedder.linear_2.{leaf}"]
         out[f"model.diffusion_model.guidance_in.out_layer.{leaf}"] = time
+    return {name: tensor.contiguous().clone() for name, tensor in out.items()}
+
+
+def original_flux_2(state: State) -> State:
+    """FLUX.2 as its makers and ComfyUI store it, most of it."""
+    out: State = {}
+    double, single = "transformer_blocks.0", "single_transformer_blocks.0"
+    names = {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+        "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+        "single_stream_modulation.linear": "single_stream_modulation.lin",
+        f"{double}.attn.to_out.0": "double_blocks.0.img_attn.proj",
+        f"{double}.ff.linear_in": "double_blocks.0.img_mlp.0",
+        f"{double}.ff_context.linear_out": "double_blocks.0.txt_mlp.2",
+        f"{single}.attn.to_qkv_mlp_proj": "single_blocks.0.linear1",
+        f"{single}.attn.to_out": "single_blocks.0.linear2",
+        "proj_out": "final_layer.linear",
+    }
+    out |= {f"{theirs}.weight": state[f"{mine}.weight"] for mine, theirs in names.items()}
+    for stream, mine in (("img", [f"to_{x}" for x in "qkv"]), ("txt", [f"add_{x}_proj" for x in "qkv"])):
+        parts = [state[f"{double}.attn.{name}.weight"] for name in mine]
+        out[f"double_blocks.0.{stream}_attn.qkv.weight"] = torch.cat(parts)
+    scale, shift = state["norm_out.linear.weight"].chunk(2)
+    out["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+    out["double_blocks.0.img_attn.norm.query_norm.scale"] = state[f"{double}.attn.norm_q.weight"]
+    out["single_blocks.0.norm.key_norm.scale"] = state[f"{single}.attn.norm_k.weight"]
     return {name: tensor.contiguous().clone() for name, tensor in out.items()}
 
 
@@ -381,6 +426,7 @@ FAMILIES = {
     "hunyuanvideo": Tiny("hunyuanvideo", hunyuan_1, comfy_hunyuan_1),
     "minimax-h3": Tiny("minimax-h3", minimax_h3, original_h3),
     "flux.1": Tiny("flux.1", flux_1, original_flux_1),
+    "flux.2": Tiny("flux.2", flux_2, original_flux_2),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
     "krea2": Tiny("krea2", krea2, original_krea2),
@@ -412,9 +458,13 @@ IMAGE_PIPELINES = {
 PIPELINES = {
     "hunyuanvideo": ("HunyuanVideoPipeline", "text_encoder_2", "tokenizer_2"),
     "flux.1": ("FluxPipeline", "text_encoder_2", "tokenizer_2"),
+    "flux.2": ("Flux2KleinPipeline",),
 }
 """The pipelines that load LoRAs, with the parts that not all have."""
-HEADERS = {"hunyuanvideo": {"modelspec.architecture": "hunyuan-video/lora"}}
+HEADERS = {
+    "hunyuanvideo": {"modelspec.architecture": "hunyuan-video/lora"},
+    "flux.2": {"modelspec.architecture": "Flux.2-klein-base-4b/lora"},
+}
 """What a trainer writes that tells families apart whose layers are called alike."""
 
 

@@ -81,6 +81,24 @@ FAMILIES = {
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "flux.2": Row(
+        {
+            **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},
+            "transformer_blocks.3.ff_context.linear_in": (48, 8),
+            "single_transformer_blocks.2.attn.to_qkv_mlp_proj": (72, 8),
+            "single_transformer_blocks.2.attn.to_out": (8, 32),
+            "double_stream_modulation_img.linear": (48, 8),
+            "norm_out.linear": (16, 8),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "original"),
+            "kohya": ("lora_unet_", "original"),
+            "LyCORIS": ("lycoris_", "diffusers"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
     "hunyuanvideo-1.5": Row(
         {
             **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},

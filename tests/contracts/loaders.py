@@ -75,67 +75,66 @@ def comfyui_hunyuan(shapes: Shapes, tensors: Tensors) -> Applied:
     return comfyui(shapes, tensors, _of_hunyuan)
 
 
-FLUX_OUTSIDE = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "final_layer.linear": "proj_out",
-    **{
-        f"{theirs}.{layer}_layer": f"time_text_embed.{mine}_embedder.linear_{number}"
-        for theirs, mine in (("time_in", "timestep"), ("guidance_in", "guidance"), ("vector_in", "text"))
-        for layer, number in (("in", 1), ("out", 2))
-    },
+Places = dict[str, tuple[str, int, int, int]]
+"""A layer by diffusers' name -> (module, part, of how many equal blocks of rows, how many of them are its own)."""
+
+
+def _flux_places(stream: str, names: tuple[str, str, str]) -> Places:
+    return {f"transformer_blocks.0.attn.{name}": (f"double_blocks.0.{stream}_attn.qkv", part, 3, 1)
+            for part, name in enumerate(names)}  # fmt: skip
+
+
+FLUX_BOTH: Places = {
+    **_flux_places("img", ("to_q", "to_k", "to_v")),
+    **_flux_places("txt", ("add_q_proj", "add_k_proj", "add_v_proj")),
+    "transformer_blocks.0.attn.to_out.0": ("double_blocks.0.img_attn.proj", 0, 1, 1),
+    "transformer_blocks.0.attn.to_add_out": ("double_blocks.0.txt_attn.proj", 0, 1, 1),
+    "x_embedder": ("img_in", 0, 1, 1),
+    "context_embedder": ("txt_in", 0, 1, 1),
+    "proj_out": ("final_layer.linear", 0, 1, 1),
+    "norm_out.linear": ("final_layer.adaLN_modulation.1", 0, 1, 1),
 }
-FLUX_DOUBLE = {
-    "img_attn.proj": "attn.to_out.0",
-    "img_mod.lin": "norm1.linear",
-    "txt_mod.lin": "norm1_context.linear",
-    "txt_attn.proj": "attn.to_add_out",
-    "img_mlp.0": "ff.net.0.proj",
-    "img_mlp.2": "ff.net.2",
-    "txt_mlp.0": "ff_context.net.0.proj",
-    "txt_mlp.2": "ff_context.net.2",
+FLUX_1_PLACES: Places = FLUX_BOTH | {
+    "transformer_blocks.0.norm1.linear": ("double_blocks.0.img_mod.lin", 0, 1, 1),
+    "transformer_blocks.0.ff.net.0.proj": ("double_blocks.0.img_mlp.0", 0, 1, 1),
+    "transformer_blocks.0.ff_context.net.2": ("double_blocks.0.txt_mlp.2", 0, 1, 1),
+    **{f"single_transformer_blocks.0.attn.to_{x}": ("single_blocks.0.linear1", part, 7, 1)
+       for part, x in enumerate("qkv")},
+    "single_transformer_blocks.0.proj_mlp": ("single_blocks.0.linear1", 3, 7, 4),
+    "single_transformer_blocks.0.proj_out": ("single_blocks.0.linear2", 0, 1, 1),
+    "time_text_embed.timestep_embedder.linear_1": ("time_in.in_layer", 0, 1, 1),
+    "time_text_embed.guidance_embedder.linear_1": ("guidance_in.in_layer", 0, 1, 1),
+    "time_text_embed.text_embedder.linear_1": ("vector_in.in_layer", 0, 1, 1),
+}  # fmt: skip
+FLUX_2_PLACES: Places = FLUX_BOTH | {
+    "transformer_blocks.0.ff.linear_in": ("double_blocks.0.img_mlp.0", 0, 1, 1),
+    "transformer_blocks.0.ff_context.linear_out": ("double_blocks.0.txt_mlp.2", 0, 1, 1),
+    "single_transformer_blocks.0.attn.to_qkv_mlp_proj": ("single_blocks.0.linear1", 0, 1, 1),
+    "single_transformer_blocks.0.attn.to_out": ("single_blocks.0.linear2", 0, 1, 1),
 }
-FLUX_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
 
 
-def comfyui_flux(shapes: Shapes, tensors: Tensors) -> Applied:
-    """ComfyUI's Flux: its own names as for any model, and diffusers' names behind four prefixes.
+def comfyui_flux(shapes: Shapes, tensors: Tensors, places: Places) -> Applied:
+    """ComfyUI's Flux: its own names as for any model, and diffusers' names behind four prefixes, where it has them.
 
-    comfy/utils.py `flux_to_diffusers`: q, k and v, and in single blocks the inner layer, are rows of a fused weight;
-    the halves of the last modulation change places. A patch of such rows is added to them alone. Several patches of one
-    weight are all added.
+    comfy/utils.py `flux_to_diffusers`: q, k and v, and in FLUX.1's single blocks the inner layer, are rows of a fused
+    weight; the halves of the last modulation change places. A patch of such rows is added to them alone, and all the
+    patches of a weight are added. FLUX.2 has no entry there for its shared modulations and its embedding of time.
     """
-    named: dict[str, tuple[str, int, int, bool]] = {}
-    for module, (rows, _) in ((name, shape) for name, shape in shapes.items()):
-        block, _, layer = module.partition(".0.")
-        if module == "final_layer.adaLN_modulation.1":
-            named["norm_out.linear"] = (module, 0, rows, True)
-        elif module in FLUX_OUTSIDE:
-            named[FLUX_OUTSIDE[module]] = (module, 0, rows, False)
-        elif layer == "linear1":
-            size = rows // 7
-            for part, letter in enumerate("qkv"):
-                named[f"single_transformer_blocks.0.attn.to_{letter}"] = (module, part * size, size, False)
-            named["single_transformer_blocks.0.proj_mlp"] = (module, 3 * size, 4 * size, False)
-        elif layer.endswith("_attn.qkv"):
-            theirs = ("to_q", "to_k", "to_v") if layer.startswith("img") else ("add_q_proj", "add_k_proj", "add_v_proj")
-            for part, name in enumerate(theirs):
-                named[f"transformer_blocks.0.attn.{name}"] = (module, part * rows // 3, rows // 3, False)
-        else:
-            other = (FLUX_SINGLE if block == "single_blocks" else FLUX_DOUBLE)[layer]
-            blocks = "single_transformer_blocks" if block == "single_blocks" else "transformer_blocks"
-            named[f"{blocks}.0.{other}"] = (module, 0, rows, False)
     result = comfyui(shapes, tensors)
-    sliced = {name: (size, shapes[module][1]) for name, (module, _, size, _) in named.items()}
+    rows = {name: shapes[module][0] // of * span for name, (module, _, of, span) in places.items() if module in shapes}
+    sliced = {name: (size, shapes[places[name][0]][1]) for name, size in rows.items()}
 
     def stems(name: str) -> tuple[str, ...]:
         flat = name.replace(".", "_")
         return f"transformer.{name}", f"lycoris_{flat}", f"lora_transformer_{flat}", name
 
     for name, delta in comfyui(sliced, tensors, stems).added.items():
-        module, start, size, swapped = named[name]
+        module, part, of, _ = places[name]
+        start = shapes[module][0] // of * part
         whole = result.added.setdefault(module, torch.zeros(shapes[module], dtype=torch.float64))
-        whole[start : start + size] += torch.cat(delta.chunk(2)[::-1]) if swapped else delta
+        swapped = name == "norm_out.linear"
+        whole[start : start + rows[name]] += torch.cat(delta.chunk(2)[::-1]) if swapped else delta
     return result
 
 

@@ -22,6 +22,8 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, XLABS_PAIR, Pair
 from tests.contracts import images
 from tests.contracts.loaders import (
+    FLUX_1_PLACES,
+    FLUX_2_PLACES,
     Applied,
     RefusedError,
     comfyui_flux,
@@ -90,6 +92,20 @@ HUNYUAN_1: dict[str, Names] = {
     )
 }
 SWAPPED = {(naming, MOD) for naming in ("original", "comfy", "diffusion-pipe")}
+LINEAR1, LINEAR_IN = "single_transformer_blocks.0.attn.to_qkv_mlp_proj", "transformer_blocks.0.ff.linear_in"
+TO_OUT, SHARED = "single_transformer_blocks.0.attn.to_out", "double_stream_modulation_img.linear"
+FLUX_2: dict[str, Names] = {
+    "diffusers": {name: (name,) for name in (Q, K, V, PROJ, MOD, LINEAR1, LINEAR_IN, TO_OUT, SHARED)},
+    "original": {
+        f"{BLOCK}.img_attn.qkv": (Q, K, V),
+        f"{BLOCK}.img_attn.proj": (PROJ,),
+        f"{BLOCK}.img_mlp.0": (LINEAR_IN,),
+        "single_blocks.0.linear1": (LINEAR1,),
+        "single_blocks.0.linear2": (TO_OUT,),
+        "double_stream_modulation_img.lin": (SHARED,),
+        "final_layer.adaLN_modulation.1": (MOD,),
+    },
+}
 GUIDANCE, EMBEDDER = "time_text_embed.guidance_embedder.linear_1", "x_embedder"
 FLUX_1: dict[str, Names] = {
     "diffusers": {name: (name,) for name in (Q, K, V, PROJ, FC1, MOD, *SINGLE, GUIDANCE, EMBEDDER)},
@@ -127,7 +143,8 @@ def unet_names(layers: Mapping[str, str]) -> dict[str, Names]:
 def shape_of(layer: str) -> tuple[int, ...]:
     if ".conv" in layer:
         return WIDTH, WIDTH, 3, 3
-    return {FC1: 2, MOD: 2, SINGLE[3]: 4}.get(layer, 1) * WIDTH, WIDTH
+    rows = {FC1: 2, MOD: 2, SINGLE[3]: 4, LINEAR1: 9, LINEAR_IN: 6, SHARED: 6}
+    return rows.get(layer, 1) * WIDTH, (4 if layer == TO_OUT else 1) * WIDTH
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,7 @@ NAMES: dict[str, dict[str, Names]] = {
     "hunyuanvideo-1.5": HUNYUAN,
     "hunyuanvideo": HUNYUAN_1,
     "flux.1": FLUX_1,
+    "flux.2": FLUX_2,
     "sd1.5": unet_names(UNET),
     "sdxl": unet_names(XL),
     **images.NAMES,
@@ -154,7 +172,9 @@ PROGRAMS: dict[tuple[str, str], Program] = {
     ("hunyuanvideo-1.5", "FastVideo"): Program(fastvideo_hunyuan, "fastvideo", None),
     ("hunyuanvideo", "ComfyUI"): Program(comfyui_hunyuan, "comfy", "comfy"),
     ("hunyuanvideo", "musubi-tuner"): Program(musubi, "original", "kohya"),
-    ("flux.1", "ComfyUI"): Program(comfyui_flux, "original", "comfy"),
+    ("flux.1", "ComfyUI"): Program(partial(comfyui_flux, places=FLUX_1_PLACES), "original", "comfy"),
+    ("flux.2", "ComfyUI"): Program(partial(comfyui_flux, places=FLUX_2_PLACES), "original", "comfy"),
+    ("flux.2", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("flux.1", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("flux.1", "sd-scripts"): Program(sd_scripts_flux, "original", "kohya"),
     ("sd1.5", "ComfyUI"): Program(partial(comfyui_unet, names=BACK), "original", "kohya"),
@@ -270,6 +290,8 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("hunyuanvideo-1.5", "ComfyUI", lambda key: key.replace("diffusion_model.", "")),
     ("hunyuanvideo-1.5", "musubi-tuner", lambda key: key.replace("img_mlp_fc1", "img_mlp_0")),
     ("flux.1", "ComfyUI", lambda key: key.replace("img_attn.qkv", "img_attn_qkv")),
+    ("flux.2", "ComfyUI", lambda key: key.replace("single_blocks", "single_block")),
+    ("flux.2", "musubi-tuner", lambda key: key.replace("img_mlp_0", "img_mlp_fc1")),
     ("flux.1", "sd-scripts", lambda key: key.replace("linear1", "linear_1")),
     ("sd1.5", "ComfyUI", lambda key: key.replace("attentions_0", "attentions_9")),
     ("sdxl", "sd-scripts", lambda key: key.replace("lora_unet_", "unet.")),

@@ -37,6 +37,9 @@ HEADERS = [
     ({"ss_base_model_version": "flux"}, "flux.1"),
     ({"modelspec.architecture": "hunyuan-video/lora"}, "hunyuanvideo"),
     ({"ss_base_model_version": "hunyuan_video"}, "hunyuanvideo"),
+    ({"ss_network_module": "networks.lora_flux_2"}, "flux.2"),
+    ({"base_model": "black-forest-labs/FLUX.2-klein-base-4B"}, "flux.2"),
+    ({"ss_base_model_version": "flux2_klein_4b"}, "flux.2"),
 ]
 
 
@@ -54,7 +57,22 @@ def test_the_header_decides_first(header: dict[str, str], family: str, tmp_path:
         (attention(0, width=2048), "hunyuanvideo-1.5"),
         ({f"{SINGLE}.39.proj_mlp": (12288, 3072)}, "hunyuanvideo"),
         ({f"{SINGLE}.37.proj_mlp": (12288, 3072)}, "flux.1"),
-        (attention(3) | {"transformer.x_embedder": (3072, 64)}, "flux.1"),
+        (
+            attention(3)
+            | {
+                "transformer.time_text_embed.guidance_embedder.linear_1": (3072, 256),
+                f"{DOUBLE}.3.norm1.linear": (18432, 3072),
+                "transformer.x_embedder": (3072, 64),
+            },
+            "flux.1",
+        ),
+        ({"diffusion_model.single_blocks.37.linear1": (21504, 3072)}, "flux.1"),
+        ({"diffusion_model.single_blocks.3.linear1": (27648, 3072)}, "flux.2"),
+        ({"diffusion_model.double_blocks.3.img_mlp.0": (18432, 3072)}, "flux.2"),
+        ({"diffusion_model.single_blocks.3.linear1": (55296, 6144)}, "flux.2"),
+        ({"diffusion_model.single_blocks.3.linear2": (4096, 16384)}, "flux.2"),
+        (attention(0, 4), "flux.2"),
+        (attention(7, width=4096), "flux.2"),
         (attention(3) | {"transformer.context_embedder.proj_in": (3072, 4096)}, "hunyuanvideo"),
     ],
 )
@@ -67,7 +85,9 @@ def test_a_guess_is_said_and_the_updates_are_the_same(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", attention(3))
     lora = read_lora(path)
     (note,) = (note for note in lora.notes if "called alike" in note)
-    assert lora.dialect.family == "flux.1" and "flux.1 and hunyuanvideo, and nothing in the file says which" in note
+    assert (
+        lora.dialect.family == "flux.1" and "in flux.1, hunyuanvideo and flux.2, and nothing in the file says" in note
+    )
     assert note in convert(str(path), "comfy", str(tmp_path / "y.safetensors")).notes
     named = read_lora(write(tmp_path / "z.safetensors", attention(3), {"ss_base_model_version": "hunyuan_video"}))
     assert named.layers.keys() == lora.layers.keys()

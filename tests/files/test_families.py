@@ -24,7 +24,13 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 IN_EVERY_FORMAT = [(name, format) for name, tiny in FAMILIES.items() for format in tiny.formats]
+LEFT_OUT = {
+    ("flux.2", "comfy"): r"norm_out",  # whose halves diffusers does not exchange
+    ("flux.2", "kohya"): r"norm_out|.*_modulation|.*guidance_embedder",
+}
+"""What diffusers leaves out or gets wrong of some formats, as its loader's row says."""
 LOADABLE = [
+    *LEFT_OUT,
     *((name, format) for name in FAMILIES for format in ("diffusers", "peft")),
     *((name, "kohya") for name in ("sd1.5", "sdxl")),
 ]
@@ -36,9 +42,9 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return request.param  # type: ignore[no-any-return]
 
 
-def write_lora(model: Any, path: Path, prefix: str, *, some: bool = False) -> dict[str, Tensor]:
+def write_lora(model: Any, path: Path, prefix: str, *, some: bool = False, without: str = "$") -> dict[str, Tensor]:
     """A LoRA in diffusers' keys on every linear layer and convolution, or on two of each; the deltas by name."""
-    found = factors(model)
+    found = {name: pair for name, pair in factors(model).items() if not re.match(without, name)}
     if some:
         lasts = {re.sub(r"\d+", "#", name): name for name in found}
         firsts = {re.sub(r"\d+", "#", name): name for name in reversed(found)}
@@ -91,7 +97,8 @@ def test_diffusers_and_peft_merge_what_is_written_for_them(name: str, format: st
 
     model = FAMILIES[name].model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    deltas = write_lora(model, tmp_path / "in.safetensors", TABLES[name].component)
+    left_out = LEFT_OUT.get((name, format), "$")
+    deltas = write_lora(model, tmp_path / "in.safetensors", TABLES[name].component, without=left_out)
     out = tmp_path / ("out" if format == "peft" else "out.safetensors")
     convert(str(tmp_path / "in.safetensors"), format, str(out))
     if format == "peft":

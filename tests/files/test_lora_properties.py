@@ -20,6 +20,7 @@ from loraport.files.lora.read import Lora, read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PAIRS, PEFT_PAIR, Pair
 from loraport.files.names.families import FAMILIES, Naming, RowSlice, flattened
 from tests.dialects import FORMATS
+from tests.families import HEADERS
 
 OUT, IN = 6, 4
 LAYERS = {
@@ -31,6 +32,14 @@ LAYERS = {
     "minimax-h3": (
         *("transformer_blocks.0.attn.to_out.0", "transformer_blocks.49.adaln_proj.linear", "norm_out.linear"),
         *("token_refiner.refiner_blocks.1.ff.net.0.proj", "time_embedder.linear_1"),
+    ),
+    "flux.2": (
+        *("transformer_blocks.7.attn.add_k_proj", "transformer_blocks.0.ff_context.linear_out"),
+        *(
+            "single_transformer_blocks.47.attn.to_qkv_mlp_proj",
+            "double_stream_modulation_img.linear",
+            "norm_out.linear",
+        ),
     ),
     "flux.1": (
         *("transformer_blocks.0.attn.to_q", "transformer_blocks.18.attn.add_v_proj", "transformer_blocks.7.ff.net.2"),
@@ -68,7 +77,7 @@ LAYERS = {
     ),
 }
 """Of each family a few layers; a module that fuses three of them counts for the three."""
-FUSED = ("hunyuanvideo-1.5", "flux.1")
+FUSED = ("hunyuanvideo-1.5", "flux.1", "flux.2")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -197,6 +206,7 @@ def build(mixture: Mixture, path: Any) -> dict[str, Tensor]:
         if part.diff_b:
             tensors[part.stem(rows) + ".diff_b"] = drawn(5, OUT * rows.of)
     metadata = {"lora_adapter_metadata": json.dumps(config)} if config is not None else {}
+    metadata |= HEADERS.get(family, {})
     save_file(tensors, path, metadata | ({"ss_network_alpha": trainer} if trainer is not None else {}))
     return deltas
 

@@ -17,6 +17,7 @@ from loraport.files.names.dialects import parse_key
 from loraport.files.names.families import (
     FAMILIES,
     FLUX_1,
+    FLUX_2,
     HUNYUAN,
     HUNYUAN_15,
     MINIMAX_H3,
@@ -77,6 +78,9 @@ WAN_CLASS, HUNYUAN_CLASS, UNET_CLASS = (
     "HunyuanVideo15Transformer3DModel",
     "UNet2DConditionModel",
 )
+KLEIN: dict[str, Any] = {"guidance_embeds": False}
+KLEIN_9B = KLEIN | {"num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
+KLEIN_4B = KLEIN | {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     # name: family, class of diffusers, configuration, tensors, parameters
     "wan2.1-t2v-1.3b": (WAN, WAN_CLASS, SMALL, 825, 1_418_996_800),
@@ -96,6 +100,9 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "minimax-h3": (MINIMAX_H3, "MiniMaxH3Transformer3DModel", {}, 638, 33_122_992_896),
     "flux.1-dev": (FLUX_1, "FluxTransformer2DModel", {"guidance_embeds": True}, 1160, 11_901_408_320),
     "flux.1-schnell": (FLUX_1, "FluxTransformer2DModel", {}, 1156, 11_891_178_560),
+    "flux.2-dev": (FLUX_2, "Flux2Transformer2DModel", {}, 331, 32_223_281_152),
+    "flux.2-klein-9b": (FLUX_2, "Flux2Transformer2DModel", KLEIN_9B, 233, 9_078_581_248),
+    "flux.2-klein-4b": (FLUX_2, "Flux2Transformer2DModel", KLEIN_4B, 169, 3_875_544_576),
     "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
     "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
     "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
@@ -242,6 +249,7 @@ def test_the_converters_of_diffusers_agree_on_unets(model: str) -> None:
         ("krea2", "convert_krea2_transformer_checkpoint_to_diffusers"),
         ("minimax-h3", "convert_minimax_h3_transformer_checkpoint_to_diffusers"),
         ("flux.1-dev", "convert_flux_transformer_checkpoint_to_diffusers"),
+        *((name, "convert_flux2_transformer_checkpoint_to_diffusers") for name in PUBLISHED if "flux.2" in name),
         ("flux.1-schnell", "convert_flux_transformer_checkpoint_to_diffusers"),
     ],
 )
@@ -339,8 +347,8 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
                     twice.setdefault(name, set()).add(family.name)
                     located = find_layer(name, flat=flat, prefer=family.name)
                     assert located is not None and located.family is family
-    assert {"wan", "hunyuanvideo-1.5", "hunyuanvideo", "flux.1", "minimax-h3"} <= twice.pop("proj_out")
-    of_flux = {"hunyuanvideo-1.5", "hunyuanvideo", "flux.1"}
+    assert {"wan", "hunyuanvideo-1.5", "hunyuanvideo", "flux.1", "flux.2", "minimax-h3"} <= twice.pop("proj_out")
+    of_flux = {"hunyuanvideo-1.5", "hunyuanvideo", "flux.1", "flux.2"}
     for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
         assert of_flux | {"krea2"} <= twice.pop(flattened(name) if flat else name)
     of_images = {"krea2", "qwen-image", "qwen-image-2.1", "z-image"}

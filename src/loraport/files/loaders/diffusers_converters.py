@@ -198,6 +198,29 @@ def flux_kohya(facts: Facts) -> Findings:
     return raised, []
 
 
+_FLUX_2_DROPPED = ("guidance_in_", "double_stream_modulation_", "single_stream_modulation_", "final_layer_adaLN_")
+
+
+def flux2_original(facts: Facts) -> Findings:
+    """Judge FLUX.2's names behind `diffusion_model.` or `base_model.model.`, the original's or diffusers': A and B."""
+    alien = [key for key in facts.names if not key.startswith(("diffusion_model.", PEFT_PREFIX)) and "dora" not in key]
+    others = [key for key in facts.names if not key.endswith(PEFT_PAIR) and "dora" not in key]
+    unknown = [
+        layer
+        for layer, ways in facts.spelled.items()
+        if "blocks." not in layer and not any(naming == "original" for _, naming in ways)
+    ]
+    raised = [f"it refuses what it has no name for: {one}" for one in [*alien, *others, *unknown][:1]]
+    swapped = any("final_layer.adaLN_modulation" in key for key in facts.names)
+    return raised, ["it does not exchange the halves of final_layer.adaLN_modulation.1"] if swapped else []
+
+
+def flux2_kohya(facts: Facts) -> Findings:
+    """Judge FLUX.2's original names flattened: what it has no name for is left out."""
+    left = [key for key in facts.names if key.removeprefix("lora_unet_").startswith(_FLUX_2_DROPPED)]
+    return [], [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
+
+
 def flux_onetrainer(facts: Facts) -> Findings:
     """Judge FLUX.1's names of diffusers flattened behind `lora_transformer_`, as OneTrainer writes them."""
     raised = ["it needs an alpha for every layer"] if facts.without_alpha else []

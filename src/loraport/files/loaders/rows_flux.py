@@ -1,8 +1,16 @@
-"""The loaders of LoRAs of FLUX.1."""
+"""The loaders of LoRAs of FLUX.1 and FLUX.2."""
 
 from __future__ import annotations
 
-from loraport.files.loaders.diffusers_converters import flux_kohya, flux_onetrainer, flux_own, flux_whole
+from loraport.files.loaders.diffusers_converters import (
+    component_keys,
+    flux2_kohya,
+    flux2_original,
+    flux_kohya,
+    flux_onetrainer,
+    flux_own,
+    flux_whole,
+)
 from loraport.files.loaders.rows import (
     COMFYUI,
     COMFYUI_EXTRAS,
@@ -97,6 +105,75 @@ FLUX_1_LOADERS: tuple[Loader, ...] = (
         "musubi-tuner",
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py (0bcd20e), networks/lora_flux.py (1b21831), for Kontext",
         spelled_alike("flux.1", ("lora_unet_", "original")),
+        "kohya",
+        pairs=DOWN_UP,
+        needs_alpha=True,
+        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
+    ),
+)  # fmt: skip
+
+_FLUX_2_PIPELINE = f"{DIFFUSERS}, Flux2KleinPipeline.load_lora_weights, run on tiny models"
+_FLUX_2_COMFYUI = f"{COMFYUI}, model_lora_keys_unet for Flux; comfy/utils.py, flux_to_diffusers (09708ea)"
+
+FLUX_2_LOADERS: tuple[Loader, ...] = (
+    Loader(
+        "ComfyUI",
+        _FLUX_2_COMFYUI,
+        spelled_alike("flux.2", ("diffusion_model.", "original"), ("lora_unet_", "original")),
+        "comfy",
+        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
+        extras=COMFYUI_EXTRAS,
+    ),
+    Loader(
+        "ComfyUI",
+        _FLUX_2_COMFYUI,
+        spelled_alike("flux.2",
+            *((prefix, "diffusers") for prefix in ("transformer.", "lycoris_", "lora_transformer_", ""))),
+        "comfy",
+        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
+        extras=COMFYUI_EXTRAS,
+        inside=(*_IN_BLOCKS, "x_embedder", "context_embedder", "proj_out", "norm_out."),
+    ),
+    Loader(
+        "diffusers",
+        _FLUX_2_PIPELINE,
+        spelled_alike("flux.2", ("transformer.", "diffusers")),
+        "diffusers",
+        pairs=OF_DIFFUSERS,
+        kinds=frozenset({"LoRA", "DoRA of PEFT"}),
+        header=True,
+        extras=frozenset({".lora_B.bias"}),
+        mixed_ranks=MIXED_RANKS,
+        strict=True,
+        converter=component_keys,
+    ),
+    Loader(
+        "diffusers",
+        _FLUX_2_PIPELINE,
+        spelled_alike("flux.2", *((prefix, naming) for prefix in ("diffusion_model.", PEFT_PREFIX)
+                                  for naming in ("original", "diffusers"))),
+        "diffusers",
+        pairs=frozenset({PEFT_PAIR}),
+        header=True,
+        mixed_ranks=MIXED_RANKS,
+        strict=True,
+        converter=flux2_original,
+        remark="LoKr files of ai-toolkit and SimpleTuner are read by converters of their own, which were not tried",
+    ),
+    Loader(
+        "diffusers",
+        _FLUX_2_PIPELINE,
+        spelled_alike("flux.2", ("lora_unet_", "original")),
+        "diffusers",
+        pairs=DOWN_UP,
+        mixed_ranks=MIXED_RANKS,
+        strict=True,
+        converter=flux2_kohya,
+    ),
+    Loader(
+        "musubi-tuner",
+        "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py (0bcd20e), networks/lora_flux_2.py (2a1eac8)",
+        spelled_alike("flux.2", ("lora_unet_", "original")),
         "kohya",
         pairs=DOWN_UP,
         needs_alpha=True,

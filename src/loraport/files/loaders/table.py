@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from loraport.files.loaders.facts import Facts
 from loraport.files.loaders.rows import spelled_alike
-from loraport.files.loaders.rows_flux import FLUX_1_LOADERS
+from loraport.files.loaders.rows_flux import FLUX_1_LOADERS, FLUX_2_LOADERS
 from loraport.files.loaders.rows_hunyuan import HUNYUAN_15_LOADERS, HUNYUAN_LOADERS
 from loraport.files.loaders.rows_images import IMAGE_LOADERS
 from loraport.files.loaders.rows_minimax_h3 import MINIMAX_H3_LOADERS
@@ -28,6 +28,7 @@ LOADERS: tuple[Loader, ...] = (
     *UNET_LOADERS,
     *IMAGE_LOADERS,
     *FLUX_1_LOADERS,
+    *FLUX_2_LOADERS,
     Loader(
         "PEFT",
         "huggingface/peft 0.21, PeftModel.from_pretrained, run on tiny models",

@@ -147,10 +147,10 @@ def notes_on_names(
     """Say what was left alone of a file, what was taken off its names for the tables, and what was guessed."""
     notes = []
     if rivals := rival_families([key for key in parsed if key.part in ("A", "B", *VARIANTS)], evidence):
-        taken, *others = rivals
+        *others, last = rivals
         notes.append(
-            f"its layers are called alike in {taken} and {' and '.join(others)}, and nothing in the file says which it "
-            f"is of; it is read as one of {taken}"
+            f"its layers are called alike in {', '.join(others)} and {last}, and nothing in the file says which it is "
+            f"of; it is read as one of {rivals[0]}"
         )
     if len(every) > len(parsed):
         names = ", ".join(lora_part_names(every))

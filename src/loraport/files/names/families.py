@@ -20,6 +20,7 @@ from loraport.files.names.tables.family import (
     halves_swapped,
 )
 from loraport.files.names.tables.flux import FLUX_1
+from loraport.files.names.tables.flux2 import FLUX_2
 from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
 from loraport.files.names.tables.krea2 import KREA_2
@@ -32,6 +33,7 @@ from loraport.files.names.tables.z_image import Z_IMAGE
 __all__ = [
     "FAMILIES",
     "FLUX_1",
+    "FLUX_2",
     "HUNYUAN",
     "HUNYUAN_15",
     "KREA_2",
@@ -57,5 +59,8 @@ __all__ = [
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
-    for family in (WAN, HUNYUAN_15, FLUX_1, HUNYUAN, SD15, SDXL, KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21, Z_IMAGE)
+    for family in (
+        *(WAN, HUNYUAN_15, FLUX_1, HUNYUAN, FLUX_2, SD15, SDXL),
+        *(KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21, Z_IMAGE),
+    )
 }
