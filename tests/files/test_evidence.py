@@ -85,9 +85,7 @@ def test_a_guess_is_said_and_the_updates_are_the_same(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", attention(3))
     lora = read_lora(path)
     (note,) = (note for note in lora.notes if "called alike" in note)
-    assert (
-        lora.dialect.family == "flux.1" and note.startswith("its layers are called alike in flux.1, hunyuanvideo")
-    )
+    assert lora.dialect.family == "flux.1" and note.startswith("its layers are called alike in flux.1, hunyuanvideo")
     assert note in convert(str(path), "comfy", str(tmp_path / "y.safetensors")).notes
     named = read_lora(write(tmp_path / "z.safetensors", attention(3), {"ss_base_model_version": "hunyuan_video"}))
     assert named.layers.keys() == lora.layers.keys()
