@@ -36,6 +36,7 @@ def test_what_the_registry_reads():
     project = facts["project"]
     assert re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([-_.][A-Za-z0-9]+)*", project["name"]) and len(project["name"]) < 100
     assert "comfyui" not in project["name"].lower() and re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert f'VERSION = "{loraport.__version__}"' in (FOLDER / "needs.py").read_text()
     assert project["version"] == loraport.__version__ and project["license"] == {"file": "LICENSE"}
     assert project["dependencies"] == [f"loraport[hub,gguf]=={loraport.__version__}"]
     assert (FOLDER / "requirements.txt").read_text().split() == project["dependencies"], "what ComfyUI-Manager installs"

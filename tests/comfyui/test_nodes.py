@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 from loraport.files.formats.safetensors_read import read_safetensors
 from tests import tiny
-from tests.comfyui.stand_in import InterruptProcessingException, ProgressBar
+from tests.comfyui.stand_in import PACKAGE, InterruptProcessingException, ProgressBar
 
 WAN = {"lora": "style.safetensors", "source": "wan.safetensors", "target": "fast.safetensors"}
 
@@ -206,6 +207,22 @@ def test_convert_and_inspect(comfy, tmp_path):
     for inputs in ({"format": "same"}, {"format": "kohya", "dtype": "int4"}):
         with pytest.raises(loraport.SettingsError):
             comfy.run("LoraportConvert", lora="style.safetensors", **inputs)
+
+
+def test_what_is_missing_is_said_when_comfyui_starts(comfy, monkeypatch):
+    needs = sys.modules[f"{PACKAGE}.needs"]
+    needs.check_loraport()
+    with monkeypatch.context() as change:
+        change.setattr(loraport, "__version__", "9.9.9")
+        with pytest.raises(ImportError, match=r"the installed loraport is 9\.9\.9: update both"):
+            needs.check_loraport()
+    with monkeypatch.context() as change:
+        change.setattr(needs, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="loraport is not installed for the Python that runs ComfyUI"):
+            needs.check_loraport()
+    monkeypatch.delattr(sys.modules["comfy_api.latest"], "io")
+    with pytest.raises(ImportError, match=r"need ComfyUI 0\.3\.48 or newer"):
+        needs.check_comfyui()
 
 
 def test_messages_name_inputs_and_not_options(comfy):
