@@ -44,13 +44,17 @@ class Wanted:
     cache: str | None
     separate: bool
     """Whether what is left of the LoRA and what is taken back of the drift are wanted apart."""
+    lora_part: str | None = None
+    """Which of several LoRAs in the file."""
 
     def digest(self, target: ModelTarget) -> str:
         """Return the same text for the same contents and settings; the source counts by its path, size and time."""
         source = [_state(path) for path in _files_of(self.source)]
         own = hashlib.sha256(self.lora.read_bytes()).hexdigest()
         facts = [loraport.__version__, own, self.source, source, target.digest]
-        return hashlib.sha256(json.dumps([*facts, self.method, self.rank, self.separate]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([*facts, self.method, self.rank, self.separate, self.lora_part]).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _made(wanted: Wanted, target: ModelTarget, progress: NodeProgress) -> Applie
     config, advice = _configured(wanted, target, progress)
     settings: dict[str, Any] = {
         "method": config.method, "rank": config.rank, "format": "comfy", "device": config.device,
-        "cache": config.cache, "advised": advice,
+        "cache": config.cache, "advised": advice, "lora_part": config.lora_part,
     }  # fmt: skip
     has_parts = config.recipe.method.parts is not None
     first = "adapter" if wanted.separate and has_parts else "whole"
@@ -113,7 +117,7 @@ def _configured(wanted: Wanted, target: ModelTarget, progress: NodeProgress) -> 
     method = "casa" if wanted.method == RECOMMEND else wanted.method
     config = TransferConfig(
         str(wanted.lora), wanted.source, target.place, "", method=method, rank=RankRule.parse(wanted.rank),
-        device=wanted.device, cache=wanted.cache, format="comfy",
+        device=wanted.device, cache=wanted.cache, format="comfy", lora_part=wanted.lora_part,
     )  # fmt: skip
     if wanted.method != RECOMMEND:
         return config, ""

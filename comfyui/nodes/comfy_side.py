@@ -16,8 +16,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from loraport import LoraportError
+
 from .places import Folders, choices_of
 from .progress import NodeProgress
+from .words import as_inputs
 
 _ROOM = 3 * 1024**3
 """Bytes of a card that a transfer of the largest layers takes: ComfyUI is asked to free them first."""
@@ -73,13 +76,16 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
-def with_plain_tensors(function: Callable[..., T]) -> Callable[..., T]:
-    """Return a node's function that runs outside of ComfyUI's inference mode."""
+def as_node(function: Callable[..., T]) -> Callable[..., T]:
+    """Return a node's function that runs outside of ComfyUI's inference mode, and whose messages name inputs."""
 
     @wraps(function)
     def run(*arguments: Any, **named: Any) -> T:
-        with _plain_tensors():
-            return function(*arguments, **named)
+        try:
+            with _plain_tensors():
+                return function(*arguments, **named)
+        except LoraportError as error:
+            raise type(error)(as_inputs(str(error))) from error
 
     return run
 

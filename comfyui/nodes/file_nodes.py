@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from .comfy_side import comfy_folders, node_progress, with_plain_tensors
+from .comfy_side import as_node, comfy_folders, node_progress
 from .inputs import (
     CATEGORY,
     ELSEWHERE_HELP,
@@ -18,6 +18,7 @@ from .inputs import (
     elsewhere_inputs,
     lora_input,
     lora_name_output,
+    lora_part_input,
     method_input,
     own_method_input,
     rank_input,
@@ -62,7 +63,7 @@ class TransferNode(io.ComfyNode):
                 Accelerators.Input(
                     "accelerators", optional=True, tooltip="LoRAs such as lightx2v's that are loaded with the target."
                 ),
-                *elsewhere_inputs("source", "target"), own_method_input(), device_input(),
+                *elsewhere_inputs("source", "target"), own_method_input(), device_input(), lora_part_input(),
             ],
             outputs=[lora_name_output(), io.String.Output("path", display_name="path"), report_output()],
         )  # fmt: skip
@@ -73,15 +74,17 @@ class TransferNode(io.ComfyNode):
         return states_of(lora, source, target)
 
     @classmethod
-    @with_plain_tensors
+    @as_node
     def execute(
         cls, lora: str, source: str, target: str, method: str, name: str, rank: str, format: str, dtype: str,
         existing: str, accelerators: Sequence[AcceleratorLora] | None = None, source_elsewhere: str = "",
-        target_elsewhere: str = "", own_method: str = "", device: str = "auto",
+        target_elsewhere: str = "", own_method: str = "", device: str = "auto", lora_part: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         """Transfer, and say what was done."""
         progress, folders = node_progress(), comfy_folders()
-        inputs = chosen_inputs(lora, source, source_elsewhere, target, target_elsewhere, accelerators, device)
+        inputs = chosen_inputs(
+            lora, source, source_elsewhere, target, target_elsewhere, accelerators, device, lora_part
+        )
         chosen = own_method.strip() or method
         choices_of(format, FORMAT_CHOICES, what="format")
         usual = usual_name(inputs.lora, inputs.target, accelerators or (), chosen)
@@ -115,6 +118,7 @@ class AcceleratorNode(io.ComfyNode):
         )
 
     @classmethod
+    @as_node
     def execute(
         cls, lora: str, strength: float, accelerators: Sequence[AcceleratorLora] | None = None
     ) -> io.NodeOutput:
@@ -139,7 +143,7 @@ class DiagnoseNode(io.ComfyNode):
                 lora_input(), source_input(), target_input(),
                 io.Boolean.Input("all_layers", default=False, tooltip="Look at all layers instead of a sample."),
                 Accelerators.Input("accelerators", optional=True),
-                *elsewhere_inputs("source", "target"), device_input(),
+                *elsewhere_inputs("source", "target"), device_input(), lora_part_input(),
             ],
             outputs=[
                 io.AnyType.Output("method", display_name="method", tooltip="For own_method of Transfer LoRA."),
@@ -153,14 +157,16 @@ class DiagnoseNode(io.ComfyNode):
         return states_of(lora, source, target)
 
     @classmethod
-    @with_plain_tensors
+    @as_node
     def execute(
         cls, lora: str, source: str, target: str, all_layers: bool,
         accelerators: Sequence[AcceleratorLora] | None = None, source_elsewhere: str = "", target_elsewhere: str = "",
-        device: str = "auto",
+        device: str = "auto", lora_part: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         """Look at the weights, and say what they speak for."""
-        inputs = chosen_inputs(lora, source, source_elsewhere, target, target_elsewhere, accelerators, device)
+        inputs = chosen_inputs(
+            lora, source, source_elsewhere, target, target_elsewhere, accelerators, device, lora_part
+        )
         method, text = diagnose_text(inputs, node_progress(), exact=all_layers)
         return io.NodeOutput(method, text, ui=ui.PreviewText(text))
 
@@ -201,7 +207,7 @@ class ConvertNode(io.ComfyNode):
         return states_of(lora)
 
     @classmethod
-    @with_plain_tensors
+    @as_node
     def execute(
         cls, lora: str, format: str, dtype: str, rank: str, name: str, source: str = NONE
     ) -> io.NodeOutput:  # fmt: skip
@@ -243,6 +249,7 @@ class InspectNode(io.ComfyNode):
         return states_of(file, file)
 
     @classmethod
+    @as_node
     def execute(cls, file: str, elsewhere: str = "") -> io.NodeOutput:
         """Look at the file."""
         folders = comfy_folders()

@@ -25,6 +25,9 @@ ELSEWHERE_HELP = (
 )
 _METHOD_HELP = "recommend looks at the weights first and takes what they speak for. direct is the LoRA as it is."
 _OWN_METHOD_HELP = "Instead of the choice above: a method with a number, such as undo:0.4."
+_PART_HELP = (
+    "Of a file with several LoRAs, such as one for each expert: which; the node names them. Empty: the only one."
+)
 _RANK_HELP = "auto, source, full, a whole number, or a share of the update's energy such as 0.95."
 NAME_HELP = "Name in the folder of LoRAs, may have folders: wan/style-fast. Empty: a name that says what it is."
 
@@ -60,6 +63,11 @@ def own_method_input() -> io.String.Input:
     return io.String.Input("own_method", default="", optional=True, tooltip=_OWN_METHOD_HELP)
 
 
+def lora_part_input() -> io.String.Input:
+    """Return the field for the one of several LoRAs in a file."""
+    return io.String.Input("lora_part", default="", optional=True, tooltip=_PART_HELP)
+
+
 def rank_input() -> io.String.Input:
     """Return the field for the rank."""
     return io.String.Input("rank", default="auto", tooltip=_RANK_HELP)
@@ -89,7 +97,7 @@ def lora_name_output() -> io.AnyType.Output:
 
 def chosen_inputs(
     lora: str, source: str, source_elsewhere: str, target: str, target_elsewhere: str,
-    accelerators: Sequence[AcceleratorLora] | None, device: str,
+    accelerators: Sequence[AcceleratorLora] | None, device: str, lora_part: str,
 ) -> Inputs:  # fmt: skip
     """Return what the choices mean. Raises InputError for what is no file of ComfyUI's folders."""
     folders = comfy_folders()
@@ -99,17 +107,18 @@ def chosen_inputs(
         target_place(folders, target, target_elsewhere, accelerators or ()),
         device_text(device),
         loraport.default_cache(),
+        lora_part.strip() or None,
     )
 
 
-def states_of(lora: str, *models: str) -> str:
-    """Return what changes when a chosen file does."""
+def states_of(lora: str | None, *models: str | None) -> str:
+    """Return what changes when a chosen file does; None is a choice that another node makes."""
     folders = comfy_folders()
     return file_state([_found(folders.lora, lora), *(_found(folders.model, one, what="model") for one in models)])
 
 
-def _found(find: Any, *words: str, **named: str) -> str | None:
+def _found(find: Any, choice: str | None, **named: str) -> str | None:
     try:
-        return str(find(*words, **named))
+        return None if choice is None else str(find(choice, **named))
     except InputError:  # said when the node is executed
         return None

@@ -52,12 +52,14 @@ class Inputs:
     target: str
     device: str
     cache: str | None
+    lora_part: str | None = None
+    """Which of several LoRAs in the file."""
 
     def config(self, output: Path, method: str, **settings: Any) -> TransferConfig:
         """Return the transfer by a method. Raises SettingsError for a method, a rank or a format that there is not."""
         return TransferConfig(
             str(self.lora), self.source, self.target, str(output), method=method, device=self.device, cache=self.cache,
-            **settings,
+            lora_part=self.lora_part, **settings,
         )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def diagnosed(inputs: Inputs, progress: NodeProgress, *, exact: bool = False) ->
     progress.make_room(inputs.device)
     return loraport.diagnose(
         str(inputs.lora), inputs.source, inputs.target, exact=exact, device=inputs.device, cache=inputs.cache,
-        progress=progress,
+        lora_part=inputs.lora_part, progress=progress,
     )  # fmt: skip
 
 

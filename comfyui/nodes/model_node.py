@@ -10,19 +10,20 @@ import loraport
 
 from .applied import Wanted, applied, unplaced
 from .comfy_side import (
+    as_node,
     comfy_folders,
     device_text,
     kept_folder,
     name_map,
     node_progress,
     patched,
-    with_plain_tensors,
 )
 from .inputs import (
     CATEGORY,
     device_input,
     elsewhere_inputs,
     lora_input,
+    lora_part_input,
     method_input,
     own_method_input,
     rank_input,
@@ -77,6 +78,7 @@ class ApplyTransferredNode(io.ComfyNode):
                 *elsewhere_inputs("source"),
                 own_method_input(),
                 device_input(),
+                lora_part_input(),
             ],
             outputs=[io.Model.Output("patched", display_name="MODEL"), report_output()],
         )
@@ -87,11 +89,11 @@ class ApplyTransferredNode(io.ComfyNode):
         return states_of(lora, source)
 
     @classmethod
-    @with_plain_tensors
+    @as_node
     def execute(
         cls, model: Any, lora: str, source: str, method: str, strength: float, adapter_strength: float,
         counter_drift_strength: float, rank: str, loaded_before: str = PART_OF_TARGET, target_weights: str = FROM_MODEL,
-        source_elsewhere: str = "", own_method: str = "", device: str = "auto",
+        source_elsewhere: str = "", own_method: str = "", device: str = "auto", lora_part: str = "",
     ) -> io.NodeOutput:  # fmt: skip
         """Transfer onto the MODEL's weights, and return a MODEL with the result."""
         progress, folders = node_progress(), comfy_folders()
@@ -99,6 +101,7 @@ class ApplyTransferredNode(io.ComfyNode):
         wanted = Wanted(
             folders.lora(lora), folders.model(source, source_elsewhere, what="source"), own_method.strip() or method,
             rank, device_text(device), loraport.default_cache(), adapter_strength != counter_drift_strength,
+            lora_part.strip() or None,
         )  # fmt: skip
         own = "" if target_weights == FROM_MODEL else folders.model(target_weights, what="target")
         target = target_of(model, with_patches=loaded_before == PART_OF_TARGET, instead=own)

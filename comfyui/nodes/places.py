@@ -52,6 +52,7 @@ class Folders:
         """
         if elsewhere.strip():
             return place_elsewhere(elsewhere.strip(), what=what)
+        choice = str(choice)  # from the server's API it may be anything
         start = CHECKPOINTS if choice.startswith(CHECKPOINTS) else ""
         name = choice.removeprefix(start)
         for kind in _KINDS[start]:
@@ -165,8 +166,8 @@ def _stat(path: str) -> tuple[str, int, int] | str:
     return path, found.st_size, found.st_mtime_ns
 
 
-def choices_of(wanted: str, known: Sequence[str] | Mapping[str, object], *, what: str) -> str:
+def choices_of(wanted: object, known: Sequence[str] | Mapping[str, object], *, what: str) -> str:
     """Return a choice that is known. Raises SettingsError: ComfyUI's server takes any text for a choice."""
-    if wanted not in known:
+    if not isinstance(wanted, str) or wanted not in known:
         raise SettingsError(f"{wanted!r} is no {what}; choose one of: {', '.join(known)}")
     return wanted

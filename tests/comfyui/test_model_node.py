@@ -166,6 +166,16 @@ def test_a_damaged_result_is_made_again(comfy, tmp_path):
     assert torch.equal(added(model, first), added(model, again))
 
 
+def test_weights_that_another_node_has_written_into_are_seen(comfy, tmp_path):
+    model = opened(tmp_path)
+    part = comfy.part("model_target")
+    before = part.target_of(model, with_patches=True).digest
+    assert part.target_of(model, with_patches=True).digest == before
+    with torch.inference_mode():
+        model.model.state[f"diffusion_model.{LAYER}.weight"] *= 1.01
+    assert part.target_of(model, with_patches=True).digest != before
+
+
 @pytest.mark.slow
 def test_recommend_looks_at_the_model(comfy, tmp_path):
     _, report = comfy.run("LoraportApply", model=opened(tmp_path), **WAN, method="recommend").args

@@ -106,6 +106,7 @@ def test_a_node_runs_again_when_a_file_has_changed(comfy, tmp_path):
     )
     assert node.fingerprint_inputs(**WAN, method="casa") != before
     assert node.fingerprint_inputs(**{**WAN, "lora": "no.safetensors"})
+    assert node.fingerprint_inputs(lora=None, source=None, target=None), "what other nodes choose is not known yet"
 
 
 def test_an_interrupted_transfer_goes_on_where_it_was(comfy, tmp_path):
@@ -131,6 +132,8 @@ WRONG = {
     "no such format": ({"format": "peft"}, "is no format"),
     "no such dtype": ({"dtype": "int4"}, "unknown dtype"),
     "no rank": ({"rank": "many"}, "rank 'many' is none of"),
+    "no text at all": ({"source": 3}, "'3' is no file"),
+    "a list for a format": ({"format": ["comfy"]}, "is no format"),
     "no such way": ({"existing": "perhaps"}, "is no way with files"),
     "no such device": ({"device": "tpu"}, "is no device"),
     "out of the folder": ({"name": "../../moved"}, "leads out of"),
@@ -191,6 +194,20 @@ def test_a_lora_of_another_model_is_refused_by_recommend_and_diagnosed(comfy, tm
     assert method == "" and report.startswith("Verdict: not this pair")
     with pytest.raises(loraport.InputError, match="choose a method by its name"):
         comfy.run("LoraportTransfer", **{**WAN, "lora": "strange.safetensors"}, method="recommend")
+
+
+def test_one_of_several_loras_in_a_file_is_chosen_by_its_name(comfy, tmp_path):
+    one = load_file(tmp_path / "models/loras/style.safetensors")
+    parts = ("transformer", "transformer_2")
+    two = {key.replace("diffusion_model", part): tensor.clone() for part in parts for key, tensor in one.items()}
+    save_file(two, tmp_path / "models/loras/two.safetensors")
+    named = {**WAN, "lora": "two.safetensors", "method": "direct"}
+    with pytest.raises(loraport.InputError, match="choose one with lora_part NAME"):
+        comfy.run("LoraportTransfer", **named)
+    comfy.run("LoraportTransfer", **named, lora_part="transformer_2")
+    assert (
+        "fits: " in comfy.run("LoraportDiagnose", **{**WAN, "lora": "two.safetensors"}, lora_part="transformer").args[1]
+    )
 
 
 def test_convert_and_inspect(comfy, tmp_path):
