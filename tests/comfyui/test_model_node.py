@@ -103,7 +103,9 @@ def test_two_loras_before_add_up_with_differences_and_biases(comfy, tmp_path):
         2.0,
     )
     target = comfy.part("model_target").target_of(model, with_patches=True)
-    tensors = target.place.accelerator.tensors
+    ((beside, strength),) = target.place.beside
+    tensors = beside.tensors
+    assert strength == 1.0
     assert close(
         tensors[f"diffusion_model.{LAYER}.diff"],
         model.weight(f"{LAYER}.weight") - opened(tmp_path, "wan").weight(f"{LAYER}.weight"),
