@@ -14,7 +14,7 @@ SITE = if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then OMP_
 	--fail-on-warning --keep-going --fresh-env --quiet docs build/docs; \
 	else echo "The site needs Python 3.11 or newer and was not built." >&2; fi
 
-.PHONY: help setup demo hero quick test fuzz comfyui check format lint types docs docs-check family bench clean
+.PHONY: help setup demo hero picture quick test fuzz comfyui check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -37,6 +37,9 @@ demo: setup  ## Transfer a LoRA inside the embedded family and write a page: dem
 hero: demo  ## The demo's pictures into the README and the documentation
 	@cp demo/hero.png docs/_static/demo.png
 	@cp demo/hero.webp docs/_static/demo.webp
+
+picture: setup  ## The web page's picture into the documentation
+	@HF_HUB_OFFLINE=1 $(PY) -m tests.app.picture docs/_static/web-page.png
 
 quick: setup  ## The tests that take a moment each: what one runs while editing
 	@$(TEST) -m "not slow"

@@ -31,6 +31,7 @@ TUTORIAL = "first-transfer.md"
 PARSED = {
     "loraport demo": "samples for minutes; tests of the demo run it on fewer clips",
     "loraport lab run": "samples for an hour; tests of the lab run one cell",
+    "loraport app": "serves until it is stopped; its own tests serve it and use it",
     "loraport push style-fast.safetensors you/style-fast --compare": "wants clips of this file, which its tests make",
 }
 """Commands that are only parsed, to the last option and value, by their first words, with the reason."""

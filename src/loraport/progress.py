@@ -8,6 +8,9 @@ from typing import Protocol
 
 from loraport.errors import SettingsError
 
+ASKED_FOR_LINES = "LORAPORT_PROGRESS"
+"""The variable of the environment by which a program that starts the command line asks for reports as JSON Lines."""
+
 
 class Progress(Protocol):
     """Receives reports of a run as it goes: steps, shares of a step, and notes.

@@ -25,6 +25,7 @@ from loraport.cli.commands import (
     score,
     transfer,
 )
+from loraport.cli.commands import app as web_page
 from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
 from loraport.errors import LoraportError
@@ -41,6 +42,7 @@ class Program(GroupedCommands):
         "Judge by sampling": ("compare", "evaluate", "choose", "score", "calibrate"),
         "Look into the weights": ("analyze", "probe"),
         "Files and models": ("convert", "merge", "presets", "cache", "push"),
+        "In a browser": ("app",),
         "Embedded family (package loraport-lab)": ("demo", "lab"),
     }
 
@@ -56,7 +58,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (transfer, batch, diagnose, compare, choose, score, evaluate, analyze, files, push):
+for group in (transfer, batch, diagnose, compare, choose, score, evaluate, analyze, files, push, web_page):
     app.add_typer(group.app)
 app.add_typer(probe.app, name="probe")
 app.add_typer(cache.app, name="cache")

@@ -283,10 +283,12 @@ class MessageOptions:
     ] = False
 
     def terminal(self) -> Terminal:
-        """Return what shows progress and messages."""
+        """Return what shows progress and messages, or tells them to the program that asked for it."""
+        from loraport.cli.options.told_lines import ToldLines, is_asked_for
         from loraport.console import Terminal
 
-        return Terminal(quiet=self.quiet, verbose=self.verbose)
+        shown = ToldLines if is_asked_for() else Terminal
+        return shown(quiet=self.quiet, verbose=self.verbose)
 
 
 def transfer_config(

@@ -1,0 +1,1 @@
+"""The web page: choose a LoRA and two models, diagnose, transfer, compare; in a browser, as an API, over MCP."""
