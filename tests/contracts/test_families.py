@@ -338,5 +338,5 @@ def test_fused_modules_that_are_not_three_times_the_rank_would_be_seen(tmp_path:
 def test_every_row_of_the_table_is_a_program_here_or_run_for_real() -> None:
     others = {(family, row.name) for row in TABLE for family in row.spellings if family != "wan"}
     real: set[Any] = {(family, loader) for family in NAMES for loader in ("diffusers", "PEFT")}
-    h3 = {("minimax-h3", loader) for loader in ("ComfyUI", "diffusers", "PEFT")}  # in test_minimax_h3
+    h3 = {("minimax-h3", loader) for loader in ("ComfyUI", "diffusers", "PEFT", "Wan2GP")}  # in test_minimax_h3
     assert others == {*PROGRAMS} | real | h3 | {("hunyuanvideo-1.5", "generate.py")}

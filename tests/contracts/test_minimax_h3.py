@@ -13,7 +13,7 @@ from loraport.conversion import convert
 from loraport.files.loaders.facts import facts_of
 from loraport.files.loaders.table import verdicts
 from loraport.files.lora.read import read_lora
-from tests.contracts.loaders import Applied, comfyui
+from tests.contracts.loaders import Applied, RefusedError, comfyui, wan2gp
 from tests.families import fused_by_diffusers, minimax_h3
 
 H3 = {
@@ -47,6 +47,36 @@ def comfyui_h3(tensors: dict[str, Tensor]) -> Applied:
     """ComfyUI's MiniMaxH3: as for any model, and the bare names. comfy/lora.py (17358c8), `model_lora_keys_unet`."""
     return comfyui(H3, tensors, lambda module: (f"diffusion_model.{module}", f"lora_unet_{module.replace('.', '_')}",
                                                 module))  # fmt: skip
+
+
+def wan2gp_h3(tensors: dict[str, Tensor]) -> Applied:
+    """Wan2GP: diffusers' names without a prefix and kohya's are respelled, then all keys are known or none is taken.
+
+    models/minimax_h3/transformer.py (2026-08-21) `preprocess_loras`: of kohya's names `blocks_`, `_attn_` and `_mlp_`
+    get their dots and no other part; of diffusers' the halves of the inner layer change places in B, and q, k and v
+    are joined. Then mmgp, as for Wan.
+    """
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("lora_unet_"):
+            module, _, ending = key.removeprefix("lora_unet_").partition(".")
+            module = module.replace("blocks_", "blocks.", 1).replace("_attn_", ".attn.").replace("_mlp_", ".mlp.")
+            key = f"{module}.{ending}"
+        named[key] = tensor
+    if any(key.startswith(("transformer_blocks.", "token_refiner.refiner_blocks.")) for key in named):
+        named = from_diffusers(named)
+    return wan2gp(H3, named)
+
+
+def from_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA in diffusers' names under the original ones; q, k and v are joined, at three times the rank."""
+    out = {}
+    for module, parts in PARTS.items():
+        pairs = [(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in parts]
+        B = torch.block_diag(*(up for _, up in pairs))
+        out[f"{module}.lora_A.weight"] = torch.cat([down for down, _ in pairs])
+        out[f"{module}.lora_B.weight"] = torch.cat(B.chunk(2)[::-1]) if module.endswith("fc1") else B
+    return out
 
 
 def by_head(rows: Tensor) -> Tensor:
@@ -103,10 +133,29 @@ def test_the_verdicts_are_what_happens_and_converting_mends_them(who: str, tmp_p
     assert said["ComfyUI"] == ("yes" if close(in_comfyui.added, deltas) else "partly")
     assert (said["ComfyUI"] == "yes") == (who != "DiffSynth")
     assert said["diffusers"] == "yes" and close(moved_by_diffusers(path), deltas)
+    assert said["Wan2GP"] == ("yes" if who in ("ai-toolkit", "larryvrh") else "no")
     for format in ("comfy", "kohya"):
         convert(str(path), format, str(out), dtype="fp32")
         assert close(comfyui_h3(load_file(out)).added, deltas), format
         assert close(moved_by_diffusers(out), deltas), format
+        if format == "comfy":
+            assert close(wan2gp_h3(load_file(out)).added, deltas)
+        else:
+            with pytest.raises(RefusedError, match="unexpected module keys"):
+                wan2gp_h3(load_file(out))
+
+
+def test_wan2gp_takes_diffusers_names_without_a_prefix_alone(tmp_path: Path) -> None:
+    path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    deltas = write("larryvrh", path)
+    convert(str(path), "diffusers", str(out), dtype="fp32")
+    said = {one.loader: one.takes for one in verdicts(facts_of(read_lora(out)))}  # type: ignore[arg-type]
+    assert said["Wan2GP"] == "no" and said["diffusers"] == "yes"
+    with pytest.raises(RefusedError):
+        wan2gp_h3(load_file(out))
+    save_file({key.removeprefix("transformer."): value for key, value in load_file(out).items()}, path)
+    said = {one.loader: one.takes for one in verdicts(facts_of(read_lora(path)))}  # type: ignore[arg-type]
+    assert said["Wan2GP"] == "yes" and close(wan2gp_h3(load_file(path)).added, deltas)
 
 
 @pytest.mark.parametrize("who", ["larryvrh", "DiffSynth"])

@@ -23,7 +23,7 @@ from loraport.files.names.clip import encoder_of
 from loraport.files.names.dialects import WHOLE, LoraKey
 from loraport.files.names.families import Family, flattened
 from loraport.files.names.lookup import find_start
-from loraport.files.names.tables.minimax_h3 import FOLDED
+from loraport.files.names.tables.minimax_h3 import FOLDED, MODULATION
 from loraport.spectral.low_rank import LowRank
 
 PARAMETERS = {
@@ -187,7 +187,11 @@ def _check_most(lora: Lora, misfits: Sequence[tuple[str, str]], merged: Collecti
 def misfit_reason(shape: tuple[int, ...], model: Shapes, name: str) -> str:
     """Return the sentence that a tensor's shape is not that of the parameter that it is added to."""
     sizes = [" × ".join(map(str, one)) for one in (shape, model.shape(name))]
-    return f"it is {sizes[0]}, the {name} of {model.where} {sizes[1]}"
+    told = f"it is {sizes[0]}, the {name} of {model.where} {sizes[1]}"
+    if name.endswith(MODULATION) and shape[:1] == model.shape(name)[:1]:
+        told += ", which stores its modulation in another form: loraport convert --source the model that the LoRA was "
+        told += f"made for --target {model.where} carries it over"
+    return told
 
 
 def no_fit_message(lora: Lora, where: str, layers: Sequence[str], family: Family | None) -> str:

@@ -196,7 +196,7 @@ def lora_contents(
     if format == "kohya":
         spelled = with_missing_layers(spelled)
     rank = max((update.rank for update in spelled.values()), default=0)
-    if uniform_rank:
+    if uniform_rank and not (dialect.family and FAMILIES[dialect.family].mixed_ranks):
         spelled = {layer: update.padded(rank) for layer, update in spelled.items()}
     modules = join_layers(spelled, dialect)
     tensors: dict[str, Tensor] = {}

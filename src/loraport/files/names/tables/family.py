@@ -160,6 +160,8 @@ class Family:
     """(naming, canonical name, rows) of modules that take the place of a naming's own: read, never written."""
     kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(ending of a canonical name, kernel) of the convolutions; every other layer is linear."""
+    mixed_ranks: bool = False
+    """Whether all of its loaders scale layers of different ranks rightly, so that none is padded."""
     header_alpha: bool = False
     """Whether its loaders take a number `alpha` in a file's header for all layers, where no tensor is an alpha."""
     apart: Mapping[str, str] = field(default_factory=dict)

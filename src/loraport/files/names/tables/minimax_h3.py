@@ -68,6 +68,8 @@ TABLE, BASIS, MEAN = "time_embedder.table", "adaln_basis", "adaln_mean"
 "[in]."""
 REDUCED = "adaln_basis.weight"
 """What a model of reduced rank has beside its time embedder: [rank, in]."""
+MODULATION = ".adaln_proj.linear.weight"
+"""The ending of a weight that sees the time alone; `norm_out.linear.weight` is another, named as in other families."""
 FOLDED = (".linear.bias", ".folded_bias")
 """The ending of a modulation's bias, and what it is called in pruned models that keep their basis."""
 _PARAMETERS: tuple[Row, ...] = (
@@ -151,6 +153,7 @@ MINIMAX_H3 = Family(
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe="transformer_blocks.{}.attn.to_q",
     sizes={(5376, 50): "MiniMax-H3"},
+    mixed_ranks=True,
     header_alpha=True,
     depths={5376: {"transformer_blocks": 50}},
     marks=r"minimax[-_. ]?h3",
