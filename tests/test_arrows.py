@@ -142,7 +142,7 @@ ALLOWED: dict[str, set[str]] = {
         *("files", "sampling.choice", "diagnosis", "diffusers"),
     },
     "batches": {
-        *("methods", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
+        *("methods", "files", "files.disk", "files.adapters", "files.formats", "files.models", "files.lora", "inputs"),
         *("transfers", "diagnosis", "diagnosis.rule"),
     },
     "workers": {

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from loraport.errors import InputError, LoraportError, MismatchError, OutputError, SettingsError
+from loraport.files.accelerator_names import file_of
+from loraport.files.lora.read import read_lora
 from loraport.files.models.checkpoint import open_checkpoint
 from loraport.files.strength import split_strength
 from loraport.inputs.accelerator import AcceleratedModel, open_target
@@ -290,3 +292,24 @@ def test_an_empty_folder_is_filled(family, tmp_path):
     (tmp_path / "out").mkdir()
     merge(family.target, [family.lora], str(tmp_path / "out"))
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_accelerators_by_name_stand_for_their_files(tmp_path, monkeypatch):
+    """A stack of two at its own strengths; `inspect` takes the name of a single one."""
+    from loraport.files.presets.table import ACCELERATORS
+
+    stack = [place for place, _ in ACCELERATORS["longlive-plug-wan2.1-t2v-14b"].files]
+    state = tiny.tiny_state()
+    files = {
+        place: tiny.write_lora(tmp_path / f"{seed}.safetensors", tiny.lora_factors(state, seed))
+        for seed, place in enumerate(stack)
+    }
+    monkeypatch.setattr("loraport.merging.read_lora", lambda place, **more: read_lora(files.get(place, place), **more))
+    model = str(tiny.write_original(tmp_path / "model.safetensors", state))
+    merge(model, "longlive-plug-wan2.1-t2v-14b", str(tmp_path / "a.safetensors"))
+    merge(model, [str(files[stack[0]]), f"{files[stack[1]]}*0.5"], str(tmp_path / "b.safetensors"))
+    named, given = (load_file(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert all(torch.equal(named[key], tensor) for key, tensor in given.items())
+    assert file_of("dmd2-lora-sdxl") == ACCELERATORS["dmd2-lora-sdxl"].files[0][0] and file_of("x") == "x"
+    with pytest.raises(SettingsError, match="is several files; name one"):
+        file_of("longlive-plug-wan2.1-t2v-14b")

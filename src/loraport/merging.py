@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loraport.errors import InputError, SettingsError
+from loraport.files.accelerator_names import files_of
 from loraport.files.additions import Addition, Additions, additions
 from loraport.files.formats.safetensors_read import read_safetensors
 from loraport.files.formats.safetensors_write import OWN_PREFIX
@@ -88,6 +89,8 @@ def merge(
 ) -> Merge:
     """Add LoRAs (`LORA` or `LORA*STRENGTH`) to a model: sums in float32, rounded once, one tensor in memory at a time.
 
+    LORA may also be an accelerator's name from `loraport presets`, which has a strength of its own.
+
     A path is a text or a `Path`; one LoRA may stand without a list. The model keeps its names, dtypes and shards.
 
     `qkv`: how the rows of fused q, k and v lie where names do not tell: `interleaved`, `lora=stacked`, `model=stacked`.
@@ -99,6 +102,7 @@ def merge(
     places = [os.fspath(one) for one in ((loras,) if isinstance(loras, str | os.PathLike) else loras)]
     if not places:
         raise SettingsError("there is no LoRA to merge; give at least one")
+    places = [file for text in places for file in files_of(text, os.fspath(model_place))]
     model_place, output = os.fspath(model_place), os.path.expanduser(os.fspath(output))
     asked = parse_layouts(qkv, ("lora", "model"))
     model = with_encoders(assumed_layout(open_model(model_place, part=part), asked.get("model"), "model"))

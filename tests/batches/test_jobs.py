@@ -14,6 +14,7 @@ from loraport.batches.jobs import Request, plan_jobs
 from loraport.batches.manifest import read_manifest
 from loraport.batches.names import NameTemplate, same_place
 from loraport.errors import InputError, OutputError, SettingsError
+from loraport.files.presets.table import ACCELERATORS
 from loraport.inputs.config import TransferConfig
 from tests import tiny
 
@@ -263,3 +264,15 @@ def test_events_that_find_no_room_are_said_once_and_the_work_goes_on():
 def test_planning_needs_no_model(tree, request_, monkeypatch):
     monkeypatch.setattr(planning, "find_loras", lambda words, **_: tuple(FoundLora(word, word) for word in words))
     assert len(plan_jobs(["a", "b"], request_).jobs) == 2
+
+
+def test_a_manifest_names_accelerators_by_their_kind(tree, request_):
+    """Which file that is depends on the row's own source."""
+    models = ("wan2.1-t2v-14b", "wan2.2-ti2v-5b")
+    rows = [{"lora": "../loras/noir.safetensors", "source": model, "target": "source+longlive-plug", "output": model}
+            for model in models]  # fmt: skip
+    made = plan_jobs([manifest(*rows, name="lists/jobs.jsonl")], request_)
+    assert not made.refused
+    for one, model in zip(made.jobs, models, strict=True):
+        files = [f"{place}*{strength:g}" for place, strength in ACCELERATORS[f"longlive-plug-{model}"].files]
+        assert one.target == "+".join(["source", *files])

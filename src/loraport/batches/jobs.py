@@ -13,6 +13,7 @@ from loraport.batches.names import NameTemplate, same_place
 from loraport.diagnosis.recommend import recommended
 from loraport.diagnosis.rule.advice import is_recommended
 from loraport.errors import LoraportError, SettingsError, unknown_name
+from loraport.files.accelerator_names import fitted
 from loraport.files.disk.user_paths import expand_home
 from loraport.inputs.batch import becomes_folder, in_parts
 from loraport.inputs.config import RankRule, TransferConfig, chosen_format, chosen_output
@@ -82,6 +83,8 @@ def _with_row(request: Request, row: ManifestRow) -> Request:
     """Return the request with what a row of a manifest says. Raises SettingsError for values out of range."""
     values = dict(row.fields)
     folder = Path(row.where.rpartition(":")[0])
+    if "target" in values:
+        values["target"] = fitted(values["target"], values.get("source", request.template.source))
     for name in ("source", "target"):
         if name in values:
             values[name] = placed(values[name], folder_of(str(folder)))

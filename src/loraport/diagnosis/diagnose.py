@@ -18,6 +18,7 @@ from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, Advice, advise
 from loraport.diagnosis.rule.traits import Traits, traits_of
 from loraport.errors import MismatchError
 from loraport.estimates.estimate import estimate
+from loraport.files.accelerator_names import fitted
 from loraport.files.inspect import looks_like_lora
 from loraport.files.lora.read import read_lora
 from loraport.inputs.accelerator import AcceleratedModel, split_target
@@ -63,6 +64,7 @@ def diagnose(
     Raises InputError for files that cannot be read.
     """
     words = [os.fspath(place) for place in (lora, source, target)]
+    words[2] = fitted(words[2], words[1])
     place, model, distilled = (known_place(word) for word in words)
     config = TransferConfig(
         place, model, distilled, "diagnosis.safetensors", device=device, cache=cache, source_part=source_part,

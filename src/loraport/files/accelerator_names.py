@@ -8,6 +8,7 @@ from loraport.errors import SettingsError
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.presets.pairs import named_accelerator
 from loraport.files.presets.preset import AcceleratorPreset
+from loraport.files.presets.table import ACCELERATORS
 from loraport.files.strength import split_strength
 
 
@@ -34,6 +35,19 @@ def files_of(text: str, model: str) -> tuple[str, ...]:
             f"itself with its strength: {'+'.join(f'{where}*{strength:g}' for where, strength in preset.files)}"
         )
     return (f"{preset.files[0][0]}*{typed:g}",)
+
+
+def file_of(text: str) -> str:
+    """Return the file that the name of a single accelerator means; any other text as it is.
+
+    Raises SettingsError for a name that means several.
+    """
+    preset = ACCELERATORS.get(text)
+    if preset is None or expand_home(text).exists():
+        return text
+    if len(preset.files) > 1:
+        raise SettingsError(f"{text} is several files; name one: {', '.join(place for place, _ in preset.files)}")
+    return preset.files[0][0]
 
 
 def is_named(text: str) -> bool:

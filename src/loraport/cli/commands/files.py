@@ -111,7 +111,9 @@ def merge(
     loras: Annotated[
         list[str],
         typer.Argument(
-            metavar="LORA...", help="LoRAs of this model; 'LORA*0.8' (quoted) sets a strength.", rich_help_panel=FILES
+            metavar="LORA...",
+            rich_help_panel=FILES,
+            help="LoRAs of this model, or accelerators from `loraport presets`; 'LORA*0.8' (quoted) sets a strength.",
         ),
     ],
     output: Annotated[
@@ -131,8 +133,10 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Bake LoRAs into a checkpoint: same names, dtypes, shards and index, for inference code that loads no LoRA."""
+    from loraport.files.accelerator_names import files_of
     from loraport.files.strength import split_strength
 
+    loras = [file for text in loras for file in files_of(text, model)]
     model, adapters = known_place(model), [split_strength(text)[0] for text in loras]
     loras = [text.replace(name, known_place(name), 1) for text, name in zip(loras, adapters, strict=True)]
     refuse_unreadable(map(known_place, adapters), [model])
@@ -165,11 +169,12 @@ def inspect(
 ) -> None:
     """Say what a file is: family, dialect, layers, ranks, where its alpha was found, and which loaders take it."""
     from loraport import console
+    from loraport.files.accelerator_names import file_of
     from loraport.files.inspect import describe, summary_lines
     from loraport.files.models.presets import location
 
     with messages.terminal() as terminal:
-        facts = describe(location(known_place(place)), part=part, lora_part=lora_part, each=terminal.detail)
+        facts = describe(location(known_place(file_of(place))), part=part, lora_part=lora_part, each=terminal.detail)
     console.print_facts(facts if messages.json else summary_lines(facts), json=messages.json)
 
 
