@@ -14,7 +14,7 @@ SITE = if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then OMP_
 	--fail-on-warning --keep-going --fresh-env --quiet docs build/docs; \
 	else echo "The site needs Python 3.11 or newer and was not built." >&2; fi
 
-.PHONY: help setup demo hero picture quick test fuzz comfyui check format lint types docs docs-check family bench clean
+.PHONY: help setup demo hero picture quick test test-ray fuzz comfyui check format lint types docs docs-check family bench clean
 .DEFAULT_GOAL := help
 
 help:  ## This list
@@ -46,6 +46,10 @@ quick: setup  ## The tests that take a moment each: what one runs while editing
 
 test: setup  ## The whole test suite
 	@$(TEST)
+
+test-ray: setup  ## The cards of a real Ray cluster, a machine of which is removed; puts Ray into .venv first
+	@$(PIP) install --quiet --progress-bar off --editable ".[ray]" --constraint constraints.txt
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 0 tests/workers/test_on_ray.py
 
 fuzz: setup  ## Attack every reader and the command line, kill every writer and workers; by hand make fuzz CASES=10000 KILLS=500 WORKER_KILLS=100 SEED=7
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -W ignore -m tests.fuzz --cases $(or $(CASES),150) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)

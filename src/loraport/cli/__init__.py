@@ -28,7 +28,7 @@ from loraport.cli.commands import (
 from loraport.cli.commands import app as web_page
 from loraport.cli.options.help import GroupedCommands
 from loraport.cli.stopping import Stopped, in_one_sentence, listening
-from loraport.errors import LoraportError
+from loraport.errors import TO_FETCH, LoraportError, MissingError
 from loraport.layout import styled, width_of, wrapped
 from loraport.printable import printable, protect, raw_stream
 
@@ -79,7 +79,8 @@ def version_option(
 
 
 def main() -> NoReturn:
-    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost.
+    """Run the command line: exit 0 done, 1 our failure, 2 the user's input, 3 done but something was lost, 4 something
+    has to be fetched first.
 
     Stopped by a signal, it leaves with 128 and the signal's number: 130 after Ctrl-C, 143 after a plain kill.
     """
@@ -92,7 +93,7 @@ def main() -> NoReturn:
         with listening():
             app()
     except LoraportError as error:
-        leave(2, str(error))
+        leave(TO_FETCH if isinstance(error, MissingError) else 2, str(error))
     except OSError as error:  # the system refuses: no permission, no such drive, too many open files
         leave(2, in_one_sentence(error))
     except Stopped as stopped:

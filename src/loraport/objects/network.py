@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from loraport.objects.object_names import OURS
@@ -14,6 +14,9 @@ _WHOLE = {"s3", "s3a", "gs", "gcs", "hf", "memory", "az", "abfs", "abfss"}
 """Stores of objects, where nobody sees an object before all of it is there; in other file systems it is moved."""
 _CONDITIONAL = {"s3", "s3a", "gs", "gcs"}
 """Stores of which the client can ask for a write on condition; whether this one keeps to it is tried."""
+
+_one_at_a_time = threading.Lock()
+"""For creating in the memory of this process, where no other process can come between."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,6 @@ class FsspecFolder:
     root: str
     """The place of the objects in the file system's own words, such as `bucket/run`."""
     url: str
-    _one: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def creates_atomically(self) -> bool:
         """Return whether a second write of the same object is refused when that was asked for; tries it."""
@@ -79,7 +81,7 @@ class FsspecFolder:
                     return False
                 raise
             return True
-        with self._one:
+        with _one_at_a_time:
             if self.system.exists(self._path(name)):
                 return False
             self.write(name, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -72,6 +73,15 @@ class CrewOptions:
             "the same options; whoever is last gathers the results.",
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let the cards of a Ray cluster do the work (extra `ray`), an actor each: `local` for one of this "
+            "machine, `auto` for the one that it belongs to, or HOST:PORT. Models have to be at the same place on all "
+            "of its machines.",
+        ),
+    ] = None
     threads: Annotated[
         int,
         typer.Option(
@@ -90,8 +100,10 @@ class CrewOptions:
         from loraport.workers.local.batch import Crew
         from loraport.workers.share import Share
 
+        if self.ray is not None and (self.workers is not None or self.shard is not None):
+            raise SettingsError("--ray has a worker on every card of its cluster; leave out --workers and --shard")
         share = None if self.shard is None else Share.parse(self.shard)
-        return Crew(self.workers, share, run.device, run.folder)
+        return Crew(self.workers, share, run.device, run.folder, ray=self.ray)
 
 
 @app.command(
@@ -162,14 +174,17 @@ def _run(
     from loraport.batches.events import EventLog
     from loraport.workers.local.batch import run_batch
     from loraport.workers.machine import Machine
+    from loraport.workers.on_ray.cluster import open_cluster
     from loraport.workers.plan import make_plan_of_run
 
-    plan = make_plan_of_run(jobs, root, Machine.here(run.device, crew.threads))
+    own = crew.crew(run)
     log = EventLog(many.events, inputs)
     try:
-        with messages.terminal() as terminal:
+        with messages.terminal() as terminal, nullcontext() if own.ray is None else open_cluster(own.ray) as cluster:
+            machine = Machine if cluster is None else cluster
+            plan = make_plan_of_run(jobs, root, machine.here(run.device, crew.threads))
             done, over = run_batch(
-                store, plan, crew.crew(run), keep_going=many.keep_going, overwrite=overwrite, fresh=crew.fresh,
+                store, plan, own, keep_going=many.keep_going, overwrite=overwrite, fresh=crew.fresh,
                 events=log, progress=terminal,
             )  # fmt: skip
             if not over:

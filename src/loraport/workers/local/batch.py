@@ -20,6 +20,7 @@ from loraport.workers.begin import BegunRun, begin_run
 from loraport.workers.local.process import Orders
 from loraport.workers.local.processes import run_workers
 from loraport.workers.models import OpenModels
+from loraport.workers.on_ray.run import run_on_ray
 from loraport.workers.plan import RunPlan
 from loraport.workers.records import Records
 from loraport.workers.share import Share
@@ -48,6 +49,8 @@ class Crew:
     cache: str | None = None
     beat: float = 15.0
     patience: float = 75.0
+    ray: str | None = None
+    """The address of a Ray cluster whose cards do the work instead; `local` for one of this machine."""
 
     def orders(self, store: ObjectStore, run: str, threads: int) -> list[Orders]:
         """Return what each of them is told. Raises SettingsError for too few of them."""
@@ -102,7 +105,10 @@ def run_batch(
     if over := len(records.ended(plan)) == len(plan.jobs):
         close_run(store, plan)
     else:
-        over = run_workers(crew.orders(store, plan.id, plan.machine.threads), listener.hear)
+        if crew.ray is not None:
+            over = run_on_ray(store, plan, address=crew.ray, hear=listener.hear, device=crew.device, cache=crew.cache)
+        else:
+            over = run_workers(crew.orders(store, plan.id, plan.machine.threads), listener.hear)
         if over:
             close_run(store, plan)
     rows = [listener.timed(row) for row in rows_of(store, begun.plan, begun.already)]
@@ -148,6 +154,11 @@ class Listener:
                 self._tell("failed", facts, reason=facts["reason"], tries=facts["tries"])
         elif event == "retried":
             self._tell("retried", facts, layer=facts["layer"], reason=facts["reason"], tries=facts["tries"])
+        elif event == "died" and "reason" in facts:
+            self.progress.note(f"worker {facts['worker']}: {facts['reason']}")
+            self._tell("died", facts, reason=facts["reason"])
+        elif event == "note":
+            self.progress.note(facts["text"])
         elif event == "died":
             self.progress.note(
                 f"worker {facts['worker']} died (exit {facts['code']}) and is started again; others take its layers"
