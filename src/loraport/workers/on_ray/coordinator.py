@@ -127,13 +127,13 @@ class ClusterRun:
     # layers and calls
 
     def _give(self, wave: OpenWave) -> None:
-        """Give all layers of a wave's models to cards, as far as they have none."""
+        """Give the layers of a wave's LoRAs to cards, as far as they have none."""
         first = next(iter(wave.jobs.values()), None)
         if first is None:
             return
         target, recipe = first.inputs.target, first.inputs.config.recipe
         device = CARD if self.plan.machine.device.startswith("cuda") else PROCESSOR
-        shapes = {name: target.shape(f"{name}.weight") for name in {*target.layers, *wave.names}}
+        shapes = {name: target.shape(f"{name}.weight") for name in wave.names}
         sides = {name: (max(flat), min(flat)) for name, shape in shapes.items() if (flat := _flat(shape))}
         costs = {name: layer_seconds(shape, recipe, device) for name, shape in sides.items()}
         self.owners.give(
