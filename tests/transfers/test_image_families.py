@@ -90,3 +90,13 @@ def test_models_with_nothing_but_common_names_are_not_kept_apart(tmp_path: Path)
     assert open_checkpoint(tmp_path / "cut.safetensors").family is not TABLES["qwen-image-2.1"]
     ready = prepare(config(tmp_path, target=tmp_path / "cut.safetensors"))
     assert {job.name for job in ready.plan.of("transfer")} == {name.removesuffix(".weight") for name in attention}
+
+
+def test_a_lora_of_another_family_is_told_so(tmp_path: Path) -> None:
+    """Attention is called alike in Krea 2 and Qwen-Image: the shapes do not fit, and the reason is the family."""
+    for name in ("krea2", "qwen-image"):
+        (tmp_path / name).mkdir()
+        pair(name, tmp_path / name)
+    (tmp_path / "qwen-image" / "lora.safetensors").write_bytes((tmp_path / "krea2" / "lora.safetensors").read_bytes())
+    with pytest.raises(MismatchError, match=r"made for krea2, and .*base\.safetensors is qwen-image: give"):
+        prepare(config(tmp_path / "qwen-image"))

@@ -137,8 +137,16 @@ def _check_most(jobs: Sequence[LayerJob], lora: Lora, source: Checkpoint, target
     if misfits and 2 * len({name for name, _ in misfits}) >= len(in_target):
         name, wrong = misfits[0]
         raise MismatchError(
-            f"layer {name}: {wrong}; this LoRA was made for another model (size): give the models that it belongs to"
+            f"layer {name}: {wrong}; this LoRA was made for {_other_model(lora, source)}: give the models that it "
+            "belongs to"
         )
+
+
+def _other_model(lora: Lora, source: Checkpoint) -> str:
+    """Return for what a LoRA was made that does not fit, for people."""
+    if lora.dialect.family is None or source.family is None or lora.dialect.family == source.family.name:
+        return "another model (size)"
+    return f"{lora.dialect.family}, and {source.where} is {source.family.name}"
 
 
 def _check_patterns(lora: Lora, patterns: Sequence[str]) -> None:

@@ -49,6 +49,7 @@ def _lightning(name: str, steps: int, file: str, model: str, repo: str = _LIGHTN
     return AcceleratorPreset(
         name, _QWEN, (model,), ((f"{repo}:{file}.safetensors", 1.0),), steps, 1.0, _WITHOUT_GUIDANCE,
         "the file itself, and the bf16 one beside it", "LightX2V's configurations and examples, the repository's users",
+        "lightning" if steps == 4 else f"lightning-{steps}",
     )  # fmt: skip
 
 
