@@ -134,6 +134,54 @@ def flux_2() -> Any:
     )
 
 
+def ltx_2() -> Any:
+    """LTX-2.3, one block, 8 numbers wide."""
+    import diffusers
+
+    torch.manual_seed(0)
+    switches = ("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod")
+    return diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        cross_attention_dim=8,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=1,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=4,
+        num_layers=1,
+        use_prompt_embeddings=False,
+        **dict.fromkeys(switches, True),
+    )
+
+
+def original_ltx_2(state: State) -> State:
+    """LTX-2.3 as its makers store it, most of it."""
+    names = {
+        "proj_in.weight": "patchify_proj.weight",
+        "audio_proj_in.bias": "audio_patchify_proj.bias",
+        "time_embed.linear.weight": "adaln_single.linear.weight",
+        "audio_time_embed.emb.timestep_embedder.linear_1.weight": (
+            "audio_adaln_single.emb.timestep_embedder.linear_1.weight"
+        ),
+        "prompt_adaln.linear.weight": "prompt_adaln_single.linear.weight",
+        "av_cross_attn_audio_v2a_gate.linear.weight": "av_ca_v2a_gate_adaln_single.linear.weight",
+        "av_cross_attn_video_scale_shift.linear.bias": "av_ca_video_scale_shift_adaln_single.linear.bias",
+        "transformer_blocks.0.attn1.norm_q.weight": "transformer_blocks.0.attn1.q_norm.weight",
+        "transformer_blocks.0.audio_to_video_attn.to_q.weight": "transformer_blocks.0.audio_to_video_attn.to_q.weight",
+        "transformer_blocks.0.attn1.to_gate_logits.bias": "transformer_blocks.0.attn1.to_gate_logits.bias",
+        "transformer_blocks.0.video_a2v_cross_attn_scale_shift_table": (
+            "transformer_blocks.0.scale_shift_table_a2v_ca_video"
+        ),
+        "transformer_blocks.0.prompt_scale_shift_table": "transformer_blocks.0.prompt_scale_shift_table",
+        "scale_shift_table": "scale_shift_table",
+        "proj_out.weight": "proj_out.weight",
+    }
+    return {f"model.diffusion_model.{theirs}": state[mine].contiguous().clone() for mine, theirs in names.items()}
+
+
 def unet(levels: int, **changes: Any) -> Any:
     """A U-Net as in Stable Diffusion 1.5 (four levels) or XL (three, two transformer blocks, linear projections)."""
     import diffusers
@@ -427,6 +475,7 @@ FAMILIES = {
     "minimax-h3": Tiny("minimax-h3", minimax_h3, original_h3),
     "flux.1": Tiny("flux.1", flux_1, original_flux_1),
     "flux.2": Tiny("flux.2", flux_2, original_flux_2),
+    "ltx-2": Tiny("ltx-2", ltx_2, original_ltx_2),
     "sd1.5": Tiny("sd1.5", lambda: unet(4), original_unet),
     "sdxl": Tiny("sdxl", lambda: unet(3), original_unet),
     "krea2": Tiny("krea2", krea2, original_krea2),
@@ -459,6 +508,7 @@ PIPELINES = {
     "hunyuanvideo": ("HunyuanVideoPipeline", "text_encoder_2", "tokenizer_2"),
     "flux.1": ("FluxPipeline", "text_encoder_2", "tokenizer_2"),
     "flux.2": ("Flux2KleinPipeline",),
+    "ltx-2": ("LTX2Pipeline", "audio_vae", "connectors", "vocoder"),
 }
 """The pipelines that load LoRAs, with the parts that not all have."""
 HEADERS = {

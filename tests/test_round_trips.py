@@ -99,6 +99,25 @@ FAMILIES = {
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
     ),
+    "ltx-2": Row(
+        {
+            "transformer_blocks.0.attn1.to_q": (8, 8),
+            "transformer_blocks.47.audio_to_video_attn.to_q": (4, 8),
+            "transformer_blocks.3.attn2.to_gate_logits": (2, 8),
+            "transformer_blocks.3.audio_ff.net.2": (4, 16),
+            "proj_in": (8, 4),
+            "av_cross_attn_video_a2v_gate.linear": (8, 8),
+            "prompt_adaln.emb.timestep_embedder.linear_1": (8, 6),
+        },
+        {
+            "ComfyUI": ("diffusion_model.", "original"),
+            "kohya": ("lora_unet_", "original"),
+            "diffusers": ("transformer.", "diffusers"),
+            "PEFT": ("base_model.model.", "diffusers"),
+            "DiffSynth": ("", "original"),
+        },
+        tuple(sorted(set(FORMATS) - {"tencent"})),
+    ),
     "hunyuanvideo-1.5": Row(
         {
             **{f"transformer_blocks.0.attn.to_{letter}": (8, 8) for letter in "qkv"},

@@ -138,6 +138,25 @@ def comfyui_flux(shapes: Shapes, tensors: Tensors, places: Places) -> Applied:
     return result
 
 
+def comfyui_ltx(shapes: Shapes, tensors: Tensors) -> Applied:
+    """ComfyUI's LTXV and LTXAV: as for any model, and its own names with nothing before them (DiffSynth's LoRAs)."""
+    return comfyui(shapes, tensors, lambda module: (*_of_any_model(module), module))
+
+
+def ltx_pipelines(shapes: Shapes, tensors: Tensors) -> Applied:
+    """Lightricks' own: `diffusion_model.` taken off, strength times B times A, no alpha; other keys are passed over.
+
+    packages/ltx-core/src/ltx_core/loader/fuse_loras.py `_prepare_deltas`, with the map LTXV_LORA_COMFY_RENAMING_MAP.
+    """
+    result = Applied()
+    for module in shapes:
+        for stem in (f"diffusion_model.{module}", module):
+            up, down = f"{stem}.lora_B.weight", f"{stem}.lora_A.weight"
+            if up in tensors and down in tensors:
+                result.added[module] = _product(tensors[up], tensors[down], 1.0)
+    return result
+
+
 def sd_scripts_flux(shapes: Shapes, tensors: Tensors) -> Applied:
     """sd-scripts: adapters for the layers of both kinds of blocks, by the original names.
 

@@ -28,8 +28,11 @@ from tests.contracts.loaders import (
     RefusedError,
     comfyui_flux,
     comfyui_hunyuan,
+    comfyui_ltx,
     comfyui_unet,
     fastvideo_hunyuan,
+    lightx2v,
+    ltx_pipelines,
     musubi,
     sd_scripts,
     sd_scripts_flux,
@@ -106,6 +109,13 @@ FLUX_2: dict[str, Names] = {
         "final_layer.adaLN_modulation.1": (MOD,),
     },
 }
+LTX_SAME = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.audio_ff.net.2")
+LTX_NAMES = {"adaln_single.linear": "time_embed.linear", "patchify_proj": "proj_in",
+             "av_ca_v2a_gate_adaln_single.linear": "av_cross_attn_audio_v2a_gate.linear"}  # fmt: skip
+LTX_2: dict[str, Names] = {
+    "original": {name: (name,) for name in (*LTX_SAME, *LTX_NAMES)},
+    "diffusers": {name: (name,) for name in LTX_SAME} | {mine: (theirs,) for theirs, mine in LTX_NAMES.items()},
+}
 GUIDANCE, EMBEDDER = "time_text_embed.guidance_embedder.linear_1", "x_embedder"
 FLUX_1: dict[str, Names] = {
     "diffusers": {name: (name,) for name in (Q, K, V, PROJ, FC1, MOD, *SINGLE, GUIDANCE, EMBEDDER)},
@@ -162,6 +172,7 @@ NAMES: dict[str, dict[str, Names]] = {
     "hunyuanvideo": HUNYUAN_1,
     "flux.1": FLUX_1,
     "flux.2": FLUX_2,
+    "ltx-2": LTX_2,
     "sd1.5": unet_names(UNET),
     "sdxl": unet_names(XL),
     **images.NAMES,
@@ -174,6 +185,9 @@ PROGRAMS: dict[tuple[str, str], Program] = {
     ("hunyuanvideo", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("flux.1", "ComfyUI"): Program(partial(comfyui_flux, places=FLUX_1_PLACES), "original", "comfy"),
     ("flux.2", "ComfyUI"): Program(partial(comfyui_flux, places=FLUX_2_PLACES), "original", "comfy"),
+    ("ltx-2", "ComfyUI"): Program(comfyui_ltx, "original", "comfy"),
+    ("ltx-2", "ltx-pipelines"): Program(ltx_pipelines, "original", "comfy"),
+    ("ltx-2", "LightX2V"): Program(lightx2v, "original", "comfy"),
     ("flux.2", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("flux.1", "musubi-tuner"): Program(musubi, "original", "kohya"),
     ("flux.1", "sd-scripts"): Program(sd_scripts_flux, "original", "kohya"),
@@ -290,6 +304,9 @@ SPOILED: list[tuple[str, str, Callable[[str], str]]] = [
     ("hunyuanvideo-1.5", "ComfyUI", lambda key: key.replace("diffusion_model.", "")),
     ("hunyuanvideo-1.5", "musubi-tuner", lambda key: key.replace("img_mlp_fc1", "img_mlp_0")),
     ("flux.1", "ComfyUI", lambda key: key.replace("img_attn.qkv", "img_attn_qkv")),
+    ("ltx-2", "ComfyUI", lambda key: key.replace("patchify_proj", "proj_in")),
+    ("ltx-2", "ltx-pipelines", lambda key: key.replace("adaln_single", "time_embed")),
+    ("ltx-2", "LightX2V", lambda key: key.replace("diffusion_model.", "transformer.")),
     ("flux.2", "ComfyUI", lambda key: key.replace("single_blocks", "single_block")),
     ("flux.2", "musubi-tuner", lambda key: key.replace("img_mlp_0", "img_mlp_fc1")),
     ("flux.1", "sd-scripts", lambda key: key.replace("linear1", "linear_1")),

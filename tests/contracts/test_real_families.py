@@ -31,6 +31,7 @@ PARTS = {
         *("transformer_blocks.0.attn.to_", "transformer_blocks.0.ff.net.2", "transformer_blocks.0.adaln_proj"),
         *("norm_out", "proj_out"),
     ),
+    "ltx-2": ("transformer_blocks.0.a", "proj_", "audio_proj_in", "time_embed", "av_cross", "prompt_adaln"),
     "flux.2": ("transformer_blocks.0.", "single_transformer_blocks.0.", "norm_out", "x_embedder", "double_stream"),
     "flux.1": ("transformer_blocks.0.attn.", "single_transformer_blocks.0.proj_", "norm_out", "x_embedder"),
     "sd1.5": ("mid_block.resnets.0.", "down_blocks.0.attentions.0.transformer_blocks.0.attn2"),

@@ -31,6 +31,7 @@ LEFT_OUT = {
 """What diffusers leaves out or gets wrong of some formats, as its loader's row says."""
 LOADABLE = [
     *LEFT_OUT,
+    ("ltx-2", "comfy"),
     *((name, format) for name in FAMILIES for format in ("diffusers", "peft")),
     *((name, "kohya") for name in ("sd1.5", "sdxl")),
 ]

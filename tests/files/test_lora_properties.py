@@ -33,6 +33,14 @@ LAYERS = {
         *("transformer_blocks.0.attn.to_out.0", "transformer_blocks.49.adaln_proj.linear", "norm_out.linear"),
         *("token_refiner.refiner_blocks.1.ff.net.0.proj", "time_embedder.linear_1"),
     ),
+    "ltx-2": (
+        *("transformer_blocks.0.attn1.to_q", "transformer_blocks.47.audio_ff.net.0.proj", "audio_time_embed.linear"),
+        *(
+            "transformer_blocks.3.video_to_audio_attn.to_gate_logits",
+            "audio_proj_in",
+            "prompt_adaln.linear",
+        ),
+    ),
     "flux.2": (
         *("transformer_blocks.7.attn.add_k_proj", "transformer_blocks.0.ff_context.linear_out"),
         *(

@@ -20,6 +20,7 @@ from loraport.files.names.families import (
     FLUX_2,
     HUNYUAN,
     HUNYUAN_15,
+    LTX_2,
     MINIMAX_H3,
     QWEN_IMAGE,
     QWEN_IMAGE_21,
@@ -78,6 +79,11 @@ WAN_CLASS, HUNYUAN_CLASS, UNET_CLASS = (
     "HunyuanVideo15Transformer3DModel",
     "UNet2DConditionModel",
 )
+LTX_23: dict[str, Any] = {
+    **dict.fromkeys(("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod"), True),
+    "use_prompt_embeddings": False,
+}
+LTX_25 = LTX_23 | {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 KLEIN: dict[str, Any] = {"guidance_embeds": False}
 KLEIN_9B = KLEIN | {"num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 KLEIN_4B = KLEIN | {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
@@ -103,6 +109,9 @@ PUBLISHED: dict[str, tuple[Family, str, dict[str, Any], int, int]] = {
     "flux.2-dev": (FLUX_2, "Flux2Transformer2DModel", {}, 331, 32_223_281_152),
     "flux.2-klein-9b": (FLUX_2, "Flux2Transformer2DModel", KLEIN_9B, 233, 9_078_581_248),
     "flux.2-klein-4b": (FLUX_2, "Flux2Transformer2DModel", KLEIN_4B, 169, 3_875_544_576),
+    "ltx-2": (LTX_2, "LTX2VideoTransformer3DModel", {}, 3510, 18_876_174_592),
+    "ltx-2.3": (LTX_2, "LTX2VideoTransformer3DModel", LTX_23, 4186, 18_988_838_144),
+    "ltx-2.5": (LTX_2, "LTX2VideoTransformer3DModel", LTX_25, 4091, 18_987_859_200),
     "sd1.5": (SD15, UNET_CLASS, {"cross_attention_dim": 768}, 686, 859_520_964),
     "sdxl": (SDXL, UNET_CLASS, XL, 1680, 2_567_463_684),
     "ssd-1b": (SDXL, UNET_CLASS, SSD, 944, 1_331_334_404),
@@ -352,7 +361,7 @@ def test_no_spelling_means_two_layers(flat: bool) -> None:
     for name in ("transformer_blocks.5.attn.to_qkv", "final_layer.linear"):  # six parts and three; proj_out of others
         assert of_flux | {"krea2"} <= twice.pop(flattened(name) if flat else name)
     of_images = {"krea2", "qwen-image", "qwen-image-2.1", "z-image"}
-    assert set().union(*twice.values()) <= of_flux | of_images | {"minimax-h3", "wan"}
+    assert set().union(*twice.values()) <= of_flux | of_images | {"minimax-h3", "wan", "ltx-2"}
 
 
 @given(

@@ -23,10 +23,12 @@ _LICENCES = frozenset(
     "unlicense wtfpl zlib isc other".split()
 )
 """The Hub's own names; any other licence is `other` there, with its name beside it."""
-_PIPELINES = {"wan": "text-to-video", "hunyuanvideo-1.5": "text-to-video", "hunyuanvideo": "text-to-video",
-              "sdxl": "text-to-image", "sd1.5": "text-to-image",
-              **dict.fromkeys(("flux.1", "flux.2", "krea2", "qwen-image", "qwen-image-2.1", "z-image"),
-                              "text-to-image")}  # fmt: skip
+_PIPELINES = {
+    **dict.fromkeys(("wan", "hunyuanvideo-1.5", "hunyuanvideo", "ltx-2"), "text-to-video"),
+    **dict.fromkeys(
+        ("sdxl", "sd1.5", "flux.1", "flux.2", "krea2", "qwen-image", "qwen-image-2.1", "z-image"), "text-to-image"
+    ),
+}
 
 
 def is_ours(card: str) -> bool:

@@ -221,6 +221,16 @@ def flux2_kohya(facts: Facts) -> Findings:
     return [], [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
 
 
+def ltx2_original(facts: Facts) -> Findings:
+    """Judge LTX-2's names behind `diffusion_model.`: other keys go to the text connectors, or are left out."""
+    own = [key for key in facts.names if key.startswith("diffusion_model.")]
+    alien = [key for key in own if "lora" not in key]
+    left = [key for key in facts.names if key not in own and not key.startswith("text_embedding_projection.")]
+    left += [key for key in own if "_embeddings_connector." in key]
+    raised = [f"it refuses keys without 'lora' in them: {alien[0]}"] if alien else []
+    return raised, [f"{len(left)} keys are left out, such as {left[0]}"] if left else []
+
+
 def flux_onetrainer(facts: Facts) -> Findings:
     """Judge FLUX.1's names of diffusers flattened behind `lora_transformer_`, as OneTrainer writes them."""
     raised = ["it needs an alpha for every layer"] if facts.without_alpha else []

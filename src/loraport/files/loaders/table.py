@@ -13,6 +13,7 @@ from loraport.files.loaders.rows import spelled_alike
 from loraport.files.loaders.rows_flux import FLUX_1_LOADERS, FLUX_2_LOADERS
 from loraport.files.loaders.rows_hunyuan import HUNYUAN_15_LOADERS, HUNYUAN_LOADERS
 from loraport.files.loaders.rows_images import IMAGE_LOADERS
+from loraport.files.loaders.rows_ltx import LTX_2_LOADERS
 from loraport.files.loaders.rows_minimax_h3 import MINIMAX_H3_LOADERS
 from loraport.files.loaders.rows_unet import UNET_LOADERS
 from loraport.files.loaders.rows_wan import WAN_LOADERS
@@ -29,6 +30,7 @@ LOADERS: tuple[Loader, ...] = (
     *IMAGE_LOADERS,
     *FLUX_1_LOADERS,
     *FLUX_2_LOADERS,
+    *LTX_2_LOADERS,
     Loader(
         "PEFT",
         "huggingface/peft 0.21, PeftModel.from_pretrained, run on tiny models",

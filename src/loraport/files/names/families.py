@@ -24,6 +24,7 @@ from loraport.files.names.tables.flux2 import FLUX_2
 from loraport.files.names.tables.hunyuan import HUNYUAN
 from loraport.files.names.tables.hunyuan15 import HUNYUAN_15
 from loraport.files.names.tables.krea2 import KREA_2
+from loraport.files.names.tables.ltx2 import LTX_2
 from loraport.files.names.tables.minimax_h3 import MINIMAX_H3
 from loraport.files.names.tables.qwen_image import QWEN_IMAGE, QWEN_IMAGE_21
 from loraport.files.names.tables.unet import LINEAR_PROJECTIONS, PROJECTIONS, SD15, SDXL
@@ -39,6 +40,7 @@ __all__ = [
     "KREA_2",
     "LAYOUTS",
     "LINEAR_PROJECTIONS",
+    "LTX_2",
     "MINIMAX_H3",
     "NAMINGS",
     "PROJECTIONS",
@@ -61,6 +63,6 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         *(WAN, HUNYUAN_15, FLUX_1, HUNYUAN, FLUX_2, SD15, SDXL),
-        *(KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21, Z_IMAGE),
+        *(KREA_2, MINIMAX_H3, QWEN_IMAGE, QWEN_IMAGE_21, Z_IMAGE, LTX_2),
     )
 }

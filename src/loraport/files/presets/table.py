@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from loraport.files.presets.flux import FLUX_ACCELERATORS, FLUX_MODELS
 from loraport.files.presets.hunyuan import HUNYUAN_MODELS
 from loraport.files.presets.images import IMAGE_ACCELERATORS, IMAGE_MODELS
+from loraport.files.presets.ltx import LTX_ACCELERATORS, LTX_MODELS
 from loraport.files.presets.minimax_h3 import MINIMAX_H3_ACCELERATORS, MINIMAX_H3_MODELS
 from loraport.files.presets.preset import AcceleratorPreset, Preset
 from loraport.files.presets.unet import UNET_ACCELERATORS, UNET_MODELS
@@ -21,7 +22,7 @@ from loraport.files.presets.wan_accelerators import WAN_ACCELERATORS
 
 PRESETS: Mapping[str, Preset] = {
     preset.name: preset
-    for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, FLUX_MODELS, IMAGE_MODELS, MINIMAX_H3_MODELS)
+    for models in (WAN_MODELS, HUNYUAN_MODELS, UNET_MODELS, FLUX_MODELS, LTX_MODELS, IMAGE_MODELS, MINIMAX_H3_MODELS)
     for preset in models
 }
 """The models. A family's rows stand in a module of its own."""
@@ -33,6 +34,7 @@ ACCELERATORS: Mapping[str, AcceleratorPreset] = {
         UNET_ACCELERATORS,
         MINIMAX_H3_ACCELERATORS,
         FLUX_ACCELERATORS,
+        LTX_ACCELERATORS,
         IMAGE_ACCELERATORS,
     )
     for one in rows
