@@ -1,7 +1,7 @@
 """Many cards and many LoRAs, played through on paper: time, idle share, bytes and price, from measured layer times.
 
-    python -m benchmarks.scale                          (the tables of docs/how-to/scale.md, in a second)
-    python -m benchmarks.scale --check [--width 256]    (beside real runs on this machine, with one worker and with two)
+    python -m benchmarks.scale              (the tables of docs/how-to/scale.md, in seconds)
+    python -m benchmarks.scale_check        (beside real runs on this machine, with one worker and with two)
 
 The rules are those of a run: LoRAs go in waves of up to 64; each card owns layers, given out longest first by what they
 cost; a card reads what comes next while it works, and writes parts behind its work; a layer that stays in its memory is
@@ -17,6 +17,7 @@ import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from benchmarks.synthetic import RANK, config_of
 
@@ -28,6 +29,8 @@ WAVE, PLAYED = 64, 6
 CARDS, LORAS = (1, 8, 64), (10, 1_000, 100_000)
 AIM = 5.0
 """Seconds that a further LoRA of 14B is meant to take on a card (`benchmarks.card`)."""
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "scale.md"
 Shape = tuple[int, int]
 
 
@@ -186,10 +189,9 @@ def one_card(
         if number == PLAYED - 5:
             kept = lanes.numbers()
     found = lanes.numbers()
-    if more := max(0, waves - PLAYED):
+    if waves > PLAYED:
         rest = (loras - PLAYED * WAVE) / WAVE / 4  # the last four waves that were played, so many times
         found = {name: value + rest * (value - kept[name]) for name, value in found.items()}
-        assert more >= 1
     return found
 
 
@@ -234,7 +236,7 @@ def table(size: str, faster: float = 1.0, site: Site | None = None) -> list[str]
             one = played(shapes, layers, cards, loras, site)
             lines.append(
                 f"| {loras:,} | {cards} | {_time(one.seconds)} | {_time(one.seconds / loras)} | {100 * one.idle:.0f} % "
-                f"| {_bytes(one.read)} | {_bytes(one.written)} | ${one.price(site.hour):,.0f} | {one.limit} |"
+                f"| {_bytes(one.read)} | {_bytes(one.written)} | {_price(one.price(site.hour))} | {one.limit} |"
             )
     return lines
 
@@ -243,6 +245,19 @@ def tables() -> dict[str, list[str]]:
     """Name -> a table of the page: as measured, and at the speed that is aimed for."""
     own = sum(one.own for one in measured(shapes_of("14b")))
     return {"14b": table("14b"), "14b-aim": table("14b", faster=own / AIM), "1.3b": table("1.3b")}
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as they are now, each between its two marks."""
+    for name, lines in tables().items():
+        begin, end = f"<!-- {name}: made by `python -m benchmarks.scale --write` -->", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(begin)
+        page = "\n".join((before + begin, "", *lines, "", end)) + rest.partition(end)[2]
+    return page
+
+
+def _price(dollars: float) -> str:
+    return f"${dollars:,.0f}" if dollars >= 10 else f"${dollars:.2f}"
 
 
 def _time(seconds: float) -> str:
@@ -260,8 +275,11 @@ def _bytes(count: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="into the page, between its marks")
+    if parser.parse_args().write:
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     for name, lines in tables().items():
         print(f"\n{name}\n")
         print("\n".join(lines))
