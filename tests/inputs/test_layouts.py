@@ -17,6 +17,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import prepare
 from loraport.merging import merge
 from loraport.transfers.run import transfer
+from loraport.workers.plan import config_from, config_json
 from tests.families import State, minimax_h3, original_h3
 
 pytest.importorskip("diffusers")
@@ -121,6 +122,13 @@ def test_a_merge_puts_the_rows_where_the_file_has_them(
     files = sorted(other.glob("*.safetensors")) if other.is_dir() else [other]
     moved = {name: value for file in files for name, value in load_file(file).items()}
     assert not torch.allclose(moved["blocks.0.attn.qkv_proj.weight"], got["blocks.0.attn.qkv_proj.weight"])
+
+
+def test_a_run_of_many_workers_keeps_the_flag() -> None:
+    config = TransferConfig("a", "b", "c", "d.safetensors", qkv=("lora=stacked", "source=interleaved"))
+    assert config_from(json.loads(json.dumps(config_json(config)))).qkv == config.qkv
+    assert config.recorded_settings()["qkv"] == ["lora=stacked", "source=interleaved"]
+    assert "qkv" not in TransferConfig("a", "b", "c", "d.safetensors").recorded_settings()
 
 
 def test_words_of_the_flag() -> None:

@@ -142,7 +142,7 @@ def config_json(config: TransferConfig) -> dict[str, Any]:
 def config_from(value: Mapping[str, Any]) -> TransferConfig:
     """Return the configuration of plain values. Raises SettingsError, TypeError and KeyError for what is none."""
     kind = type(find_recipe(value["method"]).settings)
-    several = {name: tuple(value[name]) for name in ("include", "exclude")}
+    several = {name: tuple(value[name]) for name in ("include", "exclude", "qkv")}
     return TransferConfig(
         **{**value, **several, "settings": kind(**value["settings"]), "rank": RankRule(**value["rank"])}
     )

@@ -41,21 +41,35 @@ MINIMAX_H3_MODELS: tuple[Preset, ...] = (
         "the folder of the file in the repository, and its size"),
 )  # fmt: skip
 
-_PROFILES = "Wan2GP's profiles/minimax_h3"
+_TURBO = "lightx2v/Minimax-h3-Turbo:minimax_h3_{}.safetensors"
+_MIRROR = "DeepBeepMeep/MiniMax-H3:loras/minimax_h3_{}.safetensors"
+_SGLANG, _PROFILES = "pull request 35952 of sgl-project/sglang", "profiles/minimax_h3/ of deepbeepmeep/Wan2GP"
+_HEADER = "rank 128, alpha {} in its header, which counts here as in diffusers; in ComfyUI it does not"
 
 
-def _turbo(name: str, file: str, strength: float, steps: int, notes: str = "") -> AcceleratorPreset:
+def _turbo(
+    name: str, kind: str, of: str, files: dict[str, float], steps: int, notes: str, seen: str
+) -> AcceleratorPreset:
+    models = tuple(f"minimax-h3-{of}{form}" for form in ("", "-comfy"))
     return AcceleratorPreset(
-        f"minimax-h3-turbo-{name}", "minimax-h3", ("minimax-h3-fl2va", "minimax-h3-fl2va-comfy"),
-        ((f"DeepBeepMeep/MiniMax-H3:loras/minimax_h3_{file}.safetensors", strength),), steps, 1.0, notes,
-        "the file itself: how its keys are spelled, and its alpha", _PROFILES,
+        f"minimax-h3-{name}", "minimax-h3", models, tuple(files.items()), steps, 1.0, notes,
+        "the file itself was not opened: keys, ranks and alpha", seen, kind,
     )  # fmt: skip
 
 
 MINIMAX_H3_ACCELERATORS: tuple[AcceleratorPreset, ...] = (
-    _turbo("lightx2v-4", "lightx2v_fl2v_turbo_4step_alpha128_v1.0_768p_bf16", 1.0, 4, "768p, shift 6"),
-    _turbo("lightx2v-8", "lightx2v_fl2v_turbo_8step_alpha8_v1.0_bf16", 1.0, 8, "shift 12"),
-    _turbo("larryvrh-v4", "larryvrh_v4_step600_ema", 1.0, 4),
-    _turbo("joyfox-4", "joyfox_fl2va_4step_lora", 1.0, 4, "made for the pruned model"),
-)
-"""Mirrored in one repository by Wan2GP's maker."""
+    _turbo("turbo-4", "turbo", "fl2va", {_TURBO.format("fl2v_turbo_4step_v1.0_768p_bf16"): 1.0}, 4,
+           f"768p, shift 6; {_HEADER.format(128)}", f"{_SGLANG}; {_PROFILES}"),
+    _turbo("turbo-8", "turbo-8", "fl2va", {_TURBO.format("fl2v_turbo_8step_v1.0_bf16"): 1.0}, 8,
+           f"shift 12; {_HEADER.format(8)}", f"{_SGLANG}; {_PROFILES}"),
+    _turbo("turbo-4-v0.1", "turbo-v0.1", "fl2va", {_TURBO.format("fl2v_turbo_4step_v0.1"): 0.0625}, 4,
+           "rank 128, trained with alpha 8, which stands nowhere in it: hence the strength",
+           "pull request 7062 of vllm-project/vllm-omni"),
+    _turbo("turbo-ref-4", "turbo", "ref2va", {_TURBO.format("ref2v_turbo_4step_v0.1_bf16"): 1.0}, 4,
+           _HEADER.format(8), _SGLANG),
+    _turbo("larryvrh-v4", "larryvrh", "fl2va", {_MIRROR.format("larryvrh_v4_step600_ema"): 1.0}, 4,
+           "a mirror of larryvrh/MiniMax-H3-Turbo-Lora", _PROFILES),
+    _turbo("joyfox-4", "joyfox", "fl2va", {_MIRROR.format("joyfox_fl2va_4step_lora"): 1.0}, 4,
+           "a mirror of joyfox/MiniMax-H3-Turbo; made for the pruned model, so convert --target the full one first",
+           _PROFILES),
+)  # fmt: skip
