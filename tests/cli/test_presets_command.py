@@ -29,6 +29,11 @@ def test_details_by_name_and_a_family_alone():
     assert "not verified" in shown and PRESETS["self-forcing"].repo in shown and "causvid" not in shown
     rows = json.loads(presets("--family", "sdxl", "--json").stdout)["presets"]
     assert [row["name"] for row in rows] == ["sdxl", "ssd-1b"]
+    rows = json.loads(presets("lightning", "causvid", "--json").stdout)
+    assert [row["name"] for row in rows["presets"]] == ["causvid"]
+    assert {row["kind"] for row in rows["accelerators"]} == {"lightning", "causvid"}
+    nothing = str(presets("zzz").exception)
+    assert len(nothing) < 100 and "`loraport presets` lists them" in nothing
     for words, near in ((["self-forcin"], "self-forcing"), (["--family", "sdx"], "sdxl")):
         wrong = presets(*words)
         assert isinstance(wrong.exception, SettingsError) and f"did you mean {near!r}?" in str(wrong.exception)

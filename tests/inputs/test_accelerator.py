@@ -279,6 +279,7 @@ def test_a_name_stands_for_its_files_at_their_strengths(tmp_path, monkeypatch):
         ("wan2.1-t2v-14b+longlive-plug*0.7", "several LoRAs, at strengths 1 and 0.5, and 0.7 is one number"),
         ("wan2.1-t2v-1.3b+lightx2v", "no lightx2v for wan2.1-t2v-1.3b"),
         ("source+lightx2v", "a kind of accelerators, one for each model"),
+        ("source+dmd2-lora-sdx", "is no preset; did you mean 'dmd2-lora-sdxl'"),
     ],
 )
 def test_a_name_that_does_not_say_which_is_one_message(target, said):

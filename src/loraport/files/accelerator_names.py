@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from loraport.errors import SettingsError
+from loraport.errors import SettingsError, near_miss
 from loraport.files.disk.user_paths import expand_home
 from loraport.files.presets.pairs import named_accelerator
 from loraport.files.presets.preset import AcceleratorPreset
@@ -21,6 +21,9 @@ def files_of(text: str, model: str) -> tuple[str, ...]:
     place, typed = split_strength(text)
     preset = named_accelerator(place, model)
     if preset is None:
+        near = near_miss(place, ACCELERATORS) if "/" not in place and not expand_home(place).exists() else None
+        if near:
+            raise SettingsError(f"{place} does not exist, and is no preset; did you mean {near!r}?")
         return (text,)
     if expand_home(place).exists():
         raise SettingsError(

@@ -47,16 +47,19 @@ def chosen_presets(names: Collection[str] = (), family: str | None = None) -> tu
 
     Raises SettingsError for a name that is neither.
     """
+    kinds = {one.kind for one in ACCELERATORS.values()}
     for name in names:
-        if name not in PRESETS and name not in ACCELERATORS:
-            raise unknown_name("preset", name, (*PRESETS, *ACCELERATORS))
+        if name not in PRESETS and name not in ACCELERATORS and name not in kinds:
+            near = near_miss(name, (*PRESETS, *ACCELERATORS, *kinds))
+            asked = f"did you mean {near!r}? " if near else ""
+            raise SettingsError(f"there is no preset {name!r}; {asked}`loraport presets` lists them all")
     of_family = presets(family)
     return tuple(of_family[name] for name in names or of_family if name in of_family)
 
 
 def chosen_accelerators(names: Collection[str] = (), family: str | None = None) -> tuple[AcceleratorPreset, ...]:
-    """Return the accelerators of these names, or all; of one family where it is given."""
-    chosen = (ACCELERATORS[name] for name in names or ACCELERATORS if name in ACCELERATORS)
+    """Return the accelerators of these names or kinds (`lightx2v`), or all; of one family where it is given."""
+    chosen = (one for one in ACCELERATORS.values() if not names or {one.name, one.kind} & set(names))
     return tuple(one for one in chosen if family in (None, one.family))
 
 

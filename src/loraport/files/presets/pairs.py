@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraport.errors import SettingsError, unknown_name
+from loraport.errors import SettingsError, near_miss
 from loraport.files.presets.preset import AcceleratorPreset
 from loraport.files.presets.table import ACCELERATORS, PRESETS
 
@@ -31,7 +31,11 @@ def published_pair(name: str) -> tuple[str, str]:
         return pairs[starts[0]]
     if starts:
         raise SettingsError(f"{name} is the start of several pairs; give one of: {', '.join(starts)}")
-    raise unknown_name("pair", name, pairs)
+    near = near_miss(name, pairs)
+    asked = f"did you mean {near!r}? " if near else ""
+    raise SettingsError(
+        f"there is no published pair {name!r}; {asked}--for takes the names that `loraport presets` lists"
+    )
 
 
 def published_pairs() -> dict[str, tuple[str, str]]:
