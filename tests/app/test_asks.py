@@ -2,19 +2,22 @@
 
 import json
 import os
+import socket
 import sys
 
 import pytest
 from safetensors.numpy import save_file
 
 from loraport.app.asks import Ask, Machine, read_settings
-from loraport.app.limits import HOUR, Limits, WorkFolder
+from loraport.app.limits import HOUR, Limits
 from loraport.app.line import Line
 from loraport.app.places import Places
 from loraport.app.work import Heard
+from loraport.app.work_folder import WorkFolder
+from loraport.cli import main
 from loraport.cli.options.told_lines import ToldLines
 from loraport.console import Terminal
-from loraport.errors import InputError, SettingsError
+from loraport.errors import InputError, OutputError, SettingsError
 
 PAIR = {"source": "toy:base", "target": "toy:one-step"}
 
@@ -141,6 +144,38 @@ def test_what_is_old_is_removed_and_what_works_is_not(work):
     later = now + 25 * HOUR
     assert {path.name for path in work.sweep(limits, later, frozenset({"works"}))} == {"old", "job"}
     assert [path.name for path in work.jobs.iterdir()] == ["works"] and work.path.is_dir()
+
+
+def test_folders_of_pages_that_were_killed_are_removed(tmp_path):
+    killed, alive = (WorkFolder.made(str(tmp_path)) for _ in range(2))
+    os.close(killed.hold())
+    held = alive.hold()
+    (tmp_path / "loraport-app-other").mkdir()  # without a lock: not ours to judge
+    (tmp_path / "loraport-app-link").symlink_to(alive.path)
+    made = WorkFolder.made(str(tmp_path))
+    assert not killed.path.exists() and alive.jobs.is_dir() and made.jobs.is_dir()
+    assert (tmp_path / "loraport-app-other").is_dir() and (made.path.stat().st_mode & 0o777) == 0o700
+    assert made.uploads == [] and alive.uploads == []
+    os.close(held)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="--work"):
+        WorkFolder.made(str(tmp_path / "file"))
+
+
+def test_what_the_command_refuses_before_it_serves(tmp_path, monkeypatch, capsys):
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["loraport", "app", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "more than nothing" in said("--max-upload", "0")
+    assert "that is no folder" in said("--port", "0", "--share-models", str(tmp_path / "missing"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "take another one with --port" in said("--port", str(taken.getsockname()[1]))
+    monkeypatch.setattr("loraport.cli.options.find_spec", lambda name: None)
+    assert "pip install 'loraport[app]'" in said()
 
 
 def test_lines_are_heard_as_they_are_told(capfd, monkeypatch):

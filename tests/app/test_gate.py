@@ -83,6 +83,9 @@ def test_another_site_may_not_use_the_page(tmp_path):
     own = answer("/config", headers={"origin": "http://127.0.0.1:7860"}, folder=tmp_path)
     other = answer("/config", headers={"origin": "https://evil.com"}, folder=tmp_path)
     assert own[0] == 200 and other[0] == 403
+    frame = {"headers": {"origin": "null"}, "folder": tmp_path}  # one that may run scripts and has no origin
+    assert answer("/results/x/compared/a.mp4", **frame)[0] == 200
+    assert answer("/config", **frame)[0] == answer("/results/x", method="POST", **frame)[0] == 403
     assert b"default-src 'self'" in own[2][b"content-security-policy"]
 
 

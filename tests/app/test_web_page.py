@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import contextlib
 import shutil
 import threading
 import time
@@ -236,9 +235,3 @@ def test_mcp_lists_the_tools(server):
     said = found["transfer"]
     assert "distilled" in said.description and {"lora", "source", "target"} <= said.inputSchema["properties"].keys()
     assert "shared folder" in said.inputSchema["properties"]["lora"]["description"]
-
-
-def test_a_port_that_is_taken(server):
-    with contextlib.suppress(SystemExit):
-        done = CliRunner().invoke(program, ["app", "--port", str(server.port)])
-    assert "--port" in str(done.exception) and "\n" not in str(done.exception)

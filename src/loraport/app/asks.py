@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraport.app.limits import WorkFolder
 from loraport.app.places import Places
+from loraport.app.work_folder import WorkFolder
 from loraport.batches.find import becomes_folder_itself
 from loraport.diagnosis.rule.advice import RECOMMEND, is_recommended
 from loraport.errors import InputError, SettingsError, unknown_name

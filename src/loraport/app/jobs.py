@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraport.app.asks import Ask, Machine, Order
-from loraport.app.limits import Limits, WorkFolder, remove
+from loraport.app.limits import Limits
 from loraport.app.line import Line, Ticket
 from loraport.app.places import Places
 from loraport.app.work import Work
+from loraport.app.work_folder import WorkFolder, remove
 from loraport.compute import find_device
 from loraport.errors import LOST, InputError, LoraportError
 from loraport.files.disk.atomic import write_whole
@@ -171,9 +172,10 @@ class Office:
             return False
 
     def _checked(self, ask: Ask, folder: Path) -> Order:
+        order = ask.order(folder, self.places, self.folder, self.machine)
         if ask.kind == "compare" and (why := self.why_no_comparison(ask.source)):
             raise InputError(why)
-        return ask.order(folder, self.places, self.folder, self.machine)
+        return order
 
     async def _moments(self, job: Job, order: Order) -> AsyncGenerator[View, None]:
         known = -1

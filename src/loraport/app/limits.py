@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,63 +47,3 @@ class Limits:
             )
         if shutil.disk_usage(folder).free - size < self.reserve:
             raise InputError("there is no room for the file on this machine's disk; try again later")
-
-
-@dataclass(frozen=True)
-class WorkFolder:
-    """Where uploads and results lie while the page is served; nothing of it outlives the page."""
-
-    path: Path
-    """A real path, Gradio's own folder for files: what lies in it is shown where it lies, and not copied."""
-
-    @property
-    def uploads(self) -> list[Path]:
-        """What was uploaded: folders with a file each, which Gradio names by their content."""
-        return [path for path in _entries(self.path) if path != self.jobs]
-
-    def holds_upload(self, path: Path) -> bool:
-        """Return whether a file was uploaded."""
-        real = path.resolve()
-        return real.is_file() and self.path in real.parents and self.jobs not in real.parents
-
-    @property
-    def jobs(self) -> Path:
-        """A folder for each job."""
-        return self.path / "jobs"
-
-    def make(self) -> None:
-        """Make the folders, for their owner only."""
-        for folder in (self.path, self.jobs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def sweep(self, limits: Limits, now: float | None = None, running: frozenset[str] = frozenset()) -> list[Path]:
-        """Remove what was kept long enough, except of jobs that run; return what was removed."""
-        now = time.time() if now is None else now
-        old = [path for path in self.uploads if _age(path, now) > limits.keep_uploads]
-        old += [
-            path
-            for path in _entries(self.jobs)
-            if path.name not in running and _age(path, now) > limits.keep_results
-        ]  # fmt: skip
-        for path in old:
-            remove(path)
-        return old
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _age(path: Path, now: float) -> float:
-    try:
-        return now - path.lstat().st_mtime
-    except FileNotFoundError:  # another removed it meanwhile
-        return 0.0

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from loraport.app.asks import Machine
 from loraport.app.gate import LOOPBACK, Gate
 from loraport.app.jobs import Office
-from loraport.app.limits import Limits, WorkFolder, remove
+from loraport.app.limits import Limits
 from loraport.app.places import Places
-from loraport.errors import InputError, OutputError
+from loraport.app.work_folder import WorkFolder, remove
+from loraport.errors import InputError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,7 +27,8 @@ _SWEEP = 600.0
 """Seconds between two rounds of cleaning."""
 _RESULT = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src data: {origin}; media-src data: {origin}; connect-src 'none'; frame-ancestors {origin}"
+    "img-src data: blob: {origin}; media-src data: blob: {origin}; connect-src {origin}/results/; "
+    "frame-ancestors {origin}"
 )
 """Of pages that the program wrote: they run their own scripts, show their own files, and reach nothing else."""
 
@@ -63,7 +63,8 @@ class Server:
         self._socket = _listen(service.host, service.port)
         self.port = self._socket.getsockname()[1]
         try:
-            self.folder = _work_folder(service.work)
+            self.folder = WorkFolder.made(service.work)
+            self._held = self.folder.hold()
             self.office = Office(places, self.folder, service.limits, service.machine)
             self._uvicorn = self._made()
         except BaseException:
@@ -88,6 +89,7 @@ class Server:
             self._ended.set()
             self.office.close()
             self._socket.close()
+            os.close(self._held)
             remove(self.folder.path)
 
     def stop(self) -> None:
@@ -117,7 +119,7 @@ class Server:
                 yield
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        _show_results(app, self.folder)
+        show_results(app, self.folder)
         page = build(self.office)
         page.queue(max_size=None, default_concurrency_limit=None)
         gr.mount_gradio_app(
@@ -142,7 +144,7 @@ class Server:
             self.office.sweep()
 
 
-def _show_results(app: FastAPI, folder: WorkFolder) -> None:
+def show_results(app: FastAPI, folder: WorkFolder) -> None:
     """Let the pages of results be seen, with the files that lie beside them, by whoever knows the job's long name."""
     from fastapi import HTTPException, Request
     from fastapi.responses import FileResponse
@@ -156,6 +158,7 @@ def _show_results(app: FastAPI, folder: WorkFolder) -> None:
         rule = _RESULT.format(origin=f"{request.url.scheme}://{request.headers.get('host', '')}")
         return FileResponse(path, headers={
             "Content-Security-Policy": rule, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Access-Control-Allow-Origin": "null",  # a frame without an origin, which fetches the clips beside it
         })  # fmt: skip
 
     show.__annotations__ = {"job": str, "place": str, "request": Request}
@@ -176,21 +179,6 @@ def _listen(host: str, port: int) -> socket.socket:
             f"{host}:{port} cannot be listened on: {why}; end what uses it, or take another one with --port (0 takes "
             "any free one) or --host"
         ) from error
-
-
-def _work_folder(named: str | None) -> WorkFolder:
-    """Return a new folder. Raises OutputError where it cannot be made."""
-    try:
-        if named is not None:
-            Path(os.path.expanduser(named)).mkdir(parents=True, exist_ok=True)
-        where = None if named is None else os.path.expanduser(named)
-        folder = WorkFolder(Path(tempfile.mkdtemp(prefix="loraport-app-", dir=where)).resolve())
-        folder.make()
-    except OSError as error:
-        raise OutputError(
-            f"{named or 'the temporary folder'} takes no files: {error.strerror or error}; name another with --work"
-        ) from error
-    return folder
 
 
 def _set_environment(folder: WorkFolder) -> None:
