@@ -31,6 +31,8 @@ class Row:
     spellings: dict[str, tuple[str, Naming]]
     """What a producer puts before the names, and whose names they are."""
     formats: tuple[str, ...]
+    every: bool = True
+    """Whether each producer is tried with each kind of adapter; else the first one alone, and all with LoRAs."""
 
 
 UNET_PRODUCERS: dict[str, tuple[str, Naming]] = {
@@ -199,6 +201,7 @@ FAMILIES = {
             "PEFT": ("base_model.model.", "diffusers"),
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
+        every=False,
     ),
     "qwen-image": Row(
         {
@@ -217,6 +220,7 @@ FAMILIES = {
             "PEFT": ("base_model.model.", "diffusers"),
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
+        every=False,
     ),
     "z-image": Row(
         {
@@ -237,6 +241,7 @@ FAMILIES = {
             "PEFT": ("base_model.model.", "diffusers"),
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
+        every=False,
     ),
     "qwen-image-2.1": Row(
         {
@@ -254,6 +259,7 @@ FAMILIES = {
             "PEFT": ("base_model.model.", "diffusers"),
         },
         tuple(sorted(set(FORMATS) - {"tencent"})),
+        every=False,
     ),
 }
 
@@ -309,6 +315,7 @@ CASES = [
     for kind in KINDS
     for who in row.spellings
     if kind != "mid factor" or any(len(shape) > 2 for shape in row.layers.values())
+    if row.every or kind == "LoRA" or who == next(iter(row.spellings))
     if kind == "LoRA" or who != "DiffSynth"  # whose layout is told by the name of the adapter in a LoRA's keys
 ]
 

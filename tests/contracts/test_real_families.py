@@ -19,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, Dialect, Pair
 from loraport.files.names.families import FAMILIES as TABLES
 from loraport.files.names.families import Naming
-from tests.families import FAMILIES, HEADERS, delta, factors, fused_by_diffusers
+from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES, delta, factors, fused_by_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -51,17 +51,23 @@ SPELLED: list[tuple[str, Naming, Pair, str, str]] = [
     ("COMPONENT", "diffusers", DEFAULT_ADAPTER, "", ""),
     ("", "diffusers", PEFT_PAIR, "", ""),
     ("diffusion_model.", "original", PEFT_PAIR, "", ""),
-    ("diffusion_model.", "original", PEFT_PAIR, ".alpha", ""),
-    ("diffusion_model.", "original", KOHYA_PAIR, ".alpha", ""),
-    ("diffusion_model.", "diffusers", PEFT_PAIR, "", ""),
-    ("base_model.model.", "original", PEFT_PAIR, "", ""),
     ("lora_unet_", "diffusers", KOHYA_PAIR, ".alpha", ""),
     ("lora_unet_", "original", KOHYA_PAIR, ".alpha", ""),
     ("lora_unet_", "original", KOHYA_PAIR, "", ""),
     ("unet.", "diffusers", PROCESSOR_PAIR, "", ".to_"),
 ]
+OF_IMAGES: list[tuple[str, Naming, Pair, str, str]] = [
+    ("diffusion_model.", "original", PEFT_PAIR, ".alpha", ""),
+    ("diffusion_model.", "original", KOHYA_PAIR, ".alpha", ""),
+    ("diffusion_model.", "diffusers", PEFT_PAIR, "", ""),
+    ("base_model.model.", "original", PEFT_PAIR, "", ""),
+]
+"""Beside those, of families whose pipelines look at these prefixes."""
 CASES = [
-    (family, *spelled) for family in FAMILIES for spelled in SPELLED if spelled[2] != PROCESSOR_PAIR or "sd" in family
+    (family, *spelled)
+    for family in FAMILIES
+    for spelled in (*SPELLED, *(OF_IMAGES if family in IMAGE_PIPELINES else ()))
+    if (spelled[2] != PROCESSOR_PAIR or "sd" in family) and spelled[1] in TABLES[family].namings
 ]
 
 
