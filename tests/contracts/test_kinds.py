@@ -83,7 +83,9 @@ def test_unknown_names_have_no_verdicts_and_models_keep_their_facts(tmp_path: Pa
     assert "none of the loaders" in summary_lines(facts)["taken by"]
 
 
-def test_the_page_about_formats_names_every_loader() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "loaders.md").read_text(encoding="utf-8")
+def test_the_page_of_each_family_names_its_loaders_and_where_they_were_read() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "reference" / "formats"
     for loader in LOADERS:
-        assert loader.name in page
+        for family in loader.spellings:
+            page = (folder / f"{family}.md").read_text(encoding="utf-8").partition("## Loaders")[2]
+            assert f"| {loader.name} |" in page and loader.source.replace("|", "/") in page
