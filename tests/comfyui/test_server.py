@@ -86,6 +86,12 @@ def test_every_node_is_listed_with_its_choices(server):
     assert options == [FAST, BASE, "none"]
 
 
+def test_the_examples_are_among_the_templates(server):
+    assert sorted(server.call("/workflow_templates")["loraport"]) == sorted(EXAMPLES)
+    shown = server.call("/api/workflow_templates/loraport/transfer_lora.json")
+    assert shown == json.loads((WORKFLOWS / "transfer_lora.json").read_text())
+
+
 def test_a_posted_workflow_writes_the_file_that_loraport_writes(server, tmp_path):
     texts = server.run({"1": node("LoraportTransfer", **TRANSFER)})
     written = loras(server) / f"style-for-{Path(FAST).stem}-casa.safetensors"
