@@ -262,7 +262,10 @@ def describe_model(model: Checkpoint) -> dict[str, Any]:
     width, blocks = _size(layers, model.family)
     known = len(shapes) - len(model.extra) if model.family else 0
     size = f"width {width}, {blocks} blocks" if width else ""
-    size = model.family.sizes.get((width or 0, blocks), size) if model.family else size
+    if model.family:
+        version = model.family.version({*model, *model.absent})
+        label = model.family.sizes.get((width or 0, blocks), "")
+        size = version if version and label else ", ".join(filter(None, (version, label or size)))
     return {
         "kind": "model",
         "file": model.where,

@@ -187,6 +187,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
     if source.paths and set(source.paths) == set(target.paths) and source.part == target.part:
         notes.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
+    notes += _versions(source, target)
     notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, AcceleratedModel) else target).notes])
     exact = isinstance(target, AcceleratedModel) and target.on_source  # its drift is not a difference of two files
     for model in models:
@@ -215,6 +216,20 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
         notes += target.notes(lora.layers, len(lora.layers))
     notes += _kinds(lora)
     return notes
+
+
+def _versions(source: Checkpoint, target: Target) -> list[str]:
+    """Return a note where the models are two versions of a family: one was not made from the other by distilling it."""
+    other = target.model if isinstance(target, AcceleratedModel) else target
+    if source.family is None or other.family is not source.family:
+        return []
+    mine, theirs = (source.family.version({*model, *model.absent}) for model in (source, other))
+    if not mine or not theirs or mine == theirs:
+        return []
+    return [
+        f"{source.where} is {mine}, and {other.where} {theirs}: two trainings, not a model and what was distilled from "
+        "it, so a LoRA may mean something else there; loraport diagnose measures how far apart they are"
+    ]
 
 
 def _kinds(lora: Lora) -> list[str]:

@@ -60,10 +60,10 @@ class Score(NamedTuple):
 
     marked: bool
     """The header names it."""
-    fitting: int
-    """Less one for every layer of another shape, or in a block that it does not have."""
     known: bool
     """A published model of it is as wide."""
+    fitting: int
+    """Less one for every layer of another shape, or in a block that it does not have."""
     whole: int
     """Lists of blocks that the file goes to the end of."""
 
@@ -106,7 +106,7 @@ def _score(family: Family, naming: Naming, evidence: Evidence, sights: list[Sigh
     deeper = [sum(number >= depth.get(name, number + 1) for name, number in last.items()) for depth in depths]
     whole = [sum(number + 1 == depth.get(name) for name, number in last.items()) for depth in depths]
     against += sum(_other_shape(family, naming, canonical_of[name], name, parts) for name, parts in sizes.items())
-    return Score(marked, -against - min(deeper, default=0), known, max(whole, default=0))
+    return Score(marked, known, -against - min(deeper, default=0), max(whole, default=0))
 
 
 def _other_shape(

@@ -7,7 +7,7 @@ all. What is not in the table keeps its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -147,6 +147,8 @@ class Family:
     """Width -> list of modules, by its canonical name -> how many of them the published model of that width has."""
     ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Canonical template -> (rows, columns) of its weight as a ratio, where another family has it in another one."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Version, the newest first -> a canonical parameter that it and none before it has, where sizes do not tell."""
     marks: str = ""
     """What a trainer's header says of a LoRA's base, as a pattern (`names.evidence`)."""
     together: Mapping[str, RowSlice] = field(default_factory=dict)
@@ -202,6 +204,10 @@ class Family:
     def is_bare(self, name: str, naming: Naming) -> bool:
         """Return whether the table has a parameter by its full name: `blocks.0.modulation`, `….query_norm.scale`."""
         return bool(_look_up(name, self._stored(naming, False, bare=True), False))
+
+    def version(self, parameters: Container[str]) -> str:
+        """Return which version a model with these canonical parameters is; "" where the family has none, or no sign."""
+        return next((version for version, sign in self.versions.items() if sign in parameters), "")
 
     def kernel(self, canonical: str) -> tuple[int, ...]:
         """Return the kernel of a layer in this table, as its name tells it; () for a linear layer."""

@@ -77,8 +77,8 @@ _RECORD = FamilyRecord(
         "`caption_projection` in LTX-2, `prompt_adaln_single` and `to_gate_logits` from LTX-2.3 on, no bias in the "
         "video's `ff` and `keyframes_abs_pos_embedding` in LTX-2.5. `adaln_single` has six parts in LTX-2 and nine "
         "later: a LoRA on it "
-        "does not fit. A transfer from one version to another is a transfer between two trainings: `diagnose` measures "
-        "how far apart they are, and nothing says that an IC-LoRA of 2.3 works on 2.5.",
+        "does not fit. A transfer from one version to another is a transfer between two trainings, which a note "
+        "says: `diagnose` measures how far apart they are, and nothing promises that an IC-LoRA of 2.3 works on 2.5.",
         "What stands between text encoder and transformer (`video_embeddings_connector`, `audio_embeddings_connector`, "
         "`text_embedding_projection`) is a component of its own in diffusers, and its names are in no table: a LoRA on "
         "it goes along where the names stay the original's, and has no place in diffusers' format, which is said.",
@@ -114,6 +114,11 @@ LTX_2 = Family(
     written={"comfy": "original", "diffusers": "diffusers", "peft": "diffusers", "kohya": "original"},
     probe=".audio_to_video_attn.to_q",
     sizes={(4096, 48): "LTX-2 19B, LTX-2.3 22B or LTX-2.5 22B"},
+    versions={
+        "LTX-2.5": "keyframes_abs_pos_embedding",
+        "LTX-2.3": "prompt_adaln.linear.weight",
+        "LTX-2": "caption_projection.linear_1.weight",
+    },
     marks=r"ltx",
     record=_RECORD,
 )
