@@ -16,7 +16,7 @@ from loraport.conversion import convert
 from loraport.errors import FileFormatError, MismatchError, SettingsError
 from loraport.files.lora.read import read_lora
 from loraport.inputs.config import TransferConfig
-from loraport.inputs.open import prepare
+from loraport.inputs.open import prepare, prepare_many
 from loraport.merging import merge
 from loraport.parametrizations.time_path import read_time_path
 from loraport.transfers.run import transfer
@@ -137,6 +137,21 @@ def test_a_transfer_carries_over_by_itself(target: str, models: dict[str, Path],
     assert not result.keys.dropped and not any(row.drift_unknown for row in result.layers)
     assert any("carried over to" in note for note in result.warnings)
     assert off(added(models[target], out, tmp_path), added(models["full"], lora, tmp_path)) < 1e-4
+
+
+def test_many_loras_at_once_are_read_again_and_are_the_same(models: dict[str, Path], tmp_path: Path) -> None:
+    """Not held in memory: each is read and carried over when its turn comes."""
+    for name in "ab":
+        write_lora(tmp_path / f"{name}.safetensors", WIDTH)
+    places = [str(models["full"]), str(models["pruned"])]
+    configs = [TransferConfig(str(tmp_path / f"{name}.safetensors"), *places, str(tmp_path / f"{name}-o.safetensors"),
+                              method="direct", dtype="fp32") for name in "ab"]  # fmt: skip
+    both, [alone] = prepare_many(configs), prepare_many(configs[:1])
+    for inputs in both:
+        for layer in LAYERS:
+            one, other = inputs.lora.layers[layer], alone.lora.layers[layer]
+            assert one.update is not one.update and torch.equal(one.update.A, other.update.A)  # type: ignore[union-attr]
+            assert one.outline == other.outline and one.outline.shape[1] == RANK and one.settled
 
 
 def test_between_tables_of_two_models_the_modulation_is_dropped_and_said(tmp_path: Path) -> None:

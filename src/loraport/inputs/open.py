@@ -170,12 +170,7 @@ def _time_paths(
 ) -> tuple[TimePath | None, TimePath | None]:
     """Return what both models' modulation layers see, where they store them in different forms; else None of both."""
     model = target if isinstance(target, Checkpoint) else target.model
-    weights = [name for name in model if name.endswith(".weight")]
-    widths = {name.removesuffix(".weight"): model.shape(name)[-1] for name in weights if model.shape(name)}
-    names = [{*one, *one.absent} for one in (source, model)]
-    if not any(differ_in_form(lora, names[0], names[1], widths) for lora in loras) or not (
-        source.is_here and is_here(model)
-    ):
+    if not (source.is_here and is_here(model)) or not any(differ_in_form(lora, source, model) for lora in loras):
         return None, None
     place: str = config.target
     place = place.model if isinstance(place, AcceleratedPlace) else (split_target(place) or (place,))[0]

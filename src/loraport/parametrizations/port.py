@@ -5,7 +5,7 @@ What such a layer adds is a function of time alone, and stays the same function.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from loraport.errors import MismatchError
+from loraport.files.adapters.lora_layer import LoraLayer
+from loraport.files.adapters.outline import Outline
 from loraport.files.adapters.updates import LayerUpdate, exact_update, needs_weight
 from loraport.files.formats.safetensors_read import StoredTensor
 from loraport.files.lora.layer_reader import BIASES_OF_B
 from loraport.files.lora.read import Lora
+from loraport.files.models.checkpoint import Checkpoint
 from loraport.files.names.families import MINIMAX_H3
 from loraport.files.names.tables.minimax_h3 import REDUCED, TABLE
 from loraport.parametrizations.curve import AffineMap, affine_map, carried, constant_as_factor
@@ -118,7 +121,7 @@ class Carried:
 
     lora: Lora
     layers: dict[str, LowRank]
-    """The layers that were carried over."""
+    """The layers that were carried over, where their updates were given."""
     notes: tuple[str, ...]
 
 
@@ -134,6 +137,7 @@ def carry_over(
         by_width.setdefault(lora.layers[name].outline.shape[1], []).append(name)
     own = lora.updates if layers is None else layers
     extras, done, notes = dict(lora.extras), dict[str, LowRank](), []
+    again: dict[str, LoraLayer] = {}
     for width, names in by_width.items():
         if (carrier := find_carrier(width, source, target)) is None:
             continue
@@ -141,21 +145,33 @@ def carry_over(
             if name not in own:
                 continue
             bias_key, bias = _bias(lora, name)
-            done[name], rest = carrier.carry(_as_factors(lora, name, own[name]), bias)
+            update, rest = carrier.carry(_as_factors(lora, name, own[name]), bias)
+            again[name] = replace(
+                lora.layers[name],
+                read=partial(_carried_again, lora, name, carrier, bias),
+                known=Outline("LoRA", update.shape, update.rank),
+                settled=_SETTLED,
+            )
+            if layers is not None:
+                done[name] = update
             if bias_key:
                 del extras[bias_key]
             if rest is not None:
                 key = bias_key or _new_bias_key(lora, name)
                 extras[key] = StoredTensor(key, lora.path, "float32", tuple(rest.shape), partial(_same, rest))
         notes.append(carrier.note(len(names)))
-    carried_layers = {
-        name: replace(layer.with_update(done[name]), settled=_SETTLED) if name in done else layer
-        for name, layer in lora.layers.items()
-    }
-    return Carried(replace(lora, layers=carried_layers, extras=extras), done, tuple(notes))
+    carried_layers = {name: again.get(name, layer) for name, layer in lora.layers.items()}
+    return Carried(
+        replace(lora, layers=carried_layers, extras=extras), done if layers is not None else {}, tuple(notes)
+    )
 
 
 _SETTLED = "carried over: the models store this layer otherwise, so it has no drift that could be measured"
+
+
+def _carried_again(lora: Lora, name: str, carrier: Carrier, bias: Tensor | None) -> LowRank:
+    """Read a layer and carry it over: of many LoRAs at once only the biases are held in memory."""
+    return carrier.carry(_as_factors(lora, name, lora.layers[name].update), bias)[0]
 
 
 def _as_factors(lora: Lora, name: str, update: LayerUpdate) -> LowRank:
@@ -191,16 +207,14 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def differ_in_form(lora: Lora, source: Collection[str], target: Collection[str], widths: Mapping[str, int]) -> bool:
-    """Return whether a LoRA has modulation layers and its models may store them otherwise.
-
-    `source` and `target` are the models' parameter names, `widths` how many numbers the target's modulation layers see.
-    """
-    layers = modulation_layers(lora)
-    stored_otherwise = any(name in model for name in (TABLE, REDUCED) for model in (source, target))
-    return bool(layers) and (
-        stored_otherwise or any(lora.layers[name].outline.shape[1] != widths.get(name) for name in layers)
-    )
+def differ_in_form(lora: Lora, source: Checkpoint, target: Checkpoint) -> bool:
+    """Return whether a LoRA has modulation layers and its models may store them otherwise, by names and shapes."""
+    if not (layers := modulation_layers(lora)):
+        return False
+    if any(name in model or name in model.absent for name in (TABLE, REDUCED) for model in (source, target)):
+        return True
+    own = {name: f"{name}.weight" for name in layers if f"{name}.weight" in target}
+    return any(lora.layers[name].outline.shape[1] != target.shape(weight)[-1] for name, weight in own.items())
 
 
 def carry_or_drop(lora: Lora, source: TimePath | None, target: TimePath | None) -> Lora:
