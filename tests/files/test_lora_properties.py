@@ -85,7 +85,7 @@ LAYERS = {
     ),
 }
 """Of each family a few layers; a module that fuses three of them counts for the three."""
-FUSED = ("hunyuanvideo-1.5", "flux.1", "flux.2")
+FUSED = ("hunyuanvideo-1.5", "flux.1", "flux.2", "minimax-h3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
