@@ -40,8 +40,16 @@ ALLOWED: dict[str, set[str]] = {
     "files.presets": set(),
     "files.formats": {"spectral", "files.disk", "files.names"},
     "files.adapters": {"spectral", "files.names", "files.formats"},
-    "files.models": {"files.disk", "files.names", "files.presets", "files.formats", "files.adapters"},
-    "files.lora": {"spectral", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"},
+    "files.models": {"files.disk", "objects", "files.names", "files.presets", "files.formats", "files.adapters"},
+    "files.lora": {
+        "spectral",
+        "files.disk",
+        "objects",
+        "files.names",
+        "files.formats",
+        "files.adapters",
+        "files.models",
+    },
     "files.loaders": {"files.names", "files.adapters", "files.lora"},
     "files": {
         *("spectral", "files.disk", "files.names", "files.names.tables", "files.formats", "files.adapters"),
@@ -55,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "inputs": {
         "files.presets",
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
-        "files.formats",
+        *("files.formats", "objects"),
         "parametrizations",
         "store",
     },

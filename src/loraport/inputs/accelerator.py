@@ -28,6 +28,7 @@ from loraport.files.presets.pairs import SOURCE as SOURCE
 from loraport.files.strength import split_strength
 from loraport.files.whole_weights import as_differences
 from loraport.inputs.drift import Drift, drift_between
+from loraport.objects.open import is_url
 from loraport.spectral.kernels import norm
 
 
@@ -286,4 +287,4 @@ def _is_there(text: str) -> bool:
 
 
 def _exists(place: str) -> bool:
-    return bool(place) and expand_home(place).exists()
+    return bool(place) and (is_url(place) or expand_home(place).exists())

@@ -30,5 +30,14 @@ class Backend(Protocol):
     def size(self, name: str) -> int:
         """Return an object's bytes. Raises FileNotFoundError."""
 
+    def facts(self, name: str) -> tuple[int, str, bool]:
+        """Return an object's bytes, a text that differs when it is written anew, and whether it is a folder instead.
+
+        Raises FileNotFoundError.
+        """
+
+    def entries(self) -> list[str]:
+        """Return the names of what lies directly in the place, folders too."""
+
     def delete(self, name: str) -> None:
         """Remove an object. Raises FileNotFoundError, or not, where it is not there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,16 @@ class Folder:
     def size(self, name: str) -> int:
         """Return a file's size. Raises OSError."""
         return self._file(name).stat().st_size
+
+    def facts(self, name: str) -> tuple[int, str, bool]:
+        """Return size, version, and whether it is a folder. Raises OSError."""
+        facts = (self.path / name).stat()
+        version = f"{facts.st_dev} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+        return facts.st_size, version, stat.S_ISDIR(facts.st_mode)
+
+    def entries(self) -> list[str]:
+        """Return the names of files and folders in the folder. Raises OSError."""
+        return [name for name in os.listdir(self.path) if not name.startswith(OURS)]
 
     def delete(self, name: str) -> None:
         """Remove a file. Raises OSError."""

@@ -15,6 +15,19 @@ _WHOLE = {"s3", "s3a", "gs", "gcs", "hf", "memory", "az", "abfs", "abfss"}
 _CONDITIONAL = {"s3", "s3a", "gs", "gcs"}
 """Stores of which the client can ask for a write on condition; whether this one keeps to it is tried."""
 
+_VERSIONS = (
+    "size",
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "VersionId",
+    "LastModified",
+    "mtime",
+    "created",
+    "blob_id",
+)
+"""What clients tell of an object that changes with its content."""
 _one_at_a_time = threading.Lock()
 """For creating in the memory of this process, where no other process can come between."""
 
@@ -104,6 +117,18 @@ class FsspecFolder:
         if facts["type"] != "file":
             raise FileNotFoundError(name)
         return int(facts["size"])
+
+    def facts(self, name: str) -> tuple[int, str, bool]:
+        """Return size, version, and whether it is a folder. Raises what the client raises."""
+        facts = self.system.info(self._path(name))
+        version = " ".join(f"{key} {facts[key]}" for key in _VERSIONS if facts.get(key) is not None)
+        return int(facts.get("size") or 0), version, facts["type"] != "file"
+
+    def entries(self) -> list[str]:
+        """Return the names of what lies directly in the place. Raises what the client raises."""
+        found = self.system.ls(self.root, detail=False)
+        names = (str(path).rstrip("/").rpartition("/")[2] for path in found if str(path).rstrip("/") != self.root)
+        return [name for name in names if not name.startswith(OURS)]
 
     def delete(self, name: str) -> None:
         """Remove an object. Raises what the client raises."""

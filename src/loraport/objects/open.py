@@ -39,7 +39,7 @@ def open_objects(url: str, *, patience: Patience | None = None) -> ObjectStore:
         return ObjectStore(Folder(expand_home(url)), patience)
     scheme = found["scheme"].lower()
     if scheme == "file":
-        return ObjectStore(Folder(_local(url)), patience)
+        return ObjectStore(Folder(local_path(url)), patience)
     return ObjectStore(_on_network(url, scheme), patience)
 
 
@@ -48,8 +48,8 @@ def is_url(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
-def _local(url: str) -> Path:
-    """Return the path that a file URL names."""
+def local_path(url: str) -> Path:
+    """Return the path that a file URL names. Raises SettingsError for one of another machine."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
         raise SettingsError(f"{url} names no folder of this machine; write file:///folder, or the path alone")

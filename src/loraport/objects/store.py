@@ -27,6 +27,16 @@ class MissingObjectError(UnreadableError):
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What an object is."""
+
+    size: int
+    version: str
+    """Differs when it was written anew."""
+    is_folder: bool = False
+
+
+@dataclass(frozen=True)
 class ObjectStore:
     """A place of whole objects: a reader sees all of an object or none of it, however a writer ended.
 
@@ -36,6 +46,8 @@ class ObjectStore:
 
     backend: Backend
     patience: Patience = field(default_factory=Patience)
+    as_they_are: bool = False
+    """Whether names are those that another program gave, and are not encoded."""
 
     @property
     def url(self) -> str:
@@ -54,17 +66,17 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes:
         """Return an object's bytes."""
-        return self._read(name, partial(self.backend.read, encoded(name)))
+        return self._read(name, partial(self.backend.read, self._coded(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes from `start` to before `stop`; fewer where the object ends before."""
         if not 0 <= start < stop:
             return b""
-        return self._read(name, partial(self.backend.read, encoded(name), start, stop))
+        return self._read(name, partial(self.backend.read, self._coded(name), start, stop))
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object, whole or not at all; one that was there is replaced, and the last writer wins."""
-        self._asked(partial(self.backend.write, encoded(name), data), self._at(name), "be written", OutputError)
+        self._asked(partial(self.backend.write, self._coded(name), data), self._at(name), "be written", OutputError)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object if there is none of this name, and return whether it was written.
@@ -72,7 +84,7 @@ class ObjectStore:
         The data should say whose it is: after an answer that was lost, the object there counts as ours where its
         bytes are ours.
         """
-        coded, lost = encoded(name), False
+        coded, lost = self._coded(name), False
 
         def create() -> bool:
             nonlocal lost
@@ -97,18 +109,29 @@ class ObjectStore:
 
     def size(self, name: str) -> int:
         """Return an object's bytes, counted."""
-        return self._read(name, partial(self.backend.size, encoded(name)))
+        return self._read(name, partial(self.backend.size, self._coded(name)))
 
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""
 
-        coded = encoded(name)
+        coded = self._coded(name)
 
         def delete() -> None:
             with suppress(*_ABSENT):
                 self.backend.delete(coded)
 
         self._asked(delete, self._at(name), "be removed", OutputError)
+
+    def facts(self, name: str) -> Facts:
+        """Return what an object is; of a name that objects lie below, that it is a folder."""
+        return self._read(name, lambda: Facts(*self.backend.facts(self._coded(name))))
+
+    def entries(self) -> list[str]:
+        """Return the names of objects and of folders that lie directly in the store, as they are."""
+        return sorted(self._asked(self.backend.entries, self.url, "be listed", UnreadableError))
+
+    def _coded(self, name: str) -> str:
+        return name if self.as_they_are else encoded(name)
 
     def _at(self, name: str) -> str:
         return f"{self.url}/{name}"

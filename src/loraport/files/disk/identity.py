@@ -24,8 +24,9 @@ class FileIdentity:
 
     @classmethod
     def of(cls, file: IOBase) -> FileIdentity:
-        """Return the identity of an open file."""
-        return cls._of(os.fstat(file.fileno()))
+        """Return the identity of an open file; one that lies on no disk tells by itself what it is."""
+        look = getattr(getattr(file, "raw", file), "stat", None)
+        return cls._of(os.fstat(file.fileno()) if look is None else look())
 
     @classmethod
     def at(cls, path: Path) -> FileIdentity:
@@ -37,14 +38,18 @@ class FileIdentity:
         return cls(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[FileIO]:
+    def open(self, path: Path, span: tuple[int, int] | None = None) -> Iterator[FileIO]:
         """Open the file again, unbuffered; check that it is the same before and after what is done with it.
+
+        `span`: the bytes that will be read, for files that are far away.
 
         Raises UnreadableError where it cannot be read, or is not the same any more.
         """
         try:
             with path.open("rb", buffering=0) as file:
                 self._check(file, path)
+                if span is not None and (expect := getattr(file, "expect", None)) is not None:
+                    expect(*span)
                 yield file
                 self._check(file, path)
         except OSError as error:

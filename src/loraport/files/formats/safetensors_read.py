@@ -240,7 +240,7 @@ class ByteReader:
     """Of the file whose header said where the bytes are."""
 
     def __call__(self) -> Tensor:
-        with self.identity.open(self.path) as file:
+        with self.identity.open(self.path, (self.offset, self.offset + self.nbytes)) as file:
             return self.of(file)
 
     def of(self, file: BufferedReader | FileIO, pinned: bool = False) -> Tensor:
@@ -249,7 +249,7 @@ class ByteReader:
 
     def watched(self, see: Callable[[memoryview], object], *, pinned: bool) -> Tensor:
         """Read it, and show the bytes on the way, piece by piece as they come in; `pinned`: to be copied to a card."""
-        with self.identity.open(self.path) as file:
+        with self.identity.open(self.path, (self.offset, self.offset + self.nbytes)) as file:
             return self._tensor(file, see, pinned)
 
     def rows(self, first: int, count: int) -> ByteReader:
@@ -276,7 +276,7 @@ class ByteReader:
     def pieces(self, size: int) -> Iterator[memoryview]:
         """Yield its bytes as they stand, so many at a time; each piece is gone when the next one is asked for."""
         buffer = memoryview(bytearray(min(size, self.nbytes)))
-        with self.identity.open(self.path) as file:
+        with self.identity.open(self.path, (self.offset, self.offset + self.nbytes)) as file:
             file.seek(self.offset)
             for start in range(0, self.nbytes, size):
                 piece = buffer[: min(size, self.nbytes - start)]

@@ -24,6 +24,8 @@ from loraport.files.models.named_places import known_place
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, announced_shards
 from loraport.files.names.dialects import PEFT_PREFIX, are_of_lora
 from loraport.files.names.lookup import without_wrappers
+from loraport.objects.open import is_url
+from loraport.objects.url_path import path_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +137,7 @@ def local_lora(place: Path | str) -> Path:
     from loraport.files.models.hub import fetch_lora, looks_like_hub_id
 
     place = known_place(place) if isinstance(place, str) else place
-    path = expand_home(place)
+    path = path_of(place) if isinstance(place, str) and is_url(place) else expand_home(place)
     if isinstance(place, str) and not path.exists() and looks_like_hub_id(place):
         return fetch_lora(place)
     check_input(path)

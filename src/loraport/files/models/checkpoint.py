@@ -23,6 +23,8 @@ from loraport.files.names.dialects import are_of_lora
 from loraport.files.names.families import Family, Naming, Piece, RowSlice
 from loraport.files.names.lookup import detect_naming, without_wrappers
 from loraport.lazy_property import lazy_property
+from loraport.objects.open import is_url
+from loraport.objects.url_path import path_of
 
 if TYPE_CHECKING:
     import torch
@@ -240,10 +242,12 @@ def shards_of(weight_map: Mapping[str, str], layers: frozenset[str], part: str |
 def on_disk(where: str | Path, needed: ShardFilter | None) -> Path:
     """Return the path of a model, of which the needed shards are fetched if it is on the Hub. Raises InputError."""
     where = known_place(where) if isinstance(where, str) else where
-    path = expand_home(where)
+    path = path_of(where) if isinstance(where, str) and is_url(where) else expand_home(where)
     if path.exists():
         check_input(path)
         return path
+    if isinstance(where, str) and is_url(where):
+        raise InputError(f"{where} is not there, or not for you; give a safetensors file or a folder of a store")
     from loraport.files.models.hub import fetch, looks_like_hub_id
 
     if isinstance(where, str) and looks_like_hub_id(where):

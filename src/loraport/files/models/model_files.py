@@ -13,6 +13,7 @@ from loraport.files.formats.in_memory import InMemory, stored_in_memory
 from loraport.files.formats.safetensors_read import StoredTensor, read_safetensors
 from loraport.files.models.locate import indexes_beside, read_index
 from loraport.files.models.shards import GGUF, PICKLES, SAFETENSORS, WEIGHTS
+from loraport.objects.url_path import UrlPath
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def read_files(
     Raises FileFormatError and InputError as the readers do, for kinds that are not read, and for a key in two files.
     """
     kinds = {path: _kind(path) for path in paths}
+    if far := next(
+        (path for path, kind in kinds.items() if isinstance(path, UrlPath) and kind not in SAFETENSORS), None
+    ):
+        raise FileFormatError(
+            f"{far} is read from a store as a safetensors file only; copy it to a disk, and name that"
+        )
     tensors: dict[str, StoredTensor] = {}
     headers, lines, notes = [], [], []
     taken: str | None = None
