@@ -13,7 +13,7 @@ _COMFYUI = "0.3.48"
 
 def check_loraport() -> None:
     """Raise ImportError where loraport is not installed for ComfyUI's Python, or is of another version."""
-    install = f'"{sys.executable}" -m pip install (see README.md of these nodes)'
+    install = f'"{sys.executable}" -m pip install "FOLDER[hub,gguf]", FOLDER being loraport as it was downloaded'
     if find_spec("loraport") is None:
         raise ImportError(f"loraport is not installed for the Python that runs ComfyUI: {install}")
     found = import_module("loraport").__version__
