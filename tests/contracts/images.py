@@ -175,8 +175,12 @@ def mmgp(shapes: Shapes, tensors: Tensors) -> Applied:
         named = {key[len(prefix) :]: tensor for key, tensor in named.items() if key.startswith(prefix)}
     halves: dict[str, dict[str, Tensor]] = {}
     renamed = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    endings = {".default.weight": ".weight", ".lora.down.weight": ".lora_down.weight",
+               ".lora.up.weight": ".lora_up.weight"}  # fmt: skip
     for key, tensor in named.items():
-        if key.endswith((".alpha", ".diff", ".diff_b", ".dora_scale")):
+        for old, new in endings.items():
+            key = key.removesuffix(old) + new if key.endswith(old) else key
+        if key.endswith((".alpha", ".diff", ".diff_b", ".dora_scale", ".lokr_w1", ".lokr_w2")):
             module, part = key.rpartition(".")[0], key.rpartition(".")[2]
         else:
             at = key.rfind(".lora_")
@@ -191,6 +195,8 @@ def mmgp(shapes: Shapes, tensors: Tensors) -> Applied:
             A = parts["lora_A.weight"]
             scale = float(parts["alpha"]) / A.shape[0] if "alpha" in parts else 1.0
             result.added[module] = _product(parts["lora_B.weight"], A, scale)
+        elif "lokr_w1" in parts and "lokr_w2" in parts:
+            result.added[module] = torch.kron(parts["lokr_w1"].double(), parts["lokr_w2"].double())
     return result
 
 

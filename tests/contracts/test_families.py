@@ -357,3 +357,29 @@ def test_every_row_of_the_table_is_a_program_here_or_run_for_real() -> None:
     real: set[Any] = {(family, loader) for family in NAMES for loader in ("diffusers", "PEFT")}
     h3 = {("minimax-h3", loader) for loader in ("ComfyUI", "diffusers", "PEFT", "Wan2GP")}  # in test_minimax_h3
     assert others == {*PROGRAMS} | real | h3 | {("hunyuanvideo-1.5", "generate.py")}
+
+
+@pytest.mark.parametrize("ending", ["lokr_w2", "lokr_w2_a"])
+@pytest.mark.parametrize("family", images.NAMES)
+def test_wan2gp_takes_a_lokr_of_whole_factors_alone(family: str, ending: str, tmp_path: Path) -> None:
+    if (family, "Wan2GP") not in PROGRAMS:
+        return
+    program = PROGRAMS[family, "Wan2GP"]
+    module = next(iter(NAMES[family][program.naming]))
+    w1, w2 = torch.randn(2, 2), torch.randn(2, 2)
+    tensors = {f"diffusion_model.{module}.lokr_w1": w1, f"diffusion_model.{module}.{ending}": w2}
+    if ending == "lokr_w2_a":
+        tensors[f"diffusion_model.{module}.lokr_w2_b"] = torch.randn(2, 2)
+    others = [name for name in NAMES[family][program.naming] if name != module]
+    for name in others:  # so that the family is told
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(1, 4)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(4, 1)
+    save_file(tensors, tmp_path / "x.safetensors")
+    facts = facts_of(read_lora(tmp_path / "x.safetensors"))
+    assert facts is not None and facts.family == family
+    said = {one.loader: one.takes for one in verdicts(facts)}["Wan2GP"]
+    try:
+        added = program.run(dict.fromkeys((module, *others), (4, 4)), tensors).added
+    except RefusedError:
+        added = {}
+    assert said == ("yes" if module in added else "no") == ("yes" if ending == "lokr_w2" else "no")

@@ -35,6 +35,10 @@ def _behind(naming: str, *prefixes: str) -> tuple[Spelling, ...]:
 
 
 _DOTTED = ("diffusion_model.", "transformer.", "")
+_OF_MMGP = frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR})
+_BY_MMGP = frozenset({"LoRA", "LoKr", "DoRA"})
+_ENDINGS_OF_MMGP = (*DEFAULT_ADAPTER, *DOTTED_PAIR, ".lokr_w1", ".lokr_w2")
+"""LoKr with both factors whole: one in parts has other endings, and its file is refused."""
 _KREA_2_PIPELINE = f"{DIFFUSERS}, Krea2Pipeline.load_lora_weights, run on tiny models"
 _KREA_2_WAN2GP = frozenset(_behind("original", *_DOTTED, "lora_unet_") + _behind("diffusers", *_DOTTED, "lora_unet_"))
 
@@ -92,11 +96,11 @@ _KREA_2: tuple[Loader, ...] = (
         _WAN2GP.format("models/krea2/krea2_mmdit.py"),
         {"krea2": _KREA_2_WAN2GP},
         "comfy",
-        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR}),
-        kinds=frozenset({"LoRA", "DoRA"}),
+        pairs=_OF_MMGP,
+        kinds=_BY_MMGP,
         extras=frozenset({".diff_b"}),
         convolutions=False,
-        converter=mmgp(_KREA_2_WAN2GP),
+        converter=mmgp(_KREA_2_WAN2GP, more_endings=_ENDINGS_OF_MMGP),
     ),
 )  # fmt: skip
 
@@ -107,7 +111,7 @@ _FULL_DIFFERENCES = frozenset({".diff", ".diff_b", ".diff_m"})
 
 def _qwen_of_mmgp(facts: Facts) -> Findings:
     """Judge Wan2GP on Qwen-Image: without prefix it looks at the first key, and passes over all that is not as that."""
-    refused, left = mmgp(_QWEN_WAN2GP, "transformer_blocks.", (*DEFAULT_ADAPTER, *DOTTED_PAIR))(facts)
+    refused, left = mmgp(_QWEN_WAN2GP, "transformer_blocks.", _ENDINGS_OF_MMGP)(facts)
     if not facts.prefix and facts.names[:1] and facts.names[0].startswith("transformer_blocks"):
         others = [key for key in facts.names if not key.startswith("transformer_blocks")]
         left += [f"{len(others)} keys are left out, such as {others[0]}"] if others else []
@@ -170,8 +174,8 @@ _QWEN_IMAGE: tuple[Loader, ...] = (
         _WAN2GP.format("models/qwen/transformer_qwenimage.py"),
         {"qwen-image": _QWEN_WAN2GP},
         "comfy",
-        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR}),
-        kinds=frozenset({"LoRA", "DoRA"}),
+        pairs=_OF_MMGP,
+        kinds=_BY_MMGP,
         extras=frozenset({".diff_b"}),
         convolutions=False,
         converter=_qwen_of_mmgp,
@@ -279,11 +283,11 @@ _Z_IMAGE: tuple[Loader, ...] = (
         _WAN2GP.format("models/z_image/z_image_transformer2d.py"),
         {"z-image": _Z_WAN2GP},
         "comfy",
-        pairs=frozenset({PEFT_PAIR, KOHYA_PAIR, DEFAULT_ADAPTER, DOTTED_PAIR}),
-        kinds=frozenset({"LoRA", "DoRA"}),
+        pairs=_OF_MMGP,
+        kinds=_BY_MMGP,
         extras=frozenset({".diff_b"}),
         convolutions=False,
-        converter=mmgp(_Z_WAN2GP, more_endings=(*DEFAULT_ADAPTER, *DOTTED_PAIR)),
+        converter=mmgp(_Z_WAN2GP, more_endings=_ENDINGS_OF_MMGP),
     ),
 )  # fmt: skip
 
