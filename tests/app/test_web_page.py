@@ -138,6 +138,7 @@ def test_a_stopped_job_ends_and_leaves_nothing(server, browser, client):
     browser.click("#stop")
     browser.until(OVER)
     assert browser.text("#state").startswith("Stopped")
+    assert browser.ask("document.querySelector('#page iframe') === null")  # the report of the job before
     assert job.work.code not in (None, 0)
     wait_until(lambda: not server.office.jobs)
     assert sorted(server.folder.jobs.iterdir()) == before

@@ -206,7 +206,7 @@ def _shower(office: Office, kind: Kind, names: tuple[str, ...]) -> Callable[...,
         ask = Ask(kind, **{name: _typed(name, value) for name, value in zip(names, values, strict=True)})
         yield [
             state_html(View("waiting", "Looking at what was chosen.")), gr.update(visible=False, value=None),
-            gr.update(visible=False), gr.skip(), "", gr.update(interactive=True),
+            gr.update(visible=False), EMPTY_PAGE, "", gr.update(interactive=True),
         ]  # fmt: skip
         async with aclosing(office.run(ask, str(request.session_hash))) as views:
             async for view in views:
