@@ -544,6 +544,15 @@ def image_pipeline(family: str, model: Any) -> Any:
     return kind(**given)
 
 
+def bare_pipeline(family: str, model: Any) -> Any:
+    """The pipeline of a family around its network alone."""
+    import diffusers
+
+    kind, *more = PIPELINES[family]
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", *more))
+    return getattr(diffusers, kind)(**parts, transformer=model)
+
+
 def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
     """A file loaded as its users load it, and baked in: the pipelines' way for U-Nets, else the model's own."""
     import diffusers
@@ -558,9 +567,7 @@ def fused_by_diffusers(family: str, model: Any, path: Path) -> None:
         pipe = kind(**dict.fromkeys(others), unet=model, scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1))
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     elif family in PIPELINES:
-        pipeline, *more = PIPELINES[family]
-        parts = dict.fromkeys(("text_encoder", "tokenizer", "vae", "scheduler", *more))
-        pipe = getattr(diffusers, pipeline)(**parts, transformer=model)
+        pipe = bare_pipeline(family, model)
         pipe.load_lora_weights(path.parent, weight_name=path.name)
     elif family in IMAGE_PIPELINES:
         image_pipeline(family, model).load_lora_weights(path.parent, weight_name=path.name)

@@ -19,7 +19,7 @@ from loraport.files.lora.read import read_lora
 from loraport.files.names.families import flattened
 from loraport.files.names.lookup import layer_in
 from tests.contracts.test_text_encoders import pipeline
-from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES, image_pipeline
+from tests.families import FAMILIES, HEADERS, IMAGE_PIPELINES, bare_pipeline, image_pipeline
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -48,7 +48,9 @@ def tiny_pipeline(family: str) -> Any:
 
 PIPELINES: dict[str, Any] = {"wan": wan, "hunyuanvideo": hunyuan, "sd1.5": lambda: pipeline("sd1.5"),
                              "sdxl": lambda: pipeline("sdxl"),
-                             **{family: partial(tiny_pipeline, family) for family in IMAGE_PIPELINES}}  # fmt: skip
+                             **{family: partial(tiny_pipeline, family) for family in IMAGE_PIPELINES},
+                             **{family: lambda family=family: bare_pipeline(family, FAMILIES[family].model())
+                                for family in ("flux.1", "flux.2", "ltx-2")}}  # fmt: skip
 PARTS = ("transformer", "unet", "text_encoder", "text_encoder_2")
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {}
 
