@@ -16,9 +16,9 @@ COUNT = 4
 LAYERS = ("self_attn.q", "self_attn.o", "cross_attn.k", "ffn.0")
 
 
-def planned(family, folder, *, methods=("casa",), **changes) -> RunPlan:
+def planned(family, folder, *, methods=("casa",), loras=None, **changes) -> RunPlan:
     template = TransferConfig("", family.source, family.target, str(folder), **changes)
-    jobs = plan_jobs([str(family.folder / "loras")], Request(template, methods))
+    jobs = plan_jobs([str(loras or family.folder / "loras")], Request(template, methods))
     return make_plan_of_run(jobs, str(folder), Machine.here("cpu", 1))
 
 

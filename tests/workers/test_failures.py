@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -233,6 +234,17 @@ def test_memory_holds_a_wave_and_not_all(family, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "read_lora", counted)
     assert work(store, plan) and written(tmp_path / "out") == alone
     assert max(most) <= 3, "a wave, and what is being read"
+
+
+def test_a_worker_that_is_stopped_opens_no_further_wave(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "AT_ONCE", 1)
+    store, plan = begun(family, tmp_path / "out")
+    stop, opened, real = threading.Event(), [], OpenModels.wave
+    monkeypatch.setattr(
+        OpenModels, "wave", lambda self, number, *more: opened.append(number) or real(self, number, *more)
+    )
+    assert not work(store, plan, stop=stop, tell=lambda event, **facts: stop.set() if event == "part" else None)
+    assert set(opened) == {0} and len(store.names(".batch/parts/")) == 1
 
 
 @pytest.mark.slow

@@ -2,16 +2,23 @@
 
 import json
 import random
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
+from loraport.batches.run import RefusedJobsError
 from loraport.errors import FileFormatError
+from loraport.objects.open import open_objects
 from loraport.workers.begin import begin_run
+from loraport.workers.collect import collect
 from loraport.workers.models import OpenModels
+from loraport.workers.parts import StoredParts
 from loraport.workers.plan import RunPlan
 from loraport.workers.records import Records
 from loraport.workers.share import Share
+from loraport.workers.summary import close_run
 from loraport.workers.work import Worker
 from tests.workers.runs import COUNT, LAYERS, begun, planned, store_in, work, written
 
@@ -134,3 +141,51 @@ def test_a_share_takes_what_the_dead_of_others_have_left_and_nothing_else(family
     assert not worker.run(wait=None)
     assert {name for name in told if name} == {name for name in mine if name.endswith(LAYERS)} | {dead}
     assert work(store, plan) and written(tmp_path / "out") == alone
+
+
+def test_the_same_lora_under_several_names_is_made_once(family, alone, tmp_path):
+    """Uploads are full of copies; they have the same parts, which stay until the last of them is gathered."""
+    copies = tmp_path / "copies"
+    for number in range(3):
+        for name in ("style0", "style1"):
+            path = copies / f"{number}" / f"{name}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(family.folder / f"loras/{name}.safetensors", path)
+    store, told = store_in(tmp_path / "out"), []
+    plan = begin_run(store, plan := planned(family, tmp_path / "out", loras=copies), OpenModels(plan)).plan
+    assert work(store, plan, tell=lambda event, **facts: told.append(event))
+    assert told.count("part") == 2 * len(LAYERS) and told.count("made") == 6
+    made = written(tmp_path / "out")
+    assert len(made) == 6 and all(raw == alone[Path(name).name] for name, raw in made.items())
+    assert store.names(".batch/parts/") == []
+
+
+def test_a_store_that_loses_parts_ends_with_a_sentence(family, tmp_path, monkeypatch):
+    """Rather than with parts that are made for ever."""
+    store, plan = begun(family, tmp_path / "out")
+    monkeypatch.setattr(StoredParts, "_entry", lambda self, name: None)
+    assert work(store, plan)
+    reasons = [Records(store).end(job).row.reason for job in plan.jobs]
+    assert all("though it was made 10 times; is the store in order?" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("format", ["same", "peft"])
+def test_in_an_object_store_results_are_objects(family, alone, tmp_path, format):
+    pytest.importorskip("fsspec")
+    url = f"memory://{tmp_path.name}/run"
+    store, plan = open_objects(url), planned(family, url, format=format, cache=str(tmp_path / "cache"))
+    assert work(store, begin_run(store, plan, OpenModels(plan)).plan)
+    made = {name: store.read(name) for name in store.names() if not name.startswith(".batch/")}
+    if format == "same":
+        assert made == alone
+        assert collect(store, tmp_path / "here").made and written(tmp_path / "here") == alone
+    else:
+        assert sorted(made)[:2] == ["style0-casa/adapter_config.json", "style0-casa/adapter_model.safetensors"]
+        assert len(made) == 2 * COUNT
+    close_run(store, plan)
+    again = planned(family, url, format=format)
+    assert begin_run(store, again, OpenModels(again)).already == set(range(COUNT))
+    close_run(store, again)
+    store.write("style0-casa.safetensors" if format == "same" else "style0-casa/adapter_model.safetensors", b"theirs")
+    with pytest.raises(RefusedJobsError, match="is there already and is no transfer"):
+        begin_run(store, again, OpenModels(again))

@@ -28,7 +28,7 @@ class PartMissingError(UnreadableError):
 
 
 def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
-    """Write a job's output and its record, and remove its parts.
+    """Write a job's output and its record, and remove its parts, unless another job of the wave waits for the same.
 
     Raises PartMissingError; UnwritableJobError where the job is at fault, UnreadableError and OutputError where the
     store is.
@@ -53,8 +53,10 @@ def gather_job(store: ObjectStore, models: OpenModels, job: OpenJob) -> JobEnd:
         planned.name, planned.id, models.plan.machine.key, row, files, contents_of(job), seen_files(job),
         result.lost, notes=tuple(result.warnings),
     )  # fmt: skip
-    Records(store).put_end(planned, end)
-    each(store, store.delete, job.parts.values())
+    records = Records(store)
+    records.put_end(planned, end)
+    if all(records.end(models.plan.jobs[twin]) is not None for twin in models.twins(job)):
+        each(store, store.delete, job.parts.values())
     return end
 
 

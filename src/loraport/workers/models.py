@@ -139,6 +139,11 @@ class OpenModels:
             self._alone = opened.jobs[number]
         return self._alone
 
+    def twins(self, job: OpenJob) -> list[int]:
+        """Return the other jobs of the open wave that have the same parts: the same LoRA under another name."""
+        beside = () if self._wave is None else self._wave.jobs.values()
+        return [one.number for one in beside if one.key == job.key and one.number != job.number]
+
     def layer(self, job: OpenJob, name: str) -> LayerWeights:
         """Return the weights of a layer of a job's models, from memory or read now. Raises InputError."""
         wave = self._wave if self._wave is not None and job.number in self._wave.jobs else None

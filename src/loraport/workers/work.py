@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from loraport.workers.share import Share, longest_first
 
 TRIES = 3
 """How often a part is tried, by one worker or by several that died, before its LoRA is put aside."""
+MOST_LOSSES = 10
+"""How often parts of one job may be gone or damaged when it is gathered."""
 Tell = Callable[..., None]
 
 
@@ -63,6 +66,7 @@ class Worker:
         self.stop = stop or threading.Event()
         self.ended: set[int] = set()
         self._present: set[str] = set()
+        self._lost: Counter[int] = Counter()
 
     # what is to be done
 
@@ -119,7 +123,8 @@ class Worker:
         for job in self._missing(wave, unit.layer):
             if self.stop.is_set():
                 break
-            made += self._make(job, unit.layer, careful)
+            if job.parts[unit.layer] not in self._present:  # a twin may have made it
+                made += self._make(job, unit.layer, careful)
         return made
 
     def _make(self, job: OpenJob, layer: str, careful: bool) -> bool:
@@ -184,7 +189,10 @@ class Worker:
         """Write a job's output of its parts; None where parts are missing, which are known to be missing then."""
         try:
             end = gather_job(self.store, self.models, self._opened(number))
-        except PartMissingError:
+        except PartMissingError as error:
+            self._lost[number] += 1
+            if self._lost[number] >= MOST_LOSSES:
+                self.put_aside(number, f"{error}, though it was made {MOST_LOSSES} times; is the store in order?")
             self.look()
             return None
         except UnwritableJobError as error:
@@ -227,7 +235,7 @@ class Worker:
     def _wave(self, number: int) -> int:
         """Do what can be done of a wave now; return how much that was."""
         done = 0
-        if not any(job not in self.ended for job in self.plan.waves[number].jobs):
+        if self.stop.is_set() or all(job in self.ended for job in self.plan.waves[number].jobs):
             return done
         self._tell_opened(number)
         for unit, lease in self._claimed(number):

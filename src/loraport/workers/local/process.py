@@ -17,7 +17,7 @@ from typing import Any
 from loraport.errors import LoraportError
 from loraport.plain_json import json_text
 
-FLUSH = 8.0
+FLUSH = 7.0
 """Seconds that a stopped worker has for the part in work."""
 
 
