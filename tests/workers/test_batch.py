@@ -38,7 +38,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(batch, "run_workers", run_workers)
     yield
-    process._HELD.clear()
+    process._WORKERS.clear()
 
 
 @pytest.mark.slow

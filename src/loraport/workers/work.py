@@ -57,13 +57,15 @@ class Worker:
         prefer: Share | None = None, claims: Claims | None = None, tell: Tell = tell_nobody,
         stop: threading.Event | None = None,
     ) -> None:  # fmt: skip
-        """`share`: it takes only these layers, and those at which another worker has died; None takes all.
+        """Begin no work yet.
+
+        `share`: it takes only these layers, and those at which another worker has died; None takes all.
         `prefer`: with which it begins, so that workers of one machine keep their layers from wave to wave.
         """
         self.store, self.plan, self.models, self.tell = store, plan, models, tell
         self.records, self.share, self.prefer = Records(store), share or Share(), prefer or Share()
         self.claims = claims or Claims(store)
-        self.stop = stop or threading.Event()
+        self.stop, self.busy = stop or threading.Event(), False
         self.ended: set[int] = set()
         self._present: set[str] = set()
         self._lost: Counter[int] = Counter()
@@ -132,12 +134,15 @@ class Worker:
         start, name = time.perf_counter(), job.parts[layer]
         if careful and not self._dared(job, layer, name):
             return False
+        self.busy = True
         try:
             content = self._tried(job, layer)
+            self.store.write(name, content)
         except _GivenUpError as error:
             self.put_aside(job.number, str(error), error.tries)
             return False
-        self.store.write(name, content)
+        finally:
+            self.busy = False
         self._present.add(name)
         if careful:
             self.records.try_ends(name)
@@ -187,6 +192,7 @@ class Worker:
 
     def gather(self, number: int) -> JobEnd | None:
         """Write a job's output of its parts; None where parts are missing, which are known to be missing then."""
+        self.busy = True
         try:
             end = gather_job(self.store, self.models, self._opened(number))
         except PartMissingError as error:
@@ -198,6 +204,8 @@ class Worker:
         except UnwritableJobError as error:
             self.put_aside(number, str(error))
             return None
+        finally:
+            self.busy = False
         self.ended.add(number)
         self.tell("made", job=number, row=end.row.as_json(), lost=end.lost, notes=list(end.notes))
         return end

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from loraport.plain_json import json_text
 
 FLUSH = 7.0
 """Seconds that a stopped worker has for the part in work."""
+IDLE = 3
+"""Looks, five a second, at a stopped worker that has no part in work; then it is not waited for."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,13 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
         note = note.after(event, facts)
         events.tell(event, **facts)
 
-    _HELD.append(claims)
+    worker = Worker(
+        store, plan, models, share=share, prefer=Share(orders.number, orders.of), claims=claims, tell=tell, stop=stop
+    )
+    _WORKERS.append(worker)
     events.tell("began", who=claims.who)
     note.write(store)
     try:
-        worker = Worker(
-            store, plan, models, share=share, prefer=Share(orders.number, orders.of), claims=claims, tell=tell,
-            stop=stop,
-        )  # fmt: skip
         over = worker.run(wait=orders.wait)
     finally:
         claims.close()
@@ -104,8 +106,8 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
     events.tell("left", over=over)
 
 
-_HELD: list[Any] = []
-"""The claims of the worker in this process."""
+_WORKERS: list[Any] = []
+"""The worker in this process."""
 
 
 def main() -> None:
@@ -139,9 +141,13 @@ def main() -> None:
     threading.Thread(target=_until_alone, args=(stop,), daemon=True).start()
     while not stop.wait(1.0):
         pass
-    if not done.wait(FLUSH):
-        for claims in _HELD:  # in the middle of a long layer: what is not written is made again
-            claims.close()
+    until = time.monotonic() + FLUSH
+    idle = 0
+    while not done.wait(0.2) and time.monotonic() < until and idle < IDLE:
+        idle = 0 if any(worker.busy for worker in _WORKERS) else idle + 1
+    if not done.is_set():  # it opens files, which nobody needs any more, or is in a long layer, which is made again
+        for worker in _WORKERS:
+            worker.claims.close()
     sys.stderr.flush()
     os._exit(codes[0])  # libraries may be in the middle of something, which nobody needs any more
 

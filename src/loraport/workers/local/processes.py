@@ -141,7 +141,7 @@ def _stop(processes: Sequence[_Process]) -> None:
     started = [one for one in processes if hasattr(one, "child")]
     for one in started:
         one.end()
-    until = time.monotonic() + FLUSH + 1.5
+    until = time.monotonic() + FLUSH + 1.0
     for one in started:
         try:
             one.child.wait(max(0.1, until - time.monotonic()))
