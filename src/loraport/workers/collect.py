@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraport.errors import MissingError
+from loraport.errors import InputError
 from loraport.files.adapters.peft_fields import WEIGHTS_NAME
 from loraport.files.disk.atomic import write_whole
 from loraport.objects.store import ObjectStore
@@ -51,12 +51,12 @@ class Collected:
 def collect(store: ObjectStore, folder: Path | None = None, progress: Progress = NO_PROGRESS) -> Collected:
     """Gather what is whole and not gathered in the run that is not over, else in the last; copy results into a folder.
 
-    Raises MissingError where there is no run.
+    Raises InputError where there is no run.
     """
     records = Records(store)
     runs = sorted(records.runs(), key=lambda run: run.ended)
     if not runs:
-        raise MissingError(f"{store.url} has no run; begin one: loraport batch LORAS -o {store.url}")
+        raise InputError(f"{store.url} has no run; begin one: loraport batch LORAS -o {store.url}")
     plan = runs[0].plan
     gathered = _gathered(store, plan, progress)
     made, copied, missing = [], [], {one.output or one.lora: one.reason for one in plan.refused}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loraport.batches.results import JobRow
-from loraport.errors import MissingError
+from loraport.errors import InputError
 from loraport.files.disk.ownership import HOST, is_running
 from loraport.objects.store import ObjectStore
 from loraport.workers.claims import PATIENCE
@@ -87,11 +87,11 @@ class RunStatus:
 
 
 def run_status(store: ObjectStore) -> RunStatus:
-    """Return how far the run in a store is: the one that is not over, else the last. Raises MissingError for none."""
+    """Return how far the run in a store is: the one that is not over, else the last. Raises InputError for none."""
     records = Records(store)
     runs = sorted(records.runs(), key=lambda run: run.ended)
     if not runs:
-        raise MissingError(f"{store.url} has no run; begin one: loraport batch LORAS -o {store.url}")
+        raise InputError(f"{store.url} has no run; begin one: loraport batch LORAS -o {store.url}")
     run = runs[0]
     rows = rows_of(store, run.plan)
     made, failed = ([row for row in rows if row.status == status] for status in ("made", "failed"))
