@@ -1,6 +1,6 @@
 """A thousand tiny LoRAs, some broken, by a batch: time, memory, what a part costs beside its mathematics.
 
-    python -m benchmarks.batches --loras 1000 --broken 30 --workers 1 2
+    python -m tests.workers.thousand --loras 1000 --broken 30 --workers 1 2
 
 Layers are tiny, so nearly all of it is the protocol's own: opening, naming, writing, gathering. Prints a line of JSON
 for each number of workers.
@@ -18,10 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from loraport.transfers.layer import LayerTransfer
 from tests import tiny
 from tests.transfers.models import Family, make_family
-
-from loraport.transfers.layer import LayerTransfer
 
 LAYERS = ("self_attn.q", "self_attn.o", "cross_attn.k", "ffn.0")
 
