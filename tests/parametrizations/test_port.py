@@ -169,6 +169,17 @@ def test_between_tables_of_two_models_the_modulation_is_dropped_and_said(tmp_pat
     assert not same.keys.dropped and all(row.status == "transferred" for row in same.layers)
 
 
+def test_what_is_dropped_goes_with_its_bias(models: dict[str, Path], tmp_path: Path) -> None:
+    """A LoRA of a pruned model on two full ones: nothing tells its table, and its constant alone would be wrong."""
+    lora, narrow, out = (tmp_path / f"{name}.safetensors" for name in ("in", "narrow", "out"))
+    write_lora(lora, WIDTH)
+    places = [str(models["full"]), str(models["pruned"])]
+    convert(str(lora), "comfy", str(narrow), dtype="fp32", source=places[0], target=places[1])
+    result = transfer(TransferConfig(str(narrow), places[0], places[0], str(out), method="direct"))
+    assert len(result.keys.dropped) == 6 and sum(key.endswith(".diff_b") for key, _ in result.keys.dropped) == 2
+    assert all("mlp.fc2" in key for key in load_file(out))
+
+
 def test_ranks_do_not_exceed_what_the_layer_sees(tmp_path: Path, models: dict[str, Path]) -> None:
     generator = torch.Generator().manual_seed(2)
     A, B = torch.randn(16, WIDTH, generator=generator), torch.randn(24, 16, generator=generator)

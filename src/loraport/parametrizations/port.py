@@ -225,9 +225,12 @@ def carry_or_drop(lora: Lora, source: TimePath | None, target: TimePath | None) 
         done = carry_over(lora, source, target)
     except MismatchError as error:
         names = set(modulation_layers(lora))
-        gone = [(key, str(error)) for name in sorted(names) for key in lora.layers[name].keys]
+        biases = {key for name in names if (key := _bias(lora, name)[0])}  # the constant part of what is dropped
+        keys = [key for name in sorted(names) for key in lora.layers[name].keys]
+        gone = [(key, str(error)) for key in (*keys, *sorted(biases))]
         kept = {name: layer for name, layer in lora.layers.items() if name not in names}
         if not kept:
             raise
-        return replace(lora, layers=kept, dropped=(*lora.dropped, *gone))
+        extras = {key: stored for key, stored in lora.extras.items() if key not in biases}
+        return replace(lora, layers=kept, extras=extras, dropped=(*lora.dropped, *gone))
     return replace(done.lora, notes=(*lora.notes, *done.notes))
