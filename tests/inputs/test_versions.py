@@ -56,3 +56,27 @@ def test_inspect_names_the_version(version: str, tmp_path: Path) -> None:
     facts = describe(model(tmp_path, version, 1))
     assert facts["family"] == "ltx-2" and facts["size"].startswith(version)
     assert not facts["size"].startswith(f"{version}.")
+
+
+@pytest.mark.parametrize("alien", [True, False])
+def test_a_lora_of_another_family_that_fits_in_part_is_said_to_be_one(alien: bool, tmp_path: Path) -> None:
+    """FLUX.1's attention has the names and, at 3072, the shapes of FLUX.2 klein's."""
+    torch.manual_seed(0)
+    shapes = {"transformer_blocks.0.attn.to_q": (8, 8), "transformer_blocks.0.attn.to_k": (8, 8)}
+    shapes |= {"single_stream_modulation.linear": (24, 8)}
+    for name in ("source", "target"):
+        save_file(
+            {f"{layer}.weight": torch.randn(shape) for layer, shape in shapes.items()}, tmp_path / f"{name}.safetensors"
+        )
+    adapted = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k"]
+    adapted += ["single_transformer_blocks.0.proj_mlp"] if alien else []
+    tensors = {}
+    for layer in adapted:
+        tensors |= {
+            f"transformer.{layer}.lora_A.weight": torch.ones(1, 8),
+            f"transformer.{layer}.lora_B.weight": torch.ones(8, 1),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "flux1"})
+    places = {name: str(tmp_path / f"{name}.safetensors") for name in ("lora", "source", "target", "output")}
+    notes = [note for note in prepare(TransferConfig(**places)).plan.warnings if "the LoRA is one of flux.1" in note]
+    assert bool(notes) == alien and all("proj_mlp" in note and "is flux.2" in note for note in notes)

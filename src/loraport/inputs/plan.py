@@ -187,7 +187,7 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
     if source.paths and set(source.paths) == set(target.paths) and source.part == target.part:
         notes.append(NO_DRIFT)
     models: tuple[Target, ...] = (source, target)
-    notes += _versions(source, target)
+    notes += [*_other_family(lora, source), *_versions(source, target)]
     notes += dict.fromkeys([*source.notes, *(target.model if isinstance(target, AcceleratedModel) else target).notes])
     exact = isinstance(target, AcceleratedModel) and target.on_source  # its drift is not a difference of two files
     for model in models:
@@ -216,6 +216,20 @@ def _warnings(lora: Lora, source: Checkpoint, target: Target, jobs: Sequence[Lay
         notes += target.notes(lora.layers, len(lora.layers))
     notes += _kinds(lora)
     return notes
+
+
+def _other_family(lora: Lora, source: Checkpoint) -> list[str]:
+    """Return a note where the LoRA has layers that only another family than the models' has."""
+    own, family = lora.dialect.family, source.family
+    if own is None or family is None or own == family.name:
+        return []
+    alien = [name for name in lora.layers if family.rows(name, family.canonical) is None]
+    if not alien or any(f"{name}.weight" in source for name in alien):
+        return []
+    return [
+        f"the LoRA is one of {own}, by layers such as {alien[0]}, and {source.where} is {family.name}: what both call "
+        "alike is moved, which need not mean the same there"
+    ]
 
 
 def _versions(source: Checkpoint, target: Target) -> list[str]:

@@ -95,11 +95,10 @@ def _score(family: Family, naming: Naming, evidence: Evidence, sights: list[Sigh
         pieces = family.pieces(sight.module, naming, flat=sight.flat)
         if not pieces:
             continue
-        canonical, rows = pieces[0]
+        canonical = pieces[0][0]
         if sight.shape:
             sizes.setdefault(sight.module, {})[sight.part] = sight.shape
             canonical_of[sight.module] = canonical
-            against += sight.part in _ROWS and not rows.fits(sight.shape)
         if block := _BLOCK.match(canonical):
             last[block[1]] = max(last.get(block[1], 0), int(block[2]))
     depths = [depth for width, depth in family.depths.items() if width in widths]
