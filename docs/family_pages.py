@@ -53,9 +53,11 @@ def index_page() -> str:
         "`--include` and in reports, layers have the names of the first spelling."
     )
     several = _wrapped(
-        "Where names fit several tables (the double blocks of both HunyuanVideos, much of both U-Nets), the width of "
-        "the layers decides, as published models have it. `proj_out` is a layer of several families; the other keys "
-        "of the file tell which. What diffusers' `fuse_qkv_projections` saves (`to_qkv`, `to_kv`, `to_added_kv`) is "
+        "Where names fit several tables (the double blocks of both HunyuanVideos and of FLUX, much of both U-Nets), "
+        "what else stands in the file decides: the trainer's header, blocks that only one of them has, the shapes of "
+        "fused layers, the width, the last block; a guess is said. `proj_out` is a layer of several families; the "
+        "other keys of the file tell which. What diffusers' `fuse_qkv_projections` saves (`to_qkv`, `to_kv`, "
+        "`to_added_kv`) is "
         "read as the layers in it; beside those layers it is a copy, and is left alone. A layer that no table knows "
         "keeps its name only if both spellings name modules as the same program does; otherwise it is dropped with "
         "the reason (exit code 3), since no loader would know it."
