@@ -198,6 +198,22 @@ def test_a_lora_that_kills_its_card_is_put_aside_and_the_others_are_made(family,
     assert [facts["job"] for event, facts in told if event == "failed"] == [3]
 
 
+def test_a_lora_that_cannot_be_read_any_more_is_put_aside_and_no_card_is_lost(family, alone, tmp_path, monkeypatch):
+    from loraport.workers.on_ray import card
+
+    def run_part(plan, part, models, own=card.run_part):
+        if "style2" in plan.jobs[part.job].config.lora:
+            raise UnreadableError("style2.safetensors was replaced while it was read")
+        return own(plan, part, models)
+
+    monkeypatch.setattr(card, "run_part", run_part)
+    store, plan = begun(family, tmp_path / "out")
+    over, told = on_cards(store, plan, Cards(2))
+    assert over and not [event for event, _ in told if event == "died"]
+    assert written(tmp_path / "out") == {name: content for name, content in alone.items() if "style2" not in name}
+    assert [facts["tries"] for event, facts in told if event == "failed"] == [3]
+
+
 def test_other_models_on_another_machine_are_refused(family, tmp_path, monkeypatch):
     store, plan = begun(family, tmp_path / "out")
     other = tmp_path / "other"

@@ -120,7 +120,10 @@ class Card:
         return made
 
     def gather(self, job: int, loras: Mapping[str, Any]) -> JobEnd | None:
-        """Write a job's output to the store; None where parts are missing. Raises InputError for the whole of it."""
+        """Write a job's output to the store; None where parts are missing.
+
+        Raises UnwritableJobError where the job is at fault, OutputError and UnreadableError where the store is.
+        """
         place = self.place_of(job)
         if self.store is None:
             raise InputError("this card does not reach the store")
@@ -143,20 +146,20 @@ class Card:
     def _make(self, job: int, layer: str) -> MadePart:
         start, opened = time.perf_counter(), self.models.job(job)
         name = opened.parts[layer]
+        try:
+            facts = self.models.layer(opened, layer).facts
+        except UnreadableError:  # the models, which other machines may reach
+            raise
+        except InputError as error:
+            return MadePart(job, name, reason=str(error))
         for number in range(1, TRIES + 1):
             try:
                 content = run_part(self.models.plan, Part(job, layer), self.models)
                 break
-            except UnreadableError:
-                raise
-            except InputError as error:
-                return MadePart(job, name, reason=str(error), tries=number)
-            except LoraportError:
-                raise
-            except Exception as error:  # a library's: it may pass
-                if number == TRIES:
-                    return MadePart(job, name, reason=f"layer {layer}: {_words(error)}", tries=number)
-        facts = self.models.layer(opened, layer).facts
+            except Exception as error:  # of the LoRA, or a library's, which may pass
+                lasting = isinstance(error, InputError) and not isinstance(error, UnreadableError)
+                if lasting or number == TRIES:
+                    return MadePart(job, name, reason=_words(layer, error), tries=number)
         if self.store is not None:
             self.store.write(name, content)
         seconds = time.perf_counter() - start
@@ -213,5 +216,7 @@ def _memory(device: str) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // (os.cpu_count() or 1)
 
 
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def _words(layer: str, error: Exception) -> str:
+    if isinstance(error, LoraportError):
+        return str(error)
+    return f"layer {layer}: {type(error).__name__}: {error}".splitlines()[0][:300]

@@ -16,6 +16,7 @@ from loraport.errors import InputError, UnreadableError
 from loraport.estimates.layer_cost import CARD, PROCESSOR, layer_seconds
 from loraport.objects.store import ObjectStore
 from loraport.workers.fingerprint import PARTS
+from loraport.workers.gather import UnwritableJobError
 from loraport.workers.models import OpenModels, OpenWave
 from loraport.workers.on_ray.calls import Call, Member, OpenedWave
 from loraport.workers.on_ray.card import TRIES, CardFacts, CardOrders, MadePart, files_of_lora
@@ -343,7 +344,7 @@ class ClusterRun:
             self._silent(number, None)
             self._ended(job, self.worker.gather(job) is not None)
             return
-        except InputError as error:
+        except UnwritableJobError as error:
             self.worker.put_aside(job, str(error))
             self._ended(job, True)
             return
