@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from loraport.errors import InputError
 from tests.workers.runs import COUNT, LAYERS, written
 
 LAYER = "diffusion_model.blocks.0.self_attn.q"
@@ -148,3 +149,18 @@ def test_runs_that_do_not_go_together_are_told_apart(family, run, tmp_path, in_t
 def test_what_is_no_crew(family, run, tmp_path, more, message):
     code, _, err = run(*words(family, tmp_path / "out", *more))
     assert code == 2 and message in err and not (tmp_path / "out" / ".batch" / "parts").exists()
+
+
+def test_parts_of_the_files_arrive_as_they_were_typed(family, run, tmp_path, monkeypatch):
+    seen = []
+
+    def plan_jobs(words, request, **_):
+        seen.append(request.template)
+        raise InputError("enough")
+
+    monkeypatch.setattr("loraport.batches.jobs.plan_jobs", plan_jobs)
+    parts = ("--source-part", "one", "--target-part", "two", "--lora-part", "three")
+    code, _, err = run(*words(family, tmp_path / "out", *parts))
+    assert code == 2 and "enough" in err
+    assert [(one.source_part, one.target_part, one.lora_part) for one in seen] == [("one", "two", "three")]
+    assert seen[0].source == family.source and seen[0].target == family.target

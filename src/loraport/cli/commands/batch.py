@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -141,9 +141,7 @@ def batch(
     from loraport.objects.open import open_objects
 
     loras = [known_place(lora) for lora in loras]
-    models = ManyModels(
-        known_place(models.source), known_place(models.target), models.source_part, models.target_part, models.lora_part
-    )  # fmt: skip
+    models = replace(models, source=known_place(models.source), target=known_place(models.target))
     refuse_idle(context, idle_options(models, layers, result))
     refuse_unseen(method.method, result)
     method.recipes()  # refused before anything is read
