@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from loraport.errors import FileFormatError
@@ -75,6 +74,8 @@ def _between(table: Tensor, times: Tensor) -> Tensor:
     knots = torch.linspace(0, 1, len(table), dtype=torch.float64)
     if len(times) == len(knots) and torch.equal(times, knots):
         return table
+    from scipy.interpolate import CubicSpline  # only a pruned model needs it
+
     return torch.from_numpy(CubicSpline(knots.numpy(), table.numpy())(times.numpy()))
 
 
