@@ -33,6 +33,9 @@ PARSED = {
     "loraport lab run": "samples for an hour; tests of the lab run one cell",
     "loraport app": "serves until it is stopped; its own tests serve it and use it",
     "loraport push style-fast.safetensors you/style-fast --compare": "wants clips of this file, which its tests make",
+    "loraport batch jobs.jsonl -o s3://": "wants a bucket; tests of stores have one",
+    "loraport status s3://": "likewise",
+    "loraport gather s3://": "likewise",
 }
 """Commands that are only parsed, to the last option and value, by their first words, with the reason."""
 
@@ -198,6 +201,7 @@ def checker(inputs, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(inputs / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(inputs / "hub"))  # of the processes that a command starts
     folder = tmp_path / "page"
     shutil.copytree(inputs / "files", folder, copy_function=os.link)
     return Checker(folder, capsys, monkeypatch)
