@@ -239,7 +239,7 @@ def asked(pairs, place, folder, *others, **changes):
         ({"course": replace(VIDEO, height=40)}, "size 40x32 is not a multiple of the 16 × 16 pixels"),
         ({"course": replace(VIDEO, frames=6)}, r"6 frames are not 4·n \+ 1, .* give 5 or 9"),
         ({"course": replace(VIDEO, target_timesteps=(1000, 500))}, "target timesteps are for targets that re-noise"),
-        ({"target": "{hunyuan}"}, "no layer of|was it made for it|one makes|names? one size"),
+        ({"target": "{hunyuan}"}, "of wan, .* one of hunyuanvideo-1.5; .*give two of one family"),
         ({"target": "{sdxl}"}, "images, which have one frame"),
         ({"target": "{wan}/transformer"}, "one part of a pipeline"),
         ({"target": "nowhere/at/all"}, "is not there"),

@@ -165,7 +165,7 @@ def check_families(source: Checkpoint, target: Target) -> None:
         return  # so little of a model that its names are both families'
     reason = source.family.apart.get(other.family.name, "")
     raise MismatchError(
-        f"{source.where} is {source.family.name}, and {other.where} {other.family.name}"
+        f"{source.where} is a model of {source.family.name}, {other.where} one of {other.family.name}"
         f"{f': {reason}' if reason else ''}; a LoRA moves from a base to a model that was made from it: give two of "
         "one family"
     )
