@@ -78,7 +78,9 @@ def test_two_versions_are_no_pair(tmp_path: Path) -> None:
         MismatchError, match=r"base\.safetensors is qwen-image, and .*distilled qwen-image-2\.1: .*one st"
     ):
         prepare(config(tmp_path / "old", target=tmp_path / "new" / "distilled"))
-    with pytest.raises(MismatchError, match=r"is a model of qwen-image-2\.1, .* one of qwen-image: .*give two of one family"):
+    with pytest.raises(
+        MismatchError, match=r"is a model of qwen-image-2\.1, .* one of qwen-image: .*give two of one family"
+    ):
         prepare(config(tmp_path / "new", target=tmp_path / "old" / "distilled"))
 
 
