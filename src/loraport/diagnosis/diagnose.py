@@ -191,11 +191,12 @@ def _unmatched(config: TransferConfig) -> Keys:
 
 
 def _partly(keys: Keys, config: TransferConfig) -> list[str]:
-    """Return a note where some layers have no place."""
+    """Return a note where a method does not move all layers."""
     if keys.matched_layers == keys.layers:
         return []
     return [
-        f"{keys.layers - keys.matched_layers} of the LoRA's {keys.layers} layers cannot be moved between these models"
+        f"{keys.layers - keys.matched_layers} of the LoRA's {keys.layers} layers are moved by no method between these "
+        "models: they are copied, carried over or dropped, which `loraport transfer --dry-run` lists"
     ]
 
 
