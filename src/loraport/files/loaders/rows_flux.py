@@ -13,11 +13,12 @@ from loraport.files.loaders.diffusers_converters import (
 )
 from loraport.files.loaders.rows import (
     COMFYUI,
-    COMFYUI_EXTRAS,
     DIFFUSERS,
     DOWN_UP,
     MIXED_RANKS,
     OF_DIFFUSERS,
+    comfyui,
+    musubi_tuner,
     spelled_alike,
 )
 from loraport.files.loaders.rules import Loader
@@ -27,14 +28,10 @@ _FLUX_PIPELINE = f"{DIFFUSERS}, FluxPipeline.load_lora_weights, run on tiny mode
 _IN_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 FLUX_1_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}, model_lora_keys_unet for Flux; comfy/utils.py, flux_to_diffusers",
         spelled_alike("flux.1", ("diffusion_model.", "original"), ("lora_unet_", "original"),
             *((prefix, "diffusers") for prefix in ("transformer.", "lycoris_", "lora_transformer_", ""))),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -101,14 +98,9 @@ FLUX_1_LOADERS: tuple[Loader, ...] = (
         pairs=DOWN_UP,
         inside=_IN_BLOCKS,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py (0bcd20e), networks/lora_flux.py (1b21831), for Kontext",
         spelled_alike("flux.1", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
 )  # fmt: skip
 
@@ -116,22 +108,14 @@ _FLUX_2_PIPELINE = f"{DIFFUSERS}, Flux2KleinPipeline.load_lora_weights, run on t
 _FLUX_2_COMFYUI = f"{COMFYUI}, model_lora_keys_unet for Flux; comfy/utils.py, flux_to_diffusers (09708ea)"
 
 FLUX_2_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         _FLUX_2_COMFYUI,
         spelled_alike("flux.2", ("diffusion_model.", "original"), ("lora_unet_", "original")),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
-    Loader(
-        "ComfyUI",
+    comfyui(
         _FLUX_2_COMFYUI,
         spelled_alike("flux.2",
             *((prefix, "diffusers") for prefix in ("transformer.", "lycoris_", "lora_transformer_", ""))),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
         inside=(*_IN_BLOCKS, "x_embedder", "context_embedder", "proj_out", "norm_out."),
     ),
     Loader(
@@ -170,13 +154,8 @@ FLUX_2_LOADERS: tuple[Loader, ...] = (
         strict=True,
         converter=flux2_kohya,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py (0bcd20e), networks/lora_flux_2.py (2a1eac8)",
         spelled_alike("flux.2", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
 )  # fmt: skip

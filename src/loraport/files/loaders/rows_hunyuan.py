@@ -8,25 +8,21 @@ from loraport.files.loaders.diffusers_converters import (
 )
 from loraport.files.loaders.rows import (
     COMFYUI,
-    COMFYUI_EXTRAS,
     DIFFUSERS,
-    DOWN_UP,
     MIXED_RANKS,
     OF_DIFFUSERS,
+    comfyui,
+    musubi_tuner,
     spelled_alike,
 )
 from loraport.files.loaders.rules import Loader
 from loraport.files.names.dialects import PEFT_PAIR
 
 HUNYUAN_15_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}; HunyuanVideo15 is a HunyuanVideo there, comfy/model_base.py (094c74c)",
         spelled_alike("hunyuanvideo-1.5", ("diffusion_model.", "comfy"), ("lora_unet_", "comfy"),
             ("diffusion_model.", "diffusion-pipe"), ("transformer.", "diffusion-pipe")),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -56,14 +52,9 @@ HUNYUAN_15_LOADERS: tuple[Loader, ...] = (
         mixed_ranks="it asks for diffusers 0.35, which scales layers of different ranks wrongly",
         more=("from a folder, as pytorch_lora_weights.safetensors",),
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_hv_1_5.py (30c658c)",
         spelled_alike("hunyuanvideo-1.5", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
     Loader(
         "FastVideo",
@@ -78,14 +69,10 @@ HUNYUAN_15_LOADERS: tuple[Loader, ...] = (
 )  # fmt: skip
 
 HUNYUAN_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}, model_lora_keys_unet for HunyuanVideo",
         spelled_alike("hunyuanvideo", ("diffusion_model.", "comfy"), ("lora_unet_", "comfy"),
             ("transformer.", "diffusion-pipe"), ("diffusion_model.", "diffusion-pipe")),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -111,13 +98,8 @@ HUNYUAN_LOADERS: tuple[Loader, ...] = (
         strict=True,
         converter=hunyuan_original,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora.py (30c658c)",
         spelled_alike("hunyuanvideo", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
 )  # fmt: skip

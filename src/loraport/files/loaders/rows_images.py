@@ -14,12 +14,12 @@ from loraport.files.loaders.diffusers_converters import (
 from loraport.files.loaders.facts import Facts, Spelling
 from loraport.files.loaders.rows import (
     COMFYUI,
-    COMFYUI_EXTRAS,
     DIFFUSERS,
     DOTTED_PAIR,
-    DOWN_UP,
     MIXED_RANKS,
     OF_DIFFUSERS,
+    comfyui,
+    musubi_tuner,
     spelled_alike,
 )
 from loraport.files.loaders.rules import DEFAULT_ADAPTER, Loader
@@ -43,8 +43,7 @@ _KREA_2_PIPELINE = f"{DIFFUSERS}, Krea2Pipeline.load_lora_weights, run on tiny m
 _KREA_2_WAN2GP = frozenset(_behind("original", *_DOTTED, "lora_unet_") + _behind("diffusers", *_DOTTED, "lora_unet_"))
 
 _KREA_2: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}; comfy/utils.py, krea2_to_diffusers (09708ea); comfy/lora_convert.py (2bffe2f)",
         spelled_alike(
             "krea2",
@@ -52,9 +51,6 @@ _KREA_2: tuple[Loader, ...] = (
             *_behind("diffusers", *_DOTTED, "lycoris_"),
             *_behind("diffusers, fused", *_DOTTED, "lycoris_"),
         ),
-        "comfy",
-        kinds=_ADAPTERS,
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -82,14 +78,9 @@ _KREA_2: tuple[Loader, ...] = (
         header=True,
         mixed_ranks=MIXED_RANKS,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_krea2.py (30c658c)",
         spelled_alike("krea2", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
     Loader(
         "Wan2GP",
@@ -119,13 +110,9 @@ def _qwen_of_mmgp(facts: Facts) -> Findings:
 
 
 _QWEN_IMAGE: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         COMFYUI,
         spelled_alike("qwen-image", *_behind("diffusers", *_DOTTED, "lora_unet_", "lycoris_")),
-        "comfy",
-        kinds=_ADAPTERS,
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -152,14 +139,9 @@ _QWEN_IMAGE: tuple[Loader, ...] = (
         header=True,
         mixed_ranks=MIXED_RANKS,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_qwen_image.py (30c658c)",
         spelled_alike("qwen-image", ("lora_unet_", "diffusers")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
     Loader(
         "LightX2V",
@@ -183,17 +165,13 @@ _QWEN_IMAGE: tuple[Loader, ...] = (
 )  # fmt: skip
 
 _QWEN_IMAGE_21: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         COMFYUI,
         spelled_alike(
             "qwen-image-2.1",
             *_behind("diffusers", "transformer.", "", "lycoris_"),
             *_behind("comfy", "diffusion_model.", "lora_unet_"),
         ),
-        "comfy",
-        kinds=_ADAPTERS,
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -224,17 +202,13 @@ _Z_PIPELINE = f"{DIFFUSERS}, ZImagePipeline.load_lora_weights, run on tiny model
 _Z_WAN2GP = frozenset(_behind("diffusers", *_DOTTED))
 
 _Z_IMAGE: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}; comfy/utils.py, z_image_to_diffusers (09708ea)",
         spelled_alike(
             "z-image",
             *_behind("diffusers", *_DOTTED, "lycoris_"),
             *_behind("comfy", "diffusion_model.", "lora_unet_"),
         ),
-        "comfy",
-        kinds=_ADAPTERS,
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -261,14 +235,9 @@ _Z_IMAGE: tuple[Loader, ...] = (
         header=True,
         mixed_ranks=MIXED_RANKS,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, utils/lora_utils.py, networks/lora_zimage.py (30c658c)",
         spelled_alike("z-image", ("lora_unet_", "diffusers")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
     Loader(
         "LightX2V",

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from loraport.files.loaders.diffusers_converters import component_keys, ltx2_original
-from loraport.files.loaders.rows import COMFYUI, COMFYUI_EXTRAS, DIFFUSERS, MIXED_RANKS, OF_DIFFUSERS, spelled_alike
+from loraport.files.loaders.rows import (
+    COMFYUI,
+    DIFFUSERS,
+    MIXED_RANKS,
+    OF_DIFFUSERS,
+    comfyui,
+    spelled_alike,
+)
 from loraport.files.loaders.rules import Loader
 from loraport.files.names.dialects import PEFT_PAIR
 
 _LTX_PIPELINE = f"{DIFFUSERS}, LTX2Pipeline.load_lora_weights, run on tiny models"
 
 LTX_2_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}, model_lora_keys_unet for LTXV and LTXAV",
         spelled_alike("ltx-2", *((prefix, "original") for prefix in ("diffusion_model.", "lora_unet_", ""))),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loraport.files.loaders.diffusers_converters import Findings, component_keys, h3_original
 from loraport.files.loaders.facts import Facts
-from loraport.files.loaders.rows import COMFYUI, COMFYUI_EXTRAS, DIFFUSERS, OF_DIFFUSERS, spelled_alike
+from loraport.files.loaders.rows import COMFYUI, DIFFUSERS, OF_DIFFUSERS, comfyui, spelled_alike
 from loraport.files.loaders.rules import DEFAULT_ADAPTER, Loader
 from loraport.files.loaders.whole_or_nothing import mmgp
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR
@@ -25,13 +25,9 @@ def wan2gp_h3(facts: Facts) -> Findings:
 _PIPELINE = f"{DIFFUSERS}, MiniMaxH3LoraLoaderMixin.load_lora_weights, run on tiny models"
 
 MINIMAX_H3_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         f"{COMFYUI}, model_lora_keys_unet for MiniMaxH3",
         spelled_alike(_H3, *((prefix, "original") for prefix in ("diffusion_model.", "lora_unet_", ""))),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",

@@ -10,12 +10,13 @@ from loraport.files.loaders.diffusers_converters import (
 from loraport.files.loaders.facts import Spelling
 from loraport.files.loaders.rows import (
     COMFYUI,
-    COMFYUI_EXTRAS,
     DIFFUSERS,
     DOTTED_PAIR,
     DOWN_UP,
     MIXED_RANKS,
     OF_DIFFUSERS,
+    comfyui,
+    musubi_tuner,
     spelled_alike,
 )
 from loraport.files.loaders.rules import Loader
@@ -31,13 +32,9 @@ _FASTVIDEO = ("original", "diffusers", "fastvideo")
 _WAN_PIPELINE = f"{DIFFUSERS}, WanPipeline.load_lora_weights, run on tiny models; mixed ranks: its issue 14409"
 
 WAN_LOADERS: tuple[Loader, ...] = (
-    Loader(
-        "ComfyUI",
+    comfyui(
         COMFYUI,
         spelled_alike("wan", ("diffusion_model.", "original"), ("lora_unet_", "original")),
-        "comfy",
-        kinds=frozenset({"LoRA", "LoHa", "LoKr", "DoRA"}),
-        extras=COMFYUI_EXTRAS,
     ),
     Loader(
         "diffusers",
@@ -76,14 +73,9 @@ WAN_LOADERS: tuple[Loader, ...] = (
         strict=True,
         converter=wan_flattened,
     ),
-    Loader(
-        "musubi-tuner",
+    musubi_tuner(
         "github.com/kohya-ss/musubi-tuner, src/musubi_tuner/utils/lora_utils.py (0bcd20e)",
         spelled_alike("wan", ("lora_unet_", "original")),
-        "kohya",
-        pairs=DOWN_UP,
-        needs_alpha=True,
-        kinds=frozenset({"LoRA", "LoHa", "LoKr"}),
     ),
     Loader(
         "Wan2GP",
