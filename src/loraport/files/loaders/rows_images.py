@@ -26,7 +26,6 @@ from loraport.files.loaders.rules import DEFAULT_ADAPTER, Loader
 from loraport.files.loaders.whole_or_nothing import mmgp
 from loraport.files.names.dialects import KOHYA_PAIR, PEFT_PAIR, PEFT_PREFIX
 
-_ADAPTERS = frozenset({"LoRA", "LoHa", "LoKr", "DoRA"})
 _WAN2GP = "github.com/deepbeepmeep/Wan2GP, {} (8681e9f); its library mmgp, offload.py (04b8d1f)"
 
 
