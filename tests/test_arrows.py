@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     # A room (a folder or a file of the package itself): the rooms that it may import besides itself and the small ones.
     # The lowest floor comes first: a room may only name rooms of the lines before its own, so there is no circle, and
     # no arrow from a lower floor to a higher one.
+    "parallel": set(),
     "spectral": set(),
     "methods": {"spectral"},
     "files.disk": set(),
@@ -59,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
         *("spectral", "files.names", "files.names.tables", "files.formats", "files.adapters", "files.models"),
         "files.lora",
     },
-    "store": {"spectral", "methods", "files.disk", "files.formats"},
+    "store": {"parallel", "spectral", "methods", "files.disk", "files.formats"},
     "inputs": {
         "files.presets",
         *("spectral", "methods", "files", "files.disk", "files.names", "files.adapters", "files.models", "files.lora"),
@@ -67,10 +68,19 @@ ALLOWED: dict[str, set[str]] = {
         "parametrizations",
         "store",
     },
-    "estimates": {"spectral", "methods", "files.models", "store", "inputs"},
+    "estimates": {"parallel", "spectral", "methods", "files.models", "store", "inputs"},
     "diagnosis.rule": set(),
     "transfers": {
-        *("spectral", "methods", "files.disk", "files.names", "files.formats", "files.adapters", "files.models"),
+        *(
+            "parallel",
+            "spectral",
+            "methods",
+            "files.disk",
+            "files.names",
+            "files.formats",
+            "files.adapters",
+            "files.models",
+        ),
         *("files.lora", "store", "inputs", "estimates", "diagnosis.rule"),
     },
     "merging": {"files", "files.names", "files.formats", "files.models", "files.lora"},
@@ -81,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis.measures": {"spectral"},
     "analysis": {
         *(
+            "parallel",
             "spectral",
             "methods",
             "files.names",
@@ -120,7 +131,8 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation.networks",
     },
     "diagnosis": {
-        *("spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs", "transfers"),
+        *("parallel", "spectral", "methods", "files", "files.disk", "files.models", "files.lora", "inputs"),
+        "transfers",
         *("analysis", "analysis.measures", "sampling", "estimates", "diagnosis.rule"),
     },
     "compare.grid": {"methods", "files", "files.disk", "files.models", "inputs", "clips"},
@@ -272,6 +284,7 @@ THIRD_PARTY = {
     "compare.pipelines.opened_networks": {"diffusers"},
     "compare.pipelines.texts": {"diffusers"},
     "compute": {"torch"},
+    "parallel": {"torch"},
     "digests": {"blake3"},
     "stopwatch": {"torch"},
     "inputs": {"torch"},

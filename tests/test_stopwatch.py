@@ -93,3 +93,39 @@ def test_a_card_is_marked_and_waited_for_only_when_seconds_are_asked(clock, monk
         clock(3)
     assert waited == []
     assert watch.seconds == {"read": 3, "basis": 5, "routing": 0, "transfer": 2} and waited == [card]
+
+
+def test_a_slow_stream_keeps_no_other_from_being_counted(clock, monkeypatch):
+    """Threads have streams of their own, and marks of one pass before older ones of another."""
+    now, slow = [0.0], threading.Event()
+
+    class Mark:
+        def __init__(self, enable_timing):
+            self.of_slow = threading.current_thread() is not threading.main_thread()
+
+        def record(self, stream):
+            self.at = now[0]
+
+        def elapsed_time(self, other):
+            return 1000 * (other.at - self.at)
+
+        def query(self):
+            return slow.is_set() or not self.of_slow
+
+    monkeypatch.setattr(torch.cuda, "Event", Mark)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: slow.set())
+    watch = Stopwatch(torch.device("cuda", 0))
+
+    def layer(name, seconds):
+        with watch.stage(name):
+            now[0] += seconds
+
+    first = threading.Thread(target=layer, args=("basis", 7))
+    first.start()
+    first.join(10)
+    for _ in range(5):
+        layer("transfer", 2)
+    assert watch._seconds == {"read": 0, "basis": 0, "routing": 0, "transfer": 10}
+    assert len(watch._marked) == 1, "marks that are passed do not pile up behind one that is not"
+    assert watch.seconds["basis"] == 7

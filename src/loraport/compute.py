@@ -1,23 +1,14 @@
-"""What every computation needs of the machine: device, dtypes, random numbers, threads, and how much memory it took."""
+"""What every computation needs of the machine: device, dtypes, random numbers, and how much memory it took."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from loraport.errors import SettingsError
-
-Job = TypeVar("Job")
-Read = TypeVar("Read")
-Done = TypeVar("Done")
+from loraport.errors import LoraportError, SettingsError
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,65 +58,14 @@ def layer_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-AT_A_TIME = 2
-"""Layers in work at once on a processor: more would take more memory than they gain time."""
-READERS = 4
-"""Threads that read and hash for a card, and layers that are read before their turn: one such thread reads and hashes
-1 to 2 GB a second, and what waits is in the form that the files have it."""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 
-def in_parallel(
-    jobs: Sequence[Job], read: Callable[[Job], Read], work: Callable[[Job, Read], Done], device: torch.device
-) -> Iterator[Done]:
-    """Return what `work` makes of each job and of what is read for it, in the order of the jobs.
-
-    On a processor two jobs are in work at a time, each with half of the threads: decompositions hardly use a second
-    thread, and threads that share one product wait for each other. On a card, or with one thread, only reading goes on
-    beside the work: of the next job, and for a card of the next few.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads < AT_A_TIME:
-        ahead = 1 if device.type == "cpu" else READERS
-        for job, inputs in read_ahead(jobs, read, ahead):
-            yield work(job, inputs)
-        return
-
-    def do(job: Job) -> Done:
-        return work(job, read(job))
-
-    try:
-        # OpenMP keeps its number of threads for each calling thread, so each worker sets its share as it starts
-        share = threads // AT_A_TIME
-        with ThreadPoolExecutor(AT_A_TIME, "loraport-layer", torch.set_num_threads, (share,)) as pool:
-            pending: deque[Future[Done]] = deque()
-            try:
-                for job in jobs:
-                    pending.append(pool.submit(do, job))
-                    if len(pending) > AT_A_TIME:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never does
-                raise
-    finally:
-        torch.set_num_threads(threads)
-
-
-def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read], ahead: int = 1) -> Iterator[tuple[Job, Read]]:
-    """Return each job with what is read for it; so many of the next ones are read meanwhile, and no more than that."""
-    with ThreadPoolExecutor(ahead, thread_name_prefix="loraport-read") as readers:
-        pending: deque[Future[Read]] = deque()
-        try:
-            waiting = iter(jobs)
-            pending.extend(readers.submit(read, job) for job in islice(waiting, ahead))
-            for job in jobs:
-                inputs = pending.popleft().result()
-                pending.extend(readers.submit(read, following) for following in islice(waiting, 1))
-                yield job, inputs
-        finally:
-            for future in pending:
-                future.cancel()
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return not isinstance(error, LoraportError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def peak_rss_bytes() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,14 +15,15 @@ STAGES = ("read", "basis", "routing", "transfer")
 
 class Stopwatch:
     """Seconds of each stage. Nested stages are excluded from their parent; times of threads are summed, so that the
-    total may be more than the clock shows. On a card moments are marked in its queue of work, and nothing waits for it.
+    total may be more than the clock shows. On a card moments are marked in the stream of each thread, and nothing waits
+    for them; what several streams do side by side counts for each.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._card = device if device.type == "cuda" else None
         self._lock, self._of_thread = threading.Lock(), threading.local()
-        self._marked: deque[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._marked: list[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -66,10 +66,14 @@ class Stopwatch:
         return finish
 
     def _count_passed(self) -> None:
-        """Add what the card has passed by now, so that marks do not pile up."""
-        while self._marked and self._marked[0][3].query():  # type: ignore[no-untyped-call]
-            name, outer, begin, end = self._marked.popleft()
-            self._add(name, outer, begin.elapsed_time(end) / 1000)
+        """Add what the card has passed by now, so that marks do not pile up; a stream may be before another."""
+        marked, self._marked = self._marked, []
+        for mark in marked:
+            name, outer, begin, end = mark
+            if end.query():  # type: ignore[no-untyped-call]
+                self._add(name, outer, begin.elapsed_time(end) / 1000)
+            else:
+                self._marked.append(mark)
 
     def _locked_add(self, name: str, outer: str | None, passed: float) -> None:
         with self._lock:

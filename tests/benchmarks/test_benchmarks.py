@@ -168,11 +168,15 @@ def in_this_process(command, *, threads, env=None):
 
 def test_the_whole_program_is_measured_and_its_bytes_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "measured", in_this_process)
-    table = whole.Table(time.monotonic() + 300)
+    table, threads = whole.Table(time.monotonic() + 300), torch.get_num_threads()
     found = whole.files_to_files(table, tmp_path, "48", "cpu", None)
     rows = {row[0]: row for row in table.rows}
     assert rows["48, bytes of cold, warm, again, no cache"][1:] == ("1 different", "1", "met")
     assert {"48, cold", "48, warm", "48, further", "48, reading"} <= set(rows)
+    for count in whole.TOGETHER:
+        assert {f"48, layers at a time {count}, cold", f"48, layers at a time {count}, further"} <= set(rows)
+    assert rows["48, bytes of all of them and of cold"][1:] == ("1 different", "1", "met")
+    assert set(found["layers at a time"]) == set(whole.TOGETHER) and torch.get_num_threads() == threads
     assert found["runs"]["warm"]["stages"]["basis"] < found["runs"]["cold"]["stages"]["basis"]
     files = load_file(tmp_path / "source" / "diffusion_pytorch_model.safetensors")
     assert len(files) == 10 and len({float(W.flatten()[0]) for W in files.values()}) == 10, "no two layers are alike"

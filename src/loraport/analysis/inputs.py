@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.compute import layer_generator, read_ahead
+from loraport.compute import layer_generator
 from loraport.errors import SettingsError
 from loraport.field_types import check_fields
 from loraport.files.adapters.updates import LayerUpdate
@@ -25,6 +25,7 @@ from loraport.inputs.plan import LayerJob
 from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.methods.settings import PAPER, CasaSettings
+from loraport.parallel.at_once import read_ahead
 from loraport.spectral.low_rank import LowRank
 from loraport.store.basis_source import BasisSource
 from loraport.transfers.layer_source import LayerSource, LayerWeights

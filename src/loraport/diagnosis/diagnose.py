@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.analysis.inputs import exact_factors
-from loraport.compute import read_ahead
 from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.look import LayerLook, chosen_layers, look_at
 from loraport.diagnosis.relation import Relation, by_names, by_weights
@@ -27,6 +26,7 @@ from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
+from loraport.parallel.at_once import read_ahead
 from loraport.progress import NO_PROGRESS, Progress
 from loraport.sampling.providers import known_place
 from loraport.transfers.advice import quantized_kinds

@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from loraport.compute import TORCH_DTYPES, find_device, peak_rss_bytes
-from loraport.estimates.layer_cost import CARD, PROCESSOR, Device, run_seconds
-from loraport.estimates.machine import at_a_time, slowness
+import torch
+
+from loraport.compute import TORCH_DTYPES, peak_rss_bytes, weights_device
+from loraport.estimates.card_memory import WITHOUT_BASIS, bytes_in_work, layers_at_a_time
+from loraport.estimates.layer_cost import CARD, PROCESSOR, run_seconds
+from loraport.estimates.machine import slowness
 from loraport.files.models.hub import Download
 from loraport.inputs.open import TransferInputs
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
+from loraport.parallel.at_once import readers_for
 from loraport.store.basis_source import keeps_routing
 
 
@@ -25,7 +29,9 @@ class Estimate:
     seconds_again: float
     """The same with all bases in the cache."""
     memory_bytes: int
-    """At most at one time."""
+    """Of main memory, at most at one time."""
+    card_bytes: int
+    """The same of a card's memory; 0 on a processor."""
     output_bytes: int
     cache_bytes: int
     """What the cache will hold of these layers; 0 without a cache."""
@@ -37,6 +43,7 @@ class Estimate:
             self.seconds + other.seconds,
             self.seconds_again + other.seconds_again,
             max(self.memory_bytes, other.memory_bytes),
+            max(self.card_bytes, other.card_bytes),
             self.output_bytes + other.output_bytes,
             self.cache_bytes + other.cache_bytes,
             self.download_bytes + other.download_bytes,
@@ -52,6 +59,7 @@ class Estimate:
             "seconds": round(self.seconds, 3),
             "seconds_again": round(self.seconds_again, 3),
             "memory_bytes": self.memory_bytes,
+            "card_bytes": self.card_bytes,
             "output_bytes": self.output_bytes,
             "cache_bytes": self.cache_bytes,
             "download_bytes": self.download_bytes,
@@ -65,26 +73,52 @@ def estimate(batch: Sequence[TransferInputs], downloads: Iterable[Download] = ()
     once a process; on a card they are those of the card where layers were measured.
     """
     config = batch[0].config
-    on_card = find_device(config.device).type == "cuda"
-    device = CARD if on_card else PROCESSOR
-    scale = 1.0 if on_card else slowness() / at_a_time()
+    device = weights_device(config.device)
+    table = CARD if device.type == "cuda" else PROCESSOR
+    together = at_a_time(batch, device)
+    scale = 1.0 if device.type == "cuda" else slowness() / together
     return Estimate(
-        scale * sum(sum(run.values()) for run in run_seconds(batch, device)),
-        scale * sum(sum(run.values()) for run in run_seconds(batch, device, again=True)),
-        _memory(batch, device, 1 if on_card else at_a_time()),
+        scale * sum(sum(run.values()) for run in run_seconds(batch, table)),
+        scale * sum(sum(run.values()) for run in run_seconds(batch, table, again=True)),
+        _memory(batch, device, together),
+        _memory_of_card(batch, together) if device.type == "cuda" else 0,
         sum(output_bytes(inputs) for inputs in batch),
-        0 if config.cache is None else _cache_bytes(batch, "cuda" if on_card else "cpu"),
+        0 if config.cache is None else _cache_bytes(batch, device.type),
         sum(one.bytes for one in downloads),
     )
 
 
-def _memory(batch: Sequence[TransferInputs], device: Device, together: int) -> int:
-    """Return the program's own memory now, the largest layers in work at once, and a LoRA that is held."""
-    recipe_needs = [inputs for inputs in batch if inputs.config.recipe.needs_basis]
-    layers = {job.name: job.shape for inputs in batch for job in inputs.plan.of("transfer")}
-    sizes = sorted((device.table(shape).memory.at(shape) for shape in layers.values()), reverse=True)[:together]
+def at_a_time(batch: Sequence[TransferInputs], device: torch.device) -> int:
+    """Return how many layers these runs have in work at once."""
+    return layers_at_a_time(device, _shapes(batch), basis=_needs_basis(batch))
+
+
+def _shapes(batch: Sequence[TransferInputs]) -> list[tuple[int, int]]:
+    """Return the shape of each layer that is moved."""
+    return list({job.name: job.shape for inputs in batch for job in inputs.plan.of("transfer")}.values())
+
+
+def _needs_basis(batch: Sequence[TransferInputs]) -> bool:
+    return any(inputs.config.recipe.needs_basis for inputs in batch)
+
+
+def _memory(batch: Sequence[TransferInputs], device: torch.device, together: int) -> int:
+    """Return the program's own memory now, the largest layers in work at once, and a LoRA that is held.
+
+    For a card main memory holds what was read for the layers in work, and for those that are read before their turn.
+    """
+    on_card = device.type == "cuda"
+    table, count = (CARD, together + readers_for(device, together)) if on_card else (PROCESSOR, together)
+    sizes = sorted((table.table(shape).memory.at(shape) for shape in _shapes(batch)), reverse=True)[:count]
+    share = 1.0 if on_card or _needs_basis(batch) else WITHOUT_BASIS
     held = 0 if len(batch) > 1 else 4 * sum(job.rank * sum(job.shape) for job in batch[0].plan.jobs)
-    return int(peak_rss_bytes() + sum(sizes) * (1.0 if recipe_needs else 0.6) + held)
+    return int(peak_rss_bytes() + sum(sizes) * share + held)
+
+
+def _memory_of_card(batch: Sequence[TransferInputs], together: int) -> int:
+    """Return what the largest layers in work at once take of a card."""
+    sizes = sorted((bytes_in_work(shape) for shape in _shapes(batch)), reverse=True)[:together]
+    return int(sum(sizes) * (1.0 if _needs_basis(batch) else WITHOUT_BASIS))
 
 
 def output_bytes(inputs: TransferInputs) -> int:

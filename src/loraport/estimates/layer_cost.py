@@ -47,7 +47,8 @@ class CostTable:
     transfer: dict[str, Growth]
     """Method -> what is its own; the empty name is for all others."""
     memory: Growth
-    """Bytes of main memory that a layer in work takes at most, beside the program itself."""
+    """Bytes of main memory that a layer takes at most, beside the program itself: of a processor's while it is in work,
+    of a card's as long as what was read for it waits, in blocks that PyTorch rounds up to powers of two."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ _ON_CARD = CostTable(
     routing_tall=Growth(0.004, of_mnn=8e-13),
     routing_tall_again=Growth(0.004, of_nn=3e-9),
     transfer={"": Growth(0.02, of_mn=4e-9)},
-    memory=Growth(2e8, of_mn=20),
+    memory=Growth(of_mn=12, of_nn=8),
 )
 CARD = Device(_ON_CARD, _ON_CARD)
 """Seconds on one H100, file to file, of one block of Wan 2.1's two sizes; reading is the processor's beside it."""

@@ -10,16 +10,11 @@ from functools import cache
 
 import torch
 
-from loraport.compute import AT_A_TIME
+from loraport.estimates.card_memory import layers_at_a_time
 
 SIZE, ROUNDS = 512, 45
 REFERENCE = 0.0053
 """CPU seconds of one product of this size in double precision on one thread where `PROCESSOR` was measured."""
-
-
-def at_a_time() -> int:
-    """Return how many layers a run has in work at once on the processor."""
-    return AT_A_TIME if torch.get_num_threads() >= AT_A_TIME else 1
 
 
 @cache
@@ -29,7 +24,7 @@ def slowness() -> float:
     Measured once a process, in a quarter of a second or what a busy machine makes of it: the mean of many rounds, since
     a few of a few milliseconds each say nothing of how the machine divides its time.
     """
-    threads, together = torch.get_num_threads(), at_a_time()
+    threads, together = torch.get_num_threads(), layers_at_a_time(torch.device("cpu"), ())
     X = torch.eye(SIZE, dtype=torch.float64).add_(0.5)
     try:
         with ThreadPoolExecutor(together, "loraport-speed", torch.set_num_threads, (threads // together,)) as pool:

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from loraport.parallel.streams import copying_stream
+
 MOST = 2
 """Writes that may wait: what they hold stays in memory so long."""
 
@@ -46,13 +48,14 @@ class WriteBehind:
 def start_to_host(tensors: Mapping[str, Tensor]) -> Callable[[], Mapping[str, Tensor]]:
     """Begin to copy tensors to main memory; the function that is returned waits for them, on any thread.
 
-    A card copies beside its other work, into memory that it reaches without the processor.
+    A card copies beside its other work, into memory that it reaches without the processor, when the stream of the
+    calling thread has made them. Several threads may copy at once: each waits for its own stream.
     """
     on_card = [X for X in tensors.values() if X.device.type == "cuda"]
     if not on_card:
         return lambda: tensors
     device = on_card[0].device
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside = copying_stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
     copies = {}
     with torch.cuda.stream(beside):

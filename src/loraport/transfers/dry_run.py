@@ -143,9 +143,10 @@ def _cost(runs: Sequence[TransferInputs], cost: Estimate) -> dict[str, str]:
     again = f"; {duration(cost.seconds_again)} once the cache has the bases" if cost.cache_bytes else ""
     outputs = runs[0].config.output if len(runs) == 1 else f"{len(runs)} files"
     bound = "at most " if config.rank.varies and not config.as_diff else ""
+    of_card = f", and {size_words(cost.card_bytes)} of the card's" if cost.card_bytes else ""
     words = {
         "time": f"{duration(cost.seconds)} on {where} (by {how}){again}",
-        "memory": f"about {size_words(cost.memory_bytes)} at most",
+        "memory": f"about {size_words(cost.memory_bytes)} at most{of_card}",
         "would write": f"{outputs}, {bound}{size_words(cost.output_bytes)}",
     }
     if cost.cache_bytes and config.cache is not None:

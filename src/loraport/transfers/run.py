@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from loraport.compute import TORCH_DTYPES, in_parallel, peak_rss_bytes
-from loraport.errors import InputError, LoraportError, OutputError, UnreadableError
-from loraport.estimates.estimate import output_bytes
+import torch
+
+from loraport.compute import TORCH_DTYPES, is_out_of_memory, peak_rss_bytes
+from loraport.errors import InputError, LoraportError, OutputError, SettingsError, UnreadableError
+from loraport.estimates.estimate import at_a_time, output_bytes
 from loraport.estimates.layer_cost import bar_weights
 from loraport.files.adapters.updates import needs_weight
 from loraport.files.lora.write import LoraContents
@@ -22,6 +24,7 @@ from loraport.inputs.layer_sample import affordable_layers
 from loraport.inputs.open import TransferInputs, check_outputs, fitting_outputs, prepare_each, prepare_many
 from loraport.inputs.plan import LayerJob
 from loraport.inputs.rank import common_rank
+from loraport.parallel.at_once import in_parallel
 from loraport.progress import NO_PROGRESS, Progress, counter, observer
 from loraport.store.basis_source import BasisSource
 from loraport.transfers.advice import pair_advice
@@ -145,7 +148,7 @@ def transfer_layers(
     """Transfer what earlier starts have not finished: each layer once, for all runs that lack it, into their journals.
 
     Raises InputError for layers that cannot be used when all others are done, unless `keep_going`, and at once for an
-    unreadable file of a model.
+    unreadable file of a model, or where the memory does not suffice for one layer.
     """
     todo: dict[str, list[tuple[Run[Any], LayerJob]]] = {}
     earlier_lines, done = [], 0
@@ -162,10 +165,17 @@ def transfer_layers(
     report = counter(progress, TRANSFERRING, sum(weights.values()), done, "\n".join(earlier_lines))
 
     work = _Work(todo, layers, keep_going)
-    for results in in_parallel(list(todo), work.read, work.transfer, layers.bases.device):
-        for run, result in results:
-            run.results[result.name] = result
-            report(weights[run.inputs.config.output, result.name], _progress_line(run, result))
+    device = layers.bases.device
+    together = at_a_time([run.inputs for run in runs], device)
+    try:
+        for results in in_parallel(list(todo), work.read, work.transfer, device, together):
+            for run, result in results:
+                run.results[result.name] = result
+                report(weights[run.inputs.config.output, result.name], _progress_line(run, result))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_little_memory(device, error) from error
     if not keep_going and (refused := {name: error for run in runs for name, error in run.refused.items()}):
         raise _refusal({name: refused[name] for name in todo if name in refused})
 
@@ -240,6 +250,18 @@ def _weights_of_bar(runs: Sequence[Run[Any]]) -> dict[tuple[str, str], int]:
 
 def _progress_line(run: Run[Any], result: LayerResult) -> str:
     return f"{run.label}: " * bool(run.label) + f"{result.name}: {result.seconds:.2f} s"
+
+
+def _too_little_memory(device: torch.device, error: Exception) -> InputError:
+    """Return the sentence for a layer that does not fit into memory even alone."""
+    if device.type == "cpu":
+        remedy = (
+            "the memory of this machine does not suffice for a layer; close other programs, or take another machine"
+        )
+    else:
+        remedy = f"the memory of {device} does not suffice for a layer; close what else uses it, or give --device cpu"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return SettingsError(f"{remedy} ({first:.160})")
 
 
 def _refusal(refused: dict[str, InputError]) -> InputError:

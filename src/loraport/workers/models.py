@@ -12,6 +12,7 @@ import torch
 from loraport.batches.checks import prepare_portion
 from loraport.compute import weights_device
 from loraport.errors import InputError, LoraportError
+from loraport.estimates.card_memory import bytes_in_work, bytes_kept, room_on_card
 from loraport.estimates.layer_cost import CARD, PROCESSOR, layer_seconds
 from loraport.inputs.config import TransferConfig
 from loraport.inputs.open import TransferInputs, check_names
@@ -87,11 +88,20 @@ def shared_seconds(shape: tuple[int, int], jobs: Sequence[OpenJob], *, card: boo
     return max(layer_seconds(shape, job.inputs.config.recipe, device).shared for job in jobs)
 
 
+def room_for_layers(device: str, sharing: int = 1) -> int:
+    """Return how many bytes layers may take of a card that so many workers share.
+
+    On a processor bases are in the cache on the disk, and the memory is every worker's: no layer stays.
+    """
+    found = weights_device(device)
+    return room_on_card(found) // sharing if found.type == "cuda" else 0
+
+
 class OpenModels:
     """Opens what a worker needs of a plan, and keeps no more than it may.
 
     One wave is open at a time; its LoRAs are read layer by layer. Layers stay in memory, with bases and routing, while
-    all of them fit into `resident_bytes`; the one in work always does.
+    all of them fit into `resident_bytes` beside the one in work, which is taken in any case.
     """
 
     def __init__(
@@ -151,13 +161,13 @@ class OpenModels:
         kept = any(one.layers[name].kind != "LoRA" or one.run.transfer_layer.looks_itself(name) for one in beside)
         with_target = any(one.run.transfer_layer.recipe.needs_target for one in beside)
         key = (job.identities[name], job.inputs.config.force_drift, kept, with_target)
-        if key in self._resident:
-            self._resident.move_to_end(key)
-            return self._resident[key][0]
-        m, n = max(job.layers[name].shape), min(job.layers[name].shape)
-        size = 4 * (3 * m * n + 3 * n * n)
-        while self._resident and sum(own for _, own in self._resident.values()) + size > self.resident_bytes:
+        shape, there = job.layers[name].shape, self._resident.pop(key, None)
+        working = bytes_in_work(shape)
+        while self._resident and sum(own for _, own in self._resident.values()) + working > self.resident_bytes:
             self._resident.popitem(last=False)
+        if there is not None:
+            self._resident[key] = there  # as the one that was asked for last
+            return there[0]
         source = self._source(job, wave)
         recipes = [one.run.transfer_layer.recipe for one in beside]
         stored = source.load(
@@ -165,7 +175,7 @@ class OpenModels:
             routing=any(recipe.needs_routing for recipe in recipes),
         )  # fmt: skip
         weights = source.weights(stored, keep_weights=kept, with_target=with_target)
-        self._resident[key] = weights, size
+        self._resident[key] = weights, bytes_kept(shape)
         return weights
 
     def is_resident(self, job: OpenJob, name: str) -> bool:

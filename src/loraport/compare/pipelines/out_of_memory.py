@@ -1,17 +1,8 @@
-"""Tell that memory ran out from all other errors, and say so in one sentence."""
+"""Say in one sentence that a model does not fit into memory."""
 
 from __future__ import annotations
 
-import torch
-
 from loraport.errors import SettingsError
-
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device or the machine has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in _WORDS)
 
 
 def no_memory_left(name: str, error: BaseException) -> SettingsError:

@@ -18,8 +18,9 @@ from loraport.compare.grid.requests import OFFLOADS, Course, Emit, Request, grou
 from loraport.compare.pipelines.column_adapters import ColumnAdapters
 from loraport.compare.pipelines.kinds import Texts, check_size, decode, find_kind
 from loraport.compare.pipelines.opened_networks import OpenNetworks, processors
-from loraport.compare.pipelines.out_of_memory import is_out_of_memory, no_memory_left
+from loraport.compare.pipelines.out_of_memory import no_memory_left
 from loraport.compare.pipelines.texts import embed_prompts
+from loraport.compute import is_out_of_memory
 from loraport.errors import InputError
 from loraport.files.disk.atomic import write_whole
 from loraport.files.models.checkpoint import Checkpoint, open_checkpoint

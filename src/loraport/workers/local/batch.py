@@ -33,8 +33,6 @@ _OF_A_ROW = {
     *("kept_correction", "dropped", "advice"),
 }
 """What is told of a result beside its place; seconds are told of parts."""
-RESIDENT_SHARE = 0.6
-"""Share of a card's memory in which layers may stay."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Crew:
         return [
             Orders(
                 store.url, run, number, len(devices), shard, 0.5 if shard is None else None, device, self.cache,
-                _resident_bytes(device), self.beat, self.patience,
+                devices.count(device), self.beat, self.patience,
             )
             for number, device in enumerate(devices)
         ]  # fmt: skip
@@ -78,12 +76,6 @@ class Crew:
 def _cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _resident_bytes(device: str) -> int:
-    if not device.startswith("cuda"):
-        return 0  # bases are in the cache on the disk, and the memory is every worker's
-    return int(RESIDENT_SHARE * torch.cuda.get_device_properties(torch.device(device)).total_memory)
 
 
 def run_batch(

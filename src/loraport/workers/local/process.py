@@ -38,7 +38,8 @@ class Orders:
     wait: float | None = 0.5
     device: str = "auto"
     cache: str | None = None
-    resident_bytes: int = 0
+    sharing: int = 1
+    """How many workers of this machine have the same card."""
     beat: float = 15.0
     patience: float = 75.0
 
@@ -70,7 +71,7 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
     from loraport.objects.open import open_objects
     from loraport.workers.claims import Claims
     from loraport.workers.machine import Machine
-    from loraport.workers.models import OpenModels
+    from loraport.workers.models import OpenModels, room_for_layers
     from loraport.workers.note import WorkerNote
     from loraport.workers.records import Records
     from loraport.workers.share import Share
@@ -81,9 +82,8 @@ def work(orders: Orders, events: Events, stop: threading.Event) -> None:
     machine = Machine.here(orders.device, plan.machine.threads)
     machine.check(plan.machine, f"the run in {store.url}")
     share = None if orders.shard is None else Share.parse(orders.shard)
-    models = OpenModels(
-        plan, device=orders.device, cache=orders.cache, resident_bytes=orders.resident_bytes
-    )  # fmt: skip
+    room = room_for_layers(orders.device, orders.sharing)
+    models = OpenModels(plan, device=orders.device, cache=orders.cache, resident_bytes=room)
     claims = Claims(store, beat=orders.beat, patience=orders.patience, also=lambda: note.write(store))
     note = WorkerNote.here(claims.who, plan.id, orders.shard or "", machine.device)
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from loraport.compute import weights_device
 from loraport.digests import text_digest
 from loraport.errors import InputError, LoraportError, UnreadableError
+from loraport.estimates.card_memory import room_on_card
 from loraport.files.disk.atomic import write_whole
 from loraport.files.disk.ownership import HOST
 from loraport.files.disk.user_paths import expand_home
@@ -31,8 +30,6 @@ from loraport.workers.plan import RunPlan
 from loraport.workers.records import JobEnd, Records
 
 TRIES = 3
-_SHARE_OF_CARD = 0.7
-"""Of what is free on a card, for layers that stay; the rest is for the one in work."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ def _memory(device: str) -> int:
     """Return how many bytes layers may take: by what is free on the card; of main memory a core's share of half."""
     found = weights_device(device)
     if found.type == "cuda":
-        return int(_SHARE_OF_CARD * torch.cuda.mem_get_info(found)[0])
+        return room_on_card(found)
     if not hasattr(os, "sysconf"):
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // (os.cpu_count() or 1)

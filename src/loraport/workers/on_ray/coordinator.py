@@ -13,6 +13,7 @@ from typing import Any
 
 from loraport.batches.checks import AT_ONCE
 from loraport.errors import InputError, UnreadableError
+from loraport.estimates.card_memory import bytes_kept
 from loraport.estimates.layer_cost import CARD, PROCESSOR, layer_seconds
 from loraport.objects.store import ObjectStore
 from loraport.workers.fingerprint import PARTS
@@ -139,7 +140,7 @@ class ClusterRun:
         costs = {name: layer_seconds(shape, recipe, device) for name, shape in sides.items()}
         self.owners.give(
             {name: cost.shared + AT_ONCE * cost.own for name, cost in costs.items()},
-            {name: 12.0 * (m * n + n * n) for name, (m, n) in sides.items()},
+            {name: bytes_kept(shape) for name, shape in sides.items()},
         )
 
     def _open(self) -> None:
