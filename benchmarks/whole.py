@@ -5,10 +5,11 @@
 
 Models are made on the device (`drivers.made`: Wan's shapes, a hard spectrum), a few blocks of each size, and times are
 brought to all blocks: the start of the program once, the rest by blocks. Per size the command line runs cold, warm,
-again, with three LoRAs, and without a cache, which must give the same bytes; the authors' code runs beside it, where
-`--published` names a checkout, on as many blocks, with what it prepares. Then every method's dense update is compared
-with the processor's on small layers. What does not fit into `--minutes` is left out, and the table says so.
-Writes RESULTS/whole-DEVICE.json and .md.
+again, with three LoRAs, and without a cache, which must give the same bytes. In one process a cold run and further
+LoRAs follow with one, two and four layers in work at a time, which must give the same bytes, too; on a card a run must
+do with 8 GB. The authors' code runs beside it, where `--published` names a checkout, on as many blocks, with what it
+prepares. Then every method's dense update is compared with the processor's on small layers. What does not fit into
+`--minutes` is left out, and the table says so. Writes RESULTS/whole-DEVICE.json and .md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from benchmarks.card import block
@@ -32,12 +35,13 @@ from benchmarks.synthetic import DRIFT, LORA, RANK
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loraport.compute import READERS, read_ahead
-from loraport.inputs.config import TransferConfig
+from loraport.inputs.config import RankRule, TransferConfig
 from loraport.inputs.open import prepare
 from loraport.methods.recipes import METHODS
+from loraport.methods.settings import PUBLISHED_CODE
+from loraport.parallel.at_once import AT_MOST, READERS, read_ahead
 from loraport.transfers.layer_source import LayerSource
-from loraport.transfers.run import transfer
+from loraport.transfers.run import transfer, transfer_many
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = (*(f"{part}_attn.{x}" for part in ("self", "cross") for x in "qkvo"), "ffn.0", "ffn.2")
@@ -47,6 +51,8 @@ TARGETS = {"1.3b": {"cold": 15.0, "warm": 8.0, "further": 0.6}, "14b": {"cold": 
 RATE, MEMORY, RELATIVE, ENERGY = 3.0, 8.0, 1e-3, 1e-3
 """Targets: gigabytes a second read, of the card's memory; differences of dense updates and of energies kept."""
 LORAS = 3
+TOGETHER = (1, 2, 4)
+"""Layers in work at a time that are compared."""
 SHORTEST = 0.3
 """Seconds beyond the start of a program below which a ratio tells nothing."""
 
@@ -107,13 +113,18 @@ def write_pair(folder: Path, size: str, blocks: int, device: torch.device) -> in
         (folder / kind).mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(folder / kind / "diffusion_pytorch_model.safetensors"))
     for number, lora in enumerate(loras):
-        save_file(lora, str(folder / (f"lora-{number}.safetensors" if number else "lora.safetensors")))
+        save_file(lora, str(lora_of(folder, number)))
     return sum(X.nbytes for tensors in (before, after) for X in tensors.values())
+
+
+def lora_of(folder: Path, number: int) -> Path:
+    """Where a LoRA lies."""
+    return folder / (f"lora-{number}.safetensors" if number else "lora.safetensors")
 
 
 def command_line(folder: Path, device: str, name: str, *extra: str, loras: int = 1) -> dict[str, Any]:
     """One run of `loraport transfer` by the published code's settings: seconds, and the hash of what it wrote."""
-    names = [folder / (f"lora-{number}.safetensors" if number else "lora.safetensors") for number in range(loras)]
+    names = [lora_of(folder, number) for number in range(loras)]
     output = folder / (f"out-{name}.safetensors" if loras == 1 else f"out-{name}")
     command = [sys.executable, "-m", "loraport", "transfer", *map(str, names), "-o", str(output), "--overwrite",
                "--source", str(folder / "source"), "--target", str(folder / "target"), "--json",
@@ -177,14 +188,67 @@ def files_to_files(
     runs["no cache"] = command_line(folder, device, "no-cache", "--no-cache")
     hashes = {runs[name]["sha256"] for name in ("cold", "warm", "again", "no cache")}
     table.add(f"{size}, bytes of cold, warm, again, no cache", f"{len(hashes)} different", "1", len(hashes) == 1)
+    together = None
+    if table.has(60, f"{size}, layers at a time {', '.join(map(str, TOGETHER))}"):
+        together = layers_at_a_time(table, folder, size, device, times, runs["cold"]["sha256"])
     if device != "cpu" and table.has(30, f"{size}, memory of the card"):
-        torch.cuda.reset_peak_memory_stats()
-        transfer(config_of_folder(folder, device))
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        table.add(f"{size}, memory of the card", f"{peak:.2f} GB", f"≤ {MEMORY:g} GB", peak <= MEMORY)
+        peak = peak_beside_others(folder, device) / 1e9
+        table.add(f"{size}, on a card with {MEMORY:g} GB", f"at most {peak:.2f} GB", f"≤ {MEMORY:g} GB", peak <= MEMORY)
     if published is not None and table.has(60, f"{size}, against the published code"):
         against(table, folder, size, device, published, runs)
-    return {"bytes": size_bytes, "blocks": blocks, "reading": rate, "runs": runs}
+    return {"bytes": size_bytes, "blocks": blocks, "reading": rate, "runs": runs, "layers at a time": together}
+
+
+def layers_at_a_time(
+    table: Table, folder: Path, size: str, device: str, times: float, sha256: str | None
+) -> dict[int, dict[str, float]]:
+    """Cold, warm and with three LoRAs in this process, by each number of layers in work; all must write the same."""
+    found: dict[int, dict[str, float]] = {}
+    hashes = {sha256}
+    threads = torch.get_num_threads()
+    for count in TOGETHER:
+        cache = folder / f"cache-{count}"
+        usual = config_of_folder(
+            folder, device, cache=str(cache), settings=PUBLISHED_CODE, rank=RankRule("fixed", RANK)
+        )  # fmt: skip
+        configs = [
+            replace(usual, lora=str(lora_of(folder, number)), output=str(folder / f"out-together-{number}.safetensors"))
+            for number in range(LORAS)
+        ]
+        try:
+            # a processor takes no more layers than it has threads; a card fewer, where its memory is too small
+            torch.set_num_threads(max(threads, count) if device == "cpu" else threads)
+            with patch.dict(AT_MOST, {torch.device(device).type: count}):
+                took = found[count] = {
+                    name: wall(lambda some=some: transfer_many(some))
+                    for name, some in (("cold", configs[:1]), ("warm", configs[:1]), ("several", configs))
+                }
+        finally:
+            torch.set_num_threads(threads)
+        hashes.add(hashlib.sha256(Path(configs[0].output).read_bytes()).hexdigest())
+        shutil.rmtree(cache, ignore_errors=True)
+        further = (took["several"] - took["warm"]) / (LORAS - 1) * times
+        table.add(f"{size}, layers at a time {count}, cold", f"{took['cold'] * times:.2f} s")
+        table.add(f"{size}, layers at a time {count}, further", f"{further:.2f} s")
+    table.add(f"{size}, bytes of all of them and of cold", f"{len(hashes)} different", "1", len(hashes) == 1)
+    return found
+
+
+def wall(work: Callable[[], Any]) -> float:
+    """Seconds that it took, by the clock: a run has written its output when it returns."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_beside_others(folder: Path, device: str) -> int:
+    """The most bytes that a run takes where something else has all but `MEMORY` of the card."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    others = torch.empty(max(0, int(free - MEMORY * 1e9)), dtype=torch.uint8, device=device)
+    torch.cuda.reset_peak_memory_stats(device)
+    transfer(config_of_folder(folder, device))
+    return torch.cuda.max_memory_allocated(device) - others.nbytes
 
 
 def against(
