@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -220,7 +221,7 @@ def layers_at_a_time(
             torch.set_num_threads(max(threads, count) if device == "cpu" else threads)
             with patch.dict(AT_MOST, {torch.device(device).type: count}):
                 took = found[count] = {
-                    name: wall(lambda some=some: transfer_many(some))
+                    name: wall(partial(transfer_many, some))
                     for name, some in (("cold", configs[:1]), ("warm", configs[:1]), ("several", configs))
                 }
         finally:

@@ -29,7 +29,8 @@ def copying_stream(device: torch.device) -> torch.cuda.Stream:
 
 def stream_of_thread() -> torch.cuda.Stream | None:
     """Return the stream that this thread gives its work to; None where no card is in use."""
-    return torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.current_stream() if in_use else None
 
 
 def enter(stream: torch.cuda.Stream | None) -> None:
