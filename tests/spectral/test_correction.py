@@ -45,7 +45,10 @@ def test_what_is_known_of_it_is_what_the_dense_matrix_says(shape, settings):
     corrected = CorrectedUpdate(upright, removal, routing_factors(upright, removal.basis))
     assert corrected.overlap == pytest.approx(float((T * upright.dense()).sum()), rel=1e-9)
     left = upright.dense() - T
-    assert relative(corrected.times_gram(X), removal.basis.Vh @ (left.mT @ (left @ removal.basis.Vh.mT @ X))) < 1e-9
+    gram_X, C_X = corrected.times_gram(X).chunk(2)
+    assert relative(gram_X, removal.basis.Vh @ (left.mT @ (left @ removal.basis.Vh.mT @ X))) < 1e-9
+    assert relative(C_X, removal.basis.U.mT @ T @ removal.basis.Vh.mT @ X) < 1e-9
+    assert torch.equal(removal.times(X, C_X), removal.times(X)), "what is known is not made again"
     outside = T - removal.basis.U @ (removal.basis.U.mT @ T)
     assert torch.allclose(
         removal.times_outside_gram(X), removal.basis.Vh @ (outside.mT @ (outside @ removal.basis.Vh.mT @ X))

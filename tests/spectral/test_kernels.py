@@ -1,5 +1,7 @@
 """Products, sums and selections do what the plain ones do, however the matrix lies."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,10 +9,14 @@ from loraport.spectral import kernels
 from loraport.spectral.kernels import (
     Entries,
     at_least_zero,
+    at_usual_scale,
+    column_norms,
     entries_at,
     inner,
     kth_smallest,
+    largest_size,
     lower_gram,
+    mirrored,
     norm,
     positive_indices,
     times_few,
@@ -37,6 +43,25 @@ def test_the_lower_triangle_of_a_gram_matrix(shape, rows, monkeypatch):
     exact = X.double().mT @ X.double()
     assert torch.allclose(lower_gram(X, torch.float64).tril(), exact.tril(), rtol=1e-13, atol=1e-13)
     assert torch.allclose(lower_gram(X, torch.float32).tril(), exact.tril().float(), atol=1e-5)
+
+
+def test_a_triangle_mirrored():
+    X = torch.randn(9, 9, generator=generator(6))
+    assert torch.equal(mirrored(X.clone()), X.tril() + X.tril(-1).mT)
+    assert torch.equal(mirrored(X[:1, :1].clone()), X[:1, :1])
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_norms_of_columns(by_rows):
+    X = torch.randn(17, 5, dtype=torch.float64, generator=generator(7))
+    X = X if by_rows else X.mT.contiguous().mT
+    assert torch.allclose(column_norms(X), X.norm(dim=0), rtol=1e-14)
+
+
+def test_the_largest_size():
+    assert largest_size(torch.tensor([[1.0, -3.0], [2.0, 0.0]])) == 3 and largest_size(torch.zeros(0, 4)) == 0
+    assert math.isnan(largest_size(torch.tensor([1.0, float("nan")])))
+    assert at_usual_scale(torch.zeros(2)) and not at_usual_scale(torch.tensor([0.0, -(2.0**41)]))
 
 
 def test_above_the_diagonal_something_is_left_out():

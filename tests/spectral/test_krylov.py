@@ -54,7 +54,9 @@ def test_leading_directions_of_an_operator(known, error):
     Q = orthogonal(120, 36)
     values = torch.cat([torch.tensor([9.0, 8, 7]), torch.linspace(1, 0.1, 117)]).double()
     block = with_random_columns(Q[:, :known] + 0.0, 3, generator=generator(0))
-    found = leading_eigenvectors(lambda X: (Q * values) @ (Q.mT @ X), block, 3)
+    other = torch.randn(7, 120, generator=generator(1), dtype=torch.float64)
+    found, beside = leading_eigenvectors(lambda X: torch.cat([(Q * values) @ (Q.mT @ X), other @ X]), block, 3)
+    assert relative(beside, other @ found) < 1e-12 and beside.shape == (7, 3)
     assert relative(found @ found.mT, Q[:, :3] @ Q[:, :3].mT) < error
     assert relative(found @ found.mT, Q[:, 1:4] @ Q[:, 1:4].mT) > 0.1
 
@@ -73,7 +75,7 @@ def test_the_iteration_stops_where_it_has_settled(values, products):
         return (Q * spectrum) @ (Q.mT @ X)
 
     block = with_random_columns(Q[:, : 5 - products] + 0.0, 3, generator=generator(0))
-    found = leading_eigenvectors(gram, block, 3)
+    found = leading_eigenvectors(gram, block, 3).vectors
     kept = float((found.mT @ gram(found)).trace())
     assert len(asked) - 1 == products
     assert kept > (1 - 1e-4 if products == 2 else 0.9) * float(spectrum[:3].sum())
@@ -103,3 +105,62 @@ def test_leading_directions_are_the_same_at_every_scale(exponent):
     usual, other = (leading_basis(X, 16, generator=generator(3)) for X in (D, D * scale))
     assert torch.allclose(other.Vh, usual.Vh, atol=1e-5) and torch.allclose(other.S / scale, usual.S, rtol=1e-5)
     assert (D * scale).square().sum() in (0, torch.inf), "else this test would say nothing"
+
+
+COLUMNS = {
+    "independent": (True, lambda X: X),
+    "of all scales": (True, lambda X: X * torch.logspace(-9, 9, X.shape[1])),
+    "one twice": (False, lambda X: torch.cat([X, X[:, :1]], dim=1)),
+    "nearly the same": (False, lambda X: torch.cat([X, X + 1e-9 * X.flip(1)], dim=1)),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_columns_are_made_orthonormal_or_said_to_be_dependent(name, dtype):
+    independent, change = COLUMNS[name]
+    X = change(torch.randn(300, 12, generator=generator(8), dtype=torch.float64)).to(dtype)
+    Q, sound = krylov._by_cholesky(X)
+    reflected, always = krylov._by_reflections(X)
+    unit, exact = torch.eye(X.shape[1], dtype=dtype), 1e-5 if dtype == torch.float32 else 1e-12
+    assert bool(sound) == independent and bool(always) and (reflected.mT @ reflected - unit).abs().max() < exact
+    assert torch.allclose(Q, reflected, atol=exact) if independent else torch.equal(Q, X)
+
+
+def test_columns_of_zeros_stay_zero_and_unit_vectors_take_their_place_in_a_first_block():
+    X = torch.randn(300, 4, generator=generator(9))
+    X[:, 2] = 0
+    Q, sound = krylov._by_cholesky(X)
+    unit = torch.diag(torch.tensor([1.0, 1, 0, 1]))
+    assert bool(sound) and not Q[:, 2].any() and torch.allclose(Q.mT @ Q, unit, atol=1e-6)
+    block = with_random_columns(X, 3, generator=generator(0))
+    assert torch.equal(block[:, :2], X[:, :2]) and block[2, 2] == 1 and block[:, 2].sum() == 1
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_block_of_dependent_columns_finds_the_same_directions(twice, monkeypatch):
+    values = torch.cat([torch.tensor([9.0, 8, 7]), torch.linspace(1, 0.1, 117)]).double()
+    block = torch.randn(120, 9, generator=generator(3), dtype=torch.float64)
+    by_reflections = []
+    whole = krylov._by_reflections
+    monkeypatch.setattr(krylov, "_by_reflections", lambda X: (by_reflections.append(0), whole(X))[1])
+    block = torch.cat([block, block[:, :1]], dim=1) if twice else block
+    found = leading_eigenvectors(lambda X: values[:, None] * X, block, 3).vectors
+    assert relative(found @ found.mT, torch.eye(120, 3) @ torch.eye(3, 120)) < 1e-3
+    assert bool(by_reflections) == twice
+
+
+def test_blocks_end_where_the_space_does():
+    """On a card no energy is asked for, so that wide blocks would fill the space before the last step."""
+    values = torch.linspace(1, 2, 40).double()
+    asked = []
+
+    def gram(X):
+        asked.append(X.shape[1])
+        return values[:, None] * X
+
+    block = torch.randn(40, 12, generator=generator(2), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(krylov, "is_on_card", lambda X: True)
+        found = leading_eigenvectors(gram, block, 3).vectors
+    assert asked == [12, 12, 12] and torch.allclose(found.mT @ found, torch.eye(3).double(), atol=1e-9)

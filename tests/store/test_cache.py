@@ -14,6 +14,7 @@ import torch
 
 from loraport.errors import InputError
 from loraport.spectral.basis import SingularBasis, decompose
+from loraport.store import packing
 from loraport.store.bases import BasisCache, _seal, entry_key
 from loraport.store.cache_folder import MARKER, default_folder
 from tests.layers import generator, relative
@@ -349,3 +350,13 @@ def test_clear_follows_no_links(cache, tmp_path):
     (cache.folder / "v3").mkdir()
     (cache.folder / "v3" / "ab").symlink_to(elsewhere / "ab")
     assert cache.clear()[0] == 1 and precious.exists()
+
+
+def test_an_entry_that_is_there_is_unpacked_once(cache, monkeypatch):
+    """What was checked is what is used."""
+    filled(cache)
+    counted = []
+    unpack = packing.unpack
+    monkeypatch.setattr(packing, "unpack", lambda *args: (counted.append(args[1]), unpack(*args))[1])
+    assert cache.get_or_compute(KEY, weight(), decompose).found
+    assert sorted(counted) == ["small", "weak"]

@@ -87,7 +87,7 @@ class Basis:
 
     def _projected_in_pieces(self, X: Float[Tensor, "out m"]) -> Float[Tensor, "n m"]:
         # In pieces, so that L is never converted to X's precision as a whole.
-        return self.from_left_span(sum_of_pieces(len(X), lambda rows: self.left_span(rows, X.dtype).mT @ X[rows]))
+        return self.from_left_span(sum_of_pieces(X, lambda rows: self.left_span(rows, X.dtype).mT @ X[rows]))
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class HalfBasis(Basis):
         if X.dtype == self.W.dtype:
             of_W, weak = times_few(self.W.mT, X), self._weak
         else:  # in pieces, so that W is never held in that precision as a whole
-            of_W, weak = sum_of_pieces(len(X), lambda rows: X[rows].mT @ self.W[rows].to(X.dtype)).mT, self.weak
+            of_W, weak = sum_of_pieces(X, lambda rows: X[rows].mT @ self.W[rows].to(X.dtype)).mT, self.weak
         return self.from_left_span(torch.cat([of_W, times_few(weak.to(X.dtype), X)]))
 
     def lift_left(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:

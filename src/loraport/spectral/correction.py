@@ -70,17 +70,18 @@ class Removal:
             total += float((self.drift_routing.outside * self.sender_weights.double().square()).sum())
         return total
 
-    def times(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "out m"]:
-        """Return T·V·X for a few columns: U·C·X + (D_fft·V − U·C_fft)·(weights ∘ X).
+    def times(self, X: Float[Tensor, "n m"], C_X: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "out m"]:
+        """Return T·V·X for a few columns; `C_X` is C·X, where it is known.
 
-        The second part is what D_fft has outside of the basis, and in a square layer what rounding of the basis hides.
+        U·C·X, and in a tall layer (D_fft·V − U·C_fft)·(weights ∘ X), what D_fft has outside of the basis.
         """
-        if not self.restore:
-            return self.basis.lift_left(self.C @ X)
+        C_X = times_few(self.C, X) if C_X is None else C_X
+        if not (self.is_tall and self.restore):
+            return self.basis.lift_left(C_X)
         weak = self.sender_weights[:, None] * X
         # Both products with U are one: U·(C·X − C_fft·weak).
-        inside = (self.C @ X).addmm_(self.drift_routing.C, weak, alpha=-1)
-        return self.basis.lift_left(inside).add_(times_few(self.D_fft, times_few(self.basis.Vh.mT, weak)))
+        inside = self.basis.lift_left(C_X - times_few(self.drift_routing.C, weak))
+        return inside.add_(times_few(self.D_fft, times_few(self.basis.Vh.mT, weak)))
 
     def inner(self, low: LowRank) -> float:
         """Return ⟨B·A, T⟩."""
@@ -89,7 +90,7 @@ class Removal:
     def times_outside_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """Return NᵀN·X for N = (I − UUᵀ)·T·V, the part outside of the basis."""
         gram, weights = self.drift_routing.outside_gram, self.sender_weights[:, None]
-        return torch.zeros_like(X) if gram is None else weights * (gram @ (weights * X))
+        return torch.zeros_like(X) if gram is None else weights * times_few(gram, weights * X)
 
     def dense(self) -> Float[Tensor, "out n"]:
         """Return T as one matrix."""
@@ -130,9 +131,14 @@ class CorrectedUpdate:
         return (drifted - self.P.mT @ self.removal.drift_routing.C) * self.removal.sender_weights
 
     @lazy_property
+    def outside_B(self) -> Float[Tensor, "r r"]:  # noqa: N802
+        """B_oᵀ·B_o = BᵀB − PᵀP for B_o = (I − UUᵀ)·B, as U has orthonormal columns."""
+        return self.lora.B.mT @ self.lora.B - self.P.mT @ self.P
+
+    @lazy_property
     def overlap(self) -> float:
         """⟨B·A, T⟩"""
-        inside = (self.P.double() * (self.removal.C @ self.Q).double()).sum()
+        inside = (self.P.double() * times_few(self.removal.C, self.Q).double()).sum()
         return float(inside if self.cross is None else inside + (self.cross.double() * self.Q.mT.double()).sum())
 
     @lazy_property
@@ -140,41 +146,34 @@ class CorrectedUpdate:
         """‖B·A − T‖²"""
         return at_least_zero(self.lora.norm() ** 2 - 2 * self.overlap + self.removal.energy)
 
-    def times_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """Return (ZᵀZ + NᵀN)·X, by products with n × n matrices alone.
+    def times_gram(self, X: Float[Tensor, "n m"]) -> Float[Tensor, "n+n m"]:
+        """Return (ZᵀZ + NᵀN)·X, by products with n × n matrices alone, and below it C·X, which is made on the way.
 
         N = B_o·Qᵀ − T_o with B_o, T_o the parts of B and T·V outside of U, so NᵀN has four terms.
         """
-        Z_X = (self.P @ (self.Q.mT @ X)).addmm_(self.removal.C, X, alpha=-1)
-        # Zᵀ·(Z·X); times_few, since BLAS must not transpose the n × n matrix for a few columns.
-        total = (self.Q @ (self.P.mT @ Z_X)).sub_(times_few(self.removal.C.mT, Z_X))
-        if not self.removal.is_tall:
-            return total
-        # B_oᵀ·B_o = BᵀB − PᵀP, as U has orthonormal columns.
-        outside_B, along = self.lora.B.mT @ self.lora.B - self.P.mT @ self.P, self.Q.mT @ X
-        total += self.Q @ (outside_B @ along)
-        if self.cross is None:
-            return total
-        return total.sub_(self.Q @ (self.cross @ X) + self.cross.mT @ along).add_(self.removal.times_outside_gram(X))
+        C_X, along = times_few(self.removal.C, X), self.Q.mT @ X
+        Z_X = self.P @ along - C_X
+        total = self.Q @ (self.P.mT @ Z_X) - times_few(self.removal.C.mT, Z_X)  # Zᵀ·(Z·X)
+        if self.removal.is_tall:
+            total += self.Q @ (self.outside_B @ along)
+        if self.cross is not None:
+            total -= self.Q @ (self.cross @ X) + self.cross.mT @ along
+            total += self.removal.times_outside_gram(X)
+        return torch.cat([total, C_X])
 
     def factorized(self, rank: int, generator: torch.Generator) -> LowRank:
         """Return the best rank-r approximation, √Σ on both sides, with the share of energy that it loses.
 
         Its right directions X are the leading ones of ZᵀZ + NᵀN. The search starts from the LoRA's own rows, which are
-        near them, and needs no product with an out × in matrix; then comes one exact product with the update itself.
+        near them, and needs no product with an out × in matrix; then comes one exact product with the update itself,
+        which has orthogonal columns, as long as the singular values.
         """
         start = with_random_columns(self.Q, rank, generator=generator)
-        X = leading_eigenvectors(self.times_gram, start, rank)
-        removed = self.removal.times(X)
+        X, C_X = leading_eigenvectors(self.times_gram, start, rank)
+        removed = self.removal.times(X, C_X)
         L = self.lora.B @ (self.Q.mT @ X) - removed
-        # L = (left directions)·Σ·Wᵀ by the eigenvectors of the small LᵀL; eigh sorts upwards, so all is flipped.
-        values, W = torch.linalg.eigh((L.mT @ L).double())
-        W = W.flip(1)[:, :rank].to(L.dtype)
-        root = values.flip(0)[:rank].clamp(min=0).to(L.dtype).sqrt().sqrt()
-        scale = torch.where(root > 0, 1 / root, 0)
-        kept = float(values.flip(0)[:rank].clamp(min=0).sum())
-        lost = at_least_zero(1.0 - kept / self.energy) if self.energy > 0 else 0.0
-        B = (L @ W) * scale
-        # T·V times the right factor's coordinates, X·W·root, is T·V·X times W·root: no further product with T
-        along = inner(removed @ (W * root), B)
-        return LowRank(B, root[:, None] * ((X @ W).mT @ self.removal.basis.Vh), lost, along)
+        root = L.norm(dim=0).sqrt()
+        lost = at_least_zero(1.0 - energy(L) / self.energy) if self.energy > 0 else 0.0
+        B = L * torch.where(root > 0, 1 / root, 0)
+        # ⟨B·A, T⟩ = ⟨L·(X·V)ᵀ, T⟩: no further product with T
+        return LowRank(B, root[:, None] * times_few(self.removal.basis.Vh.mT, X).mT, lost, inner(removed, L))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.errors import SettingsError
+from loraport.lazy_property import lazy_property
 from loraport.spectral.basis import SingularBasis, decompose, energy_rank
 from loraport.spectral.kernels import at_least_zero, at_usual_scale, energy, inner, norm, sum_of_pieces
 from loraport.spectral.krylov import leading_basis
@@ -40,6 +41,10 @@ class LowRank:
 
     def norm(self) -> float:
         """Return ‖B·A‖_F, from the two Gram matrices in float64; the dense update is never formed."""
+        return self._norm
+
+    @lazy_property
+    def _norm(self) -> float:
         B, A = self.B.double(), self.A.double()
         return float(((B.mT @ B) * (A @ A.mT)).sum().clamp(min=0).sqrt())
 
@@ -141,5 +146,5 @@ def cosine(low: LowRank, D: LowRank | Float[Tensor, "out in"]) -> float | None:
 
 def _inner(low: LowRank, D: Float[Tensor, "out in"]) -> float:
     """Return ⟨B·A, D⟩ without the dense product: ⟨Bᵀ·D, A⟩."""
-    projected = sum_of_pieces(len(D), lambda rows: low.B[rows].double().mT @ D[rows].double())
+    projected = sum_of_pieces(D, lambda rows: low.B[rows].double().mT @ D[rows].double())
     return inner(projected, low.A.double())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraport.lazy_property import lazy_property
 from loraport.spectral.basis import Basis
-from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, lower_gram, times_few
+from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, column_norms, lower_gram, mirrored, times_few
 from loraport.spectral.low_rank import LowRank
 
 
@@ -31,12 +31,16 @@ class Routing:
     outside_gram: Float[Tensor, "n n"] | None = None
     """VᵀDᵀ·(I − UUᵀ)·DV: what the right directions send out of the basis, each beside each; None for a square layer."""
 
+    _outside: Float[Tensor, " n"] | None = field(default=None, repr=False)
+    """`outside`, where it is known from a more exact C."""
+
     def to(self, dtype: torch.dtype) -> Routing:
         """Return the same in another precision; kept, since several LoRAs ask for it."""
         if self.C.dtype == dtype:
             return self
         if dtype not in self._rounded:
-            self._rounded[dtype] = Routing(self.C.to(dtype), self.send.to(dtype), self.outside_gram)
+            outside = None if self.outside_gram is None else self.outside
+            self._rounded[dtype] = Routing(self.C.to(dtype), self.send.to(dtype), self.outside_gram, outside)
         return self._rounded[dtype]
 
     _rounded: dict[torch.dtype, Routing] = field(default_factory=dict, init=False, repr=False)
@@ -45,7 +49,7 @@ class Routing:
     def leading(self, k: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return what each direction sends to the k leading ones, and receives from them."""
         if k not in self._leading:
-            self._leading[k] = self.C[:k].norm(dim=0), self.C[:, :k].norm(dim=1)
+            self._leading[k] = column_norms(self.C[:k]), self.C[:, :k].norm(dim=1)
         return self._leading[k]
 
     @lazy_property
@@ -56,11 +60,13 @@ class Routing:
     @lazy_property
     def column_norms(self) -> Float[Tensor, " n"]:
         """‖C(:, j)‖: what each right direction sends inside the basis."""
-        return self.C.norm(dim=0)
+        return column_norms(self.C)
 
     @lazy_property
     def outside(self) -> Float[Tensor, " n"]:
         """‖D·v_j‖² − ‖C(:, j)‖² in float64: what each right direction sends out of the basis."""
+        if self._outside is not None:
+            return self._outside
         return (self.send.double().square() - self.column_norms.double().square()).clamp(min=0)
 
 
@@ -95,8 +101,7 @@ def observe(D: Float[Tensor, "out in"], basis: Basis, dtype: torch.dtype | None 
     if gram is None:
         return Routing(C, send)
     # (DV)ᵀ·(I − UUᵀ)·DV = (DV)ᵀ·DV − CᵀC, of which the lower triangle is all that was summed.
-    lower = gram.sub_(lower_gram(C, D.dtype)).tril_()
-    return Routing(C, send, lower + lower.tril(-1).mT)
+    return Routing(C, send, mirrored(gram.sub_(lower_gram(C, D.dtype))))
 
 
 def to_routing(update: LowRank, basis: Basis) -> Float[Tensor, "n n"]:

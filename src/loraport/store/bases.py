@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ from loraport.spectral.basis import Basis
 from loraport.store.behind import WriteBehind, start_to_host
 from loraport.store.cache_folder import check_ours, distrust, mark
 from loraport.store.keyed import Entry, KeyedStore, StoreFile, remove_files, store_files
-from loraport.store.packing import contradiction, is_whole, pack_basis, unpack_basis
+from loraport.store.packing import checked_basis, is_whole, pack_basis, unpack_basis
 
 VERSION = 5
 """Of the entries' layout and meaning; part of every key and of the folder's name."""
 
-Check = Callable[[Mapping[str, Tensor]], str | None]
-"""Returns what is wrong with the tensors of an entry, or None."""
+Value = TypeVar("Value")
+Unpack = Callable[[Mapping[str, Tensor]], Value]
+"""Returns what the tensors of an entry stand for; one that checks returns instead, as a sentence, what is wrong."""
 Fetched = Mapping[str, Mapping[str, Tensor] | None]
 """Key -> the entry that was read before it was needed; None where there is none."""
 NOTHING_FETCHED: Fetched = {}
@@ -96,8 +98,7 @@ class BasisCache:
 
     def get(self, key: str, W: Tensor) -> Basis | None:
         """Return the basis of a weight on its device, or None. A damaged or foreign entry is absent, and is removed."""
-        tensors = self._get(key, lambda stored: contradiction(stored, W, key))
-        return None if tensors is None else unpack_basis(tensors, W)
+        return self._get(key, lambda stored: checked_basis(stored, W, key))
 
     def put(self, key: str, basis: Basis) -> None:
         """Write an entry; an existing one is replaced. `notes` says why where it cannot be written."""
@@ -108,22 +109,32 @@ class BasisCache:
         self, key: str, W: Tensor, compute: Callable[[Tensor], Basis], fetched: Fetched = NOTHING_FETCHED
     ) -> CachedBasis:
         """Return the stored basis of a weight, or the computed one rounded, stored and restored: the same values."""
-        make, check = lambda: pack_basis(compute(W)), lambda stored: contradiction(stored, W, key)
-        tensors, found = self.get_or_make(key, make, check, fetched)
-        return CachedBasis(unpack_basis(tensors, W), found)
+        basis, found = self.get_or_make(
+            key,
+            lambda: pack_basis(compute(W)),
+            lambda made: unpack_basis(made, W),
+            lambda stored: checked_basis(stored, W, key),
+            fetched,
+        )
+        return CachedBasis(basis, found)
 
     def get_or_make(
-        self, key: str, make: Callable[[], dict[str, Tensor]], check: Check, fetched: Fetched = NOTHING_FETCHED
-    ) -> tuple[Mapping[str, Tensor], bool]:
-        """Return the packed tensors of a key, stored or made now and written, and whether they were there.
+        self,
+        key: str,
+        make: Callable[[], dict[str, Tensor]],
+        unpack: Unpack[Value],
+        unpack_checked: Unpack[Value | str],
+        fetched: Fetched = NOTHING_FETCHED,
+    ) -> tuple[Value, bool]:
+        """Return what a key stands for, stored or made now and written, and whether it was there.
 
         `fetched`: entries that `fetch` has read before, on another thread.
         """
-        if (tensors := self._get(key, check, fetched)) is not None:
-            return tensors, True
+        if (value := self._get(key, unpack_checked, fetched)) is not None:
+            return value, True
         made = make()
         self._put(key, made)
-        return made, False
+        return unpack(made), False
 
     def fetch(self, key: str, *, pinned: bool = False) -> Mapping[str, Tensor] | None:
         """Return the tensors of an entry whose checksum is right, or None; what they are of shows when they are used.
@@ -145,16 +156,17 @@ class BasisCache:
             pass  # removed by another process, or not ours to read: absent either way
         return None
 
-    def _get(self, key: str, check: Check, fetched: Fetched = NOTHING_FETCHED) -> Mapping[str, Tensor] | None:
+    def _get(self, key: str, unpack_checked: Unpack[Value | str], fetched: Fetched = NOTHING_FETCHED) -> Value | None:
         tensors = fetched[key] if key in fetched else self.fetch(key)
         if tensors is None or self._store is None:
             return None
-        if why := check(tensors):
-            self._refused[why] += 1
-            with contextlib.suppress(OSError):
-                self._store.path(key).unlink()
-            return None
-        return tensors
+        value = unpack_checked(tensors)
+        if not isinstance(value, str):
+            return value
+        self._refused[value] += 1
+        with contextlib.suppress(OSError):
+            self._store.path(key).unlink()
+        return None
 
     def finish(self) -> None:
         """Wait until all entries are written."""

@@ -13,7 +13,7 @@ from loraport.spectral.basis import Basis, half_basis
 from loraport.spectral.routing import Routing
 from loraport.stopwatch import Stopwatch
 from loraport.store.bases import NOTHING_FETCHED, BasisCache, Fetched, entry_key
-from loraport.store.routings import pack_routing, routing_contradiction, unpack_routing
+from loraport.store.routings import checked_routing, pack_routing, unpack_routing
 
 
 def keeps_routing(shape: tuple[int, ...], device: str) -> bool:
@@ -51,6 +51,11 @@ class BasisSource:
         """Return the routing of a layer's drift, as it reads back from the cache where it is kept."""
         if not keeps_routing(layer.drift.shape, self.device.type):
             return layer.routing()
-        check = lambda stored: routing_contradiction(stored, layer, key)  # noqa: E731
-        tensors, _ = self.cache.get_or_make(key, lambda: pack_routing(layer.routing()), check, fetched)
-        return unpack_routing(tensors, self.device)
+        routing, _ = self.cache.get_or_make(
+            key,
+            lambda: pack_routing(layer.routing()),
+            lambda made: unpack_routing(made, self.device),
+            lambda stored: checked_routing(stored, layer, key),
+            fetched,
+        )
+        return routing

@@ -55,7 +55,7 @@ def unpack(stored: Mapping[str, Tensor], name: str, device: torch.device | str =
     whole, scale = (stored[part].to(device, non_blocking=True) for part in (name, name + _SCALE))
     scale = scale[:, None]
     if whole.dtype == torch.int32:
-        return whole.double().mul_(scale)
+        return whole * scale
     if name + _LOW in stored:  # whole numbers of 24 bits are exact in float32, which has 24 too
         return whole.float().mul_(256).add_(stored[name + _LOW].to(device, non_blocking=True)).mul_(scale.float())
     return whole.float().mul_(scale.float())
@@ -114,21 +114,27 @@ def is_whole(stored: Mapping[str, Tensor]) -> bool:
     return bool((S >= 0).all() and (S.diff() <= 0).all()) and weak[0] == len(S) - count_strong(S)
 
 
-def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key: str) -> str | None:
-    """Return what in an entry is not of this weight, by its shapes and by products with two random vectors, or None.
+def checked_basis(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key: str) -> Basis | str:
+    """Return the basis of a weight from an entry, or what in it is not of this weight."""
+    if not is_whole(stored):
+        return "it lacks parts of a basis, or has others"
+    n, weak_shape = min(W.shape), matrix_shape(stored, "weak")
+    if len(stored["S"]) != n or weak_shape is None or (weak_shape[0] and weak_shape[1] != max(W.shape)):
+        return "it is that of a weight of another shape"
+    basis = unpack_basis(stored, W)
+    return _contradiction(stored["S"], basis, W, key) or basis
+
+
+def _contradiction(S_exact: Float[Tensor, " n"], basis: Basis, W: Float[Tensor, "out in"], key: str) -> str | None:
+    """Return what in a basis is not of this weight, by products with two random vectors, or None.
 
     ΣS² = ‖W‖² · V·WᵀW·Vᵀ·y = S²·y · W·vᵢ = Sᵢ·uᵢ and unit length for the weak directions. The vectors follow from the
     key. Directions with singular values below 1e-3 of the largest are seen only as being among the weak.
     """
-    if not is_whole(stored):
-        return "it lacks parts of a basis, or has others"
-    W = W if W.shape[0] >= W.shape[1] else W.mT
-    weak_shape = matrix_shape(stored, "weak")
-    if len(stored["S"]) != W.shape[1] or weak_shape is None or (weak_shape[0] and weak_shape[1] != W.shape[0]):
-        return "it is that of a weight of another shape"
-    basis = unpack_basis(stored, W)
+    if W.shape[0] < W.shape[1]:
+        W, basis = W.mT, basis.transposed()
     S, largest, size = basis.S, float(basis.S[0]), energy(W)
-    if abs(energy(stored["S"]) - size) > TOLERANCE * size:
+    if abs(energy(S_exact) - size) > TOLERANCE * size:
         return "its singular values are not those of the weight"
     if largest == 0:
         return None
@@ -138,7 +144,7 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
     product = times_few(basis.Vh, times_few(W.mT, image / largest))
     if not ((product - share.square() * y).abs() <= TOLERANCE * (1 + y.abs())).all():
         return "its directions are not those of the weight"
-    strong = count_strong(stored["S"])
+    strong = count_strong(S_exact)
     weak, few = basis.left_rows(strong), y[strong:]
     across = times_few(W, times_few(basis.Vh[strong:].mT, few / largest)) - times_few(weak.mT, share[strong:] * few)
     unit = times_few(weak, times_few(weak.mT, few)) - few
@@ -148,6 +154,6 @@ def contradiction(stored: Mapping[str, Tensor], W: Float[Tensor, "out in"], key:
 
 
 def random_vectors(key: str, n: int) -> Float[Tensor, "n 2"]:
-    """Return two random vectors, the same for the same key."""
+    """Return two random vectors, the same for the same key; each in one piece, as `times_few` likes them."""
     seed = int(text_digest(f"check {key}")[:14], 16)
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(2, n, generator=torch.Generator().manual_seed(seed)).mT

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from loraport.methods.layer import Layer
-from loraport.spectral.kernels import at_usual_scale, times_few
+from loraport.spectral.basis import Basis
+from loraport.spectral.kernels import at_usual_scale, largest_size, mirrored, times_few
 from loraport.spectral.routing import Routing
 from loraport.store.packing import matrix_shape, pack, random_vectors, unpack
 
@@ -34,8 +36,8 @@ def unpack_routing(stored: Mapping[str, Tensor], device: torch.device | str = "c
     return Routing(C, stored["send"].to(device, C.dtype), outside)
 
 
-def routing_contradiction(stored: Mapping[str, Tensor], layer: Layer, key: str) -> str | None:
-    """Return what in an entry is not the routing of this drift, by shapes and products with two random vectors."""
+def checked_routing(stored: Mapping[str, Tensor], layer: Layer, key: str) -> Routing | str:
+    """Return the routing of this drift from an entry, or what in it is not of this drift."""
     upright = layer.transposed() if layer.is_wide else layer
     basis, D = upright.basis, upright.drift
     n, send, tall = D.shape[1], stored.get("send"), D.shape[0] > D.shape[1]
@@ -45,21 +47,28 @@ def routing_contradiction(stored: Mapping[str, Tensor], layer: Layer, key: str) 
     if send is None or send.shape != (n,) or not torch.isfinite(send).all() or basis is None:
         return "it lacks parts of a routing, or has others"
     routing = unpack_routing(stored, D.device)
-    # in single precision, as the weights are: products with two vectors are exact to a tenth of what is asked
-    scale = 1.0 if at_usual_scale(D) else float(D.abs().max())
-    y = random_vectors(key, n).to(D)
+    return routing if _fits(routing, D, basis, key) else "its routing is not that of the weights"
+
+
+def _fits(routing: Routing, D: Float[Tensor, "out n"], basis: Basis, key: str) -> bool:
+    """Tell whether a routing is that of this drift, by products with two random vectors.
+
+    In single precision, as the weights are: such products are exact to a tenth of what is asked.
+    """
+    scale = 1.0 if at_usual_scale(D) else largest_size(D)
+    y = random_vectors(key, D.shape[1]).to(D)
     image = _times(D, times_few(basis.Vh.mT, y), scale)
-    inside = routing.C @ y.to(routing.C.dtype)
-    sent = routing.C.double().square().sum(0)
+    inside = times_few(routing.C, y.to(routing.C.dtype))
+    sent = routing.column_norms.double().square()
     pairs = [(basis.project_left(image), inside / scale, TOLERANCES["C"])]
     if routing.outside_gram is not None:
-        sent += routing.outside_gram.double().diagonal()
-        outside = routing.outside_gram.double() @ y.double() + routing.C.mT.double() @ inside.double()
+        sent += routing.outside_gram.diagonal()
+        outside = times_few(routing.outside_gram, y) / scale**2 + times_few(routing.C.mT, inside) / scale**2
         returned = times_few(basis.Vh, _times(D.mT, image, scale))
-        pairs.append((returned, outside / scale**2, TOLERANCES["outside"]))
-    pairs.append((send.to(sent).square(), sent, TOLERANCES["outside"]))
+        pairs.append((returned, outside, TOLERANCES["outside"]))
+    pairs.append((routing.send.double().square(), sent, TOLERANCES["outside"]))
     differ = [(one.double() - other.double()).abs().max() > share * one.abs().max() for one, other, share in pairs]
-    return "its routing is not that of the weights" if bool(torch.stack(differ).any()) else None
+    return not bool(torch.stack(differ).any())
 
 
 def pack_symmetric(X: Tensor) -> Tensor:
@@ -82,8 +91,7 @@ def unpack_symmetric(lines: Tensor) -> Tensor:
     # i · (n + 1) + i + 1 entries from the start of all lines: a view with stride n + 2 shifts them all into place. That
     # view of the last line reaches over the end, hence the padding. The rows come out from the last upwards.
     long_rows = torch.nn.functional.pad(lines.flatten(), (0, n)).as_strided((half, n), (n + 2, 1), 1)
-    lower = torch.cat([lines[:, :n], long_rows.flip(0)[n % 2 :]]).tril_()
-    return lower + lower.tril(-1).mT
+    return mirrored(torch.cat([lines[:, :n], long_rows.flip(0)[n % 2 :]]))
 
 
 def _times(D: Tensor, X: Tensor, scale: float) -> Tensor:
