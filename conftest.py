@@ -1,5 +1,6 @@
 """Shapes in signatures are checked while tests run, and only then; no test touches the user's cache or the network."""
 
+import gc
 import os
 from collections import Counter
 
@@ -28,6 +29,13 @@ install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Garbage is looked for in what a module's tests make, not in all of torch: the program collects between models."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
