@@ -2,12 +2,16 @@
 
 import gc
 import os
+import sys
 from collections import Counter
+from itertools import count
 
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of the many processes that tests start compiles it all anew
+sys.dont_write_bytecode = False
 CHECKED = [
     *(
         "loraport.spectral",
@@ -28,7 +32,6 @@ CHECKED = [
 install_import_hook(CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,15 +41,24 @@ def small_heap():
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def cache_names(tmp_path_factory):
+    """Names of cache folders, which the program makes when it needs one: pytest's numbered folders cost more each."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (str(folder / str(number)) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def own_cache(cache_names, monkeypatch):
     """Each test has a cache folder of its own."""
-    monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("LORAPORT_CACHE", next(cache_names))
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small matrices: more threads only get in each other's way."""
+    import torch  # here, since the process that only hands tests to others reads this file first
+
     torch.set_num_threads(1)
 
 
