@@ -32,7 +32,7 @@ def test_a_stopped_transfer_says_how_to_go_on_and_goes_on(tmp_path, number, code
         "from loraport.cli import main\n"
         "from loraport.transfers.layer import LayerTransfer\n"
         "real = LayerTransfer.__call__\n"
-        "LayerTransfer.__call__ = lambda *given: (time.sleep(0.5), real(*given))[1]\n"
+        "LayerTransfer.__call__ = lambda *given: (time.sleep(0.2), real(*given))[1]\n"
         "main()\n"
     )
     process = subprocess.Popen(

@@ -150,7 +150,7 @@ def walk(page, tmp_path):
     walked = page.with_name("walked.html")
     walked.write_text(page.read_text().replace("</body>", f"<script>{WALK}</script></body>"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(page.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     address = f"http://127.0.0.1:{server.server_address[1]}/walked.html"
     flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,1400", "--remote-debugging-port=0"]
