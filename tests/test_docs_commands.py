@@ -44,7 +44,7 @@ DRY = ("choose", "score", "calibrate", "compare", "push")
 family, where few clips are asked for."""
 
 CLIPS = ("score", "choose", "compare")
-"""Commands that sample: run with two clips, whatever the page asks for, since clips cost seconds."""
+"""Commands that sample: run with few clips, whatever the page asks for, since clips cost seconds."""
 
 ONCE = {"analyze", "ssd-1b"}
 """Words of slow commands: a line that another page has too is run on one of them."""
@@ -76,11 +76,11 @@ def check_kind(words: list[str]) -> str:
 
 
 def with_few_clips(words: list[str]) -> list[str]:
-    """A line of a command that samples, with two clips instead of the number that it asks for."""
-    option = "--first" if words[1] == "compare" else "--clips"
+    """A line of a command that samples, with the fewest clips instead of the number that it asks for."""
+    option, fewest = ("--first", "1") if words[1] == "compare" else ("--clips", "2")
     if option in words:
         words = [*words[: words.index(option)], *words[words.index(option) + 2 :]]
-    return [*words, option, "2"]
+    return [*words, option, fewest]
 
 
 def parse(words: list[str]) -> None:
@@ -187,7 +187,7 @@ def _python(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """The folder with the files that pages name, and the Hub's cache."""
+    """The folder with the files that pages name, the Hub's cache, and a cache of decompositions for all pages."""
     from tests.docs_files import write_hub, write_inputs
 
     root = tmp_path_factory.mktemp("docs")
@@ -203,6 +203,7 @@ def checker(inputs, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(inputs / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(inputs / "hub"))  # of the processes that a command starts
+    monkeypatch.setenv("LORAPORT_CACHE", str(inputs / "cache"))
     folder = tmp_path / "page"
     shutil.copytree(inputs / "files", folder, copy_function=os.link)
     return Checker(folder, capsys, monkeypatch)
