@@ -40,7 +40,7 @@ CELL = Cell(STUDENTS["causal"], ADAPTERS["noir"])
 def session(tmp_path_factory) -> Session:
     torch.set_num_threads(1)
     store = Store(tmp_path_factory.mktemp("parts"), "test")
-    return Session(Material(CELL, FAMILY), store, store, clips=6)
+    return Session(Material(CELL, FAMILY), store, store, clips=4)
 
 
 def sampled(session: Session, path) -> torch.Tensor:

@@ -122,7 +122,7 @@ def repaired(family, lora, folder):
     """A file that direct reuse loses against: calibrated on this student."""
     out = folder / "better.safetensors"
     places = ["--source", str(family / "base"), "--target", str(family / "students" / "one-step"), "-o", str(out)]
-    done = CliRunner().invoke(app, ["calibrate", str(lora), *places, "--clips", "16", "--dtype", "fp32"])
+    done = CliRunner().invoke(app, ["calibrate", str(lora), *places, "--clips", "8", "--dtype", "fp32"])
     assert done.exit_code == 0, (done.output, done.exception)
     return out
 
