@@ -9,7 +9,7 @@ import torch
 from loraport.parallel.at_once import READERS, in_parallel, read_ahead
 from loraport.parallel.streams import copying_stream
 from loraport.store import behind
-from tests.parallel.card import Card
+from tests.parallel.card import Card, Stream
 
 CUDA = torch.device("cuda")
 
@@ -60,8 +60,6 @@ def test_streams_begin_after_what_was_given_before_and_the_rest_comes_after_them
 
 
 def test_they_come_after_the_stream_that_the_caller_is_in_and_are_used_again(card):
-    from tests.parallel.card import Stream
-
     _, before = run(card, 2)
     own = Stream()
     torch.cuda.set_stream(own)
@@ -73,6 +71,13 @@ def test_they_come_after_the_stream_that_the_caller_is_in_and_are_used_again(car
     assert len(card.made) == 2, "a run makes no streams where there are some: each keeps memory for good"
     with contextlib.closing(read_ahead([1], lambda job: card.current)) as one:
         assert next(one) == (1, own)
+
+
+def test_on_a_processor_threads_read_from_a_card_in_the_stream_of_the_caller(card):
+    own, seen = Stream(), []
+    torch.cuda.set_stream(own)
+    list(in_parallel(range(4), lambda job: seen.append(card.current), lambda job, value: None, torch.device("cpu"), 2))
+    assert set(seen) == {own} and card.made == []
 
 
 def test_the_caller_comes_after_them_even_if_one_fails(card):

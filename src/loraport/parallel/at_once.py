@@ -72,7 +72,7 @@ def in_parallel(
         streams: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
         for stream in stack.enter_context(streams_for(device, at_a_time)):
             streams.put(stream)
-        reading = stack.enter_context(_readers(readers)) if readers else None
+        reading = stack.enter_context(_readers(readers, device)) if readers else None
         workers = stack.enter_context(ThreadPoolExecutor(at_a_time, "loraport-layer", _begin, (share, streams)))
         try:
             for job in jobs:
@@ -97,9 +97,9 @@ def _begin(share: int, streams: SimpleQueue[torch.cuda.Stream | None]) -> None:
     enter(streams.get())
 
 
-def _readers(count: int) -> ThreadPoolExecutor:
+def _readers(count: int, device: torch.device | None = None) -> ThreadPoolExecutor:
     """Return threads that read, in the stream of the thread that asks: tensors may lie on a card already."""
-    return ThreadPoolExecutor(count, "loraport-read", enter, (stream_of_thread(),))
+    return ThreadPoolExecutor(count, "loraport-read", enter, (stream_of_thread(device),))
 
 
 def read_ahead(jobs: Sequence[Job], read: Callable[[Job], Read], ahead: int = 1) -> Iterator[tuple[Job, Read]]:

@@ -27,8 +27,10 @@ def copying_stream(device: torch.device) -> torch.cuda.Stream:
     return _stream(_number(device), -1)
 
 
-def stream_of_thread() -> torch.cuda.Stream | None:
-    """Return the stream that this thread gives its work to; None where no card is in use."""
+def stream_of_thread(device: torch.device | None = None) -> torch.cuda.Stream | None:
+    """Return the stream that this thread gives its work to, on a card or on the usual one; None if none is in use."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.current_stream(device)
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.current_stream() if in_use else None
 
@@ -42,10 +44,11 @@ def enter(stream: torch.cuda.Stream | None) -> None:
 @contextmanager
 def streams_for(device: torch.device, count: int) -> Iterator[Sequence[torch.cuda.Stream | None]]:
     """Yield a stream for each of several threads: they begin after what this thread has given the card until now, and
-    what it gives the card afterwards begins after them. On a processor there are none.
+    what it gives the card afterwards begins after them. On a processor they have none but that of this thread: tensors
+    may be read from a card.
     """
     if device.type != "cuda":
-        yield [None] * count
+        yield [stream_of_thread()] * count
         return
     card = _number(device)
     streams, own = [_stream(card, number) for number in range(count)], torch.cuda.current_stream(card)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from loraport.lazy_property import lazy_property
 from loraport.methods.layer import Layer
 from loraport.spectral.basis import Basis, half_basis
 from loraport.spectral.routing import Routing
@@ -32,10 +31,11 @@ class BasisSource:
     cache: BasisCache
     device: torch.device
 
-    @lazy_property
-    def stopwatch(self) -> Stopwatch:
-        """How long each stage takes of the run that uses these bases."""
-        return Stopwatch(self.device)
+    stopwatch: Stopwatch = field(init=False, repr=False, compare=False)
+    """How long each stage takes of the run that uses these bases; there before several threads use it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stopwatch", Stopwatch(self.device))
 
     def fetch(self, *keys: str) -> Fetched:
         """Read entries of the cache before they are needed; several threads may."""
