@@ -10,11 +10,12 @@ from loraport.inputs.open import prepare
 from loraport.parallel.at_once import AT_MOST, READERS
 from loraport.transfers.dry_run import dry_run
 from loraport.transfers.passes import Pass
+from loraport.workers import work as working
 from loraport.workers.local.batch import Crew
 from loraport.workers.models import OpenModels
 from tests.parallel.card import Card
 from tests.transfers.models import make_family
-from tests.workers.runs import planned
+from tests.workers.runs import begun, planned, written
 
 BLOCK = {
     width: [(width, width)] * 8 + [(inner, width), (width, inner)] for width, inner in ((1536, 8960), (5120, 13824))
@@ -110,3 +111,24 @@ def test_layers_stay_for_the_next_lora_while_there_is_room_beside_the_one_in_wor
             models.layer(job, name)
         assert [models.is_resident(job, name) for name in names] == [staying > 2, staying > 1, True]
         assert (models.layer(job, names[0]) is first) == (staying > 2)
+
+
+def test_a_worker_that_runs_out_of_memory_lets_go_of_the_layers_that_stayed(tmp_path, monkeypatch):
+    family = make_family(tmp_path, blocks=1)
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "lora.safetensors").rename(tmp_path / "loras" / "lora.safetensors")
+    store, plan = begun(family, tmp_path / "out")
+    models, staying, real = OpenModels(plan, resident_bytes=10**12), [], working.run_part
+
+    def hungry(plan, part, models):
+        staying.append(len(models._resident))
+        if len(staying) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(staying) == 8:
+            raise ValueError("another error")
+        return real(plan, part, models)
+
+    monkeypatch.setattr(working, "run_part", hungry)
+    assert working.Worker(store, plan, models).run()
+    assert staying[:10] == [1, 2, 3, 4, 0, 2, 3, 4, 4, 5]
+    assert len(written(tmp_path / "out")) == 1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from loraport.batches.checks import prepare_portion
-from loraport.compute import weights_device
+from loraport.compute import is_out_of_memory, weights_device
 from loraport.errors import InputError, LoraportError
 from loraport.estimates.card_memory import bytes_in_work, bytes_kept, room_on_card
 from loraport.estimates.layer_cost import CARD, PROCESSOR, layer_seconds
@@ -177,6 +177,12 @@ class OpenModels:
         weights = source.weights(stored, keep_weights=kept, with_target=with_target)
         self._resident[key] = weights, bytes_kept(shape)
         return weights
+
+    def make_room(self, error: Exception) -> None:
+        """Let go of all layers where an error says that memory ran out, before what failed is tried again."""
+        if is_out_of_memory(error):
+            self._resident.clear()
+            torch.cuda.empty_cache()
 
     def is_resident(self, job: OpenJob, name: str) -> bool:
         """Return whether a layer is in memory."""

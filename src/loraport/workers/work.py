@@ -166,6 +166,7 @@ class Worker:
                 lasting = isinstance(error, InputError) and not isinstance(error, UnreadableError)
                 if lasting or number == TRIES:
                     raise _GivenUpError(layer, error, number) from error
+                self.models.make_room(error)
                 self.tell("retried", job=job.number, layer=layer, reason=str(error), tries=number)
         raise AssertionError
 

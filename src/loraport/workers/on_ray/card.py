@@ -157,6 +157,7 @@ class Card:
                 lasting = isinstance(error, InputError) and not isinstance(error, UnreadableError)
                 if lasting or number == TRIES:
                     return MadePart(job, name, reason=_words(layer, error), tries=number)
+                self.models.make_room(error)
         if self.store is not None:
             self.store.write(name, content)
         seconds = time.perf_counter() - start
