@@ -74,17 +74,18 @@ def decide(layer: Layer, settings: CasaSettings = PAPER) -> Decisions:
 
     k, S = leading_directions(basis, settings), basis.S_as(torch.float64)  # Eq. 3
     labels = singular_clusters(C_lora[:k, :k].double(), S[:k], tau=settings.tau, eps=settings.eps)  # Eq. 4
+    sizes = cluster_sizes(labels)
 
     send, receive = _strengths(drift_routing, k, settings)  # what Eq. 5–6 take the means of
-    dominant_senders = dominant_directions(send, labels, q_dom=settings.q_dom)  # Eq. 5–6, the text below
-    dominant_receivers = dominant_directions(receive, labels, q_dom=settings.q_dom)
-    shared = (basis, labels, lora_routing, C_lora, drift_routing, dominant_senders, dominant_receivers)
+    dominant_senders = dominant_directions(send, labels, sizes, q_dom=settings.q_dom)  # Eq. 5–6, the text below
+    dominant_receivers = dominant_directions(receive, labels, sizes, q_dom=settings.q_dom)
+    shared = (basis, labels, sizes, lora_routing, C_lora, drift_routing, dominant_senders, dominant_receivers)
     if not settings.arbitrate:
         no_entries = labels.new_empty(0)
         return Decisions(*shared, no_entries)
 
     candidates = risk_candidates(C_lora, C_fft, dominant_receivers, dominant_senders, basis.rank)  # Eq. 7, 9
-    risk = over_activation_risk(candidates, C_lora, C_fft, labels, eps=settings.eps_context)  # Eq. 10–13
+    risk = over_activation_risk(candidates, C_lora, C_fft, labels, len(sizes), eps=settings.eps_context)  # Eq. 10–13
     threshold = risk_threshold(risk, settings.q_act)  # the text below Eq. 13
     arbitrated = candidates.indices[risk > threshold]
     routings = (C_lora, factors.column_norms), (C_fft, drift_routing.column_norms)
@@ -129,6 +130,8 @@ class Decisions:
     basis: Basis
     labels: Int[Tensor, " k"]
     """The cluster of each leading direction."""
+    sizes: Int[Tensor, " m"]
+    """How many directions each cluster has."""
     lora_routing: LowRank
     """C_lora in factors."""
     C_lora: Float[Tensor, "n n"]
@@ -162,14 +165,16 @@ class Decisions:
 
     def facts(self, settings: CasaSettings) -> dict[str, Any]:
         """Return what a report says of the layer. With `restore` 0, or without a drift, no entry is restored."""
-        sizes, k = cluster_sizes(self.labels), len(self.labels)
-        weak = float((~self.dominant_receivers).double().mean() * (~self.dominant_senders).double().mean())
-        takes_back = settings.restore > 0 and bool(self.drift_routing.send.any())
+        k = len(self.labels)
+        weak = (~self.dominant_receivers).double().mean() * (~self.dominant_senders).double().mean()
+        restored = weak * self.drift_routing.send.any() if settings.restore > 0 else torch.zeros_like(weak)
+        largest = self.sizes.max().double() / k if k else torch.zeros_like(weak)
+        largest_share, restored_share = torch.stack([largest, restored]).tolist()
         return {
             "k": k,
-            "clusters": len(sizes),
-            "largest_cluster": int(sizes.max()) / k if k else 0.0,
-            "restored": weak if takes_back else 0.0,
+            "clusters": len(self.sizes),
+            "largest_cluster": largest_share,
+            "restored": restored_share,
             "arbitrated": len(self.arbitrated_indices),
             "borderline": self.borderline,
         }

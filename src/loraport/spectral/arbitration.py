@@ -9,27 +9,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.spectral.clusters import cluster_sizes
 from loraport.spectral.kernels import Entries, entries_at, kth_smallest, positive_indices
 from loraport.spectral.routing import ALIGNMENT_EPS, directional_alignment
 
 
-def routing_density(strength: Float[Tensor, " n"], labels: Int[Tensor, " k"]) -> Float[Tensor, " m"]:
+def routing_density(
+    strength: Float[Tensor, " n"], labels: Int[Tensor, " k"], sizes: Int[Tensor, " m"]
+) -> Float[Tensor, " m"]:
     """Return ρ(m) = mean_{i∈m} strength_i of each cluster m, as senders or as receivers (Eq. 5–6)."""
-    members = torch.bincount(labels).double()
+    members = sizes.double()
     total = torch.zeros_like(members).index_add_(0, labels, strength[: len(labels)].double())
     return (total / members).to(strength.dtype)
 
 
 def dominant_directions(
-    strength: Float[Tensor, " n"], labels: Int[Tensor, " k"], *, q_dom: float
+    strength: Float[Tensor, " n"], labels: Int[Tensor, " k"], sizes: Int[Tensor, " m"] | None = None, *, q_dom: float
 ) -> Bool[Tensor, " n"]:
     """Return the members of the clusters whose density is at least the q_dom quantile over clusters (below Eq. 6).
 
-    Linear interpolation between clusters; directions beyond the k leading ones are never dominant themselves.
+    Linear interpolation between clusters; directions beyond the k leading ones are never dominant themselves. `sizes`:
+    those of the clusters, where they are known; to count them a card is waited for.
     """
     if len(labels) == 0:
         return torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
-    density = routing_density(strength, labels)
+    density = routing_density(strength, labels, cluster_sizes(labels) if sizes is None else sizes)
     threshold = torch.quantile(density.double(), q_dom).to(density.dtype)
     dominant = torch.zeros(len(strength), dtype=torch.bool, device=strength.device)
     dominant[: len(labels)] = (density >= threshold)[labels]
@@ -65,6 +69,7 @@ def over_activation_risk(
     C_lora: Float[Tensor, "n n"],
     C_fft: Float[Tensor, "n n"],
     labels: Int[Tensor, " k"],
+    count: int | None = None,
     *,
     eps: float = ALIGNMENT_EPS,
 ) -> Float[Tensor, " e"]:
@@ -73,7 +78,7 @@ def over_activation_risk(
     Context is the alignment of the two routing blocks around an entry, and 1 beyond the k leading directions.
     """
     n, k = len(C_lora), len(labels)
-    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels, eps=eps)
+    aligned = directional_alignment(C_lora[:k, :k], C_fft[:k, :k], labels, count, eps=eps)
     context = torch.nn.functional.pad(aligned, (0, 1, 0, 1), value=1.0)  # one cluster more, for all directions beyond k
     groups = torch.nn.functional.pad(labels, (0, n - k), value=len(aligned))
     of_entries = context.index_select(1, groups).index_select(0, groups)

@@ -42,7 +42,7 @@ class Basis:
         """Whether neither side has a complement."""
         return self.shape[0] == self.shape[1]
 
-    @property
+    @lazy_property
     def rank(self) -> int:
         """Directions that the weight has; the others, if any, are those of its rounding and arbitrary."""
         return spectrum_rank(self.S)
@@ -357,7 +357,7 @@ def energy_rank(S: Float[Tensor, " n"], energy: float) -> int:
     if not 0 < energy <= 1:
         raise SettingsError(f"energy is {energy}, but a share of energy lies in (0, 1]")
     total = S.double().square().cumsum(0)
-    if len(S) == 0 or total[-1] == 0:
+    if len(S) == 0:
         return 0
-    k = int(torch.searchsorted(total, energy * total[-1])) + 1
-    return min(k, len(S))
+    k = torch.searchsorted(total, energy * total[-1:]) + 1
+    return min(int(k.where(total[-1] != 0, 0)), len(S))

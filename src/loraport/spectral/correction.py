@@ -52,7 +52,7 @@ class Removal:
     def C(self) -> Float[Tensor, "n n"]:  # noqa: N802
         """The routing matrix of T: its part inside the basis."""
         C = self.drift_routing.C * self.sender_weights
-        C[self.dominant_receivers] = 0
+        C.masked_fill_(self.dominant_receivers[:, None], 0)
         if self.entries is not None:
             C.view(-1).index_add_(0, self.entries.indices, self.entries.values)
         return C

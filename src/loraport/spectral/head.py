@@ -33,8 +33,8 @@ def head_share(strength: Float[Tensor, " n"], share: float = HEAD) -> float:
     """Return the share of the energy in the first tenth of all n directions; a tenth where it is spread evenly."""
     count = head_count(len(strength), share)
     squares = strength.double().square()
-    total = float(squares.sum())
-    return float(squares[:count].sum()) / total if total else 0.0
+    inside, total = torch.stack([squares[:count].sum(), squares.sum()]).tolist()
+    return inside / total if total else 0.0
 
 
 def head_directions(W: Float[Tensor, "out n"], generator: torch.Generator) -> Float[Tensor, "n k"]:

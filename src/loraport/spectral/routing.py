@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraport.lazy_property import lazy_property
 from loraport.spectral.basis import Basis
+from loraport.spectral.clusters import cluster_sizes
 from loraport.spectral.kernels import EXACT_UP_TO, ROWS, at_usual_scale, column_norms, lower_gram, mirrored, times_few
 from loraport.spectral.low_rank import LowRank
 
@@ -114,9 +115,12 @@ def routing_factors(update: LowRank, basis: Basis) -> LowRank:
     return LowRank(basis.project_left(update.B), times_few(basis.Vh_as(update.A.dtype), update.A.mT).mT)
 
 
-def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"]) -> Float[Tensor, "m m"]:
-    """Return the sums of X over the blocks (cluster of the row, cluster of the column), in float64."""
-    m = int(labels.max()) + 1 if len(labels) else 0
+def block_sums(X: Float[Tensor, "k k"], labels: Int[Tensor, " k"], count: int | None = None) -> Float[Tensor, "m m"]:
+    """Return the sums of X over the blocks (cluster of the row, cluster of the column), in float64.
+
+    `count`: how many clusters there are, where it is known; to find it out a card is waited for.
+    """
+    m = len(cluster_sizes(labels)) if count is None else count
     rows = torch.zeros(m, X.shape[1], dtype=torch.float64, device=X.device).index_add_(0, labels, X.double())
     return torch.zeros(m, m, dtype=torch.float64, device=X.device).index_add_(1, labels, rows)
 
@@ -127,14 +131,20 @@ norms multiply to less count as hardly aligned, and so the rule is not the same 
 
 
 def directional_alignment(
-    C_lora: Float[Tensor, "k k"], C_fft: Float[Tensor, "k k"], labels: Int[Tensor, " k"], *, eps: float = ALIGNMENT_EPS
+    C_lora: Float[Tensor, "k k"],
+    C_fft: Float[Tensor, "k k"],
+    labels: Int[Tensor, " k"],
+    count: int | None = None,
+    *,
+    eps: float = ALIGNMENT_EPS,
 ) -> Float[Tensor, "m m"]:
     """Return the cosine of the two routing blocks of each pair of clusters (Eq. 10–11); 0 where a block is zero.
 
     Cos(m, n) = ⟨C_lora[m, n], C_fft[m, n]⟩ / (‖C_lora[m, n]‖ · ‖C_fft[m, n]‖ + eps)
     """
     lora, drift = C_lora.double(), C_fft.double()
-    inner = block_sums(lora * drift, labels)
-    norms = block_sums(lora.square(), labels).sqrt() * block_sums(drift.square(), labels).sqrt()
+    m = len(cluster_sizes(labels)) if count is None else count
+    inner = block_sums(lora * drift, labels, m)
+    norms = block_sums(lora.square(), labels, m).sqrt() * block_sums(drift.square(), labels, m).sqrt()
     sizes = norms + eps
     return torch.where(sizes > 0, inner / sizes, 0).to(C_lora.dtype)

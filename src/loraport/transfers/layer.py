@@ -103,7 +103,7 @@ class LayerTransfer:
                 lambda: has_few_directions(layer.drift, weights.facts.floor, layer_generator(self.seed, name)),
             )
         if layer.known_routing is not None:
-            looked["head_drift"] = head_share(layer.routing().send)
+            looked["head_drift"] = weights.once("head drift", lambda: head_share(layer.routing().send))
         elif self.looks_itself(name):
             looked["head_drift"] = weights.once(
                 ("head drift", self.seed), lambda: self._head_drift(name, weights, layer)
