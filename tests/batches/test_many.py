@@ -87,6 +87,7 @@ def test_without_keep_going_all_reasons_are_told_and_nothing_is_written(uploads,
     assert [str(path) in line for path, line in zip(sorted(broken), lines, strict=True)] == [True] * BROKEN
 
 
+@pytest.mark.slow
 def test_with_it_all_others_are_made_and_a_restart_does_nothing(uploads, run, monkeypatch):
     family, broken = uploads
     moved, events = family.folder / "moved", family.folder / "events.jsonl"
@@ -130,6 +131,7 @@ def test_with_it_all_others_are_made_and_a_restart_does_nothing(uploads, run, mo
     assert {path: path.stat().st_mtime_ns for path in sorted(moved.rglob("*"))} == before
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_made_again(uploads, run, tmp_path, monkeypatch):
     """Another LoRA under the name, another setting, another weight in the target; and not a copy of the models."""
     family, _ = uploads

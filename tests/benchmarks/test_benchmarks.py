@@ -166,6 +166,7 @@ def in_this_process(command, *, threads, env=None):
     return {"wall_s": seconds, "cpu_s": seconds, "stdout": out.getvalue()}
 
 
+@pytest.mark.slow
 def test_the_whole_program_is_measured_and_its_bytes_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "measured", in_this_process)
     table, threads = whole.Table(time.monotonic() + 300), torch.get_num_threads()
@@ -182,6 +183,7 @@ def test_the_whole_program_is_measured_and_its_bytes_are_compared(tmp_path, monk
     assert len(files) == 10 and len({float(W.flatten()[0]) for W in files.values()}) == 10, "no two layers are alike"
 
 
+@pytest.mark.slow
 def test_agreement_sees_a_device_that_disagrees(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "METHODS", ["undo", "casa"])
     table = whole.Table(time.monotonic() + 300)

@@ -223,6 +223,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)
@@ -248,6 +249,7 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     assert code == 2 and "does not exist" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_next_command_is_one_that_runs(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lora = write_lora(tmp_path / "style.safetensors", STATE)
@@ -262,6 +264,7 @@ def test_the_next_command_is_one_that_runs(run, tmp_path, monkeypatch):
     assert run(*words[1:], "-q")[0] == 0  # of a folder a folder
 
 
+@pytest.mark.slow
 def test_a_transfer_ends_with_the_line_that_a_diagnosis_has(run, tmp_path):
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)
@@ -297,6 +300,7 @@ def test_little_of_the_correction_is_said_with_the_price_of_more(run, tmp_path):
     assert "keeps more" not in err
 
 
+@pytest.mark.slow
 def test_the_advice_is_taken_and_recorded(run, tmp_path):
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)

@@ -71,6 +71,7 @@ def test_a_second_run_decodes_nothing_and_gives_the_same(tmp_path, monkeypatch):
         run(tmp_path, moved, metrics=["sharpness"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     root, look = write_manifest(tmp_path / "grid", NOISES), collection.read_clip_or_frames
     count = 0

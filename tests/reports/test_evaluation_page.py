@@ -14,6 +14,8 @@ from loraport.sampling.statistics import Interval
 from tests.evaluation.clips import NOISES, write_columns, write_manifest
 from tests.reports.browser import browser_says, foreign_addresses, needs_chromium
 
+pytestmark = pytest.mark.slow  # the result that all look at takes seconds
+
 SWEEP = {
     "source+lora": 0.0,
     "source": 0.2,

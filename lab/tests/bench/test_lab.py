@@ -60,6 +60,7 @@ def test_a_row_is_what_the_transferred_file_gives(method, session, tmp_path):
     assert torch.allclose(as_clips(latents), sampled(session, out), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_oracles_row_is_the_oracles_file(session):
     latents = session.sample(session.student, oracle(session.material), session.evaluation)
     assert torch.allclose(as_clips(latents), sampled(session, oracle_path("causal", "noir")), atol=2e-3)

@@ -88,6 +88,7 @@ def test_the_family_is_small_and_names_no_place_of_its_making():
         assert not re.search(r"/(work|tmp|home|root|Users)\b", text), path
 
 
+@pytest.mark.slow
 def test_base_samples_are_what_was_asked_for(plain_samples, drawn):
     found = means(plain_samples, drawn[0])
     assert all(found[name] > 75 for name in ("shape", "colour", "background", "motion")), found
@@ -147,6 +148,7 @@ def test_every_drift_is_as_documented(drifts):
         assert f"| {student} | {100 * size:.1f} % | {100 * change:.2f} % |" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_the_lora_gives_the_base_its_effect(name, drawn, plain_samples):
     effect = ADAPTERS[name].effect

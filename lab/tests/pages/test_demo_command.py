@@ -21,6 +21,7 @@ def test_the_demo_of_the_defaults_has_a_lora_trained_on_the_student():
     assert (STUDENT, STYLE) in CELLS
 
 
+@pytest.mark.slow
 def test_the_number_of_cores_does_not_change_a_clip():
     """Twenty clips are two portions, which several threads take in any order."""
     columns = [Column(name, "reference", name, adapter_path("swing")) for name in ("one-step", "matched")]

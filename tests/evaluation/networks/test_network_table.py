@@ -117,6 +117,7 @@ def test_every_metric_opens_and_looks(name: str, weights: Path) -> None:
         assert measured(metric, weights, clip, other, "a dog on the moon<|im_end|>") != value
 
 
+@pytest.mark.slow
 def test_of_videoalign_quality_is_the_mean_of_looks_and_motion(weights: Path) -> None:
     clip = Clip(film(4, 96, 128))
     for ending in ("", "-z"):
@@ -135,6 +136,7 @@ def test_csd_of_the_first_frame_sees_no_other(weights: Path) -> None:
     assert measured(BY_NAME["csd-frames"], weights, clip, same_start) < 99.9
 
 
+@pytest.mark.slow
 def test_a_run_measures_them_all(weights: Path, tmp_path: Path) -> None:
     grid = write_manifest(tmp_path / "grid", {"source+lora": 0.0, "direct": 0.1}, prompts=2, seeds=1)
     output = tmp_path / "out"
