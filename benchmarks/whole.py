@@ -54,6 +54,8 @@ RATE, MEMORY, RELATIVE, ENERGY = 3.0, 8.0, 1e-3, 1e-3
 LORAS = 3
 TOGETHER = (1, 2, 4)
 """Layers in work at a time that are compared."""
+FEW_BLOCKS = 2
+"""Blocks on which they are, at most."""
 SHORTEST = 0.3
 """Seconds beyond the start of a program below which a ratio tells nothing."""
 
@@ -189,9 +191,10 @@ def files_to_files(
     runs["no cache"] = command_line(folder, device, "no-cache", "--no-cache")
     hashes = {runs[name]["sha256"] for name in ("cold", "warm", "again", "no cache")}
     table.add(f"{size}, bytes of cold, warm, again, no cache", f"{len(hashes)} different", "1", len(hashes) == 1)
-    together = None
-    if table.has(60, f"{size}, layers at a time {', '.join(map(str, TOGETHER))}"):
-        together = layers_at_a_time(table, folder, size, device, times, runs["cold"]["sha256"])
+    together, few = None, min(FEW_BLOCKS, blocks)
+    about = len(TOGETHER) * sum(runs[name]["wall_s"] - start for name in ("cold", "again", "several")) * few / blocks
+    if table.has(about, f"{size}, layers at a time {', '.join(map(str, TOGETHER))}"):
+        together = layers_at_a_time(table, folder, size, device, few, all_blocks / few)
     if device != "cpu" and table.has(30, f"{size}, memory of the card"):
         peak = peak_beside_others(folder, device) / 1e9
         table.add(f"{size}, on a card with {MEMORY:g} GB", f"at most {peak:.2f} GB", f"≤ {MEMORY:g} GB", peak <= MEMORY)
@@ -201,16 +204,17 @@ def files_to_files(
 
 
 def layers_at_a_time(
-    table: Table, folder: Path, size: str, device: str, times: float, sha256: str | None
+    table: Table, folder: Path, size: str, device: str, blocks: int, times: float
 ) -> dict[int, dict[str, float]]:
     """Cold, warm and with three LoRAs in this process, by each number of layers in work; all must write the same."""
     found: dict[int, dict[str, float]] = {}
-    hashes = {sha256}
+    hashes = set()
     threads = torch.get_num_threads()
     for count in TOGETHER:
         cache = folder / f"cache-{count}"
         usual = config_of_folder(
-            folder, device, cache=str(cache), settings=PUBLISHED_CODE, rank=RankRule("fixed", RANK)
+            folder, device, cache=str(cache), settings=PUBLISHED_CODE, rank=RankRule("fixed", RANK),
+            include=tuple(f"blocks.{number}." for number in range(blocks)),
         )  # fmt: skip
         configs = [
             replace(usual, lora=str(lora_of(folder, number)), output=str(folder / f"out-together-{number}.safetensors"))
@@ -231,7 +235,7 @@ def layers_at_a_time(
         further = (took["several"] - took["warm"]) / (LORAS - 1) * times
         table.add(f"{size}, layers at a time {count}, cold", f"{took['cold'] * times:.2f} s")
         table.add(f"{size}, layers at a time {count}, further", f"{further:.2f} s")
-    table.add(f"{size}, bytes of all of them and of cold", f"{len(hashes)} different", "1", len(hashes) == 1)
+    table.add(f"{size}, bytes of all of them", f"{len(hashes)} different", "1", len(hashes) == 1)
     return found
 
 

@@ -131,6 +131,23 @@ def test_a_failure_comes_out_at_its_turn_and_what_has_not_begun_never_does(where
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("loraport-")]
 
 
+def test_a_later_failure_does_not_hide_what_comes_before_it():
+    later_failed = threading.Event()
+
+    def work(job, _):
+        if job == 1:
+            later_failed.set()
+            raise RuntimeError("broken")
+        assert later_failed.wait(10)
+        time.sleep(0.02)
+        return job
+
+    done = in_parallel(range(9), lambda job: job, work, CPU, 2)
+    assert next(done) == 0
+    with pytest.raises(RuntimeError, match="broken"):
+        next(done)
+
+
 @pytest.mark.parametrize(("at_a_time", "ahead"), [(1, 1), (2, 0), (4, 4)])
 def test_whoever_leaves_early_waits_for_what_is_in_work_and_for_nothing_else(at_a_time, ahead, monkeypatch):
     monkeypatch.setattr("loraport.parallel.at_once.readers_for", lambda device, at_a_time: ahead)

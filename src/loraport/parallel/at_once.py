@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
@@ -56,15 +55,15 @@ def in_parallel(
     share = max(1, threads // at_a_time) if device.type == "cpu" else threads
     pending: deque[Future[Done]] = deque()
     unfinished: set[Future[Done]] = set()
-    turns, failed = Turns(at_a_time), threading.Event()
+    turns, failed = Turns(at_a_time), list[int]()
 
-    def do(job: Job, inputs: Callable[[], Read]) -> Done:
-        if failed.is_set():  # whose turn comes first: those before it have begun
+    def do(number: int, job: Job, inputs: Callable[[], Read]) -> Done:
+        if any(earlier < number for earlier in failed):  # whose turn comes first, and ends it all
             raise CancelledError
         try:
             return turns.do(lambda: work(job, inputs()))
         except BaseException:
-            failed.set()
+            failed.append(number)
             raise
 
     with ExitStack() as stack:
@@ -75,11 +74,11 @@ def in_parallel(
         reading = stack.enter_context(_readers(readers, device)) if readers else None
         workers = stack.enter_context(ThreadPoolExecutor(at_a_time, "loraport-layer", _begin, (share, streams)))
         try:
-            for job in jobs:
+            for number, job in enumerate(jobs):
                 if len(unfinished) >= at_a_time + max(1, readers):
                     unfinished = wait(unfinished, return_when=FIRST_COMPLETED).not_done
                 inputs = reading.submit(read, job).result if reading else lambda job=job: read(job)
-                pending.append(workers.submit(do, job, inputs))
+                pending.append(workers.submit(do, number, job, inputs))
                 unfinished.add(pending[-1])
                 while pending and pending[0].done():
                     yield pending.popleft().result()
