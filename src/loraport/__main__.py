@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
 
 def run() -> NoReturn:
     """Run the command line; a Ctrl-C while its modules are loaded is a sentence, too."""
-    # Large tensors on large pages: a layer's matrices come and go, and to fetch them page by page is a seventh of the
-    # work of a warm layer. PyTorch looks at this when it is loaded.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         from loraport.cli import main
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -133,15 +132,3 @@ def test_a_ctrl_c_while_modules_are_loaded_is_a_sentence(monkeypatch, capsys):
     assert (
         end.value.code == 130 and capsys.readouterr().err == "loraport: stopped by SIGINT before anything was begun\n"
     )
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_the_program_asks_for_large_pages_unless_the_user_decided(before, after, monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before or "")
-    if before is None:
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    seen = []
-    program = SimpleNamespace(main=lambda: seen.append(os.environ["THP_MEM_ALLOC_ENABLE"]))
-    monkeypatch.setitem(sys.modules, "loraport.cli", program)
-    run()
-    assert seen == [after]
