@@ -55,7 +55,8 @@ def test_several_are_read_ahead_by_as_many_threads_and_no_more():
 def test_so_many_jobs_are_in_work_share_the_threads_and_come_in_order(at_a_time, share):
     together, shares = threading.Barrier(at_a_time, timeout=10), set()
 
-    def work(job, value):
+    def work(job, inputs):
+        value = inputs()
         if job < at_a_time:
             together.wait()  # breaks where the first ones are not in work at the same time
         shares.add(torch.get_num_threads())
@@ -80,8 +81,9 @@ def test_what_is_read_and_not_yet_worked_on_is_bounded(at_a_time, ahead, monkeyp
             most = max(most, held)
         return job
 
-    def work(job, value):
+    def work(job, inputs):
         nonlocal held, in_work, busiest
+        inputs()
         with lock:
             in_work += 1
             busiest = max(busiest, in_work)
@@ -117,7 +119,8 @@ def test_a_failure_comes_out_at_its_turn_and_what_has_not_begun_never_does(where
             raise RuntimeError("broken")
         return job
 
-    def work(job, value):
+    def work(job, inputs):
+        value = inputs()
         begun.append(job)
         return value if where == "read" else fail(job)
 
@@ -177,8 +180,9 @@ def test_a_job_without_room_beside_others_is_done_again_alone_and_so_are_those_a
     began, tries = [], []
     lock, together, in_work = threading.Lock(), threading.Barrier(2, timeout=10), 0
 
-    def work(job, value):
+    def work(job, inputs):
         nonlocal in_work
+        value = inputs()
         with lock:
             in_work += 1
             beside, first = in_work, job not in began

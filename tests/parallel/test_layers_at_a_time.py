@@ -12,7 +12,8 @@ from loraport.errors import SettingsError
 from loraport.parallel import at_once
 from loraport.spectral.basis import half_basis
 from loraport.store import basis_source
-from loraport.transfers.layer_source import LayerWeights
+from loraport.transfers.layer import LayerTransfer
+from loraport.transfers.layer_source import LayerWeights, StoredLayer
 from loraport.transfers.run import transfer, transfer_many
 from tests.transfers.models import make_family
 
@@ -77,6 +78,26 @@ def test_a_layer_is_one_threads_alone_and_goes_when_it_is_done(family, layers_at
         gc.enable()
     assert len(threads) == 20 and all(len(of_layer) == 1 for of_layer in threads)
     assert len(set.union(*threads)) > 1 and max(most) <= count
+
+
+@pytest.mark.parametrize("readers", [0, 4])
+def test_what_was_read_goes_when_there_are_numbers_of_it(family, layers_at_a_time, monkeypatch, readers):
+    """The files' bytes and the cache's entries: pinned memory of a card, where it is one."""
+    layers_at_a_time(1, readers)
+    on, call, seen = StoredLayer.on, LayerTransfer.__call__, []
+
+    def noted(self, *given, **named):
+        seen.append(weakref.ref(self))
+        return on(self, *given, **named)
+
+    def checked(self, *given):
+        assert seen[-1]() is None
+        return call(self, *given)
+
+    monkeypatch.setattr(StoredLayer, "on", noted)
+    monkeypatch.setattr(LayerTransfer, "__call__", checked)
+    transfer(family.config("read.safetensors"))
+    assert len(seen) == 20
 
 
 def test_a_layer_that_finds_no_room_beside_others_is_begun_anew_and_the_bytes_are_the_same(

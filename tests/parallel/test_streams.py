@@ -29,7 +29,8 @@ def run(card, at_a_time, count=12):
         reading[job] = threading.get_ident(), card.current
         return job
 
-    def work(job, value):
+    def work(job, inputs):
+        assert inputs() == job
         if job < at_a_time:
             together.wait()
         working[job] = threading.get_ident(), card.current
@@ -76,7 +77,11 @@ def test_they_come_after_the_stream_that_the_caller_is_in_and_are_used_again(car
 def test_on_a_processor_threads_read_from_a_card_in_the_stream_of_the_caller(card):
     own, seen = Stream(), []
     torch.cuda.set_stream(own)
-    list(in_parallel(range(4), lambda job: seen.append(card.current), lambda job, value: None, torch.device("cpu"), 2))
+    list(
+        in_parallel(
+            range(4), lambda job: seen.append(card.current), lambda job, inputs: inputs(), torch.device("cpu"), 2
+        )
+    )
     assert set(seen) == {own} and card.made == []
 
 

@@ -37,11 +37,12 @@ def readers_for(device: torch.device, at_a_time: int) -> int:
 def in_parallel(
     jobs: Sequence[Job],
     read: Callable[[Job], Read],
-    work: Callable[[Job, Read], Done],
+    work: Callable[[Job, Callable[[], Read]], Done],
     device: torch.device,
     at_a_time: int,
 ) -> Iterator[Done]:
-    """Return what `work` makes of each job and of what is read for it, in the order of the jobs.
+    """Return what `work` makes of each job, in the order of the jobs; it takes what is read for it by a function, and
+    nothing else holds on to that.
 
     So many are in work at a time, each on a thread. On a processor they share its threads: decompositions hardly use a
     second one, and threads that share one product wait for each other. On a card each has a stream, so that the card
@@ -61,7 +62,7 @@ def in_parallel(
         if any(earlier < number for earlier in failed):  # whose turn comes first, and ends it all
             raise CancelledError
         try:
-            return turns.do(lambda: work(job, inputs()))
+            return turns.do(lambda: work(job, inputs))
         except BaseException:
             failed.append(number)
             raise
@@ -77,7 +78,7 @@ def in_parallel(
             for number, job in enumerate(jobs):
                 if len(unfinished) >= at_a_time + max(1, readers):
                     unfinished = wait(unfinished, return_when=FIRST_COMPLETED).not_done
-                inputs = reading.submit(read, job).result if reading else lambda job=job: read(job)
+                inputs = _inputs(read, job, reading)
                 pending.append(workers.submit(do, number, job, inputs))
                 unfinished.add(pending[-1])
                 while pending and pending[0].done():
@@ -89,6 +90,12 @@ def in_parallel(
                 if pool is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _inputs(read: Callable[[Job], Read], job: Job, reading: ThreadPoolExecutor | None) -> Callable[[], Read]:
+    """Return what gives what is read for a job, once; a job that is begun anew reads it again."""
+    ahead = [reading.submit(read, job)] if reading else []
+    return lambda: ahead.pop().result() if ahead else read(job)
 
 
 def _begin(share: int, streams: SimpleQueue[torch.cuda.Stream | None]) -> None:

@@ -199,12 +199,10 @@ class _Work:
         except InputError as error:
             return error
 
-    def transfer(self, name: str, stored: StoredLayer | InputError) -> list[tuple[Run[Any], LayerResult]]:
-        """Transfer a layer for all runs that lack it."""
+    def transfer(self, name: str, read: Callable[[], StoredLayer | InputError]) -> list[tuple[Run[Any], LayerResult]]:
+        """Transfer a layer for all runs that lack it; what was read goes when there are numbers of it."""
         try:
-            if isinstance(stored, InputError):
-                raise stored
-            weights = self._weights(name, stored)
+            weights = self._weights(name, read())
         except UnreadableError:
             raise
         except InputError as error:
@@ -223,7 +221,9 @@ class _Work:
             results.append((run, result))
         return results
 
-    def _weights(self, name: str, stored: StoredLayer) -> LayerWeights:
+    def _weights(self, name: str, stored: StoredLayer | InputError) -> LayerWeights:
+        if isinstance(stored, InputError):
+            raise stored
         kept = any(self._keeps_weights(run, name) for run, _ in self.todo[name])
         with_target = any(run.transfer_layer.recipe.needs_target for run, _ in self.todo[name])
         return self.layers.weights(stored, keep_weights=kept, with_target=with_target)
