@@ -26,7 +26,8 @@ CHECKED = [
     *(f"loraport.evaluation.metrics.{name}" for name in "appearance efficientnet fidelity flow pixels".split()),
     *(f"loraport.evaluation.networks.{name}" for name in "clip clip_towers csd dinov2 discrepancy hpsv2 lpips".split()),
     *(f"loraport.evaluation.networks.{name}" for name in "musiq pictures texts videoalign videoalign_input".split()),
-    *("loraport.store.packing", "loraport.files.formats.rounding", "loraport.files.models.weight"),
+    *("loraport.store.packing", "loraport.store.routings"),
+    *("loraport.files.formats.rounding", "loraport.files.models.weight"),
 ]
 """Rooms and modules with shapes in their signatures."""
 install_import_hook(CHECKED, "beartype.beartype")
