@@ -7,15 +7,20 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from loraport_lab.bench.regret import LEADING_RULE, advised, best_on_other_half, fixed_rules, regrets
-from loraport_lab.bench.rows import MAIN
+from loraport.diagnosis.rule.advice import Thresholds
+from loraport.diagnosis.rule.measured_map import measured_map
+from loraport_lab.bench.regret import advised, best_on_other_half, fixed_rules, regrets
+from loraport_lab.bench.rows import FRAME, MAIN
 
 CLIPS = 40
 PROMPTS = tuple(map(str, range(CLIPS)))
 EASY = torch.linspace(-3, 3, CLIPS)
 
 
-def cell(name: str, *, discriminating: bool = True, noise: float = 0.0, **means: float):
+def cell(
+    name: str, *, discriminating: bool = True, noise: float = 0.0, head: float = 0.3, accelerator: bool = False,
+    **means: float,
+):  # fmt: skip
     """A cell whose rules have these mean fidelities; the clips' own difficulty is shared."""
     groups = {"direct": "frame", "oracle": "frame", "swept": "control", "gains": "calibrated"}
     rows = {}
@@ -25,7 +30,8 @@ def cell(name: str, *, discriminating: bool = True, noise: float = 0.0, **means:
         facts = {"chosen": "undo" if rule == "swept" else None}
         rows[rule] = SimpleNamespace(row=rule, group=groups.get(rule, "method"), values=values, facts=facts)
     return SimpleNamespace(
-        cell=SimpleNamespace(name=name),
+        cell=SimpleNamespace(name=name, student=SimpleNamespace(accelerator=accelerator)),
+        premises={"head_drift": torch.tensor([head, head + 0.1, float("nan"), head - 0.1])},
         rows=rows,
         prompts=PROMPTS,
         admission=SimpleNamespace(discriminating=discriminating),
@@ -51,9 +57,9 @@ def test_the_regret_of_a_rule_is_what_the_best_of_each_cell_has_more():
 
 
 def test_good_advice_has_no_regret_and_bad_advice_all_of_it():
-    good = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "casa", "b": "undo"}[cell.name])[0]
+    good = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "casa", "b": "undo"}[cell.cell.name])[0]
     assert (good.rule, good.all_cells.value) == ("advised (2 rules)", pytest.approx(0))
-    bad = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "direct", "b": "casa"}[cell.name])[0]
+    bad = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "direct", "b": "casa"}[cell.cell.name])[0]
     assert bad.all_cells.value == pytest.approx((1.0 + 2.4) / 2)
     none = regrets([OTHER], "psnr")[0]
     assert none.discriminating is None
@@ -80,5 +86,12 @@ def test_clips_of_one_prompt_are_in_one_half():
     assert torch.allclose(mixed.float(), EASY + 20 + torch.where(first_of_prompt, 0.0, -5.0))
 
 
-def test_what_is_advised_is_a_row():
-    assert advised(SimpleNamespace(name="a")) == LEADING_RULE in {row.name for row in MAIN}
+def test_what_is_advised_is_the_row_that_diagnose_would_name():
+    limits = Thresholds(**measured_map().thresholds)
+    between = (limits.unsure + limits.casa) / 2
+    heads = {"undo": limits.unsure - 0.01, "casa": limits.casa + 0.01}
+    found = {rule: advised(cell("a", head=head, direct=20.0)) for rule, head in heads.items()}
+    assert found == {rule: rule for rule in heads}
+    assert advised(cell("a", head=between, direct=20.0)) == "undo"  # nothing is sampled, so the safe rule stands in
+    assert advised(cell("a", head=heads["casa"], accelerator=True, direct=20.0)) == limits.accelerated == "direct"
+    assert {"undo", "casa", "direct"} <= {row.name for row in (*FRAME, *MAIN)}

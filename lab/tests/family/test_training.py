@@ -21,7 +21,7 @@ from loraport_lab.family.sample import BASE_STEPS, draw_noise, euler_step, sampl
 from loraport_lab.training.distill import KEPT, Matching, Trajectories, denoising_loss, landing_error, regression_loss
 from loraport_lab.training.fit import Schedule, fit, generator_for
 from loraport_lab.training.recipe import Recipe, Rounds
-from loraport_lab.training.stages import TrainingJob
+from loraport_lab.training.stages import TrainingJob, train_base
 from loraport_lab.training.train import needed, plan, train_family
 
 BRIEF = Schedule(steps=2, rate=1e-3, batch=2, warmup=1, save_every=1)
@@ -298,3 +298,13 @@ def test_an_euler_step_of_the_true_clean_clip_stays_on_the_line():
     now, then = torch.tensor(0.8), torch.tensor(0.3)
     assert torch.allclose(euler_step(0.2 * clean + 0.8 * noise, clean, now, then), 0.7 * clean + 0.3 * noise, atol=1e-6)
     assert KEPT[-1] == BASE_STEPS and all(set(student.steps) <= set(KEPT) for student in STUDENTS.values())
+
+
+def test_only_a_base_that_is_to_be_compiled_is_compiled(tmp_path, monkeypatch):
+    """The compiler itself takes half a minute; here what it returns is the network, so the bytes must be the same."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    for name, wish in (("plain", False), ("fused", True)):
+        train_base(TrainingJob(tmp_path / name, TINY, 0, lambda *_: None, compiled=wish))
+        assert len(compiled) == wish
+    assert equal(contents(tmp_path / "plain"), contents(tmp_path / "fused"))

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraport.diagnosis.rule.advice import CHOOSE, SAFE, Thresholds, verdict_of
+from loraport.diagnosis.rule.measured_map import measured_map
 from loraport.sampling.statistics import Interval, mean_interval
-from loraport_lab.bench.material import Cell
 from loraport_lab.bench.run import CellResult
 
-Advice = Callable[[Cell], str]
+Advice = Callable[[CellResult], str]
 """The name of the row that is advised for a cell."""
 
-LEADING_RULE = "undo"
-"""A quarter of uniform undo: on the family's first edition it was worse than direct reuse in the fewest cells, 2 of 24.
-
-Chosen before any later edition was measured.
-"""
+ROWS = {SAFE: "undo"}
+"""The lab's name of a rule, where it has one of its own."""
 
 
-def advised(cell: Cell) -> str:
-    """Return the row that is advised for a cell: one fixed rule everywhere, until advice looks at the pair."""
-    return LEADING_RULE
+def advised(cell: CellResult) -> str:
+    """Return the row of what `loraport diagnose` advises by the weights; the safe rule where it would sample."""
+    head = float(cell.premises["head_drift"].nanmean())
+    verdict = verdict_of(cell.cell.student.accelerator, head, Thresholds(**measured_map().thresholds))
+    rule = SAFE if verdict == CHOOSE else verdict
+    return ROWS.get(rule, rule)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def always(rule: str) -> Advice:
 
 
 def _words(cells: Sequence[CellResult], advice: Advice) -> str:
-    names = list(dict.fromkeys(advice(cell.cell) for cell in cells))
+    names = list(dict.fromkeys(map(advice, cells)))
     return names[0] + " everywhere" if len(names) == 1 else f"{len(names)} rules"
 
 
@@ -67,7 +68,7 @@ def fixed_rules(cells: Sequence[CellResult]) -> list[str]:
 
 
 def _regret(name: str, cells: Sequence[CellResult], measure: str, advice: Advice) -> Regret:
-    lost = [best_on_other_half(cell, measure) - cell.rows[advice(cell.cell)].values[measure].double() for cell in cells]
+    lost = [best_on_other_half(cell, measure) - cell.rows[advice(cell)].values[measure].double() for cell in cells]
     telling = [values for cell, values in zip(cells, lost, strict=True) if cell.admission.discriminating]
     means = [float(values.mean()) for values in lost]
     worst = max(range(len(cells)), key=means.__getitem__)

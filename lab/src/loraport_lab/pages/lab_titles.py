@@ -54,7 +54,8 @@ TITLES = {
         "What a fixed rule costs",
         "Regret: how far a rule stays behind the best fixed rule of each cell, which is found on the other half of the "
         "prompts; mean over cells with its 95 % interval, over the discriminating ones alone, and the worst cell. "
-        "Below zero is chance. The first line of each measure is what is advised.",
+        "Below zero is chance. The first line of each measure is what `loraport diagnose` advises by the weights, the "
+        "safe rule where it would sample; its thresholds were fitted to a map that holds the shipped family.",
     ),
     "ranks": Title(
         "CASA at several ranks",

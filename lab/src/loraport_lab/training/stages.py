@@ -44,6 +44,8 @@ class TrainingJob:
     seed: int
     progress: LossReport
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compiled: bool = False
+    """Fuse the base's elementwise work by `torch.compile`; rounds otherwise, so it is part of what a seed gives."""
 
     def base(self) -> WanTransformer3DModel:
         """Open the finished base where it is trained on."""
@@ -60,7 +62,8 @@ class TrainingJob:
 def train_base(job: TrainingJob) -> None:
     """Train the base: flow matching on plain clips from nothing."""
     model = new_model(job.seed, job.recipe.size).to(job.device)
-    job.learn("base", model, partial(_fresh_loss, model, "plain", job.recipe.base.batch), job.recipe.base)
+    called = torch.compile(model) if job.compiled else model
+    job.learn("base", model, partial(_fresh_loss, called, "plain", job.recipe.base.batch), job.recipe.base)
     _save_model(model, job.out / "base")
 
 
