@@ -23,7 +23,9 @@ from loraport_lab.regime.advice import (
     sureness,
     told_by_others,
 )
+from loraport_lab.regime.points import shipped_base
 from loraport_lab.regime.table import Line, read_lines
+from loraport_lab.training.recipe import SHIPPED
 
 MAP = Path(__file__).parents[2] / "results" / "map" / "map.csv"
 
@@ -65,6 +67,15 @@ def test_a_base_is_told_by_the_others_alone():
     odd = [planted(128, 0.3, 1.0, 0.0), planted(128, 0.6, -1.0, 0.5)]  # the other way round
     told = [verdict for point, verdict in told_by_others([*divided(64), *divided(96), *odd]) if point.line.width == 128]
     assert told == [SAFE, "casa"]
+
+
+def test_the_shipped_familys_pairs_are_counted_apart_from_points_of_its_base_and_of_other_seeds():
+    schedule, base = SHIPPED.last_schedule("matched"), shipped_base()
+    point = planted(base.width, 0.5, 0.1, 0.1, student="matched")
+    shipped = replace(point.line, base_steps=base.steps, rate=schedule.rate, steps=schedule.steps)
+    assert replace(point, line=shipped).shipped
+    for other in ({"seed": 1}, {"rate": 1e-4}, {"where": "card"}, {"strength": 2.0}):
+        assert not replace(point, line=replace(shipped, **other)).shipped
 
 
 def test_sureness_counts_students_and_is_never_whole():

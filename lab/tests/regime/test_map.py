@@ -211,6 +211,8 @@ def test_the_labs_cells_of_the_shipped_family_are_lines_too():
     casa, halved = (next(line for line in lines if line.row == row) for row in ("casa", "restore-only, rank 2r"))
     assert casa.fidelity.value == list(OF_THE_LAB).index("casa") and casa.closed == Interval(0.5, 0.4, 0.6)
     assert casa.statistics == {"drift": 0.01, "rho2": 0.003} and casa.steps == SHIPPED.matching.steps
+    second = lines_of_lab({"cells": [cell]}, 1)
+    assert [replace(line, seed=0) for line in second] == lines and len({line.base for line in (*lines, *second)}) == 2
     known = {row.name for row in rows_of(Cell(STUDENTS["matched"], ADAPTERS["noir"]))}
     assert set(OF_THE_LAB.values()) <= known | {"casa, full rank"}
     assert as_a_file(lines, "restore-only") == [halved] and as_a_file(lines, "casa") == [casa]
@@ -222,10 +224,11 @@ def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
     lines = [made_up(64, 0.01, gain, row) for row in ("casa", "direct") for gain in (0.5, -0.5, 0.05, 0.55)]
     lines = [replace(line, adapter=str(place % 4)) for place, line in enumerate(lines)]
     elsewhere = [made_up(640, 0.01, -1.0, row, where="card") for row in ("casa", "direct")]
-    text = summary_csv([*elsewhere, *lines, replace(lines[0], strength=2.0)]).decode().splitlines()
+    again = [replace(line, seed=1) for line in elsewhere]
+    text = summary_csv([*again, *elsewhere, *lines, replace(lines[0], strength=2.0)]).decode().splitlines()
     table = [dict(zip(next(csv.reader(text[:1])), row, strict=True)) for row in csv.reader(text[1:])]
-    assert [row["width"] for row in table] == ["64", "640 (card)"]
-    assert [row["casa, dB (better / worse)"] for row in table] == ["+0.15 (2 / 1)", "−1.00 (0 / 1)"]
+    assert [row["width"] for row in table] == ["64", "640 (card)", "640 (card, seed 1)"]
+    assert [row["casa, dB (better / worse)"] for row in table] == ["+0.15 (2 / 1)", *["−1.00 (0 / 1)"] * 2]
     assert table[0]["LoRAs"] == "4" and table[0]["ρ₂, %"] == "1" and table[0]["casa, gap closed"] == "–"
 
 

@@ -22,8 +22,10 @@ from loraport.diagnosis.rule.measured_map import DATA, TOLERANCE
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
 from loraport.reports.rendering import csv_text
+from loraport_lab.regime.points import shipped_base
 from loraport_lab.regime.summary import MINUS
 from loraport_lab.regime.table import HERE, Line, as_a_file, read_lines
+from loraport_lab.training.recipe import SHIPPED
 
 RULES = ("direct", "casa", SAFE, "arbitrate-only")
 """What can be done with weights alone; a regret is measured against the best of them in the cell."""
@@ -55,6 +57,14 @@ class MapPoint:
     def student(self) -> tuple[object, ...]:
         """What tells students apart: the LoRAs on one share its drift."""
         return (self.line.where, *self.line.base, self.line.student, self.line.rate, self.line.steps)
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it is a pair of the family that comes with the program."""
+        line, base = self.line, shipped_base()
+        schedule = SHIPPED.last_schedule(line.student)
+        same_base = (line.where, line.width, line.base_steps, line.seed) == (HERE, base.width, base.steps, base.seed)
+        return same_base and (line.rate, line.steps, line.strength) == (schedule.rate, schedule.steps, 1)
 
     def within(self, rule: str) -> bool:
         """Return whether a rule is as good as the best one, but for a difference that counts as none."""
@@ -161,7 +171,7 @@ def _always(rule: str, _: MapPoint) -> str:
 
 def _losses(points: Sequence[MapPoint], rule: Callable[[MapPoint], str]) -> dict[str, Any]:
     lost = [_regret(point, rule(point)) for point in points]
-    shipped = [point for point in points if point.line.where == HERE]
+    shipped = [point for point in points if point.shipped]
     return {
         "cells": len(points),
         "regret": round(fmean(lost), 3),

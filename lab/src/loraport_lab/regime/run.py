@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -86,7 +87,10 @@ def main() -> None:
     """Parse the command line, make what is missing, and write the map."""
     parser = argparse.ArgumentParser(prog="python -m loraport_lab.regime.run", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the map; started again, it continues")
-    parser.add_argument("--lab", type=Path, metavar="JSON", help="of `lab run` on the shipped family: its cells too")
+    parser.add_argument(
+        "--lab", nargs="+", default=(), type=Path, metavar="JSON",
+        help="of `lab run` on the shipped family, then on the same from seed 1, 2, …: their cells too",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of the processor")
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="points, such as 'w128-*/few-step-*'")
@@ -103,8 +107,8 @@ def main() -> None:
         if not arguments.table:
             make_map(workshop, chosen(grid, arguments.only), oracles=not arguments.no_oracles)
         others = [line for file in arguments.beside for line in read_lines(file) if line.where != HERE]
-        shipped = lines_of_lab(json.loads(arguments.lab.read_text())) if arguments.lab else []
-        write_map([*shipped, *collect(places, grid), *others], arguments.out)
+        families = [lines_of_lab(json.loads(file.read_text()), seed) for seed, file in enumerate(arguments.lab)]
+        write_map([*chain.from_iterable(families), *collect(places, grid), *others], arguments.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
     for line in lines:
         if line.strength == 1:
             students.setdefault((line.where, *line.base, line.student, line.rate, line.steps), []).append(line)
-    found = sorted(students.values(), key=lambda group: (group[0].width, group[0].where, _statistic(group, "drift")))
+    found = sorted(
+        students.values(), key=lambda group: (group[0].width, group[0].where, group[0].seed, _statistic(group, "drift"))
+    )
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -34,9 +36,11 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
 
 def _summary(group: Sequence[Line]) -> list[str]:
     first, direct = group[0], as_a_file(group, "direct")
-    place = "" if first.where == HERE else f" ({first.where})"
+    marks = [
+        mark for mark in (first.where if first.where != HERE else "", f"seed {first.seed}" * bool(first.seed)) if mark
+    ]
     return [
-        f"{first.width}{place}",
+        f"{first.width}" + (f" ({', '.join(marks)})" if marks else ""),
         first.student,
         f"{100 * _statistic(group, 'drift'):.2g}",
         f"{100 * _statistic(group, 'rho2'):.2g}",

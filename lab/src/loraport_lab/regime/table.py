@@ -98,15 +98,14 @@ def lines_of(cell: MapCell, facts: Mapping[str, Any]) -> list[Line]:
     return lines
 
 
-def lines_of_lab(facts: Mapping[str, Any]) -> list[Line]:
-    """Return the lines of the shipped family's cells, from the JSON of a lab run on it.
+def lines_of_lab(facts: Mapping[str, Any], seed: int = 0) -> list[Line]:
+    """Return the lines of the shipped family's cells, from the JSON of a lab run on it; or on one of another seed.
 
     A student's rate and steps are those that moved it last.
     """
-    base, schedules = shipped_base(), {**SHIPPED.students, "matched": SHIPPED.matching}
-    lines = []
+    base, lines = shipped_base(), []
     for cell in facts["cells"]:
-        rows, schedule = {row["name"]: row for row in cell["rows"]}, schedules[cell["student"]]
+        rows, schedule = {row["name"]: row for row in cell["rows"]}, SHIPPED.last_schedule(cell["student"])
         known = {name: value for name, value in cell["premises"].items() if value is not None}
         for row, theirs in OF_THE_LAB.items():
             metrics, gap = rows[theirs]["metrics"], rows[theirs]["gap_closed"]["psnr"]
@@ -114,7 +113,7 @@ def lines_of_lab(facts: Mapping[str, Any]) -> list[Line]:
             closed = None if gap is None else Interval(gap["value"], gap["low"], gap["high"])
             lines.append(
                 Line(
-                    HERE, base.width, BLOCKS, base.steps, base.seed, cell["student"], schedule.rate, schedule.steps,
+                    HERE, base.width, BLOCKS, base.steps, seed, cell["student"], schedule.rate, schedule.steps,
                     cell["adapter"], 1.0, row, metrics["psnr"]["mean"], fidelity, effect, content, closed, known,
                 )
             )  # fmt: skip

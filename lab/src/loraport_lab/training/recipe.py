@@ -34,6 +34,10 @@ class Recipe:
     accelerator_rank: int = 16
     size: Size = FAMILY_SIZE
 
+    def last_schedule(self, student: str) -> Schedule:
+        """Return the schedule that moves a student last."""
+        return self.matching if student == "matched" else self.students[student]
+
 
 _STYLE = Schedule(steps=240, rate=2e-3, batch=32)
 _LONGER = Schedule(steps=300, rate=2e-3, batch=32)
