@@ -1,5 +1,7 @@
 """Recipes by name, and the controls."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,6 +53,24 @@ def test_formulas_of_the_controls():
     undone = find_recipe("undo-matched")(layer)
     assert float(undone.correction.norm()) == pytest.approx(float(restore_only(layer).correction.norm()))
     assert relative(undone.correction, -undone.facts["amount"] * drift) < 1e-12
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_orthogonal_undo_leaves_as_much_of_the_drift_whatever_the_lora_holds_of_it(shape):
+    """Along the drift the target ends at 1 − β; plain undo ends there only with a LoRA that is orthogonal to it."""
+    layer = both_bases(*random_weights(shape, 7))
+    size = float(layer.drift.square().sum())
+    for strength in (-3.0, 0.0, 1.0, 40.0):
+        leaning = replace(layer, lora=layer.lora.scaled(strength))
+        ends = {
+            name: 1 + float((find_recipe(f"{name}:0.25")(leaning).dense() * layer.drift).sum()) / size
+            for name in ("undo", "undo-orthogonal")
+        }
+        assert ends["undo-orthogonal"] == pytest.approx(0.75, abs=1e-9)
+        assert (abs(ends["undo"] - 0.75) < 1e-9) == (strength == 0)
+    assert torch.equal(
+        find_recipe("undo-orthogonal")(replace(layer, drift=0 * layer.drift)).dense(), layer.lora.dense()
+    )
 
 
 @pytest.mark.parametrize(

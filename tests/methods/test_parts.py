@@ -14,7 +14,17 @@ from loraport.spectral.routing import observe, to_routing
 from tests.layers import SHAPES, both_bases, layer_of, random_weights, relative
 
 EXACT = 1e-9
-SPLIT = ["casa", "undo", "undo:0.5", "undo-matched", "core", "rollback", "restore-only", "arbitrate-only"]
+SPLIT = [
+    "casa",
+    "undo",
+    "undo:0.5",
+    "undo-orthogonal",
+    "undo-matched",
+    "core",
+    "rollback",
+    "restore-only",
+    "arbitrate-only",
+]
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 names = pytest.mark.parametrize("name", SPLIT)
 
@@ -88,7 +98,7 @@ def test_transposing_the_layer_transposes_both_parts():
 def test_exact_parts_stay_factors():
     """The LoRA as it is, and core undo's counter-drift, are of the LoRA's own rank; nothing dense is made."""
     layer = both_bases(*random_weights((40, 18), 26))
-    for name in ("undo", "restore-only", "undo-matched", "core"):
+    for name in ("undo", "undo-orthogonal", "restore-only", "undo-matched", "core"):
         adapter = find_recipe(name).parts(layer).adapter
         assert adapter.is_low_rank and torch.equal(adapter.low_rank.dense(), layer.lora.dense())
     taken = find_recipe("core").parts(layer).counter_drift

@@ -22,6 +22,7 @@ from loraport.methods.settings import (
     DriftOrthogonalSettings,
     LoraxSettings,
     ProloraSettings,
+    UndoOrthogonalSettings,
     UndoSettings,
     changed,
     setting_names,
@@ -71,6 +72,13 @@ METHODS = {
     "direct": Method("direct.direct", DirectSettings, "amount", needs_basis=False, low_rank=True, reuses=False),
     "direct-matched": Method("controls.direct_matched", low_rank=True),
     "undo": Method("controls.undo", UndoSettings, "amount", needs_basis=False, parts="controls.undo_parts"),
+    "undo-orthogonal": Method(
+        "undo_orthogonal.undo_orthogonal",
+        UndoOrthogonalSettings,
+        "amount",
+        needs_basis=False,
+        parts="undo_orthogonal.undo_orthogonal_parts",
+    ),
     "undo-matched": Method(
         "controls.undo_matched", needs_routing=True, fixed=_RESTORES, parts="controls.undo_matched_parts"
     ),

@@ -127,6 +127,14 @@ class UndoSettings(AnySettings):
     """β: 0 is direct reuse, 1 rolls the layer back to source + LoRA."""
 
 
+@dataclass(frozen=True)
+class UndoOrthogonalSettings(AnySettings):
+    """How much of the drift is taken back, what the LoRA itself holds of it left out of account."""
+
+    amount: float = 0.25
+    """β: 0 makes the LoRA orthogonal to the drift, 1 leaves nothing of the drift along itself."""
+
+
 Subspace = Annotated[
     str, Flag("Which directions of a weight count as its subspace: energy:0.99, rank:320 or exact (all of them).")
 ]
@@ -216,6 +224,7 @@ PUBLISHED_CODE = CasaSettings(tau=0.5, energy_rectangular=1.0, densities="block"
 CASA_PRESETS = {"paper": Preset(PAPER), "published-code": Preset(PUBLISHED_CODE, rank=32)}
 CORE, DIRECT, UNDO = CoreSettings(), DirectSettings(), UndoSettings()
 DRIFT_ORTHOGONAL = DriftOrthogonalSettings()
+UNDO_ORTHOGONAL = UndoOrthogonalSettings()
 PROLORA = ProloraSettings()
 LORAX = LoraxSettings()
 

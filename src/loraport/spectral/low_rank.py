@@ -124,7 +124,7 @@ def kept_correction(low: LowRank, source: LowRank, correction: Float[Tensor, "ou
     size = energy(correction)
     if is_lost(size, source.norm() ** 2):
         return None
-    return (_inner(low, correction) - _inner(source, correction)) / size
+    return (inner_with(low, correction) - inner_with(source, correction)) / size
 
 
 def is_lost(correction: float, lora: float) -> bool:
@@ -140,11 +140,11 @@ def cosine(low: LowRank, D: LowRank | Float[Tensor, "out in"]) -> float | None:
     if isinstance(D, LowRank):
         product, size = low.inner(D), low.norm() * D.norm()
     else:
-        product, size = _inner(low, D), low.norm() * norm(D)
+        product, size = inner_with(low, D), low.norm() * norm(D)
     return product / size if size else None
 
 
-def _inner(low: LowRank, D: Float[Tensor, "out in"]) -> float:
+def inner_with(low: LowRank, D: Float[Tensor, "out in"]) -> float:
     """Return ⟨B·A, D⟩ without the dense product: ⟨Bᵀ·D, A⟩."""
     projected = sum_of_pieces(D, lambda rows: low.B[rows].double().mT @ D[rows].double())
     return inner(projected, low.A.double())

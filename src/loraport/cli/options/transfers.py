@@ -52,9 +52,9 @@ class MethodOptions:
         str,
         typer.Option(
             metavar="METHOD[,METHOD...]",
-            help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-matched, core, drift-orthogonal[:k], "
-            "prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with commas. recommend: what "
-            "`loraport diagnose` advises. To choose one by sampling: loraport choose.",
+            help="casa, direct[:λ], direct-matched[:METHOD], undo[:β], undo-orthogonal[:β], undo-matched, core, "
+            "drift-orthogonal[:k], prolora, lora-x, rollback, restore-only or arbitrate-only; several of them, with "
+            "commas. recommend: what `loraport diagnose` advises. To choose one by sampling: loraport choose.",
             autocompletion=complete_method,
         ),
     ] = "casa"
