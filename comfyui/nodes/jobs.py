@@ -22,7 +22,12 @@ from .progress import NodeProgress
 from .words import conversion_text, diagnosis_text, facts_text, transfer_words
 
 RECOMMEND = "recommend"
-_WITH_NUMBER = {"direct": "direct:1.15", "undo": "undo:0.25", "drift-orthogonal": "drift-orthogonal:16"}
+_WITH_NUMBER = {
+    "direct": "direct:1.15",
+    "undo": "undo:0.25",
+    "undo-orthogonal": "undo-orthogonal:0.25",
+    "drift-orthogonal": "drift-orthogonal:16",
+}
 METHOD_CHOICES = [
     RECOMMEND,
     *(name for method in METHODS for name in (method, *([_WITH_NUMBER[method]] if method in _WITH_NUMBER else []))),

@@ -28,6 +28,7 @@ _METHODS = {
     "casa": "casa: the paper's method",
     "direct": "direct: the LoRA as it is",
     "undo:0.25": "undo:0.25: take a quarter of the drift back",
+    "undo-orthogonal:0.25": "undo-orthogonal:0.25: the same, what the LoRA holds of the drift counted in",
     "core": "core: take the drift back inside the LoRA's own directions",
 }
 _DIAGNOSE = """Say which method a LoRA and two models speak for, from their weights alone.
