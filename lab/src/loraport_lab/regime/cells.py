@@ -34,13 +34,13 @@ from loraport_lab.training.fit import save_whole
 
 METHODS = {
     "direct": "direct",
-    **{f"{name}, rank 2r": name for name in ("restore-only", "arbitrate-only", "undo:0.25")},
+    **{f"{name}, rank 2r": name for name in ("restore-only", "arbitrate-only", "undo:0.25", "undo-orthogonal")},
     **{name: name for name in ("casa", "restore-only", "arbitrate-only", "core", "prolora")},
     "casa, full rank": "casa",
     **{f"undo:{amount}": f"undo:{amount}" for amount in (0.1, 0.25, 0.5, 1)},
 }
 """Row -> method. `casa`, `prolora` and what ends in `rank 2r` are cut to the rank of a file, twice the LoRA's."""
-CUT = ("casa", "prolora", "restore-only, rank 2r", "arbitrate-only, rank 2r", "undo:0.25, rank 2r")
+CUT = ("casa", "prolora", *(row for row in METHODS if row.endswith(", rank 2r")))
 METRICS = ("psnr", "effect", "content")
 Updates = Mapping[str, Tensor]
 
