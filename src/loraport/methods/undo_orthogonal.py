@@ -15,8 +15,8 @@ def undo_orthogonal(layer: Layer, settings: UndoOrthogonalSettings = UNDO_ORTHOG
 
     Target and update together then hold (1 − β) of the drift. Plain undo leaves 1 − β + a: where the LoRA itself works
     against the drift (a < 0, often by more than β, since a LoRA is larger than a mild drift), it takes back too much,
-    and this rule puts some of the drift back instead. β = 0 is the LoRA made orthogonal to the drift. Without a drift
-    the LoRA comes back as it is.
+    and this rule puts some of the drift back instead. β = 0 is the LoRA made orthogonal to the drift, which has been
+    published as orthogonal shift and helps little by itself. Without a drift the LoRA comes back as it is.
     """
     amount = _amount(layer, settings)
     return Update(layer.lora, -amount * layer.drift, {"amount": amount})

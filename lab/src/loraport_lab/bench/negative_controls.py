@@ -14,7 +14,8 @@ from loraport.spectral.kernels import energy, inner
 def orthogonal_shift(layer: Layer) -> Tensor:
     """Return the LoRA without its component along the drift: D' = D − (⟨D, F⟩ / ‖F‖²)·F.
 
-    A LoRA and a drift are nearly orthogonal as long vectors, so that this is direct reuse but for the last digits.
+    As long vectors the two are nearly orthogonal, so this takes little from the LoRA; but a LoRA is larger than a mild
+    drift, so it may be up to half of the drift that is put back or taken away. By itself that helps nobody on the mean.
     """
     D, F = layer.lora.dense(), layer.drift
     size = energy(F)
