@@ -74,9 +74,11 @@ def test_layers_of_an_earlier_start_are_reported_as_such(family):
     reports = Reports()
     transfer(config, progress=reports)
     (_, before, total, earlier), *later = reports.advanced
-    assert 0 < before < total and len(later) == 15 and not any("earlier" in part for *_, part in later)
+    assert 0 < before < total and not any("earlier" in part for *_, part in later)
     lines = earlier.splitlines()
-    assert len(lines) == 5 and all(line.endswith("in an earlier start") for line in lines)
+    # five were reported before the stop; the layer in work on its thread may have been finished too
+    assert len(lines) in (5, 6, 7) and len(lines) + len(later) == 20
+    assert all(line.endswith("in an earlier start") for line in lines)
 
 
 def test_outputs_and_passes_are_named_where_there_are_several(family):

@@ -88,7 +88,7 @@ def test_a_mistyped_preset_as_a_model():
         (complete_model(""), []),
         (complete_model("source+dmd"), ["source+dmd2-lora-sdxl"]),
         (complete_pair("ssd"), ["ssd-1b"]),
-        (complete_method("undo"), ["undo", "undo-matched"]),
+        (complete_method("undo"), ["undo", "undo-orthogonal", "undo-matched"]),
         (complete_method("casa,core"), ["casa,core"]),
     ],
 )

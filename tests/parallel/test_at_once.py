@@ -112,7 +112,7 @@ def test_a_slow_job_does_not_keep_the_others_from_going_on():
 @pytest.mark.parametrize("at_a_time", [1, 2, 4])
 @pytest.mark.parametrize("where", ["read", "work"])
 def test_a_failure_comes_out_at_its_turn_and_what_has_not_begun_never_does(where, at_a_time):
-    begun = []
+    begun, before = [], set(threading.enumerate())  # those of an earlier test may still be ending
 
     def fail(job):
         if job == 3:
@@ -131,7 +131,8 @@ def test_a_failure_comes_out_at_its_turn_and_what_has_not_begun_never_does(where
         next(done)
     assert max(begun) <= 3 if at_a_time == 1 else len(begun) < 20
     assert torch.get_num_threads() == 4
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loraport-")]
+    new = set(threading.enumerate()) - before
+    assert not [thread for thread in new if thread.name.startswith("loraport-")]
 
 
 def test_a_later_failure_does_not_hide_what_comes_before_it():
@@ -154,7 +155,7 @@ def test_a_later_failure_does_not_hide_what_comes_before_it():
 @pytest.mark.parametrize(("at_a_time", "ahead"), [(1, 1), (2, 0), (4, 4)])
 def test_whoever_leaves_early_waits_for_what_is_in_work_and_for_nothing_else(at_a_time, ahead, monkeypatch):
     monkeypatch.setattr("loraport.parallel.at_once.readers_for", lambda device, at_a_time: ahead)
-    begun, ended = [], []
+    begun, ended, before = [], [], set(threading.enumerate())
 
     def work(job, _):
         begun.append(job)
@@ -173,7 +174,8 @@ def test_whoever_leaves_early_waits_for_what_is_in_work_and_for_nothing_else(at_
         consume()
     time.sleep(0.05)
     assert sorted(begun) == sorted(ended) and len(begun) < 15
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loraport-")]
+    new = set(threading.enumerate()) - before
+    assert not [thread for thread in new if thread.name.startswith("loraport-")]
 
 
 def test_a_job_without_room_beside_others_is_done_again_alone_and_so_are_those_after_it():
