@@ -231,7 +231,7 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     words = ("diagnose", lora, "--source", source, "--target", target)
     code, out, _ = run(*words, "--report", tmp_path / "page.html")
     *_, line, command = out.splitlines()
-    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (82 % sure)")
+    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (85 % sure)")
     assert command == (
         f"next: loraport transfer {lora} --source {source} --target {target} --method undo:0.25 "
         "-o style-undo-0.25.safetensors"

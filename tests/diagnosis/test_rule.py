@@ -59,7 +59,11 @@ def test_a_head_share_that_a_sample_leaves_open_is_not_decided():
 def test_what_the_reasons_claim_holds_on_the_map():
     cells = measured_map().cells
     beyond = [cell for cell in cells if not cell.accelerated and cell.head_drift > EDGES.casa]
-    assert beyond and all(max(cell.gains.values()) - cell.gains["casa"] <= TOLERANCE for cell in beyond)
+    good = sum(max(cell.gains.values()) - cell.gains["casa"] <= TOLERANCE for cell in beyond)
+    assert (
+        good >= 0.9 * len(beyond)
+        and f"in {good} of {len(beyond)} measured pairs" in advise(replace(PAIR, head_drift=EDGES.casa + 0.01)).why
+    )
     below = [cell for cell in cells if not cell.accelerated and cell.head_drift <= EDGES.unsure]
     means = {rule: sum(cell.gains[rule] for cell in below) / len(below) for rule in ("casa", SAFE)}
     assert means["casa"] <= means[SAFE] and min(cell.gains["casa"] for cell in below) < -0.5

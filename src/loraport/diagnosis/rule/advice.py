@@ -137,8 +137,7 @@ def advise(traits: Traits) -> Advice:
         )
         return Advice(CHOOSE, why, chart.sure[CHOOSE], method, regime, True, nearest, all_layers=True)
     return Advice(
-        verdict, _reason(verdict, traits, traits.head_drift, thresholds), chart.sure[verdict], method, regime, True,
-        nearest,
+        verdict, _reason(verdict, traits, traits.head_drift, chart), chart.sure[verdict], method, regime, True, nearest,
     )  # fmt: skip
 
 
@@ -198,13 +197,16 @@ def _outside(known: Mapping[str, float], chart: MeasuredMap, accelerated: bool) 
     return ""
 
 
-def _reason(verdict: str, traits: Traits, head: float, thresholds: Thresholds) -> str:
+def _reason(verdict: str, traits: Traits, head: float, chart: MeasuredMap) -> str:
+    thresholds = Thresholds(**chart.thresholds)
     share = f"{_percent(head)} of the drift sits in the first tenth of the source's directions"
     if traits.accelerated:
         return "beside an accelerator casa and undo were worse than the LoRA as it is in all measured pairs"
     if verdict == CASA:
+        good, pairs = chart.as_good_as_best(CASA, beyond=thresholds.casa)
         return (
-            f"{share}, and beyond {_percent(thresholds.casa)} CASA was as good as the best rule in all measured pairs"
+            f"{share}, and beyond {_percent(thresholds.casa)} CASA was as good as the best rule in {good} of {pairs} "
+            "measured pairs"
         )
     if verdict == SAFE:
         return (

@@ -54,6 +54,14 @@ class MeasuredMap:
         values = [_trait(cell, trait) for cell in self.cells]
         return min(values), max(values)
 
+    def as_good_as_best(self, rule: str, *, beyond: float) -> tuple[int, int]:
+        """Return in how many pairs with more than this head share a rule was as good as the best, and of how many.
+
+        Pairs beside an accelerator do not count.
+        """
+        gains = [cell.gains for cell in self.cells if not cell.accelerated and cell.head_drift > beyond]
+        return sum(max(own.values()) - own[rule] <= TOLERANCE for own in gains), len(gains)
+
     def nearest(self, traits: Mapping[str, float], *, accelerated: bool, count: int = 3) -> tuple[MeasuredCell, ...]:
         """Return the cells that are most like a pair: by drift, head share and LoRA over drift, each over its span."""
 
