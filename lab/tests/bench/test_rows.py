@@ -9,13 +9,14 @@ pytest.importorskip("diffusers")
 
 from loraport.methods.casa import casa
 from loraport.methods.layer import Layer
+from loraport.methods.recipes import find_recipe
 from loraport.methods.settings import PAPER
 from loraport.spectral.basis import decompose
 from loraport.spectral.kernels import inner
 from loraport.spectral.low_rank import LowRank
 from loraport_lab.bench.calibration import calibration_rows
 from loraport_lab.bench.material import Material, all_cells
-from loraport_lab.bench.negative_controls import orthogonal_shift, theseus
+from loraport_lab.bench.negative_controls import theseus
 from loraport_lab.bench.premises import premises
 from loraport_lab.bench.rows import (
     BARE_PROBES,
@@ -73,13 +74,13 @@ def test_without_dominance_nothing_is_restored_and_all_that_agrees_is_a_candidat
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_orthogonal_shift_is_orthogonal_and_all_but_direct_reuse(shape):
-    one = layer(shape)
-    shifted, D = orthogonal_shift(one), one.lora.dense()
+    one, orthogonal_shift = layer(shape), find_recipe("undo-orthogonal:0")
+    shifted, D = orthogonal_shift(one).dense(), one.lora.dense()
     assert abs(inner(shifted, one.drift)) < 1e-9 < abs(inner(D, one.drift))
     assert 0 < (shifted - D).norm() < 0.1 * D.norm()
     bent = replace(one, drift=2.5 * D)
-    assert orthogonal_shift(bent).norm() < 1e-9 * D.norm(), "along the drift it leaves nothing of the LoRA"
-    assert torch.equal(orthogonal_shift(replace(one, drift=0 * D)), D)
+    assert orthogonal_shift(bent).dense().norm() < 1e-9 * D.norm(), "along the drift it leaves nothing of the LoRA"
+    assert torch.equal(orthogonal_shift(replace(one, drift=0 * D)).dense(), D)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

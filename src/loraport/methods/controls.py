@@ -17,7 +17,7 @@ def undo(layer: Layer, settings: UndoSettings = UNDO) -> Update:
 
 def undo_parts(layer: Layer, settings: UndoSettings = UNDO) -> Parts:
     """Return uniform undo in two: D_lora as it is, and −β·D_fft."""
-    return Parts(Update(layer.lora), Update(layer.lora.scaled(0.0), -settings.amount * layer.drift))
+    return Parts.of_undo(undo(layer, settings))
 
 
 def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
@@ -30,9 +30,7 @@ def undo_matched(layer: Layer, settings: CasaSettings = PAPER) -> Update:
 
 def undo_matched_parts(layer: Layer, settings: CasaSettings = PAPER) -> Parts:
     """Return matched undo in two: D_lora as it is, and −β·D_fft."""
-    whole = undo_matched(layer, settings)
-    facts = whole.facts
-    return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.change, facts))
+    return Parts.of_undo(undo_matched(layer, settings))
 
 
 def direct_matched(layer: Layer, transferred: Update) -> Update:

@@ -174,6 +174,12 @@ class Parts:
     counter_drift: Update
     """Minus a restriction of the drift: zero where there is none, all of the update for a zero LoRA."""
 
+    @classmethod
+    def of_undo(cls, whole: Update) -> Parts:
+        """Return an update that leaves the LoRA as it is, in two: the LoRA, and the correction by itself."""
+        nothing = whole.low_rank.scaled(0.0)
+        return cls(Update(whole.low_rank, None, whole.facts), Update(nothing, whole.change, whole.facts))
+
     def transposed(self) -> Parts:
         """Return the parts of the transposed layer's update."""
         return Parts(self.adapter.transposed(), self.counter_drift.transposed())

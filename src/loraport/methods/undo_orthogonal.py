@@ -24,9 +24,7 @@ def undo_orthogonal(layer: Layer, settings: UndoOrthogonalSettings = UNDO_ORTHOG
 
 def undo_orthogonal_parts(layer: Layer, settings: UndoOrthogonalSettings = UNDO_ORTHOGONAL) -> Parts:
     """Return orthogonal undo in two: D_lora as it is, and −(β + a)·D_fft."""
-    whole = undo_orthogonal(layer, settings)
-    facts = whole.facts
-    return Parts(Update(layer.lora, None, facts), Update(layer.lora.scaled(0.0), whole.change, facts))
+    return Parts.of_undo(undo_orthogonal(layer, settings))
 
 
 def _amount(layer: Layer, settings: UndoOrthogonalSettings) -> float:

@@ -1,4 +1,4 @@
-"""Two published rules that are expected not to help here: a lab that could not show them to fail would be worthless."""
+"""A published rule that is expected not to help here: a lab that could not show it to fail would be worthless."""
 
 from __future__ import annotations
 
@@ -8,18 +8,6 @@ from torch import Tensor
 from loraport.errors import SettingsError
 from loraport.methods.layer import Layer
 from loraport.spectral.basis import Basis
-from loraport.spectral.kernels import energy, inner
-
-
-def orthogonal_shift(layer: Layer) -> Tensor:
-    """Return the LoRA without its component along the drift: D' = D − (⟨D, F⟩ / ‖F‖²)·F.
-
-    As long vectors the two are nearly orthogonal, so this takes little from the LoRA; but a LoRA is larger than a mild
-    drift, so it may be up to half of the drift that is put back or taken away. By itself that helps nobody on the mean.
-    """
-    D, F = layer.lora.dense(), layer.drift
-    size = energy(F)
-    return D if size == 0 else D - (inner(D, F) / size) * F
 
 
 def theseus(layer: Layer) -> Tensor:

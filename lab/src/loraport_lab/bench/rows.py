@@ -20,7 +20,7 @@ from loraport.methods.recipes import METHODS, find_recipe
 from loraport.methods.settings import PAPER, PUBLISHED_CODE, AnySettings, ProloraSettings, changed
 from loraport.spectral.low_rank import truncate
 from loraport_lab.bench.material import Cell, Material
-from loraport_lab.bench.negative_controls import orthogonal_shift, theseus
+from loraport_lab.bench.negative_controls import theseus
 
 Group = Literal[
     "frame", "method", "control", "rank", "sensitivity", "partly distilled", "disturbed", "calibrated", "calibration"
@@ -151,7 +151,7 @@ MAIN = (
     _row("prolora, no null space", "method", "prolora", ProloraSettings(null_space=False)),
     _row("prolora, cross terms", "method", "prolora", ProloraSettings(cross_terms=True)),
     _row("direct:1.15", "control", "direct:1.15"),
-    Row("orthogonal-shift", "control", "orthogonal-shift", by_layer(orthogonal_shift)),
+    _row("orthogonal-shift", "control", "undo-orthogonal:0", rank="full"),
     Row("theseus, no data", "control", "theseus, no data", by_layer(theseus)),
     *(_swept(name, methods) for name, methods in _SWEPT.items()),
 )
