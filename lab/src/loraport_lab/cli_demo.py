@@ -14,7 +14,7 @@ from loraport.cli.options.help import GroupedCommand
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 
 STYLE, STUDENT = "noir", "matched"
-METHOD, BESIDE = "casa", "undo:0.25"
+METHOD, BESIDE = "casa", "undo-orthogonal:0.25"
 CLIPS = 64
 EVALUATED = 8
 """Clips of each column that `loraport evaluate` looks at, too: its network takes a third of a second for each."""

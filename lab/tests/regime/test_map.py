@@ -31,7 +31,7 @@ from loraport_lab.regime.points import (
     cells_of,
     points_of,
 )
-from loraport_lab.regime.run import chosen, collect, explanation_csv, make_map, write_map
+from loraport_lab.regime.run import beside, chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.summary import summary_csv
 from loraport_lab.regime.table import (
@@ -194,6 +194,12 @@ def test_the_figure_takes_points_of_other_widths_and_places():
     lines = map_of(lambda width, rho2: width / 100 - 20 * rho2)
     more = [*lines, made_up(640, 0.002, 1.0, where="a card"), *(replace(line, row="undo:0.25") for line in lines)]
     assert draw_map(more) != draw_map(lines) and draw_map(more) == draw_map(more)
+
+
+def test_a_map_of_before_keeps_what_was_not_made_again():
+    old = [made_up(64, 0.01, 1.0), made_up(96, 0.01, 1.0), made_up(640, 0.002, 1.0, where="a card")]
+    new = [made_up(64, 0.01, 2.0)]
+    assert beside(new, old) == [*new, *old[1:]] and beside([], old) == old
 
 
 def in_lab(name: str, change: float) -> dict:

@@ -34,7 +34,7 @@ from loraport_lab.training.fit import save_whole
 
 METHODS = {
     "direct": "direct",
-    **{f"{name}, rank 2r": name for name in ("restore-only", "arbitrate-only", "undo:0.25", "undo-orthogonal")},
+    **{f"{name}, rank 2r": name for name in ("restore-only", "arbitrate-only", "undo:0.25", "undo-orthogonal:0.25")},
     **{name: name for name in ("casa", "restore-only", "arbitrate-only", "core", "prolora")},
     "casa, full rank": "casa",
     **{f"undo:{amount}": f"undo:{amount}" for amount in (0.1, 0.25, 0.5, 1)},

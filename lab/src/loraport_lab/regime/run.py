@@ -26,7 +26,7 @@ from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, points_of
 from loraport_lab.regime.stages import Workshop
 from loraport_lab.regime.summary import summary_csv
-from loraport_lab.regime.table import HERE, Line, as_csv, lines_of, lines_of_lab, read_lines
+from loraport_lab.regime.table import Line, as_csv, lines_of, lines_of_lab, read_lines
 from loraport_lab.training.train import Printer, ending
 
 EXPLAINED = "casa"
@@ -51,6 +51,12 @@ def collect(places: Places, cells: Iterable[MapCell]) -> list[Line]:
     """Return the lines of all cells that have been measured."""
     done = [(cell, places.cell(cell)) for cell in cells]
     return [line for cell, file in done if file.exists() for line in lines_of(cell, read_cell(file))]
+
+
+def beside(made: Sequence[Line], kept: Iterable[Line]) -> list[Line]:
+    """Return the lines that were made, and of those kept from other maps the ones of cells that were not."""
+    cells = {line.cell for line in made}
+    return [*made, *(line for line in kept if line.cell not in cells)]
 
 
 def write_map(lines: Sequence[Line], folder: Path) -> None:
@@ -96,7 +102,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="points, such as 'w128-*/few-step-*'")
     parser.add_argument("--no-oracles", action="store_true", help="train no adapter on a student: no gap is known")
     parser.add_argument(
-        "--beside", nargs="+", default=(), type=Path, metavar="CSV", help="maps made elsewhere, shown too"
+        "--beside",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="CSV",
+        help="maps made elsewhere or before: the cells that are not made here are shown too",
     )
     parser.add_argument("--table", action="store_true", help="make nothing, only write table and figure")
     arguments = parser.parse_args()
@@ -106,9 +117,9 @@ def main() -> None:
     with ending(parser):
         if not arguments.table:
             make_map(workshop, chosen(grid, arguments.only), oracles=not arguments.no_oracles)
-        others = [line for file in arguments.beside for line in read_lines(file) if line.where != HERE]
         families = [lines_of_lab(json.loads(file.read_text()), seed) for seed, file in enumerate(arguments.lab)]
-        write_map([*chain.from_iterable(families), *collect(places, grid), *others], arguments.out)
+        made = [*chain.from_iterable(families), *collect(places, grid)]
+        write_map(beside(made, [line for file in arguments.beside for line in read_lines(file)]), arguments.out)
 
 
 if __name__ == "__main__":

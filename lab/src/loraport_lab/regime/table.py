@@ -30,7 +30,7 @@ OF_THE_LAB = {
     "restore-only, rank 2r": "restore-only",
     "arbitrate-only, rank 2r": "arbitrate-only",
     "undo:0.25, rank 2r": "undo",
-    "undo-orthogonal, rank 2r": "undo-orthogonal",
+    "undo-orthogonal:0.25, rank 2r": "undo-orthogonal",
     "undo:1": "full undo",
 }
 """Row of the map -> row of the lab, which cuts halves and undo to the rank of a file too."""
