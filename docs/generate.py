@@ -30,6 +30,7 @@ from loraport.cli import app  # noqa: E402
 from loraport.cli.options.help import MESSAGES, default_text  # noqa: E402
 from loraport.evaluation.catalogue import METRICS  # noqa: E402
 from loraport.evaluation.metrics.metric import Metric, Weights  # noqa: E402
+from loraport_lab.pages.lab_editions import EDITIONS, editions_csv  # noqa: E402
 from loraport_lab.pages.lab_results import first_family_page, results_page  # noqa: E402
 
 NOTE = "<!-- Made by `make docs` from the program; edit the program instead. -->"
@@ -348,6 +349,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     ARCHITECTURE: architecture_page,
     METRICS_PAGE: metrics_page,
     **family_pages.pages(DOCS / "reference" / "formats"),
+    LAB_RESULTS / EDITIONS: lambda: editions_csv(LAB_RESULTS),
     DOCS / "lab" / "results.md": lambda: results_page(LAB_RESULTS),
     DOCS / "lab" / "first-family.md": lambda: first_family_page(LAB_RESULTS),
 }

@@ -7,7 +7,8 @@ import pytest
 from loraport.errors import InputError
 from loraport_lab.family.family import CELLS
 from loraport_lab.pages import lab_keep
-from loraport_lab.pages.lab_keep import keep_tables
+from loraport_lab.pages.lab_editions import EDITIONS, editions_csv
+from loraport_lab.pages.lab_keep import keep_calibration, keep_tables
 from loraport_lab.pages.lab_page import pooled_cells
 from loraport_lab.pages.lab_results import FIRST, SECOND, first_family_page, results_page
 from loraport_lab.pages.lab_titles import TITLES
@@ -58,6 +59,108 @@ def test_a_whole_run_takes_the_place_of_the_one_before(tmp_path):
     assert (kept, gone) == (["dials.svg", "rows.csv"], ["gone.csv"])
     assert {path.name for path in shown.iterdir()} == {"rows.csv", "dials.svg", "notes.md", FIRST}
     assert (shown / FIRST / "rows.csv").is_file()
+
+
+def test_a_run_that_calibrated_nothing_leaves_the_tables_of_calibration(tmp_path):
+    shown = tmp_path / "results"
+    fill(shown, "calibration.csv", "agreement.csv", "harm.csv", EDITIONS, "ranks.csv")
+    before = (shown / "agreement.csv").read_bytes()
+    run = run_of(tmp_path / "run", CELLS, tables=("rows.csv", "agreement.csv"))
+    (run / "tables" / "agreement.csv").write_text("measure\npsnr\n")
+    assert keep_tables(run, shown) == (["rows.csv"], ["ranks.csv"])
+    assert (shown / "agreement.csv").read_bytes() == before
+    fill(run / "tables", "calibration.csv")
+    assert keep_tables(run, shown) == (["agreement.csv", "calibration.csv", "rows.csv"], ["harm.csv"])
+    assert (shown / EDITIONS).is_file() and (shown / "agreement.csv").read_bytes() != before
+
+
+def measured(name, fidelity, ends, *, fitted):
+    """A cell of a run's JSON: direct reuse, methods with these changes, and, where `fitted`, calibrated rows."""
+    rows = [("direct", "frame", 0.0, 0.0), ("student", "frame", -9.0, 9.0), ("oracle", "frame", 2.0, -0.5)]
+    rows += [(f"method {n}", "method", change, end) for n, (change, end) in enumerate(zip(fidelity, ends, strict=True))]
+    if fitted:
+        rows += [(row, "calibrated", 1.0, -0.3) for row in ("gains", "gains + readout")]
+        rows += [(row, "calibrated", 1.0, -0.3) for row in ("calibrated, guarded", "auto", "auto, calibrated too")]
+    made = []
+    for row, group, change, end in rows:
+        value = {"mean": 20 + change, "change": change, "change_low": change - 0.1, "change_high": change + 0.1}
+        metrics = dict.fromkeys(("psnr", "effect", "content", "likeness"), value)
+        metrics |= {"end": {"mean": 1 + end, "change": end}}
+        chosen = "calibrated" if row in ("calibrated, guarded", "auto", "auto, calibrated too") else None
+        share, gap = {"value": 1 + end}, {"psnr": {"value": change / 2}, "effect": None}
+        facts = {"name": row, "group": group, "against": "direct", "chosen": chosen, "metrics": metrics}
+        made.append(facts | {"end_share": share, "gap_closed": gap})
+    return {"name": name, "discriminating": True, "rows": made}
+
+
+def json_run(folder, *cells, clips=48):
+    folder.mkdir()
+    (folder / "lab.json").write_text(json.dumps({"cells": cells, "clips": clips, "agreement": []}))
+    return folder
+
+
+def test_tables_of_calibration_come_from_one_run_and_cells_of_the_score_from_others_too(tmp_path):
+    shown = tmp_path / "results"
+    fill(shown, "rows.csv", "controls.csv")
+    first = measured("one-step/swing", (0.5, -0.05, -1.0), (-0.2, 0.1, 0.4), fitted=True)
+    again = measured("one-step/swing", (0.5, -0.05, -1.0), (0.2, -0.1, -0.4), fitted=False)
+    other = measured("few-step/noir", (0.5, -0.3, -1.0), (0.3, -0.2, -0.4), fitted=False)
+    runs = [json_run(tmp_path / "a", first), json_run(tmp_path / "b", again, other)]
+    kept, gone = keep_calibration(runs, shown)
+    assert kept == ["calibration.csv", "harm.csv", "agreement-by-cell.csv"] and gone == ["controls.csv"]
+    assert (shown / "rows.csv").is_file()
+    lines = [line.split(",") for line in (shown / "agreement-by-cell.csv").read_text().splitlines()[1:]]
+    assert [line[:4] for line in lines] == [
+        ["few-step/noir", "4", "0", "-1.00"],  # the frame's bare student and oracle are not counted
+        ["one-step/swing", "6", "2", "1.00"],  # of the first run, whose gains and readout are
+        ["all 2", "–", "–", "0.00"],
+    ]
+    # 0.05 dB are not sure; chosen rows repeat others
+    assert [line[6] for line in lines] == ["0 of 3", "4 of 4", "4 of 7"]
+    assert len((shown / "calibration.csv").read_text().splitlines()) == 2
+
+
+def test_a_run_that_calibrated_nothing_or_made_few_clips_gives_no_tables_of_calibration(tmp_path):
+    plain = measured("few-step/noir", (0.5, -0.3, -1.0), (0.3, -0.2, -0.4), fitted=False)
+    with pytest.raises(InputError, match="calibrated nothing"):
+        keep_calibration([json_run(tmp_path / "a", plain)], tmp_path / "results")
+    with pytest.raises(InputError, match="6 clips a row are too few"):
+        keep_calibration([json_run(tmp_path / "b", plain, clips=6)], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def write_edition(folder, calibration, admitted):
+    """The four tables of which an edition is summed up; `calibration` is {cell: (oracle, gap closed, guard keeps)}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "cells": ["cell,discriminating"],
+        "calibration": ["cell,oracle,end error of direct's,gap closed,guard keeps"],
+        "harm": ["row,direct kept,cells,psnr,effect,content", '`gains + readout`,–,3,"2 / 1 (a -0.3 dB)",1 / 0,0 / 0'],
+        "agreement": ["measure,cells,mean,lowest,same side"],
+    }
+    tables["cells"] += [f"{name},{'yes' if fair else 'no: why'}" for name, fair in admitted.items()]
+    for name, (room, share, kept) in calibration.items():
+        tables["calibration"].append(f"{name},{room} / +1 / (+0),80 % / 95 % / 90 %,{share} / –,{kept}")
+    tables["harm"].append('"`calibrated, guarded`",1,3,1 / 0,1 / 0,0 / 0')
+    tables["agreement"] += [f"{measure},3,0.90,-0.10 (a),7 of 9" for measure in ("psnr", "effect", "content")]
+    for name, lines in tables.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_both_editions_are_summed_up_from_their_tables(tmp_path):
+    admitted = {"a": True, "b": True, "one-step/noir (tuned on)": True, "c": False}
+    cells = {"a": ("+3.0", "50 %", "calibrated"), "b (cannot discriminate)": ("(+1.0)", "-30 %", "direct")}
+    write_edition(tmp_path / FIRST, cells | {"one-step/noir": ("+9.0", "90 %", "calibrated")}, admitted)
+    write_edition(tmp_path, cells | {"c": ("+9.0", "90 %", "calibrated")}, admitted | {"b": False})
+    head, *lines = (line.rsplit(",", 2) for line in editions_csv(tmp_path).splitlines())
+    table = {name.strip('"'): values for name, *values in lines}
+    assert head[1:] == ["first edition", "present edition"]
+    assert table["calibrated cells (discriminating)"] == ["3 (2)", "3 (1)"]
+    assert table["gap in fidelity closed: gains and readout"] == ["30 %", "50 %"]  # (1.5 - 0.3) / 4: by cells.csv
+    assert table["gap in fidelity closed: what the guard kept"] == ["38 %", "50 %"]  # direct reuse closes nothing
+    assert table["fidelity better / worse: gains and readout"] == ["2 / 1", "2 / 1"]
+    assert table["direct reuse kept by the guard"] == ["1 of 3", "1 of 3"]
+    assert table["end error's rank correlation with fidelity, mean (lowest)"] == ["0.90 (-0.10)"] * 2
 
 
 @pytest.mark.parametrize(("cells", "clips"), [(CELLS[:2], 48), (CELLS, 6)])

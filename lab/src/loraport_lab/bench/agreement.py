@@ -18,6 +18,8 @@ NEAR = 1.0
 """Rows within so many dB of direct reuse are hard to tell apart; any score can rank the others."""
 FEWEST = 4
 """The fewest rows of which a rank correlation is computed."""
+RULES = ("method", "control", "calibrated")
+"""Groups of rows that are compared, beside direct reuse; chosen rows repeat others."""
 RIGHT = 100
 """Sharpness and flicker that are the reference's: both are in percent of it."""
 
@@ -125,9 +127,7 @@ def compared_rows(cell: CellResult) -> list[RowResult]:
     return [
         row
         for row in cell.rows.values()
-        if "end" in row.values
-        and row.facts["chosen"] is None
-        and (row.row == "direct" or row.group in ("method", "control", "calibrated"))
+        if "end" in row.values and row.facts["chosen"] is None and (row.row == "direct" or row.group in RULES)
     ]
 
 

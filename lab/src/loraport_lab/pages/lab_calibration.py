@@ -4,10 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loraport_lab.bench.agreement import FEWEST, RULES
+from loraport_lab.bench.statistics import rank_correlation
+
 FITTED = ("gains", "gains + readout")
 CHOSEN = ("calibrated, guarded", "auto", "auto, calibrated too")
 HARM = (("psnr", "dB", 1), ("effect", "points", 1), ("content", "points", 1), ("likeness", "points", 1))
 CHANGES = (("psnr", 1), ("effect", 0), ("content", 0))
+NAMES = {"psnr": "fidelity", "effect": "effect", "content": "content"}
+APART = ("calibration", "harm", "controls", "agreement", "agreement-by-cell")
+"""The tables of calibration, guard and score, which may come from a run of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,10 @@ def calibration_tables(facts: Mapping[str, Any]) -> tuple[Table, ...]:
     """Those that the facts have rows for; the score's agreement is always there."""
     cells = sorted(facts["cells"], key=lambda cell: not cell["discriminating"])
     rows = [_rows(cell) for cell in cells]
-    made = (_before_and_after(cells, rows), _harm(cells, rows), _study(cells, rows), _agreement(facts["agreement"]))
+    made = (
+        *(_before_and_after(cells, rows), _harm(cells, rows), _study(cells, rows)),
+        *(_agreement(facts["agreement"]), _agreement_by_cell(cells)),
+    )
     return tuple(table for table in made if table.lines)
 
 
@@ -122,6 +131,48 @@ def _agreement(lines: Sequence[Mapping[str, Any]]) -> Table:
             for line in lines
         ),
     )
+
+
+def _agreement_by_cell(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the score's agreement in every cell with end errors, and over all of them in the last line."""
+    lines: list[tuple[str, ...]] = []
+    ranks: dict[str, list[float]] = {measure: [] for measure in NAMES}
+    sides: dict[str, list[bool]] = {measure: [] for measure in NAMES}
+    for cell in cells:
+        rows = [row for row in cell["rows"] if _is_compared(row)]
+        if len(rows) < FEWEST:
+            continue
+        ends = [-row["metrics"]["end"]["mean"] for row in rows]
+        alike = {measure: _sides(rows, measure) for measure in NAMES}
+        for measure in NAMES:
+            ranks[measure].append(rank_correlation(ends, [row["metrics"][measure]["mean"] for row in rows]))
+            sides[measure] += alike[measure]
+        fitted = sum(row["name"] in FITTED for row in rows)
+        numbers = (_correlation(values[-1]) for values in ranks.values())
+        lines.append((cell["name"], str(len(rows)), str(fitted), *numbers, *map(_count, alike.values())))
+    if len(lines) > 1:
+        means = (_correlation(sum(values) / len(values)) for values in ranks.values())
+        lines.append((f"all {len(lines)}", "–", "–", *means, *map(_count, sides.values())))
+    head = ("cell", "rows", "fitted among them", *NAMES.values(), *(f"{name}, same side" for name in NAMES.values()))
+    return Table("agreement-by-cell", head, tuple(lines))
+
+
+def _is_compared(row: Mapping[str, Any]) -> bool:
+    return "end" in row["metrics"] and row["chosen"] is None and (row["name"] == "direct" or row["group"] in RULES)
+
+
+def _sides(rows: Sequence[Mapping[str, Any]], measure: str) -> list[bool]:
+    """Return of each row that is surely better or worse than direct reuse whether the end error is on the same side."""
+    found = []
+    for row in rows:
+        value, end = row["metrics"][measure], row["metrics"]["end"]["change"]
+        side = (value["change_low"] > 0) - (value["change_high"] < 0)
+        found += [(end < 0) - (end > 0) == side] if side and row["name"] != "direct" else []
+    return found
+
+
+def _count(sides: Sequence[bool]) -> str:
+    return f"{sum(sides)} of {len(sides)}" if sides else "–"
 
 
 def _changes(row: Mapping[str, Any]) -> str:

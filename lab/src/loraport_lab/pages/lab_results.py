@@ -31,9 +31,10 @@ FIGURES = {"dials": ("dials.svg", "Fidelity and effect of CASA at other values o
 def results_page(folder: Path) -> str:
     """Return lab/results.md; `folder` is lab/results, whose files it shows."""
     intro = (
-        "Every number behind the [findings](findings.md), as CSV files in `lab/results/` and here as tables; the "
+        "The numbers behind the [findings](findings.md), as CSV files in `lab/results/` and here as tables; the "
         "[protocol](protocol.md) says how they were measured. `loraport lab run -o results/lab` writes the same files "
-        "into `results/lab/tables/`, and `python -m loraport_lab.pages.lab_keep results/lab` takes them over. The "
+        "into `results/lab/tables/`, and `python -m loraport_lab.pages.lab_keep results/lab` takes them over; those of "
+        "calibration, guard and score are of a run of their own, with `--calibration` on some cells. The "
         "[first edition of the family](first-family.md), another case, has a page of its own."
     )
     parts = [_head("The lab's tables", intro), *_sections(folder, TITLES, "")]

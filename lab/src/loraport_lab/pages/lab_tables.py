@@ -34,7 +34,7 @@ LEVEL = 0.05
 
 def table_files(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return {file name: CSV text} of every table."""
-    return {f"{table.name}.csv": _csv(table) for table in lab_tables(facts)}
+    return {f"{table.name}.csv": table_csv(table) for table in lab_tables(facts)}
 
 
 def lab_tables(facts: Mapping[str, Any]) -> tuple[Table, ...]:
@@ -53,8 +53,8 @@ def lab_tables(facts: Mapping[str, Any]) -> tuple[Table, ...]:
     return tuple(sorted((table for table in made if table.lines), key=lambda table: order.index(table.name)))
 
 
-def _csv(table: Table) -> str:
-    """Minus signs are hyphens here, as programs that read numbers want them."""
+def table_csv(table: Table) -> str:
+    """Return a table as CSV; minus signs are hyphens here, as programs that read numbers want them."""
     return csv_text(table.head, table.lines).replace("−", "-")
 
 

@@ -111,5 +111,11 @@ TITLES = {
         "within 1 dB of direct reuse alone; and of the rows that a measure calls surely better or worse than direct "
         "reuse, how many the end error puts on the same side.",
     ),
+    "agreement-by-cell": Title(
+        "The same, cell by cell",
+        "Every cell in which end errors were measured, those of the studies without fitted rows among them: how many "
+        "rows were compared and how many of them are fitted, the rank correlation with each measure, and the rows on "
+        "the same side. In the last line the means, and the sums.",
+    ),
 }
 """{a table's name, which is that of its file: its heading}."""
