@@ -20,7 +20,7 @@ from loraport_lab.family.adapters import attach
 from loraport_lab.family.clips import describe, draw_prompts, from_latents
 from loraport_lab.family.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
 from loraport_lab.family.judge import open_judge
-from loraport_lab.family.measure import METRICS, Metric, measure
+from loraport_lab.family.measure import METRICS, Metric, measure, surest
 from loraport_lab.family.model import open_base, open_student
 from loraport_lab.family.sample import as_frames, draw_noise, in_portions, sample_base, sample_student
 from loraport_lab.training.fit import generator_for
@@ -60,6 +60,8 @@ class DemoResult:
     columns: tuple[ColumnResult, ...]
     metrics: tuple[Metric, ...]
     seed: int
+    order: tuple[int, ...]
+    """The clips' numbers as they are shown, first those of the reference that fulfil their prompts best."""
     styles: Mapping[str, Tensor] = field(default_factory=dict)
     """What `loraport evaluate` gives for the style of the first clips, in percent, by the column's label."""
 
@@ -113,7 +115,8 @@ def run_demo(
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
     student = next((column.model for column in columns if column.model != "base"), "base")
     styles = evaluate_styles(results, evaluated, progress)
-    return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed, styles)
+    order = tuple(surest(judge, clips_made[0], prompts, effect))  # no other column has a say in what is shown first
+    return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed, order, styles)
 
 
 def evaluate_styles(columns: Sequence[ColumnResult], clips: int, progress: Progress = NO_PROGRESS) -> dict[str, Tensor]:

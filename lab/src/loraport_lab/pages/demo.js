@@ -70,13 +70,27 @@
   });
   find("picks").hidden = true;
 
+  // What is not there is said in words, and comes back with one press.
+  const missing = find("missing"), all = part("button", "", "Show all");
+  all.type = "button";
+  const tell = () => {
+    const names = shown.filter((box) => !box.checked).map((box) => box.parentElement.textContent);
+    missing.hidden = names.length === 0;
+    missing.replaceChildren(`Not shown: ${names.join(", ")}. Choose columns at the bottom of the screen, or `, all);
+  };
+  all.addEventListener("click", () => {
+    shown.forEach((box) => { box.checked = true; });
+    tell();
+  });
   // The last column stays.
   shown.forEach((box) => box.addEventListener("change", () => {
     if (!shown.some((other) => other.checked)) box.checked = true;
+    tell();
   }));
   if (matchMedia("(max-width: 620px)").matches) {
     shown.forEach((box) => { box.checked = ["reference", "direct", "transfer"].includes(box.dataset.role); });
   }
+  tell();
 
   const keys = {
     " ": () => { play.checked = !play.checked; wait(); },

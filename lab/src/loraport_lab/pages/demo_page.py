@@ -54,7 +54,7 @@ def write_page(
     further lines such as method and settings, `shown` is how many clips appear (all are measured).
     """
     count, frames, height, width, _ = demo.columns[0].frames.shape
-    student = STUDENTS.get(demo.student)
+    student, order = STUDENTS.get(demo.student), demo.order[:shown]
     render(
         "demo.html.jinja",
         path,
@@ -70,11 +70,26 @@ def write_page(
         chart=draw_chart(demo),
         columns=[_head(demo, column) for column in demo.columns],
         metrics=[(metric, [_number(demo, column, metric.key) for column in demo.columns]) for metric in demo.metrics],
-        rows=[(demo.prompts[i], [film(column.frames[i]) for column in demo.columns]) for i in range(min(shown, count))],
+        rows=[(demo.prompts[clip], [film(column.frames[clip]) for column in demo.columns]) for clip in order],
+        chosen=_chosen(demo, order),
         evaluated=_evaluated(demo),
         film=_film_sizes(frames, height, width),
         **layer_table(layers),
     )
+
+
+def _chosen(demo: DemoResult, shown: Sequence[int]) -> str:
+    """Say how the clips shown were chosen, and how they compare with all: a choice that flatters would be seen."""
+    sentence = (
+        f"{len(shown)} of the {len(demo.prompts)} clips, chosen by {demo.columns[0].label} alone: those in which the "
+        "judge, a small network, is surest of all that the prompt asks for."
+    )
+    direct, transfer = column_of(demo, "direct"), column_of(demo, "transfer")
+    if direct is None or transfer is None:
+        return sentence
+    change = transfer.values["psnr"] - direct.values["psnr"]
+    few, whole = (f"{mean(values):+.2f} dB".replace("-", "−") for values in (change[list(shown)], change))
+    return f"{sentence} In these {transfer.label} changes fidelity by {few} on the mean, in all by {whole}."
 
 
 def _evaluated(demo: DemoResult) -> dict[str, Any] | None:
@@ -149,7 +164,7 @@ def write_demo(demo: DemoResult, results: Sequence[TransferResult], folder: Path
 
 def demo_facts(demo: DemoResult, results: Sequence[TransferResult], page: Path) -> dict[str, Any]:
     """Return what the demo found, every number of it, for a program."""
-    direct = column_of(demo, "direct")
+    direct, found = column_of(demo, "direct"), verdict(demo)
     columns = []
     for column in demo.columns:
         numbers: dict[str, Any] = {}
@@ -167,7 +182,7 @@ def demo_facts(demo: DemoResult, results: Sequence[TransferResult], page: Path) 
         "student": demo.student,
         "clips": len(demo.prompts),
         "seed": demo.seed,
-        "found": verdict(demo),
+        "found": [*found.first, *found.more],
         "columns": columns,
         "transfer": results[0].as_json(),
         "beside": results[1].as_json() if len(results) > 1 else None,

@@ -23,7 +23,7 @@ def print_demo(demo: DemoResult, page: Path) -> None:
     terminal.print(_table(demo))
     print(f"{len(demo.prompts)} clips each; ± is the 95 % interval of the change against the LoRA as it is")
     print(f"Open {page.resolve()} in a browser.")
-    for sentence in verdict(demo)[:1]:
+    for sentence in verdict(demo).first[:1]:
         print(sentence)
 
 

@@ -24,7 +24,7 @@ HEADINGS = {
 
 
 def write_still(demo: DemoResult, path: Path, *, rows: int = 4, side: int = 132) -> None:
-    """Write a sheet of the first prompts with the first and the last frame of each clip, as a PNG."""
+    """Write a sheet of the clips that come first, the first and the last frame of each, as a PNG."""
     sheet = _sheet(demo, (0, demo.columns[0].frames.shape[1] - 1), rows, side)
     with new_file(path) as file:
         sheet.save(file, format="PNG", optimize=True)
@@ -44,8 +44,9 @@ def write_moving(demo: DemoResult, path: Path, *, rows: int = 3, side: int = 216
 
 def _sheet(demo: DemoResult, shown: Sequence[int], rows: int, side: int) -> Image.Image:
     """Draw the columns' names with their numbers, and below them so many of each clip's frames, by number."""
-    count = min(rows, len(demo.prompts))
-    cells = [[_cell(column, clip, shown, side) for column in demo.columns] for clip in range(count)]
+    clips = demo.order[:rows]
+    count = len(clips)
+    cells = [[_cell(column, clip, shown, side) for column in demo.columns] for clip in clips]
     wide, high = cells[0][0].size
     across, down = wide + _GAP, high + _GAP
     size = (2 * _MARGIN + _WORDS + len(demo.columns) * across - _GAP, _MARGIN + _HEAD + count * down - _GAP + _MARGIN)
@@ -55,12 +56,12 @@ def _sheet(demo: DemoResult, shown: Sequence[int], rows: int, side: int) -> Imag
     for index, column in enumerate(demo.columns):
         left = _MARGIN + _WORDS + index * across
         _name(draw, demo, column, left, wide)
-        for clip in range(count):
-            sheet.paste(cells[clip][index], (left, _MARGIN + _HEAD + clip * down), cells[clip][index])
-    for clip in range(count):
+        for row in range(count):
+            sheet.paste(cells[row][index], (left, _MARGIN + _HEAD + row * down), cells[row][index])
+    for row, clip in enumerate(clips):
         words = _lines(demo.prompts[clip], _WORDS - 2 * _ROUND, _font(19))
         draw.multiline_text(
-            (_MARGIN, _MARGIN + _HEAD + clip * down + high / 2), words, _SOFT, _font(19), "lm", spacing=6
+            (_MARGIN, _MARGIN + _HEAD + row * down + high / 2), words, _SOFT, _font(19), "lm", spacing=6
         )
     return _with_corners(sheet, _CORNER)
 

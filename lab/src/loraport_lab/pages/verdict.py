@@ -9,6 +9,18 @@ from torch import Tensor
 from loraport.sampling.statistics import Interval, mean_interval
 from loraport_lab.demo import ColumnResult, DemoResult, Role
 
+_NAMES: dict[Role, str] = {"direct": "the LoRA as it is", "oracle": "a LoRA trained on the student"}
+"""In the middle of a sentence; other columns go by their labels."""
+_COUNTS = "effect counts up to what base + LoRA shows"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings in sentences: those that stand beside the chart, the first of them on the method, and the rest."""
+
+    first: tuple[str, ...]
+    more: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -41,9 +53,18 @@ class Standing:
         return f"{signed(self.fidelity, 2)} dB fidelity and {signed(self.effect, 1)} points of effect"
 
     @property
-    def trade(self) -> str:
-        """Return what it does where it gains one thing and loses the other."""
-        return f"gains {' and '.join(self.gains)} and pays with {' and '.join(self.losses)}"
+    def uncounted(self) -> bool:
+        """Return whether the effect surely changes in a way that does not matter."""
+        return self.effect.sign != self.effect_counts
+
+    @property
+    def does(self) -> str:
+        """Return what it does, the same words for every column: `casa helps`, `casa does harm`."""
+        if self.gains and self.losses:
+            return f"gains {' and '.join(self.gains)} and pays with {' and '.join(self.losses)}"
+        if self.gains or self.losses:
+            return "helps" if self.gains else "does harm"
+        return "makes no sure difference" + (" that counts" if self.uncounted else "")
 
     def _named(self, sign: int) -> list[str]:
         return [name for name, own in (("fidelity", self.fidelity.sign), ("effect", self.effect_counts)) if own == sign]
@@ -73,49 +94,41 @@ def standing(demo: DemoResult, column: ColumnResult, direct: ColumnResult, refer
     effect = compare(demo, column, direct, "effect")
     lacking = direct if effect.sign > 0 else column
     counts = effect.sign if compare(demo, lacking, reference, "effect").sign < 0 else 0
-    label = "a LoRA trained on the student" if column.role == "oracle" else column.label
-    return Standing(label, compare(demo, column, direct, "psnr"), effect, counts)
+    return Standing(_NAMES.get(column.role, column.label), compare(demo, column, direct, "psnr"), effect, counts)
 
 
-def verdict(demo: DemoResult) -> list[str]:
-    """Return the findings; the first is the verdict on the method, in one sentence."""
+def verdict(demo: DemoResult) -> Verdict:
+    """Return the findings."""
     reference, direct = column_of(demo, "reference"), column_of(demo, "direct")
     if reference is None or direct is None:
-        return []
+        return Verdict((), ())
     transfer, beside, oracle = (column_of(demo, role) for role in ("transfer", "beside", "oracle"))
-    sentences: list[str] = []
+    first, more = [], []
     if transfer is not None:
-        sentences.append(_judged(demo, transfer, direct, reference))
+        first.append(_judged(demo, transfer, direct, reference))
+    first += [*_best(demo, direct, reference), _effect(demo, direct, reference)]
     if transfer is not None and beside is not None:
         rival = standing(demo, beside, transfer, reference)
-        sentences.append(f"{beside.label} against {transfer.label}: {rival.words}.")
-    sentences.append(_loss(demo, direct, reference))
+        more.append(f"{beside.label} against {transfer.label}: {rival.words}.")
     if oracle is not None:
         best = transfer or direct
         headroom = standing(demo, oracle, best, reference)
-        sentences.append(
+        more.append(
             "A LoRA trained on the student itself, with data and time, shows what is possible: "
-            f"{headroom.words} against {'the LoRA as it is' if best is direct else best.label}."
+            f"{headroom.words} against {_NAMES.get(best.role, best.label)}."
         )
-    return sentences
+    return Verdict(tuple(first), tuple(more))
 
 
 def _judged(demo: DemoResult, transfer: ColumnResult, direct: ColumnResult, reference: ColumnResult) -> str:
     """Say whether the method helps, and if it does not, what does."""
     own = standing(demo, transfer, direct, reference)
-    uncounted = own.effect.sign != own.effect_counts
-    note = "± is the 95 % interval" + ("; effect counts up to what base + LoRA shows" if uncounted else "")
-    numbers = f"{own.words} against the LoRA as it is ({note})"
+    note = f"± is the 95 % interval{f'; {_COUNTS}' if own.uncounted else ''}"
+    sentence = f"{own.label} {own.does} here: {own.words} against {_NAMES['direct']} ({note})"
     if own.helps:
-        return f"{own.label} helps here: {numbers}."
-    if own.gains:
-        opening = f"{own.label} {own.trade} here"
-    elif own.losses:
-        opening = f"{own.label} does not help here, it does harm"
-    else:
-        opening = f"{own.label} makes no sure difference here" + (" that counts" if uncounted else "")
+        return f"{sentence}."
     others = [column_of(demo, role) for role in ("beside", "oracle")]
-    return f"{opening}: {numbers}; {_what_helps([standing(demo, one, direct, reference) for one in others if one])}."
+    return f"{sentence}; {_what_helps([standing(demo, one, direct, reference) for one in others if one])}."
 
 
 def _what_helps(others: Sequence[Standing]) -> str:
@@ -123,24 +136,38 @@ def _what_helps(others: Sequence[Standing]) -> str:
     by_halves: list[str] = []
     for one in others:
         if one.helps:
-            return ", while ".join([*by_halves, f"{one.label} helps: {one.words}"])
+            return ", while ".join([*by_halves, f"{one.label} helps"])
         if one.gains:
-            by_halves.append(f"{one.label} {one.trade}")
+            by_halves.append(f"{one.label} {one.does}")
     return ", and ".join([*by_halves, "no column here helps"])
 
 
-def _loss(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> str:
+def _best(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> list[str]:
+    """Say what the column of the highest fidelity gains and what it costs; nothing more of the method in question."""
+    columns = [direct, *(one for one in demo.columns if one.role in ("transfer", "beside", "oracle"))]
+    best = max(columns, key=lambda column: mean(column.values["psnr"]))
+    if best is direct:
+        return [f"No column here has more fidelity than {_NAMES['direct']}."]
+    if best.role == "transfer":
+        return []
+    own = standing(demo, best, direct, reference)
+    name = own.label[0].upper() + own.label[1:] if best.role in _NAMES else own.label
+    note = f" ({_COUNTS})" if own.uncounted else ""
+    return [f"{name} has the highest fidelity; it {own.does}: {own.words} against {_NAMES['direct']}{note}."]
+
+
+def _effect(demo: DemoResult, direct: ColumnResult, reference: ColumnResult) -> str:
+    """Say whether there is effect to repair at all."""
     change = compare(demo, direct, reference, "effect")
-    whole, left = mean(reference.values["effect"]), mean(direct.values["effect"])
-    if change.sign < 0:
-        return (
-            f"Putting the LoRA on the distilled student unchanged loses effect: {left:.0f} % of {demo.style} is left, "
-            f"where the base shows {whole:.0f} %."
-        )
-    return (
-        "Putting the LoRA on the distilled student unchanged shows no loss of effect beyond chance here: "
-        f"{left:.0f} % of {demo.style}, where the base shows {whole:.0f} % (a change of {signed(change, 1)} points)."
+    numbers = (
+        f"{mean(direct.values['effect']):.0f} % of {demo.style}, the base {mean(reference.values['effect']):.0f} %"
     )
+    found, repair = {
+        -1: ("loses effect", "there is effect to repair, and not fidelity alone"),
+        0: ("loses no effect beyond chance", "what there is to repair is fidelity"),
+        1: ("shows more effect than on the base", "what there is to repair is fidelity"),
+    }[change.sign]
+    return f"Unchanged on the student the LoRA {found} ({numbers}; {signed(change, 1)} points), so {repair}."
 
 
 def signed(value: Interval, digits: int) -> str:

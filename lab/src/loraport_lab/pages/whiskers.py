@@ -1,4 +1,4 @@
-"""The changes against the LoRA as it is as dots with their intervals, placed in percent of a track's width."""
+"""The changes against the LoRA as it is: dots with their intervals over an axis, placed in percent of its width."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from loraport.sampling.statistics import Interval
 from loraport_lab.demo import DemoResult
 from loraport_lab.pages.verdict import column_of, compare, signed
 
-_MARGIN = 0.06
+_MARGIN = 0.05
 """Of a track's width, left free at either end."""
+_MOST_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Whisker:
 
 
 @dataclass(frozen=True)
+class Tick:
+    """A number of the axis, in percent of the track; the LoRA as it is stands at zero."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """The changes in one metric, and where no change lies."""
+    """The changes in one metric over an axis in its unit."""
 
     title: str
-    zero: float
+    ticks: tuple[Tick, ...]
     whiskers: tuple[Whisker, ...]
 
 
@@ -47,7 +56,7 @@ def draw_chart(demo: DemoResult) -> Chart | None:
         return None
     panels = tuple(
         _panel(title, [compare(demo, column, direct, key) for column in columns], digits)
-        for key, title, digits in (("psnr", "fidelity, dB", 2), ("effect", "effect, points", 1))
+        for key, title, digits in (("psnr", "Fidelity, change in dB", 2), ("effect", "Effect, change in points", 1))
     )
     return Chart(tuple((column.label, column.role) for column in columns), panels)
 
@@ -70,4 +79,19 @@ def _panel(title: str, changes: list[Interval], digits: int) -> Panel:
         )
         for change in changes
     ]
-    return Panel(title, place(0.0), tuple(whiskers))
+    numbers, decimals = _axis(low, low + span)
+    ticks = [Tick(place(number), _label(number, decimals)) for number in numbers]
+    return Panel(title, tuple(ticks), tuple(whiskers))
+
+
+def _axis(low: float, high: float) -> tuple[list[float], int]:
+    """Return numbers between two, as many as an axis has room for, and their decimals: multiples of a 1, 2 or 5."""
+    least = math.floor(math.log10((high - low) / _MOST_TICKS))
+    steps = [digit * 10.0**power for power in range(least, least + 3) for digit in (1, 2, 5)]
+    step = next(step for step in steps if math.floor(high / step) - math.ceil(low / step) < _MOST_TICKS)
+    numbers = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return numbers, max(0, -math.floor(math.log10(step)))
+
+
+def _label(number: float, decimals: int) -> str:
+    return f"{number:+.{decimals}f}".replace("-", "−") if round(number, decimals) else "0"
