@@ -63,7 +63,7 @@ class DemoResult:
     order: tuple[int, ...]
     """The clips' numbers as they are shown, first those of the reference that fulfil their prompts best."""
     styles: Mapping[str, Tensor] = field(default_factory=dict)
-    """What `loraport evaluate` gives for the style of the first clips, in percent, by the column's label."""
+    """What `loraport evaluate` gives for the style of the clips shown first, in percent, by the column's label."""
 
 
 def demo_columns(adapter: str, student: str, transferred: dict[str, Path], *, bare: bool = False) -> list[Column]:
@@ -114,25 +114,27 @@ def run_demo(
     ]
     known = tuple(metric for metric in METRICS if any(metric.key in result.values for result in results))
     student = next((column.model for column in columns if column.model != "base"), "base")
-    styles = evaluate_styles(results, evaluated, progress)
     order = tuple(surest(judge, clips_made[0], prompts, effect))  # no other column has a say in what is shown first
+    styles = evaluate_styles(results, order[:evaluated], progress)
     return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed, order, styles)
 
 
-def evaluate_styles(columns: Sequence[ColumnResult], clips: int, progress: Progress = NO_PROGRESS) -> dict[str, Tensor]:
-    """Return the style of each column's first clips as `loraport evaluate` measures it, label -> [clips].
+def evaluate_styles(
+    columns: Sequence[ColumnResult], clips: Sequence[int], progress: Progress = NO_PROGRESS
+) -> dict[str, Tensor]:
+    """Return the style of these clips of each column as `loraport evaluate` measures it, label -> [clips].
 
     The first column is the reference. Nothing where the package with the network's weights is not installed.
     """
     score = next(metric.score for metric in OWN_METRICS if metric.name == "style")
-    if clips == 0 or score is None or find_spec(PACKAGE) is None:
+    if not clips or score is None or find_spec(PACKAGE) is None:
         return {}
     look = APPEARANCE.open((), "cpu")
-    report = counter(progress, "evaluating clips", len(columns) * clips)
+    report = counter(progress, "evaluating clips", len(columns) * len(clips))
     styles, references = {}, []
     for column in columns:
         readings = []
-        for frames in column.frames[:clips].numpy():
+        for frames in column.frames[list(clips)].numpy():
             readings.append(look(Clip(frames), None, None))
             report(1, column.label)
         if column.role == "reference":

@@ -442,7 +442,7 @@ def test_what_evaluate_gives_stands_beside_the_judge(tmp_path):
     styles = {one.label: torch.full((3,), 70.0 - place) for place, one in enumerate(columns) if place}
     write_page(replace(made, columns=columns, styles=styles), path, layers=[])
     text = path.read_text()
-    assert "by <code>loraport evaluate" in text and "first 3 clips" in text
+    assert "by <code>loraport evaluate" in text and "first 3 clips shown" in text
     assert "a rank correlation of −1.00" in text and "<td>69.0</td>" in text
 
 
@@ -450,6 +450,9 @@ def test_styles_are_those_that_evaluate_gives():
     columns = [column("reference", "base + LoRA", 0, 90.0), column("direct", "same", 0, 90.0)]
     noise = torch.randint(0, 255, (2, FRAMES, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(1))
     columns.append(replace(columns[1], label="other", frames=noise.to(torch.uint8) // 4))
-    styles = evaluate_styles(columns, 2)
+    styles = evaluate_styles(columns, (1, 0))
     assert set(styles) == {"same", "other"} and styles["same"].tolist() == pytest.approx([100, 100], abs=1e-3)
-    assert (styles["other"] < 95).all() and evaluate_styles(columns, 0) == {}
+    assert (styles["other"] < 95).all() and evaluate_styles(columns, ()) == {}
+    one_right = torch.stack([columns[2].frames[0], columns[0].frames[1]])
+    columns[2] = replace(columns[2], frames=one_right)
+    assert evaluate_styles(columns, (1,))["other"].tolist() == pytest.approx([100], abs=1e-3)

@@ -82,7 +82,7 @@ def _chosen(demo: DemoResult, shown: Sequence[int]) -> str:
     """Say how the clips shown were chosen, and how they compare with all: a choice that flatters would be seen."""
     sentence = (
         f"{len(shown)} of the {len(demo.prompts)} clips, chosen by {demo.columns[0].label} alone: those in which the "
-        "judge, a small network, is surest of all that the prompt asks for."
+        "judge, a small network, is surest of what the prompt asks for."
     )
     direct, transfer = column_of(demo, "direct"), column_of(demo, "transfer")
     if direct is None or transfer is None:
@@ -98,10 +98,11 @@ def _evaluated(demo: DemoResult) -> dict[str, Any] | None:
     if not columns:
         return None
     count = len(demo.styles[columns[0].label])
-    judged = [mean(column.values["likeness"][:count]) for column in columns]
+    same = list(demo.order[:count])
+    judged = [mean(column.values["likeness"][same]) for column in columns]
     styles = [mean(demo.styles[column.label]) for column in columns]
     rows = [
-        (column.label, column.role, f"{mean(column.values['effect'][:count]):.1f}", f"{own:.1f}", f"{style:.1f}")
+        (column.label, column.role, f"{mean(column.values['effect'][same]):.1f}", f"{own:.1f}", f"{style:.1f}")
         for column, own, style in zip(columns, judged, styles, strict=True)
     ]
     alike = f"{rank_correlation(judged, styles):.2f}".replace("-", "−") if len(columns) > 2 else ""
