@@ -14,6 +14,7 @@ version = release
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+myst_disable_syntax = ["myst_line_comment"]  # else a line of prose that begins with "% of the gap" is left out
 nitpicky = True
 exclude_patterns = ["_build"]
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
 from importlib import import_module
@@ -104,6 +105,17 @@ def test_every_table_of_the_lab_is_shown_and_is_a_table():
     for path in files:
         with path.open(encoding="utf-8", newline="") as file:
             assert len({len(line) for line in csv.reader(file)}) == 1, path.name
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the site's generator needs it")
+@pytest.mark.parametrize(("disabled", "shown"), [(None, True), ([], False)])
+def test_a_line_that_begins_with_a_percent_sign_is_no_comment(disabled, shown):
+    config = pytest.importorskip("myst_parser.config.main")
+    parser = pytest.importorskip("myst_parser.parsers.mdit")
+    renderer = pytest.importorskip("markdown_it.renderer")
+    settings = runpy.run_path(str(ROOT / "docs" / "conf.py"))["myst_disable_syntax"] if disabled is None else disabled
+    md = parser.create_md_parser(config.MdParserConfig(disable_syntax=settings), renderer.RendererHTML)
+    assert ("% of the gap" in md.render("It closes 8\n% of the gap.\n")) is shown
 
 
 WRAPPED = [path for path in PAGES if path.name not in ("CONTRIBUTING.md", "CHANGELOG.md", "lab-log.md")]

@@ -55,8 +55,8 @@ def _column(edition: _Edition) -> dict[str, str]:
         "calibrated cells (discriminating)": f"{len(fits)} ({len(deciding)})",
         "gap in fidelity closed: gains and readout": _gap_closed(deciding, guarded=False),
         "gap in fidelity closed: what the guard kept": _gap_closed(deciding, guarded=True),
-        "end error of direct reuse's, mean: oracle": f"{sum(end[0] for end in ends) / len(ends):.0f} %",
-        "end error of direct reuse's, mean: gains and readout": f"{sum(end[-1] for end in ends) / len(ends):.0f} %",
+        "end error of direct reuse's: oracle": f"{sum(end[0] for end in ends) / len(ends):.0f} %",
+        "end error of direct reuse's: gains and readout": f"{sum(end[-1] for end in ends) / len(ends):.0f} %",
         "direct reuse kept by the guard": f"{harm[GUARDED]['direct kept']} of {harm[GUARDED]['cells']}",
         **{
             f"{words} better / worse: {title}": harm[row][measure].split(" (")[0]
@@ -65,11 +65,11 @@ def _column(edition: _Edition) -> dict[str, str]:
         },
         "cells in which the score was compared": fidelity["cells"],
         **{
-            f"end error's rank correlation with {words}, mean (lowest)": _correlation(edition.agreement[measure])
+            f"rank correlation with {words}, mean (lowest)": _correlation(edition.agreement[measure])
             for measure, words in NAMES.items()
         },
         **{
-            f"rows on the same side of direct reuse, {words}": edition.agreement[measure]["same side"]
+            f"same side of direct reuse, {words}": edition.agreement[measure]["same side"]
             for measure, words in NAMES.items()
         },
     }
