@@ -3,6 +3,8 @@
 import csv
 import shutil
 from dataclasses import replace
+from itertools import product
+from math import log10
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from loraport_lab.bench.rows import rows_of
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 from loraport_lab.regime.cells import METHODS, Subject, measure_cell, read_cell, statistics
 from loraport_lab.regime.explain import explain
+from loraport_lab.regime.factors import FACTORS, accounted, crossed
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import (
     SCALE,
@@ -31,9 +34,9 @@ from loraport_lab.regime.points import (
     cells_of,
     points_of,
 )
-from loraport_lab.regime.run import beside, chosen, collect, explanation_csv, make_map, write_map
+from loraport_lab.regime.run import SHORT_TABLES, beside, chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.summary import summary_csv
+from loraport_lab.regime.summary import regimes_csv, summary_csv
 from loraport_lab.regime.table import (
     OF_THE_LAB,
     STATISTICS,
@@ -185,6 +188,36 @@ def test_what_decides_the_sign_is_found_and_what_does_not_is_not():
     assert "drift" not in by_width, "a statistic that is the same everywhere explains nothing"
 
 
+def test_a_factor_accounts_for_what_was_made_by_it_and_for_no_more():
+    places = list(product((64, 96, 128), ("few-step", "one-step", "matched"), ("noir", "swing"), (0.002, 0.005, 0.02)))
+    tilt = {"noir": 0.1, "swing": -0.2}
+    lines = [
+        replace(made_up(width, rho2, tilt[adapter] * log10(rho2)), student=student, adapter=adapter)
+        for width, student, adapter, rho2 in places
+    ]
+    assert accounted(lines, ["drift, for style and motion apart"]) == pytest.approx(1)
+    assert accounted(lines, list(FACTORS)) == pytest.approx(1)
+    for name in ("base model", "paradigm"):
+        assert accounted(lines, [name]) < 0.01
+    assert accounted(lines, ["drift (log ρ₂ and its square)"]) < accounted(lines, ["style or motion"]) < 1
+    assert accounted(lines[:3], list(FACTORS)) is None
+    assert crossed([*lines, replace(lines[0], strength=2.0), replace(lines[0], where="card")], "casa") == lines
+
+
+def test_ranges_of_drift_are_told_apart_for_styles_and_motion():
+    some = [made_up(64, 0.002, 0.5), replace(made_up(64, 0.002, -2.0), adapter="swing"), made_up(64, 0.006, 2.5)]
+    lines = [replace(line, row=row) for line in some for row in ("casa", "direct")]
+    lines += [replace(line, student="accelerator") for line in lines] + [replace(line, strength=2.0) for line in lines]
+    table = list(csv.DictReader(regimes_csv(lines).decode().splitlines()))
+    assert [(row["ρ₂, %"], row["students"], row["LoRAs"]) for row in table] == [
+        ("0 to 0.4", "1", "2"),
+        ("0.4 to 1", "1", "1"),
+    ]
+    style, motion = (f"{kind}: casa, dB (better / worse)" for kind in ("style", "motion"))
+    assert [row[style] for row in table] == ["+0.50 (1 / 0)", "+2.50 (1 / 0)"]
+    assert [row[motion] for row in table] == ["−2.00 (0 / 1)", "–"]
+
+
 def test_too_few_cells_explain_nothing():
     assert explain(map_of(lambda width, rho2: rho2)[:3], "casa") == []
     assert explanation_csv([]).decode().startswith("statistic,cells,correlation")
@@ -241,6 +274,6 @@ def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
 def test_what_the_docs_show_of_the_map_follows_from_its_table():
     lines = read_lines(RESULTS / "map" / "map.csv")
     assert len({line.cell for line in lines if line.row == "casa"}) >= 30
-    assert (RESULTS / "map" / "map-students.csv").read_bytes() == summary_csv(lines)
-    assert (RESULTS / "map" / "map-explanation.csv").read_bytes() == explanation_csv(explain(lines, "casa"))
+    for name, table in SHORT_TABLES.items():
+        assert (RESULTS / "map" / name).read_bytes() == table(lines), name
     assert as_csv(lines) == (RESULTS / "map" / "map.csv").read_bytes()

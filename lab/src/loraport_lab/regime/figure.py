@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from loraport.reports.figures import STYLE, as_png
 from loraport.sampling.statistics import Interval
+from loraport_lab.regime.summary import MOTION
 from loraport_lab.regime.table import HERE, Line, as_a_file
 
 COLOURS = ("#c2571a", "#3b8f5a", "#2f5fd0", "#8a4fbf", "#5d6470", "#9a7d1e")
@@ -36,12 +37,26 @@ class Panel:
     ticks: tuple[float, ...]
     """Of the vertical scale, which is linear up to the second one above zero and logarithmic beyond."""
     factor: float = 1.0
+    takes: Callable[[Line], bool] = lambda line: True
+    """Which points are drawn."""
 
 
 _DECIBELS = (-3, -1, -0.5, 0, 0.5, 1, 3)
+_KINDS = {"styles": lambda line: line.adapter != MOTION, "a motion": lambda line: line.adapter == MOTION}
 PANELS = (
-    Panel("casa: fidelity", "casa", lambda line: line.fidelity, "dB against direct", _DECIBELS),
-    Panel("a quarter of undo: fidelity", "undo:0.25", lambda line: line.fidelity, "dB against direct", _DECIBELS),
+    *(
+        Panel(
+            f"{method}, {kind}: fidelity",
+            method,
+            lambda line: line.fidelity,
+            "dB against direct",
+            _DECIBELS,
+            1.0,
+            takes,
+        )
+        for method in ("casa", "undo-orthogonal:0.25")
+        for kind, takes in _KINDS.items()
+    ),
     Panel("casa: effect", "casa", lambda line: line.effect, "points against direct", (-30, -10, -5, 0, 5, 10, 30)),
     Panel(
         "casa: gap to the oracle closed", "casa", lambda line: line.closed, "%", (-200, -100, -50, 0, 50, 100), 100.0
@@ -55,9 +70,11 @@ def draw_map(lines: Sequence[Line]) -> bytes:
     widths = sorted({line.width for line in shown})
     colours = dict(zip(widths, COLOURS, strict=False))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 6.2), layout="constrained")
-        for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-            _draw_panel(axes, panel, as_a_file(shown, panel.method), colours)
+        figure = Figure(figsize=(8.4, 9.0), layout="constrained")
+        drawn = dict(zip(PANELS, figure.subplots(3, 2).flat, strict=True))
+        for panel, axes in drawn.items():
+            _draw_panel(axes, panel, list(filter(panel.takes, as_a_file(shown, panel.method))), colours)
+        _share_scales(drawn, _reach(shown))
         students = [name for name in MARKERS if any(line.student == name for line in shown)]
         handles = [
             *(_sign(f"{width} wide", color=colours[width]) for width in widths),
@@ -98,10 +115,16 @@ def _draw_panel(axes: Axes, panel: Panel, lines: Sequence[Line], colours: dict[i
             alpha=0.45 if known and not interval.sign else 0.9, **_face(colours[line.width], line.where != HERE),
         )  # fmt: skip
     axes.set_title(panel.title, loc="left", color=INK)
-    axes.set_ylabel(panel.unit)
+    axes.set_ylabel(f"{panel.unit}, logarithmic beyond ±{2 * linear:g}", fontsize="small")
     axes.set_xlabel("ρ₂ of the drift, mean over layers, %")
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
-    axes.set_xlim(*_reach(lines))
+
+
+def _share_scales(drawn: Mapping[Panel, Axes], reach: tuple[float, float]) -> None:
+    """Give all panels the same horizontal scale, and those of one unit the same vertical one."""
+    for panel, axes in drawn.items():
+        ends = [other.get_ylim() for one, other in drawn.items() if one.unit == panel.unit]
+        axes.set(xlim=reach, ylim=(min(low for low, _ in ends), max(high for _, high in ends)))
 
 
 def _reach(lines: Sequence[Line]) -> tuple[float, float]:

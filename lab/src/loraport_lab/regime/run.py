@@ -1,7 +1,7 @@
 """Make the map: `python -m loraport_lab.regime.run --out FOLDER`, on a card with `--device cuda`.
 
-Every stage leaves its result whole or not at all: started again, it goes on where it was. `map.csv`, `map.png`,
-`map-students.csv` and `map-explanation.csv` in the folder show what is there, also while it is not complete.
+Every stage leaves its result whole or not at all: started again, it goes on where it was. `map.csv`, `map.png`
+and the short tables `map-….csv` in the folder show what is there, also while it is not complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -22,10 +22,11 @@ from loraport.errors import SettingsError
 from loraport.files.disk.atomic import write_whole
 from loraport_lab.regime.cells import Subject, measure_cell, read_cell
 from loraport_lab.regime.explain import Explanation, explain
+from loraport_lab.regime.factors import factors_csv
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, points_of
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.summary import summary_csv
+from loraport_lab.regime.summary import regimes_csv, summary_csv
 from loraport_lab.regime.table import Line, as_csv, lines_of, lines_of_lab, read_lines
 from loraport_lab.training.train import Printer, ending
 
@@ -64,9 +65,9 @@ def write_map(lines: Sequence[Line], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "map.csv", as_csv(lines))
     lines = read_lines(folder / "map.csv")  # rounded, so that the other files can be made from it again
-    write_whole(folder / "map-students.csv", summary_csv(lines))
+    for name, table in SHORT_TABLES.items():
+        write_whole(folder / name, table(lines))
     write_whole(folder / "map.png", draw_map(lines))
-    write_whole(folder / "map-explanation.csv", explanation_csv(explain(lines, EXPLAINED)))
 
 
 def explanation_csv(found: Sequence[Explanation]) -> bytes:
@@ -78,6 +79,15 @@ def explanation_csv(found: Sequence[Explanation]) -> bytes:
 
 def _text(value: object) -> str:
     return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+SHORT_TABLES: dict[str, Callable[[Sequence[Line]], bytes]] = {
+    "map-students.csv": summary_csv,
+    "map-regimes.csv": regimes_csv,
+    "map-factors.csv": factors_csv,
+    "map-explanation.csv": lambda lines: explanation_csv(explain(lines, EXPLAINED)),
+}
+"""What is made of the map's table, by file."""
 
 
 def chosen(cells: Sequence[MapCell], patterns: Sequence[str]) -> list[MapCell]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from loraport.sampling.statistics import Interval
 from loraport_lab.regime.table import HERE, Line, as_a_file
@@ -15,6 +16,11 @@ _COLUMNS = (
     *(f"{name}, dB (better / worse)" for name in _METHODS),
     *("core, dB", "prolora, dB", "casa, effect", "oracle, dB", "casa, gap closed", "undo:0.25, gap closed"),
 )
+_BINS = (0.4, 1.0, float("inf"))
+"""Ends of the ranges of ρ₂ that the short table tells apart, in percent: the paper's models lie below 0.3."""
+_OF_A_KIND = ("casa", "undo-orthogonal:0.25", "undo:0.25")
+MOTION = "swing"
+"""The adapter that moves things; the others are styles."""
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -32,6 +38,35 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
     writer.writerow(_COLUMNS)
     writer.writerows(_summary(group) for group in found)
     return target.getvalue().encode()
+
+
+def regimes_csv(lines: Sequence[Line]) -> bytes:
+    """Return a line for each width and range of ρ₂: what some methods gain there, for styles and for the motion.
+
+    Adapters at another strength and accelerators, which are no distillation of all weights, are left out.
+    """
+    shown = [line for line in lines if line.strength == 1 and line.student != "accelerator"]
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    kinds = {"style": [line for line in shown if line.adapter != MOTION]}
+    kinds["motion"] = [line for line in shown if line.adapter == MOTION]
+    methods = [f"{kind}: {name}, dB (better / worse)" for kind in kinds for name in _OF_A_KIND]
+    writer.writerow(("width", "ρ₂, %", "students", "LoRAs", *methods))
+    for width in sorted({line.width for line in shown}):
+        for low, high in pairwise((0.0, *_BINS)):
+            groups = [_in_range(own, width, low, high) for own in kinds.values()]
+            students = {line.cell[:-2] for group in groups for line in group}
+            count = sum(len(as_a_file(group, "direct")) for group in groups)
+            if not count:
+                continue
+            size = f"{low:g} to {high:g}" if high < _BINS[-1] else f"over {low:g}"
+            gains = [_with_counts(as_a_file(group, name)) for group in groups for name in _OF_A_KIND]
+            writer.writerow((width, size, len(students), count, *gains))
+    return target.getvalue().encode()
+
+
+def _in_range(lines: Sequence[Line], width: int, low: float, high: float) -> list[Line]:
+    return [line for line in lines if line.width == width and low < 100 * line.statistics["rho2"] <= high]
 
 
 def _summary(group: Sequence[Line]) -> list[str]:
@@ -60,7 +95,8 @@ def _statistic(group: Sequence[Line], name: str) -> float:
 def _with_counts(lines: Sequence[Line]) -> str:
     known = [line.fidelity for line in lines if line.fidelity is not None]
     better, worse = (sum(one.sign == sign for one in known) for sign in (1, -1))
-    return f"{_mean(lines, lambda line: line.fidelity, '+.2f')} ({better} / {worse})"
+    mean = _mean(lines, lambda line: line.fidelity, "+.2f")
+    return f"{mean} ({better} / {worse})" if known else mean
 
 
 def _mean(lines: Sequence[Line], value: Callable[[Line], Interval | None], form: str) -> str:
