@@ -40,7 +40,7 @@ def planted(width, head, casa, undo, *, student="few-step", adapter="noir", safe
     """A point of a base of this width, with what two rules gain there."""
     none = Interval(0.0, -1.0, 1.0)
     line = Line(
-        "here", width, 4, 100, 0, student, head, 10, adapter, 1.0, "direct", 20.0, none, none, none, None,
+        "here", width, 4, 100, 0, student, head, 10, adapter, 1.0, 1, "direct", 20.0, none, none, none, None,
         {"drift": 0.05, "rho2": 0.01, "lora": 0.1, "head_drift": head, "kept": 0.5},
     )  # fmt: skip
     gains = {"direct": 0.0, "casa": casa, safe: undo, "arbitrate-only": 0.0}

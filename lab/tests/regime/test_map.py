@@ -36,7 +36,7 @@ from loraport_lab.regime.points import (
 )
 from loraport_lab.regime.run import SHORT_TABLES, beside, chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.summary import regimes_csv, summary_csv
+from loraport_lab.regime.summary import loras_csv, regimes_csv, summary_csv
 from loraport_lab.regime.table import (
     OF_THE_LAB,
     STATISTICS,
@@ -147,6 +147,23 @@ def test_a_stronger_lora_is_measured_against_the_base_with_the_stronger_lora(out
     assert all(line.closed is None for line in lines_of(cells[1], facts))
 
 
+@pytest.mark.slow
+def test_loras_trained_longer_are_other_loras_on_the_same_base_and_student(out, tmp_path):
+    shutil.copytree(out, tmp_path, symlinks=True, dirs_exist_ok=True)
+    point = Point(replace(BASE, lora_length=2), replace(FEW, steps=(1,)), 1)
+    taken = []
+    folder = workshop(tmp_path, taken=taken).make_oracle(point, ADAPTERS["noir"])
+    assert ("noir", 4) in taken and not any(stage == "base" for stage, _ in taken)
+    assert taken.count(("few-step", 1)) <= 1, "the student was trained twice"
+    usual = workshop(tmp_path).make_student(replace(point, base=BASE))
+    for name in ("base", "students"):
+        assert (folder / name).resolve() == (usual / name).resolve()
+    for kept in ("adapters/noir", "checkpoints/noir-trajectories"):
+        assert (folder / kept).resolve() != (usual / kept).resolve()
+    longer, shorter = (load_file(next((one / "adapters/noir").glob("*.safetensors"))) for one in (folder, usual))
+    assert longer.keys() == shorter.keys() and not all(torch.equal(longer[name], shorter[name]) for name in longer)
+
+
 def test_patterns_choose_points():
     cells = cells_of(points_of(((BASE, FEW), (BASE, MATCHED))))
     assert chosen(cells, []) == cells
@@ -165,8 +182,8 @@ def made_up(width: int, rho2: float, gain: float, row: str = "casa", where: str 
     still = dict.fromkeys(STATISTICS, 0.5)
     interval = Interval(gain, gain - 0.1, gain + 0.1)
     return Line(
-        where, width, 4, 100, 0, "few-step", rho2, 10, "noir", 1.0, row, 20 + gain, interval, interval, interval, None,
-        still | {"rho2": rho2},
+        where, width, 4, 100, 0, "few-step", rho2, 10, "noir", 1.0, 1, row, 20 + gain, interval, interval, interval,
+        None, still | {"rho2": rho2},
     )  # fmt: skip
 
 
@@ -218,6 +235,21 @@ def test_ranges_of_drift_are_told_apart_for_styles_and_motion():
     assert [row[motion] for row in table] == ["−2.00 (0 / 1)", "–"]
 
 
+def test_loras_of_several_sizes_stand_side_by_side():
+    usual, other = made_up(64, 0.002, 0.5), made_up(96, 0.002, 0.5)
+    some = [
+        usual,
+        replace(usual, strength=2.0, fidelity=Interval(-0.2, -0.5, 0.1)),
+        replace(usual, lora_length=3),
+        other,
+    ]
+    lines = [replace(line, row=row) for line in some for row in ("casa", "direct")]
+    table = list(csv.DictReader(loras_csv(lines).decode().splitlines()))
+    found = [(row["strength"], row["training"], row["casa, dB"]) for row in table]
+    assert found == [("1", "× 1", "+0.50*"), ("2", "× 1", "−0.20"), ("1", "× 3", "+0.50*")]
+    assert {row["oracle, dB"] for row in table} == {"–"}
+
+
 def test_too_few_cells_explain_nothing():
     assert explain(map_of(lambda width, rho2: rho2)[:3], "casa") == []
     assert explanation_csv([]).decode().startswith("statistic,cells,correlation")
@@ -266,7 +298,7 @@ def test_the_summary_has_a_line_a_student_and_counts_sure_changes():
     again = [replace(line, seed=1) for line in elsewhere]
     text = summary_csv([*again, *elsewhere, *lines, replace(lines[0], strength=2.0)]).decode().splitlines()
     table = [dict(zip(next(csv.reader(text[:1])), row, strict=True)) for row in csv.reader(text[1:])]
-    assert [row["width"] for row in table] == ["64", "640 (card)", "640 (card, seed 1)"]
+    assert [row["width"] for row in table] == ["64 (100 steps)", "640 (card)", "640 (card, seed 1)"]
     assert [row["casa, dB (better / worse)"] for row in table] == ["+0.15 (2 / 1)", *["−1.00 (0 / 1)"] * 2]
     assert table[0]["LoRAs"] == "4" and table[0]["ρ₂, %"] == "1" and table[0]["casa, gap closed"] == "–"
 

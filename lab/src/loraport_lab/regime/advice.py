@@ -69,7 +69,7 @@ class MapPoint:
     @property
     def student(self) -> tuple[object, ...]:
         """What tells students apart: the LoRAs on one share its drift."""
-        return (self.line.where, *self.line.base, self.line.student, self.line.rate, self.line.steps)
+        return self.line.distilled
 
     @property
     def shipped(self) -> bool:
@@ -77,7 +77,7 @@ class MapPoint:
         line, base = self.line, shipped_base()
         schedule = SHIPPED.last_schedule(line.student)
         same_base = (line.where, line.width, line.base_steps, line.seed) == (HERE, base.width, base.steps, base.seed)
-        return same_base and (line.rate, line.steps, line.strength) == (schedule.rate, schedule.steps, 1)
+        return same_base and line.usual and (line.rate, line.steps) == (schedule.rate, schedule.steps)
 
     def within(self, rule: str) -> bool:
         """Return whether a rule is as good as the best one, but for a difference that counts as none."""
@@ -217,13 +217,19 @@ def advice_json(points: Sequence[MapPoint]) -> dict[str, Any]:
 def _cell(point: MapPoint) -> dict[str, Any]:
     line = point.line
     return {
-        "name": f"{line.student}/{line.adapter}" + (f" at {line.strength:g}" if line.strength != 1 else ""),
+        "name": f"{line.student}/{line.adapter}{lora_words(line)}",
         "where": line.where,
         "width": line.width,
         "accelerated": point.accelerated,
         **{name: line.statistics.get(name) for name in _STATISTICS},
         "gains": {rule: round(gain, 3) for rule, gain in point.gains.items()},
     }
+
+
+def lora_words(line: Line) -> str:
+    """Return what is unusual of a cell's LoRA, in words; "" where nothing is."""
+    at = f" at {line.strength:g}" if line.strength != 1 else ""
+    return at + (f" trained {line.lora_length} times as long" if line.lora_length != 1 else "")
 
 
 def advice_csv(points: Sequence[MapPoint]) -> bytes:

@@ -58,11 +58,11 @@ def factors_csv(lines: Sequence[Line]) -> bytes:
 
 
 def crossed(lines: Sequence[Line], method: str) -> list[Line]:
-    """Return the cells that this program crossed on purpose: its own bases, the grid's paradigms, strength 1."""
+    """Return the cells that this program crossed on purpose: its own bases, the grid's paradigms, usual LoRAs."""
     return [
         line
         for line in as_a_file(lines, method)
-        if line.where == HERE and line.student in CROSSED and line.strength == 1 and line.fidelity is not None
+        if line.where == HERE and line.student in CROSSED and line.usual and line.fidelity is not None
     ]
 
 

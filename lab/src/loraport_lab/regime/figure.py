@@ -65,8 +65,8 @@ PANELS = (
 
 
 def draw_map(lines: Sequence[Line]) -> bytes:
-    """Return the figure as a PNG; adapters at another strength are left out."""
-    shown = [line for line in lines if line.strength == 1 and "rho2" in line.statistics]
+    """Return the figure as a PNG; LoRAs that are not as usual are left out."""
+    shown = [line for line in lines if line.usual and "rho2" in line.statistics]
     widths = sorted({line.width for line in shown})
     colours = dict(zip(widths, COLOURS, strict=False))
     with matplotlib.rc_context(STYLE):

@@ -27,16 +27,24 @@ STRENGTH_POINTS = (("few-step", 1e-4), ("one-step", 5e-4))
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: how wide, how long trained, from which seed."""
+    """A base model: how wide, how long trained, from which seed; and how long its LoRAs are trained."""
 
     width: int
     steps: int
     seed: int = 0
+    lora_length: int = 1
+    """How many times as long its LoRAs are trained as others are."""
 
     @property
     def name(self) -> str:
         """A name for folders, such as `w128-t3000`."""
-        return f"w{self.width}-t{self.steps}" + (f"-seed{self.seed}" if self.seed else "")
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"w{self.width}-t{self.steps}{seed}" + (f"-loras-x{self.lora_length}" if self.lora_length > 1 else "")
+
+    @property
+    def with_usual_loras(self) -> Base:
+        """The same base model, whose LoRAs are trained as long as others are."""
+        return replace(self, lora_length=1)
 
 
 def shipped_base() -> Base:
@@ -117,7 +125,7 @@ class Scale:
             judge=self.judge,
             students=students,
             matching=matching,
-            adapters=dict.fromkeys(ADAPTERS, self.adapters),
+            adapters=dict.fromkeys(ADAPTERS, replace(self.adapters, steps=self.adapters.steps * base.lora_length)),
             oracle=self.oracle,
             trajectories=self.trajectories,
             styled=self.styled,
@@ -149,6 +157,7 @@ _LOOKS = (60, 240)
 _NARROW, _MIDDLE = Base(96, 2000), Base(128, 2000)
 _WIDE = shipped_base()
 _SHORT = Base(128, 1000)
+_LONG_LORAS = replace(_MIDDLE, lora_length=3)
 GRID: tuple[tuple[Base, Distillation], ...] = (
     *((_MIDDLE, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
     *((_MIDDLE, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4)),
@@ -159,6 +168,8 @@ GRID: tuple[tuple[Base, Distillation], ...] = (
     *((_NARROW, Distillation("one-step", rate, _LOOKS)) for rate in (1e-4, 5e-4)),
     *((_SHORT, Distillation("few-step", rate, _LOOKS)) for rate in (1e-4, 6e-4)),
     (_SHORT, Distillation("one-step", 5e-4, _LOOKS)),
+    (_LONG_LORAS, Distillation("few-step", 1e-4, _LOOKS)),
+    (_LONG_LORAS, Distillation("one-step", 5e-4, _LOOKS)),
     (_MIDDLE, Distillation("few-step", 2e-5, _LOOKS)),
     (_MIDDLE, Distillation("one-step", 3e-3, _LOOKS)),
 )
@@ -191,7 +202,8 @@ def cells_of(points: Sequence[Point]) -> list[MapCell]:
 
 def _has_strengths(point: Point) -> bool:
     how = point.distillation
-    return point.steps == max(how.steps) and (how.student, how.rate) in STRENGTH_POINTS
+    usual = point.base.lora_length == 1
+    return usual and point.steps == max(how.steps) and (how.student, how.rate) in STRENGTH_POINTS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,10 @@ class Workshop:
         """Make a base, the judge, the adapters and all trajectories that students and oracles learn from."""
         folder = self.places.base(base)
         job = TrainingJob(folder, self.scale.recipe(base), base.seed, self.progress, self.device)
+        if base.lora_length > 1:
+            origin = self.make_base(base.with_usual_loras)
+            for name in (BASE.name, JUDGE_FILE, "checkpoints/trajectories", "checkpoints/trajectories.done"):
+                _link(folder / name, origin / name)
         _unless(folder / BASE.name, train_base, job)
         _unless(folder / JUDGE_FILE, self._bring_judge, job)
         _unless(folder / "checkpoints/trajectories.done", keep_trajectories, job)
@@ -58,6 +62,10 @@ class Workshop:
         shared = ["trajectories", *(f"{name}-trajectories" for name in ADAPTERS_USED)]
         for name in (BASE.name, JUDGE_FILE, "adapters", *(f"checkpoints/{name}" for name in shared)):
             _link(folder / name, family / name)
+        if point.base.lora_length > 1:  # a student does not know the LoRAs
+            origin = self.make_student(replace(point, base=point.base.with_usual_loras))
+            _link(folder / "students", origin / "students")
+            return folder
         if point.before is not None:
             self._continue_from(self.make_student(point.before) / "checkpoints", checkpoints)
         train_student(self._job(point, folder), point.student)

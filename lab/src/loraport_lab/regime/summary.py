@@ -10,7 +10,7 @@ from itertools import pairwise
 from loraport.sampling.statistics import Interval
 from loraport_lab.regime.table import HERE, Line, as_a_file
 
-_METHODS = ("casa", "arbitrate-only", "restore-only", "undo:0.25")
+_METHODS = ("casa", "arbitrate-only", "restore-only", "undo:0.25", "undo-orthogonal:0.25")
 _COLUMNS = (
     *("width", "student", "drift, %", "ρ₂, %", "LoRAs"),
     *(f"{name}, dB (better / worse)" for name in _METHODS),
@@ -19,19 +19,21 @@ _COLUMNS = (
 _BINS = (0.4, 1.0, float("inf"))
 """Ends of the ranges of ρ₂ that the short table tells apart, in percent: the paper's models lie below 0.3."""
 _OF_A_KIND = ("casa", "undo-orthogonal:0.25", "undo:0.25")
+_OF_LORAS = ("casa", "restore-only", "arbitrate-only", "undo-orthogonal:0.25", "undo:0.25", "oracle")
 MOTION = "swing"
 """The adapter that moves things; the others are styles."""
 MINUS = "\N{MINUS SIGN}"
 
 
 def summary_csv(lines: Sequence[Line]) -> bytes:
-    """Return a line for each student, by width, place and drift; adapters at another strength are left out."""
+    """Return a line for each student, by width, place and drift; LoRAs that are not as usual are left out."""
     students: dict[tuple[object, ...], list[Line]] = {}
     for line in lines:
-        if line.strength == 1:
-            students.setdefault((line.where, *line.base, line.student, line.rate, line.steps), []).append(line)
+        if line.usual:
+            students.setdefault(line.distilled, []).append(line)
     found = sorted(
-        students.values(), key=lambda group: (group[0].width, group[0].where, group[0].seed, _statistic(group, "drift"))
+        students.values(),
+        key=lambda group: (group[0].width, group[0].where, *group[0].base[1:], _statistic(group, "drift")),
     )
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
@@ -43,9 +45,9 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
 def regimes_csv(lines: Sequence[Line]) -> bytes:
     """Return a line for each width and range of ρ₂: what some methods gain there, for styles and for the motion.
 
-    Adapters at another strength and accelerators, which are no distillation of all weights, are left out.
+    LoRAs that are not as usual are left out, and accelerators, which are no distillation of all weights.
     """
-    shown = [line for line in lines if line.strength == 1 and line.student != "accelerator"]
+    shown = [line for line in lines if line.usual and line.student != "accelerator"]
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     kinds = {"style": [line for line in shown if line.adapter != MOTION]}
@@ -55,7 +57,7 @@ def regimes_csv(lines: Sequence[Line]) -> bytes:
     for width in sorted({line.width for line in shown}):
         for low, high in pairwise((0.0, *_BINS)):
             groups = [_in_range(own, width, low, high) for own in kinds.values()]
-            students = {line.cell[:-2] for group in groups for line in group}
+            students = {line.distilled for group in groups for line in group}
             count = sum(len(as_a_file(group, "direct")) for group in groups)
             if not count:
                 continue
@@ -69,13 +71,59 @@ def _in_range(lines: Sequence[Line], width: int, low: float, high: float) -> lis
     return [line for line in lines if line.width == width and low < 100 * line.statistics["rho2"] <= high]
 
 
+def base_words(line: Line) -> str:
+    """Return the width of a base, and what else tells it apart."""
+    made = f"{line.base_steps} steps" if line.where == HERE else line.where
+    return f"{line.width} ({made}{f', seed {line.seed}' if line.seed else ''})"
+
+
+def loras_csv(lines: Sequence[Line]) -> bytes:
+    """Return the LoRAs of several strengths and lengths of training on the same student, side by side."""
+    unusual = {(line.distilled, line.adapter) for line in lines if not line.usual}
+    shown = [line for line in lines if (line.distilled, line.adapter) in unusual]
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    methods = [f"{name}, dB" for name in _OF_LORAS]
+    writer.writerow(
+        ("base", "student", "drift, %", "LoRA", "strength", "training", "size, %", *methods, "casa, effect")
+    )
+    rows = {name: {line.cell: line for line in as_a_file(shown, name)} for name in _OF_LORAS}
+    for line in sorted(as_a_file(shown, "direct"), key=_order):
+        own = [rows[name].get(line.cell) for name in _OF_LORAS]
+        casa = rows["casa"].get(line.cell)
+        writer.writerow(
+            (
+                base_words(line), line.student, f"{100 * line.statistics['drift']:.2g}", line.adapter,
+                f"{line.strength:g}", f"× {line.lora_length}", f"{100 * line.statistics['lora']:.2g}",
+                *(_change(one.fidelity if one else None, 2) for one in own), _change(casa.effect if casa else None, 1),
+            )
+        )  # fmt: skip
+    return target.getvalue().encode()
+
+
+def _order(line: Line) -> tuple[object, ...]:
+    return (
+        line.where != HERE,
+        line.base,
+        line.student,
+        line.statistics["drift"],
+        line.adapter,
+        line.lora_length,
+        line.strength,
+    )
+
+
+def _change(interval: Interval | None, digits: int) -> str:
+    """Return a change with a star where its interval excludes zero."""
+    if interval is None:
+        return "–"
+    return f"{interval.value:+.{digits}f}{'*' if interval.sign else ''}".replace("-", MINUS)
+
+
 def _summary(group: Sequence[Line]) -> list[str]:
     first, direct = group[0], as_a_file(group, "direct")
-    marks = [
-        mark for mark in (first.where if first.where != HERE else "", f"seed {first.seed}" * bool(first.seed)) if mark
-    ]
     return [
-        f"{first.width}" + (f" ({', '.join(marks)})" if marks else ""),
+        base_words(first),
         first.student,
         f"{100 * _statistic(group, 'drift'):.2g}",
         f"{100 * _statistic(group, 'rho2'):.2g}",

@@ -51,6 +51,8 @@ class Line:
     steps: int | None
     adapter: str
     strength: float
+    lora_length: int
+    """How many times as long as others the adapter was trained."""
     row: str
     level: float | None
     """Fidelity itself, in dB."""
@@ -64,7 +66,17 @@ class Line:
     @property
     def cell(self) -> tuple[object, ...]:
         """What tells cells apart."""
-        return (self.where, *self.base, self.student, self.rate, self.steps, self.adapter, self.strength)
+        return (*self.distilled, self.adapter, self.strength, self.lora_length)
+
+    @property
+    def distilled(self) -> tuple[object, ...]:
+        """What tells students apart."""
+        return (self.where, *self.base, self.student, self.rate, self.steps)
+
+    @property
+    def usual(self) -> bool:
+        """Whether the LoRA is used at its own strength and was trained as long as others."""
+        return self.strength == 1 and self.lora_length == 1
 
     @property
     def base(self) -> tuple[object, ...]:
@@ -92,8 +104,9 @@ def lines_of(cell: MapCell, facts: Mapping[str, Any]) -> list[Line]:
         lines.append(
             Line(
                 HERE, point.base.width, BLOCKS, point.base.steps, point.base.seed, point.student.name,
-                point.distillation.rate, point.steps, cell.adapter.name, cell.strength, row, _mean(values["psnr"]),
-                changes["psnr"], changes["effect"], changes["content"], closed, facts["statistics"],
+                point.distillation.rate, point.steps, cell.adapter.name, cell.strength, point.base.lora_length, row,
+                _mean(values["psnr"]), changes["psnr"], changes["effect"], changes["content"], closed,
+                facts["statistics"],
             )
         )  # fmt: skip
     return lines
@@ -115,7 +128,7 @@ def lines_of_lab(facts: Mapping[str, Any], seed: int = 0) -> list[Line]:
             lines.append(
                 Line(
                     HERE, base.width, BLOCKS, base.steps, seed, cell["student"], schedule.rate, schedule.steps,
-                    cell["adapter"], 1.0, row, metrics["psnr"]["mean"], fidelity, effect, content, closed, known,
+                    cell["adapter"], 1.0, 1, row, metrics["psnr"]["mean"], fidelity, effect, content, closed, known,
                 )
             )  # fmt: skip
     return lines
@@ -174,8 +187,8 @@ def _line(record: Mapping[str, str]) -> Line:
     statistics = {key: float(record[key]) for key in STATISTICS if record[key]}
     return Line(
         record["where"], whole("width"), whole("blocks"), whole("base_steps"), whole("seed"), record["student"],
-        number("rate"), steps, record["adapter"], float(record["strength"]), record["row"], number("level"),
-        fidelity, effect, content, closed, statistics,
+        number("rate"), steps, record["adapter"], float(record["strength"]), whole("lora_length"), record["row"],
+        number("level"), fidelity, effect, content, closed, statistics,
     )  # fmt: skip
 
 
