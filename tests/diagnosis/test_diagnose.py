@@ -13,8 +13,7 @@ from loraport.diagnosis import look
 from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.diagnose import diagnose
 from loraport.diagnosis.relation import by_names
-from loraport.diagnosis.rule.advice import SAFE, advise
-from loraport.diagnosis.rule.measured_map import measured_map
+from loraport.diagnosis.rule.advice import advise
 from loraport.diagnosis.rule.traits import Traits
 from loraport.errors import InputError
 from loraport.inputs import layer_sample
@@ -24,8 +23,6 @@ from tests import tiny
 from tests.diagnosis.planted_pairs import moved, write_lora, write_model
 
 STATE = tiny.tiny_state(blocks=2)
-BETWEEN = (measured_map().thresholds["unsure"] + measured_map().thresholds["casa"]) / 2
-"""The head share at which the map is divided."""
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def pair(tmp_path):
     ("head", "size", "verdict", "on_map"),
     [
         (0.58, 0.05, "casa", True),
-        (BETWEEN, 0.05, "choose", True),
+        (0.52, 0.05, "choose", True),
         (0.42, 0.05, "undo:0.25", True),
         (0.42, 0.62, "choose", False),  # no measured pair has drifted as far
         (0.42, 0.003, "choose", False),  # nor as little, and above rounding
@@ -134,9 +131,9 @@ def test_the_lora_itself_may_name_the_model_that_it_was_trained_on(pair):
 
 
 def test_a_choice_is_made_where_clips_can_be_made():
-    unsure = advise(Traits(drift=0.05, floor=0.0, lora=0.1, head_drift=BETWEEN, raw_drift=0.05))
+    unsure = advise(Traits(drift=0.05, floor=0.0, lora=0.1, head_drift=0.52, raw_drift=0.05))
     for pair, words in (
-        (("toy:base", "toy:few-step"), f"choose direct casa {SAFE} --lora style.safetensors"),
+        (("toy:base", "toy:few-step"), "choose direct casa undo:0.25 --lora style.safetensors"),
         (("wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b"), "compare style.safetensors"),
         (("wan2.1-t2v-1.3b", "source+fast.safetensors"), "compare style.safetensors"),
         (("wan.safetensors", "fast.safetensors"), "transfer style.safetensors"),
@@ -196,7 +193,7 @@ def test_damaged_weights_are_an_error_and_no_verdict(pair):
 
 def test_a_sample_says_where_it_cannot_tell_and_all_layers_can(pair, monkeypatch):
     half = moved(STATE, head=0.42)
-    other = moved(STATE, head=2 * BETWEEN - 0.42)
+    other = moved(STATE, head=0.56)
     mixed = {name: (half if ".1." in name else other)[name] for name in STATE}
     monkeypatch.setattr(layer_sample, "WORK", 1.0)
     monkeypatch.setattr(layer_sample, "LEAST_LAYERS", 10)
@@ -216,7 +213,7 @@ def test_the_quick_look_agrees_with_the_exact_one(pair, monkeypatch):
         assert getattr(quick.traits, name) == pytest.approx(getattr(exact.traits, name), rel=1e-4)
     assert quick.traits.head_drift == pytest.approx(exact.traits.head_drift, abs=0.01)
     assert quick.traits.rho2 == pytest.approx(exact.traits.rho2, rel=0.3)  # of four layers, not of all
-    assert quick.kept[SAFE] == pytest.approx(exact.kept[SAFE], abs=0.1)
+    assert quick.kept["undo:0.25"] == pytest.approx(exact.kept["undo:0.25"], abs=0.1)
     assert quick.kept["casa"] == pytest.approx(exact.kept["casa"], abs=0.2)
 
 
@@ -234,10 +231,10 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     words = ("diagnose", lora, "--source", source, "--target", target)
     code, out, _ = run(*words, "--report", tmp_path / "page.html")
     *_, line, command = out.splitlines()
-    assert code == 0 and line.startswith(f"undo:0.25, a quarter of the drift undone by {SAFE} (")
+    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (85 % sure)")
     assert command == (
-        f"next: loraport transfer {lora} --source {source} --target {target} --method undo-orthogonal:0.25 "
-        "-o style-undo-orthogonal-0.25.safetensors"
+        f"next: loraport transfer {lora} --source {source} --target {target} --method undo:0.25 "
+        "-o style-undo-0.25.safetensors"
     )
     assert "20 of 20 layers" in out and "nearest" in out and (tmp_path / "page.html").exists()
     assert run(*words, "--report", tmp_path / "page.html")[0] == 2  # it is there already
@@ -257,7 +254,7 @@ def test_the_next_command_is_one_that_runs(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)
-    for head, method in ((0.58, "casa"), (BETWEEN, f"direct,casa,{SAFE}"), (0.42, SAFE)):
+    for head, method in ((0.58, "casa"), (0.52, "direct,casa,undo:0.25"), (0.42, "undo:0.25")):
         target = write_model(tmp_path / f"fast-{head}.safetensors", moved(STATE, head=head))
         words = shlex.split(diagnose(lora, source, target).command)
         assert words[words.index("--method") + 1] == method
@@ -273,7 +270,7 @@ def test_a_transfer_ends_with_the_line_that_a_diagnosis_has(run, tmp_path):
     source = write_model(tmp_path / "wan.safetensors", STATE)
     target = write_model(tmp_path / "fast.safetensors", moved(STATE, head=0.42))
     told = diagnose(lora, source, target)
-    for method in ("casa", SAFE, "direct", "prolora"):
+    for method in ("casa", "undo:0.25", "direct", "prolora"):
         output = tmp_path / f"{method.replace(':', '-')}.safetensors"
         code, out, _ = run(
             "transfer", lora, "--source", source, "--target", target, "--method", method, "-o", output, "--no-cache"
@@ -312,9 +309,11 @@ def test_the_advice_is_taken_and_recorded(run, tmp_path):
     words = ("transfer", lora, "--source", source, "--target", target, "--method")
     code, out, err = run(*words, "recommend", "-o", by_advice, "--json", "--report", tmp_path / "page.html")
     facts = json.loads(out)
-    assert code == 0 and facts["method"] == SAFE and facts["settings"]["advised"].startswith("undo:0.25, a quarter")
-    assert SAFE in err and "advised" in (tmp_path / "page.html").read_text()
-    assert run(*words, SAFE, "-o", by_hand, "-q")[0] == 0
+    assert (
+        code == 0 and facts["method"] == "undo:0.25" and facts["settings"]["advised"].startswith("undo:0.25, a quarter")
+    )
+    assert "undo:0.25" in err and "advised" in (tmp_path / "page.html").read_text()
+    assert run(*words, "undo:0.25", "-o", by_hand, "-q")[0] == 0
     ours, theirs = load_file(by_advice), load_file(by_hand)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs) and ours.keys() == theirs.keys()
     with safe_open(by_advice, "pt") as file:
@@ -328,7 +327,7 @@ def test_the_advice_is_taken_and_recorded(run, tmp_path):
         and "another model (size)" in err
         and f"advice for all: {diagnose(lora, source, target).line()}" in out
     )
-    assert (tmp_path / "both" / "other-undo-orthogonal-0.25.safetensors").exists() and "a quarter" in (
+    assert (tmp_path / "both" / "other-undo-0.25.safetensors").exists() and "a quarter" in (
         tmp_path / "all.csv"
     ).read_text()
 

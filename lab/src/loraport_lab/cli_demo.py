@@ -11,10 +11,11 @@ from loraport.cli.options import MessageOptions, Overwrite, folder_path
 from loraport.cli.options.existing import keep_foreign
 from loraport.cli.options.expansion import with_options
 from loraport.cli.options.help import GroupedCommand
+from loraport.diagnosis.rule.advice import SAFE
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 
 STYLE, STUDENT = "noir", "matched"
-METHOD, BESIDE = "casa", "undo-orthogonal:0.25"
+METHOD, BESIDE = "casa", SAFE
 CLIPS = 64
 EVALUATED = 8
 """Clips of each column that `loraport evaluate` looks at, too: its network takes a third of a second for each."""

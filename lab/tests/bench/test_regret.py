@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from loraport.diagnosis.rule.advice import SAFE, Thresholds
+from loraport.diagnosis.rule.advice import Thresholds
 from loraport.diagnosis.rule.measured_map import measured_map
-from loraport_lab.bench.regret import ROWS, advised, best_on_other_half, fixed_rules, regrets
+from loraport_lab.bench.regret import advised, best_on_other_half, fixed_rules, regrets
 from loraport_lab.bench.rows import FRAME, MAIN
 
 CLIPS = 40
@@ -38,27 +38,26 @@ def cell(
     )
 
 
-SAFE_ROW = ROWS[SAFE]
-ONE = cell("a", direct=20.0, casa=21.0, **{SAFE_ROW: 20.5}, oracle=25.0, swept=26.0, gains=27.0)
-OTHER = cell("b", discriminating=False, direct=20.0, casa=18.0, **{SAFE_ROW: 20.4}, oracle=25.0, swept=26.0, gains=27.0)
+ONE = cell("a", direct=20.0, casa=21.0, undo=20.5, oracle=25.0, swept=26.0, gains=27.0)
+OTHER = cell("b", discriminating=False, direct=20.0, casa=18.0, undo=20.4, oracle=25.0, swept=26.0, gains=27.0)
 
 
 def test_the_regret_of_a_rule_is_what_the_best_of_each_cell_has_more():
     found = {line.rule: line for line in regrets([ONE, OTHER], "psnr")}
-    assert found[SAFE_ROW].all_cells.value == pytest.approx((0.5 + 0) / 2)
+    assert found["undo"].all_cells.value == pytest.approx((0.5 + 0) / 2)
     assert found["casa"].all_cells.value == pytest.approx((0 + 2.4) / 2)
     assert (found["casa"].worst, found["casa"].worst_cell) == (pytest.approx(2.4), "b")
     assert found["casa"].discriminating.value == pytest.approx(0)
     assert [line.rule for line in regrets([ONE, OTHER], "psnr")] == [
-        f"advised ({SAFE_ROW} everywhere)",
-        SAFE_ROW,
+        "advised (undo everywhere)",
+        "undo",
         "direct",
         "casa",
     ]
 
 
 def test_good_advice_has_no_regret_and_bad_advice_all_of_it():
-    good = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "casa", "b": SAFE_ROW}[cell.cell.name])[0]
+    good = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "casa", "b": "undo"}[cell.cell.name])[0]
     assert (good.rule, good.all_cells.value) == ("advised (2 rules)", pytest.approx(0))
     bad = regrets([ONE, OTHER], "psnr", lambda cell: {"a": "direct", "b": "casa"}[cell.cell.name])[0]
     assert bad.all_cells.value == pytest.approx((1.0 + 2.4) / 2)
@@ -67,7 +66,7 @@ def test_good_advice_has_no_regret_and_bad_advice_all_of_it():
 
 
 def test_only_rules_that_need_no_samples_and_no_training_compete():
-    assert fixed_rules([ONE]) == ["direct", "casa", SAFE_ROW]
+    assert fixed_rules([ONE]) == ["direct", "casa", "undo"]
 
 
 def test_luck_is_no_regret():
@@ -90,9 +89,9 @@ def test_clips_of_one_prompt_are_in_one_half():
 def test_what_is_advised_is_the_row_that_diagnose_would_name():
     limits = Thresholds(**measured_map().thresholds)
     between = (limits.unsure + limits.casa) / 2
-    heads = {SAFE_ROW: limits.unsure - 0.01, "casa": limits.casa + 0.01}
+    heads = {"undo": limits.unsure - 0.01, "casa": limits.casa + 0.01}
     found = {rule: advised(cell("a", head=head, direct=20.0)) for rule, head in heads.items()}
     assert found == {rule: rule for rule in heads}
-    assert advised(cell("a", head=between, direct=20.0)) == SAFE_ROW  # nothing is sampled, so the safe rule stands in
+    assert advised(cell("a", head=between, direct=20.0)) == "undo"  # nothing is sampled, so the safe rule stands in
     assert advised(cell("a", head=heads["casa"], accelerator=True, direct=20.0)) == limits.accelerated == "direct"
-    assert {SAFE_ROW, "casa", "direct"} <= {row.name for row in (*FRAME, *MAIN)}
+    assert {"undo", "casa", "direct"} <= {row.name for row in (*FRAME, *MAIN)}

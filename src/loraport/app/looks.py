@@ -113,7 +113,7 @@ def _facts_html(facts: Mapping[str, Any]) -> str:
 def _diagnosis_rows(facts: Mapping[str, Any]) -> dict[str, str]:
     rows = {"verdict": f"{facts['verdict']}, {facts['sure']:.0%} sure"}
     if facts["method"] and facts["method"] != facts["verdict"]:
-        rows["without samples" if facts["verdict"] == "choose" else "method"] = facts["method"]
+        rows["without samples"] = facts["method"]
     if facts["drift"] is not None:
         rows["drift"] = f"{facts['drift']:.1%} of the weights"
         rows["LoRA"] = f"{facts['lora']:.1%} of the weights"

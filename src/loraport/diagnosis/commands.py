@@ -47,8 +47,8 @@ def next_command(
         if can_be_compared(source, target):
             return _line("compare", lora, *pair, "--with", ",".join(CANDIDATES[1:]), "-o", f"{_stem(lora)}-clips")
         return _line("transfer", lora, *pair, "--method", ",".join(CANDIDATES), "-o", f"{_stem(lora)}-candidates")
-    output = f"{_stem(lora)}-{advice.method.replace(':', '-')}{ending}"
-    return _line("transfer", lora, *pair, "--method", advice.method, "-o", output)
+    output = f"{_stem(lora)}-{advice.verdict.replace(':', '-')}{ending}"
+    return _line("transfer", lora, *pair, "--method", advice.verdict, "-o", output)
 
 
 def can_be_sampled(source: str, target: str) -> bool:

@@ -13,7 +13,7 @@ from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.look import LayerLook, chosen_layers, look_at
 from loraport.diagnosis.relation import Relation, by_names, by_weights
 from loraport.diagnosis.result import Diagnosis, Keys
-from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, SAFE, Advice, advise
+from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, Advice, advise
 from loraport.diagnosis.rule.traits import Traits, traits_of
 from loraport.errors import MismatchError
 from loraport.estimates.estimate import estimate
@@ -171,7 +171,7 @@ class Looked:
 
     def kept(self) -> dict[str, float | None]:
         """Return what the default rank keeps of the corrections, every layer by the size of its drift."""
-        return {"casa": self._kept("kept"), SAFE: self._kept("undone")}
+        return {"casa": self._kept("kept"), "undo:0.25": self._kept("undone")}
 
     def _kept(self, name: str) -> float | None:
         pairs = [(value, look.moved) for look in self.looks if (value := getattr(look, name)) is not None]

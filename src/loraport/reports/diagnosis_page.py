@@ -8,7 +8,7 @@ from typing import Any
 
 from loraport._version import __version__
 from loraport.diagnosis.result import Diagnosis
-from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, SAFE, UNDO
+from loraport.diagnosis.rule.advice import NOT_THIS_PAIR, SAFE
 from loraport.diagnosis.rule.measured_map import MeasuredMap, measured_map
 from loraport.reports.diagnosis_words import diagnosis_words, place, share, signed
 from loraport.reports.rendering import Columns, cell, render
@@ -62,7 +62,6 @@ def write_diagnosis_page(told: Diagnosis, path: Path | str) -> None:
             "Made by": f"loraport {__version__}",
         },
         notes=told.notes,
-        safe=SAFE,
         picture=picture(told, chart) if told.traits is not None and told.traits.head_drift is not None else None,
         nearest=[[place(one), *(_of(one.gains, rule) for rule in _rules(chart))] for one in told.advice.nearest],
         rules=_rules(chart),
@@ -77,11 +76,11 @@ def _shown(told: Diagnosis) -> Columns:
 
 
 def _rules(chart: MeasuredMap) -> list[str]:
-    return [rule for rule in dict.fromkeys(rule for one in chart.cells for rule in one.gains) if rule != "direct"]
+    return [rule for rule in chart.cells[0].gains if rule != "direct"]
 
 
 def _of(gains: Any, rule: str) -> str:
-    return signed(gains[rule], 2) if rule in gains else "–"
+    return signed(gains[rule], 2)
 
 
 def _regret_row(row: Any) -> list[str]:
@@ -97,7 +96,7 @@ def picture(told: Diagnosis, chart: MeasuredMap) -> dict[str, Any]:
     traits = told.traits
     head = None if traits is None else traits.head_drift
     unsure, casa = chart.thresholds["unsure"], chart.thresholds["casa"]
-    edges = [(HEADS[0], unsure, UNDO), (unsure, casa, "choose"), (casa, HEADS[1], "casa")]
+    edges = [(HEADS[0], unsure, f"{SAFE}"), (unsure, casa, "choose"), (casa, HEADS[1], "casa")]
     cells = [one for one in chart.cells if one.accelerated == (traits is not None and traits.accelerated)]
     return {
         "width": CHART_WIDTH, "height": CHART_HEIGHT,
@@ -106,7 +105,7 @@ def picture(told: Diagnosis, chart: MeasuredMap) -> dict[str, Any]:
         "zones": [(_x(low), _x(high) - _x(low), name) for low, high, name in edges],
         "dots": [
             (rule, _x(one.head_drift), _y(one.gains[rule]), f"{place(one)}: {rule} {signed(one.gains[rule], 2)} dB")
-            for one in cells for rule in RULES if rule in one.gains
+            for one in cells for rule in RULES
         ],
         "here": None if head is None else _x(min(max(head, HEADS[0]), HEADS[1])),
         "here_words": f"this pair, {share(head)}",

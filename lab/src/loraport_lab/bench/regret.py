@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraport.diagnosis.rule.advice import SAFE, Thresholds, method_of, verdict_of
+from loraport.diagnosis.rule.advice import CHOOSE, SAFE, Thresholds, verdict_of
 from loraport.diagnosis.rule.measured_map import measured_map
 from loraport.sampling.statistics import Interval, mean_interval
 from loraport_lab.bench.run import CellResult
@@ -16,7 +16,7 @@ from loraport_lab.bench.run import CellResult
 Advice = Callable[[CellResult], str]
 """The name of the row that is advised for a cell."""
 
-ROWS = {SAFE: "undo-orthogonal"}
+ROWS = {SAFE: "undo"}
 """The lab's name of a rule, where it has one of its own."""
 
 
@@ -24,8 +24,8 @@ def advised(cell: CellResult) -> str:
     """Return the row of what `loraport diagnose` advises by the weights; the safe rule where it would sample."""
     head = float(cell.premises["head_drift"].nanmean())
     verdict = verdict_of(cell.cell.student.accelerator, head, Thresholds(**measured_map().thresholds))
-    method = method_of(verdict)
-    return ROWS.get(method, method)
+    rule = SAFE if verdict == CHOOSE else verdict
+    return ROWS.get(rule, rule)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from loraport.diagnosis.rule.advice import SAFE, UNDO, Thresholds, method_of, verdict_of
+from loraport.diagnosis.rule.advice import SAFE, Thresholds, verdict_of
 from loraport.diagnosis.rule.measured_map import DATA, TOLERANCE
 from loraport.files.disk.atomic import write_whole
 from loraport.plain_json import json_text
@@ -27,9 +27,7 @@ from loraport_lab.regime.summary import MINUS
 from loraport_lab.regime.table import HERE, Line, as_a_file, read_lines
 from loraport_lab.training.recipe import SHIPPED
 
-STAND_IN = "undo:0.25"
-"""What counts for the safe rule where that was not measured, in pairs whose weights are gone."""
-RULES = ("direct", "casa", SAFE, STAND_IN, "arbitrate-only")
+RULES = ("direct", "casa", SAFE, "arbitrate-only")
 """What can be done with weights alone; a regret is measured against the best of them in the cell."""
 _STATISTICS = ("drift", "rho2", "lora", "head_drift", "cosine", "kept")
 _ENOUGH = 2 / 3
@@ -42,19 +40,8 @@ class MapPoint:
 
     line: Line
     gains: Mapping[str, float]
-    """Change of fidelity against direct reuse, in dB, of the rules that were measured."""
+    """Change of fidelity against direct reuse, in dB."""
     effects: Mapping[str, float]
-
-    def gain(self, rule: str) -> float:
-        """Return what a rule was worth, or what stands in for it."""
-        return self.gains[self._measured(rule)]
-
-    def effect(self, rule: str) -> float:
-        """Return the change of effect likewise."""
-        return self.effects[self._measured(rule)]
-
-    def _measured(self, rule: str) -> str:
-        return STAND_IN if rule == SAFE and SAFE not in self.gains else rule
 
     @property
     def head(self) -> float:
@@ -81,17 +68,17 @@ class MapPoint:
 
     def within(self, rule: str) -> bool:
         """Return whether a rule is as good as the best one, but for a difference that counts as none."""
-        return max(self.gains.values()) - self.gain(rule) <= TOLERANCE
+        return max(self.gains.values()) - self.gains[rule] <= TOLERANCE
 
 
 def points_of_map(lines: Sequence[Line]) -> list[MapPoint]:
-    """Return the points at which all rules were measured or have a stand-in, at the rank of a file where known."""
+    """Return the points of the map at which all rules were measured, at the rank of a file where that is known."""
     rows = {rule: {line.cell: line for line in as_a_file(lines, rule)} for rule in RULES}
     found = []
     for cell, direct in rows["direct"].items():
         own = {rule: row[cell] for rule, row in rows.items() if cell in row}
         gains = {rule: line.fidelity.value for rule, line in own.items() if line.fidelity is not None}
-        if gains.keys() | {SAFE} == set(RULES):
+        if len(gains) == len(RULES):
             effects = {rule: line.effect.value for rule, line in own.items() if line.effect is not None}
             found.append(MapPoint(direct, gains, effects))
     return found
@@ -101,8 +88,7 @@ def fit(points: Sequence[MapPoint]) -> Thresholds:
     """Return the rule's thresholds: the fewest dB lost against the best rule, every base counting the same."""
     plain = [point for point in points if not point.accelerated]
     beside = [point for point in points if point.accelerated]
-    verdicts = ("direct", "casa", UNDO)
-    accelerated = min(verdicts, key=lambda each: mean_regret(beside, lambda _: method_of(each))) if beside else UNDO
+    accelerated = min(RULES[:3], key=lambda rule: mean_regret(beside, lambda _: rule)) if beside else SAFE
     heads = sorted({point.head for point in plain})
     cuts = [(low + high) / 2 for low, high in pairwise(heads)]
     casa = min([inf, *reversed(cuts)], key=lambda cut: mean_regret(plain, partial(_casa_above, cut)))
@@ -119,7 +105,7 @@ def _unsure_from(points: Sequence[MapPoint], heads: Sequence[float], casa: float
     below = [head for head in heads if head < casa]
     for place in range(len(below) - 1, -1, -1):
         own = [point for point in points if point.head == below[place]]
-        if fmean(point.gain(SAFE) > 0 for point in own) >= _ENOUGH:
+        if fmean(point.gains[SAFE] > 0 for point in own) >= _ENOUGH:
             break
         edge = (below[place - 1] + below[place]) / 2 if place else -inf
     return edge
@@ -131,7 +117,7 @@ def mean_regret(points: Sequence[MapPoint], rule: Callable[[MapPoint], str]) -> 
 
 
 def _regret(point: MapPoint, rule: str) -> float:
-    return max(point.gains.values()) - point.gain(rule)
+    return max(point.gains.values()) - point.gains[rule]
 
 
 def _by_base(points: Iterable[MapPoint]) -> dict[object, list[MapPoint]]:
@@ -158,17 +144,22 @@ def sureness(told: Sequence[tuple[MapPoint, str]]) -> dict[str, float]:
     """
     shares: dict[str, dict[object, list[bool]]] = {}
     for point, verdict in told:
-        shares.setdefault(verdict, {}).setdefault(point.student, []).append(point.within(method_of(verdict)))
+        shares.setdefault(verdict, {}).setdefault(point.student, []).append(point.within(done(verdict)))
     return {
         verdict: (1 + sum(fmean(each) for each in students.values())) / (2 + len(students))
         for verdict, students in shares.items()
     }
 
 
+def done(verdict: str) -> str:
+    """Return the rule that is used where a verdict is followed without sampling."""
+    return SAFE if verdict == "choose" else verdict
+
+
 def regret_rows(told: Sequence[tuple[MapPoint, str]]) -> list[dict[str, Any]]:
     """Return what the advice and every fixed rule lose: over all cells, over the shipped family's, and at worst."""
     points = [point for point, _ in told]
-    advised = {id(point): method_of(verdict) for point, verdict in told}
+    advised = {id(point): done(verdict) for point, verdict in told}
     rules: dict[str, Callable[[MapPoint], str]] = {"advice": lambda point: advised[id(point)]}
     rules |= {rule: partial(_always, rule) for rule in RULES}
     return [{"rule": name, **_losses(points, rule)} for name, rule in rules.items()]
@@ -188,10 +179,10 @@ def _losses(points: Sequence[MapPoint], rule: Callable[[MapPoint], str]) -> dict
         "worst": round(max(lost), 2),
         "shipped": round(fmean(_regret(point, rule(point)) for point in shipped), 3) if shipped else None,
         "shipped_cells": len(shipped),
-        "gain": round(fmean(point.gain(rule(point)) for point in points), 3),
-        "worse": sum(point.gain(rule(point)) < -TOLERANCE for point in points),
-        "effect": round(fmean(point.effect(rule(point)) for point in points), 2),
-        "worst_effect": round(min(point.effect(rule(point)) for point in points), 1),
+        "gain": round(fmean(point.gains[rule(point)] for point in points), 3),
+        "worse": sum(point.gains[rule(point)] < -TOLERANCE for point in points),
+        "effect": round(fmean(point.effects[rule(point)] for point in points), 2),
+        "worst_effect": round(min(point.effects[rule(point)] for point in points), 1),
     }
 
 

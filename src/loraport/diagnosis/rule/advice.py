@@ -3,8 +3,6 @@
 It was fitted to the measured map and is as simple as the map is small. An accelerator beside the source: the LoRA as it
 is. A drift that keeps to the head of the source's spectrum: CASA. One that leaves it: a quarter of the drift undone.
 Between the two, and far from every measured pair: sample.
-
-A verdict says what the weights speak for, a method how it is done: a quarter of the drift is undone by orthogonal undo.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from loraport.diagnosis.rule.measured_map import MeasuredCell, MeasuredMap, meas
 from loraport.diagnosis.rule.traits import Traits
 from loraport.errors import SettingsError
 
-SAFE = "undo-orthogonal:0.25"
+SAFE = "undo:0.25"
 """What to take where nothing can be sampled: of all fixed rules the one that loses least on the map."""
-DIRECT, CASA, UNDO, CHOOSE = "direct", "casa", "undo:0.25", "choose"
+DIRECT, CASA, CHOOSE = "direct", "casa", "choose"
 NOT_THIS_PAIR = "not-this-pair"
 RECOMMEND = "recommend"
 """What stands for the advised method, where a method is named."""
@@ -38,7 +36,7 @@ class Thresholds:
     """Where the rule changes its mind, as shares of the drift's energy in the first tenth of the directions."""
 
     unsure: float
-    """Up to this share undo is advised; beyond, the map is divided."""
+    """Up to this share a quarter of undo is advised; beyond, the map is divided."""
     casa: float
     """Beyond this share CASA is advised."""
     accelerated: str
@@ -65,12 +63,7 @@ def verdict_of(accelerated: bool, head: float, thresholds: Thresholds) -> str:
         return thresholds.accelerated
     if head > thresholds.casa:
         return CASA
-    return UNDO if head <= thresholds.unsure else CHOOSE
-
-
-def method_of(verdict: str) -> str:
-    """Return the method that a verdict on a pair is followed by where nothing can be sampled."""
-    return SAFE if verdict in (UNDO, CHOOSE) else verdict
+    return SAFE if head <= thresholds.unsure else CHOOSE
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,7 @@ class Advice:
 VERDICT_WORDS = {
     DIRECT: "direct, the LoRA as it is",
     CASA: "casa",
-    UNDO: f"{UNDO}, a quarter of the drift undone by {SAFE}",
+    SAFE: f"{SAFE}, a quarter of the drift undone",
     CHOOSE: "choose by samples",
     NOT_THIS_PAIR: "not this pair",
 }
@@ -132,7 +125,7 @@ def advise(traits: Traits) -> Advice:
         )  # fmt: skip
     thresholds = Thresholds(**chart.thresholds)
     verdict = verdict_of(traits.accelerated, traits.head_drift, thresholds)
-    method = method_of(verdict)
+    method = SAFE if verdict == CHOOSE else verdict
     sides = {
         verdict_of(traits.accelerated, traits.head_drift + step * traits.head_error, thresholds) for step in (-1, 1)
     }
@@ -215,7 +208,7 @@ def _reason(verdict: str, traits: Traits, head: float, chart: MeasuredMap) -> st
             f"{share}, and beyond {_percent(thresholds.casa)} CASA was as good as the best rule in {good} of {pairs} "
             "measured pairs"
         )
-    if verdict == UNDO:
+    if verdict == SAFE:
         return (
             f"{share}; up to {_percent(thresholds.unsure)} CASA was on the mean no better than a quarter of "
             "undo, and at times much worse"
