@@ -14,6 +14,7 @@ from loraport.diagnosis.commands import next_command
 from loraport.diagnosis.diagnose import diagnose
 from loraport.diagnosis.relation import by_names
 from loraport.diagnosis.rule.advice import advise
+from loraport.diagnosis.rule.measured_map import measured_map
 from loraport.diagnosis.rule.traits import Traits
 from loraport.errors import InputError
 from loraport.inputs import layer_sample
@@ -23,6 +24,8 @@ from tests import tiny
 from tests.diagnosis.planted_pairs import moved, write_lora, write_model
 
 STATE = tiny.tiny_state(blocks=2)
+BETWEEN = (measured_map().thresholds["unsure"] + measured_map().thresholds["casa"]) / 2
+"""The head share at which the map is divided."""
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def pair(tmp_path):
     ("head", "size", "verdict", "on_map"),
     [
         (0.58, 0.05, "casa", True),
-        (0.52, 0.05, "choose", True),
+        (BETWEEN, 0.05, "choose", True),
         (0.42, 0.05, "undo:0.25", True),
         (0.42, 0.62, "choose", False),  # no measured pair has drifted as far
         (0.42, 0.003, "choose", False),  # nor as little, and above rounding
@@ -131,7 +134,7 @@ def test_the_lora_itself_may_name_the_model_that_it_was_trained_on(pair):
 
 
 def test_a_choice_is_made_where_clips_can_be_made():
-    unsure = advise(Traits(drift=0.05, floor=0.0, lora=0.1, head_drift=0.52, raw_drift=0.05))
+    unsure = advise(Traits(drift=0.05, floor=0.0, lora=0.1, head_drift=BETWEEN, raw_drift=0.05))
     for pair, words in (
         (("toy:base", "toy:few-step"), "choose direct casa undo:0.25 --lora style.safetensors"),
         (("wan2.1-t2v-1.3b", "fastwan2.1-t2v-1.3b"), "compare style.safetensors"),
@@ -193,7 +196,7 @@ def test_damaged_weights_are_an_error_and_no_verdict(pair):
 
 def test_a_sample_says_where_it_cannot_tell_and_all_layers_can(pair, monkeypatch):
     half = moved(STATE, head=0.42)
-    other = moved(STATE, head=0.56)
+    other = moved(STATE, head=2 * BETWEEN - 0.42)
     mixed = {name: (half if ".1." in name else other)[name] for name in STATE}
     monkeypatch.setattr(layer_sample, "WORK", 1.0)
     monkeypatch.setattr(layer_sample, "LEAST_LAYERS", 10)
@@ -231,7 +234,7 @@ def test_the_command_prints_the_line_the_json_and_the_page(run, tmp_path):
     words = ("diagnose", lora, "--source", source, "--target", target)
     code, out, _ = run(*words, "--report", tmp_path / "page.html")
     *_, line, command = out.splitlines()
-    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (85 % sure)")
+    assert code == 0 and line.startswith("undo:0.25, a quarter of the drift undone (")
     assert command == (
         f"next: loraport transfer {lora} --source {source} --target {target} --method undo:0.25 "
         "-o style-undo-0.25.safetensors"
@@ -254,7 +257,7 @@ def test_the_next_command_is_one_that_runs(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lora = write_lora(tmp_path / "style.safetensors", STATE)
     source = write_model(tmp_path / "wan.safetensors", STATE)
-    for head, method in ((0.58, "casa"), (0.52, "direct,casa,undo:0.25"), (0.42, "undo:0.25")):
+    for head, method in ((0.58, "casa"), (BETWEEN, "direct,casa,undo:0.25"), (0.42, "undo:0.25")):
         target = write_model(tmp_path / f"fast-{head}.safetensors", moved(STATE, head=head))
         words = shlex.split(diagnose(lora, source, target).command)
         assert words[words.index("--method") + 1] == method

@@ -61,7 +61,7 @@ def test_what_the_reasons_claim_holds_on_the_map():
     beyond = [cell for cell in cells if not cell.accelerated and cell.head_drift > EDGES.casa]
     good = sum(max(cell.gains.values()) - cell.gains["casa"] <= TOLERANCE for cell in beyond)
     assert (
-        good >= 0.9 * len(beyond)
+        good >= 0.8 * len(beyond)
         and f"in {good} of {len(beyond)} measured pairs" in advise(replace(PAIR, head_drift=EDGES.casa + 0.01)).why
     )
     below = [cell for cell in cells if not cell.accelerated and cell.head_drift <= EDGES.unsure]
