@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from math import log10
 
 import numpy as np
-from jaxtyping import Float
 
 from loraport.reports.rendering import csv_text
 from loraport_lab.regime.summary import MOTION
 from loraport_lab.regime.table import HERE, Line, as_a_file
 
-METHODS = ("casa", "undo-orthogonal:0.25", "undo:0.25", "arbitrate-only", "prolora")
+RULES_TOLD = ("casa", "undo-orthogonal:0.25", "undo:0.25", "arbitrate-only", "prolora")
 CROSSED = ("few-step", "one-step", "matched")
 """The paradigms of the grid; of the others there is one student a family."""
-Columns = Float[np.ndarray, "cells columns"]
+Columns = np.ndarray
+"""[cells, columns]"""
 
 
 def _one_of(value: Callable[[Line], object]) -> Callable[[Sequence[Line]], Columns]:
@@ -50,11 +50,11 @@ def _by_kind(lines: Sequence[Line], factor: Callable[[Sequence[Line]], Columns])
 
 def factors_csv(lines: Sequence[Line]) -> bytes:
     """Return for each factor the share of the variance of a method's gain that it accounts for alone, and of all."""
-    cells = {method: crossed(lines, method) for method in METHODS}
-    rows = [[name, *(_percent(accounted(cells[method], [name])) for method in METHODS)] for name in FACTORS]
-    rows.append(["all of them", *(_percent(accounted(cells[method], list(FACTORS))) for method in METHODS)])
-    rows.append(["cells", *(str(len(cells[method])) for method in METHODS)])
-    return csv_text(["factor", *METHODS], rows).encode()
+    cells = {method: crossed(lines, method) for method in RULES_TOLD}
+    rows = [[name, *(_percent(accounted(cells[method], [name])) for method in RULES_TOLD)] for name in FACTORS]
+    rows.append(["all of them", *(_percent(accounted(cells[method], list(FACTORS))) for method in RULES_TOLD)])
+    rows.append(["cells", *(str(len(cells[method])) for method in RULES_TOLD)])
+    return csv_text(["factor", *RULES_TOLD], rows).encode()
 
 
 def crossed(lines: Sequence[Line], method: str) -> list[Line]:
