@@ -17,10 +17,10 @@ from loraport.evaluation.metrics.efficientnet import PACKAGE
 from loraport.evaluation.metrics.own import APPEARANCE, OWN_METRICS
 from loraport.progress import NO_PROGRESS, Progress, counter
 from loraport_lab.family.adapters import attach
-from loraport_lab.family.clips import describe, draw_prompts, from_latents
+from loraport_lab.family.clips import ATTRIBUTES, describe, draw_prompts, from_latents, visible
 from loraport_lab.family.family import FAMILY, STUDENTS, adapter_path, find_adapter, find_student, oracle_path
-from loraport_lab.family.judge import open_judge
-from loraport_lab.family.measure import METRICS, Metric, measure, surest
+from loraport_lab.family.judge import Judge, open_judge
+from loraport_lab.family.measure import METRICS, Metric, measure
 from loraport_lab.family.model import open_base, open_student
 from loraport_lab.family.sample import as_frames, draw_noise, in_portions, sample_base, sample_student
 from loraport_lab.training.fit import generator_for
@@ -117,6 +117,20 @@ def run_demo(
     order = tuple(surest(judge, clips_made[0], prompts, effect))  # no other column has a say in what is shown first
     styles = evaluate_styles(results, order[:evaluated], progress)
     return DemoResult(effect, student, tuple(map(describe, prompts)), tuple(results), known, seed, order, styles)
+
+
+@torch.no_grad()
+def surest(judge: Judge, clips: Tensor, prompts: Tensor, effect: str) -> list[int]:
+    """Return the clips' numbers, first those in which the judge is surest of all that the prompt asks for."""
+    scores = judge.content_scores(clips)
+    asked = torch.stack(
+        [
+            scores[attribute].double().log_softmax(1).gather(1, prompts[:, [column]])[:, 0]
+            for column, attribute in enumerate(ATTRIBUTES)
+            if attribute in visible(effect)
+        ]
+    )  # doubles: of most clips the judge is too sure for a difference in float32
+    return [int(clip) for clip in asked.sum(0).argsort(descending=True, stable=True)]
 
 
 def evaluate_styles(

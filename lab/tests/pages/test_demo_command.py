@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from loraport.cli import app
 from loraport_lab.cli_demo import BESIDE, METHOD, STUDENT, STYLE
-from loraport_lab.demo import Column, run_demo
+from loraport_lab.demo import Column, run_demo, surest
+from loraport_lab.family.clips import draw_prompts, render_effect, visible
 from loraport_lab.family.family import CELLS, adapter_path
+from loraport_lab.family.judge import open_judge
 from loraport_lab.pages.demo_page import DEMO_FILES
 
 
@@ -19,6 +21,18 @@ def demo(*words):
 
 def test_the_demo_of_the_defaults_has_a_lora_trained_on_the_student():
     assert (STUDENT, STYLE) in CELLS
+
+
+@pytest.mark.parametrize(("effect", "attribute"), [("noir", 0), ("plain", 2)])
+def test_clips_that_show_what_was_asked_for_come_first_and_what_an_effect_hides_is_not_asked(effect, attribute):
+    prompts = draw_prompts(16, torch.Generator().manual_seed(2))
+    clips, asked = render_effect(prompts, torch.Generator().manual_seed(3), effect), prompts.clone()
+    asked[:8, attribute] = (asked[:8, attribute] + 1) % 4
+    assert set(surest(open_judge(), clips, asked, effect)[:8]) == set(range(8, 16))
+    hidden = prompts.clone()
+    hidden[:8, 4] = (hidden[:8, 4] + 1) % 6
+    same = surest(open_judge(), clips, hidden, effect) == surest(open_judge(), clips, prompts, effect)
+    assert same == ("ball" not in visible(effect))
 
 
 @pytest.mark.slow

@@ -24,11 +24,14 @@ CLIPS, FRAMES, HEIGHT, WIDTH = 6, 5, 20, 28
 LAYER = {"name": "blocks.0.attn1.to_q", "status": "transferred", "reason": None, "shape": [128, 128], "rank_in": 8}
 LAYER |= {"rank_out": 16, "drift": 0.25, "lora": 0.1, "update": 0.12, "kept_energy": 0.9, "kept_correction": None}
 AS_IT_IS = (18.0, 60.0)
+SEEDS = {"transfer": 8, "beside": 9, "oracle": 10}
 CASA, BESIDE, TRAINED = (18.0, 60.0), (18.4, 62.0), (22.0, 93.0)
 
 
 def column(role: str, label: str, psnr: float, effect: float) -> ColumnResult:
-    frames = torch.randint(0, 255, (CLIPS, FRAMES, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(7))
+    frames = torch.randint(
+        0, 255, (CLIPS, FRAMES, HEIGHT, WIDTH, 3), generator=torch.Generator().manual_seed(SEEDS.get(role, 7))
+    )
     jitter = torch.zeros(CLIPS) if role in ("reference", "direct") else torch.linspace(-0.1, 0.1, CLIPS)
     values = {"effect": effect + jitter, "shape": torch.full((CLIPS,), 80.0)}
     if role != "reference":
@@ -377,6 +380,35 @@ def test_columns_hide_and_two_are_swiped(page, tmp_path):
 
 @pytest.mark.slow
 @needs_chromium
+def test_differences_lay_each_clip_over_that_of_the_reference(page, tmp_path):
+    """Also where two are swiped; and all is as before when they are turned off."""
+    found = tried(
+        page,
+        tmp_path,
+        """
+        const row = [...document.querySelector(".clip-rows > .row:not(.heads)").children];
+        const addresses = (image) => image.split("url(").slice(1).map((one) => one.replace(/"?\\),? ?$/, ""));
+        const state = () => row.map((film) => getComputedStyle(film))
+          .map((style) => [...addresses(style.backgroundImage), style.backgroundBlendMode]);
+        const said = () => document.querySelector(".differing-note").offsetParent !== null;
+        const before = state(), silent = !said();
+        press("d");
+        const during = state(), told = said();
+        press("s");
+        const pair = document.querySelector(".pair").querySelectorAll(".film.compared").length;
+        press("s"); press("d");
+        return { before, during, pair, silent, told, after: state() };
+        """,
+    )
+    before, during = found["before"], found["during"]
+    assert len({film for film, _ in before}) == 4 and {blend for _, blend in before} == {"normal"}
+    assert during[0] == before[0] == found["after"][0] and found["after"] == before
+    assert during[1:] == [[film, before[0][0], "difference, normal"] for film, _ in before[1:]]
+    assert (found["pair"], found["silent"], found["told"]) == (2, True, True)
+
+
+@pytest.mark.slow
+@needs_chromium
 def test_on_a_telephone_hidden_columns_are_named_and_no_number_is_cut(page, tmp_path):
     found = tried(
         page,
@@ -386,7 +418,7 @@ def test_on_a_telephone_hidden_columns_are_named_and_no_number_is_cut(page, tmp_
         missing.querySelector("button").click();
         const all = visible(), told = missing.hidden;
         document.getElementById("column-0").click();
-        const cells = [...document.querySelectorAll(".numbers td, .chart .value")];
+        const cells = [...document.querySelectorAll(".numbers td, .beside td, .chart .value")];
         return { before, few, all, told, after: missing.textContent,
                  right: Math.max(...cells.map((cell) => cell.getBoundingClientRect().right)),
                  heights: cells.filter((cell) => cell.getBoundingClientRect().height > 0).length - cells.length,

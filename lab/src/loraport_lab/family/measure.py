@@ -112,20 +112,6 @@ def measure(judge: Judge, clips: Tensor, prompts: Tensor, effect: str, reference
     return values
 
 
-@torch.no_grad()
-def surest(judge: Judge, clips: Tensor, prompts: Tensor, effect: str) -> list[int]:
-    """Return the clips' numbers, first those in which the judge is surest of all that the prompt asks for."""
-    scores = judge.content_scores(clips)
-    asked = torch.stack(
-        [
-            scores[attribute].double().log_softmax(1).gather(1, prompts[:, [column]])[:, 0]
-            for column, attribute in enumerate(ATTRIBUTES)
-            if attribute in visible(effect)
-        ]
-    )  # doubles: of most clips the judge is too sure for a difference in float32
-    return [int(clip) for clip in asked.sum(0).argsort(descending=True, stable=True)]
-
-
 def _compared(judge: Judge, clips: Tensor, reference: Tensor) -> dict[str, Tensor]:
     return {
         "psnr": psnr(clips, reference),

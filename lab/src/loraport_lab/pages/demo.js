@@ -2,7 +2,7 @@
   "use strict";
   const find = (id) => document.getElementById(id);
   const demo = find("demo"), play = find("play"), slider = find("frame"), where = find("where");
-  const speed = find("speed"), view = find("view"), pairs = find("pairs"), pick = [find("left"), find("right")];
+  const speed = find("speed"), view = find("view"), differ = find("differ"), pairs = find("pairs"), pick = [find("left"), find("right")];
   const shown = [...demo.querySelectorAll(".chooser input")];
   const { frames, pause, lastPause } = Object.fromEntries(Object.entries(demo.dataset).map(([name, value]) => [name, Number(value)]));
   let frame = 0, timer = 0;
@@ -42,11 +42,7 @@
     const two = pick.map((choice) => Number(choice.value));
     pairs.replaceChildren(...films.map((row, index) => {
       const whole = part("div", "whole"), pair = part("div", "pair");
-      for (const column of two) {
-        const film = part("div", "film");
-        film.style.backgroundImage = row[column].style.backgroundImage;
-        pair.append(film);
-      }
+      pair.append(...two.map((column) => row[column].cloneNode()));
       const name = (choice) => choice.selectedOptions[0].textContent;
       pair.append(part("div", "edge"), part("div", "tag left", name(pick[0])), part("div", "tag right", name(pick[1])));
       whole.append(pair, part("p", "prompt", prompts[index]));
@@ -69,6 +65,19 @@
     if (view.checked) compare();
   });
   find("picks").hidden = true;
+
+  // Each clip over the reference's, blended by their difference, frame by frame.
+  const reference = shown.findIndex((box) => box.dataset.role === "reference");
+  const alone = films.map((row) => row.map((film) => film.style.backgroundImage));
+  differ.addEventListener("change", () => {
+    demo.classList.toggle("differing", differ.checked);
+    films.forEach((row, index) => row.forEach((film, column) => {
+      const compared = differ.checked && column !== reference;
+      film.classList.toggle("compared", compared);
+      film.style.backgroundImage = alone[index][column] + (compared ? `, ${alone[index][reference]}` : "");
+    }));
+    if (view.checked) compare();
+  });
 
   // What is not there is said in words, and comes back with one press.
   const missing = find("missing"), all = part("button", "", "Show all");
@@ -97,6 +106,7 @@
     ArrowLeft: () => hold(frame - 1),
     ArrowRight: () => hold(frame + 1),
     s: () => { view.click(); },
+    d: () => { differ.click(); },
   };
   // A control keeps the keys that it has a use for itself.
   const taken = (target, key) => target.closest("select, summary, a")
