@@ -59,7 +59,7 @@ def test_each_help_shows_an_example(words):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_in_the_docs_lead_somewhere(path):
     text = re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
 

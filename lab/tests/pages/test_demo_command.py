@@ -1,6 +1,7 @@
 """`loraport demo`: what it writes and prints, whichever LoRA, student and methods it is given."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ def demo(*words):
 
 def test_the_demo_of_the_defaults_has_a_lora_trained_on_the_student():
     assert (STUDENT, STYLE) in CELLS
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_words_for_the_pictures_name_their_columns(page):
+    words = " ".join((Path(__file__).parents[3] / page).read_text(encoding="utf-8").replace("&quot;", '"').split())
+    assert f'the base with a "{STYLE}" LoRA; its student' in words
+    assert f"transferred by {METHOD}, by {BESIDE}, and with a LoRA trained on the student" in words
 
 
 @pytest.mark.parametrize(("effect", "attribute"), [("noir", 0), ("plain", 2)])

@@ -418,7 +418,7 @@ def test_on_a_telephone_hidden_columns_are_named_and_no_number_is_cut(page, tmp_
         missing.querySelector("button").click();
         const all = visible(), told = missing.hidden;
         document.getElementById("column-0").click();
-        const cells = [...document.querySelectorAll(".numbers td, .beside td, .chart .value")];
+        const cells = [...document.querySelectorAll(".numbers td, .chart .value")];
         return { before, few, all, told, after: missing.textContent,
                  right: Math.max(...cells.map((cell) => cell.getBoundingClientRect().right)),
                  heights: cells.filter((cell) => cell.getBoundingClientRect().height > 0).length - cells.length,
