@@ -22,7 +22,7 @@ from loraport_lab.bench.rows import rows_of
 from loraport_lab.family.family import ADAPTERS, STUDENTS
 from loraport_lab.regime.cells import METHODS, Subject, measure_cell, read_cell, statistics
 from loraport_lab.regime.explain import explain
-from loraport_lab.regime.factors import FACTORS, accounted, crossed
+from loraport_lab.regime.factors import FACTORS, accounted, crossed, luck
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import (
     SCALE,
@@ -218,6 +218,8 @@ def test_a_factor_accounts_for_what_was_made_by_it_and_for_no_more():
         assert accounted(lines, [name]) < 0.01
     assert accounted(lines, ["drift (log ρ₂ and its square)"]) < accounted(lines, ["style or motion"]) < 1
     assert accounted(lines[:3], list(FACTORS)) is None
+    doubtful = [replace(line, fidelity=Interval(line.fidelity.value, -9.0, 9.0)) for line in lines]
+    assert luck(lines) < 0.1 < 1 < luck(doubtful)
     assert crossed([*lines, replace(lines[0], strength=2.0), replace(lines[0], where="card")], "casa") == lines
 
 

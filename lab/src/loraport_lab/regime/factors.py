@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import log10
+from statistics import NormalDist
 
 import numpy as np
 
@@ -53,6 +54,7 @@ def factors_csv(lines: Sequence[Line]) -> bytes:
     cells = {method: crossed(lines, method) for method in RULES_TOLD}
     rows = [[name, *(_percent(accounted(cells[method], [name])) for method in RULES_TOLD)] for name in FACTORS]
     rows.append(["all of them", *(_percent(accounted(cells[method], list(FACTORS))) for method in RULES_TOLD)])
+    rows.append(["the clips' luck", *(_percent(luck(cells[method])) for method in RULES_TOLD)])
     rows.append(["cells", *(str(len(cells[method])) for method in RULES_TOLD)])
     return csv_text(["factor", *RULES_TOLD], rows).encode()
 
@@ -78,6 +80,16 @@ def accounted(lines: Sequence[Line], names: Sequence[str]) -> float | None:
         return None
     rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
     return float(1 - (rest @ rest / (len(y) - rank)) / np.var(y, ddof=1))
+
+
+def luck(lines: Sequence[Line]) -> float | None:
+    """Return the share of the variance that clips of the same prompts, drawn again, would account for."""
+    known = [line.fidelity for line in lines if line.fidelity is not None]
+    y = np.array([one.value for one in known])
+    if len(y) < 2 or not np.ptp(y):
+        return None
+    errors = np.array([(one.high - one.low) / (2 * NormalDist().inv_cdf(0.975)) for one in known])
+    return float(np.mean(errors**2) / np.var(y, ddof=1))
 
 
 def _percent(share: float | None) -> str:
