@@ -26,7 +26,7 @@ from loraport_lab.regime.factors import factors_csv
 from loraport_lab.regime.figure import draw_map
 from loraport_lab.regime.points import GRID, SCALE, MapCell, Places, cells_of, points_of
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.summary import loras_csv, regimes_csv, summary_csv
+from loraport_lab.regime.summary import loras_csv, paradigms_csv, regimes_csv, summary_csv
 from loraport_lab.regime.table import Line, as_csv, lines_of, lines_of_lab, read_lines
 from loraport_lab.training.train import Printer, ending
 
@@ -84,6 +84,7 @@ def _text(value: object) -> str:
 SHORT_TABLES: dict[str, Callable[[Sequence[Line]], bytes]] = {
     "map-students.csv": summary_csv,
     "map-regimes.csv": regimes_csv,
+    "map-paradigms.csv": paradigms_csv,
     "map-loras.csv": loras_csv,
     "map-factors.csv": factors_csv,
     "map-explanation.csv": lambda lines: explanation_csv(explain(lines, EXPLAINED)),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+from loraport.reports.rendering import csv_text
 from loraport.sampling.statistics import Interval
 from loraport_lab.regime.table import HERE, Line, as_a_file
 
@@ -48,27 +49,36 @@ def regimes_csv(lines: Sequence[Line]) -> bytes:
     LoRAs that are not as usual are left out, and accelerators, which are no distillation of all weights.
     """
     shown = [line for line in lines if line.usual and line.student != "accelerator"]
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    kinds = {"style": [line for line in shown if line.adapter != MOTION]}
-    kinds["motion"] = [line for line in shown if line.adapter == MOTION]
-    methods = [f"{kind}: {name}, dB (better / worse)" for kind in kinds for name in _OF_A_KIND]
-    writer.writerow(("width", "ρ₂, %", "students", "LoRAs", *methods))
+    groups: dict[tuple[str, ...], list[Line]] = {}
     for width in sorted({line.width for line in shown}):
         for low, high in pairwise((0.0, *_BINS)):
-            groups = [_in_range(own, width, low, high) for own in kinds.values()]
-            students = {line.distilled for group in groups for line in group}
-            count = sum(len(as_a_file(group, "direct")) for group in groups)
-            if not count:
-                continue
             size = f"{low:g} to {high:g}" if high < _BINS[-1] else f"over {low:g}"
-            gains = [_with_counts(as_a_file(group, name)) for group in groups for name in _OF_A_KIND]
-            writer.writerow((width, size, len(students), count, *gains))
-    return target.getvalue().encode()
+            groups[str(width), size] = [line for line in shown if line.width == width and _within(line, low, high)]
+    return _by_kind(("width", "ρ₂, %"), groups)
 
 
-def _in_range(lines: Sequence[Line], width: int, low: float, high: float) -> list[Line]:
-    return [line for line in lines if line.width == width and low < 100 * line.statistics["rho2"] <= high]
+def paradigms_csv(lines: Sequence[Line]) -> bytes:
+    """Return the same with a line for each paradigm, accelerators too."""
+    groups: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        if line.usual:
+            groups.setdefault((line.student,), []).append(line)
+    return _by_kind(("paradigm",), dict(sorted(groups.items())))
+
+
+def _by_kind(names: Sequence[str], groups: Mapping[tuple[str, ...], Sequence[Line]]) -> bytes:
+    methods = [f"{kind}: {name}, dB (better / worse)" for kind in ("style", "motion") for name in _OF_A_KIND]
+    rows = []
+    for place, group in groups.items():
+        kinds = [[line for line in group if (line.adapter == MOTION) is moves] for moves in (False, True)]
+        count, students = len(as_a_file(group, "direct")), len({line.distilled for line in group})
+        gains = [_with_counts(as_a_file(kind, name)) for kind in kinds for name in _OF_A_KIND]
+        rows += [[*place, str(students), str(count), *gains]] if count else []
+    return csv_text([*names, "students", "LoRAs", *methods], rows).encode()
+
+
+def _within(line: Line, low: float, high: float) -> bool:
+    return low < 100 * line.statistics["rho2"] <= high
 
 
 def base_words(line: Line) -> str:
