@@ -36,7 +36,7 @@ from loraport_lab.regime.points import (
 )
 from loraport_lab.regime.run import SHORT_TABLES, beside, chosen, collect, explanation_csv, make_map, write_map
 from loraport_lab.regime.stages import Workshop
-from loraport_lab.regime.summary import loras_csv, regimes_csv, summary_csv
+from loraport_lab.regime.summary import loras_csv, paradigms_csv, regimes_csv, summary_csv
 from loraport_lab.regime.table import (
     OF_THE_LAB,
     STATISTICS,
@@ -235,6 +235,11 @@ def test_ranges_of_drift_are_told_apart_for_styles_and_motion():
     style, motion = (f"{kind}: casa, dB (better / worse)" for kind in ("style", "motion"))
     assert [row[style] for row in table] == ["+0.50 (1 / 0)", "+2.50 (1 / 0)"]
     assert [row[motion] for row in table] == ["−2.00 (0 / 1)", "–"]
+    table = list(csv.DictReader(paradigms_csv(lines).decode().splitlines()))
+    assert [(row["paradigm"], row["LoRAs"], row[style]) for row in table] == [
+        ("accelerator", "3", "+1.50 (2 / 0)"),
+        ("few-step", "3", "+1.50 (2 / 0)"),
+    ]
 
 
 def test_loras_of_several_sizes_stand_side_by_side():
