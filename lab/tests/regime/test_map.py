@@ -232,7 +232,7 @@ def test_ranges_of_drift_are_told_apart_for_styles_and_motion():
         ("0 to 0.4", "1", "2"),
         ("0.4 to 1", "1", "1"),
     ]
-    style, motion = (f"{kind}: casa, dB (better / worse)" for kind in ("style", "motion"))
+    style, motion = (f"{kind}: casa" for kind in ("style", "motion"))
     assert [row[style] for row in table] == ["+0.50 (1 / 0)", "+2.50 (1 / 0)"]
     assert [row[motion] for row in table] == ["−2.00 (0 / 1)", "–"]
     table = list(csv.DictReader(paradigms_csv(lines).decode().splitlines()))

@@ -67,7 +67,7 @@ def paradigms_csv(lines: Sequence[Line]) -> bytes:
 
 
 def _by_kind(names: Sequence[str], groups: Mapping[tuple[str, ...], Sequence[Line]]) -> bytes:
-    methods = [f"{kind}: {name}, dB (better / worse)" for kind in ("style", "motion") for name in _OF_A_KIND]
+    methods = [f"{kind}: {name}" for kind in ("style", "motion") for name in _OF_A_KIND]
     rows = []
     for place, group in groups.items():
         kinds = [[line for line in group if (line.adapter == MOTION) is moves] for moves in (False, True)]
