@@ -303,6 +303,16 @@ def test_little_of_the_correction_is_said_with_the_price_of_more(run, tmp_path):
     assert "keeps more" not in err
 
 
+def test_orthogonal_undo_warns_of_a_lora_far_larger_than_the_drift(run, tmp_path):
+    source = write_model(tmp_path / "wan.safetensors", STATE)
+    target = write_model(tmp_path / "fast.safetensors", moved(STATE, head=0.42, size=0.05))
+    for size, method, warned in ((0.5, "undo-orthogonal", True), (0.1, "undo-orthogonal", False), (0.5, "undo", False)):
+        lora = write_lora(tmp_path / "style.safetensors", STATE, size=size)
+        words = ("--source", source, "--target", target, "--method", method, "-o", tmp_path / "out.safetensors")
+        code, _, err = run("transfer", lora, *words, "--overwrite")
+        assert code == 0 and ("the LoRA is 10 times as large as the drift" in err) is warned
+
+
 @pytest.mark.slow
 def test_the_advice_is_taken_and_recorded(run, tmp_path):
     lora = write_lora(tmp_path / "style.safetensors", STATE)
