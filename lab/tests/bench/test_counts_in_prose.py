@@ -55,3 +55,27 @@ def test_the_findings_compare_two_seeds_as_their_tables_do():
         row = ROWS.get(method, method)
         for cell, own in zip(cells, (counts("."), counts("second-family")), strict=True):
             assert re.match(r"\d+ / \d+", cell)[0] == own[row], method
+
+
+def test_what_is_said_of_the_whole_map_is_what_its_table_has():
+    usual = [line for line in read_lines(RESULTS / "map" / "map.csv") if line.usual]
+    found = {}
+    for method in ("undo:0.25", "casa", "prolora", "oracle"):
+        signs = [line.fidelity.sign for line in as_a_file(usual, method) if line.fidelity is not None]
+        found[method] = signs.count(1), signs.count(-1)
+    pairs, bases = len(as_a_file(usual, "casa")), len({line.base for line in usual})
+    number = {6: "six", 7: "seven", 8: "eight"}[bases]
+    (undone, undo_lost), (better, worse), (_, lost), (gained, none) = found.values()
+    assert none == found["prolora"][0] == 0
+    readme = (
+        f"Over {pairs} pairs of {number} tiny bases `undo:0.25` is {undone} / {undo_lost}, `casa` {better} / {worse}:"
+    )
+    page = (
+        f"over all {pairs} pairs it is surely better in {undone} and worse in {undo_lost}, CASA in {better} and "
+        f"{worse} (ProLoRA in 0 and {lost}, a LoRA trained on the student in {gained} and 0)"
+    )
+    for name, sentence in (("README.md", readme), ("docs/explanation/does-it-help.md", page)):
+        assert sentence in " ".join((ROOT / name).read_text(encoding="utf-8").split()), name
+    students = len({line.distilled for line in read_lines(RESULTS / "map" / "map.csv")})
+    text = " ".join((ROOT / "docs/explanation/does-it-help.md").read_text(encoding="utf-8").split())
+    assert f"{students} students of {number} base models, with {pairs} pairs of a student and a LoRA" in text
