@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
@@ -36,11 +34,7 @@ def summary_csv(lines: Sequence[Line]) -> bytes:
         students.values(),
         key=lambda group: (group[0].width, group[0].where, *group[0].base[1:], _statistic(group, "drift")),
     )
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_summary(group) for group in found)
-    return target.getvalue().encode()
+    return csv_text(_COLUMNS, map(_summary, found)).encode()
 
 
 def regimes_csv(lines: Sequence[Line]) -> bytes:
@@ -91,24 +85,21 @@ def loras_csv(lines: Sequence[Line]) -> bytes:
     """Return the LoRAs of several strengths and lengths of training on the same student, side by side."""
     unusual = {(line.distilled, line.adapter) for line in lines if not line.usual}
     shown = [line for line in lines if (line.distilled, line.adapter) in unusual]
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
     methods = [f"{name}, dB" for name in _OF_LORAS]
-    writer.writerow(
-        ("base", "student", "drift, %", "LoRA", "strength", "training", "size, %", *methods, "casa, effect")
-    )
+    head = ("base", "student", "drift, %", "LoRA", "strength", "training", "size, %", *methods, "casa, effect")
     rows = {name: {line.cell: line for line in as_a_file(shown, name)} for name in _OF_LORAS}
+    table = []
     for line in sorted(as_a_file(shown, "direct"), key=_order):
         own = [rows[name].get(line.cell) for name in _OF_LORAS]
         casa = rows["casa"].get(line.cell)
-        writer.writerow(
-            (
+        table.append(
+            [
                 base_words(line), line.student, f"{100 * line.statistics['drift']:.2g}", line.adapter,
                 f"{line.strength:g}", f"× {line.lora_length}", f"{100 * line.statistics['lora']:.2g}",
                 *(_change(one.fidelity if one else None, 2) for one in own), _change(casa.effect if casa else None, 1),
-            )
+            ]
         )  # fmt: skip
-    return target.getvalue().encode()
+    return csv_text(head, table).encode()
 
 
 def _order(line: Line) -> tuple[object, ...]:
