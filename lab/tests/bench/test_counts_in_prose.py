@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from loraport_lab.regime.table import as_a_file, read_lines
+from loraport_lab.regime.table import HERE, as_a_file, read_lines
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "lab" / "results"
@@ -76,6 +76,14 @@ def test_what_is_said_of_the_whole_map_is_what_its_table_has():
     )
     for name, sentence in (("README.md", readme), ("docs/explanation/does-it-help.md", page)):
         assert sentence in " ".join((ROOT / name).read_text(encoding="utf-8").split()), name
+    narrow = [line for line in usual if line.where == HERE and line.width < 256]
+    plain = {line.cell: line for line in as_a_file(narrow, "undo:0.25")}
+    ahead = [
+        plain[line.cell].fidelity.value - line.fidelity.value for line in as_a_file(narrow, "undo-orthogonal:0.25")
+    ]
+    assert sum(gain < -0.1 for gain in ahead) == 1
+    sentence = f"by more than 0.1 dB in {sum(gain > 0.1 for gain in ahead)} of {len(ahead)} pairs, behind in one"
+    assert sentence in " ".join((ROOT / "docs/explanation/does-it-help.md").read_text(encoding="utf-8").split())
     students = len({line.distilled for line in read_lines(RESULTS / "map" / "map.csv")})
     text = " ".join((ROOT / "docs/explanation/does-it-help.md").read_text(encoding="utf-8").split())
     assert f"{students} students of {number} base models, with {pairs} pairs of a student and a LoRA" in text
